@@ -1,0 +1,1 @@
+"""Clips in, face annotation columns out: landmarks, mesh, pose, blendshapes, quality."""

@@ -1,0 +1,1 @@
+"""Ray: units of work, ledger, quarantine, report."""

@@ -1,0 +1,115 @@
+"""What is written about a unit of work: its commit record, or its quarantine record.
+
+A unit counts only with its commit record. Together with the catalogs the records account for every input.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from talkinghead.provenance import pretty_json
+from talkinghead.schema import Member, Rejection
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleRecord:
+    """One sample in a unit's output tar."""
+
+    key: str
+    num_frames: int
+    members: list[Member]
+    scores: dict[str, float | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RejectedPiece:
+    """One clip, or one piece of it, that was read and judged to be no sample."""
+
+    key: str
+    rejection: Rejection
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitRecord:
+    """Commit record: job `job` turned the input `key` into `file`, or rejected it."""
+
+    job: str
+    """`ingest`, `annotate-<version>`, `pack-media`, `pack-<version>`."""
+    key: str
+    """Clip key (ingest), sample key (annotate), shard name (pack)."""
+    pkey: str
+    """Provenance key."""
+    samples: list[SampleRecord] = field(default_factory=list)
+    rejected: list[RejectedPiece] = field(default_factory=list)
+    file: str | None = None
+    """Output, relative to DATA; None when everything was rejected."""
+    file_bytes: int = 0
+    file_sha256: str | None = None
+    frames: int = 0
+    """Frames that the unit put out."""
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    attempts: int = 1
+    details: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> bytes:
+        """The record file's content."""
+        return pretty_json(asdict(self))
+
+    @classmethod
+    def from_json(cls, data: bytes) -> UnitRecord:
+        """Parse a record file."""
+        value = json.loads(data)
+        value["samples"] = [
+            SampleRecord(**{**sample, "members": [Member(**member) for member in sample["members"]]})
+            for sample in value["samples"]
+        ]
+        value["rejected"] = [
+            RejectedPiece(key=piece["key"], rejection=Rejection(**piece["rejection"])) for piece in value["rejected"]
+        ]
+        return cls(**value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """One failed try at a unit."""
+
+    cause: str
+    """`error:<Class>`, `crash:<SIGNAL>`, `timeout`, `memory`: what the quarantine is listed by."""
+    message: str
+    """One line for a person: what is wrong, with which file."""
+    trace: str = ""
+    """End of the traceback or of stderr."""
+    alone: bool = False
+    """Whether it ran alone in a child process of its own."""
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuarantineRecord:
+    """An input that could not be processed. It stays listed until it is retried."""
+
+    job: str
+    key: str
+    pkey: str
+    source: str
+    """The file that was read."""
+    attempts: list[Attempt]
+
+    @property
+    def cause(self) -> str:
+        """Cause of the last try."""
+        return self.attempts[-1].cause
+
+    def to_json(self) -> bytes:
+        """The record file's content."""
+        return pretty_json(asdict(self))
+
+    @classmethod
+    def from_json(cls, data: bytes) -> QuarantineRecord:
+        """Parse a record file."""
+        value = json.loads(data)
+        value["attempts"] = [Attempt(**attempt) for attempt in value["attempts"]]
+        return cls(**value)

@@ -1,0 +1,1 @@
+"""WebDataset shards: plan, pack, index, verify, and the reader that training uses."""

@@ -1,0 +1,1 @@
+"""talkinghead: the library that all jobs share."""

@@ -1,0 +1,1 @@
+"""Faces as geometry: metric mesh, pose, projection, guidance images. NumPy and OpenCV only."""

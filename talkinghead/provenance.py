@@ -1,0 +1,90 @@
+"""Provenance keys: the same key means the same output, so the work can be skipped.
+
+A key is the hash of {job, job version, parameters, model file sha256, library versions, input content hashes}.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+from pathlib import Path
+from typing import Any, BinaryIO
+
+KEY_LENGTH = 16
+_BLOCK = 1 << 20
+
+
+def canonical_json(value: Any) -> bytes:
+    """JSON with sorted keys and no spaces; dataclasses become objects. NaN is refused."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), default=_plain, allow_nan=False).encode()
+
+
+def pretty_json(value: Any) -> bytes:
+    """JSON for people: sorted keys, indented, newline at the end. NaN is refused."""
+    return (json.dumps(value, sort_keys=True, indent=2, default=_plain, allow_nan=False) + "\n").encode()
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "item"):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} has no canonical form")
+
+
+def hash_bytes(data: bytes) -> str:
+    """SHA-256 as hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def hash_stream(stream: BinaryIO) -> str:
+    """SHA-256 of what is left in a binary stream."""
+    digest = hashlib.sha256()
+    while block := stream.read(_BLOCK):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file's content."""
+    with path.open("rb") as stream:
+        return hash_stream(stream)
+
+
+def library_versions(*distributions: str) -> dict[str, str]:
+    """Installed version of each distribution."""
+    return {name: importlib.metadata.version(name) for name in distributions}
+
+
+def provenance_key(
+    job: str,
+    version: int,
+    *,
+    parameters: Any,
+    inputs: Any,
+    models: dict[str, str] | None = None,
+    libraries: dict[str, str] | None = None,
+) -> str:
+    """The provenance key of one unit of work (16 hexadecimal digits).
+
+    Args:
+        job: Name of the job (`ingest`, `annotate`, …).
+        version: Version of the job's code; raise it when its output changes.
+        parameters: Settings that shape the output (dataclass or JSON value).
+        inputs: Content hashes of what goes in; never paths or times.
+        models: Model name → sha256 of its file.
+        libraries: Distribution → version, of those whose version can change the output.
+    """
+    parts = {
+        "job": job,
+        "version": version,
+        "parameters": parameters,
+        "inputs": inputs,
+        "models": models or {},
+        "libraries": libraries or {},
+    }
+    return hash_bytes(canonical_json(parts))[:KEY_LENGTH]

@@ -1,0 +1,270 @@
+"""What the files between the jobs contain: catalog rows, keys, media, annotation columns, index rows.
+
+`ingest`, `annotate` and `shards` do not import each other; they meet here. Names and units are the contract of
+`SCHEMA_VERSION`; a change that an old reader would misread raises it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import unicodedata
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
+
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+
+DATASETS = ("hdtf", "celebv-hq", "vfhq", "folder")
+SPLITS = ("train", "val", "test")
+
+# --- keys -------------------------------------------------------------------------------------------------------------
+
+KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,90}")  # 90 + the longest member suffix stays inside ustar's 100 bytes
+CUT_SUFFIX = "-cut"
+
+
+def check_key(key: str) -> str:
+    """Return `key`, or raise `ValueError` when it has a character or length that a shard cannot hold."""
+    if not KEY_PATTERN.fullmatch(key):
+        raise ValueError(f"key {key!r} must be 1 to 90 characters out of A-Z a-z 0-9 _ -")
+    return key
+
+
+def slug(text: str, *, most: int = 40) -> str:
+    """Text as key characters: accents dropped, everything else that a key cannot hold becomes one `-`."""
+    ascii_text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
+    return re.sub(r"[^A-Za-z0-9_]+", "-", ascii_text).strip("-")[:most].strip("-")
+
+
+def path_key(path: str) -> str:
+    """Key characters for any file path: a readable slug and eight digits of its hash, so that it is unique."""
+    digest = hashlib.sha256(path.encode("utf-8", "surrogateescape")).hexdigest()[:8]
+    return f"{slug(path) or 'file'}-{digest}"
+
+
+def cut_key(clip_key: str, piece: int) -> str:
+    """Key of the sample made of piece `piece` of a clip that was split at cuts. An unsplit clip keeps its own key."""
+    return check_key(f"{clip_key}{CUT_SUFFIX}{piece:02d}")
+
+
+# --- catalog ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class CatalogRow:
+    """One clip as the data set's own metadata describes it, before any media is read."""
+
+    key: str
+    """Clip key, a function of the metadata alone."""
+    dataset: str
+    source_id: str
+    """The data set's own name of the video, e.g. `WDA_BobCasey1` or a YouTube id."""
+    source: str | None
+    """Media file (or folder of frames) relative to SOURCE; None when it was not found there."""
+    url: str | None = None
+    start_s: float | None = None
+    """Start on the source's presentation timeline in seconds; None: from the beginning."""
+    end_s: float | None = None
+    """End, exclusive; None: to the end."""
+    box: tuple[float, float, float, float] | None = None
+    """x0, y0, x1, y1 (ends exclusive) in units of `box_width` x `box_height`; None: crop around the face."""
+    box_width: float | None = None
+    """Width of the frame that `box` refers to (1.0 when normalised); None: same aspect as the real frame."""
+    box_height: float | None = None
+    frame_fps: float | None = None
+    """For a folder of frames: the rate at which they were taken. None for video files."""
+    person: str | None = None
+    split_group: str
+    """Clips of one group always land in the same split: the person, or the source video."""
+    licence: str
+    terms_url: str | None = None
+    notes: tuple[str, ...] = ()
+    """Defects of the metadata that were met and how they were taken, e.g. `resolution listed as 0`."""
+    attributes: str = "{}"
+    """The data set's other labels as JSON, passed through to the sample."""
+    adapter_version: int = 1
+
+    def __post_init__(self) -> None:
+        check_key(self.key)
+        if self.start_s is not None and self.end_s is not None and self.end_s <= self.start_s:
+            raise ValueError(f"{self.key}: the interval {self.start_s}–{self.end_s} s is empty")
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object that `from_json` turns back into an equal row."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> CatalogRow:
+        """Inverse of `to_json`; also takes a row of the catalog table."""
+        value = dict(value)
+        if value.get("box") is not None:
+            value["box"] = tuple(value["box"])
+        value["notes"] = tuple(value.get("notes") or ())
+        return cls(**value)
+
+
+CATALOG_SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("dataset", pa.string(), nullable=False),
+        pa.field("source_id", pa.string(), nullable=False),
+        ("source", pa.string()),
+        ("url", pa.string()),
+        ("start_s", pa.float64()),
+        ("end_s", pa.float64()),
+        ("box", pa.list_(pa.float64(), 4)),
+        ("box_width", pa.float64()),
+        ("box_height", pa.float64()),
+        ("frame_fps", pa.float64()),
+        ("person", pa.string()),
+        pa.field("split_group", pa.string(), nullable=False),
+        pa.field("licence", pa.string(), nullable=False),
+        ("terms_url", pa.string()),
+        ("notes", pa.list_(pa.string())),
+        ("attributes", pa.string()),
+        ("adapter_version", pa.int32()),
+    ]
+)
+assert CATALOG_SCHEMA.names == [f.name for f in fields(CatalogRow)]
+
+# --- outcomes ---------------------------------------------------------------------------------------------------------
+
+Outcome = Literal["sample", "rejected", "quarantined"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rejection:
+    """Why a clip or a piece of it is not a sample. Not an error: the input was read and judged."""
+
+    reason: str
+    """Short stable word, e.g. `no_face`; the report counts by it."""
+    score: float | None = None
+    """The measured value that fell short, e.g. the share of frames with a face."""
+    detail: str = ""
+
+
+class RejectedError(Exception):
+    """Raised by a job function when the whole clip is rejected."""
+
+    def __init__(self, reason: str, score: float | None = None, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.rejection = Rejection(reason=reason, score=score, detail=detail)
+
+
+# --- media members ----------------------------------------------------------------------------------------------------
+
+MEDIA_MEMBERS = ("json", "mp4", "wav")
+"""Suffixes of a sample in a media shard, in tar order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipInfo:
+    """Provenance of one sample: the `<key>.json` member of a media shard."""
+
+    key: str
+    clip_key: str
+    dataset: str
+    source_id: str
+    source: str
+    url: str | None
+    num_frames: int
+    width: int
+    height: int
+    start_s: float
+    """Presentation time in the source at which frame 0 starts, seconds."""
+    end_s: float
+    crop_box_px: tuple[float, float, float, float]
+    """x0, y0, x1, y1 of the crop in pixels of the upright, square-pixel source frame; may leave the frame (padded)."""
+    crop_rule: Literal["box", "face", "none"]
+    source_width: int
+    """Of the upright frame, after rotation and sample aspect ratio."""
+    source_height: int
+    source_fps: float | None
+    source_codec: str
+    source_rotation: int
+    """Degrees that were applied to make the frame upright (0, 90, 180, 270)."""
+    source_pts: list[float]
+    """Per frame: presentation time in seconds of the source frame that it shows, `[F]`."""
+    audio: Literal["present", "silent", "missing"]
+    audio_offset_samples: int
+    """Samples of silence that were put before the first audio of the source inside this clip."""
+    audio_padded_samples: int
+    """Samples of silence that were put behind the last one."""
+    av_duration_difference_s: float | None
+    """Audio stream end minus video stream end in the source, seconds."""
+    person: str | None
+    split_group: str
+    licence: str
+    terms_url: str | None
+    notes: list[str]
+    attributes: dict[str, Any]
+    ingest_key: str
+    schema_version: int = SCHEMA_VERSION
+
+    @classmethod
+    def from_json(cls, data: bytes | str) -> ClipInfo:
+        """Parse the member; raises `ValueError` for another schema version."""
+        value = json.loads(data)
+        if value.get("schema_version") != SCHEMA_VERSION:
+            raise ValueError(f"clip info has schema {value.get('schema_version')}, this code reads {SCHEMA_VERSION}")
+        value["crop_box_px"] = tuple(value["crop_box_px"])
+        return cls(**value)
+
+
+# --- index ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """Where one tar member's content lies."""
+
+    suffix: str
+    """`mp4`, `wav`, `json`, `landmarks.npy`, …"""
+    offset: int
+    """First byte of the content in the tar."""
+    size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleIndex:
+    """One row of the index: where a sample lies, what it scored, and whether training uses it."""
+
+    key: str
+    clip_key: str
+    dataset: str
+    shard: int
+    """Media shard `clips-%06d.tar`; the annotation shard has the same number."""
+    ordinal: int
+    """Position in the shard."""
+    num_frames: int
+    split: str
+    split_group: str
+    person: str | None
+    licence: str
+    keep: bool
+    reason: str | None
+    """Why it is not kept (a filter's reason, or `annotate_failed`)."""
+    reason_score: float | None
+    media: list[Member] = field(default_factory=list)
+    annotation: list[Member] = field(default_factory=list)
+    scores: dict[str, float | None] = field(default_factory=dict)
+
+
+def media_shard_name(shard: int) -> str:
+    """`clips-000042.tar`."""
+    return f"clips-{shard:06d}.tar"
+
+
+def annotation_shard_name(version: str, shard: int) -> str:
+    """`ann/<version>/ann-000042.tar`."""
+    return f"ann/{check_version(version)}/ann-{shard:06d}.tar"
+
+
+def check_version(version: str) -> str:
+    """Return the annotation version's name, or raise `ValueError` when it cannot be a folder name."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,30}", version) or ".." in version:
+        raise ValueError(f"annotation version {version!r} must be 1 to 31 characters out of A-Z a-z 0-9 _ . -")
+    return version

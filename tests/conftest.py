@@ -1,0 +1,23 @@
+"""Fixtures for the real media beside the repository, and for small synthetic media made on the spot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Folder with real clips, official metadata, goldens; the test is skipped, and says so, where it is not there."""
+    if not SHARED.is_dir():
+        pytest.skip("needs the real media and goldens in ../shared, which are not here")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def media(shared: Path) -> Path:
+    """Real clips, portraits and speech."""
+    return shared / "media"
