@@ -64,10 +64,11 @@ class UnitRecord:
         value = json.loads(data)
         value["samples"] = [
             SampleRecord(**{**sample, "members": [Member(**member) for member in sample["members"]]})
-            for sample in value["samples"]
+            for sample in value.get("samples", ())
         ]
         value["rejected"] = [
-            RejectedPiece(key=piece["key"], rejection=Rejection(**piece["rejection"])) for piece in value["rejected"]
+            RejectedPiece(key=piece["key"], rejection=Rejection(**piece["rejection"]))
+            for piece in value.get("rejected", ())
         ]
         return cls(**value)
 

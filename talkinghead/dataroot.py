@@ -9,6 +9,9 @@
     units/<job>/<aa>/<key>.<pkey>.tar  output of one unit of ingest or annotate, until it is packed (and after)
     records/<job>/<aa>/<key>.<pkey>.json   commit record: the unit counts from here on
     quarantine/<job>/<key>.<pkey>.json     inputs that failed, with the cause
+    released/<job>/…                   quarantine records of units that were released for another try
+    plans/<name>.json                  what each job has to do: keys and provenance keys, or keys by shard
+    runs/<time>-<job>.json             wall time of each run of a job
     report/                            index.html, report.json, inputs.csv
     tmp/                               writes in progress
 
@@ -31,6 +34,11 @@ def catalog(dataset: str) -> str:
 def sources(dataset: str) -> str:
     """Fingerprints of one data set's source files."""
     return f"catalog/{dataset}.sources.parquet"
+
+
+def plan(name: str) -> str:
+    """Plan of one job (`ingest-<dataset>`, `annotate-<version>`) or of the shards (`shards`)."""
+    return f"plans/{name}.json"
 
 
 def index(version: str) -> str:

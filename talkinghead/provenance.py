@@ -12,6 +12,8 @@ import json
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
+
 KEY_LENGTH = 16
 _BLOCK = 1 << 20
 
@@ -31,7 +33,7 @@ def _plain(value: Any) -> Any:
         return dataclasses.asdict(value)
     if isinstance(value, Path):
         return str(value)
-    if hasattr(value, "item"):
+    if isinstance(value, np.generic):
         return value.item()
     raise TypeError(f"{type(value).__name__} has no canonical form")
 

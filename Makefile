@@ -1,0 +1,97 @@
+# Each target is one `python -m …` whose --help is complete. `make help` lists them.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-builtin-rules
+
+VENV := .venv
+STAMP := $(VENV)/.up-to-date
+PY := $(VENV)/bin/python
+
+# What the user gives on the command line reaches the recipes through the environment, where no shell reads it again.
+DATASET ?= folder
+SOURCE ?=
+METADATA ?=
+DATA ?= build/data
+LIMIT ?=
+WORKERS ?=
+ANN ?=
+ENGINE ?=
+CAUSE ?=
+ARGS ?=
+export DATASET SOURCE METADATA DATA LIMIT WORKERS ANN ENGINE CAUSE
+
+source_args = --dataset "$$DATASET" $(if $(SOURCE),--source "$$SOURCE") $(if $(METADATA),--metadata "$$METADATA") $(if $(LIMIT),--limit "$$LIMIT")
+worker_args = $(if $(WORKERS),--workers "$$WORKERS") $(ARGS)
+version_args = $(if $(ANN),--version "$$ANN") $(if $(ENGINE),--engine "$$ENGINE")
+
+.PHONY: help setup models demo test test-all bench lint ingest annotate shards verify report reannotate quarantine retry download clean
+
+help: ## Show this list
+	@echo "talkinghead: raw face video in, trained and running talking-head models out."
+	@echo
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | while IFS=$$'\t' read -r name text; do printf '  make %-12s %s\n' "$$name" "$$text"; done
+	@echo
+	@echo "  DATASET=hdtf|celebv-hq|vfhq|folder  SOURCE=dir  DATA=dir|uri  [METADATA=dir] [LIMIT=n] [WORKERS=n] [RAY_ADDRESS=…]"
+	@echo "  ANN=version  ENGINE=tasks|litert  CAUSE=cause  ARGS='further options, see python -m orchestration <command> --help'"
+
+$(STAMP): pyproject.toml constraints.txt
+	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"error: Python 3.11 or later is needed, python3 is {sys.version.split()[0]}")'
+	@python3 -c 'import ensurepip' 2>/dev/null || { echo "error: python3 cannot make virtual environments. On Debian or Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	python3 -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,download]'
+	$(PY) -m talkinghead.native
+	@touch $@
+
+setup: $(STAMP) ## Make the virtual environment (does nothing when it is up to date)
+
+models: $(STAMP) ## Find or fetch the face landmark model
+	$(PY) -m annotate models
+
+demo: $(STAMP) ## Make the embedded sample and run the whole data side on it
+	$(PY) -m orchestration demo --data build/demo $(worker_args)
+
+test: $(STAMP) ## Run the tests
+	$(PY) -m pytest
+
+test-all: $(STAMP) ## Run all tests, the slow ones too
+	$(PY) -m pytest -m 'slow or not slow'
+
+bench: $(STAMP) ## Measure against the peers; writes build/bench.json
+	$(PY) -m orchestration.bench --output build/bench.json
+
+lint: $(STAMP) ## Check style and types
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/pyright
+
+ingest: $(STAMP) ## Cut and crop a data set's clips: 25 fps, 16 kHz
+	$(PY) -m orchestration ingest $(source_args) --data "$$DATA" $(worker_args)
+
+annotate: $(STAMP) ## Annotate the ingested clips: landmarks, mesh, pose, blendshapes, quality
+	$(PY) -m orchestration annotate --data "$$DATA" $(version_args) $(worker_args)
+
+shards: $(STAMP) ## Pack WebDataset shards and their index (runs what is missing before)
+	$(PY) -m orchestration shards $(if $(SOURCE),$(source_args)) --data "$$DATA" $(version_args) $(worker_args)
+
+verify: $(STAMP) ## Check hashes, counts, order, media and annotation of the shards
+	$(PY) -m shards verify --data "$$DATA" $(if $(ANN),--version "$$ANN") $(ARGS)
+
+report: $(STAMP) ## Write DATA/report/index.html
+	$(PY) -m orchestration report --data "$$DATA" $(if $(ANN),--version "$$ANN") $(ARGS)
+
+reannotate: $(STAMP) ## Annotate the packed clips anew as version ANN; media stay untouched
+	$(PY) -m orchestration reannotate --data "$$DATA" $(version_args) $(worker_args)
+
+quarantine: $(STAMP) ## List the inputs that failed, by cause
+	$(PY) -m orchestration quarantine --data "$$DATA" $(ARGS)
+
+retry: $(STAMP) ## Release the inputs of CAUSE (or all) from quarantine; the next run tries them again
+	$(PY) -m orchestration retry --data "$$DATA" $(if $(CAUSE),--cause "$$CAUSE") $(ARGS)
+
+download: $(STAMP) ## Download a data set's videos into SOURCE (yt-dlp; resumable)
+	$(PY) -m ingest download $(source_args) $(ARGS)
+
+clean: ## Remove build/ and caches
+	rm -rf build .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,98 @@
+"""The `litert` engine: the model's networks run directly, with region-of-interest tracking of our own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from annotate.engines.region import Region
+from annotate.landmarks import Landmarks
+from talkinghead.face.detector import FaceDetector
+from talkinghead.face.model import FaceModel
+from talkinghead.face.network import load_network
+
+# The landmarks that the blendshape network reads, in its order (MediaPipe, face_blendshapes_graph.cc).
+# fmt: off
+BLENDSHAPE_LANDMARKS = (
+    0, 1, 4, 5, 6, 7, 8, 10, 13, 14, 17, 21, 33, 37, 39, 40, 46, 52, 53, 54, 55, 58, 61, 63, 65, 66, 67, 70, 78, 80,
+    81, 82, 84, 87, 88, 91, 93, 95, 103, 105, 107, 109, 127, 132, 133, 136, 144, 145, 146, 148, 149, 150, 152, 153,
+    154, 155, 157, 158, 159, 160, 161, 162, 163, 168, 172, 173, 176, 178, 181, 185, 191, 195, 197, 234, 246, 249, 251,
+    263, 267, 269, 270, 276, 282, 283, 284, 285, 288, 291, 293, 295, 296, 297, 300, 308, 310, 311, 312, 314, 317, 318,
+    321, 323, 324, 332, 334, 336, 338, 356, 361, 362, 365, 373, 374, 375, 377, 378, 379, 380, 381, 382, 384, 385, 386,
+    387, 388, 389, 390, 397, 398, 400, 402, 405, 409, 415, 454, 466, 468, 469, 470, 471, 472, 473, 474, 475, 476, 477,
+)
+# fmt: on
+
+_NUM_POINTS = 478
+_NUM_BLENDSHAPES = 52
+
+
+class LitertEngine:
+    """Landmarks by the model's own networks: region of interest → landmark network → blendshape network.
+
+    With `tracking` the region comes from the frame before, and the detector runs only where there is none (the first
+    frame, and after the presence score fell); without it the detector runs on every frame, like MediaPipe's image mode.
+    """
+
+    name = "litert"
+
+    def __init__(
+        self, model: FaceModel, *, tracking: bool = True, threads: int = 1, min_presence: float = 0.5
+    ) -> None:
+        """Load the networks (once per process and thread).
+
+        Args:
+            model: Either release; the 468-point one leaves iris rows and blendshapes NaN.
+            tracking: See the class.
+            threads: Threads per network.
+            min_presence: Lowest presence score, 0 .. 1, of a frame with a face.
+        """
+        self._detector = FaceDetector(model, threads)
+        self._landmarks = load_network(model.landmarks, threads)
+        self._blendshapes = load_network(model.blendshapes, threads) if model.blendshapes else None
+        self._size = self._landmarks.input_shape[1]
+        self._tracking = tracking
+        self._min_presence = min_presence
+
+    def __call__(self, frames: Iterable[np.ndarray]) -> Landmarks:
+        """Annotate the frames of one clip (RGB uint8 `[H, W, 3]`, all of one size, 25 fps, in order)."""
+        points: list[np.ndarray] = []
+        blendshapes: list[np.ndarray] = []
+        region: Region | None = None
+        for frame in frames:
+            height, width = frame.shape[:2]
+            found = self._locate(frame, region)
+            region = Region.of_landmarks(found, width, height) if self._tracking and found is not None else None
+            row = np.full((_NUM_POINTS, 3), np.nan, dtype=np.float32)
+            if found is not None:
+                row[: len(found)] = found
+            points.append(row)
+            blendshapes.append(self._expression(found, width, height))
+        return Landmarks(
+            np.array(points, dtype=np.float32).reshape(-1, _NUM_POINTS, 3),
+            np.array(blendshapes, dtype=np.float32).reshape(-1, _NUM_BLENDSHAPES),
+        )
+
+    def _locate(self, frame: np.ndarray, region: Region | None) -> np.ndarray | None:
+        """Landmarks `[468 or 478, 3]` of a frame: in the tracked region when the face is still there, else detected."""
+        if region is not None and (found := self._look(frame, region)) is not None:
+            return found
+        height, width = frame.shape[:2]
+        detections = self._detector.detect(frame)
+        return self._look(frame, Region.of_detection(detections[0], width, height)) if detections else None
+
+    def _look(self, frame: np.ndarray, region: Region) -> np.ndarray | None:
+        """Landmarks in a region, None when the network says that there is no face."""
+        outputs = self._landmarks.run(region.cut(frame, self._size), 1 / 255)
+        # sigmoid(logit) >= threshold
+        if 1.0 / (1.0 + np.exp(-float(outputs[1].reshape(-1)[0]))) < self._min_presence:
+            return None
+        return region.to_image(outputs[0].reshape(-1, 3) / self._size, frame.shape[1], frame.shape[0])
+
+    def _expression(self, points: np.ndarray | None, width: int, height: int) -> np.ndarray:
+        """Blendshapes `[52]`; NaN without a face or without the network."""
+        if points is None or self._blendshapes is None:
+            return np.full(_NUM_BLENDSHAPES, np.nan, dtype=np.float32)
+        pixels = points[list(BLENDSHAPE_LANDMARKS), :2] * np.float32([width, height])
+        return self._blendshapes.run(pixels)[0]

@@ -1,0 +1,79 @@
+"""The `tasks` engine: MediaPipe Tasks' own FaceLandmarker."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+import mediapipe as mp
+import numpy as np
+from mediapipe.tasks.python import BaseOptions, vision
+
+from annotate.landmarks import Landmarks
+from talkinghead.face.model import FaceModel
+from talkinghead.timebase import FPS
+
+_MILLISECONDS = 1000 // FPS
+
+Mode = Literal["video", "image"]
+
+
+class TasksEngine:
+    """Landmarks by MediaPipe Tasks: `video` tracks and smooths over time, `image` detects anew in every frame.
+
+    Each clip gets a landmarker of its own, because one in video mode carries its filters from clip to clip. Making and
+    closing one leaks about 0.5 MB inside MediaPipe, so whoever annotates thousands of clips recycles the process.
+    """
+
+    name = "tasks"
+
+    def __init__(self, model: FaceModel, mode: Mode = "video") -> None:
+        """Check that MediaPipe Tasks can run this model.
+
+        Raises:
+            ValueError: The model is the fallback, which has no bundle for Tasks to open; or an unknown mode.
+        """
+        if model.task_file is None:
+            raise ValueError(
+                f"the tasks engine needs MediaPipe's face_landmarker.task, but the model at hand is {model.name}: "
+                "use the litert engine, or put that file into a folder and set TALKINGHEAD_MODELS to it"
+            )
+        if mode not in ("video", "image"):
+            raise ValueError(f"mode of the tasks engine is {mode!r}, must be video or image")
+        self._mode = mode
+        self._options = vision.FaceLandmarkerOptions(
+            base_options=BaseOptions(model_asset_path=str(model.task_file), delegate=BaseOptions.Delegate.CPU),
+            running_mode=vision.RunningMode.VIDEO if mode == "video" else vision.RunningMode.IMAGE,
+            num_faces=1,  # smoothing exists for one face only; counting faces is the detector's work
+            output_face_blendshapes=True,
+        )
+
+    def __call__(self, frames: Iterable[np.ndarray]) -> Landmarks:
+        """Annotate the frames of one clip (RGB uint8 `[H, W, 3]`, all of one size, 25 fps, in order)."""
+        points: list[np.ndarray] = []
+        blendshapes: list[np.ndarray] = []
+        with vision.FaceLandmarker.create_from_options(self._options) as landmarker:
+            for number, frame in enumerate(frames):
+                image = mp.Image(image_format=mp.ImageFormat.SRGB, data=np.ascontiguousarray(frame))
+                if self._mode == "video":
+                    result = landmarker.detect_for_video(image, number * _MILLISECONDS)
+                else:
+                    result = landmarker.detect(image)
+                points.append(_points(result))
+                blendshapes.append(_blendshapes(result))
+        return Landmarks(
+            np.array(points, dtype=np.float32).reshape(-1, 478, 3),
+            np.array(blendshapes, dtype=np.float32).reshape(-1, 52),
+        )
+
+
+def _points(result: vision.FaceLandmarkerResult) -> np.ndarray:
+    if not result.face_landmarks:
+        return np.full((478, 3), np.nan, dtype=np.float32)
+    return np.array([(point.x, point.y, point.z) for point in result.face_landmarks[0]], dtype=np.float32)
+
+
+def _blendshapes(result: vision.FaceLandmarkerResult) -> np.ndarray:
+    if not result.face_blendshapes:
+        return np.full(52, np.nan, dtype=np.float32)
+    return np.array([category.score for category in result.face_blendshapes[0]], dtype=np.float32)

@@ -1,0 +1,97 @@
+"""Makes the project's own canonical face: the mean metric mesh of real clips.
+
+    python -m annotate.mean_face CLIPS… -o talkinghead/geometry/mean_face.npz
+
+The 468-point fallback model brings no canonical face, so it gets this one. Each clip counts the same however long it
+is, and every face also counts mirrored, so that a clip in which someone looks to one side leaves no trace in what
+counts as looking straight ahead. The official bundle is needed: its canonical face sets the space and the scale.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import av
+import numpy as np
+
+from annotate.engines import make_engine
+from annotate.landmarks import LandmarkEngine
+from talkinghead.face.resolve import resolve_face_model
+from talkinghead.geometry.canonical import CanonicalFace, canonical_face
+from talkinghead.geometry.face_mesh import metric_mesh
+from talkinghead.provenance import hash_file
+
+MIN_FRAMES = 30
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m annotate.mean_face", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("clips", nargs="+", type=Path, metavar="CLIP", help="video of one face, upright")
+    parser.add_argument("-o", "--out", required=True, type=Path, help="the .npz file to write")
+    options = parser.parse_args(arguments)
+    try:
+        model = resolve_face_model("official")
+        face = canonical_face(model.geometry_metadata)
+        engine = make_engine("tasks", model)
+        means = [clip_mean(clip, engine, face) for clip in options.clips]
+    except (ValueError, OSError) as error:
+        print(f"mean_face: {error}", file=sys.stderr)
+        return 1
+    vertices = symmetric(np.mean(means, axis=0), face)
+    offset = np.linalg.norm(vertices - face.vertices, axis=1)
+    print(
+        f"{len(means)} clips; distance to MediaPipe's canonical face: mean {offset.mean():.2f}, "
+        f"largest {offset.max():.2f} cm",
+        file=sys.stderr,
+    )
+    with options.out.open("wb") as file:
+        np.savez(
+            file, vertices=vertices.astype(np.float32), source_sha256=np.array([hash_file(clip) for clip in options.clips])
+        )
+    print(options.out)
+    return 0
+
+
+def clip_mean(clip: Path, engine: LandmarkEngine, face: CanonicalFace) -> np.ndarray:
+    """Mean metric mesh `[468, 3]` of the frames of a clip that show a face, cm, canonical space.
+
+    Raises:
+        ValueError: Fewer than `MIN_FRAMES` frames show one.
+    """
+    size = _size(clip)
+    landmarks = engine(_frames(clip))
+    mesh, _ = metric_mesh(landmarks.points, *size, face)
+    found = int(landmarks.valid.sum())
+    if found < MIN_FRAMES:
+        raise ValueError(f"{clip} has {found} frames with a face, at least {MIN_FRAMES} are needed; leave it out")
+    print(f"{clip.name}: {found} of {len(mesh)} frames", file=sys.stderr)
+    return mesh[landmarks.valid].mean(axis=0)
+
+
+def symmetric(vertices: np.ndarray, face: CanonicalFace) -> np.ndarray:
+    """Mean of a face `[468, 3]` and its mirror image. `face`, which is symmetric, says which landmarks are twins."""
+    flip = np.array([-1.0, 1.0, 1.0])
+    distance = np.linalg.norm(face.vertices[:, None] - face.vertices * flip, axis=-1)
+    twin = distance.argmin(axis=1)
+    assert (twin[twin] == np.arange(len(twin))).all(), "the canonical face is not symmetric"
+    return (vertices + vertices[twin] * flip) / 2
+
+
+def _frames(clip: Path) -> Iterator[np.ndarray]:
+    with av.open(str(clip)) as container:
+        for frame in container.decode(video=0):
+            yield frame.to_ndarray(format="rgb24")
+
+
+def _size(clip: Path) -> tuple[int, int]:
+    with av.open(str(clip)) as container:
+        stream = container.streams.video[0]
+        return stream.width, stream.height
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,207 @@
+"""CelebV-HQ (Zhu et al., ECCV 2022): `celebvhq_info.json`, or a table of the same ids, times and boxes as CSV.
+
+    {"meta_info": {"appearance_mapping": [...], "action_mapping": [...]},
+     "clips": {"<ytb_id>_<n>": {"ytb_id", "duration": {"start_sec", "end_sec"},
+                                "bbox": {"top", "bottom", "left", "right"}, "attributes": {...}, "version"}}}
+
+    ,VideoId,SaveIdName,Time,Bbox
+    0,M2Ohb0FAaJU,M2Ohb0FAaJU_1.mp4,"(81.62, 86.17)","[0.0, 0.8815, 0.1964, 0.6922]"      top, bottom, left, right
+
+A clip name is never split on `_`: ids may hold and begin with `_` or `-`, and 6,898 names have two numbers behind the
+id. The id is `ytb_id`, or the first 11 characters.
+
+Crop, as in the published `download_and_process.py`: each side of the box moved out by 0.02 of the frame and clamped to
+it, turned into pixels by rounding, then made square. The row's box is the enlarged one, normalised (`box_width` =
+`box_height` = 1); the square needs the frame's size, so it is left to ingest, and `"box_square": "min"` in the
+attributes says how: with h, w of the box in pixels, c = min(h, w) // 2, the square is 2c wide about the centre
+((left + right) // 2, (top + bottom) // 2). The published time stamps are cut to hundredths (81.62 s may become
+81.61 s); the true ones are used here.
+
+The listed times are coarse and may span a scene change. Identities are not listed, so clips of one video form a
+split group.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ingest.adapters.metadata import YOUTUBE_ID, Adapter, Parsed, youtube_url
+from ingest.problem import Problem
+from ingest.source_listing import SourceListing
+from talkinghead.schema import CatalogRow
+
+VERSION = 1
+LICENCE = "CelebV-HQ agreement: non-commercial research only, no redistribution"
+TERMS_URL = "https://github.com/CelebV-HQ/CelebV-HQ#agreement"
+INFO_FILE = "celebvhq_info.json"
+CSV_COLUMNS = ("VideoId", "SaveIdName", "Time", "Bbox")
+EXPAND = 0.02
+"""How far each side of the listed box is moved out, as a share of the frame."""
+
+_NAME = re.compile(r"[A-Za-z0-9_-]{11}(?:_\d+)+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CelebvClip:
+    """One clip as listed."""
+
+    name: str
+    video_id: str
+    start_s: float
+    end_s: float
+    bbox: tuple[float, float, float, float]
+    """top, bottom, left, right, 0 to 1."""
+    labels: dict[str, Any]
+    """Appearance, action and emotion; empty when the file has none."""
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise ValueError(f"clip name {self.name!r} is not <YouTube id>_<number>")
+        if not YOUTUBE_ID.fullmatch(self.video_id):
+            raise ValueError(f"{self.name}: {self.video_id!r} is not a YouTube id")
+        if not (math.isfinite(self.start_s) and math.isfinite(self.end_s) and 0 <= self.start_s < self.end_s):
+            raise ValueError(f"{self.name}: the interval {self.start_s}–{self.end_s} s is empty or negative")
+        top, bottom, left, right = self.bbox
+        if not (0 <= top < bottom <= 1 and 0 <= left < right <= 1):
+            raise ValueError(f"{self.name}: box {list(self.bbox)} is not inside 0..1")
+
+
+def expanded_box(bbox: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
+    """Listed top, bottom, left, right → x0, y0, x1, y1, each side moved out by `EXPAND` and clamped to the frame."""
+    top, bottom, left, right = bbox
+    x0, y0, x1, y1 = left - EXPAND, top - EXPAND, right + EXPAND, bottom + EXPAND
+    return (round(max(x0, 0.0), 6), round(max(y0, 0.0), 6), round(min(x1, 1.0), 6), round(min(y1, 1.0), 6))
+
+
+def read_info(path: Path, problems: list[Problem]) -> Iterator[CelebvClip]:
+    """Clips of the official JSON; a clip that cannot be read is added to `problems`."""
+    try:
+        info = json.loads(path.read_bytes().decode("utf-8-sig"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); download {INFO_FILE} again") from error
+    clips = info.get("clips") if isinstance(info, dict) else None
+    if not isinstance(clips, dict):
+        raise ValueError(f'{path} has no "clips" object; it is not {INFO_FILE}')
+    mappings = info.get("meta_info", info.get("mete_info", {}))  # the first release spelled it so
+    for name, clip in clips.items():
+        try:
+            yield CelebvClip(
+                name=name,
+                video_id=clip.get("ytb_id", name[:11]),
+                start_s=float(clip["duration"]["start_sec"]),
+                end_s=float(clip["duration"]["end_sec"]),
+                bbox=tuple(float(clip["bbox"][side]) for side in ("top", "bottom", "left", "right")),
+                labels=_labels(clip, mappings),
+            )
+        except (ValueError, TypeError, AttributeError) as error:
+            problems.append(Problem(file=path.name, message=f"clip {name!r}: {error}"))
+        except KeyError as error:
+            problems.append(Problem(file=path.name, message=f"clip {name!r} has no {error}"))
+
+
+def _labels(clip: dict[str, Any], mappings: dict[str, Any]) -> dict[str, Any]:
+    """Names of the appearance and action labels that are set (the raw flags where names are missing), emotion as is."""
+    attributes = clip.get("attributes", {})
+    labels: dict[str, Any] = {}
+    for kind in ("appearance", "action"):
+        flags, names = attributes.get(kind), mappings.get(f"{kind}_mapping", [])
+        if flags is not None:
+            matched = len(flags) == len(names)
+            labels[kind] = [name for name, flag in zip(names, flags, strict=True) if flag] if matched else flags
+    for kind, value in (("emotion", attributes.get("emotion")), ("version", clip.get("version"))):
+        if value is not None:
+            labels[kind] = value
+    return labels
+
+
+def read_csv(path: Path, problems: list[Problem]) -> Iterator[CelebvClip]:
+    """Clips of the CSV; a line that cannot be read is added to `problems`."""
+    text = path.read_bytes().decode("utf-8-sig", "replace")
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    for record in reader:
+        try:
+            name = record["SaveIdName"].removesuffix(".mp4")
+            start_s, end_s = _numbers(record["Time"], 2)
+            top, bottom, left, right = _numbers(record["Bbox"], 4)
+            yield CelebvClip(
+                name=name,
+                video_id=record["VideoId"] or name[:11],
+                start_s=start_s,
+                end_s=end_s,
+                bbox=(top, bottom, left, right),
+                labels={},
+            )
+        except (ValueError, TypeError, AttributeError) as error:
+            problems.append(Problem(file=path.name, line=reader.line_num, message=str(error)))
+
+
+def _numbers(text: str, count: int) -> list[float]:
+    """`"(81.62, 86.17)"` or `"[0.0, 0.88, …]"` as floats."""
+    values = [float(part) for part in text.strip().strip("()[]").split(",")]
+    if len(values) != count:
+        raise ValueError(f"{count} numbers expected, found {text!r}")
+    return values
+
+
+def _is_csv(path: Path) -> bool:
+    if path.suffix.lower() != ".csv" or not path.is_file():
+        return False
+    with path.open("rb") as stream:
+        header = stream.readline(4096).decode("utf-8-sig", "replace")
+    return set(CSV_COLUMNS) <= {column.strip() for column in header.split(",")}
+
+
+def find_metadata(path: Path) -> Path | None:
+    """The metadata file: `path` itself, the official JSON in it, or else the first CSV with the right columns."""
+    if path.is_file():
+        return path if path.suffix.lower() == ".json" or _is_csv(path) else None
+    if (path / INFO_FILE).is_file():
+        return path / INFO_FILE
+    return next((file for file in sorted(path.glob("*.csv")) if _is_csv(file)), None)
+
+
+def read(metadata: Path, listing: SourceListing) -> Parsed:
+    """Catalog rows of all clips."""
+    file = find_metadata(metadata)
+    assert file is not None
+    problems: list[Problem] = []
+    clips = read_info(file, problems) if file.suffix.lower() == ".json" else read_csv(file, problems)
+    return Parsed(rows=[_row(clip, listing) for clip in clips], problems=problems)
+
+
+def _row(clip: CelebvClip, listing: SourceListing) -> CatalogRow:
+    source, notes = listing.find([clip.video_id])
+    return CatalogRow(
+        key=f"celebv-hq-{clip.name}",
+        dataset="celebv-hq",
+        source_id=clip.video_id,
+        source=source,
+        url=youtube_url(clip.video_id),
+        start_s=clip.start_s,
+        end_s=clip.end_s,
+        box=expanded_box(clip.bbox),
+        box_width=1.0,
+        box_height=1.0,
+        split_group=clip.video_id,
+        licence=LICENCE,
+        terms_url=TERMS_URL,
+        notes=notes,
+        attributes=json.dumps({"box_square": "min", **clip.labels}, sort_keys=True),
+        adapter_version=VERSION,
+    )
+
+
+ADAPTER = Adapter(
+    dataset="celebv-hq",
+    read=read,
+    official_files=f"{INFO_FILE} (or a CSV with the columns {', '.join(CSV_COLUMNS)})",
+    has_metadata=lambda path: find_metadata(path) is not None,
+)

@@ -1,0 +1,217 @@
+"""VFHQ (Xie et al., CVPRW 2022): one text file per clip (`meta_info.zip`, or unpacked), or plain lists of clip names.
+
+The name holds half of the metadata, `Clip+<YouTube id>+P<person>+C<clip>+F<first>-<last>`; the file the rest:
+
+    H: 1080                height and width of the frame that CROP refers to
+    W: 1920
+    FPS: 25.0              rate of the frame numbers
+    <one line per frame>
+    CROP: x0 y0 x1 y1      used as frame[y0:y1, x0:x1], ends exclusive
+
+The published parsers disagree about colons and blanks, so a line is known by its first word, and values are its last
+words. They disagree about the frames too: the official script and most copies of it cut `first + 1 .. last - 1`
+(ffmpeg `between(n, s, e)`, frames counted from 0, time = frame / FPS); others take `first .. last`. Here it is the
+official rule: start = (first + 1) / FPS, end = last / FPS, exclusive.
+
+What counts as source, in this order: the YouTube video (needs the meta file, for FPS and crop), a released clip video
+of the clip's name, a folder of PNG frames of the clip's name. Released clips come cropped or whole and may be longer
+than their frame range, so they are taken as a whole and cropped around the face. Frames are taken at the FPS of the
+meta file, or at 25 with a note.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ingest.adapters.metadata import Adapter, Parsed, read_lines, youtube_url
+from ingest.problem import Problem
+from ingest.source_listing import SourceListing, has_video_suffix
+from talkinghead.schema import CatalogRow
+
+VERSION = 1
+LICENCE = "VFHQ: non-commercial research only; the videos belong to their YouTube owners"
+TERMS_URL = "https://liangbinxie.github.io/projects/vfhq/"
+LIST_FILES = ("id_train.txt", "id_test.txt")
+DEFAULT_FRAME_FPS = 25.0
+
+CLIP_NAME = re.compile(r"Clip\+([A-Za-z0-9_-]{11})\+P(\d+)\+C(\d+)\+F(\d+)-(\d+)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VfhqName:
+    """The parts of a clip's name."""
+
+    text: str
+    video_id: str
+    person: int
+    clip: int
+    first: int
+    last: int
+
+    @classmethod
+    def parse(cls, text: str) -> VfhqName:
+        """`Clip+WSGW-7gHS6A+P0+C1+F2551-2669`; raises `ValueError` for anything else."""
+        match = CLIP_NAME.fullmatch(text)
+        if not match:
+            raise ValueError(f"{text!r} is not Clip+<YouTube id>+P<n>+C<n>+F<first>-<last>")
+        person, clip, first, last = (int(value) for value in match.groups()[1:])
+        if last - first < 2:
+            raise ValueError(f"{text!r} holds no frame between {first} and {last}")
+        return cls(text=text, video_id=match[1], person=person, clip=clip, first=first, last=last)
+
+    @property
+    def key(self) -> str:
+        """`vfhq-WSGW-7gHS6A-P0-C1-F002551-002669`."""
+        return f"vfhq-{self.video_id}-P{self.person}-C{self.clip}-F{self.first:06d}-{self.last:06d}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class VfhqMeta:
+    """What a meta file says beside its name."""
+
+    width: int
+    height: int
+    fps: float
+    crop: tuple[int, int, int, int]
+    """x0, y0, x1, y1 in pixels of `width` x `height`, ends exclusive."""
+
+    @classmethod
+    def parse(cls, text: str) -> VfhqMeta:
+        """Read the four lines that matter; raises `ValueError` when one is missing or makes no sense."""
+        values: dict[str, list[str]] = {}
+        for line in text.removeprefix("\ufeff").splitlines():
+            words = line.replace(":", " ").split()
+            if words and words[0] in ("H", "W", "FPS", "CROP") and words[0] not in values:
+                values[words[0]] = words[1:]
+        missing = [name for name in ("H", "W", "FPS", "CROP") if not values.get(name)]
+        if missing:
+            raise ValueError(f"no {', '.join(missing)} line")
+        if len(values["CROP"]) < 4:
+            raise ValueError(f"CROP has {len(values['CROP'])} of 4 numbers")
+        width, height, fps = int(values["W"][-1]), int(values["H"][-1]), float(values["FPS"][-1])
+        x0, y0, x1, y1 = (int(value) for value in values["CROP"][-4:])
+        if width <= 0 or height <= 0 or not (math.isfinite(fps) and fps > 0):
+            raise ValueError(f"frame of {width}x{height} at {fps} fps")
+        if x1 <= x0 or y1 <= y0:
+            raise ValueError(f"CROP {x0} {y0} {x1} {y1} is empty")
+        return cls(width=width, height=height, fps=fps, crop=(x0, y0, x1, y1))
+
+
+def _meta_files(path: Path) -> Iterator[tuple[str, bytes]]:
+    """Name and content of each per-clip file below a folder, and in the zips in it."""
+    if path.is_file():
+        zips, texts = [path], []
+    else:
+        zips, texts = sorted(path.glob("*.zip")), sorted(path.rglob("Clip+*.txt"))
+    for file in texts:
+        yield file.name, file.read_bytes()
+    for file in zips:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                for member in sorted(archive.namelist()):
+                    name = member.rpartition("/")[2]
+                    if name.startswith("Clip+") and name.endswith(".txt"):
+                        yield name, archive.read(member)
+        except zipfile.BadZipFile as error:
+            raise ValueError(f"{file} is not a whole zip file ({error}); download it again") from error
+
+
+def read_clips(metadata: Path) -> tuple[dict[VfhqName, tuple[VfhqMeta | None, str | None]], list[Problem]]:
+    """Clip name → (meta file's content, name of the list it stands in); either may be None."""
+    problems: list[Problem] = []
+    metas: dict[VfhqName, VfhqMeta] = {}
+    for file, content in _meta_files(metadata):
+        try:
+            name = VfhqName.parse(file.removesuffix(".txt"))
+            meta = VfhqMeta.parse(content.decode("utf-8", "replace"))
+            if metas.setdefault(name, meta) != meta:
+                raise ValueError("there twice with different content; the first is taken")
+        except ValueError as error:
+            problems.append(Problem(file=file, message=str(error)))
+    lists: dict[VfhqName, str] = {}
+    for file in LIST_FILES if metadata.is_dir() else ():
+        if not (metadata / file).is_file():
+            continue
+        for number, text in read_lines(metadata / file, problems):
+            try:
+                name = VfhqName.parse(text.removesuffix(".txt"))
+                if name in lists:
+                    raise ValueError(f"{text} stands in {lists[name]} already")
+                lists[name] = file
+            except ValueError as error:
+                problems.append(Problem(file=file, line=number, message=str(error)))
+    return {name: (metas.get(name), lists.get(name)) for name in dict.fromkeys((*metas, *lists))}, problems
+
+
+def read(metadata: Path, listing: SourceListing) -> Parsed:
+    """Catalog rows of all clips."""
+    clips, problems = read_clips(metadata)
+    return Parsed(rows=[_row(name, meta, where, listing) for name, (meta, where) in clips.items()], problems=problems)
+
+
+def _row(name: VfhqName, meta: VfhqMeta | None, where: str | None, listing: SourceListing) -> CatalogRow:
+    source, notes = listing.find([name.video_id]) if meta else (None, ())
+    released = False
+    if source is None:
+        source, notes = listing.find([name.text])
+        released = source is not None
+    frames = released and source in listing.unit_folders
+    fps = meta.fps if meta else None
+    if released:
+        notes += ("released clip: taken as a whole, cropped around the face",)
+        if frames and fps is None:
+            notes += (f"no meta file gives the rate of the frames; {DEFAULT_FRAME_FPS:g} fps assumed",)
+    elif meta is None:
+        notes += ("no meta file, so no rate and no crop: only a released clip can be its source",)
+    cut = meta if not released else None
+    attributes = {"frames": [name.first, name.last], "person_index": name.person, "clip_index": name.clip}
+    return CatalogRow(
+        key=name.key,
+        dataset="vfhq",
+        source_id=name.video_id,
+        source=source,
+        url=youtube_url(name.video_id),
+        start_s=(name.first + 1) / cut.fps if cut else None,
+        end_s=name.last / cut.fps if cut else None,
+        box=tuple(float(value) for value in cut.crop) if cut else None,
+        box_width=float(cut.width) if cut else None,
+        box_height=float(cut.height) if cut else None,
+        frame_fps=(fps or DEFAULT_FRAME_FPS) if frames else None,
+        person=f"{name.video_id}-P{name.person}",
+        split_group=name.video_id,
+        licence=LICENCE,
+        terms_url=TERMS_URL,
+        notes=notes,
+        attributes=json.dumps({**attributes, "list": where, "fps": fps}, sort_keys=True),
+        adapter_version=VERSION,
+    )
+
+
+def has_metadata(path: Path) -> bool:
+    """Whether a folder holds per-clip files, `meta_info.zip` or a list; or whether a file is a zip."""
+    if path.is_file():
+        return path.suffix.lower() == ".zip"
+    return (
+        any((path / file).is_file() for file in (*LIST_FILES, "meta_info.zip"))
+        or next(path.rglob("Clip+*.txt"), None) is not None
+    )
+
+
+def is_unit_folder(name: str) -> bool:
+    """A folder of frames is called like its clip."""
+    return CLIP_NAME.fullmatch(name) is not None or has_video_suffix(name)
+
+
+ADAPTER = Adapter(
+    dataset="vfhq",
+    read=read,
+    official_files="meta_info.zip, or its Clip+….txt files, or id_train.txt / id_test.txt",
+    has_metadata=has_metadata,
+    is_unit_folder=is_unit_folder,
+)

@@ -1,0 +1,154 @@
+"""The catalog of a data set: one row per clip, built from its metadata and what lies in SOURCE."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ingest.adapters import adapter_of
+from ingest.adapters.metadata import Adapter
+from ingest.problem import Problem
+from ingest.source_listing import list_source
+from ingest.stored_path import display_path, from_stored, to_stored
+from talkinghead import dataroot
+from talkinghead.provenance import canonical_json
+from talkinghead.schema import CATALOG_SCHEMA, CatalogRow
+from talkinghead.storage import Storage
+
+_EXTRAS = b"talkinghead.catalog"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Catalog:
+    """All clips of a data set, and all that gave no clip."""
+
+    dataset: str
+    rows: list[CatalogRow]
+    """Sorted by key; keys are unique. `source` is None where no downloaded file was found."""
+    problems: list[Problem]
+    """Metadata lines, links and folders that could not be read."""
+    unused: tuple[str, ...] = ()
+    """Videos in SOURCE that belong to no clip of the metadata (as text for people)."""
+    left_out: int = 0
+    """Rows that `limit` cut off."""
+
+    @property
+    def missing_source(self) -> int:
+        """Rows whose video is not in SOURCE."""
+        return sum(row.source is None for row in self.rows)
+
+    @property
+    def paths(self) -> list[str]:
+        """The distinct sources of all rows, sorted."""
+        return sorted({row.source for row in self.rows if row.source is not None})
+
+
+def build_catalog(
+    dataset: str,
+    source: Path,
+    metadata: Path | None = None,
+    limit: int | None = None,
+    *,
+    exclude: Iterable[Path] = (),
+) -> Catalog:
+    """Read a data set's metadata and find each clip's source.
+
+    Args:
+        dataset: `hdtf`, `celebv-hq`, `vfhq` or `folder`.
+        source: Folder with the downloaded videos.
+        metadata: Folder (or file) with the official metadata; default: `SOURCE/metadata`, then SOURCE itself.
+        limit: Keep this many rows: the first by key among those with a source, then among the others.
+        exclude: Folders to leave out, e.g. DATA when it lies inside SOURCE.
+
+    Raises:
+        ValueError: No such data set, folder or metadata, or two clips with one key.
+    """
+    adapter = adapter_of(dataset)
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit is {limit}; give 1 or more, or leave it out for all clips")
+    listing = list_source(source, is_unit_folder=adapter.is_unit_folder, exclude=exclude)
+    parsed = adapter.read(_find_metadata(adapter, source, metadata), listing)
+    rows = sorted(parsed.rows, key=lambda row: row.key)
+    for before, row in zip(rows, rows[1:], strict=False):
+        if before.key == row.key:
+            raise ValueError(
+                f"{dataset}: two clips have the key {row.key} (of {before.source_id} and {row.source_id}); "
+                "take one of them out of the metadata"
+            )
+    used = {row.source for row in rows if row.source is not None}
+    kept = rows
+    if limit is not None:
+        kept = sorted(sorted(rows, key=lambda row: (row.source is None, row.key))[:limit], key=lambda row: row.key)
+    return Catalog(
+        dataset=dataset,
+        rows=kept,
+        problems=[*parsed.problems, *(p for p in listing.problems if p not in parsed.problems)],
+        unused=tuple(display_path(path) for path in listing.unused(used)),
+        left_out=len(rows) - len(kept),
+    )
+
+
+def _find_metadata(adapter: Adapter, source: Path, metadata: Path | None) -> Path:
+    if adapter.has_metadata is None:
+        if metadata is not None:
+            raise ValueError(f"the data set {adapter.dataset} has no metadata; leave --metadata out")
+        return source
+    places = [metadata] if metadata is not None else [source / "metadata", source]
+    for place in places:
+        if place.exists() and adapter.has_metadata(place):
+            return place
+    looked = " or ".join(display_path(str(place)) for place in places)
+    raise ValueError(
+        f"no {adapter.dataset} metadata in {looked}; put {adapter.official_files} there, or name their place with --metadata"
+    )
+
+
+def write_catalog(storage: Storage, catalog: Catalog) -> str:
+    """Write the table; equal catalogs give equal bytes. Returns its path in the storage."""
+    records = [{**row.to_json(), "source": row.source and to_stored(row.source)} for row in catalog.rows]
+    extras = {
+        "problems": [asdict(problem) for problem in catalog.problems],
+        "unused": catalog.unused,
+        "left_out": catalog.left_out,
+    }
+    schema = CATALOG_SCHEMA.with_metadata({_EXTRAS: canonical_json(extras)})
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(records, schema=schema), sink, compression="zstd", version="2.6")
+    path = dataroot.catalog(catalog.dataset)
+    storage.write(path, sink.getvalue())
+    return path
+
+
+def read_catalog(storage: Storage, dataset: str) -> Catalog:
+    """Inverse of `write_catalog`; raises `ValueError` when there is none or it is of another schema."""
+    adapter_of(dataset)
+    path = dataroot.catalog(dataset)
+    try:
+        table = pq.read_table(io.BytesIO(storage.read(path)))
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"no catalog at {storage.describe(path)}; make it with `python -m ingest catalog --dataset {dataset}`"
+        ) from error
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{storage.describe(path)} is not a whole Parquet file ({error}); make it again") from error
+    extras = (table.schema.metadata or {}).get(_EXTRAS)
+    if extras is None or not table.schema.equals(CATALOG_SCHEMA):
+        raise ValueError(f"{storage.describe(path)} was made by another version; make it again")
+    rows = [
+        CatalogRow.from_json({**record, "source": record["source"] and from_stored(record["source"])})
+        for record in table.to_pylist()
+    ]
+    value = json.loads(extras)
+    return Catalog(
+        dataset=dataset,
+        rows=rows,
+        problems=[Problem(**problem) for problem in value["problems"]],
+        unused=tuple(value["unused"]),
+        left_out=value["left_out"],
+    )

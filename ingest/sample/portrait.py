@@ -1,0 +1,111 @@
+"""The portrait behind the embedded sample, and where its mouth, eyes and jaw are.
+
+The picture is NASA's official portrait of Eileen Collins (public domain), which scikit-image ships inside its wheel as
+`skimage.data.astronaut()`: nothing is downloaded. The contours below were measured once on that picture, in pixels of
+its 512 x 512 frame (pixel i covers [i, i + 1)), so that drawing the sample needs no landmark model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import skimage.data
+
+SIZE = 512
+TEXTURE_SCALE = 3
+"""The face is posed on a texture this many times finer than the picture, so that two samplings do not blur it."""
+
+Points = tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True)
+class Contour:
+    """A curve across the face with one y for each x; constant beyond its ends."""
+
+    points: Points
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """y of the contour at each `x`, any shape, picture pixels."""
+        known = np.array(self.points)
+        return np.interp(x, known[:, 0], known[:, 1])
+
+
+# Contours of the mouth, from the left of the picture to the right. The lips are parted by a smile: 6 px in the middle.
+UPPER_LIP_OUTER = Contour(
+    ((202.3, 139.2), (204.7, 138.9), (207.8, 138.9), (211.7, 139.1), (217.3, 139.4), (223.4, 140.6))
+    + ((229.7, 139.8), (235.2, 139.9), (239.2, 140.0), (242.2, 140.2), (244.5, 140.6))
+)
+UPPER_LIP_INNER = Contour(
+    ((203.9, 139.7), (206.4, 140.1), (209.4, 140.7), (213.1, 141.4), (217.7, 142.4), (223.3, 143.2))
+    + ((229.0, 142.8), (233.7, 142.2), (237.4, 141.7), (240.4, 141.4), (242.9, 141.1))
+)
+LOWER_LIP_INNER = Contour(
+    ((203.9, 139.7), (206.9, 142.9), (209.5, 145.1), (213.2, 147.1), (217.6, 148.4), (223.0, 149.2))
+    + ((228.3, 148.9), (233.0, 147.7), (236.7, 146.0), (239.5, 144.0), (242.9, 141.1))
+)
+LOWER_LIP_OUTER = Contour(
+    ((202.3, 139.2), (204.4, 143.4), (207.2, 147.5), (211.2, 151.3), (216.5, 153.7), (222.7, 154.7))
+    + ((229.1, 154.1), (234.4, 152.0), (238.7, 148.5), (242.0, 144.6), (244.5, 140.6))
+)
+JAW = Contour(
+    ((181.3, 128.8), (182.6, 139.8), (185.3, 149.0), (189.1, 156.1), (194.6, 162.7), (199.7, 167.7), (205.3, 172.3))
+    + ((212.2, 175.9), (221.4, 177.4), (230.7, 176.9), (238.0, 174.1), (244.1, 170.1), (249.7, 165.5))
+    + ((256.1, 159.4), (260.9, 152.7), (265.0, 143.9), (267.7, 133.3))
+)
+MOUTH_CENTRE = (223.4, 143.5)
+SMILE_GAP = 6.0
+"""Distance of the inner lips in the picture, pixels."""
+JAW_HALF_WIDTH = 44.0
+NOSE_BASE = 130.0
+COLLAR = 208.0
+
+
+@dataclass(frozen=True)
+class Eye:
+    """Lid edges of one eye."""
+
+    upper: Contour
+    lower: Contour
+
+    @property
+    def span(self) -> tuple[float, float]:
+        """x of the two corners."""
+        return self.upper.points[0][0], self.upper.points[-1][0]
+
+
+EYES = (
+    Eye(
+        upper=Contour(
+            ((195.3, 100.6), (196.1, 99.9), (197.2, 99.1), (199.2, 98.2), (202.6, 97.8), (206.1, 98.4))
+            + ((209.7, 100.1), (212.4, 102.3), (213.6, 103.6))
+        ),
+        lower=Contour(
+            ((195.3, 100.6), (196.7, 101.9), (198.3, 102.9), (200.7, 103.7), (204.2, 104.2), (207.6, 104.0))
+            + ((210.8, 103.8), (212.8, 103.8), (213.6, 103.6))
+        ),
+    ),
+    Eye(
+        upper=Contour(
+            ((236.4, 104.9), (237.8, 103.6), (240.6, 101.7), (244.3, 100.3), (248.1, 100.2), (251.4, 101.0))
+            + ((253.5, 102.2), (254.6, 103.1), (255.3, 103.8))
+        ),
+        lower=Contour(
+            ((236.4, 104.9), (237.3, 105.1), (239.2, 105.4), (242.3, 106.0), (245.9, 106.5), (249.4, 106.4))
+            + ((252.0, 105.8), (253.7, 105.0), (255.3, 103.8))
+        ),
+    ),
+)
+
+HEAD_CENTRE = (226.0, 112.0)
+NECK = (226.0, 188.0)
+"""Where the head turns."""
+
+
+def portrait_texture() -> np.ndarray:
+    """The picture, `[1536, 1536, 3]` uint8 RGB."""
+    picture = skimage.data.astronaut()
+    assert picture.shape == (SIZE, SIZE, 3), f"scikit-image's astronaut is {picture.shape}"
+    size = (SIZE * TEXTURE_SCALE, SIZE * TEXTURE_SCALE)
+    return cv2.resize(picture, size, interpolation=cv2.INTER_CUBIC)

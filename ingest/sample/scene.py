@@ -1,0 +1,119 @@
+"""The sample's clips: three framings of the talking portrait, one with no face, and one broken file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import cv2
+import numpy as np
+import skimage.data
+
+from ingest.sample import portrait as face
+from ingest.sample.expression import Expression, pose_face
+from ingest.sample.motion import View, head_motion, portrait_map
+from ingest.sample.movie import write_movie
+from ingest.sample.portrait import portrait_texture
+from ingest.sample.speech import Speech, synthesise
+from talkinghead.rng import generator
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """One talking clip."""
+
+    file: str
+    """Name of the file; its stem keys the clip's randomness."""
+    view: View
+    rate: Fraction
+    seconds: float
+    sample_rate: int
+    audio_codec: str = "aac"
+
+
+SCENES = (
+    Scene(
+        file="astronaut-close.mp4",
+        view=View(640, 480, zoom=2.4, x0=93, y0=12),
+        rate=Fraction(30),
+        seconds=5.0,
+        sample_rate=44_100,
+    ),
+    Scene(
+        file="astronaut-portrait.mkv",
+        view=View(720, 720, zoom=2.0, x0=46, y0=2),
+        rate=Fraction(25),
+        seconds=4.4,
+        sample_rate=48_000,
+        audio_codec="pcm_s16le",
+    ),
+    Scene(
+        file="astronaut-wide.mp4",
+        view=View(1280, 720, zoom=2.0, x0=(face.SIZE - 1280 / 2) / 2, y0=4),
+        rate=Fraction(30_000, 1001),
+        seconds=4.0,
+        sample_rate=48_000,
+    ),
+)
+NO_FACE = "coffee.mp4"
+BROKEN = "broken-download.mp4"
+
+
+def scene_frames(scene: Scene, speech: Speech, seed: int) -> Iterator[np.ndarray]:
+    """The frames of a talking clip, `[H, W, 3]` uint8 RGB. Frame k shows the middle of its interval."""
+    texture = portrait_texture()
+    view = scene.view
+    times = (np.arange(int(scene.seconds * scene.rate)) + 0.5) / float(scene.rate)
+    stress = speech.at(speech.stress(), times)
+    opening, rounding = speech.at(speech.opening, times), speech.at(speech.rounding, times)
+    motion = head_motion(seed, scene.file, times, stress)
+    backdrop = _backdrop(texture, view)
+    for frame in range(len(times)):
+        expression = Expression(opening=opening[frame], rounding=rounding[frame], blink=motion.blink[frame])
+        maps = portrait_map(view, motion, frame)
+        shown = cv2.remap(pose_face(texture, expression), *maps, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        if backdrop is not None:
+            left, right = (round((edge - view.x0) * view.zoom) for edge in (0, face.SIZE))
+            shown[:, :left], shown[:, right:] = backdrop[:, :left], backdrop[:, right:]
+        yield shown
+
+
+def _backdrop(texture: np.ndarray, view: View) -> np.ndarray | None:
+    """What fills the sides of a frame wider than the portrait: its blurred, darkened enlargement; None when it fits."""
+    if view.x0 >= 0 and view.x0 + view.width / view.zoom <= face.SIZE:
+        return None
+    square = cv2.resize(texture, (view.width, view.width), interpolation=cv2.INTER_AREA)
+    top = (view.width - view.height) // 2
+    blurred = cv2.GaussianBlur(square[top : top + view.height], (0, 0), view.width / 32)
+    return (blurred * 0.6).astype(np.uint8)
+
+
+def _coffee_frames(rate: int, seconds: float) -> Iterator[np.ndarray]:
+    """A slow pan and zoom over scikit-image's picture of a cup of coffee (CC0): nobody is in it."""
+    picture = skimage.data.coffee()
+    for frame in range(int(rate * seconds)):
+        share = frame / (rate * seconds)
+        zoom = 1.25 + 0.35 * share
+        corner = np.array([40.0 + 60 * share, 20.0 + 50 * share])
+        move = np.array([[zoom, 0, -zoom * corner[0]], [0, zoom, -zoom * corner[1]]])
+        yield cv2.warpAffine(picture, move, (640, 480), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+
+
+def write_sources(folder: Path, seed: int) -> list[Path]:
+    """Write every clip of the sample into `folder` and return the files in order."""
+    paths = []
+    for scene in SCENES:
+        speech = synthesise(seed, scene.file, scene.seconds, scene.sample_rate)
+        path = folder / scene.file
+        frames = scene_frames(scene, speech, seed)
+        write_movie(path, frames, scene.rate, speech.audio, scene.sample_rate, audio_codec=scene.audio_codec)
+        paths.append(path)
+    noise = generator(seed, "sample-room").standard_normal(3 * 44_100).astype(np.float32)
+    paths.append(folder / NO_FACE)
+    write_movie(paths[-1], _coffee_frames(25, 3.0), Fraction(25), 0.01 * noise, 44_100)
+    whole = paths[0].read_bytes()
+    paths.append(folder / BROKEN)
+    paths[-1].write_bytes(whole[: len(whole) * 2 // 3])  # the table of contents stands at the end, so it is lost
+    return paths

@@ -1,0 +1,168 @@
+"""What lies in SOURCE: every file, without opening any, and the lookup of a video by its name.
+
+Hidden files and folders are left out. Links are followed, each folder is read once: folders that are reached without
+a link come first, so a link back to a parent ends nowhere and a second way to a folder is listed as a problem.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from ingest.problem import Problem
+from ingest.stored_path import display_path
+
+VIDEO_SUFFIXES = (
+    *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".flv", ".wmv", ".ts", ".m2ts", ".mts"),
+    *(".mpg", ".mpeg", ".3gp", ".ogv", ".mxf"),
+)
+"""Containers of video, best first: where two files have the name of one video, the earlier suffix is taken."""
+
+BRACKETED_ID = re.compile(r"\[([A-Za-z0-9_-]{11})\]$")
+"""How yt-dlp names a file when it is not told otherwise: `Title [<YouTube id>].mp4`."""
+
+
+def has_video_suffix(name: str) -> bool:
+    """Whether a file name ends like a video container."""
+    return name.lower().endswith(VIDEO_SUFFIXES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceListing:
+    """The files below SOURCE, relative to it, with forward slashes; undecodable bytes as `surrogateescape`."""
+
+    files: tuple[str, ...]
+    """Regular files and broken links, sorted."""
+    unit_folders: tuple[str, ...] = ()
+    """Folders that are one input themselves (`x.mp4/`, a folder of frames), sorted; their content is not listed."""
+    problems: tuple[Problem, ...] = field(default=())
+
+    @cached_property
+    def _by_stem(self) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = defaultdict(list)
+        for path in (*self.videos, *self.unit_folders):
+            name = path.rpartition("/")[2]
+            stem = name[: name.rindex(".")] if has_video_suffix(name) else name
+            found[stem].append(path)
+            if match := BRACKETED_ID.search(stem):
+                found[match[1]].append(path)
+        return dict(found)
+
+    @cached_property
+    def videos(self) -> tuple[str, ...]:
+        """The files that are named like a video."""
+        return tuple(path for path in self.files if has_video_suffix(path))
+
+    def candidates(self, stem: str) -> list[str]:
+        """Videos and unit folders whose name without suffix is `stem`, best first (suffix, then path)."""
+        return sorted(self._by_stem.get(stem, ()), key=_preference)
+
+    def find(self, stems: Iterable[str]) -> tuple[str | None, tuple[str, ...]]:
+        """The first video that has one of the names, and a note when others would have fitted as well."""
+        for stem in stems:
+            found = self.candidates(stem)
+            if found:
+                others = [display_path(path) for path in found[1:]]
+                return found[0], ((f"also found and not used: {', '.join(others)}",) if others else ())
+        return None, ()
+
+    def unused(self, used: Collection[str]) -> tuple[str, ...]:
+        """Videos and unit folders that are not among `used`."""
+        return tuple(path for path in sorted((*self.videos, *self.unit_folders)) if path not in used)
+
+
+def _preference(path: str) -> tuple[int, str]:
+    lower = path.lower()
+    rank = next((i for i, suffix in enumerate(VIDEO_SUFFIXES) if lower.endswith(suffix)), len(VIDEO_SUFFIXES))
+    return rank, path
+
+
+def list_source(
+    source: Path, *, is_unit_folder: Callable[[str], bool] = has_video_suffix, exclude: Iterable[Path] = ()
+) -> SourceListing:
+    """List everything below SOURCE.
+
+    Args:
+        source: The folder; raises `ValueError` when it is not one.
+        is_unit_folder: By its name, whether a folder is one input itself.
+        exclude: Folders to leave out, e.g. DATA when it lies inside SOURCE.
+    """
+    if not source.is_dir():
+        what = "is not a folder" if source.exists() else "does not exist"
+        raise ValueError(f"SOURCE {display_path(str(source))} {what}; name the folder that holds the videos")
+    walk = _Walk(source, is_unit_folder, {path.resolve() for path in exclude})
+    walk.run()
+    return SourceListing(
+        files=tuple(sorted(walk.files)),
+        unit_folders=tuple(sorted(walk.unit_folders)),
+        problems=tuple(sorted(walk.problems, key=lambda problem: problem.file)),
+    )
+
+
+class _Walk:
+    """One pass over SOURCE: real folders first, then linked ones, in sorted order."""
+
+    def __init__(self, source: Path, is_unit_folder: Callable[[str], bool], exclude: set[Path]) -> None:
+        self.source = str(source)
+        self.is_unit_folder = is_unit_folder
+        self.exclude = exclude
+        self.files: list[str] = []
+        self.unit_folders: list[str] = []
+        self.problems: list[Problem] = []
+        self._seen: set[tuple[int, int]] = set()
+        self._links: list[str] = []
+
+    def run(self) -> None:
+        pending = [""]
+        while pending or self._links:
+            if not pending:
+                self._links.sort(reverse=True)
+                pending.append(self._links.pop())
+            pending.extend(self._read_folder(pending.pop()))
+
+    def _problem(self, path: str, message: str) -> None:
+        self.problems.append(Problem(file=display_path(path) or ".", message=message))
+
+    def _read_folder(self, folder: str) -> list[str]:
+        """Note the files of one folder; return its real sub-folders, last first."""
+        full = os.path.join(self.source, folder)  # noqa: PTH118 - a name may be undecodable or end in a blank
+        try:
+            status = os.stat(full)  # noqa: PTH116
+            if (status.st_dev, status.st_ino) in self._seen:
+                self._problem(folder, "a link to a folder that is read under another name; not read again")
+                return []
+            self._seen.add((status.st_dev, status.st_ino))
+            if self.exclude and Path(full).resolve() in self.exclude:
+                return []
+            with os.scandir(full) as entries:
+                found = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda e: e.name)
+        except OSError as error:
+            self._problem(folder, f"folder cannot be read: {error.strerror}")
+            return []
+        return [path for entry in reversed(found) if (path := self._place(folder, entry)) is not None]
+
+    def _place(self, folder: str, entry: os.DirEntry[str]) -> str | None:
+        """Put one entry where it belongs; its path when it is a real folder to go into."""
+        path = f"{folder}/{entry.name}" if folder else entry.name
+        try:
+            mode = entry.stat().st_mode
+        except OSError:  # a broken link, or a link to itself: an input that cannot be opened
+            self.files.append(path)
+            return None
+        if stat.S_ISREG(mode):
+            self.files.append(path)
+        elif not stat.S_ISDIR(mode):
+            self._problem(path, "neither a file nor a folder (a pipe, socket or device); not opened")
+        elif self.is_unit_folder(entry.name):
+            self.unit_folders.append(path)
+        elif entry.is_symlink():
+            self._links.append(path)
+        else:
+            return path
+        return None

@@ -1,0 +1,99 @@
+"""Ingest as units: one per catalog row whose source is there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from ingest.settings import IngestSettings
+from orchestration.unit import Output, Unit
+from talkinghead.face.model import FaceModel
+from talkinghead.provenance import library_versions, provenance_key
+from talkinghead.schema import CatalogRow
+from talkinghead.storage import Storage
+
+if TYPE_CHECKING:
+    from ingest.source_folder import Fingerprint
+
+JOB = "ingest"
+VERSION = 1
+LIBRARIES = ("av", "opencv-contrib-python", "numpy", "ai-edge-litert")
+_WHOLE_FILE_LIMIT_S = 1800.0
+
+
+def plan_ingest(
+    rows: Sequence[CatalogRow],
+    fingerprints: Mapping[str, Fingerprint],
+    source: str,
+    settings: IngestSettings,
+    model: FaceModel,
+    time_limit_s: float | None,
+) -> list[Unit]:
+    """Units for the rows that have a source, in key order."""
+    libraries = library_versions(*LIBRARIES)
+    units = []
+    for row in sorted(rows, key=lambda row: row.key):
+        if row.source is None:
+            continue
+        content = fingerprints[row.source]
+        pkey = provenance_key(
+            JOB,
+            VERSION,
+            parameters=settings,
+            inputs={"row": row, "content": content.sha256 or "unreadable"},
+            models={"detector": model.sha256},
+            libraries=libraries,
+        )
+        units.append(
+            Unit(
+                job=JOB,
+                key=row.key,
+                pkey=pkey,
+                function="orchestration.jobs.ingest:run",
+                payload={
+                    "row": row.to_json(),
+                    "source": source,
+                    "settings": asdict(settings),
+                    "model_sha256": model.sha256,
+                },
+                source=row.source,
+                time_limit_s=time_limit_s or _time_limit(row),
+            )
+        )
+    return units
+
+
+def _time_limit(row: CatalogRow) -> float:
+    if row.end_s is None:
+        return _WHOLE_FILE_LIMIT_S
+    # Decoding starts at a keyframe before the interval; ten times real time covers 1080p on a slow core.
+    return 120.0 + 10.0 * (row.end_s - (row.start_s or 0.0))
+
+
+def run(storage: Storage, unit: Unit) -> Output:
+    """Cut and crop one clip of the catalog."""
+    from ingest.clip import ingest_clip
+    from orchestration.jobs.face import pin_threads, planned_detector
+    from orchestration.records import RejectedPiece
+
+    pin_threads()
+    row = CatalogRow.from_json(unit.payload["row"])
+    assert row.source is not None
+    settings = IngestSettings(**unit.payload["settings"])
+    detector = planned_detector(unit.payload["model_sha256"])
+    with Storage(unit.payload["source"]).local_copy(row.source) as path:
+        pieces = ingest_clip(row, path, settings, detector, unit.pkey)
+    output = Output(details=_about(row))
+    for piece in pieces:
+        if piece.contents is not None:
+            output.contents.append((piece.key, piece.num_frames, dict(piece.contents)))
+        elif piece.rejection is not None:
+            output.rejected.append(RejectedPiece(key=piece.key, rejection=piece.rejection))
+    return output
+
+
+def _about(row: CatalogRow) -> dict[str, Any]:
+    """What the index and the report need to know of the clip, so that they read no media."""
+    names = ("dataset", "source_id", "source", "person", "split_group", "licence", "terms_url", "start_s", "end_s")
+    return {name: getattr(row, name) for name in names}

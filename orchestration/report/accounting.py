@@ -1,0 +1,269 @@
+"""Accounting: every input ends as exactly one of sample, rejected or quarantined, or is still pending.
+
+An input is a catalog row. Ingest makes pieces of it (one, unless the clip was split at cuts); annotation, packing and
+the filters then judge each piece. An input is
+
+    sample       when at least one of its pieces is kept;
+    pending      when none is kept yet and a unit of it has neither a commit nor a quarantine record, or is not packed;
+    quarantined  when its ingest failed, or the annotation of at least one piece failed and no other piece is kept;
+    rejected     when all its pieces were judged and none is kept. Reason and score are those of the piece that came
+                 furthest, of the longest among them.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from orchestration.records import QuarantineRecord, RejectedPiece, SampleRecord, UnitRecord
+from orchestration.report.state import RunState
+from talkinghead.schema import CatalogRow, SampleIndex
+
+Fate = Literal["sample", "rejected", "quarantined", "pending"]
+FATES: tuple[Fate, ...] = ("sample", "rejected", "quarantined", "pending")
+Stage = Literal["source", "ingest", "annotate", "pack", "filter"]
+STAGES: tuple[Stage, ...] = ("source", "ingest", "annotate", "pack", "filter")
+"""In the order in which an input passes them; an outcome names the one that decided it."""
+
+MISSING_SOURCE = "missing_source"
+CSV_HEADER = ("input", "key", "outcome", "reason", "score", "keys")
+_EXAMPLES = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class PieceOutcome:
+    """What became of one piece of a clip."""
+
+    key: str
+    fate: Fate
+    stage: Stage
+    reason: str | None = None
+    """Rejection reason, or quarantine cause."""
+    score: float | None = None
+    detail: str = ""
+    frames: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputOutcome:
+    """What became of one catalog row."""
+
+    row: CatalogRow
+    fate: Fate
+    stage: Stage
+    reason: str | None = None
+    score: float | None = None
+    detail: str = ""
+    pieces: tuple[PieceOutcome, ...] = ()
+
+    @property
+    def keys(self) -> list[str]:
+        """Keys of the kept samples made of this input."""
+        return [piece.key for piece in self.pieces if piece.fate == "sample"]
+
+    @property
+    def input(self) -> str:
+        """Data set, source file and interval, e.g. `hdtf:videos/a.mp4@12.5-20`."""
+        return input_name(self.row)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FunnelStage:
+    """Inputs that passed one stage, and why others did not."""
+
+    stage: Stage
+    passed: int
+    lost: dict[tuple[Fate, str], int]
+    """(fate, reason) → inputs that ended here, most frequent first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accounting:
+    """The outcome of all inputs, and what does not add up."""
+
+    inputs: list[InputOutcome]
+    errors: list[str] = field(default_factory=list)
+
+    @property
+    def pieces(self) -> list[PieceOutcome]:
+        """The pieces of all inputs."""
+        return [piece for outcome in self.inputs for piece in outcome.pieces]
+
+    def by_fate(self) -> dict[str, int]:
+        """Fate → inputs; all four are there."""
+        counts = Counter(outcome.fate for outcome in self.inputs)
+        return {fate: counts[fate] for fate in FATES}
+
+    def reasons(self, fate: Fate) -> dict[str, int]:
+        """Reason or cause → inputs of this fate, most frequent first."""
+        return count_reasons(self.inputs, fate)
+
+    def funnel(self) -> list[FunnelStage]:
+        """Stage by stage, how many inputs are left and why the others ended; losses and rest add up to the inputs."""
+        left = len(self.inputs)
+        funnel = []
+        for stage in STAGES:
+            ended = Counter(
+                (outcome.fate, outcome.reason or outcome.fate)
+                for outcome in self.inputs
+                if outcome.stage == stage and outcome.fate != "sample"
+            )
+            left -= ended.total()
+            if stage != "pack" or ended:
+                ranked = sorted(ended.items(), key=lambda item: (-item[1], item[0]))
+                funnel.append(FunnelStage(stage=stage, passed=left, lost=dict(ranked)))
+        return funnel
+
+    def csv(self) -> bytes:
+        """`inputs.csv`: one line per input."""
+        text = io.StringIO(newline="")
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(CSV_HEADER)
+        for outcome in self.inputs:
+            score = "" if outcome.score is None else f"{outcome.score:.6g}"
+            row = (outcome.input, outcome.row.key, outcome.fate, outcome.reason or "", score, " ".join(outcome.keys))
+            writer.writerow(row)
+        return text.getvalue().encode("utf-8", "backslashreplace")
+
+
+def count_reasons(outcomes: Iterable[InputOutcome | PieceOutcome], fate: Fate) -> dict[str, int]:
+    """Reason → number of outcomes of this fate, most frequent first."""
+    counts = Counter(outcome.reason or "unknown" for outcome in outcomes if outcome.fate == fate)
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def input_name(row: CatalogRow) -> str:
+    """Data set, source (file, else URL, else the data set's own name) and the interval in seconds."""
+    name = f"{row.dataset}:{row.source or row.url or row.source_id}"
+    if row.start_s is None and row.end_s is None:
+        return name
+    ends = ["" if end is None else f"{end:.10g}" for end in (row.start_s, row.end_s)]
+    return f"{name}@{'-'.join(ends)}"
+
+
+def account(state: RunState) -> Accounting:
+    """Give every input of a run its outcome, and list everything that does not add up."""
+    index = {row.key: row for row in state.index}
+    inputs = [_input_outcome(row, state, index) for row in state.catalog]
+    return Accounting(inputs=inputs, errors=_contradictions(state, inputs, index))
+
+
+def _input_outcome(row: CatalogRow, state: RunState, index: dict[str, SampleIndex]) -> InputOutcome:
+    if row.source is None:
+        return InputOutcome(row=row, fate="rejected", stage="source", reason=MISSING_SOURCE)
+    ingested = state.ingest.get(row.key)
+    if ingested is None:
+        return InputOutcome(row=row, fate="pending", stage="ingest")
+    if isinstance(ingested, QuarantineRecord):
+        last = ingested.attempts[-1]
+        return InputOutcome(row=row, fate="quarantined", stage="ingest", reason=ingested.cause, detail=last.message)
+    pieces = [_rejected_piece(piece, "ingest") for piece in ingested.rejected]
+    pieces += [_piece_outcome(sample, state, index) for sample in ingested.samples]
+    if not pieces:
+        return InputOutcome(
+            row=row, fate="rejected", stage="ingest", reason="nothing_put_out", detail="the record lists no piece"
+        )
+    decisive = _decisive(pieces)
+    return InputOutcome(
+        row=row,
+        fate=decisive.fate,
+        stage=decisive.stage,
+        reason=decisive.reason,
+        score=decisive.score,
+        detail=decisive.detail,
+        pieces=tuple(pieces),
+    )
+
+
+def _piece_outcome(sample: SampleRecord, state: RunState, index: dict[str, SampleIndex]) -> PieceOutcome:
+    """What became of a piece that ingest put out."""
+    annotated = state.annotate.get(sample.key)
+    frames = sample.num_frames
+    if annotated is None:
+        return PieceOutcome(key=sample.key, fate="pending", stage="annotate", frames=frames)
+    if isinstance(annotated, QuarantineRecord):
+        return PieceOutcome(
+            key=sample.key,
+            fate="quarantined",
+            stage="annotate",
+            reason=annotated.cause,
+            detail=annotated.attempts[-1].message,
+            frames=frames,
+        )
+    if annotated.rejected and not annotated.samples:
+        return _rejected_piece(annotated.rejected[0], "annotate", frames)
+    row = index.get(sample.key)
+    if row is None:
+        return PieceOutcome(key=sample.key, fate="pending", stage="pack", frames=frames)
+    if row.keep:
+        return PieceOutcome(key=sample.key, fate="sample", stage="filter", frames=row.num_frames)
+    return PieceOutcome(
+        key=sample.key,
+        fate="rejected",
+        stage="filter",
+        reason=row.reason,
+        score=row.reason_score,
+        frames=row.num_frames,
+    )
+
+
+def _rejected_piece(piece: RejectedPiece, stage: Stage, frames: int = 0) -> PieceOutcome:
+    rejection = piece.rejection
+    return PieceOutcome(
+        key=piece.key,
+        fate="rejected",
+        stage=stage,
+        reason=rejection.reason,
+        score=rejection.score,
+        detail=rejection.detail,
+        frames=frames,
+    )
+
+
+def _decisive(pieces: list[PieceOutcome]) -> PieceOutcome:
+    """The piece whose outcome the input takes; of equals the first."""
+    rank: dict[Fate, int] = {"sample": 3, "pending": 2, "quarantined": 1, "rejected": 0}
+    return max(pieces, key=lambda piece: (rank[piece.fate], STAGES.index(piece.stage), piece.frames))
+
+
+def _contradictions(state: RunState, inputs: list[InputOutcome], index: dict[str, SampleIndex]) -> list[str]:
+    """What the records, the catalogs and the index say against each other."""
+    errors: list[str] = []
+
+    def check(keys: Iterable[str], message: str) -> None:
+        if found := sorted(set(keys)):
+            shown = ", ".join(found[:_EXAMPLES]) + (", …" if len(found) > _EXAMPLES else "")
+            errors.append(f"{len(found)} {message}: {shown}")
+
+    clips = Counter(row.key for row in state.catalog)
+    ingested = {key: record for key, record in state.ingest.items() if record is not None}
+    samples = [sample for record in ingested.values() if isinstance(record, UnitRecord) for sample in record.samples]
+    made = Counter(sample.key for sample in samples)
+    frames = {sample.key: sample.num_frames for sample in samples}
+    kept = {piece.key for outcome in inputs for piece in outcome.pieces if piece.fate == "sample"}
+
+    check(_repeated(clips), "clip keys stand more than once in the catalogs")
+    check(ingested.keys() - clips.keys(), "ingest records belong to no catalog row")
+    check(_repeated(made), "samples were put out by more than one clip")
+    annotated = {key for key, record in state.annotate.items() if record is not None}
+    check(annotated - made.keys(), "annotation records belong to no sample that ingest put out")
+    check(_repeated(Counter(row.key for row in state.index)), "samples stand more than once in the index")
+    check(index.keys() - made.keys(), "samples in the index come from no input")
+    check((row.key for row in state.index if row.keep and row.key not in kept), "kept samples have no finished unit")
+    check(
+        (key for key, row in index.items() if row.num_frames != frames.get(key, row.num_frames)),
+        "samples have another number of frames in the index than ingest put out",
+    )
+    check(
+        (outcome.row.key for outcome in inputs if outcome.reason == "nothing_put_out"),
+        "ingest records list neither a sample nor a rejected piece",
+    )
+    return errors
+
+
+def _repeated(counts: Counter[str]) -> list[str]:
+    return [key for key, count in counts.items() if count > 1]

@@ -1,0 +1,201 @@
+"""Pictures of samples for the report: a frame with the mesh drawn on it, a strip of frames, the sound's envelope."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import wave
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+
+import cv2
+import numpy as np
+
+from orchestration.report.members import quality_field, read_column, read_media
+from talkinghead.media.clip import decode_window
+from talkinghead.schema import SampleIndex
+from talkinghead.storage import Storage
+from talkinghead.timebase import FPS
+
+TILE_HEIGHT = 288
+STRIP_FRAMES = 8
+STRIP_HEIGHT = 120
+ENVELOPE_BINS = 240
+_WEBP_QUALITY = 74
+_SUBPIXEL = 4  # OpenCV draws at 1/16 pixel
+_MESH_COLOUR = (120, 235, 215)
+_LINE_COLOURS = {
+    "FACE_OVAL": (255, 255, 255),
+    "LEFT_EYE": (120, 220, 255),
+    "RIGHT_EYE": (120, 220, 255),
+    "LEFT_EYEBROW": (120, 220, 255),
+    "RIGHT_EYEBROW": (120, 220, 255),
+    "LEFT_IRIS": (255, 225, 120),
+    "RIGHT_IRIS": (255, 225, 120),
+    "LIPS": (255, 130, 150),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """An image as a data URI, and its size in pixels."""
+
+    uri: str
+    width: int
+    height: int
+
+    @classmethod
+    def of(cls, image: np.ndarray) -> Picture:
+        """Encode RGB uint8 `[H, W, 3]` as WebP."""
+        done, data = cv2.imencode(
+            ".webp", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_WEBP_QUALITY, _WEBP_QUALITY]
+        )
+        assert done
+        text = base64.b64encode(data.tobytes()).decode()
+        return cls(uri=f"data:image/webp;base64,{text}", width=image.shape[1], height=image.shape[0])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tile:
+    """One sample of the contact sheet."""
+
+    row: SampleIndex
+    picture: Picture
+    frame: int
+    """Number of the frame shown."""
+    has_face: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Strip:
+    """One sample over its time."""
+
+    row: SampleIndex
+    picture: Picture
+    """`STRIP_FRAMES` frames side by side."""
+    seconds: float
+    mouth_opening: np.ndarray
+    """`[F]`"""
+    yaw_deg: np.ndarray
+    """`[F]`"""
+    envelope: np.ndarray
+    """`[N]` peaks of the sound, 0 .. 1."""
+
+
+def choose(rows: Iterable[SampleIndex], most: int) -> list[SampleIndex]:
+    """Up to `most` rows, spread over the split groups and otherwise by the hash of their key."""
+    groups: dict[tuple[str, str], list[SampleIndex]] = defaultdict(list)
+    for row in rows:
+        groups[row.dataset, row.split_group].append(row)
+    ranked = []
+    for members in groups.values():
+        members.sort(key=lambda row: _digest(row.key))
+        ranked += [(place, _digest(row.key), row.key, row) for place, row in enumerate(members[:most])]
+    ranked.sort(key=lambda entry: entry[:3])
+    return [entry[3] for entry in ranked[:most]]
+
+
+def contact_tile(storage: Storage, version: str, row: SampleIndex) -> Tile:
+    """The middle frame (of those with a face) with mesh and contours drawn on it.
+
+    Raises:
+        ValueError: Media or annotation cannot be decoded.
+        OSError, EOFError: A shard cannot be read.
+    """
+    frame, points = row.num_frames // 2, None
+    if row.annotation:
+        with_face = np.flatnonzero(read_column(storage, version, row, "valid"))
+        if len(with_face):
+            frame = int(with_face[np.abs(with_face - frame).argmin()])
+            points = read_column(storage, version, row, "landmarks")[frame]
+    image = _scaled(decode_window(read_media(storage, row, "mp4"), frame, 1)[0], TILE_HEIGHT)
+    if points is not None:
+        image = draw_mesh(image, points)
+    return Tile(row=row, picture=Picture.of(image), frame=frame, has_face=points is not None)
+
+
+def clip_strip(storage: Storage, version: str, row: SampleIndex) -> Strip:
+    """Frames, mouth, head and sound of one sample over time. Raises as `contact_tile` does."""
+    mp4 = read_media(storage, row, "mp4")
+    middles = ((np.arange(STRIP_FRAMES) + 0.5) * row.num_frames / STRIP_FRAMES).astype(int)
+    frames = [_scaled(decode_window(mp4, int(frame), 1)[0], STRIP_HEIGHT) for frame in middles]
+    quality = read_column(storage, version, row, "quality")
+    return Strip(
+        row=row,
+        picture=Picture.of(np.concatenate(frames, axis=1)),
+        seconds=row.num_frames / FPS,
+        mouth_opening=quality_field(quality, "mouth_opening"),
+        yaw_deg=quality_field(quality, "yaw_deg"),
+        envelope=sound_envelope(read_media(storage, row, "wav")),
+    )
+
+
+def sound_envelope(wav: bytes, bins: int = ENVELOPE_BINS) -> np.ndarray:
+    """Peak of the absolute value in each of `bins` stretches of a 16-bit mono sound, `[bins]` of 0 .. 1.
+
+    Raises:
+        ValueError: Not such a sound.
+    """
+    try:
+        with wave.open(io.BytesIO(wav)) as sound:
+            if (sound.getsampwidth(), sound.getnchannels()) != (2, 1):
+                raise ValueError(f"{8 * sound.getsampwidth()} bit, {sound.getnchannels()} channels; expected 16 bit, 1")
+            samples = np.frombuffer(sound.readframes(sound.getnframes()), "<i2")
+    except (wave.Error, EOFError) as error:
+        raise ValueError(f"no readable WAV: {error}") from error
+    if not samples.size:
+        return np.zeros(0)
+    starts = np.linspace(0, samples.size, min(bins, samples.size), endpoint=False).astype(int)
+    return np.maximum.reduceat(np.abs(samples.astype(np.float32)), starts) / 32768
+
+
+def draw_mesh(image: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Draw one frame's landmarks over a dimmed copy of it.
+
+    Args:
+        image: RGB uint8 `[H, W, 3]`.
+        points: `[468 or 478, ≥ 2]` x/width, y/height; lines to NaN points are left out.
+    """
+    height, width = image.shape[:2]
+    pixels = points[:, :2] * (width, height)
+    mesh, lines = _connections()
+    under = image.copy()
+    _draw(under, pixels, mesh, _MESH_COLOUR)
+    result = cv2.addWeighted(image, 0.58, under, 0.42, 0)
+    for name, pairs in lines.items():
+        _draw(result, pixels, pairs, _LINE_COLOURS[name])
+    return result
+
+
+def _draw(image: np.ndarray, pixels: np.ndarray, pairs: np.ndarray, colour: tuple[int, int, int]) -> None:
+    pairs = pairs[(pairs < len(pixels)).all(axis=1)]
+    ends = pixels[pairs]  # [N, 2, 2]
+    limit = 4 * max(image.shape)  # far outside the picture; keeps the fixed-point numbers small
+    ends = ends[(np.abs(np.nan_to_num(ends, nan=np.inf)) < limit).all(axis=(1, 2))]
+    fixed = np.rint((ends - 0.5) * (1 << _SUBPIXEL)).astype(np.int32)
+    cv2.polylines(image, list(fixed), False, colour, 1, cv2.LINE_AA, _SUBPIXEL)
+
+
+@cache
+def _connections() -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Pairs of landmark numbers: the mesh's edges, each once, and the contours by name."""
+    from mediapipe.tasks.python.vision import FaceLandmarksConnections
+
+    def pairs(name: str) -> np.ndarray:
+        connections = getattr(FaceLandmarksConnections, f"FACE_LANDMARKS_{name}")
+        found = {(min(line.start, line.end), max(line.start, line.end)) for line in connections}
+        return np.array(sorted(found))
+
+    return pairs("TESSELATION"), {name: pairs(name) for name in _LINE_COLOURS}
+
+
+def _scaled(image: np.ndarray, height: int) -> np.ndarray:
+    width = max(1, round(image.shape[1] * height / image.shape[0]))
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode()).digest()

@@ -1,0 +1,258 @@
+"""The numbers of the report: what `report.json` holds.
+
+report_version          1
+annotation_version      version reported on
+previous_version        version compared with, or null
+model_sha256            of the landmark model; null when nothing is annotated
+model_sha256s           all of them, when several made the annotations
+engines                 landmark engines that made them
+inputs                  catalog rows of all data sets
+inputs_by_outcome       {sample, rejected, quarantined, pending}: inputs; they add up to `inputs`
+rejected                {reason: inputs}
+quarantined             {cause: inputs}
+pending                 inputs without an outcome yet; 0 after a finished run
+samples                 kept samples; one input may give several (its pieces)
+pieces                  {total, sample, rejected, quarantined, pending, rejected_reasons, quarantined_causes}: the
+                        same account by piece; an input that gave none is not in it
+funnel                  [{stage, passed, lost: [{outcome, reason, inputs}]}]
+frames, hours           of the kept samples, at 25 frames per second
+frames_indexed          of all samples in the index, kept or not
+persons                 different persons among the kept samples, as far as the metadata names them
+split_groups            different split groups among the kept samples
+splits                  {split: {samples, frames, hours, persons, split_groups}}, kept samples
+datasets                {dataset: {inputs, sample, rejected, quarantined, pending, samples, frames, hours}}
+licences                [{licence, terms_urls, datasets, inputs, samples, hours}]
+shards                  media shards
+bytes_media             of the media shards
+bytes_annotation        of the annotation shards of this version
+bytes_per_frame         {member: bytes}, over all samples in the index that have the member
+jobs                    {job: {units, frames, seconds, cpu_seconds, wall_seconds, frames_per_second,
+                        cpu_ms_per_frame, retried}}; `seconds` are summed over workers, `wall_seconds` are null
+                        when unknown, and `frames_per_second` is then that of one worker
+settings                how the annotations were made and filtered, as the data set records it
+difference              against the version before (see `VersionDifference.to_json`), or null
+errors                  everything that does not add up; empty when all is well
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+from orchestration.records import UnitRecord
+from orchestration.report.accounting import FATES, Accounting, count_reasons
+from orchestration.report.diff import VersionDifference
+from orchestration.report.state import INGEST_JOB, PACK_MEDIA_JOB, RunState, annotate_job, pack_job
+from shards.manifest import DatasetManifest, ShardEntry
+from talkinghead.schema import SPLITS, SampleIndex, annotation_shard_name, media_shard_name
+from talkinghead.storage import Storage
+from talkinghead.timebase import FPS
+
+REPORT_VERSION = 1
+
+
+def summarise(
+    storage: Storage,
+    state: RunState,
+    accounting: Accounting,
+    manifest: DatasetManifest | None,
+    difference: VersionDifference | None,
+) -> dict[str, Any]:
+    """The value of `report.json`; see the module's text for its fields.
+
+    Args:
+        storage: DATA; only the sizes of shards are asked for.
+        state: The run.
+        accounting: Of the same state.
+        manifest: `DATASET.json`; None before the first packing.
+        difference: Against the version before.
+    """
+    kept = [row for row in state.index if row.keep]
+    models = _details(state, "model_sha256")
+    media, annotation, shard_errors = _shard_sizes(storage, state, manifest)
+    pieces = accounting.pieces
+    fates = {fate: sum(piece.fate == fate for piece in pieces) for fate in FATES}
+    funnel = [
+        {
+            "stage": stage.stage,
+            "passed": stage.passed,
+            "lost": [{"outcome": fate, "reason": why, "inputs": n} for (fate, why), n in stage.lost.items()],
+        }
+        for stage in accounting.funnel()
+    ]
+    by_fate = accounting.by_fate()
+    return {
+        "report_version": REPORT_VERSION,
+        "annotation_version": state.version,
+        "previous_version": state.previous_version,
+        "model_sha256": models[0] if models else None,
+        "model_sha256s": models,
+        "engines": _details(state, "engine"),
+        "inputs": len(accounting.inputs),
+        "inputs_by_outcome": by_fate,
+        "rejected": accounting.reasons("rejected"),
+        "quarantined": accounting.reasons("quarantined"),
+        "pending": by_fate["pending"],
+        "samples": len(kept),
+        "pieces": {
+            "total": len(pieces),
+            **fates,
+            "rejected_reasons": count_reasons(pieces, "rejected"),
+            "quarantined_causes": count_reasons(pieces, "quarantined"),
+        },
+        "funnel": funnel,
+        **_size(kept),
+        "frames_indexed": sum(row.num_frames for row in state.index),
+        **_people(kept),
+        "splits": {split: _split([row for row in kept if row.split == split]) for split in SPLITS},
+        "datasets": _datasets(accounting, kept),
+        "licences": _licences(state, kept),
+        "shards": len({row.shard for row in state.index}),
+        "bytes_media": media,
+        "bytes_annotation": annotation,
+        "bytes_per_frame": _bytes_per_frame(state.index),
+        "jobs": job_speeds(state),
+        "settings": _settings(manifest, state),
+        "difference": difference.to_json() if difference else None,
+        "errors": accounting.errors + shard_errors + _split_errors(state.index),
+    }
+
+
+def job_speeds(state: RunState) -> dict[str, dict[str, Any]]:
+    """Per job, in the order in which they run: units, time and speed, from the commit records."""
+    annotate, pack = annotate_job(state.version), pack_job(state.version)
+    records: dict[str, list[UnitRecord]] = {name: [] for name in (INGEST_JOB, annotate, PACK_MEDIA_JOB, pack)}
+    units: list[Any] = [*state.ingest.values(), *state.annotate.values(), *state.pack]
+    for record in units:
+        if isinstance(record, UnitRecord):
+            records.setdefault(record.job, []).append(record)
+    return {name: _speed(done, state.wall_seconds.get(name)) for name, done in records.items() if done}
+
+
+def _speed(records: list[UnitRecord], wall_seconds: float | None) -> dict[str, Any]:
+    frames = sum(record.frames for record in records)
+    seconds = sum(record.seconds for record in records)
+    cpu_seconds = sum(record.cpu_seconds for record in records)
+    clock = wall_seconds or seconds
+    return {
+        "units": len(records),
+        "frames": frames,
+        "seconds": round(seconds, 3),
+        "cpu_seconds": round(cpu_seconds, 3),
+        "wall_seconds": wall_seconds,
+        "frames_per_second": round(frames / clock, 2) if clock and frames else None,
+        "cpu_ms_per_frame": round(1000 * cpu_seconds / frames, 3) if frames else None,
+        "retried": sum(record.attempts > 1 for record in records),
+    }
+
+
+def _size(rows: Iterable[SampleIndex]) -> dict[str, Any]:
+    frames = sum(row.num_frames for row in rows)
+    return {"frames": frames, "hours": round(frames / FPS / 3600, 6)}
+
+
+def _people(rows: Iterable[SampleIndex]) -> dict[str, int]:
+    pairs = [(row.dataset, row.person, row.split_group) for row in rows]
+    persons = {(dataset, person) for dataset, person, _ in pairs if person is not None}
+    return {"persons": len(persons), "split_groups": len({(dataset, group) for dataset, _, group in pairs})}
+
+
+def _split(rows: list[SampleIndex]) -> dict[str, Any]:
+    return {"samples": len(rows), **_size(rows), **_people(rows)}
+
+
+def _datasets(accounting: Accounting, kept: list[SampleIndex]) -> dict[str, Any]:
+    counts: dict[str, dict[str, int]] = defaultdict(lambda: dict.fromkeys(("inputs", *FATES), 0))
+    for outcome in accounting.inputs:
+        counts[outcome.row.dataset]["inputs"] += 1
+        counts[outcome.row.dataset][outcome.fate] += 1
+    rows: dict[str, list[SampleIndex]] = defaultdict(list)
+    for row in kept:
+        rows[row.dataset].append(row)
+    return {name: {**counts[name], "samples": len(rows[name]), **_size(rows[name])} for name in sorted(counts)}
+
+
+def _licences(state: RunState, kept: list[SampleIndex]) -> list[dict[str, Any]]:
+    inputs: dict[str, int] = defaultdict(int)
+    urls: dict[str, set[str]] = defaultdict(set)
+    datasets: dict[str, set[str]] = defaultdict(set)
+    for row in state.catalog:
+        inputs[row.licence] += 1
+        datasets[row.licence].add(row.dataset)
+        if row.terms_url:
+            urls[row.licence].add(row.terms_url)
+    rows: dict[str, list[SampleIndex]] = defaultdict(list)
+    for row in kept:
+        rows[row.licence].append(row)
+    return [
+        {
+            "licence": name,
+            "terms_urls": sorted(urls[name]),
+            "datasets": sorted(datasets[name]),
+            "inputs": inputs[name],
+            "samples": len(rows[name]),
+            "hours": _size(rows[name])["hours"],
+        }
+        for name in sorted(inputs.keys() | rows.keys(), key=lambda name: (-len(rows[name]), name))
+    ]
+
+
+def _bytes_per_frame(index: list[SampleIndex]) -> dict[str, float]:
+    sizes: dict[str, int] = defaultdict(int)
+    frames: dict[str, int] = defaultdict(int)
+    for row in index:
+        for member in (*row.media, *row.annotation):
+            sizes[member.suffix] += member.size
+            frames[member.suffix] += row.num_frames
+    return {name: round(sizes[name] / frames[name], 2) for name in sorted(sizes) if frames[name]}
+
+
+def _shard_sizes(storage: Storage, state: RunState, manifest: DatasetManifest | None) -> tuple[int, int, list[str]]:
+    """Bytes of the media and of the annotation shards as they stand in DATA, and what is wrong with them."""
+    committed: dict[str, ShardEntry] = {}
+    if manifest:
+        entries = [entry for made in manifest.annotations for entry in made.shards if made.version == state.version]
+        committed = {entry.name: entry for entry in (*manifest.media, *entries)}
+    numbers = sorted({row.shard for row in state.index})
+    names = {
+        "media": [media_shard_name(number) for number in numbers],
+        "annotation": [annotation_shard_name(state.version, number) for number in numbers],
+    }
+    totals, errors = dict.fromkeys(names, 0), []
+    for archive, shards in names.items():
+        for name in shards:
+            size = storage.size(name)
+            totals[archive] += size or 0
+            if size is None:
+                errors.append(f"{name} is in the index, but not in DATA")
+            elif name in committed and committed[name].size != size:
+                errors.append(f"{name} has {size} bytes, DATASET.json says {committed[name].size}")
+    return totals["media"], totals["annotation"], errors
+
+
+def _split_errors(index: list[SampleIndex]) -> list[str]:
+    """Split groups that stand in more than one split: a person or video that training and test would share."""
+    splits: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for row in index:
+        splits[row.dataset, row.split_group].add(row.split)
+    torn = sorted(group for (_, group), found in splits.items() if len(found) > 1)
+    return [f"{len(torn)} split groups stand in more than one split: {', '.join(torn[:3])}"] if torn else []
+
+
+def _details(state: RunState, name: str) -> list[str]:
+    """Different values of one detail of the annotation records."""
+    records = [record for record in state.annotate.values() if isinstance(record, UnitRecord)]
+    return sorted({str(record.details[name]) for record in records if record.details.get(name)})
+
+
+def _settings(manifest: DatasetManifest | None, state: RunState) -> dict[str, Any]:
+    """How the version was made and filtered: what `DATASET.json` records of it, and the thresholds in use."""
+    settings: dict[str, Any] = {}
+    if manifest:
+        settings.update(next((made.details for made in manifest.annotations if made.version == state.version), {}))
+        settings["tool_versions"] = manifest.tool_versions
+    if dataclasses.is_dataclass(state.filters) and not isinstance(state.filters, type):
+        settings["filters"] = dataclasses.asdict(state.filters)
+    return settings

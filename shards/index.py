@@ -1,0 +1,263 @@
+"""The index: one row per sample, where it lies, what it scored, whether training uses it.
+
+A Parquet table per annotation version, with flat columns so that a million rows open in a moment: each member has
+`<member>_offset` and `<member>_size`, each score `score_<name>`. Which members there are comes from the packed
+records, so that later column sets need no change here. A sample without annotation has nulls there.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from talkinghead import dataroot
+from talkinghead.provenance import hash_bytes
+from talkinghead.schema import SCHEMA_VERSION, SPLITS, Member, SampleIndex, check_version
+from talkinghead.storage import Storage
+
+Archive = Literal["media", "annotation"]
+
+_METADATA = b"talkinghead"
+_TEXT = ("key", "clip_key", "dataset", "split", "split_group", "person", "licence", "reason")
+_DICTIONARY = ("dataset", "split", "licence", "reason")
+_OPTIONAL = ("person", "reason", "reason_score")
+_ABSENT = -1
+_ROW_GROUP = 1 << 17
+
+
+def member_column(suffix: str) -> str:
+    """Column stem of a member: `landmarks.npy` → `landmarks`, `ann.json` → `ann_json`, `mp4` → `mp4`."""
+    return suffix.removesuffix(".npy").replace(".", "_")
+
+
+class Index:
+    """The rows of one annotation version in shard order, held as columns.
+
+    Args:
+        table: What `write_index` wrote.
+        members: Archive → suffixes of its members.
+    """
+
+    def __init__(self, table: pa.Table, version: str, members: Mapping[Archive, Sequence[str]]) -> None:
+        self.version = version
+        self.members: dict[Archive, tuple[str, ...]] = {
+            "media": tuple(members["media"]),
+            "annotation": tuple(members["annotation"]),
+        }
+        self.table = table.combine_chunks()
+        self._arrays: dict[str, np.ndarray] = {}
+
+    def __len__(self) -> int:
+        return self.table.num_rows
+
+    @property
+    def score_names(self) -> list[str]:
+        """Names of the clip scores."""
+        return [name.removeprefix("score_") for name in self.table.column_names if name.startswith("score_")]
+
+    def text(self, name: str, row: int) -> str | None:
+        """One text value."""
+        return self.table.column(name)[row].as_py()
+
+    def numbers(self, name: str) -> np.ndarray:
+        """A numeric or bool column `[N]`; absent members are -1, absent scores NaN. Not to be changed."""
+        if name not in self._arrays:
+            column = self.table.column(name)
+            if column.null_count:
+                column = column.fill_null(float("nan") if pa.types.is_floating(column.type) else _ABSENT)
+            self._arrays[name] = column.to_numpy()
+        return self._arrays[name]
+
+    def texts(self, name: str) -> np.ndarray:
+        """A text column `[N]` of Python strings (slow for millions of rows; see `text`)."""
+        return self.table.column(name).to_numpy()
+
+    def equals(self, name: str, value: str) -> np.ndarray:
+        """`[N]` bool: where a text column has this value."""
+        column = self.table.column(name)
+        if pa.types.is_dictionary(column.type):
+            column = column.cast(pa.string())
+        return pc.fill_null(pc.call_function("equal", [column, value]), False).to_numpy()
+
+    def has_member(self, suffix: str) -> np.ndarray:
+        """`[N]` bool: which samples have the member."""
+        return self.numbers(f"{member_column(suffix)}_offset") != _ABSENT
+
+    def member(self, suffix: str, row: int) -> Member | None:
+        """Where a sample's member lies, None when the sample has none."""
+        stem = member_column(suffix)
+        offset = int(self.numbers(f"{stem}_offset")[row])
+        if offset == _ABSENT:
+            return None
+        return Member(suffix=suffix, offset=offset, size=int(self.numbers(f"{stem}_size")[row]))
+
+    def row(self, row: int) -> SampleIndex:
+        """One row as an object."""
+        return next(self.rows(slice(row, row + 1)))
+
+    def rows(self, which: slice = slice(None)) -> Iterator[SampleIndex]:
+        """Rows as objects, in order."""
+        first, stop, _ = which.indices(len(self))
+        if which.start is not None and which.start >= len(self):
+            raise IndexError(f"row {which.start} of {len(self)}")
+        for position in range(first, stop, _ROW_GROUP):
+            part = self.table.slice(position, min(_ROW_GROUP, stop - position)).to_pylist()
+            yield from map(self._object, part)
+
+    def _object(self, values: dict[str, Any]) -> SampleIndex:
+        def members(archive: Archive) -> list[Member]:
+            stems = {suffix: member_column(suffix) for suffix in self.members[archive]}
+            found = [
+                Member(suffix=suffix, offset=values[f"{stem}_offset"], size=values[f"{stem}_size"])
+                for suffix, stem in stems.items()
+                if values[f"{stem}_offset"] is not None
+            ]
+            return sorted(found, key=lambda member: member.offset)
+
+        plain = {name: values[name] for name in (*_TEXT, "shard", "ordinal", "num_frames", "keep", "reason_score")}
+        scores = {name: values[f"score_{name}"] for name in self.score_names}
+        return SampleIndex(**plain, media=members("media"), annotation=members("annotation"), scores=scores)
+
+
+def build_index(version: str, rows: Iterable[SampleIndex]) -> Index:
+    """Turn rows into columns; the rows may come from a generator and are not kept.
+
+    Raises:
+        ValueError: Rows out of shard order, a key twice, an unknown split, a kept sample with a reason, or two
+            members with one column name.
+    """
+    texts: dict[str, list[str | None]] = {name: [] for name in _TEXT}
+    numbers = {name: array("q") for name in ("shard", "ordinal", "num_frames", "keep")}
+    floats: dict[str, array[float]] = {"reason_score": array("d")}
+    offsets: dict[Archive, dict[str, tuple[array[int], array[int]]]] = {"media": {}, "annotation": {}}
+    last, count = (-1, -1), 0
+    for row in rows:
+        last = _check_order(row, last)
+        for name, values in texts.items():
+            values.append(getattr(row, name))
+        for name, values in numbers.items():
+            values.append(int(getattr(row, name)))
+        for name in row.scores.keys() - {n.removeprefix("score_") for n in floats}:
+            floats[f"score_{name}"] = array("d", [float("nan")] * count)
+        for name, values in floats.items():
+            value = row.reason_score if name == "reason_score" else row.scores.get(name.removeprefix("score_"))
+            values.append(float("nan") if value is None else value)
+        _append_members(offsets["media"], row.media, count)
+        _append_members(offsets["annotation"], row.annotation, count)
+        count += 1
+    if len(set(texts["key"])) != count:
+        raise ValueError(f"index of {version}: a key stands twice")
+    return _assemble(check_version(version), texts, numbers, floats, offsets)
+
+
+def _check_order(row: SampleIndex, last: tuple[int, int]) -> tuple[int, int]:
+    here = (row.shard, row.ordinal)
+    following = (last[0], last[1] + 1)
+    if here != following and not (row.shard > last[0] and row.ordinal == 0):
+        raise ValueError(f"{row.key} at shard {row.shard}, ordinal {row.ordinal} does not follow {last}")
+    if row.split not in SPLITS:
+        raise ValueError(f"{row.key}: split {row.split!r} is none of {', '.join(SPLITS)}")
+    if row.keep == (row.reason is not None):
+        raise ValueError(
+            f"{row.key}: a kept sample has no reason, a dropped one has one (keep {row.keep}, {row.reason})"
+        )
+    return here
+
+
+def _append_members(columns: dict[str, tuple[array[int], array[int]]], members: list[Member], count: int) -> None:
+    for member in members:
+        if member.suffix not in columns:
+            columns[member.suffix] = (array("q", [_ABSENT]) * count, array("q", [_ABSENT]) * count)
+        offset, size = columns[member.suffix]
+        offset.append(member.offset)
+        size.append(member.size)
+    for offset, size in columns.values():
+        if len(offset) == count:
+            offset.append(_ABSENT)
+            size.append(_ABSENT)
+
+
+def _assemble(
+    version: str,
+    texts: dict[str, list[str | None]],
+    numbers: dict[str, array[int]],
+    floats: dict[str, array[float]],
+    offsets: dict[Archive, dict[str, tuple[array[int], array[int]]]],
+) -> Index:
+    text = pa.string()
+    columns: dict[str, pa.Array] = {}
+    for name in _TEXT:
+        kind = pa.dictionary(pa.int32(), text) if name in _DICTIONARY else text
+        columns[name] = pa.array(texts[name], text).cast(kind)
+    for name in ("shard", "ordinal", "num_frames"):
+        columns[name] = pa.array(np.asarray(numbers[name]), pa.int32())
+    columns["keep"] = pa.array(np.asarray(numbers["keep"]).astype(bool))
+    for suffixes in offsets.values():
+        for suffix, pair in sorted(suffixes.items()):
+            for what, values in zip(("offset", "size"), pair, strict=True):
+                name = f"{member_column(suffix)}_{what}"
+                if name in columns:
+                    raise ValueError(f"two members would have the index column {name}; one is {suffix}")
+                array_ = np.asarray(values)
+                columns[name] = pa.array(array_, pa.int64(), mask=array_ == _ABSENT)
+    for name, values in sorted(floats.items()):
+        columns[name] = pa.array(np.asarray(values), pa.float64(), from_pandas=True)  # NaN becomes null
+    members: dict[Archive, list[str]] = {archive: sorted(suffixes) for archive, suffixes in offsets.items()}
+    header = {"schema_version": SCHEMA_VERSION, "version": version, "members": members}
+    schema = pa.schema(
+        [
+            pa.field(
+                name, values.type, nullable=name in _OPTIONAL or values.null_count > 0 or name.startswith("score_")
+            )
+            for name, values in columns.items()
+        ],
+        {_METADATA: json.dumps(header, sort_keys=True)},
+    )
+    return Index(pa.Table.from_arrays(list(columns.values()), schema=schema), version, members)
+
+
+def write_index(storage: Storage, index: Index) -> str:
+    """Write `index/<version>.parquet` (equal rows give equal bytes); returns its SHA-256."""
+    sink = io.BytesIO()
+    pq.write_table(
+        index.table,
+        sink,
+        compression="zstd",
+        row_group_size=_ROW_GROUP,
+    )
+    storage.write(dataroot.index(index.version), sink.getvalue())
+    return hash_bytes(sink.getvalue())
+
+
+def read_index(storage: Storage, version: str) -> Index:
+    """Read `index/<version>.parquet`.
+
+    Raises:
+        FileNotFoundError: No such version.
+        ValueError: Not an index, or of another schema version.
+    """
+    path = dataroot.index(check_version(version))
+    try:
+        table = pq.read_table(io.BytesIO(storage.read(path)))
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{storage.describe(path)} is no readable index: {error}") from error
+    metadata = (table.schema.metadata or {}).get(_METADATA)
+    if metadata is None:
+        raise ValueError(f"{storage.describe(path)} is a Parquet table, but not an index of samples")
+    value = json.loads(metadata)
+    if value["schema_version"] != SCHEMA_VERSION:
+        raise ValueError(
+            f"{storage.describe(path)} has schema {value['schema_version']}, this code reads {SCHEMA_VERSION}:"
+            " use the talkinghead release that wrote it, or build the index again with make shards"
+        )
+    if value["version"] != version:
+        raise ValueError(f"{storage.describe(path)} is the index of {value['version']}, not of {version}")
+    return Index(table, version, value["members"])

@@ -1,0 +1,129 @@
+"""`DATASET.json`: what the data set is. Replaced last, so that a reader sees the old data set or the new one.
+
+Everything else is found through it: a shard or an index that it does not name does not count.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from talkinghead import dataroot
+from talkinghead.provenance import pretty_json
+from talkinghead.schema import SCHEMA_VERSION, check_version
+from talkinghead.storage import Storage
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardEntry:
+    """One shard as it was committed."""
+
+    name: str
+    """Relative to DATA."""
+    sha256: str
+    size: int
+    """Bytes."""
+    samples: int
+    frames: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnnotationEntry:
+    """One annotation version: its index and its shards, with the numbers of the media shards."""
+
+    version: str
+    index: str
+    """Index table, relative to DATA."""
+    index_sha256: str
+    shards: list[ShardEntry]
+    samples: int
+    """Rows of the index."""
+    kept: int
+    splits: dict[str, int]
+    """Split → kept samples."""
+    details: dict[str, Any] = field(default_factory=dict)
+    """Engine, model sha256, parameters, filter thresholds: whatever says how it was made."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetManifest:
+    """The content of `DATASET.json`. It holds no times, so that a rerun gives the same bytes."""
+
+    datasets: list[str]
+    counts: dict[str, int]
+    """`inputs`, `samples`, `rejected`, `quarantined`, `frames`, …"""
+    licences: dict[str, int]
+    """Licence → samples."""
+    tool_versions: dict[str, str]
+    plan_hash: str
+    media: list[ShardEntry]
+    """Media shards in order of their numbers."""
+    annotations: list[AnnotationEntry]
+    """In the order in which they were made; the last is what a reader opens that does not ask for one."""
+    schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        names = [check_version(entry.version) for entry in self.annotations]
+        if len(set(names)) != len(names):
+            raise ValueError(f"an annotation version stands twice: {', '.join(names)}")
+
+    def annotation(self, version: str | None = None) -> AnnotationEntry:
+        """The entry of a version, of the newest one for None.
+
+        Raises:
+            ValueError: No such version; says which there are.
+        """
+        if not self.annotations:
+            raise ValueError("the data set has no annotations yet: run make shards")
+        if version is None:
+            return self.annotations[-1]
+        for entry in self.annotations:
+            if entry.version == version:
+                return entry
+        there = ", ".join(entry.version for entry in self.annotations)
+        raise ValueError(f"there is no annotation version {version!r}, only {there}: run make reannotate ANN={version}")
+
+    def to_json(self) -> bytes:
+        """The file's content."""
+        return pretty_json(asdict(self))
+
+    @classmethod
+    def from_json(cls, data: bytes | str, name: str = dataroot.DATASET_JSON) -> DatasetManifest:
+        """Parse the file; raises `ValueError` when it is damaged or of another schema version."""
+        try:
+            value = json.loads(data)
+            schema = value["schema_version"]
+            if schema == SCHEMA_VERSION:
+                value["media"] = [ShardEntry(**entry) for entry in value["media"]]
+                value["annotations"] = [
+                    AnnotationEntry(**{**entry, "shards": [ShardEntry(**shard) for shard in entry["shards"]]})
+                    for entry in value["annotations"]
+                ]
+                return cls(**value)
+        except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{name} is damaged ({error}): run make shards to write it again") from error
+        raise ValueError(
+            f"{name} has schema {schema}, this code reads {SCHEMA_VERSION}: "
+            + ("use a newer talkinghead" if schema > SCHEMA_VERSION else "run make shards to write it again")
+        )
+
+
+def read_manifest(storage: Storage) -> DatasetManifest:
+    """Open the data set.
+
+    Raises:
+        FileNotFoundError: There is no finished data set there.
+        ValueError: It is damaged, or of another schema version.
+    """
+    name = storage.describe(dataroot.DATASET_JSON)
+    try:
+        data = storage.read(dataroot.DATASET_JSON)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"there is no {name}: run make shards DATA={storage.uri} first") from error
+    return DatasetManifest.from_json(data, name)
+
+
+def write_manifest(storage: Storage, manifest: DatasetManifest) -> None:
+    """Replace `DATASET.json`. Everything that it names must be committed."""
+    storage.write(dataroot.DATASET_JSON, manifest.to_json())

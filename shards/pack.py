@@ -1,0 +1,116 @@
+"""Packing a shard: copy the members of its samples, byte for byte, into one tar.
+
+Nothing is decoded, and a member's bytes do not depend on where it stands, so the same samples in the same order give
+the same shard. The caller commits the file: `with storage.staged(name) as sink: pack_shard(storage, samples, sink)`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from shards.plan import PlannedSample
+from talkinghead.sampletar import BLOCK, END_OF_ARCHIVE, member_header
+from talkinghead.schema import Member
+from talkinghead.storage import Storage
+
+FLUSH_BYTES = 16 << 20
+"""After so many bytes the disk is told to write, so that the closing fsync finds little left to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedSample:
+    """One sample in its shard."""
+
+    key: str
+    num_frames: int
+    members: list[Member]
+    """Offsets in the shard."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedShard:
+    """A finished shard: what goes into its commit record, the index and the manifest."""
+
+    sha256: str
+    size: int
+    samples: list[PackedSample]
+
+    @property
+    def num_frames(self) -> int:
+        """Frames of all samples."""
+        return sum(sample.num_frames for sample in self.samples)
+
+
+def pack_shard(storage: Storage, samples: Sequence[PlannedSample], sink: Path) -> PackedShard:
+    """Write the shard with these samples in this order to the local file `sink`.
+
+    Args:
+        storage: Where the units' outputs stand.
+        samples: What to copy; keys must differ.
+        sink: Temporary file, to be synced and renamed by the caller.
+
+    Raises:
+        ValueError: A unit's file does not hold what its record says: it was replaced, damaged or cut short.
+        FileNotFoundError: A unit's file is gone.
+    """
+    if len({sample.key for sample in samples}) != len(samples):
+        raise ValueError("a key stands twice in the shard")
+    digest = hashlib.sha256()
+    packed: list[PackedSample] = []
+    position = flushed = 0
+    # The hash and the disk run beside the copying: both leave the interpreter free while they work.
+    with sink.open("wb", buffering=0) as stream, ThreadPoolExecutor(1) as hasher, ThreadPoolExecutor(1) as flusher:
+        hashing = hasher.submit(digest.update, b"")
+        flushing = flusher.submit(os.fdatasync, stream.fileno())
+        for sample in samples:
+            block = _read_sample(storage, sample)
+            hashing.result()
+            hashing = hasher.submit(digest.update, block)
+            _write_all(stream, block)
+            shift = position - sample.offset
+            members = [Member(suffix=m.suffix, offset=m.offset + shift, size=m.size) for m in sample.members]
+            packed.append(PackedSample(key=sample.key, num_frames=sample.num_frames, members=members))
+            position += sample.length
+            if position - flushed >= FLUSH_BYTES and flushing.done():
+                flushing.result()
+                flushing = flusher.submit(os.fdatasync, stream.fileno())
+                flushed = position
+        hashing.result()
+        flushing.result()
+        digest.update(END_OF_ARCHIVE)
+        _write_all(stream, END_OF_ARCHIVE)
+    return PackedShard(sha256=digest.hexdigest(), size=position + len(END_OF_ARCHIVE), samples=packed)
+
+
+def _write_all(stream: io.FileIO, block: bytes) -> None:
+    written = stream.write(block)
+    while written < len(block):  # an unbuffered write may stop early, e.g. behind 2 GiB
+        written += stream.write(memoryview(block)[written:])
+
+
+def _read_sample(storage: Storage, sample: PlannedSample) -> bytes:
+    """The sample's byte range, with every member header and padding checked against the record."""
+    try:
+        block = storage.read_range(sample.file, sample.offset, sample.length)
+    except EOFError as error:
+        raise ValueError(f"{storage.describe(sample.file)} is not what its record says: {error}") from error
+    for member in sample.members:
+        content = member.offset - sample.offset
+        if block[content - BLOCK : content] != member_header(sample.key, member.suffix, member.size):
+            raise ValueError(
+                f"{storage.describe(sample.file)} is not what its record says: no header of"
+                f" {sample.key}.{member.suffix} with {member.size} bytes at {member.offset - BLOCK}."
+                " The file was replaced or damaged: delete its record and run the job again"
+            )
+        if any(block[content + member.size : content + member.size + -member.size % BLOCK]):
+            raise ValueError(
+                f"{storage.describe(sample.file)} is damaged behind {sample.key}.{member.suffix}: padding is not zero."
+                " Delete its record and run the job again"
+            )
+    return block

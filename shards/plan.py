@@ -1,0 +1,109 @@
+"""Which sample goes into which shard: a pure function of keys, sizes and the seed.
+
+Media shards are immutable, so a plan only ever grows: the shards that exist stay as they are, and new samples fill new
+shards behind them. Within the new shards the order is pseudo-random by key, so that a shard mixes sources.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from talkinghead import rng
+from talkinghead.provenance import canonical_json, hash_bytes
+from talkinghead.sampletar import BLOCK, end_of
+from talkinghead.schema import Member, check_key
+
+TARGET_BYTES = 128 << 20
+"""Default shard size: large enough for sequential reading, small enough to give many shards to many workers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedSample:
+    """One sample to be packed: the byte range of its members in a unit's output tar."""
+
+    key: str
+    file: str
+    """Unit output, relative to DATA."""
+    offset: int
+    """First byte of the first member's header."""
+    length: int
+    """Headers, contents and padding of all members, which stand in one run."""
+    members: tuple[Member, ...]
+    """Offsets in `file`, in tar order."""
+    num_frames: int
+
+    def __post_init__(self) -> None:
+        position = self.offset
+        for member in self.members:
+            if member.offset != position + BLOCK:
+                raise ValueError(f"{self.key}: member {member.suffix} of {self.file} is not in one run with the others")
+            position = end_of([member])
+        if not self.members or position != self.offset + self.length:
+            raise ValueError(f"{self.key}: the members in {self.file} do not fill their {self.length} bytes")
+
+    @classmethod
+    def of_members(cls, *, key: str, file: str, members: Iterable[Member], num_frames: int) -> PlannedSample:
+        """The sample whose members a unit's record lists (in any order)."""
+        ordered = tuple(sorted(members, key=lambda member: member.offset))
+        if not ordered:
+            raise ValueError(f"{key}: the record of {file} lists no members")
+        offset = ordered[0].offset - BLOCK
+        length = end_of(ordered) - offset
+        return cls(key=check_key(key), file=file, offset=offset, length=length, members=ordered, num_frames=num_frames)
+
+
+def plan_shards(
+    sizes: Mapping[str, int],
+    *,
+    target_bytes: int = TARGET_BYTES,
+    min_shards: int = 1,
+    seed: int = 0,
+    existing: Sequence[Sequence[str]] = (),
+) -> list[list[str]]:
+    """Put every sample into a shard.
+
+    Args:
+        sizes: Sample key → bytes it will take in its shard. Sizes of samples that are packed already are not used.
+        target_bytes: Wanted size of a shard. New shards are equally full, at most a sample above or below.
+        min_shards: At least so many shards in all, as far as there are samples: training wants at least
+            4 x workers, and a small data set should still give several.
+        seed: Of the order in which new samples are dealt out.
+        existing: Keys of the shards that are there, in shard order. They come back unchanged, in front, also where
+            a key is no longer in `sizes`.
+
+    Returns:
+        Keys of each shard; the position in the list is the shard's number, the position in a shard the ordinal.
+    """
+    if target_bytes < 1 or min_shards < 1:
+        raise ValueError(f"target_bytes ({target_bytes}) and min_shards ({min_shards}) must be at least 1")
+    plan = [list(shard) for shard in existing]
+    packed = {key for shard in plan for key in shard}
+    if len(packed) != sum(map(len, plan)):
+        raise ValueError("a key stands twice in the existing shards")
+    fresh = sorted(sizes.keys() - packed, key=lambda key: (rng.key_bits(seed, "shard", key), key))
+    if not fresh:
+        return plan
+    total = sum(sizes[key] for key in fresh)
+    wanted = max(-(-total // target_bytes), min_shards - len(plan), 1)
+    return plan + _deal(fresh, sizes, min(wanted, len(fresh)))
+
+
+def _deal(keys: list[str], sizes: Mapping[str, int], count: int) -> list[list[str]]:
+    """Cut the list into `count` runs of nearly equal bytes, none empty."""
+    total = sum(sizes[key] for key in keys)
+    runs: list[list[str]] = [[]]
+    before = 0
+    for position, key in enumerate(keys):
+        full = 2 * count * before + count * sizes[key] > 2 * total * len(runs)  # its middle lies behind the run's end
+        must = len(keys) - position == count - len(runs)  # as many keys left as runs to open
+        if runs[-1] and len(runs) < count and (full or must):
+            runs.append([])
+        runs[-1].append(key)
+        before += sizes[key]
+    return runs
+
+
+def plan_hash(plan: Sequence[Sequence[str]]) -> str:
+    """SHA-256 of the plan: names the set of shards."""
+    return hash_bytes(canonical_json([list(shard) for shard in plan]))

@@ -1,0 +1,137 @@
+"""BlazeFace, short range: the boxes and six keypoints of the faces in one image.
+
+Letterboxing, anchors, decoding and weighted non-maximum suppression follow MediaPipe's `face_detector_graph.cc`, so the
+boxes agree with those of MediaPipe's own detector.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from talkinghead.face.model import FaceModel
+from talkinghead.face.network import load_network
+
+RIGHT_EYE, LEFT_EYE, NOSE_TIP, MOUTH, RIGHT_EAR, LEFT_EAR = range(6)
+"""Rows of `Detection.keypoints`, sides as the subject has them."""
+
+_SIZE = 128
+_LAYERS = ((16, 2), (8, 6))  # cells per side, anchors per cell: strides 8, 16, 16, 16 with two anchors each
+
+
+@dataclass(frozen=True)
+class Detection:
+    """One face. Image coordinates are normalised by width and height, and may lie outside 0 .. 1."""
+
+    score: float
+    """0 .. 1"""
+    box: tuple[float, float, float, float]
+    """x0, y0, x1, y1: forehead to chin, ear to ear, roughly."""
+    keypoints: np.ndarray
+    """`[6, 2]` float32: right eye, left eye, nose tip, mouth, right ear, left ear (the subject's sides)."""
+
+
+class FaceDetector:
+    """Finds the faces of an image. Holds no state between images; belongs to the thread that made it."""
+
+    def __init__(
+        self, model: FaceModel, threads: int = 1, *, min_score: float = 0.5, min_suppression: float = 0.3
+    ) -> None:
+        """Load the detector of a face model.
+
+        Args:
+            model: The face model; both releases carry the same detector architecture.
+            threads: Threads of the network.
+            min_score: Lowest score that counts as a face.
+            min_suppression: Overlap (intersection over union) from which two boxes are one face.
+        """
+        self._network = load_network(model.detector, threads)
+        self._anchors = _anchors()
+        self._min_score = min_score
+        self._min_suppression = min_suppression
+
+    def detect(self, frame: np.ndarray, *, small_faces: bool = False) -> list[Detection]:
+        """The faces of one frame, best score first.
+
+        Args:
+            frame: RGB uint8 `[H, W, 3]`.
+            small_faces: When nothing is found, look again at overlapping square tiles. The network sees 128x128
+                pixels, in which a face under about 15 % of the longer side is too small to be found reliably.
+        """
+        height, width = frame.shape[:2]
+        found = self._look(frame, width / 2, height / 2, max(width, height))
+        if found.shape[0] == 0 and small_faces:
+            tiles = [self._look(frame, *tile) for tile in _tiles(width, height)]
+            found = _suppress(np.concatenate(tiles), self._min_suppression)
+        found[:, 1:] /= np.tile(np.float32([width, height]), 8)
+        return [
+            Detection(float(row[0]), tuple(row[1:5].tolist()), row[5:].reshape(6, 2).astype(np.float32))
+            for row in found
+        ]
+
+    def _look(self, frame: np.ndarray, center_x: float, center_y: float, side: float) -> np.ndarray:
+        """Faces in a square of the image, as `[N, 17]`: score, box (4) and keypoints (12) in pixels of the frame."""
+        left, top = center_x - side / 2, center_y - side / 2
+        zoom = _SIZE / side
+        to_input = np.float64([[zoom, 0, -left * zoom], [0, zoom, -top * zoom]])
+        pixels = cv2.warpAffine(frame, to_input, (_SIZE, _SIZE), flags=cv2.INTER_LINEAR)  # black beyond the image
+        regressors, logits = self._network.run(pixels, 1 / 127.5, -1.0)
+        rows = self._decode(regressors[0], logits[0, :, 0])
+        rows[:, 1:] = rows[:, 1:] * side + np.tile([left, top], 8)
+        return rows
+
+    def _decode(self, regressors: np.ndarray, logits: np.ndarray) -> np.ndarray:
+        """`[896, 16]` offsets from the anchors and `[896]` logits → suppressed `[N, 17]` in units of the square."""
+        scores = 1.0 / (1.0 + np.exp(-np.clip(logits, -100.0, 100.0)))
+        chosen = np.flatnonzero(scores >= self._min_score)
+        points = regressors[chosen].reshape(-1, 8, 2) / _SIZE
+        points[:, [0, 2, 3, 4, 5, 6, 7]] += self._anchors[chosen, None]
+        center, size = points[:, 0], points[:, 1]
+        boxes = np.concatenate([center - size / 2, center + size / 2], axis=1)
+        rows = np.concatenate([scores[chosen, None], boxes, points[:, 2:].reshape(-1, 12)], axis=1)
+        return _suppress(rows[(size >= 0).all(axis=1)], self._min_suppression)
+
+
+def _anchors() -> np.ndarray:
+    """Anchor centres `[896, 2]` in units of the input; the anchor size is 1."""
+    layers = []
+    for cells, per_cell in _LAYERS:
+        centers = (np.arange(cells, dtype=np.float32) + 0.5) / cells
+        y, x = np.meshgrid(centers, centers, indexing="ij")
+        layers.append(np.repeat(np.stack([x, y], axis=-1).reshape(-1, 2), per_cell, axis=0))
+    return np.concatenate(layers)
+
+
+def _suppress(rows: np.ndarray, threshold: float) -> np.ndarray:
+    """Weighted non-maximum suppression: each group of overlapping faces becomes its average, weighted by score."""
+    rows = rows[np.argsort(-rows[:, 0], kind="stable")]
+    kept = []
+    while len(rows):
+        overlap = _overlap(rows[0, 1:5], rows[:, 1:5])
+        overlap[0] = np.inf  # a box without area does not overlap itself
+        group = rows[overlap > threshold]
+        merged = (group[:, :1] * group).sum(axis=0) / group[:, 0].sum()
+        merged[0] = rows[0, 0]
+        kept.append(merged)
+        rows = rows[overlap <= threshold]
+    return np.array(kept, dtype=np.float64).reshape(-1, 17)
+
+
+def _overlap(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """Intersection over union of one box `[4]` with each of `[N, 4]`."""
+    size = np.minimum(box[2:], boxes[:, 2:]) - np.maximum(box[:2], boxes[:, :2])
+    shared = np.maximum(size, 0).prod(axis=1)
+    union = (box[2:] - box[:2]).prod() + (boxes[:, 2:] - boxes[:, :2]).prod(axis=1) - shared
+    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+
+
+def _tiles(width: int, height: int) -> list[tuple[float, float, float]]:
+    """Squares (centre x, centre y, side) that cover the image twice over: side = the short side, and half of it."""
+    tiles = []
+    for side in (min(width, height), min(width, height) / 2):
+        columns, lines = (max(1, round(2 * extent / side) - 1) for extent in (width, height))
+        for y in np.linspace(side / 2, height - side / 2, lines) if lines > 1 else [height / 2]:
+            tiles += [(float(x), float(y), side) for x in (np.linspace(side / 2, width - side / 2, columns) if columns > 1 else [width / 2])]
+    return tiles

@@ -1,0 +1,117 @@
+"""The networks that find a face and its landmarks, and which release of them is in hand."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from talkinghead.provenance import hash_bytes
+
+OFFICIAL_FILE = "face_landmarker.task"
+OFFICIAL_SHA256 = "64184e229b263107bc2b804c6625db1341ff2bb731874b0bcc2fe6544e0bc9ff"
+"""MediaPipe's Face Landmarker bundle, float16, version 1."""
+
+FALLBACK_SHA256 = {
+    "face_detection_short_range.tflite": "bbff11cebd1eb27a1e004cae0b0e63ec8c551cbf34a4451148b4908b8db3eca8",
+    "face_landmark.tflite": "1055cb9d4a9ca8b8c688902a3a5194311138ba256bcc94e336d8373a5f30c814",
+}
+"""The two networks inside the `mediapipe==0.10.21` wheel, by file name."""
+
+_BUNDLE_MEMBERS = {
+    "detector": "face_detector.tflite",
+    "landmarks": "face_landmarks_detector.tflite",
+    "blendshapes": "face_blendshapes.tflite",
+    "geometry": "geometry_pipeline_metadata_landmarks.binarypb",
+}
+
+ModelName = Literal["face_landmarker_v2", "face_mesh_2020"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FaceModel:
+    """One release of the face networks, loaded. Small enough (under 4 MB) to travel between processes.
+
+    `face_landmarker_v2` is the official bundle; `face_mesh_2020` the older pair of detector and 468-point network that
+    a Python wheel of MediaPipe carries: no iris, no blendshapes, no canonical face.
+    """
+
+    name: ModelName
+    files: Mapping[str, str]
+    """Role (`bundle`, or `detector` and `landmarks`) → sha256 of the file."""
+    detector: bytes = field(repr=False)
+    """TFLite: BlazeFace short range, 128x128."""
+    landmarks: bytes = field(repr=False)
+    """TFLite: 256x256 → 478 points, or 192x192 → 468 points."""
+    num_landmarks: int
+    blendshapes: bytes | None = field(default=None, repr=False)
+    """TFLite: 146 points → 52 coefficients."""
+    geometry_metadata: bytes | None = field(default=None, repr=False)
+    """Serialised `mediapipe.face_geometry.GeometryPipelineMetadata`: canonical mesh, weights, input source."""
+    task_file: Path | None = None
+    """The bundle on disk, which MediaPipe Tasks opens itself."""
+
+    def __post_init__(self) -> None:
+        if self.num_landmarks not in (468, 478):
+            raise ValueError(f"a face model has 468 or 478 landmarks, not {self.num_landmarks}")
+        if not self.files:
+            raise ValueError("a face model names the files it was read from")
+
+    @property
+    def sha256(self) -> str:
+        """What identifies the model in provenance: the file's hash, or the hash over the hashes of several files."""
+        if len(self.files) == 1:
+            return next(iter(self.files.values()))
+        return hash_bytes("\n".join(f"{role} {digest}" for role, digest in sorted(self.files.items())).encode())
+
+
+def load_official(path: Path) -> FaceModel:
+    """Read the official bundle and check its hash.
+
+    Raises:
+        ValueError: The file is not the bundle this project is pinned to.
+        OSError: It cannot be read.
+    """
+    data = path.read_bytes()
+    check_hash(path, data, OFFICIAL_SHA256)
+    with zipfile.ZipFile(io.BytesIO(data)) as bundle:
+        parts = {role: bundle.read(member) for role, member in _BUNDLE_MEMBERS.items()}
+    return FaceModel(
+        name="face_landmarker_v2",
+        files={"bundle": OFFICIAL_SHA256},
+        detector=parts["detector"],
+        landmarks=parts["landmarks"],
+        blendshapes=parts["blendshapes"],
+        geometry_metadata=parts["geometry"],
+        num_landmarks=478,
+        task_file=path,
+    )
+
+
+def load_fallback(folder: Path) -> FaceModel:
+    """Read the two networks of the fallback model and check their hashes. Raises like `load_official`."""
+    parts: dict[str, bytes] = {}
+    for name, expected in FALLBACK_SHA256.items():
+        parts[name] = (folder / name).read_bytes()
+        check_hash(folder / name, parts[name], expected)
+    detector, landmarks = FALLBACK_SHA256
+    return FaceModel(
+        name="face_mesh_2020",
+        files={"detector": FALLBACK_SHA256[detector], "landmarks": FALLBACK_SHA256[landmarks]},
+        detector=parts[detector],
+        landmarks=parts[landmarks],
+        num_landmarks=468,
+    )
+
+
+def check_hash(source: Path | str, data: bytes, expected: str) -> None:
+    """Raise `ValueError` unless `data`, read from `source`, has the pinned sha256."""
+    if (found := hash_bytes(data)) != expected:
+        raise ValueError(
+            f"{source} is not the expected model file: its sha256 is {found} ({len(data)} bytes), expected {expected}. "
+            "Delete it (a proxy or a broken copy may have changed it) and run `make models` again, "
+            "or put the right file into the folder that TALKINGHEAD_MODELS names"
+        )
