@@ -49,9 +49,8 @@ def main(arguments: list[str] | None = None) -> int:
         file=sys.stderr,
     )
     with options.out.open("wb") as file:
-        np.savez(
-            file, vertices=vertices.astype(np.float32), source_sha256=np.array([hash_file(clip) for clip in options.clips])
-        )
+        hashes = np.array([hash_file(clip) for clip in options.clips])
+        np.savez(file, vertices=vertices.astype(np.float32), source_sha256=hashes)
     print(options.out)
     return 0
 

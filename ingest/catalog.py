@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -75,7 +76,7 @@ def build_catalog(
     listing = list_source(source, is_unit_folder=adapter.is_unit_folder, exclude=exclude)
     parsed = adapter.read(_find_metadata(adapter, source, metadata), listing)
     rows = sorted(parsed.rows, key=lambda row: row.key)
-    for before, row in zip(rows, rows[1:], strict=False):
+    for before, row in itertools.pairwise(rows):
         if before.key == row.key:
             raise ValueError(
                 f"{dataset}: two clips have the key {row.key} (of {before.source_id} and {row.source_id}); "
@@ -105,7 +106,8 @@ def _find_metadata(adapter: Adapter, source: Path, metadata: Path | None) -> Pat
             return place
     looked = " or ".join(display_path(str(place)) for place in places)
     raise ValueError(
-        f"no {adapter.dataset} metadata in {looked}; put {adapter.official_files} there, or name their place with --metadata"
+        f"no {adapter.dataset} metadata in {looked}; "
+        f"put {adapter.official_files} there, or name their place with --metadata"
     )
 
 

@@ -96,7 +96,10 @@ def list_source(
     if not source.is_dir():
         what = "is not a folder" if source.exists() else "does not exist"
         raise ValueError(f"SOURCE {display_path(str(source))} {what}; name the folder that holds the videos")
-    walk = _Walk(source, is_unit_folder, {path.resolve() for path in exclude})
+    left_out = {path.resolve() for path in exclude}
+    if source.resolve() in left_out:
+        raise ValueError(f"SOURCE and DATA are both {display_path(str(source))}; name another folder for DATA")
+    walk = _Walk(source, is_unit_folder, left_out)
     walk.run()
     return SourceListing(
         files=tuple(sorted(walk.files)),

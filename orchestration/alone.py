@@ -19,7 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from orchestration.records import Attempt, UnitRecord
-from orchestration.unit import TargetError, Unit, failed_attempt, run_unit
+from orchestration.unit import RunError, Unit, failed_attempt, run_unit
 from talkinghead.storage import Storage
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,7 +33,7 @@ def run_alone(storage: Storage, unit: Unit, *, attempts: int, memory_gb: float) 
         The commit record, or what went wrong.
 
     Raises:
-        TargetError: The child could not write to DATA.
+        RunError: The machine is at fault.
     """
     request = json.dumps({"storage": storage.uri, "unit": unit.to_json(), "attempts": attempts, "memory_gb": memory_gb})
     started = time.perf_counter()
@@ -60,8 +60,8 @@ def run_alone(storage: Storage, unit: Unit, *, attempts: int, memory_gb: float) 
     reply = json.loads(stdout) if child.returncode == 0 and stdout else None
     if reply is None:
         return _attempt(f"crash:exit{child.returncode}", "the process ended without a result", stderr, seconds)
-    if "target_error" in reply:
-        raise TargetError(reply["target_error"])
+    if "run_error" in reply:
+        raise RunError(reply["run_error"])
     if "record" in reply:
         return UnitRecord.from_json(json.dumps(reply["record"]).encode())
     return Attempt(**reply["attempt"])
@@ -92,8 +92,8 @@ def main() -> None:
     try:
         record = run_unit(Storage(request["storage"]), unit, attempts=request["attempts"])
         reply = {"record": asdict(record)}
-    except TargetError as error:
-        reply = {"target_error": str(error)}
+    except RunError as error:
+        reply = {"run_error": str(error)}
     except Exception as error:  # noqa: BLE001  every failure of an input becomes an attempt on its record
         reply = {"attempt": asdict(failed_attempt(error, alone=True, seconds=time.perf_counter() - started))}
     json.dump(reply, reply_stream)

@@ -22,13 +22,13 @@ from orchestration.cluster import ClusterSettings, connected
 from orchestration.ledger import Ledger
 from orchestration.progress import Progress
 from orchestration.records import Attempt, QuarantineRecord, UnitRecord
-from orchestration.unit import TargetError, Unit, failed_attempt, run_unit
+from orchestration.unit import RunError, Unit, failed_attempt, run_unit
 from talkinghead import dataroot
 from talkinghead.storage import Storage
 
 log = logging.getLogger(__name__)
 
-Result = UnitRecord | Attempt | TargetError
+Result = UnitRecord | Attempt | RunError
 
 UNITS_PER_PROCESS = 200
 """Units after which a worker process is renewed (MediaPipe leaks about 0.5 MB per landmarker)."""
@@ -68,7 +68,7 @@ def run_units(
     """Run every unit that has no record yet.
 
     Raises:
-        TargetError: DATA cannot be written; everything committed so far stays and a rerun goes on from there.
+        RunError: DATA cannot be written; everything committed so far stays and a rerun goes on from there.
     """
     started = time.perf_counter()
     ledger = Ledger(storage, job)
@@ -145,7 +145,7 @@ class _Run:
             cause = "timeout" if hung else "crash"
             message = f"took longer than {unit.time_limit_s:g} s" if hung else "the worker process died"
             return Attempt(cause=cause, message=message, trace=str(error)[-4000:], seconds=round(seconds, 3))
-        if isinstance(result, TargetError):
+        if isinstance(result, RunError):
             raise result
         return result
 
@@ -185,7 +185,7 @@ def _pool_task(storage_uri: str, unit_json: str, memory_gb: float) -> Result:
     started = time.perf_counter()
     try:
         return run_unit(Storage(storage_uri), unit, attempts=1)
-    except TargetError as error:
+    except RunError as error:
         return error
     except Exception as error:  # noqa: BLE001  every failure of an input becomes an attempt on its record
         return failed_attempt(error, alone=False, seconds=time.perf_counter() - started)
@@ -195,9 +195,9 @@ def _pool_task(storage_uri: str, unit_json: str, memory_gb: float) -> Result:
 
 def _alone_task(
     storage_uri: str, unit_json: str, attempts: int, memory_gb: float
-) -> UnitRecord | Attempt | TargetError:
+) -> UnitRecord | Attempt | RunError:
     """One unit in a child process of a pool worker."""
     try:
         return run_alone(Storage(storage_uri), Unit.from_json(unit_json), attempts=attempts, memory_gb=memory_gb)
-    except TargetError as error:
+    except RunError as error:
         return error

@@ -24,12 +24,12 @@ class Ledger:
         self.storage = storage
         self.job = job
         # A record is named by key and provenance key, so a listing tells what is done without opening a file.
-        self._committed = {_names(file.path) for file in storage.list(dataroot.records(job), ".json")}
-        self._quarantined = {_names(file.path) for file in storage.list(f"quarantine/{job}", ".json")}
+        self.committed = {_names(file.path) for file in storage.list(dataroot.records(job), ".json")}
+        self.quarantined = {_names(file.path) for file in storage.list(f"quarantine/{job}", ".json")}
 
     def is_done(self, unit: Unit) -> bool:
         """Whether the unit needs no run: committed, or quarantined until somebody retries it."""
-        return (unit.key, unit.pkey) in self._committed or (unit.key, unit.pkey) in self._quarantined
+        return (unit.key, unit.pkey) in self.committed or (unit.key, unit.pkey) in self.quarantined
 
     def results(self, units: Iterable[tuple[str, str]]) -> dict[str, UnitRecord | QuarantineRecord | None]:
         """Per key of the given (key, provenance key) pairs: its record, or None while it is pending."""
@@ -38,9 +38,9 @@ class Ledger:
             return {pair[0]: result for pair, result in zip(pairs, pool.map(self._result, pairs), strict=True)}
 
     def _result(self, pair: tuple[str, str]) -> UnitRecord | QuarantineRecord | None:
-        if pair in self._committed:
+        if pair in self.committed:
             return UnitRecord.from_json(self.storage.read(dataroot.record(self.job, *pair)))
-        if pair in self._quarantined:
+        if pair in self.quarantined:
             return QuarantineRecord.from_json(self.storage.read(dataroot.quarantine(self.job, *pair)))
         return None
 

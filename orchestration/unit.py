@@ -19,7 +19,7 @@ from talkinghead.sampletar import END_OF_ARCHIVE, write_sample
 from talkinghead.schema import RejectedError, Rejection
 from talkinghead.storage import Storage
 
-TARGET_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG})
+MACHINE_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG})
 """Errors of the machine, not of the input: the run stops, nothing is quarantined for them."""
 
 
@@ -61,8 +61,11 @@ class Output:
     details: dict[str, Any] = field(default_factory=dict)
 
 
-class TargetError(Exception):
-    """DATA cannot be written: disk full, read-only, no permission. The run stops; it resumes where it stopped."""
+class RunError(Exception):
+    """The machine is at fault, not the input: DATA cannot be written, the installation or the model differs.
+
+    The run stops and nothing is quarantined for it; when it is mended, the same command goes on.
+    """
 
 
 def run_unit(storage: Storage, unit: Unit, *, attempts: int) -> UnitRecord:
@@ -74,7 +77,7 @@ def run_unit(storage: Storage, unit: Unit, *, attempts: int) -> UnitRecord:
         attempts: How many tries this one makes, for the record.
 
     Raises:
-        TargetError: DATA cannot be written.
+        RunError: The machine is at fault.
         Exception: Whatever the job function raises about its input.
     """
     started, cpu_started = time.perf_counter(), time.process_time()
@@ -82,12 +85,14 @@ def run_unit(storage: Storage, unit: Unit, *, attempts: int) -> UnitRecord:
         output = _job_function(unit.function)(storage, unit)
     except RejectedError as error:
         output = Output(rejected=[RejectedPiece(key=unit.key, rejection=error.rejection)])
+    except ImportError as error:
+        raise RunError(f"the installation is not complete: {error} (make setup mends it)") from error
     except OSError as error:
-        if error.errno in TARGET_ERRORS:
-            raise TargetError(f"cannot write while working on {unit.source}: {error.strerror}") from error
+        if error.errno in MACHINE_ERRORS:
+            raise RunError(f"cannot write while working on {unit.source}: {error.strerror}") from error
         raise
     try:
-        fields = asdict(output.stored) if output.stored else _store(storage, unit, output)
+        fields = asdict(output.stored) if output.stored else store_output(storage, unit, output)
         fields |= {
             "seconds": round(time.perf_counter() - started, 4),
             "cpu_seconds": round(time.process_time() - cpu_started, 4),
@@ -97,7 +102,7 @@ def run_unit(storage: Storage, unit: Unit, *, attempts: int) -> UnitRecord:
         record = UnitRecord.from_json(json.dumps(fields).encode())
         storage.create(dataroot.record(unit.job, unit.key, unit.pkey), record.to_json())
     except OSError as error:
-        raise TargetError(f"cannot write to {storage.uri}: {error.strerror or error}") from error
+        raise RunError(f"cannot write to {storage.uri}: {error.strerror or error}") from error
     return record
 
 
@@ -106,7 +111,7 @@ def _job_function(name: str) -> Callable[[Storage, Unit], Output]:
     return getattr(importlib.import_module(module), function)
 
 
-def _store(storage: Storage, unit: Unit, output: Output) -> dict[str, Any]:
+def store_output(storage: Storage, unit: Unit, output: Output) -> dict[str, Any]:
     """Write the unit's tar, if it has samples, and return the record's fields."""
     record: dict[str, Any] = {"job": unit.job, "key": unit.key, "pkey": unit.pkey}
     record["rejected"] = [asdict(piece) for piece in output.rejected]

@@ -87,6 +87,11 @@ class Index:
             column = column.cast(pa.string())
         return pc.fill_null(pc.call_function("equal", [column, value]), False).to_numpy()
 
+    def shard_rows(self, shard: int) -> slice:
+        """The rows of one shard (rows are in shard order)."""
+        first, stop = np.searchsorted(self.numbers("shard"), [shard, shard + 1])
+        return slice(int(first), int(stop))
+
     def has_member(self, suffix: str) -> np.ndarray:
         """`[N]` bool: which samples have the member."""
         return self.numbers(f"{member_column(suffix)}_offset") != _ABSENT
@@ -101,13 +106,11 @@ class Index:
 
     def row(self, row: int) -> SampleIndex:
         """One row as an object."""
-        return next(self.rows(slice(row, row + 1)))
+        return self._object(self.table.take([row]).to_pylist()[0])
 
     def rows(self, which: slice = slice(None)) -> Iterator[SampleIndex]:
         """Rows as objects, in order."""
         first, stop, _ = which.indices(len(self))
-        if which.start is not None and which.start >= len(self):
-            raise IndexError(f"row {which.start} of {len(self)}")
         for position in range(first, stop, _ROW_GROUP):
             part = self.table.slice(position, min(_ROW_GROUP, stop - position)).to_pylist()
             yield from map(self._object, part)

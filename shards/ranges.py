@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 import threading
 from collections import OrderedDict
-from typing import Any
+from typing import Any, BinaryIO
 
 from talkinghead.storage import Storage
 
@@ -48,12 +49,19 @@ class RangeReader:
         try:
             if self.storage.local_root is None:
                 return self.storage.read_range(path, offset, length)
-            data = os.pread(self._descriptor(path).number, length, offset)
+            descriptor = self._descriptor(path)  # held until the read is done: another thread may push it out
+            data = os.pread(descriptor.number, length, offset)
         except (FileNotFoundError, EOFError) as error:
             raise ValueError(f"{self.storage.describe(path)} is not what the index says: run make verify") from error
         if len(data) != length:
             raise ValueError(f"{self.storage.describe(path)} is shorter than the index says: run make verify")
         return data
+
+    def open(self, path: str, offset: int, length: int) -> BinaryIO:
+        """The range as a seekable file of its own: read bit by bit from a local disk, at once from elsewhere."""
+        if self.storage.local_root is None:
+            return io.BytesIO(self.read(path, offset, length))
+        return io.BufferedReader(_RangeStream(self, path, offset, length), 1 << 16)  # type: ignore[return-value]
 
     def _descriptor(self, path: str) -> _Descriptor:
         with self._lock:
@@ -65,3 +73,31 @@ class RangeReader:
             else:
                 self._open.move_to_end(path)
             return descriptor
+
+
+class _RangeStream(io.RawIOBase):
+    """A byte range of a file as a file."""
+
+    def __init__(self, ranges: RangeReader, path: str, offset: int, length: int) -> None:
+        self._ranges, self._path, self._offset, self._length = ranges, path, offset, length
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._length}[whence]
+        self._position = max(0, base + offset)
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        count = max(0, min(len(buffer), self._length - self._position))
+        buffer[:count] = self._ranges.read(self._path, self._offset + self._position, count)
+        self._position += count
+        return count

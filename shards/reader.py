@@ -63,8 +63,9 @@ class ShardReader:
         chosen = self.index.numbers("keep").copy() if kept else np.ones(len(self.index), bool)
         if split is not None:
             chosen &= self.index.equals("split", split)
-        self._where = {suffix: (self.index, "annotation") for suffix in self.index.members["annotation"]}
-        self._where |= {suffix: (self.index, "media") for suffix in self.index.members["media"]}
+        self._where: dict[str, tuple[Index, Archive]] = {}
+        for archive, suffixes in self.index.members.items():
+            self._where.update(dict.fromkeys(suffixes, (self.index, archive)))
         for name in extra:
             self._join(read_index(self.storage, self.manifest.annotation(name).version))
         for column in columns:
@@ -108,14 +109,23 @@ class ShardReader:
                     f"annotation versions {self.version} and {other.version} are not of the same samples ({name}):"
                     f" run make reannotate ANN={other.version} to bring it up to date"
                 )
-        self._where |= {suffix: (other, "annotation") for suffix in other.members["annotation"]}
+        self._where.update(dict.fromkeys(other.members["annotation"], (other, "annotation")))
+
+    def check_column(self, column: str) -> None:
+        """Raise `ValueError` when the data set has no such annotation column, or a sample of this reader lacks it."""
+        there = self._index_of(f"{column}.npy").has_member(f"{column}.npy")[self.rows]
+        if not there.all():
+            raise ValueError(
+                f"{int((~there).sum())} of {len(self)} samples have no {column}:"
+                f" name it in the reader's columns=({column!r},) to leave them out"
+            )
 
     def _index_of(self, suffix: str) -> Index:
         if suffix not in self._where:
             there = ", ".join(sorted(name.removesuffix(".npy") for name in self._where))
             raise ValueError(
-                f"the data set has no {suffix.removesuffix('.npy')!r} in annotation version {self.version}, only {there}:"
-                f" make it with make reannotate ANN=<version> DATA={self.storage.uri}"
+                f"the data set has no {suffix.removesuffix('.npy')!r} in annotation version {self.version},"
+                f" only {there}: make it with make reannotate ANN=<version> DATA={self.storage.uri}"
             )
         return self._where[suffix][0]
 
@@ -126,7 +136,7 @@ class ShardReader:
         if member is None:
             raise ValueError(f"sample {index.text('key', row)} has no {suffix}: annotating it failed (make quarantine)")
         shard = int(index.numbers("shard")[row])
-        archive: Archive = self._where[suffix][1]
+        archive = self._where[suffix][1]
         name = media_shard_name(shard) if archive == "media" else annotation_shard_name(index.version, shard)
         return name, member
 
@@ -185,7 +195,9 @@ class Sample:
         from talkinghead.media.clip import decode_window
 
         count = self._check_window(first, count)
-        return decode_window(self.member("mp4"), first, count)
+        path, member = self._reader.locate(self.row, "mp4")
+        with self._reader.ranges.open(path, member.offset, member.size) as stream:
+            return decode_window(stream, first, count)
 
     def audio(self, first: int = 0, count: int | None = None) -> np.ndarray:
         """The audio of these frames, float32 `[count * 640]` in -1 .. 1."""

@@ -5,7 +5,8 @@ In memory a column is float32 (`valid` is bool) with NaN where a frame has no fa
     landmarks   int16, 1/16384 of the image per step: at most 0.016 px off at 512 px, range -2 .. 2
     mesh        int16, 1/1024 cm per step: at most 0.0005 cm off, range -32 .. 32 cm
 
-with -32768 for NaN. Everything else is stored as float32, `blendshapes` as float16 (values 0 .. 1, at most 0.00025 off).
+with -32768 for NaN. `blendshapes` is float16 (values 0 .. 1, at most 0.00025 off), everything else float32.
+
 The step is in `ann.json` too, so that a reader needs no code of ours.
 """
 
@@ -67,6 +68,13 @@ ANNOTATION_MEMBERS = tuple(sorted(["ann.json", *(column.member for column in COL
 _NAN = -32768
 
 Arrays = dict[str, np.ndarray]
+
+
+def blank_arrays(num_frames: int) -> Arrays:
+    """Columns of a clip in which no frame has a face."""
+    arrays = {column.name: np.full((num_frames, *column.shape), np.nan, np.float32) for column in COLUMNS}
+    arrays["valid"] = np.zeros(num_frames, bool)
+    return arrays
 
 
 def encode_column(column: Column, values: np.ndarray) -> bytes:

@@ -55,7 +55,7 @@ def padded(size: int) -> int:
 
 
 def read_samples(stream: BinaryIO) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Every (key, {suffix: content}) of a tar in order.
+    """Every (key, {suffix: content}) of a tar (a seekable stream) in order.
 
     Raises:
         ValueError: A member that is not a plain file, has a folder in its name, or whose sample is not in one run;
@@ -82,6 +82,10 @@ def read_samples(stream: BinaryIO) -> Iterator[tuple[str, dict[str, bytes]]]:
                 if len(content) != info.size:
                     raise ValueError(f"the tar ends inside {info.name}")
                 current[1][suffix] = content
+            # tarfile takes a damaged header for the end; only two zero blocks are one.
+            stream.seek(archive.offset)
+            if stream.read(len(END_OF_ARCHIVE)) != END_OF_ARCHIVE:
+                raise ValueError(f"the tar is damaged or cut short at byte {archive.offset}")
     except tarfile.TarError as error:
         raise ValueError(f"no readable tar: {error}") from error
     if current is not None:

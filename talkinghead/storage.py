@@ -128,7 +128,7 @@ class Storage:
 
     @contextlib.contextmanager
     def staged(self, path: str) -> Iterator[Path]:
-        """A local scratch path whose file becomes `path` when the block ends without an error, and is gone otherwise."""
+        """A local scratch path whose file becomes `path` when the block ends without an error; else it is gone."""
         if self.local_root is None:
             with tempfile.TemporaryDirectory(prefix="talkinghead-") as folder:
                 scratch = Path(folder) / "file"

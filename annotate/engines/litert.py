@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import numpy as np
@@ -31,14 +32,14 @@ _NUM_BLENDSHAPES = 52
 class LitertEngine:
     """Landmarks by the model's own networks: region of interest → landmark network → blendshape network.
 
-    With `tracking` the region comes from the frame before, and the detector runs only where there is none (the first
-    frame, and after the presence score fell); without it the detector runs on every frame, like MediaPipe's image mode.
+    Without `tracking` the detector runs on every frame, as in MediaPipe's image mode; the frame before only decides
+    between several faces, and bridges a frame in which no face is found. With it the region comes from the
+    landmarks of the frame before, as in MediaPipe's video mode (but nothing is smoothed), and the detector runs only
+    where there is none: in the first frame, and after the presence score fell.
     """
 
-    name = "litert"
-
     def __init__(
-        self, model: FaceModel, *, tracking: bool = True, threads: int = 1, min_presence: float = 0.5
+        self, model: FaceModel, *, tracking: bool = False, threads: int = 1, min_presence: float = 0.5
     ) -> None:
         """Load the networks (once per process and thread).
 
@@ -46,14 +47,17 @@ class LitertEngine:
             model: Either release; the 468-point one leaves iris rows and blendshapes NaN.
             tracking: See the class.
             threads: Threads per network.
-            min_presence: Lowest presence score, 0 .. 1, of a frame with a face.
+            min_presence: Lowest presence score of a frame with a face, between 0 and 1.
         """
+        if not 0 < min_presence < 1:
+            raise ValueError(f"min_presence is {min_presence}, must be between 0 and 1")
+        self.name = "litert-tracking" if tracking else "litert"
         self._detector = FaceDetector(model, threads)
         self._landmarks = load_network(model.landmarks, threads)
         self._blendshapes = load_network(model.blendshapes, threads) if model.blendshapes else None
         self._size = self._landmarks.input_shape[1]
         self._tracking = tracking
-        self._min_presence = min_presence
+        self._min_logit = math.log(min_presence / (1 - min_presence))
 
     def __call__(self, frames: Iterable[np.ndarray]) -> Landmarks:
         """Annotate the frames of one clip (RGB uint8 `[H, W, 3]`, all of one size, 25 fps, in order)."""
@@ -63,7 +67,7 @@ class LitertEngine:
         for frame in frames:
             height, width = frame.shape[:2]
             found = self._locate(frame, region)
-            region = Region.of_landmarks(found, width, height) if self._tracking and found is not None else None
+            region = Region.of_landmarks(found, width, height) if found is not None else None
             row = np.full((_NUM_POINTS, 3), np.nan, dtype=np.float32)
             if found is not None:
                 row[: len(found)] = found
@@ -74,19 +78,23 @@ class LitertEngine:
             np.array(blendshapes, dtype=np.float32).reshape(-1, _NUM_BLENDSHAPES),
         )
 
-    def _locate(self, frame: np.ndarray, region: Region | None) -> np.ndarray | None:
-        """Landmarks `[468 or 478, 3]` of a frame: in the tracked region when the face is still there, else detected."""
-        if region is not None and (found := self._look(frame, region)) is not None:
+    def _locate(self, frame: np.ndarray, last: Region | None) -> np.ndarray | None:
+        """Landmarks `[468 or 478, 3]` of a frame, given the region that the frame before suggests."""
+        if self._tracking and last is not None and (found := self._look(frame, last)) is not None:
             return found
         height, width = frame.shape[:2]
-        detections = self._detector.detect(frame)
-        return self._look(frame, Region.of_detection(detections[0], width, height)) if detections else None
+        regions = [Region.of_detection(detection, width, height) for detection in self._detector.detect(frame)]
+        if last is not None:  # with several faces in the frame, stay with this one
+            regions.sort(key=lambda region: not last.contains(region.center_x, region.center_y))
+        found = self._look(frame, regions[0]) if regions else None
+        if found is None and last is not None and not self._tracking:
+            found = self._look(frame, last)  # a face that is missed for a moment is still where it was
+        return found
 
     def _look(self, frame: np.ndarray, region: Region) -> np.ndarray | None:
         """Landmarks in a region, None when the network says that there is no face."""
         outputs = self._landmarks.run(region.cut(frame, self._size), 1 / 255)
-        # sigmoid(logit) >= threshold
-        if 1.0 / (1.0 + np.exp(-float(outputs[1].reshape(-1)[0]))) < self._min_presence:
+        if float(outputs[1].reshape(-1)[0]) < self._min_logit:
             return None
         return region.to_image(outputs[0].reshape(-1, 3) / self._size, frame.shape[1], frame.shape[0])
 

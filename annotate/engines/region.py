@@ -52,6 +52,11 @@ class Region:
         eyes = corners[[_RIGHT_EYE_CORNER, _LEFT_EYE_CORNER]]
         return cls(float(center[0]), float(center[1]), side, side, _angle(eyes))
 
+    def contains(self, x: float, y: float) -> bool:
+        """Whether a point (pixels) lies in the square, turned with it."""
+        along = np.float64([x - self.center_x, y - self.center_y]) @ self._axes() / (self.width**2, self.height**2)
+        return bool((np.abs(along) <= 0.5).all())
+
     def cut(self, frame: np.ndarray, size: int) -> np.ndarray:
         """The region of an image, upright, as `[size, size, 3]`; the image's border is repeated beyond it."""
         axes = self._axes() / size  # frame pixels per output pixel

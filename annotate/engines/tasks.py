@@ -25,8 +25,6 @@ class TasksEngine:
     closing one leaks about 0.5 MB inside MediaPipe, so whoever annotates thousands of clips recycles the process.
     """
 
-    name = "tasks"
-
     def __init__(self, model: FaceModel, mode: Mode = "video") -> None:
         """Check that MediaPipe Tasks can run this model.
 
@@ -40,6 +38,7 @@ class TasksEngine:
             )
         if mode not in ("video", "image"):
             raise ValueError(f"mode of the tasks engine is {mode!r}, must be video or image")
+        self.name = "tasks" if mode == "video" else "tasks-image"
         self._mode = mode
         self._options = vision.FaceLandmarkerOptions(
             base_options=BaseOptions(model_asset_path=str(model.task_file), delegate=BaseOptions.Delegate.CPU),

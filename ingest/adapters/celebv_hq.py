@@ -93,12 +93,13 @@ def read_info(path: Path, problems: list[Problem]) -> Iterator[CelebvClip]:
     mappings = info.get("meta_info", info.get("mete_info", {}))  # the first release spelled it so
     for name, clip in clips.items():
         try:
+            top, bottom, left, right = (float(clip["bbox"][side]) for side in ("top", "bottom", "left", "right"))
             yield CelebvClip(
                 name=name,
                 video_id=clip.get("ytb_id", name[:11]),
                 start_s=float(clip["duration"]["start_sec"]),
                 end_s=float(clip["duration"]["end_sec"]),
-                bbox=tuple(float(clip["bbox"][side]) for side in ("top", "bottom", "left", "right")),
+                bbox=(top, bottom, left, right),
                 labels=_labels(clip, mappings),
             )
         except (ValueError, TypeError, AttributeError) as error:

@@ -78,7 +78,7 @@ class VfhqMeta:
     width: int
     height: int
     fps: float
-    crop: tuple[int, int, int, int]
+    crop: tuple[float, float, float, float]
     """x0, y0, x1, y1 in pixels of `width` x `height`, ends exclusive."""
 
     @classmethod
@@ -100,7 +100,7 @@ class VfhqMeta:
             raise ValueError(f"frame of {width}x{height} at {fps} fps")
         if x1 <= x0 or y1 <= y0:
             raise ValueError(f"CROP {x0} {y0} {x1} {y1} is empty")
-        return cls(width=width, height=height, fps=fps, crop=(x0, y0, x1, y1))
+        return cls(width=width, height=height, fps=fps, crop=(float(x0), float(y0), float(x1), float(y1)))
 
 
 def _meta_files(path: Path) -> Iterator[tuple[str, bytes]]:
@@ -179,7 +179,7 @@ def _row(name: VfhqName, meta: VfhqMeta | None, where: str | None, listing: Sour
         url=youtube_url(name.video_id),
         start_s=(name.first + 1) / cut.fps if cut else None,
         end_s=name.last / cut.fps if cut else None,
-        box=tuple(float(value) for value in cut.crop) if cut else None,
+        box=cut.crop if cut else None,
         box_width=float(cut.width) if cut else None,
         box_height=float(cut.height) if cut else None,
         frame_fps=(fps or DEFAULT_FRAME_FPS) if frames else None,

@@ -73,12 +73,12 @@ def pose_face(texture: np.ndarray, expression: Expression) -> np.ndarray:
 
 
 def _sample(texture: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    index = [(value * TEXTURE_SCALE - 0.5).astype(np.float32) for value in (x, y)]
-    return cv2.remap(texture, *index, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+    columns, rows = ((value * TEXTURE_SCALE - 0.5).astype(np.float32) for value in (x, y))
+    return cv2.remap(texture, columns, rows, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
 
 
 def _unfold(y: np.ndarray, source: list[np.ndarray], moved: list[np.ndarray]) -> np.ndarray:
-    """Where `y` was before the rows `source` went to `moved`: linear between rows, shifted with the outer two beyond them."""
+    """`y` before the rows `source` went to `moved`: linear between rows, beyond the outer two shifted with them."""
     before = source[0] + np.minimum(y - moved[0], 0)
     for row in range(len(source) - 1):
         height = np.maximum(moved[row + 1] - moved[row], _TINY)

@@ -63,7 +63,7 @@ def head_motion(seed: int, name: str, times: np.ndarray, stress: np.ndarray) -> 
         blink = np.maximum(blink, np.sin(np.pi * phase**0.8) ** 1.5)
         start += noise.uniform(1.8, 3.6)
     return HeadMotion(
-        yaw=wander(np.radians(9)),
+        yaw=wander(np.radians(15)),
         pitch=wander(np.radians(4)) + np.radians(3) * stress,
         roll=wander(np.radians(4.5)),
         shift=np.stack([wander(4.0), wander(2.0)], axis=1),
@@ -86,9 +86,7 @@ class View:
         """Picture coordinates of the centres of cells of `_COARSE` pixels, `[H/8, W/8]` each."""
         rows, columns = -(-self.height // _COARSE), -(-self.width // _COARSE)
         y, x = np.mgrid[:rows, :columns].astype(np.float32)
-        return tuple(
-            corner + (value + 0.5) * _COARSE / self.zoom for value, corner in ((x, self.x0), (y, self.y0))
-        )
+        return tuple(corner + (value + 0.5) * _COARSE / self.zoom for value, corner in ((x, self.x0), (y, self.y0)))
 
     def fine(self) -> tuple[np.ndarray, np.ndarray]:
         """Picture coordinates of the output pixels, `[1, W]` and `[H, 1]`."""

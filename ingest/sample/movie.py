@@ -37,6 +37,7 @@ def write_movie(
         video.pix_fmt = "yuv420p"
         video.codec_context.thread_count = _THREADS
         sound = container.add_stream(audio_codec, rate=sample_rate, layout="mono")
+        assert isinstance(sound, av.AudioStream)
         for number, frame in enumerate(frames):
             if number == 0:
                 video.height, video.width = frame.shape[:2]

@@ -111,10 +111,7 @@ def synthesise(seed: int, name: str, duration_s: float, sample_rate: int) -> Spe
 def _write_score(seed: int, name: str, length: int) -> _Score:
     """Phrases of three to seven syllables with a breath before each."""
     noise = generator(seed, "sample-speech", name)
-    score = _Score(*(np.zeros(length) for _ in range(4)), np.full((length, 3), (500.0, 1640.0, 2500.0)), *(
-        np.zeros(length) for _ in range(2)
-    ))  # fmt: skip
-    score.pitch[:] = 190
+    score = _silence(length)
     position = int(noise.uniform(0.25, 0.4) * CONTROL_RATE)
     last = VOWELS[-1]
     while position < length:
@@ -133,6 +130,12 @@ def _write_score(seed: int, name: str, length: int) -> _Score:
     return _finish(score)
 
 
+def _silence(length: int) -> _Score:
+    voice, hiss, breath, opening, rounding = np.zeros((5, length))
+    formants = np.full((length, 3), VOWELS[-1].formants, float)
+    return _Score(voice, hiss, breath, np.full(length, 190.0), formants, opening, rounding)
+
+
 def _write_syllable(
     score: _Score, place: slice, last: Vowel, vowel: Vowel, pitch: float, noise: np.random.Generator
 ) -> None:
@@ -140,7 +143,7 @@ def _write_syllable(
     phase = np.linspace(0, 1, place.stop - place.start, endpoint=False)
     stress = noise.uniform(0.7, 1.0)
     bump = np.sin(np.pi * phase**0.85) ** 0.9
-    score.opening[place] = bump * stress * (0.12 + 0.88 * vowel.opening)
+    score.opening[place] = bump**1.4 * stress * (0.12 + 0.88 * vowel.opening)
     score.voice[place] = bump**1.2 * stress * (0.3 + 0.7 * vowel.opening)
     if noise.random() < 0.4:
         score.hiss[place] = np.exp(-(((phase - 0.08) / 0.07) ** 2)) * noise.uniform(0.4, 1.0)

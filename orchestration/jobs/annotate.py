@@ -78,8 +78,8 @@ def run(storage: Storage, unit: Unit) -> Output:
     """Annotate one sample."""
     from annotate.clip import annotate_clip, encode_annotation
     from annotate.engines import make_engine
-    from annotate.scores import clip_scores, info_scores
-    from orchestration.jobs.face import pin_threads, planned_detector, planned_model
+    from annotate.scores import sample_scores
+    from orchestration.jobs.face import detector_sha256, pin_threads, planned_detector, planned_model
     from talkinghead.geometry.canonical import canonical_face
     from talkinghead.media.clip import decode_clip
 
@@ -97,25 +97,18 @@ def run(storage: Storage, unit: Unit) -> Output:
     arrays = annotate_clip(
         decode_clip(media["mp4"]),
         engine=make_engine(settings.engine, model),
-        detector=planned_detector(model.sha256),
+        detector=planned_detector(detector_sha256(model)),
         face=canonical_face(model.geometry_metadata),
         settings=settings,
     )
     if len(arrays["valid"]) != info.num_frames:
         raise ValueError(f"{unit.key}.mp4 has {len(arrays['valid'])} frames, its json says {info.num_frames}")
-    scores = clip_scores(arrays) | info_scores(info)
+    scores = sample_scores(arrays, info)
     about = {
         "annotate_key": unit.pkey,
         "engine": settings.engine,
         "model": model.name,
         "model_sha256": model.sha256,
-        "scores": scores,
     }
-    contents = encode_annotation(arrays, about)
-    return Output(
-        contents=[(unit.key, info.num_frames, contents)], scores={unit.key: scores}, details=_without_scores(about)
-    )
-
-
-def _without_scores(about: dict[str, object]) -> dict[str, object]:
-    return {name: value for name, value in about.items() if name != "scores"}
+    contents = encode_annotation(arrays, about, scores)
+    return Output(contents=[(unit.key, info.num_frames, contents)], scores={unit.key: scores}, details=about)

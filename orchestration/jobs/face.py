@@ -4,31 +4,51 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+from orchestration.unit import RunError
 from talkinghead.face.detector import FaceDetector
 from talkinghead.face.model import FaceModel
 from talkinghead.face.resolve import resolve_face_model
+from talkinghead.provenance import hash_bytes
 
 
 @lru_cache(maxsize=1)
+def _model() -> FaceModel:
+    return resolve_face_model()
+
+
+@lru_cache(maxsize=1)
+def _detector() -> FaceDetector:
+    return FaceDetector(_model())
+
+
+def detector_sha256(model: FaceModel) -> str:
+    """What identifies the detector alone: ingest does not depend on the landmark network beside it."""
+    return hash_bytes(model.detector)
+
+
 def planned_model(sha256: str) -> FaceModel:
     """The face model of the plan.
 
     Raises:
-        ValueError: This machine resolves another model than the one the plan was made with.
+        RunError: This machine resolves another model than the one the plan was made with.
     """
-    model = resolve_face_model()
-    if model.sha256 != sha256:
-        raise ValueError(
-            f"this machine has the face model {model.name} ({model.sha256[:12]}…), the plan was made with {sha256[:12]}…: "
-            "give every node the same file through TALKINGHEAD_MODELS"
-        )
-    return model
+    if _model().sha256 != sha256:
+        raise RunError(_other_model("face model", _model().sha256, sha256))
+    return _model()
 
 
-@lru_cache(maxsize=1)
 def planned_detector(sha256: str) -> FaceDetector:
-    """The face detector of the plan's model."""
-    return FaceDetector(planned_model(sha256))
+    """The face detector of the plan. Raises like `planned_model`."""
+    if (found := detector_sha256(_model())) != sha256:
+        raise RunError(_other_model("face detector", found, sha256))
+    return _detector()
+
+
+def _other_model(what: str, found: str, planned: str) -> str:
+    return (
+        f"this machine has the {what} {found[:12]}…, the plan was made with {planned[:12]}…: "
+        "give every node the same file through TALKINGHEAD_MODELS"
+    )
 
 
 def pin_threads() -> None:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from ingest.settings import IngestSettings
 from orchestration.unit import Output, Unit
-from talkinghead.face.model import FaceModel
 from talkinghead.provenance import library_versions, provenance_key
 from talkinghead.schema import CatalogRow
 from talkinghead.storage import Storage
@@ -27,10 +26,10 @@ def plan_ingest(
     fingerprints: Mapping[str, Fingerprint],
     source: str,
     settings: IngestSettings,
-    model: FaceModel,
+    detector: str,
     time_limit_s: float | None,
 ) -> list[Unit]:
-    """Units for the rows that have a source, in key order."""
+    """Units for the rows that have a source, in key order (`detector`: sha256 of the face detector)."""
     libraries = library_versions(*LIBRARIES)
     units = []
     for row in sorted(rows, key=lambda row: row.key):
@@ -42,7 +41,7 @@ def plan_ingest(
             VERSION,
             parameters=settings,
             inputs={"row": row, "content": content.sha256 or "unreadable"},
-            models={"detector": model.sha256},
+            models={"detector": detector},
             libraries=libraries,
         )
         units.append(
@@ -55,7 +54,7 @@ def plan_ingest(
                     "row": row.to_json(),
                     "source": source,
                     "settings": asdict(settings),
-                    "model_sha256": model.sha256,
+                    "detector_sha256": detector,
                 },
                 source=row.source,
                 time_limit_s=time_limit_s or _time_limit(row),
@@ -81,7 +80,7 @@ def run(storage: Storage, unit: Unit) -> Output:
     row = CatalogRow.from_json(unit.payload["row"])
     assert row.source is not None
     settings = IngestSettings(**unit.payload["settings"])
-    detector = planned_detector(unit.payload["model_sha256"])
+    detector = planned_detector(unit.payload["detector_sha256"])
     with Storage(unit.payload["source"]).local_copy(row.source) as path:
         pieces = ingest_clip(row, path, settings, detector, unit.pkey)
     output = Output(details=_about(row))

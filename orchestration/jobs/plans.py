@@ -13,7 +13,7 @@ from talkinghead.storage import Storage
 
 
 def write_plan(storage: Storage, name: str, units: Sequence[Unit], **about: Any) -> None:
-    """Record the units of a job (`about`: settings and whatever else made the plan). Unchanged plans are not rewritten."""
+    """Record the units of a job (`about`: settings and whatever else made the plan); an equal plan is left alone."""
     value = {"units": {unit.key: unit.pkey for unit in units}, **about}
     write_json(storage, dataroot.plan(name), value)
 

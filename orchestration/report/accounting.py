@@ -77,7 +77,7 @@ class FunnelStage:
 
     stage: Stage
     passed: int
-    lost: dict[tuple[Fate, str], int]
+    lost: dict[tuple[str, str], int]
     """(fate, reason) → inputs that ended here, most frequent first."""
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from markupsafe import Markup, escape
+from numpy.typing import ArrayLike
 
 BINS = 32
 _WIDTH, _HEIGHT = 320, 132
@@ -37,7 +38,7 @@ class Histogram:
     rejected: np.ndarray
 
     @classmethod
-    def of(cls, kept: Sequence[float], rejected: Sequence[float], thresholds: Sequence[Threshold] = ()) -> Histogram:
+    def of(cls, kept: ArrayLike, rejected: ArrayLike, thresholds: Sequence[Threshold] = ()) -> Histogram:
         """Bin the values (not finite ones are left out) so that the thresholds lie inside the range."""
         sides = [np.asarray(side, np.float64) for side in (kept, rejected)]
         sides = [side[np.isfinite(side)] for side in sides]

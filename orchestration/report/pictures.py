@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import io
-import wave
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ import numpy as np
 
 from orchestration.report.members import quality_field, read_column, read_media
 from talkinghead.media.clip import decode_window
+from talkinghead.media.wav import decode_wav
 from talkinghead.schema import SampleIndex
 from talkinghead.storage import Storage
 from talkinghead.timebase import FPS
@@ -24,6 +23,7 @@ TILE_HEIGHT = 288
 STRIP_FRAMES = 8
 STRIP_HEIGHT = 120
 ENVELOPE_BINS = 240
+_SILENCE = 0.01  # of full scale
 _WEBP_QUALITY = 74
 _SUBPIXEL = 4  # OpenCV draws at 1/16 pixel
 _MESH_COLOUR = (120, 235, 215)
@@ -102,7 +102,7 @@ def contact_tile(storage: Storage, version: str, row: SampleIndex) -> Tile:
     """The middle frame (of those with a face) with mesh and contours drawn on it.
 
     Raises:
-        ValueError: Media or annotation cannot be decoded.
+        ValueError, av.error.FFmpegError: Media or annotation cannot be decoded.
         OSError, EOFError: A shard cannot be read.
     """
     frame, points = row.num_frames // 2, None
@@ -134,22 +134,19 @@ def clip_strip(storage: Storage, version: str, row: SampleIndex) -> Strip:
 
 
 def sound_envelope(wav: bytes, bins: int = ENVELOPE_BINS) -> np.ndarray:
-    """Peak of the absolute value in each of `bins` stretches of a 16-bit mono sound, `[bins]` of 0 .. 1.
+    """Peak of the absolute value in each of `bins` stretches of a sample's sound, `[bins]` of 0 .. 1.
+
+    The loudest is 1, unless the sound is next to silence.
 
     Raises:
-        ValueError: Not such a sound.
+        ValueError: Not a WAV file of the project.
     """
-    try:
-        with wave.open(io.BytesIO(wav)) as sound:
-            if (sound.getsampwidth(), sound.getnchannels()) != (2, 1):
-                raise ValueError(f"{8 * sound.getsampwidth()} bit, {sound.getnchannels()} channels; expected 16 bit, 1")
-            samples = np.frombuffer(sound.readframes(sound.getnframes()), "<i2")
-    except (wave.Error, EOFError) as error:
-        raise ValueError(f"no readable WAV: {error}") from error
+    samples = decode_wav(wav)
     if not samples.size:
         return np.zeros(0)
     starts = np.linspace(0, samples.size, min(bins, samples.size), endpoint=False).astype(int)
-    return np.maximum.reduceat(np.abs(samples.astype(np.float32)), starts) / 32768
+    peaks = np.maximum.reduceat(np.abs(samples), starts)
+    return peaks / max(float(peaks.max()), _SILENCE)
 
 
 def draw_mesh(image: np.ndarray, points: np.ndarray) -> np.ndarray:
@@ -164,7 +161,7 @@ def draw_mesh(image: np.ndarray, points: np.ndarray) -> np.ndarray:
     mesh, lines = _connections()
     under = image.copy()
     _draw(under, pixels, mesh, _MESH_COLOUR)
-    result = cv2.addWeighted(image, 0.58, under, 0.42, 0)
+    result = cv2.addWeighted(image, 0.5, under, 0.5, 0)
     for name, pairs in lines.items():
         _draw(result, pixels, pairs, _LINE_COLOURS[name])
     return result

@@ -6,6 +6,7 @@ boxes agree with those of MediaPipe's own detector.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import cv2
@@ -19,6 +20,9 @@ RIGHT_EYE, LEFT_EYE, NOSE_TIP, MOUTH, RIGHT_EAR, LEFT_EAR = range(6)
 
 _SIZE = 128
 _LAYERS = ((16, 2), (8, 6))  # cells per side, anchors per cell: strides 8, 16, 16, 16 with two anchors each
+
+_TILE_DIVISORS = (1, 2)  # tiles of the short side, then of half of it
+_TILE_MIN_SCORE = 0.75  # many looks at parts of a scene find more things that are no faces (measured: none above this)
 
 
 @dataclass(frozen=True)
@@ -58,13 +62,16 @@ class FaceDetector:
         Args:
             frame: RGB uint8 `[H, W, 3]`.
             small_faces: When nothing is found, look again at overlapping square tiles. The network sees 128x128
-                pixels, in which a face under about 15 % of the longer side is too small to be found reliably.
+                pixels, in which a face under about 10 % of the longer side is not found; tiles find faces down to
+                5 %. Costs 3 and then 21 more looks (about 1 ms each) at a 16:9 frame without a face.
         """
         height, width = frame.shape[:2]
         found = self._look(frame, width / 2, height / 2, max(width, height))
-        if found.shape[0] == 0 and small_faces:
-            tiles = [self._look(frame, *tile) for tile in _tiles(width, height)]
-            found = _suppress(np.concatenate(tiles), self._min_suppression)
+        sides = [min(width, height) / divisor for divisor in _TILE_DIVISORS] if small_faces else []
+        while len(found) == 0 and sides:
+            side = sides.pop(0)
+            found = np.concatenate([self._look(frame, x, y, side) for x, y in _tile_centers(width, height, side)])
+            found = _suppress(found[found[:, 0] >= _TILE_MIN_SCORE], self._min_suppression)
         found[:, 1:] /= np.tile(np.float32([width, height]), 8)
         return [
             Detection(float(row[0]), tuple(row[1:5].tolist()), row[5:].reshape(6, 2).astype(np.float32))
@@ -127,11 +134,10 @@ def _overlap(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
 
 
-def _tiles(width: int, height: int) -> list[tuple[float, float, float]]:
-    """Squares (centre x, centre y, side) that cover the image twice over: side = the short side, and half of it."""
-    tiles = []
-    for side in (min(width, height), min(width, height) / 2):
-        columns, lines = (max(1, round(2 * extent / side) - 1) for extent in (width, height))
-        for y in np.linspace(side / 2, height - side / 2, lines) if lines > 1 else [height / 2]:
-            tiles += [(float(x), float(y), side) for x in (np.linspace(side / 2, width - side / 2, columns) if columns > 1 else [width / 2])]
-    return tiles
+def _tile_centers(width: int, height: int, side: float) -> list[tuple[float, float]]:
+    """Centres of squares of `side` that overlap by half and cover the image."""
+    lines = []
+    for extent in (width, height):
+        count = max(1, math.ceil(2 * extent / side) - 1)
+        lines.append(np.linspace(side / 2, extent - side / 2, count) if count > 1 else np.array([extent / 2]))
+    return [(float(x), float(y)) for y in lines[1] for x in lines[0]]

@@ -28,6 +28,8 @@ _BUNDLE_MEMBERS = {
     "geometry": "geometry_pipeline_metadata_landmarks.binarypb",
 }
 
+_REPLACE = "It is damaged or another version: delete it and run `make models`, or put the right file in its place"
+
 ModelName = Literal["face_landmarker_v2", "face_mesh_2020"]
 
 
@@ -47,18 +49,23 @@ class FaceModel:
     landmarks: bytes = field(repr=False)
     """TFLite: 256x256 → 478 points, or 192x192 → 468 points."""
     num_landmarks: int
+    path: Path
+    """Where it was read from: the bundle, or the folder of the two networks."""
     blendshapes: bytes | None = field(default=None, repr=False)
     """TFLite: 146 points → 52 coefficients."""
     geometry_metadata: bytes | None = field(default=None, repr=False)
     """Serialised `mediapipe.face_geometry.GeometryPipelineMetadata`: canonical mesh, weights, input source."""
-    task_file: Path | None = None
-    """The bundle on disk, which MediaPipe Tasks opens itself."""
 
     def __post_init__(self) -> None:
         if self.num_landmarks not in (468, 478):
             raise ValueError(f"a face model has 468 or 478 landmarks, not {self.num_landmarks}")
         if not self.files:
             raise ValueError("a face model names the files it was read from")
+
+    @property
+    def task_file(self) -> Path | None:
+        """The bundle on disk, which MediaPipe Tasks opens itself; None for the fallback."""
+        return self.path if "bundle" in self.files else None
 
     @property
     def sha256(self) -> str:
@@ -87,7 +94,7 @@ def load_official(path: Path) -> FaceModel:
         blendshapes=parts["blendshapes"],
         geometry_metadata=parts["geometry"],
         num_landmarks=478,
-        task_file=path,
+        path=path,
     )
 
 
@@ -104,14 +111,11 @@ def load_fallback(folder: Path) -> FaceModel:
         detector=parts[detector],
         landmarks=parts[landmarks],
         num_landmarks=468,
+        path=folder,
     )
 
 
-def check_hash(source: Path | str, data: bytes, expected: str) -> None:
-    """Raise `ValueError` unless `data`, read from `source`, has the pinned sha256."""
+def check_hash(source: Path | str, data: bytes, expected: str, remedy: str = _REPLACE) -> None:
+    """Raise `ValueError` unless `data`, read from `source`, has the pinned sha256; `remedy` says what to do."""
     if (found := hash_bytes(data)) != expected:
-        raise ValueError(
-            f"{source} is not the expected model file: its sha256 is {found} ({len(data)} bytes), expected {expected}. "
-            "Delete it (a proxy or a broken copy may have changed it) and run `make models` again, "
-            "or put the right file into the folder that TALKINGHEAD_MODELS names"
-        )
+        raise ValueError(f"{source} has sha256 {found} ({len(data)} bytes), expected {expected}. {remedy}")

@@ -110,7 +110,7 @@ def canonical_face(geometry_metadata: bytes | None) -> CanonicalFace:
 @cache
 def mean_face() -> CanonicalFace:
     """The project's own canonical face: the mean metric mesh of real clips, with MediaPipe's weights."""
-    with resources.files(__package__).joinpath(MEAN_FACE_FILE).open("rb") as file, np.load(file) as content:
+    with resources.files("talkinghead.geometry").joinpath(MEAN_FACE_FILE).open("rb") as file, np.load(file) as content:
         vertices = content["vertices"].astype(np.float64)
     weights = np.zeros(NUM_VERTICES)
     weights[list(PROCRUSTES_WEIGHTS)] = list(PROCRUSTES_WEIGHTS.values())
@@ -126,14 +126,15 @@ def _parse_metadata(data: bytes) -> CanonicalFace:
     try:
         for field, value in _fields(data):
             if field == _METADATA_MESH:
-                for mesh_field, item in _fields(value):
+                for mesh_field, item in _fields(_bytes(value)):
                     if mesh_field == _MESH_VERTICES:
-                        floats.extend(_floats(item))
+                        floats.extend(_floats(_bytes(item)))
                     elif mesh_field == _MESH_INDICES:
                         indices.extend(_varints(item))
             elif field == _METADATA_BASIS:
-                point = dict(_fields(value))
-                weights[point[_BASIS_LANDMARK]] = _floats(point[_BASIS_WEIGHT])[0]
+                point = dict(_fields(_bytes(value)))
+                (landmark,) = _varints(point[_BASIS_LANDMARK])
+                (weights[landmark],) = _floats(_bytes(point[_BASIS_WEIGHT]))
         vertices = np.array(floats).reshape(-1, _FLOATS_PER_VERTEX)[:, :3]
         triangles = np.array(indices, dtype=np.int64).reshape(-1, 3)
         return CanonicalFace(
@@ -148,8 +149,6 @@ def _parse_metadata(data: bytes) -> CanonicalFace:
 
 def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
     """Fields of a protobuf message, in order: number and value (fixed-width and nested values as bytes)."""
-    if not isinstance(data, bytes):
-        raise ValueError("a number stands where a message should")
     at = 0
     while at < len(data):
         tag, at = _varint(data, at)
@@ -181,10 +180,14 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
         shift += 7
 
 
-def _floats(item: int | bytes) -> tuple[float, ...]:
+def _bytes(value: int | bytes) -> bytes:
+    if isinstance(value, int):
+        raise ValueError("an integer stands where a message or a float should")
+    return value
+
+
+def _floats(item: bytes) -> tuple[float, ...]:
     """One float, or a packed run of them."""
-    if not isinstance(item, bytes):
-        raise ValueError("an integer stands where a float should")
     return struct.unpack(f"<{len(item) // 4}f", item)
 
 

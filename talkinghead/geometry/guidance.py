@@ -9,6 +9,7 @@ Convention:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import cv2
 import numpy as np
@@ -33,7 +34,7 @@ class Stroke:
     @property
     def segments(self) -> np.ndarray:
         """`[S, 2]` landmark numbers of the two ends of each line."""
-        return np.array([pair for chain in self.chains for pair in zip(chain, chain[1:], strict=False)])
+        return np.array([pair for chain in self.chains for pair in pairwise(chain)])
 
 
 # In draw order: a later stroke paints over an earlier one. "left" and "right" are the subject's, as in MediaPipe.
@@ -91,7 +92,7 @@ def draw_guidance(points: np.ndarray, width: int, height: int) -> np.ndarray:
         raise ValueError(f"points have shape {points.shape}, must be [{NUM_VERTICES} or more, 2 or 3]")
     # Rounded to float32 first: on a pixel border a float64 could fall on the other side.
     xy = points[:NUM_VERTICES, :2].astype(np.float32)
-    shown = ((xy >= 0) & (xy <= 1)).all(axis=1)
+    shown = np.all((xy >= 0) & (xy <= 1), axis=1)
     pixels = np.floor(np.where(shown[:, None], xy, np.float32(0)) * CANVAS).astype(np.int32)
     np.minimum(pixels, CANVAS - 1, out=pixels)
 

@@ -86,7 +86,7 @@ def nearest_rotation(matrix: np.ndarray) -> np.ndarray:
     """
     left, singular, right = np.linalg.svd(matrix)
     rotation = left @ right
-    if (np.linalg.det(rotation) < 0).any() or (singular[..., 2] < 1e-6 * singular[..., 0]).any():
+    if (np.linalg.det(rotation) < 0).any() or (singular[..., 2] <= 1e-6 * singular[..., 0]).any():
         raise ValueError("a pose matrix holds a reflection or has no inverse")
     return rotation
 

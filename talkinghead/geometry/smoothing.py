@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 
@@ -26,8 +28,8 @@ def moving_average(values: np.ndarray, window: int) -> np.ndarray:
         raise ValueError(f"window {window} must be odd and positive, so that it has a middle frame")
     values = np.asarray(values, dtype=np.float64)
     frames = len(values)
-    flat = values.reshape(frames, -1)
-    present = np.isfinite(flat).all(axis=1)
+    flat = values.reshape(frames, math.prod(values.shape[1:]))
+    present = np.all(np.isfinite(flat), axis=1)
     filled = np.where(present[:, None], flat, 0.0)
     total = np.zeros_like(filled)
     count = np.zeros(frames)

@@ -1,0 +1,113 @@
+"""Which samples training should use: a pure function of their scores.
+
+Nothing is deleted: a sample that is filtered out stays in its shard, and the index says why it is not kept. So the
+thresholds can be changed and applied again without reading media.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+from talkinghead.schema import Rejection
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilterSettings:
+    """Thresholds. None switches a rule off. A score equal to its threshold passes."""
+
+    min_face_fraction_of_frames: float | None = 0.1
+    """`no_face`: share of frames with landmarks. Below it what was found is taken for chance."""
+    max_multi_face_fraction: float | None = 0.2
+    """`several_faces`: share of frames with more than one face. TalkVid asks for 80 of 100 points with 20 lost for each
+    bad frame in five; LatentSync's high-resolution filter asks for exactly one face in every frame."""
+    min_frames: int | None = 30
+    """`too_short`: frames of the clip. AniPortrait keeps clips of 30 frames or more."""
+    min_valid_run: int | None = 30
+    """`few_valid_frames`: longest run of frames with a face. Single misses are masked and do not cost the clip."""
+    min_valid_fraction: float | None = 0.3
+    """`few_valid_frames`: share of frames with a face; training draws its windows from them."""
+    min_face_fraction: float | None = 0.12
+    """`small_face`: median face height over the clip's height. Clips that were cropped around the face have about 0.5
+    (Hallo asks for 0.5 .. 0.7), official HDTF crops 0.45 and more."""
+    min_face_source_px: float | None = 100.0
+    """`small_face`: median face height in pixels of the source, which enlarging does not change. VoxCeleb2's and
+    HDTF's 224 and 256 pixel versions have about 140; LatentSync's 256 would drop them."""
+    max_yaw_abs_median: float | None = 50.0
+    """`profile`: degrees that the head is turned in most frames. Hallo keeps turns under 30; half a profile still shows
+    both eyes, and beyond about 60 landmarks of the far side are guesses."""
+    max_pitch_abs_median: float | None = 45.0
+    """`tilted`: degrees up or down in most frames."""
+    max_roll_abs_median: float | None = 45.0
+    """`tilted`: degrees towards a shoulder in most frames; 90 means that a rotation flag was lost."""
+    min_sharpness: float | None = 25.0
+    """`blurred`: variance of the Laplacian of the face at 128 px height. Measured: 53 .. 800 on real clips, the least on
+    old 224 and 256 pixel versions; 25 is a face of 280 px that was blurred by 4 px or enlarged from 46 px."""
+    min_brightness: float | None = 25.0
+    """`dark`: mean luma of the face, 0 .. 255."""
+    max_brightness: float | None = 235.0
+    """`overexposed`: the same."""
+    max_jitter_px: float | None = 6.0
+    """`jitter`: median second difference of the landmarks in pixels at 512. MediaPipe has 0.7 with its smoothing and
+    1.0 without on ordinary speech; several pixels are a tracker that jumps."""
+    require_audio: bool = False
+    """`no_audio`, `silent_audio`: whether a sample needs sound. Off, because Lmk2Video trains without; both are flagged
+    in the scores, and training from speech asks for `audio_missing` = `audio_silent` = 0."""
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if value is not None and not value >= 0:
+                raise ValueError(f"{item.name} is {value}, must be 0 or more, or None to switch it off")
+
+
+@dataclass(frozen=True)
+class _Rule:
+    reason: str
+    score: str
+    limit: float | None
+    most: bool
+    """Whether `limit` is the largest allowed value; otherwise the smallest."""
+
+
+def _rules(settings: FilterSettings) -> tuple[_Rule, ...]:
+    """In the order of judgement: what makes the later scores meaningless comes first."""
+    audio = 0.0 if settings.require_audio else None
+    return (
+        _Rule("no_face", "valid_fraction", settings.min_face_fraction_of_frames, False),
+        _Rule("several_faces", "multi_face_fraction", settings.max_multi_face_fraction, True),
+        _Rule("too_short", "num_frames", settings.min_frames, False),
+        _Rule("few_valid_frames", "longest_valid_run", settings.min_valid_run, False),
+        _Rule("few_valid_frames", "valid_fraction", settings.min_valid_fraction, False),
+        _Rule("small_face", "face_fraction", settings.min_face_fraction, False),
+        _Rule("small_face", "face_source_px", settings.min_face_source_px, False),
+        _Rule("profile", "yaw_abs_median", settings.max_yaw_abs_median, True),
+        _Rule("tilted", "pitch_abs_median", settings.max_pitch_abs_median, True),
+        _Rule("tilted", "roll_abs_median", settings.max_roll_abs_median, True),
+        _Rule("dark", "brightness", settings.min_brightness, False),
+        _Rule("overexposed", "brightness", settings.max_brightness, True),
+        _Rule("blurred", "sharpness", settings.min_sharpness, False),
+        _Rule("jitter", "jitter_px", settings.max_jitter_px, True),
+        _Rule("no_audio", "audio_missing", audio, True),
+        _Rule("silent_audio", "audio_silent", audio, True),
+    )
+
+
+def judge(scores: Mapping[str, float | None], settings: FilterSettings) -> Rejection | None:
+    """Why a sample is not used, or None to keep it. The first rule that fails gives the reason.
+
+    Args:
+        scores: `annotate.scores.sample_scores`. A score that is absent or None fails no rule: what could not be
+            measured is not held against a clip (one without any face has a `valid_fraction` of 0).
+        settings: Thresholds.
+    """
+    for rule in _rules(settings):
+        value = scores.get(rule.score)
+        if value is None or rule.limit is None:
+            continue
+        if value > rule.limit if rule.most else value < rule.limit:
+            comparison = "above" if rule.most else "below"
+            return Rejection(
+                reason=rule.reason, score=value, detail=f"{rule.score} {value:.4g} is {comparison} {rule.limit:.4g}"
+            )
+    return None

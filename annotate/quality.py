@@ -1,0 +1,192 @@
+"""Per-frame quality measures of a clip.
+
+Sharpness and brightness need the pixels of the face, but an engine says where the face was only when the whole clip
+has gone by, and frames are decoded once and not kept. So `FaceMeter` stands between the decoder and the engine: every
+few frames a separate detector finds the faces, and on every frame each of them is measured in the box last seen. When
+the landmarks are there, `frame_quality` picks the measurements of the face that was annotated. What is kept of a frame
+are 7 numbers per face, of at most `MAX_FACES` faces: under 300 bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Protocol
+
+import cv2
+import numpy as np
+
+from talkinghead.annotation import QUALITY_FIELDS
+from talkinghead.geometry.camera import NUM_VERTICES
+
+if TYPE_CHECKING:
+    from talkinghead.face.detector import Detection
+
+MAX_FACES = 4
+"""Faces that are measured in a frame, best score first. All are counted."""
+SHARPNESS_HEIGHT = 128
+"""Height in pixels to which a face is resized before its sharpness is measured, so that resolution does not count."""
+JITTER_SIZE = 512
+"""Longer side of the image, in pixels, to which landmark jitter refers."""
+
+_MIN_BOX = 8  # pixels; a face box that is cut narrower by the image's border is not measured
+_MIN_OVERLAP = 0.1  # intersection over union below which a detection is not the annotated face
+_BOX, _SCORE, _SHARPNESS, _BRIGHTNESS = slice(0, 4), 4, 5, 6
+_LIP_TOP, _LIP_BOTTOM, _MOUTH_RIGHT, _MOUTH_LEFT = 13, 14, 61, 291
+
+
+class Detector(Protocol):
+    """What finds the faces of one frame."""
+
+    def detect(self, frame: np.ndarray) -> list[Detection]:
+        """Faces in RGB uint8 `[H, W, 3]`, best score first."""
+        ...
+
+
+class FaceMeter:
+    """Measures the faces of the frames that pass through `watch`. One meter serves one clip."""
+
+    def __init__(self, detector: Detector, every: int) -> None:
+        """`every`: frames from one detector pass to the next."""
+        self._detector = detector
+        self._every = every
+        self.width = 0
+        self.height = 0
+        self.num_faces: list[int] = []
+        """Per frame: faces that the last detector pass found."""
+        self.faces: list[np.ndarray] = []
+        """Per frame: `[N, 7]` float32 box (4, pixels), score, sharpness, brightness of each measured face."""
+
+    def watch(self, frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """Pass the frames on unchanged, measuring each before it goes.
+
+        Raises:
+            ValueError: A frame is no RGB image, or not of the first one's size.
+        """
+        count, boxes = 0, np.empty((0, 5), dtype=np.float32)
+        for number, frame in enumerate(frames):
+            self._check(frame, number)
+            if number % self._every == 0:
+                found = self._detector.detect(frame)
+                count = len(found)
+                if found:
+                    # After a pass that finds nothing the boxes stay: a tracked face may be where it was.
+                    boxes = self._boxes(found)
+                else:
+                    boxes = boxes * np.float32([1, 1, 1, 1, 0])
+            self.num_faces.append(count)
+            self.faces.append(_measure(frame, boxes))
+            yield frame
+
+    def _check(self, frame: np.ndarray, number: int) -> None:
+        if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
+            raise ValueError(f"frame {number} is {frame.dtype}{list(frame.shape)}, must be RGB uint8 [H, W, 3]")
+        if number == 0:
+            self.height, self.width = frame.shape[:2]
+        elif frame.shape[:2] != (self.height, self.width):
+            raise ValueError(
+                f"frame {number} is {frame.shape[1]} x {frame.shape[0]}, but the clip began with "
+                f"{self.width} x {self.height}"
+            )
+
+    def _boxes(self, found: list[Detection]) -> np.ndarray:
+        scale = np.array([self.width, self.height, self.width, self.height])
+        return np.array([(*(face.box * scale), face.score) for face in found[:MAX_FACES]], dtype=np.float32)
+
+
+def _measure(frame: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """Boxes and scores `[N, 5]` → `[N, 7]` with the sharpness and brightness of each face (NaN: out of the frame)."""
+    measured = np.full((len(boxes), 7), np.nan, dtype=np.float32)
+    measured[:, :5] = boxes
+    height, width = frame.shape[:2]
+    for row in measured:
+        x0, y0 = np.maximum(np.floor(row[:2]), 0).astype(int)
+        x1, y1 = np.minimum(np.ceil(row[2:4]), (width, height)).astype(int)
+        if x1 - x0 >= _MIN_BOX and y1 - y0 >= _MIN_BOX:
+            grey = cv2.cvtColor(np.ascontiguousarray(frame[y0:y1, x0:x1]), cv2.COLOR_RGB2GRAY)
+            row[_SHARPNESS], row[_BRIGHTNESS] = sharpness(grey), grey.mean()
+    return measured
+
+
+def sharpness(grey: np.ndarray) -> float:
+    """Variance of the Laplacian of a grey face `[h, w]`, resized to `SHARPNESS_HEIGHT`; grey levels squared.
+
+    Source: J. L. Pech-Pacheco et al., "Diatom autofocusing in brightfield microscopy: a comparative study", 2000.
+    """
+    height, width = grey.shape
+    size = (max(1, round(width * SHARPNESS_HEIGHT / height)), SHARPNESS_HEIGHT)
+    shrinks = height > SHARPNESS_HEIGHT
+    face = cv2.resize(grey, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    _, deviation = cv2.meanStdDev(cv2.Laplacian(face, cv2.CV_16S))
+    return float(deviation[0, 0]) ** 2
+
+
+def frame_quality(landmarks: np.ndarray, mesh: np.ndarray, pose: np.ndarray, meter: FaceMeter) -> np.ndarray:
+    """Quality of every frame.
+
+    Args:
+        landmarks: `[F, 478, 3]` normalised.
+        mesh: `[F, 468, 3]` cm.
+        pose: `[F, 6]` degrees and cm.
+        meter: Has watched the same frames.
+
+    Returns:
+        `[F, 11]` float32 in the order of `QUALITY_FIELDS`. A frame without a face is NaN but for `num_faces`. In a
+        frame with one, `detection_score` is 0 and sharpness and brightness may be NaN where the detector has not found
+        the annotated face, and `jitter_px` is NaN beside a frame without a face and at the clip's ends.
+    """
+    frames = len(landmarks)
+    assert frames == len(meter.faces) == len(mesh) == len(pose)
+    size = np.array([meter.width, meter.height], dtype=np.float64)
+    points = landmarks[:, :NUM_VERTICES, :2] * size
+    low, high = points.min(axis=1), points.max(axis=1)
+    extent = high - low
+    face = np.stack(
+        [_annotated_face(seen, box) for seen, box in zip(meter.faces, np.hstack((low, high)), strict=True)]
+        or [np.empty(3)]
+    )[:frames]
+    columns = {
+        "num_faces": np.array(meter.num_faces),
+        "detection_score": face[:, 0],
+        "face_width_px": extent[:, 0],
+        "face_height_px": extent[:, 1],
+        "sharpness": face[:, 1],
+        "brightness": face[:, 2],
+        "pitch_deg": pose[:, 0],
+        "yaw_deg": pose[:, 1],
+        "roll_deg": pose[:, 2],
+        "mouth_opening": mouth_opening(mesh),
+        "jitter_px": jitter(points * JITTER_SIZE / size.max()),
+    }
+    return np.stack([columns[name] for name in QUALITY_FIELDS], axis=1).astype(np.float32)
+
+
+def _annotated_face(seen: np.ndarray, box: np.ndarray) -> np.ndarray:
+    """Score, sharpness and brightness of the measured face `[N, 7]` that overlaps the landmarks' box most."""
+    if not np.isfinite(box[0]):
+        return np.full(3, np.nan)
+    if len(seen):
+        corner, opposite = np.maximum(seen[:, :2], box[:2]), np.minimum(seen[:, 2:4], box[2:])
+        shared = np.prod(np.maximum(opposite - corner, 0), axis=1)
+        union = np.prod(seen[:, 2:4] - seen[:, :2], axis=1) + np.prod(box[2:] - box[:2]) - shared
+        overlap = shared / np.maximum(union, 1e-9)
+        best = int(overlap.argmax())
+        if overlap[best] >= _MIN_OVERLAP:
+            return seen[best, [_SCORE, _SHARPNESS, _BRIGHTNESS]]
+    return np.array([0.0, np.nan, np.nan])
+
+
+def mouth_opening(mesh: np.ndarray) -> np.ndarray:
+    """Inner lip distance over mouth width `[F]` of metric meshes `[F, 468, 3]`: about 0 closed, 0.5 wide open."""
+    gap = np.linalg.norm(mesh[:, _LIP_TOP] - mesh[:, _LIP_BOTTOM], axis=1)
+    return gap / np.linalg.norm(mesh[:, _MOUTH_RIGHT] - mesh[:, _MOUTH_LEFT], axis=1)
+
+
+def jitter(points: np.ndarray) -> np.ndarray:
+    """Mean length of the landmarks' second difference in time `[F]`, of points `[F, N, 2]` in pixels.
+
+    NaN where the frame or a neighbour has no face, and at both ends.
+    """
+    second = np.full(len(points), np.nan)
+    if len(points) > 2:
+        second[1:-1] = np.linalg.norm(points[:-2] - 2 * points[1:-1] + points[2:], axis=2).mean(axis=1)
+    return second

@@ -1,0 +1,98 @@
+"""Clip scores: what a clip's annotation and provenance come down to in one row of the index.
+
+Scores are written once and judged later (`annotate.filters`), so thresholds can change without reading media again.
+A score is None where it is not defined, e.g. the yaw of a clip without a face.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from talkinghead.annotation import QUALITY_FIELDS
+from talkinghead.geometry.camera import NUM_VERTICES
+from talkinghead.schema import ClipInfo
+
+Scores = dict[str, float | None]
+
+
+def sample_scores(arrays: Mapping[str, np.ndarray], info: ClipInfo) -> Scores:
+    """All scores of a sample: of its columns, of its provenance, and `face_source_px`, which needs both.
+
+    `face_source_px` is the median height of the face in pixels of the source, before the clip was resized: a face that
+    was enlarged has no more detail for it.
+    """
+    scores = clip_scores(arrays) | info_scores(info)
+    height, scale = scores["face_height_px"], scores["source_px_per_px"]
+    scores["face_source_px"] = None if height is None or scale is None else height * scale
+    return scores
+
+
+def clip_scores(arrays: Mapping[str, np.ndarray]) -> Scores:
+    """Scores of the annotation columns.
+
+    Units follow `QUALITY_FIELDS`; medians, means and percentiles run over the frames with a face.
+    """
+    valid = arrays["valid"].astype(bool)
+    quality = dict(zip(QUALITY_FIELDS, arrays["quality"].astype(np.float64).T, strict=True))
+    frames = len(valid)
+    rows = arrays["landmarks"][:, :NUM_VERTICES, 1].astype(np.float64)
+    faces = quality["num_faces"]
+    scores: Scores = {
+        "num_frames": float(frames),
+        "valid_fraction": float(valid.mean()) if frames else None,
+        "longest_valid_run": float(longest_run(valid)),
+        "faces_max": _of(np.max, faces),
+        "multi_face_fraction": _of(np.mean, (faces > 1).astype(np.float64)),
+        "detection_score": _of(np.median, quality["detection_score"]),
+        "face_width_px": _of(np.median, quality["face_width_px"]),
+        "face_height_px": _of(np.median, quality["face_height_px"]),
+        "face_fraction": _of(np.median, rows.max(axis=1) - rows.min(axis=1)),
+        "sharpness": _of(np.median, quality["sharpness"]),
+        "brightness": _of(np.median, quality["brightness"]),
+        "mouth_opening_mean": _of(np.mean, quality["mouth_opening"]),
+        "mouth_opening_std": _of(np.std, quality["mouth_opening"]),
+        "mouth_opening_max": _of(np.max, quality["mouth_opening"]),
+        "jitter_px": _of(np.median, quality["jitter_px"]),
+    }
+    for angle in ("pitch", "yaw", "roll"):
+        values = quality[f"{angle}_deg"]
+        scores[f"{angle}_mean"] = _of(np.mean, values)
+        scores[f"{angle}_abs_median"] = _of(np.median, np.abs(values))
+        scores[f"{angle}_abs_p95"] = _of(lambda known: np.percentile(known, 95), np.abs(values))
+    return scores
+
+
+def info_scores(info: ClipInfo) -> Scores:
+    """Scores of a clip's provenance; flags are 0 or 1."""
+    _, top, _, bottom = info.crop_box_px
+    samples = info.num_frames * 640
+    return {
+        "audio_missing": float(info.audio == "missing"),
+        "audio_silent": float(info.audio == "silent"),
+        "audio_padded_fraction": (info.audio_offset_samples + info.audio_padded_samples) / samples if samples else None,
+        "av_duration_difference_s": info.av_duration_difference_s,
+        "source_fps": info.source_fps,
+        "source_px_per_px": (bottom - top) / info.height,
+        "repeated_frame_fraction": _repeated_frames(info.source_pts),
+    }
+
+
+def longest_run(valid: np.ndarray) -> int:
+    """Length of the longest run of true values in `[F]`."""
+    edges = np.flatnonzero(np.diff(np.concatenate(([False], valid.astype(bool), [False])).astype(np.int8)))
+    return int((edges[1::2] - edges[::2]).max(initial=0))
+
+
+def _repeated_frames(source_pts: list[float]) -> float | None:
+    """Share of frames that show the same source frame as the one before: a source of less than 25 fps."""
+    if len(source_pts) < 2:
+        return None
+    return float(np.mean(np.diff(source_pts) == 0))
+
+
+def _of(statistic, values: np.ndarray) -> float | None:
+    """A statistic over the values that are there."""
+    known = values[np.isfinite(values)]
+    return float(statistic(known)) if len(known) else None

@@ -1,0 +1,119 @@
+"""Where a clip is cut out of the frame, and the cutting itself. The aspect never changes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from ingest.faces import Box, Track
+from ingest.settings import IngestSettings
+from talkinghead.schema import CatalogRow
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A box of whole pixels in the upright frame, and the size that it is brought to."""
+
+    x0: int
+    y0: int
+    x1: int
+    y1: int
+    """Ends exclusive. The box may leave the frame: there the border is repeated."""
+    width: int
+    height: int
+    rule: str
+    """`box` of the data set, `face`, or `none` (the whole frame)."""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def box(self) -> Box:
+        """x0, y0, x1, y1 as the clip's provenance stores it."""
+        return float(self.x0), float(self.y0), float(self.x1), float(self.y1)
+
+
+def listed_crop(row: CatalogRow, width: int, height: int, settings: IngestSettings) -> Crop:
+    """The data set's own box in a real frame of `width` x `height`.
+
+    The box is scaled from the frame size that it was made for, moved inside the frame, and made smaller when it is larger
+    than the frame. With a fixed clip size it becomes a square about the same centre.
+    """
+    assert row.box is not None
+    scale_y = height / row.box_height if row.box_height else 1.0
+    scale_x = width / row.box_width if row.box_width else scale_y
+    x0, y0, x1, y1 = (value * scale for value, scale in zip(row.box, (scale_x, scale_y) * 2, strict=True))
+    wanted_w, wanted_h = max(1, round(x1 - x0)), max(1, round(y1 - y0))
+    notes = []
+    if settings.size and wanted_w != wanted_h:
+        side = max(wanted_w, wanted_h)
+        if abs(wanted_w - wanted_h) > 2:
+            notes.append(f"box of {wanted_w}x{wanted_h} made square")
+        wanted_w = wanted_h = side
+    shrink = min(1.0, width / wanted_w, height / wanted_h)
+    crop_w, crop_h = min(width, round(wanted_w * shrink)), min(height, round(wanted_h * shrink))
+    if shrink < 1:
+        notes.append(f"box of {wanted_w}x{wanted_h} is larger than the frame, made {crop_w}x{crop_h}")
+    left, top = round((x0 + x1 - crop_w) / 2), round((y0 + y1 - crop_h) / 2)
+    inside_left, inside_top = min(max(left, 0), width - crop_w), min(max(top, 0), height - crop_h)
+    if max(abs(inside_left - left), abs(inside_top - top)) > 1 and shrink == 1:
+        notes.append(f"box moved by {inside_left - left}, {inside_top - top} px to lie inside the frame")
+    return _crop(inside_left, inside_top, crop_w, crop_h, "box", settings, tuple(notes))
+
+
+def face_crop(face: Track, first: int, end: int, width: int, height: int, settings: IngestSettings) -> Crop:
+    """A square around the face, the same for all frames `first .. end - 1` of a piece.
+
+    It is shifted to lie inside the frame, and made smaller when it does not fit, but never cuts the face's own boxes: where
+    those leave no other choice, the square leaves the frame.
+    """
+    boxes = np.array([s.box for s in face.sightings if first <= s.frame < end] or [s.box for s in face.sightings])
+    x0, y0 = boxes[:, :2].min(axis=0)
+    x1, y1 = boxes[:, 2:].max(axis=0)
+    union = max(x1 - x0, y1 - y0)
+    side = max(2, round(max(min(settings.margin * union, width, height), union)))
+    left = round((x0 + x1) / 2 - side / 2)
+    top = round((y0 + y1) / 2 - settings.face_center_y * side)
+    left, top = (_inside(start, side, length) for start, length in ((left, width), (top, height)))
+    return _crop(left, top, side, side, "face", settings)
+
+
+def whole_frame(width: int, height: int, settings: IngestSettings) -> Crop:
+    """No crop; a fixed clip size is that of the shorter side."""
+    scale = settings.size / min(width, height) if settings.size else 1.0
+    out_w, out_h = (2 * max(8, round(length * scale / 2)) for length in (width, height))
+    return Crop(0, 0, width, height, out_w, out_h, "none")
+
+
+def cut_out(image: np.ndarray, crop: Crop) -> np.ndarray:
+    """The crop of an RGB uint8 image `[H, W, 3]` as uint8 `[crop.height, crop.width, 3]`.
+
+    Averages when it shrinks, cubic when it enlarges; the border is repeated outside the frame.
+    """
+    height, width = image.shape[:2]
+    left, top = max(0, -crop.x0), max(0, -crop.y0)
+    right, bottom = max(0, crop.x1 - width), max(0, crop.y1 - height)
+    part = image[max(0, crop.y0) : crop.y1, max(0, crop.x0) : crop.x1]
+    if left or top or right or bottom:
+        part = cv2.copyMakeBorder(part, top, bottom, left, right, cv2.BORDER_REPLICATE)
+    if part.shape[:2] == (crop.height, crop.width):
+        return part
+    method = cv2.INTER_AREA if crop.height <= part.shape[0] else cv2.INTER_CUBIC
+    return cv2.resize(part, (crop.width, crop.height), interpolation=method)
+
+
+def _inside(start: int, side: int, length: int) -> int:
+    """Shift an interval into `0 .. length`, or centre the excess when it is longer."""
+    if side > length:
+        return (length - side) // 2
+    return min(max(start, 0), length - side)
+
+
+def _crop(
+    left: int, top: int, width: int, height: int, rule: str, settings: IngestSettings, notes: tuple[str, ...] = ()
+) -> Crop:
+    """Native size drops an odd column or row: yuv420p needs even sides."""
+    if settings.size:
+        return Crop(left, top, left + width, top + height, settings.size, settings.size, rule, notes)
+    width, height = max(2, width - width % 2), max(2, height - height % 2)
+    return Crop(left, top, left + width, top + height, width, height, rule, notes)

@@ -1,0 +1,269 @@
+"""Fetch the videos of a catalog with yt-dlp (the extra `download`), one at a time and slowly.
+
+What is in SOURCE already is never fetched again. A video lands under a temporary name in `SOURCE/.download/<name>/`,
+where a broken transfer is continued by the next run (HTTP Range), and is renamed to `SOURCE/<name>.<suffix>` when it
+is whole and opens as a video. Video and audio that a site keeps apart are put together with PyAV, so no ffmpeg program
+is needed; for YouTube, yt-dlp itself wants a JavaScript runtime (deno) to see all qualities.
+
+Each try ends in one line of `SOURCE/download.jsonl`:
+
+    ok      the file is there
+    gone    removed, private or closed account (HTTP 404, 410): not tried again unless asked to
+    failed  anything that may pass (HTTP 403, 429, 5xx, time-out, sign-in wanted, no disk space): tried again by the
+            next run; after several in a row the run stops, since the site is refusing
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ingest.adapters.metadata import youtube_id
+from ingest.download_log import DownloadResult, append_log, read_log
+from ingest.remux import check_video, mux, muxed_suffix
+from ingest.source_listing import has_video_suffix
+from talkinghead.schema import CatalogRow, slug
+
+PART_FOLDER = ".download"
+
+# What a site says when trying again may help, even where the words of `_GONE` stand beside it.
+_PASSING = re.compile(
+    r"try again later|not a bot|sign in|HTTP Error (?:403|429|5\d\d)|rate.?limit|your (?:country|location)|timed out",
+    re.IGNORECASE,
+)
+_GONE = re.compile(
+    r"HTTP Error (?:404|410)|private video|video is private|video (?:is )?(?:unavailable|not available|removed)"
+    r"|no longer available|(?:been|was) (?:removed|deleted|terminated|closed)|does not exist",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DownloadSettings:
+    """How hard to ask."""
+
+    max_height: int = 1080
+    """Lines of the best quality to take."""
+    rate_limit_mib: float = 8.0
+    """MiB per second; 0: no limit."""
+    sleep_s: float = 5.0
+    """Pause between two videos."""
+    retries: int = 5
+    """Tries again inside one video, each after twice the pause of the one before."""
+    backoff_s: float = 2.0
+    """The first of these pauses."""
+    timeout_s: float = 30.0
+    """Without a byte for so long, a connection counts as lost."""
+    retry_gone: bool = False
+    """Ask again for videos that were gone."""
+    stop_after: int = 10
+    """Stop after so many failures in a row."""
+
+    def __post_init__(self) -> None:
+        if self.max_height < 1 or self.timeout_s <= 0 or self.stop_after < 1:
+            raise ValueError("max_height, timeout_s and stop_after must be above 0")
+        if min(self.rate_limit_mib, self.sleep_s, self.retries, self.backoff_s) < 0:
+            raise ValueError("rate_limit_mib, sleep_s, retries and backoff_s must not be negative")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """One video to fetch."""
+
+    name: str
+    url: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DownloadSummary:
+    """What a run did."""
+
+    results: list[DownloadResult]
+    """Of the videos tried in this run."""
+    skipped_gone: int
+    """Videos not tried because an earlier run found them gone."""
+    not_tried: int
+    """Videos left when the run stopped early."""
+
+    def count(self, status: str) -> int:
+        """Number of results with this status."""
+        return sum(result.status == status for result in self.results)
+
+
+def targets(rows: Iterable[CatalogRow]) -> list[Target]:
+    """The videos that are missing, each once, in the order of the rows.
+
+    Rows without an interval are left out: their source is a released clip, which has no url of its own.
+    """
+    found: dict[str, Target] = {}
+    for row in rows:
+        if row.source is None and row.start_s is not None:
+            name = youtube_id(row.url) or row.source_id
+            found.setdefault(name, Target(name=name, url=row.url))
+    return list(found.values())
+
+
+def download(
+    wanted: list[Target],
+    source: Path,
+    settings: DownloadSettings | None = None,
+    *,
+    on_result: Callable[[DownloadResult, int, int], None] | None = None,
+    on_message: Callable[[str], None] = lambda _: None,
+) -> DownloadSummary:
+    """Fetch videos into SOURCE and record how each ended.
+
+    Args:
+        wanted: What `targets` gave.
+        source: Folder for the videos; made when it is not there.
+        settings: How hard to ask.
+        on_result: Called with (result, videos done, videos in all) after each video.
+        on_message: Takes yt-dlp's warnings and errors.
+
+    Raises:
+        ValueError: yt-dlp is not installed.
+    """
+    settings = settings or DownloadSettings()
+    _import_yt_dlp()
+    source.mkdir(parents=True, exist_ok=True)
+    log = read_log(source)
+    gone = {name for name, result in log.items() if result.status == "gone" and not settings.retry_gone}
+    todo = [target for target in wanted if target.name not in gone]
+    results: list[DownloadResult] = []
+    failures = 0
+    for target in todo:
+        if results:
+            time.sleep(settings.sleep_s)
+        result = _fetch(target, source, settings, on_message)
+        append_log(source, result)
+        results.append(result)
+        if on_result:
+            on_result(result, len(results), len(todo))
+        failures = failures + 1 if result.status == "failed" else 0
+        if failures >= settings.stop_after:
+            break
+    return DownloadSummary(results=results, skipped_gone=len(wanted) - len(todo), not_tried=len(todo) - len(results))
+
+
+def _import_yt_dlp() -> Any:
+    try:
+        import yt_dlp
+    except ImportError as error:
+        raise ValueError('yt-dlp is not installed; run `pip install "talkinghead[download]"`') from error
+    return yt_dlp
+
+
+def _fetch(
+    target: Target, source: Path, settings: DownloadSettings, on_message: Callable[[str], None]
+) -> DownloadResult:
+    yt_dlp = _import_yt_dlp()
+    started = time.monotonic()
+    part = source / PART_FOLDER / target.name
+
+    def ended(status: Any, reason: str = "", file: Path | None = None) -> DownloadResult:
+        return DownloadResult(
+            name=target.name,
+            url=target.url,
+            status=status,
+            reason=reason,
+            file=file.name if file else None,
+            bytes=file.stat().st_size if file else 0,
+            seconds=round(time.monotonic() - started, 3),
+        )
+
+    if target.url is None:
+        return ended("failed", "the metadata has no url")
+    try:
+        part.mkdir(parents=True, exist_ok=True)
+        with _client(part, _options(settings, on_message)) as client:
+            info = client.extract_info(target.url, download=True)
+        whole = _assemble(info, part)
+        file = whole.replace(source / f"{target.name}{whole.suffix.lower()}")
+        shutil.rmtree(part)
+    except yt_dlp.utils.YoutubeDLError as error:
+        return ended(*_judge(str(error)))
+    except ValueError as error:  # whole but useless: the next run must not build on it
+        shutil.rmtree(part, ignore_errors=True)
+        return ended("failed", str(error))
+    except OSError as error:
+        return ended("failed", f"{error.strerror or error}")
+    return ended("ok", file=file)
+
+
+def _client(part: Path, options: dict[str, Any]) -> Any:
+    """A yt-dlp client that writes into `part`; its templates would expand `$x`, `~` and `%` in the folder's name."""
+    yt_dlp = _import_yt_dlp()
+
+    class Client(yt_dlp.YoutubeDL):
+        def prepare_filename(self, info_dict: dict[str, Any], *_args: Any, **_kwargs: Any) -> str:
+            name = slug(str(info_dict.get("format_id") or "video"))
+            return str(part.absolute() / f"{name}.{slug(str(info_dict.get('ext') or 'mp4'))}")
+
+    return Client(options)
+
+
+def _options(settings: DownloadSettings, on_message: Callable[[str], None]) -> dict[str, Any]:
+    def pause(attempt: int) -> float:
+        return min(settings.backoff_s * 2.0**attempt, 120.0)
+
+    return {
+        # Video and audio apart (packets are copied into one file later), or else what has both.
+        "format": "bv,ba/b",
+        "format_sort": [f"res:{settings.max_height}"],
+        "continuedl": True,
+        "overwrites": False,
+        "noplaylist": True,
+        "fixup": "never",
+        "postprocessors": [],
+        "updatetime": False,
+        "ratelimit": settings.rate_limit_mib * (1 << 20) or None,
+        "sleep_interval_requests": min(settings.sleep_s, 1.0),
+        "retries": settings.retries,
+        "fragment_retries": settings.retries,
+        "extractor_retries": settings.retries,
+        "retry_sleep_functions": dict.fromkeys(("http", "fragment", "extractor"), pause),
+        "socket_timeout": settings.timeout_s,
+        "quiet": True,
+        "noprogress": True,
+        "logger": _Logger(on_message),
+    }
+
+
+class _Logger:
+    """yt-dlp's messages; its running commentary is left out."""
+
+    def __init__(self, on_message: Callable[[str], None]) -> None:
+        self.warning = on_message
+        self.error = on_message
+
+    def debug(self, _message: str) -> None:
+        """Commentary, and what yt-dlp calls info."""
+
+
+def _assemble(info: dict[str, Any], part: Path) -> Path:
+    """One video file out of what was downloaded."""
+    files = [Path(entry["filepath"]) for entry in info.get("requested_downloads") or []]
+    if not files:
+        raise ValueError("nothing was downloaded: the address shows a page or a list, not one video")
+    whole = files[0]
+    if len(files) > 1:
+        whole = part / f"muxed{muxed_suffix(files[0], files[1])}"
+        mux(files[0], files[1], whole)
+    check_video(whole)
+    if not has_video_suffix(whole.name):
+        whole = whole.rename(whole.with_suffix(".mkv" if whole.suffix != ".mkv" else ".mp4"))
+    return whole
+
+
+def _judge(message: str) -> tuple[str, str]:
+    """Status and one-line reason from yt-dlp's error text."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", message).removeprefix("ERROR: ").split("\n")[0]
+    text = text.split("; please report this issue")[0].strip()
+    if _GONE.search(text) and not _PASSING.search(text):
+        return "gone", text
+    return "failed", text

@@ -1,0 +1,72 @@
+"""What a user can choose about ingest. Every field shapes the output, so all of them are part of the provenance key."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from talkinghead.media.encode import EncoderSettings
+from talkinghead.timebase import FPS
+
+
+@dataclass(frozen=True, kw_only=True)
+class CutSettings:
+    """When two neighbouring frames belong to different shots. Differences are mean grey levels on small images."""
+
+    min_difference: float = 9.0
+    """Least difference across a cut, also between any of the frames within `reach` of it."""
+    min_ratio: float = 3.0
+    """How many times the difference must exceed its neighbours': fast motion differs over many frames, a cut once."""
+    sure_difference: float = 40.0
+    """A difference that is a cut whatever its neighbours are, for cuts that are blended over two frames."""
+    reach: int = 5
+    """Frames on each side that must differ too; a flash that is shorter is no cut."""
+
+    def __post_init__(self) -> None:
+        if self.min_difference <= 0 or self.min_ratio < 1 or self.sure_difference < self.min_difference:
+            raise ValueError("cuts: need min_difference > 0, min_ratio >= 1, sure_difference >= min_difference")
+        if self.reach < 1:
+            raise ValueError(f"cuts: reach is {self.reach}, must be at least 1 frame")
+
+
+@dataclass(frozen=True, kw_only=True)
+class IngestSettings:
+    """How a source becomes clips."""
+
+    size: int = 512
+    """Side of the clips in pixels; 0 keeps the native size of the crop."""
+    encoder: EncoderSettings = field(default_factory=EncoderSettings)
+    recrop: bool = True
+    """Crop around the face where the data set gives no box; False keeps the whole frame (for material that is cropped
+    already)."""
+    margin: float = 1.6
+    """Side of a face crop over the longer side of the union of the face's boxes. 1.6 is what HDTF's own crops have: the
+    face, chin to hairline, takes 55 to 65 % of the height."""
+    face_center_y: float = 0.6
+    """Height at which the middle of that union stands in the crop, 0 = top; below the middle, so that hair is inside."""
+    min_frames: int = 30
+    """A piece with fewer frames is rejected."""
+    max_frames: int = 3000
+    """A longer piece is split evenly, so that one clip stays a small unit of work (two minutes)."""
+    detect_every: int = 5
+    """Frames from one look for faces to the next."""
+    max_gap: int = FPS
+    """Frames without the face from which on a piece is split there; shorter gaps stay inside as invalid frames."""
+    min_sightings: int = 3
+    """How often a face must have been found to count: fewer is a mistake of the detector."""
+    max_source_pixels: int = 36_000_000
+    """Largest source frame, 8K; more is refused before it fills the memory."""
+    cuts: CutSettings = field(default_factory=CutSettings)
+
+    def __post_init__(self) -> None:
+        if self.size and (self.size < 64 or self.size % 2):
+            raise ValueError(f"size is {self.size}, must be an even number of pixels from 64 on, or 0 for native size")
+        if self.margin < 1:
+            raise ValueError(f"margin is {self.margin}, must be at least 1 (the face itself)")
+        if not 0 < self.face_center_y < 1:
+            raise ValueError(f"face_center_y is {self.face_center_y}, must lie between 0 (top) and 1 (bottom)")
+        if self.min_frames < 1 or self.max_frames < 2 * self.min_frames:
+            raise ValueError(f"max_frames {self.max_frames} must be at least twice min_frames {self.min_frames}")
+        if not 1 <= self.detect_every <= self.max_gap:
+            raise ValueError(f"detect_every is {self.detect_every}, must lie between 1 and max_gap ({self.max_gap})")
+        if self.min_sightings < 1:
+            raise ValueError(f"min_sightings is {self.min_sightings}, must be at least 1")

@@ -1,0 +1,68 @@
+"""`python -m orchestration <command>`: the data side on Ray, from raw video to verified shards and a report.
+
+The result is the last line on stdout; everything else goes to stderr. Exit status: 0 done, 1 it could not be finished
+(DATA cannot be written, a shard is damaged), 2 what was asked for is not possible (wrong option, file or setting).
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from tyro.extras import SubcommandApp
+
+from orchestration import commands
+from orchestration.unit import RunError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    app = SubcommandApp()
+    for command in (
+        commands.ingest,
+        commands.annotate,
+        commands.shards,
+        commands.reannotate,
+        commands.report,
+        commands.quarantine,
+        commands.retry,
+        commands.demo,
+    ):
+        app.command(_result_on_stdout(command))
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        app.cli(prog="python -m orchestration", description=__doc__, args=arguments)
+    except RunError as error:
+        print(f"error: {error}; run the same command again when it is mended, it goes on from here", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on from here", file=sys.stderr)
+        return 1
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _result_on_stdout(command: Callable[..., str]) -> Callable[..., None]:
+    """Let only the command's result reach stdout: what libraries and Ray's workers print goes to stderr."""
+
+    @functools.wraps(command)
+    def run(*arguments: Any, **options: Any) -> None:
+        sys.stdout.flush()
+        with os.fdopen(os.dup(1), "w") as result_stream:
+            os.dup2(2, 1)
+            try:
+                print(command(*arguments, **options), file=result_stream, flush=True)
+            finally:
+                os.dup2(result_stream.fileno(), 1)
+
+    return run
+
+
+if __name__ == "__main__":
+    sys.exit(main())

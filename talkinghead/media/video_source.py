@@ -1,0 +1,172 @@
+"""Reads a video's frames in presentation order, upright and with square pixels, from any point on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from fractions import Fraction
+from types import TracebackType
+from typing import cast
+
+import av
+import cv2
+import numpy as np
+from av.video.frame import VideoFrame
+
+from talkinghead.media.container import MediaFile, name_of, open_media, start_of
+from talkinghead.media.pixels import ACCURATE, FAST, PixelConverter
+from talkinghead.media.probe import VideoInfo, describe_video, first_frame, video_stream
+
+_TURNS = {90: cv2.ROTATE_90_CLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_COUNTERCLOCKWISE}
+_SEEK_MARGINS_S = (0.5, 4.0, 20.0)  # one of these reaches back to a key frame that really decodes; else from the start
+_DEFAULT_FRAME_S = 0.04
+
+
+class SourceFrame:
+    """One decoded frame; its pixels are converted when they are asked for."""
+
+    def __init__(self, frame: VideoFrame, info: VideoInfo, converter: PixelConverter, time_s: float, end_s: float) -> None:
+        self._frame = frame
+        self._info = info
+        self._converter = converter
+        self.time_s = time_s
+        """Presentation time, seconds from the start of the file's timeline."""
+        self.end_s = end_s
+        """When it would end if nothing followed."""
+
+    @property
+    def image(self) -> np.ndarray:
+        """RGB uint8 `[height, width, 3]`, upright, square pixels."""
+        return self._upright(self._info.width, self._info.height, ACCURATE)
+
+    def reduced(self, width: int, height: int) -> np.ndarray:
+        """A smaller RGB uint8 `[height, width, 3]` for detectors, upright; converted faster and less exactly."""
+        return self._upright(width, height, FAST)
+
+    def _upright(self, width: int, height: int, quality: int) -> np.ndarray:
+        turn = _TURNS.get(self._info.rotation)
+        if self._info.rotation in (90, 270):
+            width, height = height, width
+        pixels = self._converter.rgb(self._frame, width, height, quality)
+        return pixels if turn is None else cv2.rotate(pixels, turn)
+
+
+class VideoSource:
+    """A video file, opened. Use it as a context manager; `frames` may be called several times, one at a time."""
+
+    def __init__(self, file: MediaFile) -> None:
+        """Open the file and decode its first frame.
+
+        Raises:
+            ValueError: Not a video, no video stream, or nothing of it can be decoded; the message names the file.
+        """
+        self._file = file
+        self._name = name_of(file)
+        self._stack = ExitStack()
+        self.broken_packets = 0
+        """Packets that could not be decoded in the latest run of `frames`."""
+        self._reopen()
+        frame = first_frame(self._container, self._stream)
+        if frame is None:
+            self.close()
+            raise ValueError(f"{self._name}: no frame of its {self._stream.codec_context.name} video can be decoded")
+        self.info: VideoInfo = describe_video(self._container, self._stream, frame)
+        self._fresh = False
+
+    def __enter__(self) -> VideoSource:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._stack.close()
+
+    def frames(self, start_s: float = 0.0) -> Iterator[SourceFrame]:
+        """Frames in presentation order, beginning with the one that is shown at `start_s`.
+
+        When the video itself starts later, its first frame comes first. Broken packets are skipped and counted.
+        """
+        self.broken_packets = 0
+        held: SourceFrame | None = None
+        tolerance = self.info.tick_s / 2
+        for frame in self._decode_from(start_s):
+            if frame.time_s > start_s + tolerance:
+                if held is not None:
+                    yield held
+                    held = None
+                yield frame
+            else:
+                held = frame
+        if held is not None:
+            yield held
+
+    def _decode_from(self, start_s: float) -> Iterator[SourceFrame]:
+        """Frames from a point that is not later than `start_s` (or from the first frame)."""
+        for margin in _SEEK_MARGINS_S:
+            target = start_s - margin
+            if target <= self.info.start_s or not self._seek(target):
+                break
+            frames = self._decode()
+            first = next(frames, None)
+            if first is not None and first.time_s <= start_s + self.info.tick_s / 2:
+                yield first
+                yield from frames
+                return
+        self._reopen()
+        yield from self._decode()
+
+    def _seek(self, time_s: float) -> bool:
+        if not self._fresh:
+            self._reopen()
+        self._fresh = False
+        tick = cast(Fraction, self._stream.time_base)
+        position = int((time_s + self._origin) / tick)
+        try:
+            self._container.seek(position, backward=True, stream=self._stream)
+        except av.error.FFmpegError:
+            return False  # no index: decode from the start
+        return True
+
+    def _reopen(self) -> None:
+        self._stack.close()
+        self._container = self._stack.enter_context(open_media(self._file))
+        self._stream = video_stream(self._container, self._name)
+        self._origin = start_of(self._container)
+        self._fresh = True
+
+    def _decode(self) -> Iterator[SourceFrame]:
+        self._fresh = False
+        converter = PixelConverter()
+        tick = float(cast(Fraction, self._stream.time_base))
+        time_s, step_s = None, 1 / self.info.fps if self.info.fps else _DEFAULT_FRAME_S
+        for frame in self._raw_frames():
+            if frame.pts is not None:
+                time_s = frame.pts * tick - self._origin
+            else:  # no time stamp: it follows the one before
+                time_s = self.info.start_s if time_s is None else time_s + step_s
+            duration_s = frame.duration * tick if frame.duration else step_s
+            end_s = time_s + duration_s
+            if self.info.end_s is not None and time_s < self.info.end_s < end_s:
+                end_s = self.info.end_s  # some muxers announce too long a last frame
+            yield SourceFrame(frame, self.info, converter, time_s, end_s)
+
+    def _raw_frames(self) -> Iterator[VideoFrame]:
+        """Everything that decodes, in presentation order."""
+        packets = self._container.demux(self._stream)
+        while True:
+            try:
+                packet = next(packets, None)
+                if packet is None:
+                    return
+            except av.error.FFmpegError:  # the file ends in the middle: what the decoder still holds comes out
+                self.broken_packets += 1
+                yield from self._stream.codec_context.decode(None)
+                return
+            try:
+                yield from cast(list[VideoFrame], packet.decode())
+            except av.error.FFmpegError:
+                self.broken_packets += 1

@@ -1,0 +1,283 @@
+"""A small DATA folder with every kind of outcome in it, made without running any job."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from orchestration.records import Attempt, QuarantineRecord, RejectedPiece, SampleRecord, UnitRecord
+from shards.index import build_index, write_index
+from shards.manifest import AnnotationEntry, DatasetManifest, ShardEntry, write_manifest
+from talkinghead import dataroot
+from talkinghead.annotation import ANNOTATION_MEMBERS, COLUMNS, QUALITY_FIELDS, encode_column
+from talkinghead.media.encode import EncoderSettings, encode_mp4
+from talkinghead.media.wav import encode_wav
+from talkinghead.provenance import hash_bytes
+from talkinghead.sampletar import END_OF_ARCHIVE, write_sample
+from talkinghead.schema import (
+    CATALOG_SCHEMA,
+    MEDIA_MEMBERS,
+    CatalogRow,
+    Member,
+    Rejection,
+    SampleIndex,
+    annotation_shard_name,
+    media_shard_name,
+)
+from talkinghead.storage import Storage
+from talkinghead.timebase import SAMPLES_PER_FRAME
+
+Kind = Literal["kept", "filtered", "unannotatable", "uncut", "unreadable", "waiting", "missing"]
+"""How a clip ends: sample, rejected by a filter, annotation quarantined, rejected by ingest, ingest quarantined,
+pending, no source file."""
+
+Content = dict[str, bytes]
+MODEL = "64" * 32
+PER_SHARD = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """One sample that ingest put out."""
+
+    key: str
+    kind: Kind = "kept"
+    num_frames: int = 30
+    reason: str = "small_face"
+    score: float | None = 81.5
+    scores: Mapping[str, float | None] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip:
+    """One input; `pieces` default to one of the clip's own kind."""
+
+    key: str
+    kind: Kind = "kept"
+    dataset: str = "folder"
+    source: str | None = "a.mp4"
+    person: str | None = None
+    pieces: tuple[Piece, ...] = ()
+    split: str = "train"
+    message: str = "the file is cut short"
+    reason: str = "no_face"
+    rejected: tuple[RejectedPiece, ...] = ()
+
+    @property
+    def made(self) -> tuple[Piece, ...]:
+        """The samples that ingest put out."""
+        if self.pieces or self.kind in ("uncut", "unreadable", "missing"):
+            return self.pieces
+        return (Piece(key=self.key, kind=self.kind),)
+
+    @property
+    def row(self) -> CatalogRow:
+        """Its catalog row."""
+        return CatalogRow(
+            key=self.key,
+            dataset=self.dataset,
+            source_id=self.key,
+            source=None if self.kind == "missing" else self.source,
+            start_s=1.5,
+            person=self.person,
+            split_group=self.person or self.key,
+            licence="CC BY 4.0",
+            terms_url="https://example.org/terms?a=1&b=2",
+        )
+
+
+@cache
+def tiny_media(num_frames: int) -> Content:
+    """A grey clip of 64 pixels that grows brighter, and its sound."""
+    frames = (np.full((64, 64, 3), 40 + 5 * (k % 40), np.uint8) for k in range(num_frames))
+    samples = np.sin(np.arange(num_frames * SAMPLES_PER_FRAME) * 0.05).astype(np.float32) * 0.5
+    mp4 = encode_mp4(frames, 64, 64, EncoderSettings(preset="ultrafast"))
+    return {"json": b"{}\n", "mp4": mp4, "wav": encode_wav(samples)}
+
+
+def tiny_annotation(num_frames: int, *, shift: float = 0.0, missing: int = 0) -> Content:
+    """Columns of a face of random points moved by `shift` (of the image, and in cm); the last frames have none."""
+    dice = np.random.default_rng(7)
+    arrays = {
+        column.name: np.broadcast_to(
+            dice.uniform(0.25, 0.75, column.shape).astype(np.float32), (num_frames, *column.shape)
+        ).copy()
+        for column in COLUMNS
+    }
+    arrays["landmarks"][:, :, 0] += shift
+    arrays["mesh"][:, :, 0] += shift
+    arrays["quality"][:, QUALITY_FIELDS.index("mouth_opening")] = np.linspace(0, 0.4, num_frames)
+    arrays["valid"] = np.arange(num_frames) < num_frames - missing
+    for name, values in arrays.items():
+        if name != "valid":
+            values[~arrays["valid"]] = np.nan
+    return encode_annotation(arrays)
+
+
+def encode_annotation(arrays: Mapping[str, np.ndarray]) -> Content:
+    """Members of one sample in an annotation shard."""
+    contents = {column.member: encode_column(column, arrays[column.name]) for column in COLUMNS}
+    contents["ann.json"] = b"{}\n"
+    return {suffix: contents[suffix] for suffix in ANNOTATION_MEMBERS}
+
+
+def write_data(
+    storage: Storage,
+    clips: Sequence[Clip],
+    versions: Sequence[str] = ("v1",),
+    *,
+    media: Callable[[Piece], Content] = lambda piece: tiny_media(piece.num_frames),
+    annotation: Callable[[Piece, str], Content] = lambda piece, _: tiny_annotation(piece.num_frames),
+) -> None:
+    """Write catalogs, records, quarantine, shards, indexes and `DATASET.json`, as a finished run leaves them."""
+    for dataset in sorted({clip.dataset for clip in clips}):
+        table = pa.Table.from_pylist([c.row.to_json() for c in clips if c.dataset == dataset], CATALOG_SCHEMA)
+        sink = io.BytesIO()
+        pq.write_table(table, sink)
+        storage.write(dataroot.catalog(dataset), sink.getvalue())
+    for clip in clips:
+        _write_ingest(storage, clip)
+    packed = [(clip, piece) for clip in clips for piece in clip.made if piece.kind in ("kept", "filtered")]
+    places, media_shards = _write_shards(storage, packed, media_shard_name, media, MEDIA_MEMBERS)
+    entries = []
+    for version in versions:
+        for clip in clips:
+            for piece in clip.made:
+                _write_annotate(storage, clip, piece, version)
+        annotated, shards = _write_shards(
+            storage,
+            packed,
+            lambda number, v=version: annotation_shard_name(v, number),
+            lambda piece, v=version: annotation(piece, v),
+            ANNOTATION_MEMBERS,
+        )
+        rows = [
+            _index_row(clip, piece, number, places[number], annotated[number])
+            for number, (clip, piece) in enumerate(packed)
+        ]
+        sha = write_index(storage, build_index(version, rows))
+        entry = AnnotationEntry(
+            version=version,
+            index=dataroot.index(version),
+            index_sha256=sha,
+            shards=shards,
+            samples=len(rows),
+            kept=sum(row.keep for row in rows),
+            splits={},
+        )
+        entries.append(entry)
+    manifest = DatasetManifest(
+        datasets=sorted({clip.dataset for clip in clips}),
+        counts={},
+        licences={},
+        tool_versions={"talkinghead": "0.1.0", "mediapipe": "1.2.2"},
+        plan_hash="",
+        media=media_shards,
+        annotations=entries,
+    )
+    write_manifest(storage, manifest)
+
+
+def _write_ingest(storage: Storage, clip: Clip) -> None:
+    pkey = "0" * 16
+    if clip.kind == "unreadable":
+        attempts = [
+            Attempt(cause="error:InvalidDataError", message=clip.message, trace="Traceback\n  <av>", alone=True)
+        ]
+        record = QuarantineRecord(job="ingest", key=clip.key, pkey=pkey, source=clip.source or "", attempts=attempts)
+        storage.write(dataroot.quarantine("ingest", clip.key, pkey), record.to_json())
+    elif clip.kind == "uncut":
+        rejected = [RejectedPiece(key=clip.key, rejection=Rejection(reason=clip.reason, score=0.02, detail="2 %"))]
+        _write_record(storage, UnitRecord(job="ingest", key=clip.key, pkey=pkey, rejected=rejected, cpu_seconds=0.5))
+    elif clip.kind != "missing" and not (clip.kind == "waiting" and clip.pieces == ()):
+        samples = [SampleRecord(key=piece.key, num_frames=piece.num_frames, members=[]) for piece in clip.made]
+        frames = sum(piece.num_frames for piece in clip.made)
+        record = UnitRecord(
+            job="ingest",
+            key=clip.key,
+            pkey=pkey,
+            samples=samples,
+            rejected=list(clip.rejected),
+            frames=frames,
+            seconds=frames * 0.02,
+            cpu_seconds=frames * 0.018,
+        )
+        _write_record(storage, record)
+
+
+def _write_annotate(storage: Storage, clip: Clip, piece: Piece, version: str) -> None:
+    job, pkey = f"annotate-{version}", "1" * 16
+    if piece.kind == "unannotatable":
+        attempts = [Attempt(cause="crash:SIGSEGV", message=clip.message, trace="", seconds=3.5)]
+        quarantined = QuarantineRecord(job=job, key=piece.key, pkey=pkey, source=piece.key, attempts=attempts)
+        storage.write(dataroot.quarantine(job, piece.key, pkey), quarantined.to_json())
+    elif piece.kind != "waiting":
+        record = UnitRecord(
+            job=job,
+            key=piece.key,
+            pkey=pkey,
+            samples=[SampleRecord(key=piece.key, num_frames=piece.num_frames, members=[])],
+            frames=piece.num_frames,
+            seconds=piece.num_frames * 0.012,
+            cpu_seconds=piece.num_frames * 0.011,
+            details={"model_sha256": MODEL, "engine": "litert"},
+        )
+        _write_record(storage, record)
+
+
+def _write_record(storage: Storage, record: UnitRecord) -> None:
+    storage.write(dataroot.record(record.job, record.key, record.pkey), record.to_json())
+
+
+def _write_shards(
+    storage: Storage,
+    packed: Sequence[tuple[Clip, Piece]],
+    name: Callable[[int], str],
+    content: Callable[[Piece], Content],
+    suffixes: Sequence[str],
+) -> tuple[list[list[Member]], list[ShardEntry]]:
+    places: list[list[Member]] = []
+    entries = []
+    for number in range(-(-len(packed) // PER_SHARD)):
+        part = packed[number * PER_SHARD : (number + 1) * PER_SHARD]
+        sink = io.BytesIO()
+        for _, piece in part:
+            contents = content(piece)
+            assert list(contents) == list(suffixes)
+            places.append(write_sample(sink, sink.tell(), piece.key, contents))
+        sink.write(END_OF_ARCHIVE)
+        data = sink.getvalue()
+        storage.write(name(number), data)
+        frames = sum(piece.num_frames for _, piece in part)
+        sha = hash_bytes(data)
+        entries.append(ShardEntry(name=name(number), sha256=sha, size=len(data), samples=len(part), frames=frames))
+    return places, entries
+
+
+def _index_row(clip: Clip, piece: Piece, number: int, media: list[Member], annotation: list[Member]) -> SampleIndex:
+    keep = piece.kind == "kept"
+    return SampleIndex(
+        key=piece.key,
+        clip_key=clip.key,
+        dataset=clip.dataset,
+        shard=number // PER_SHARD,
+        ordinal=number % PER_SHARD,
+        num_frames=piece.num_frames,
+        split=clip.split,
+        split_group=clip.row.split_group,
+        person=clip.person,
+        licence=clip.row.licence,
+        keep=keep,
+        reason=None if keep else piece.reason,
+        reason_score=None if keep else piece.score,
+        media=media,
+        annotation=annotation,
+        scores=dict(piece.scores or {}),
+    )

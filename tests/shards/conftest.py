@@ -1,0 +1,42 @@
+"""The synthetic data set of `shard_data`, and copies of it to be damaged."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from shard_data import build
+
+from talkinghead.sampletar import pack_samples, read_samples
+from talkinghead.storage import Storage
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Storage:
+    """The data set; not to be changed."""
+    return build(tmp_path_factory.mktemp("shards") / "data")
+
+
+@pytest.fixture
+def copied(built: Storage, tmp_path: Path) -> Storage:
+    """A copy of the data set, to be damaged."""
+    assert built.local_root
+    shutil.copytree(built.local_root, tmp_path / "data")
+    return Storage(tmp_path / "data")
+
+
+@pytest.fixture
+def edit_shard() -> Callable[..., None]:
+    """Rewrite a shard of a storage after a change of its list of samples."""
+
+    def edit(storage: Storage, name: str, change: Callable[[list], None]) -> None:
+        assert storage.local_root
+        path = storage.local_root / name
+        with path.open("rb") as stream:
+            samples = list(read_samples(stream))
+        change(samples)
+        path.write_bytes(pack_samples(samples))
+
+    return edit

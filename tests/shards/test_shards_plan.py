@@ -1,0 +1,81 @@
+"""The plan is pure, complete, balanced, and only grows."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shards.plan import PlannedSample, plan_hash, plan_shards
+from talkinghead.schema import Member
+
+SIZES = st.dictionaries(st.text("abcdef0123", min_size=1, max_size=6), st.integers(1, 5000), max_size=60)
+
+
+@settings(max_examples=150, deadline=None)
+@given(SIZES, st.integers(1, 20_000), st.integers(1, 9), st.integers(0, 3))
+def test_every_key_once_and_shards_are_balanced(sizes, target, min_shards, seed):
+    plan = plan_shards(sizes, target_bytes=target, min_shards=min_shards, seed=seed)
+    assert sorted(key for shard in plan for key in shard) == sorted(sizes)
+    assert all(plan)
+    if not sizes:
+        assert plan == []
+        return
+    wanted = min(max(-(-sum(sizes.values()) // target), min_shards), len(sizes))
+    assert len(plan) == wanted
+    mean = sum(sizes.values()) / wanted
+    largest = max(sizes.values())
+    assert all(sum(sizes[key] for key in shard) <= mean + largest for shard in plan)
+
+
+@settings(max_examples=60, deadline=None)
+@given(SIZES, st.randoms())
+def test_plan_depends_on_content_not_on_insertion_order(sizes, rnd):
+    items = list(sizes.items())
+    rnd.shuffle(items)
+    assert plan_shards(dict(items), target_bytes=3000) == plan_shards(sizes, target_bytes=3000)
+
+
+@settings(max_examples=60, deadline=None)
+@given(SIZES, SIZES)
+def test_growing_moves_nothing(old, new):
+    first = plan_shards(old, target_bytes=4000, min_shards=2)
+    second = plan_shards(old | new, target_bytes=4000, min_shards=2, existing=first)
+    assert second[: len(first)] == first
+    assert sorted(key for shard in second for key in shard) == sorted(old | new)
+    assert plan_shards(old | new, target_bytes=4000, min_shards=2, existing=second) == second
+    without = dict(list((old | new).items())[::2])  # samples that vanished from the records stay packed
+    assert plan_shards(without, target_bytes=4000, existing=second) == second
+
+
+def test_sources_are_mixed_and_equal_sizes_give_equal_shards():
+    sizes = {f"source{n // 100}-{n}": 1000 for n in range(400)}
+    plan = plan_shards(sizes, target_bytes=100_000)
+    assert [len(shard) for shard in plan] == [100] * 4
+    for shard in plan:
+        assert len({key.split("-")[0] for key in shard}) == 4
+    assert plan_shards(sizes, target_bytes=100_000, seed=1) != plan
+    assert plan_hash(plan) == plan_hash([tuple(shard) for shard in plan])
+    assert plan_hash(plan) != plan_hash(plan[::-1])
+
+
+def test_wrong_arguments_are_refused():
+    with pytest.raises(ValueError, match="target_bytes"):
+        plan_shards({"a": 1}, target_bytes=0)
+    with pytest.raises(ValueError, match="twice"):
+        plan_shards({}, existing=[["a"], ["a"]])
+
+
+def test_planned_sample_is_one_run():
+    members = [Member(suffix="json", offset=512, size=10), Member(suffix="mp4", offset=1536, size=600)]
+    random.Random(1).shuffle(members)
+    sample = PlannedSample.of_members(key="k", file="f.tar", members=members, num_frames=1)
+    assert (sample.offset, sample.length) == (0, 512 + 512 + 512 + 1024)
+    with pytest.raises(ValueError, match="not in one run"):
+        PlannedSample.of_members(
+            key="k", file="f.tar", members=[members[0], Member(suffix="wav", offset=9728, size=3)], num_frames=1
+        )
+    with pytest.raises(ValueError, match="lists no members"):
+        PlannedSample.of_members(key="k", file="f.tar", members=[], num_frames=1)

@@ -1,0 +1,176 @@
+"""Round trips and limits of the data contract: keys, tar, annotation columns, keyed randomness, time base."""
+
+from __future__ import annotations
+
+import io
+import math
+import tarfile
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from talkinghead import rng, timebase
+from talkinghead.annotation import ANNOTATION_MEMBERS, COLUMN, COLUMNS, check_arrays, decode_column, encode_column
+from talkinghead.provenance import canonical_json, provenance_key
+from talkinghead.sampletar import END_OF_ARCHIVE, pack_samples, read_samples, write_sample
+from talkinghead.schema import KEY_PATTERN, CatalogRow, check_key, cut_key, path_key
+
+keys = st.from_regex(r"\A[A-Za-z0-9_-]{1,90}\Z")
+
+
+@given(st.text(max_size=300))
+def test_any_path_gives_a_legal_key(path: str) -> None:
+    assert KEY_PATTERN.fullmatch(f"folder-{path_key(path)}")
+
+
+def test_different_paths_give_different_keys() -> None:
+    paths = ["a b.mp4", "a-b.mp4", "a_b.mp4", "a.b.mp4", "ä.mp4", "a.mp4", "x/a.mp4", "-a.mp4", "$(a).mp4", "日本.mp4"]
+    assert len({path_key(path) for path in paths}) == len(paths)
+
+
+@pytest.mark.parametrize("key", ["", "a.b", "a/b", "a b", "ä", "x" * 91, "a\n"])
+def test_illegal_keys_are_refused(key: str) -> None:
+    with pytest.raises(ValueError, match="key"):
+        check_key(key)
+
+
+@given(st.dictionaries(keys, st.lists(st.binary(max_size=1500), min_size=1, max_size=3), max_size=4))
+def test_tar_round_trip_is_deterministic(samples: dict[str, list[bytes]]) -> None:
+    contents = [(key, {f"m{i}.bin": data for i, data in enumerate(parts)}) for key, parts in samples.items()]
+    tar = pack_samples(contents)
+    assert tar == pack_samples(contents)
+    assert list(read_samples(io.BytesIO(tar))) == contents
+
+
+def test_members_lie_where_they_are_said_to() -> None:
+    buffer = io.BytesIO()
+    members = write_sample(buffer, 0, "key", {"json": b"{}", "mp4": b"v" * 600})
+    members += write_sample(buffer, buffer.tell(), "other", {"json": b"[]"})
+    data = buffer.getvalue() + END_OF_ARCHIVE
+    assert [data[m.offset : m.offset + m.size] for m in members] == [b"{}", b"v" * 600, b"[]"]
+
+
+def test_damaged_tars_are_refused() -> None:
+    tar = pack_samples([("key", {"a": b"1" * 2000}), ("other", {"a": b"2"})])
+    with pytest.raises(ValueError, match="tar"):
+        list(read_samples(io.BytesIO(tar[:700])))
+    with pytest.raises(ValueError, match="one run"):
+        list(read_samples(io.BytesIO(pack_samples([("k", {"a": b""}), ("o", {"a": b""}), ("k", {"b": b""})]))))
+    with pytest.raises(ValueError, match="damaged"):
+        list(read_samples(io.BytesIO(tar.replace(b"other.a\0", b"ether.a\0"))))
+    with pytest.raises(ValueError, match="damaged"):
+        list(read_samples(io.BytesIO(tar[: -len(END_OF_ARCHIVE)])))
+
+
+def test_members_cannot_leave_the_folder() -> None:
+    for name, kind in (("../x.a", tarfile.REGTYPE), ("a/b.c", tarfile.REGTYPE), ("key.a", tarfile.SYMTYPE)):
+        info = tarfile.TarInfo(name)
+        info.type = kind
+        tar = info.tobuf() + END_OF_ARCHIVE
+        with pytest.raises(ValueError, match="no <key>"):
+            list(read_samples(io.BytesIO(tar)))
+
+
+@given(hnp.arrays(np.float32, (3, 478, 3), elements=st.floats(-1.875, 1.875, width=32)))
+def test_landmarks_lose_less_than_the_stated_error(values: np.ndarray) -> None:
+    values[1] = np.nan
+    back = decode_column(COLUMN["landmarks"], encode_column(COLUMN["landmarks"], values))
+    assert np.isnan(back[1]).all()
+    assert np.abs(back[[0, 2]] - values[[0, 2]]).max() * 512 <= 0.05
+
+
+@given(hnp.arrays(np.float32, (2, 468, 3), elements=st.floats(-31, 31, width=32)))
+def test_mesh_loses_less_than_the_stated_error(values: np.ndarray) -> None:
+    back = decode_column(COLUMN["mesh"], encode_column(COLUMN["mesh"], values))
+    assert np.abs(back - values).max() <= 0.002
+
+
+def test_values_beyond_the_range_are_refused() -> None:
+    with pytest.raises(ValueError, match="beyond"):
+        encode_column(COLUMN["landmarks"], np.full((1, 478, 3), 2.5, np.float32))
+
+
+def some_arrays(frames: int = 4) -> dict[str, np.ndarray]:
+    arrays = {column.name: np.zeros((frames, *column.shape), np.float32) for column in COLUMNS}
+    arrays["valid"] = np.ones(frames, bool)
+    return arrays
+
+
+def test_every_column_round_trips() -> None:
+    for name, values in some_arrays().items():
+        back = decode_column(COLUMN[name], encode_column(COLUMN[name], values))
+        assert back.dtype == (bool if name == "valid" else np.float32) and np.array_equal(back, values)
+    assert {column.member for column in COLUMNS} | {"ann.json"} == set(ANNOTATION_MEMBERS)
+
+
+def test_missing_face_is_nan_with_valid_zero_and_nothing_else() -> None:
+    arrays = some_arrays()
+    assert check_arrays(arrays) == 4
+    arrays["valid"][2] = False
+    with pytest.raises(ValueError, match="not NaN exactly where valid is 0"):
+        check_arrays(arrays)
+    for name in ("landmarks", "mesh", "pose", "pose_matrix"):
+        arrays[name][2] = np.nan
+    assert check_arrays(arrays) == 4
+    arrays["mesh"][0, 5, 1] = np.nan
+    with pytest.raises(ValueError, match="mesh"):
+        check_arrays(arrays)
+    with pytest.raises(ValueError, match="lacks pose"):
+        check_arrays({name: values for name, values in arrays.items() if name != "pose"})
+
+
+@given(st.lists(st.one_of(st.integers(), st.text()), min_size=1, max_size=4))
+def test_keyed_generators_depend_on_the_key_alone(parts: list[int | str]) -> None:
+    first = rng.generator(1, "noise", *parts).standard_normal(4)
+    rng.generator(2, "noise", *parts).standard_normal(4)
+    assert np.array_equal(first, rng.generator(1, "noise", *parts).standard_normal(4))
+    assert 0 <= rng.uniform(0, "split", *parts) < 1
+
+
+def test_keys_do_not_run_into_each_other() -> None:
+    assert rng.key_bits("ab", "c") != rng.key_bits("a", "bc") != rng.key_bits("abc")
+    assert rng.key_bits(1) != rng.key_bits("1")
+
+
+def test_uniform_is_uniform() -> None:
+    values = np.sort([rng.uniform(0, "u", i) for i in range(2000)])
+    assert np.abs(values - np.linspace(0, 1, 2000)).max() < 0.04
+
+
+@given(st.integers(0, 10**7))
+def test_frame_times_round_trip(frame: int) -> None:
+    assert timebase.frame_at(timebase.frame_time(frame)) == frame
+    assert timebase.frames_in(timebase.frame_time(frame)) == frame
+    assert timebase.sample_at(timebase.frame_time(frame)) == timebase.samples_in(frame)
+
+
+def test_catalog_row_round_trips_and_checks() -> None:
+    row = CatalogRow(
+        key="hdtf-RD-Radio1-000",
+        dataset="hdtf",
+        source_id="RD_Radio1",
+        source=None,
+        box=(0, 0, 1, 1),
+        split_group="g",
+        licence="CC-BY-4.0",
+        notes=("a",),
+    )
+    assert CatalogRow.from_json(row.to_json()) == row
+    with pytest.raises(ValueError, match="empty"):
+        CatalogRow(**{**row.to_json(), "start_s": 3.0, "end_s": 3.0})
+    assert cut_key(row.key, 3) == "hdtf-RD-Radio1-000-cut03"
+
+
+def test_provenance_key_sees_every_part() -> None:
+    base = {"parameters": {"a": 1}, "inputs": ["x"], "models": {"m": "1"}, "libraries": {"l": "1"}}
+    made = {provenance_key("job", 1, **base), provenance_key("job", 2, **base), provenance_key("other", 1, **base)}
+    for name in base:
+        made.add(provenance_key("job", 1, **{**base, name: {"changed": True}}))
+    assert len(made) == 7
+    assert provenance_key("job", 1, **base) == provenance_key("job", 1, **dict(reversed(base.items())))
+    assert canonical_json({"b": 1, "a": (1, 2)}) == b'{"a":[1,2],"b":1}'
+    with pytest.raises(ValueError, match="JSON compliant"):
+        canonical_json(math.nan)
