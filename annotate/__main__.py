@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+
 import tyro
 
 from talkinghead.face.resolve import resolve_face_model

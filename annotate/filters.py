@@ -16,7 +16,7 @@ from talkinghead.schema import Rejection
 class FilterSettings:
     """Thresholds. None switches a rule off. A score equal to its threshold passes."""
 
-    min_face_fraction_of_frames: float | None = 0.1
+    min_seen_fraction: float | None = 0.1
     """`no_face`: share of frames with landmarks. Below it what was found is taken for chance."""
     max_multi_face_fraction: float | None = 0.2
     """`several_faces`: share of frames with more than one face. TalkVid asks for 80 of 100 points with 20 lost for each
@@ -33,16 +33,17 @@ class FilterSettings:
     min_face_source_px: float | None = 100.0
     """`small_face`: median face height in pixels of the source, which enlarging does not change. VoxCeleb2's and
     HDTF's 224 and 256 pixel versions have about 140; LatentSync's 256 would drop them."""
-    max_yaw_abs_median: float | None = 50.0
-    """`profile`: degrees that the head is turned in most frames. Hallo keeps turns under 30; half a profile still shows
-    both eyes, and beyond about 60 landmarks of the far side are guesses."""
+    max_yaw_abs_median: float | None = 40.0
+    """`profile`: degrees that the head is turned in most frames, as MediaPipe measures it: it reads 46 on portraits
+    that are turned by some 60, where the far eye goes out of sight and its landmarks are guesses. Hallo keeps turns
+    under 30; VFHQ has clips between 12 and 34."""
     max_pitch_abs_median: float | None = 45.0
     """`tilted`: degrees up or down in most frames."""
     max_roll_abs_median: float | None = 45.0
     """`tilted`: degrees towards a shoulder in most frames; 90 means that a rotation flag was lost."""
     min_sharpness: float | None = 25.0
-    """`blurred`: variance of the Laplacian of the face at 128 px height. Measured: 53 .. 800 on real clips, the least on
-    old 224 and 256 pixel versions; 25 is a face of 280 px that was blurred by 4 px or enlarged from 46 px."""
+    """`blurred`: variance of the Laplacian of the face at 128 px height. Measured: 53 .. 800 on real clips, the least
+    on old 224 and 256 pixel versions; 25 is a face of 280 px that was blurred by 4 px or enlarged from 46 px."""
     min_brightness: float | None = 25.0
     """`dark`: mean luma of the face, 0 .. 255."""
     max_brightness: float | None = 235.0
@@ -74,7 +75,7 @@ def _rules(settings: FilterSettings) -> tuple[_Rule, ...]:
     """In the order of judgement: what makes the later scores meaningless comes first."""
     audio = 0.0 if settings.require_audio else None
     return (
-        _Rule("no_face", "valid_fraction", settings.min_face_fraction_of_frames, False),
+        _Rule("no_face", "valid_fraction", settings.min_seen_fraction, False),
         _Rule("several_faces", "multi_face_fraction", settings.max_multi_face_fraction, True),
         _Rule("too_short", "num_frames", settings.min_frames, False),
         _Rule("few_valid_frames", "longest_valid_run", settings.min_valid_run, False),

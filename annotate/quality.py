@@ -68,11 +68,8 @@ class FaceMeter:
             if number % self._every == 0:
                 found = self._detector.detect(frame)
                 count = len(found)
-                if found:
-                    # After a pass that finds nothing the boxes stay: a tracked face may be where it was.
-                    boxes = self._boxes(found)
-                else:
-                    boxes = boxes * np.float32([1, 1, 1, 1, 0])
+                # After a pass that finds nothing the boxes stay, with score 0: a face may be where it was.
+                boxes = self._boxes(found) if found else boxes * np.array([1, 1, 1, 1, 0], dtype=np.float32)
             self.num_faces.append(count)
             self.faces.append(_measure(frame, boxes))
             yield frame

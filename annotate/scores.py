@@ -35,7 +35,7 @@ def clip_scores(arrays: Mapping[str, np.ndarray]) -> Scores:
     Units follow `QUALITY_FIELDS`; medians, means and percentiles run over the frames with a face.
     """
     valid = arrays["valid"].astype(bool)
-    quality = dict(zip(QUALITY_FIELDS, arrays["quality"].astype(np.float64).T, strict=True))
+    quality: dict[str, np.ndarray] = dict(zip(QUALITY_FIELDS, arrays["quality"].astype(np.float64).T, strict=True))
     frames = len(valid)
     rows = arrays["landmarks"][:, :NUM_VERTICES, 1].astype(np.float64)
     faces = quality["num_faces"]

@@ -1,4 +1,4 @@
-"""Ingest of one clip: from a catalog row and its source to encoded pieces. A plain function; who runs it is elsewhere."""
+"""Ingest of one clip: from a catalog row and its source to encoded pieces. A plain function over one unit."""
 
 from __future__ import annotations
 
@@ -90,3 +90,135 @@ def ingest_clip(
                 contents = _encode(facts, key, stretch, listed, frames)
                 pieces.append(Piece(key=key, num_frames=stretch.num_frames, contents=contents, rejection=None))
         return pieces
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What all pieces of a clip share."""
+
+    row: CatalogRow
+    source: Path
+    scan: Scan
+    video: VideoInfo
+    media: MediaInfo | None
+    """None for a folder of frames."""
+    settings: IngestSettings
+    ingest_key: str
+
+
+def _open(row: CatalogRow, source: Path) -> AbstractContextManager[FrameReader]:
+    if row.frame_fps is not None:
+        return FrameFolder(source, row.frame_fps)
+    return cast(AbstractContextManager[FrameReader], VideoSource(source))
+
+
+def _rejected(key: str, num_frames: int, reason: str, score: float, detail: str) -> Piece:
+    rejection = Rejection(reason=reason, score=score, detail=detail)
+    return Piece(key=key, num_frames=num_frames, contents=None, rejection=rejection)
+
+
+def _judge(stretch: Stretch, settings: IngestSettings) -> Rejection | None:
+    if stretch.face is None:
+        return Rejection(reason="no_face", score=0.0, detail=f"no face in {stretch.num_frames} frames")
+    if stretch.num_frames < settings.min_frames:
+        detail = f"{stretch.num_frames} frames, {settings.min_frames} are needed"
+        return Rejection(reason="short_piece", score=float(stretch.num_frames), detail=detail)
+    return None
+
+
+def _skip(frames: Iterator[ShownFrame], count: int) -> None:
+    for _ in range(count):
+        next(frames)
+
+
+def _encode(
+    facts: _Facts, key: str, stretch: Stretch, listed: Crop | None, frames: Iterator[ShownFrame]
+) -> dict[str, bytes]:
+    """The members of one sample; takes its frames off `frames`."""
+    assert stretch.face is not None
+    width, height, settings = facts.video.width, facts.video.height, facts.settings
+    if listed is not None:
+        crop = listed
+    elif settings.recrop:
+        crop = face_crop(stretch.face, stretch.first, stretch.end, width, height, settings)
+    else:
+        crop = whole_frame(width, height, settings)
+    mp4 = encode_mp4(
+        _pictures(frames, stretch.num_frames, facts.video, crop), crop.width, crop.height, settings.encoder
+    )
+    start_s = facts.scan.start_s + frame_time(stretch.first)
+    num_samples = samples_in(stretch.num_frames)
+    if facts.media is None:
+        audio = AudioSpan(np.zeros(num_samples, np.float32), num_samples, 0, "missing")
+    else:
+        audio = read_audio(facts.source, start_s, num_samples)
+    info = _describe(facts, key, stretch, crop, audio, start_s)
+    contents = {"json": canonical_json(asdict(info)), "mp4": mp4, "wav": encode_wav(audio.samples)}
+    return {suffix: contents[suffix] for suffix in MEDIA_MEMBERS}
+
+
+def _pictures(frames: Iterator[ShownFrame], count: int, video: VideoInfo, crop: Crop) -> Iterator[np.ndarray]:
+    """The cropped images of the next `count` frames; one that is shown longer is converted once."""
+    last: ShownFrame | None = None
+    picture = np.zeros(0)
+    for _ in range(count):
+        frame = next(frames)
+        if frame is not last:
+            picture = cut_out(frame.part, video.width, video.height, crop)
+        last = frame
+        yield picture
+
+
+def _describe(facts: _Facts, key: str, stretch: Stretch, crop: Crop, audio: AudioSpan, start_s: float) -> ClipInfo:
+    row, video, media, scan = facts.row, facts.video, facts.media, facts.scan
+    difference = None
+    if media is not None and media.audio is not None and media.audio.end_s is not None and video.end_s is not None:
+        difference = round(media.audio.end_s - video.end_s, 6)
+    return ClipInfo(
+        key=key,
+        clip_key=row.key,
+        dataset=row.dataset,
+        source_id=row.source_id,
+        source=row.source or facts.source.name,
+        url=row.url,
+        num_frames=stretch.num_frames,
+        width=crop.width,
+        height=crop.height,
+        start_s=round(start_s, 6),
+        end_s=round(start_s + frame_time(stretch.num_frames), 6),
+        crop_box_px=crop.box,
+        crop_rule=cast(Literal["box", "face", "none"], crop.rule),
+        source_width=video.width,
+        source_height=video.height,
+        source_fps=video.fps,
+        source_codec=video.codec,
+        source_rotation=video.rotation,
+        source_pts=[round(time_s, 6) for time_s in scan.times[stretch.first : stretch.end]],
+        audio=audio.state,
+        audio_offset_samples=audio.leading_silence,
+        audio_padded_samples=audio.trailing_silence,
+        av_duration_difference_s=difference,
+        person=row.person,
+        split_group=row.split_group,
+        licence=row.licence,
+        terms_url=row.terms_url,
+        notes=[*row.notes, *crop.notes, *_source_notes(facts)],
+        attributes=json.loads(row.attributes),
+        ingest_key=facts.ingest_key,
+    )
+
+
+def _source_notes(facts: _Facts) -> list[str]:
+    """What was unusual about the source."""
+    video, scan, notes = facts.video, facts.scan, []
+    if scan.broken_packets:
+        notes.append(f"{scan.broken_packets} broken packets skipped")
+    ends = scan.start_s + frame_time(len(scan.times))
+    announced = min(end for end in (video.end_s, facts.row.end_s, ends + 1) if end is not None)
+    if announced - ends > 0.1:
+        notes.append(f"video ends {announced - ends:.2f} s early")
+    if video.hdr:
+        notes.append(f"{video.hdr} transfer was not tone-mapped")
+    if video.interlaced:
+        notes.append("interlaced, not deinterlaced")
+    return notes

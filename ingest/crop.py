@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import cv2
@@ -36,8 +37,8 @@ class Crop:
 def listed_crop(row: CatalogRow, width: int, height: int, settings: IngestSettings) -> Crop:
     """The data set's own box in a real frame of `width` x `height`.
 
-    The box is scaled from the frame size that it was made for, moved inside the frame, and made smaller when it is larger
-    than the frame. With a fixed clip size it becomes a square about the same centre.
+    The box is scaled from the frame size that it was made for, moved inside the frame, and made smaller when it is
+    larger than the frame. With a fixed clip size it becomes a square about the same centre.
     """
     assert row.box is not None
     scale_y = height / row.box_height if row.box_height else 1.0
@@ -64,8 +65,8 @@ def listed_crop(row: CatalogRow, width: int, height: int, settings: IngestSettin
 def face_crop(face: Track, first: int, end: int, width: int, height: int, settings: IngestSettings) -> Crop:
     """A square around the face, the same for all frames `first .. end - 1` of a piece.
 
-    It is shifted to lie inside the frame, and made smaller when it does not fit, but never cuts the face's own boxes: where
-    those leave no other choice, the square leaves the frame.
+    It is shifted to lie inside the frame, and made smaller when it does not fit, but never smaller than the face's own
+    boxes: where those leave no other choice, the square leaves the frame.
     """
     boxes = np.array([s.box for s in face.sightings if first <= s.frame < end] or [s.box for s in face.sightings])
     x0, y0 = boxes[:, :2].min(axis=0)
@@ -85,17 +86,22 @@ def whole_frame(width: int, height: int, settings: IngestSettings) -> Crop:
     return Crop(0, 0, width, height, out_w, out_h, "none")
 
 
-def cut_out(image: np.ndarray, crop: Crop) -> np.ndarray:
-    """The crop of an RGB uint8 image `[H, W, 3]` as uint8 `[crop.height, crop.width, 3]`.
+def cut_out(part_of: Callable[[int, int, int, int], np.ndarray], width: int, height: int, crop: Crop) -> np.ndarray:
+    """The crop of a frame as RGB uint8 `[crop.height, crop.width, 3]`.
 
-    Averages when it shrinks, cubic when it enlarges; the border is repeated outside the frame.
+    Averages when it shrinks, cubic when it enlarges; outside the frame the border is repeated.
+
+    Args:
+        part_of: Gives the pixels `[y1 - y0, x1 - x0, 3]` of x0, y0, x1, y1 inside the frame.
+        width: Of the frame.
+        height: Of the frame.
+        crop: What to cut.
     """
-    height, width = image.shape[:2]
-    left, top = max(0, -crop.x0), max(0, -crop.y0)
-    right, bottom = max(0, crop.x1 - width), max(0, crop.y1 - height)
-    part = image[max(0, crop.y0) : crop.y1, max(0, crop.x0) : crop.x1]
-    if left or top or right or bottom:
-        part = cv2.copyMakeBorder(part, top, bottom, left, right, cv2.BORDER_REPLICATE)
+    x0, y0, x1, y1 = max(0, crop.x0), max(0, crop.y0), min(width, crop.x1), min(height, crop.y1)
+    part = part_of(x0, y0, x1, y1)
+    if (x0, y0, x1, y1) != (crop.x0, crop.y0, crop.x1, crop.y1):
+        beyond = (y0 - crop.y0, crop.y1 - y1, x0 - crop.x0, crop.x1 - x1)
+        part = cv2.copyMakeBorder(part, *beyond, cv2.BORDER_REPLICATE)
     if part.shape[:2] == (crop.height, crop.width):
         return part
     method = cv2.INTER_AREA if crop.height <= part.shape[0] else cv2.INTER_CUBIC

@@ -33,7 +33,7 @@ PART_FOLDER = ".download"
 
 # What a site says when trying again may help, even where the words of `_GONE` stand beside it.
 _PASSING = re.compile(
-    r"try again later|not a bot|sign in|HTTP Error (?:403|429|5\d\d)|rate.?limit|your (?:country|location)|timed out",
+    r"try again later|not a bot|sign in to confirm|HTTP Error (?:403|429|5\d\d)|rate.?limit|your (?:country|location)|timed out",
     re.IGNORECASE,
 )
 _GONE = re.compile(
@@ -123,7 +123,7 @@ def download(
         source: Folder for the videos; made when it is not there.
         settings: How hard to ask.
         on_result: Called with (result, videos done, videos in all) after each video.
-        on_message: Takes yt-dlp's warnings and errors.
+        on_message: Takes yt-dlp's warnings.
 
     Raises:
         ValueError: yt-dlp is not installed.
@@ -208,8 +208,8 @@ def _client(part: Path, options: dict[str, Any]) -> Any:
 
 
 def _options(settings: DownloadSettings, on_message: Callable[[str], None]) -> dict[str, Any]:
-    def pause(attempt: int) -> float:
-        return min(settings.backoff_s * 2.0**attempt, 120.0)
+    def pause(n: int) -> float:
+        return min(settings.backoff_s * 2.0**n, 120.0)
 
     return {
         # Video and audio apart (packets are copied into one file later), or else what has both.
@@ -235,14 +235,16 @@ def _options(settings: DownloadSettings, on_message: Callable[[str], None]) -> d
 
 
 class _Logger:
-    """yt-dlp's messages; its running commentary is left out."""
+    """yt-dlp's warnings. Its running commentary is left out, and its errors are in the result."""
 
     def __init__(self, on_message: Callable[[str], None]) -> None:
         self.warning = on_message
-        self.error = on_message
 
     def debug(self, _message: str) -> None:
         """Commentary, and what yt-dlp calls info."""
+
+    def error(self, _message: str) -> None:
+        """The same text comes as an exception."""
 
 
 def _assemble(info: dict[str, Any], part: Path) -> Path:

@@ -24,8 +24,7 @@ class ShownFrame(Protocol):
     def time_s(self) -> float: ...
     @property
     def end_s(self) -> float: ...
-    @property
-    def image(self) -> np.ndarray: ...
+    def part(self, x0: int, y0: int, x1: int, y1: int) -> np.ndarray: ...
     def reduced(self, width: int, height: int) -> np.ndarray: ...
 
 
@@ -111,8 +110,8 @@ def scan_clip(
         if k % settings.detect_every == 0:
             origin, size = np.array([columns.start, rows.start]), np.array(view.shape[1::-1])
             for face in detector.detect(np.ascontiguousarray(view), small_faces=True):
-                corners = (np.array(face.box).reshape(2, 2) * size + origin) / scale
-                sightings.append(Sighting(k, tuple(corners.ravel().tolist()), face.score))
+                x0, y0, x1, y1 = ((np.array(face.box).reshape(2, 2) * size + origin) / scale).ravel().tolist()
+                sightings.append(Sighting(k, (x0, y0, x1, y1), face.score))
     return Scan(
         start_s=start,
         times=times,

@@ -42,7 +42,7 @@ class IngestSettings:
     """Side of a face crop over the longer side of the union of the face's boxes. 1.6 is what HDTF's own crops have: the
     face, chin to hairline, takes 55 to 65 % of the height."""
     face_center_y: float = 0.6
-    """Height at which the middle of that union stands in the crop, 0 = top; below the middle, so that hair is inside."""
+    """Height at which the middle of that union stands in the crop, 0 = top; low, so that hair is inside."""
     min_frames: int = 30
     """A piece with fewer frames is rejected."""
     max_frames: int = 3000

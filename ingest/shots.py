@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,7 +39,7 @@ def split(
     """
     borders = [0, *cuts, num_frames]
     stretches: list[Stretch] = []
-    for first, end in zip(borders, borders[1:], strict=False):
+    for first, end in itertools.pairwise(borders):
         inside = [sighting for sighting in sightings if first <= sighting.frame < end]
         tracks = follow(inside, every=settings.detect_every, max_gap=settings.max_gap)
         tracks = [track for track in tracks if len(track.sightings) >= settings.min_sightings]
@@ -88,4 +89,4 @@ def _split_long(stretch: Stretch, max_frames: int) -> list[Stretch]:
     if parts <= 1 or stretch.face is None:
         return [stretch]
     borders = [stretch.first + stretch.num_frames * part // parts for part in range(parts + 1)]
-    return [Stretch(a, b, stretch.face) for a, b in zip(borders, borders[1:], strict=False)]
+    return [Stretch(a, b, stretch.face) for a, b in itertools.pairwise(borders)]

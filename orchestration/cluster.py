@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,31 +36,56 @@ class ClusterSettings:
         return self.ray_address or os.environ.get("RAY_ADDRESS") or None
 
 
-@contextlib.contextmanager
-def connected(settings: ClusterSettings) -> Iterator[int]:
-    """Start or join Ray, yield the number of units to run at a time, and leave again."""
+class Cluster:
+    """Ray, started or joined when the first unit needs it, and left when the block ends.
+
+    A rerun with nothing to do never starts it.
+    """
+
+    def __init__(self, settings: ClusterSettings) -> None:
+        self.settings = settings
+        self._slots: int | None = None
+
+    def __enter__(self) -> Cluster:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._slots is not None:
+            import ray
+
+            ray.shutdown()
+            self._slots = None
+
+    @property
+    def slots(self) -> int:
+        """How many units to run at a time."""
+        if self._slots is None:
+            self._slots = _start(self.settings)
+        return self._slots
+
+
+def _start(settings: ClusterSettings) -> int:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_DEDUP_LOGS", "1")
     import ray
 
     variables = THREAD_VARIABLES | QUIET_VARIABLES
     if settings.address:
         runtime_env = {"working_dir": str(ROOT), "excludes": [".git", ".venv", "build"], "env_vars": variables}
-        ray.init(address=settings.address, runtime_env=runtime_env, logging_level=logging.WARNING, log_to_driver=False)
+        try:
+            ray.init(
+                address=settings.address, runtime_env=runtime_env, logging_level=logging.ERROR, log_to_driver=False
+            )
+        except ConnectionError as error:
+            raise ValueError(f"no Ray cluster at {settings.address}: {error}") from error
     else:
         forwarded = {name: os.environ[name] for name in FORWARDED_VARIABLES if name in os.environ}
-        os.environ.update(variables)
-        runtime_env = {"env_vars": variables | forwarded | {"PYTHONPATH": str(ROOT)}}
         ray.init(
             num_cpus=settings.workers or len(os.sched_getaffinity(0)),
             object_store_memory=OBJECT_STORE_BYTES,
             include_dashboard=False,
-            runtime_env=runtime_env,
-            logging_level=logging.WARNING,
+            runtime_env={"env_vars": variables | forwarded | {"PYTHONPATH": str(ROOT)}},
+            logging_level=logging.ERROR,
             log_to_driver=False,
         )
-    try:
-        cpus = int(ray.cluster_resources().get("CPU", 1))
-        yield min(settings.workers or cpus, max(1, cpus))
-    finally:
-        ray.shutdown()
+    cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
+    return min(settings.workers or cpus, cpus)

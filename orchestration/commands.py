@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from ingest.settings import IngestSettings
-from orchestration.cluster import ClusterSettings
+from orchestration.cluster import Cluster, ClusterSettings
 from orchestration.executor import RetrySettings
 from orchestration.steps import Runner, ShardSettings, Source
 from orchestration.unit import RunError
@@ -197,8 +197,8 @@ def _runner(data: str, cluster: ClusterSettings, retry: RetrySettings) -> Iterat
     from orchestration.ledger import writer_lock
 
     storage = Storage(data)
-    with writer_lock(storage):
-        yield Runner(storage=storage, cluster=cluster, retry=retry)
+    with writer_lock(storage), Cluster(cluster) as running:
+        yield Runner(storage=storage, cluster=running, retry=retry)
 
 
 def _filters(runner: Runner, version: str, thresholds: Thresholds) -> FilterSettings:

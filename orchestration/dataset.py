@@ -18,6 +18,7 @@ from shards.index import build_index, write_index
 from shards.manifest import AnnotationEntry, DatasetManifest, ShardEntry, read_manifest, write_manifest
 from shards.plan import plan_hash
 from shards.splits import assign_splits
+from talkinghead.config import from_json
 from talkinghead.provenance import library_versions
 from talkinghead.schema import Rejection, SampleIndex
 from talkinghead.storage import Storage
@@ -143,4 +144,4 @@ def filter_settings(storage: Storage, version: str, overrides: dict[str, Any]) -
         entries = {entry.version: entry for entry in read_manifest(storage).annotations}
         if version in entries:
             known = json.loads(json.dumps(entries[version].details["filters"]))
-    return FilterSettings(**(known | overrides))
+    return from_json(FilterSettings, known | overrides)

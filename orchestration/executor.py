@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from orchestration.alone import limit_memory, run_alone
-from orchestration.cluster import ClusterSettings, connected
+from orchestration.cluster import Cluster
 from orchestration.ledger import Ledger
 from orchestration.progress import Progress
 from orchestration.records import Attempt, QuarantineRecord, UnitRecord
@@ -62,9 +62,7 @@ class Tally:
     records: list[UnitRecord] = field(default_factory=list)
 
 
-def run_units(
-    storage: Storage, job: str, units: Sequence[Unit], cluster: ClusterSettings, retry: RetrySettings
-) -> Tally:
+def run_units(storage: Storage, job: str, units: Sequence[Unit], cluster: Cluster, retry: RetrySettings) -> Tally:
     """Run every unit that has no record yet.
 
     Raises:
@@ -75,7 +73,8 @@ def run_units(
     pending = [unit for unit in units if not ledger.is_done(unit)]
     tally = Tally(planned=len(units), done_before=len(units) - len(pending))
     if pending:
-        with connected(cluster) as slots, Progress(job, len(units), tally.done_before) as progress:
+        slots = cluster.slots
+        with Progress(job, len(units), tally.done_before) as progress:
             _Run(storage, retry, slots, tally, progress).run(pending)
     tally.wall_seconds = time.perf_counter() - started
     log.info(
@@ -193,9 +192,7 @@ def _pool_task(storage_uri: str, unit_json: str, memory_gb: float) -> Result:
         faulthandler.cancel_dump_traceback_later()
 
 
-def _alone_task(
-    storage_uri: str, unit_json: str, attempts: int, memory_gb: float
-) -> UnitRecord | Attempt | RunError:
+def _alone_task(storage_uri: str, unit_json: str, attempts: int, memory_gb: float) -> UnitRecord | Attempt | RunError:
     """One unit in a child process of a pool worker."""
     try:
         return run_alone(Storage(storage_uri), Unit.from_json(unit_json), attempts=attempts, memory_gb=memory_gb)

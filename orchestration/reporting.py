@@ -12,6 +12,7 @@ from orchestration.jobs import pack
 from orchestration.report.state import RunState
 from shards.index import read_index
 from shards.manifest import read_manifest
+from talkinghead.config import from_json
 from talkinghead.schema import DATASETS
 from talkinghead.storage import Storage
 
@@ -37,7 +38,7 @@ def run_state(storage: Storage, version: str | None) -> RunState:
         pack=[*media.values(), *annotation.values()],
         index=list(read_index(storage, entry.version).rows()),
         previous_version=manifest.annotations[position - 1].version if position else None,
-        filters=FilterSettings(**entry.details["filters"]),
+        filters=from_json(FilterSettings, entry.details["filters"]),
         wall_seconds=_wall_seconds(storage),
     )
 

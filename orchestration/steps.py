@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from annotate.settings import AnnotateSettings
 from ingest.settings import IngestSettings
 from orchestration import state
-from orchestration.cluster import ClusterSettings
+from orchestration.cluster import Cluster
 from orchestration.executor import RetrySettings, Tally, run_units
 from orchestration.jobs import annotate, ingest, pack
 from orchestration.jobs.plans import plan_names, read_plan, write_json, write_plan
@@ -25,6 +25,7 @@ from orchestration.unit import Output, Unit, store_output
 from shards.plan import PlannedSample, plan_shards
 from talkinghead import dataroot
 from talkinghead.annotation import blank_arrays
+from talkinghead.config import from_json
 from talkinghead.provenance import pretty_json
 from talkinghead.schema import CUT_SUFFIX, check_version
 from talkinghead.storage import Storage
@@ -44,7 +45,7 @@ class Runner:
     """DATA and how units run on it."""
 
     storage: Storage
-    cluster: ClusterSettings
+    cluster: Cluster
     retry: RetrySettings
 
     def run(self, job: str, units: Sequence[Unit]) -> Tally:
@@ -140,7 +141,7 @@ def annotate_settings(storage: Storage, version: str, overrides: dict[str, Any])
     """Settings of a version: those it was planned with, else the defaults, with the user's overrides."""
     name = annotate.job_name(check_version(version))
     known = read_plan(storage, name)["settings"] if name in plan_names(storage, name) else {}
-    return replace(AnnotateSettings(**known), **overrides)
+    return replace(from_json(AnnotateSettings, known), **overrides)
 
 
 def run_annotate(runner: Runner, version: str, settings: AnnotateSettings, model: FaceModel) -> Tally:

@@ -32,7 +32,7 @@ class Verify:
 
     def run(self) -> int:
         """Returns the exit code."""
-        with Progress(console=Console(stderr=True), transient=True) as bar:
+        with _progress() as bar:
             task = bar.add_task("verify", total=None)
             report = verify(
                 Storage(self.data),
@@ -91,7 +91,7 @@ class ExportAniportrait:
         from shards.export_aniportrait import COLUMNS, export_aniportrait
 
         reader = ShardReader(self.data, version=self.version, split=self.split, columns=COLUMNS)
-        with Progress(console=Console(stderr=True), transient=True) as bar:
+        with _progress() as bar:
             task = bar.add_task("export", total=len(reader))
             report = export_aniportrait(
                 reader,
@@ -103,6 +103,11 @@ class ExportAniportrait:
             print(f"left out {key}: {reason}", file=sys.stderr)
         print(report.training_json)
         return 0
+
+
+def _progress() -> Progress:
+    """A bar with the time left, on a terminal only."""
+    return Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
 
 
 def _show(report: VerifyReport) -> None:

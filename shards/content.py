@@ -47,26 +47,30 @@ def check_frames(data: bytes, info: ClipInfo) -> None:
     """
     from av.error import FFmpegError
 
+    try:
+        _decode(data, info)
+    except (FFmpegError, ValueError) as error:
+        raise ValueError(f"mp4: {error}") from error
+
+
+def _decode(data: bytes, info: ClipInfo) -> None:
     from talkinghead.media.container import open_media
 
-    try:
-        with open_media(io.BytesIO(data)) as container:
-            if len(container.streams) != 1 or not container.streams.video:
-                raise ValueError(f"mp4 has {len(container.streams)} streams, expected one video stream")
-            stream = container.streams.video[0]
-            if stream.codec_context.name != "h264" or stream.codec_context.pix_fmt != "yuv420p":
-                raise ValueError(f"mp4 is {stream.codec_context.name} {stream.codec_context.pix_fmt}, not h264 yuv420p")
-            if (stream.width, stream.height) != (info.width, info.height):
-                raise ValueError(f"mp4 is {stream.width}x{stream.height}, json says {info.width}x{info.height}")
-            count = 0
-            for frame in container.decode(stream):
-                if frame.time is None or abs(frame.time - count / FPS) > 1e-3:
-                    raise ValueError(f"mp4 shows frame {count} at {frame.time} s, not at {count / FPS} s")
-                count += 1
-    except FFmpegError as error:
-        raise ValueError(f"mp4 cannot be decoded: {error}") from error
+    with open_media(io.BytesIO(data)) as container:
+        if len(container.streams) != 1 or not container.streams.video:
+            raise ValueError(f"has {len(container.streams)} streams, expected one video stream")
+        stream = container.streams.video[0]
+        if stream.codec_context.name != "h264" or stream.codec_context.pix_fmt != "yuv420p":
+            raise ValueError(f"is {stream.codec_context.name} {stream.codec_context.pix_fmt}, not h264 yuv420p")
+        if (stream.width, stream.height) != (info.width, info.height):
+            raise ValueError(f"is {stream.width}x{stream.height}, json says {info.width}x{info.height}")
+        count = 0
+        for frame in container.decode(stream):
+            if frame.time is None or abs(frame.time - count / FPS) > 1e-3:
+                raise ValueError(f"shows frame {count} at {frame.time} s, not at {count / FPS} s")
+            count += 1
     if count != info.num_frames:
-        raise ValueError(f"mp4 has {count} frames, json says {info.num_frames}")
+        raise ValueError(f"has {count} frames, json says {info.num_frames}")
 
 
 def check_annotation(contents: Mapping[str, bytes], num_frames: int) -> None:

@@ -240,17 +240,26 @@ def write_index(storage: Storage, index: Index) -> str:
     return hash_bytes(sink.getvalue())
 
 
-def read_index(storage: Storage, version: str) -> Index:
+def read_index(storage: Storage, version: str, *, sha256: str | None = None) -> Index:
     """Read `index/<version>.parquet`.
+
+    Args:
+        sha256: What the file must be, as `DATASET.json` has it; not compared when None.
 
     Raises:
         FileNotFoundError: No such version.
-        ValueError: Not an index, or of another schema version.
+        ValueError: Not an index, not the one with this hash, or of another schema version.
     """
     path = dataroot.index(check_version(version))
+    data = storage.read(path)
+    if sha256 is not None and hash_bytes(data) != sha256:
+        raise ValueError(
+            f"{storage.describe(path)} is not the index that DATASET.json names: it is damaged, or a run ended between"
+            " writing the two. Run make shards again"
+        )
     try:
-        table = pq.read_table(io.BytesIO(storage.read(path)))
-    except pa.ArrowInvalid as error:
+        table = pq.read_table(io.BytesIO(data))
+    except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{storage.describe(path)} is no readable index: {error}") from error
     metadata = (table.schema.metadata or {}).get(_METADATA)
     if metadata is None:

@@ -172,6 +172,7 @@ class ClipLoader:
             num_workers=self.num_workers,
             collate_fn=collate,
             pin_memory=self.pin_memory,
+            generator=torch.Generator(),  # else it draws from the global one
         )
         for batch in batches:
             self._slots += self.global_batch

@@ -58,8 +58,9 @@ class ShardReader:
     ) -> None:
         self.storage = data if isinstance(data, Storage) else Storage(data)
         self.manifest = read_manifest(self.storage)
-        self.version = self.manifest.annotation(version).version
-        self.index = read_index(self.storage, self.version)
+        entry = self.manifest.annotation(version)
+        self.version = entry.version
+        self.index = read_index(self.storage, self.version, sha256=entry.index_sha256)
         chosen = self.index.numbers("keep").copy() if kept else np.ones(len(self.index), bool)
         if split is not None:
             chosen &= self.index.equals("split", split)
@@ -67,7 +68,8 @@ class ShardReader:
         for archive, suffixes in self.index.members.items():
             self._where.update(dict.fromkeys(suffixes, (self.index, archive)))
         for name in extra:
-            self._join(read_index(self.storage, self.manifest.annotation(name).version))
+            entry = self.manifest.annotation(name)
+            self._join(read_index(self.storage, name, sha256=entry.index_sha256))
         for column in columns:
             there = self._index_of(f"{column}.npy").has_member(f"{column}.npy")
             if lacking := int((chosen & ~there).sum()):

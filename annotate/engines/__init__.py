@@ -19,8 +19,8 @@ longer side, jitter = mean second difference of the landmarks, CPU = process tim
 `litert` is the default: it gives what published systems were trained on (AniPortrait annotates with image mode) at less
 CPU than either mode of Tasks, runs either model, leaks nothing, and where two faces compete it stays with one (image
 mode changes between them 24 times in six seconds of two people side by side). `litert-tracking` costs a fifth less
-again and is much calmer on small faces (jitter 0.5 instead of 2.1 px where the face is 15 % of the height); the price is
-that its landmarks are no longer image mode's, as those of `tasks` are not either.
+again and is much calmer on small faces (jitter 0.5 instead of 2.1 px where the face is 15 % of the height); the price
+is that its landmarks are no longer image mode's, as those of `tasks` are not either.
 """
 
 from __future__ import annotations

@@ -102,5 +102,5 @@ class LitertEngine:
         """Blendshapes `[52]`; NaN without a face or without the network."""
         if points is None or self._blendshapes is None:
             return np.full(_NUM_BLENDSHAPES, np.nan, dtype=np.float32)
-        pixels = points[list(BLENDSHAPE_LANDMARKS), :2] * np.float32([width, height])
+        pixels = points[list(BLENDSHAPE_LANDMARKS), :2] * np.array([width, height], dtype=np.float32)
         return self._blendshapes.run(pixels)[0]

@@ -54,16 +54,20 @@ class Region:
 
     def contains(self, x: float, y: float) -> bool:
         """Whether a point (pixels) lies in the square, turned with it."""
-        along = np.float64([x - self.center_x, y - self.center_y]) @ self._axes() / (self.width**2, self.height**2)
+        along = np.array([x - self.center_x, y - self.center_y]) @ self._axes() / (self.width**2, self.height**2)
         return bool((np.abs(along) <= 0.5).all())
 
     def cut(self, frame: np.ndarray, size: int) -> np.ndarray:
         """The region of an image, upright, as `[size, size, 3]`; the image's border is repeated beyond it."""
         axes = self._axes() / size  # frame pixels per output pixel
-        corner = np.float64([self.center_x, self.center_y]) - axes @ (size / 2, size / 2)
+        corner = np.array([self.center_x, self.center_y]) - axes @ (size / 2, size / 2)
         to_frame = np.column_stack([axes, corner])
         return cv2.warpAffine(
-            frame, to_frame, (size, size), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE
+            frame,
+            to_frame,
+            (size, size),
+            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+            borderMode=cv2.BORDER_REPLICATE,
         )
 
     def to_image(self, points: np.ndarray, width: int, height: int) -> np.ndarray:
@@ -73,15 +77,16 @@ class Region:
         square the depth of a tilted head is off by up to a per cent or so. Both engines do the same.
         """
         axes = (self._axes() / [[width], [height]]).astype(np.float32)
+        center = np.array([self.center_x / width, self.center_y / height], dtype=np.float32)
         placed = np.empty(points.shape, dtype=np.float32)
-        placed[:, :2] = (points[:, :2] - 0.5) @ axes.T + np.float32([self.center_x / width, self.center_y / height])
+        placed[:, :2] = (points[:, :2] - 0.5) @ axes.T + center
         placed[:, 2] = points[:, 2] * math.hypot(*axes[:, 0])
         return placed
 
     def _axes(self) -> np.ndarray:
         """The region's width and height as vectors in pixels: columns of a `[2, 2]` matrix."""
         cos, sin = math.cos(self.rotation), math.sin(self.rotation)
-        return np.float64([[cos * self.width, -sin * self.height], [sin * self.width, cos * self.height]])
+        return np.array([[cos * self.width, -sin * self.height], [sin * self.width, cos * self.height]])
 
 
 def _angle(eyes: np.ndarray) -> float:

@@ -8,6 +8,7 @@ from typing import Literal
 import mediapipe as mp
 import numpy as np
 from mediapipe.tasks.python import BaseOptions, vision
+from mediapipe.tasks.python.vision.face_landmarker import FaceLandmarkerResult
 
 from annotate.landmarks import Landmarks
 from talkinghead.face.model import FaceModel
@@ -66,13 +67,13 @@ class TasksEngine:
         )
 
 
-def _points(result: vision.FaceLandmarkerResult) -> np.ndarray:
+def _points(result: FaceLandmarkerResult) -> np.ndarray:
     if not result.face_landmarks:
         return np.full((478, 3), np.nan, dtype=np.float32)
     return np.array([(point.x, point.y, point.z) for point in result.face_landmarks[0]], dtype=np.float32)
 
 
-def _blendshapes(result: vision.FaceLandmarkerResult) -> np.ndarray:
+def _blendshapes(result: FaceLandmarkerResult) -> np.ndarray:
     if not result.face_blendshapes:
         return np.full(52, np.nan, dtype=np.float32)
     return np.array([category.score for category in result.face_blendshapes[0]], dtype=np.float32)

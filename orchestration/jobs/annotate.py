@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 
 from annotate.settings import AnnotateSettings
 from orchestration.unit import Output, Unit
+from talkinghead.config import from_json
 from talkinghead.face.model import FaceModel
 from talkinghead.provenance import library_versions, provenance_key
 from talkinghead.schema import ClipInfo, Member
@@ -84,7 +85,7 @@ def run(storage: Storage, unit: Unit) -> Output:
     from talkinghead.media.clip import decode_clip
 
     pin_threads()
-    settings = AnnotateSettings(**unit.payload["settings"])
+    settings = from_json(AnnotateSettings, unit.payload["settings"])
     model = planned_model(unit.payload["model_sha256"])
     members = {member["suffix"]: member for member in unit.payload["members"]}
     media = {

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ingest.settings import IngestSettings
 from orchestration.unit import Output, Unit
+from talkinghead.config import from_json
 from talkinghead.provenance import library_versions, provenance_key
 from talkinghead.schema import CatalogRow
 from talkinghead.storage import Storage
@@ -79,7 +80,7 @@ def run(storage: Storage, unit: Unit) -> Output:
     pin_threads()
     row = CatalogRow.from_json(unit.payload["row"])
     assert row.source is not None
-    settings = IngestSettings(**unit.payload["settings"])
+    settings = from_json(IngestSettings, unit.payload["settings"])
     detector = planned_detector(unit.payload["detector_sha256"])
     with Storage(unit.payload["source"]).local_copy(row.source) as path:
         pieces = ingest_clip(row, path, settings, detector, unit.pkey)

@@ -19,6 +19,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
+from annotate.filters import judge
 from orchestration.records import QuarantineRecord, RejectedPiece, SampleRecord, UnitRecord
 from orchestration.report.state import RunState
 from talkinghead.schema import CatalogRow, SampleIndex
@@ -201,12 +202,14 @@ def _piece_outcome(sample: SampleRecord, state: RunState, index: dict[str, Sampl
         return PieceOutcome(key=sample.key, fate="pending", stage="pack", frames=frames)
     if row.keep:
         return PieceOutcome(key=sample.key, fate="sample", stage="filter", frames=row.num_frames)
+    verdict = judge(row.scores, state.filters) if state.filters else None
     return PieceOutcome(
         key=sample.key,
         fate="rejected",
         stage="filter",
         reason=row.reason,
         score=row.reason_score,
+        detail=verdict.detail if verdict and verdict.reason == row.reason else "",
         frames=row.num_frames,
     )
 
@@ -258,11 +261,20 @@ def _contradictions(state: RunState, inputs: list[InputOutcome], index: dict[str
         (key for key, row in index.items() if row.num_frames != frames.get(key, row.num_frames)),
         "samples have another number of frames in the index than ingest put out",
     )
+    check(_misjudged(state), "samples are kept or left out in the index otherwise than the filters say")
     check(
         (outcome.row.key for outcome in inputs if outcome.reason == "nothing_put_out"),
         "ingest records list neither a sample nor a rejected piece",
     )
     return errors
+
+
+def _misjudged(state: RunState) -> list[str]:
+    """Annotated samples whose row in the index does not say what the filters say of their scores."""
+    if state.filters is None:
+        return []
+    verdicts = ((row, judge(row.scores, state.filters)) for row in state.index if row.scores)
+    return [row.key for row, verdict in verdicts if (verdict.reason if verdict else None) != row.reason]
 
 
 def _repeated(counts: Counter[str]) -> list[str]:

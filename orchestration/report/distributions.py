@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from markupsafe import Markup
 
+from annotate.filters import FilterSettings
 from orchestration.report.charts import Histogram, Threshold, histogram_svg
 from talkinghead.schema import SampleIndex
 from talkinghead.timebase import FPS
@@ -21,31 +21,41 @@ class Distribution:
 
     title: str
     unit: str = ""
-    scores: tuple[str, ...] = ()
-    """Names of the clip score, the first that a row has counts; none: the length of the clip."""
-    limits: tuple[tuple[str, str], ...] = ()
-    """(field of the filter settings, label of its line)."""
+    score: str | None = None
+    """Name of the clip score; None: the length of the clip."""
+    limits: tuple[str, ...] = ()
+    """Filter settings that limit it, `min_…` or `max_…`."""
     to_unit: Callable[[float], float] = float
     """From a limit's unit to the drawn one."""
 
     def value(self, row: SampleIndex) -> float:
         """The score of a sample; NaN when it has none."""
-        if not self.scores:
+        if self.score is None:
             return row.num_frames / FPS
-        found = next((row.scores[name] for name in self.scores if row.scores.get(name) is not None), None)
-        return math.nan if found is None else found
+        value = row.scores.get(self.score)
+        return math.nan if value is None else value
 
-    def thresholds(self, filters: Any) -> list[Threshold]:
-        """Lines to draw: those limits that the settings have and that are switched on."""
-        values = [(getattr(filters, name, None), label) for name, label in self.limits]
+    def thresholds(self, filters: FilterSettings | None) -> list[Threshold]:
+        """Lines to draw: the limits that are switched on."""
+        values = {name: getattr(filters, name) for name in self.limits} if filters else {}
         return [
-            Threshold(value=self.to_unit(value), label=label)
-            for value, label in values
-            if isinstance(value, int | float) and math.isfinite(value)
+            Threshold(value=self.to_unit(value), label="least" if name.startswith("min_") else "most")
+            for name, value in values.items()
+            if value is not None
         ]
 
 
-DISTRIBUTIONS = (Distribution(title="Clip length", unit="s"),)
+DISTRIBUTIONS = (
+    Distribution(title="Clip length", unit="s", limits=("min_frames",), to_unit=lambda frames: frames / FPS),
+    Distribution(title="Face height in the source", unit="px", score="face_source_px", limits=("min_face_source_px",)),
+    Distribution(title="Face height in the clip", unit="px", score="face_height_px"),
+    Distribution(title="Yaw, median of |angle|", unit="°", score="yaw_abs_median", limits=("max_yaw_abs_median",)),
+    Distribution(title="Mouth opening, mean", unit="of its width", score="mouth_opening_mean"),
+    Distribution(title="Sharpness", unit="Laplacian variance", score="sharpness", limits=("min_sharpness",)),
+    Distribution(title="Brightness", unit="of 255", score="brightness", limits=("min_brightness", "max_brightness")),
+    Distribution(title="Landmark jitter", unit="px at 512", score="jitter_px", limits=("max_jitter_px",)),
+    Distribution(title="Frames with a face", unit="share", score="valid_fraction", limits=("min_valid_fraction",)),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +70,7 @@ class Chart:
     limits: int
 
 
-def charts(index: list[SampleIndex], filters: Any = None) -> list[Chart]:
+def charts(index: list[SampleIndex], filters: FilterSettings | None = None) -> list[Chart]:
     """A histogram of each distribution that at least one sample has a value of."""
     drawn = []
     for distribution in DISTRIBUTIONS:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
+from annotate.filters import FilterSettings
 from orchestration.records import QuarantineRecord, UnitRecord
 from talkinghead.schema import CatalogRow, SampleIndex, check_version
 
@@ -48,8 +48,8 @@ class RunState:
     """Rows of `version`'s index; empty before packing."""
     previous_version: str | None = None
     """The annotation version to compare with; None when this is the first."""
-    filters: Any | None = None
-    """Settings the index was filtered with (`FilterSettings`); their thresholds are drawn into the histograms."""
+    filters: FilterSettings | None = None
+    """Thresholds the index was filtered with; drawn into the histograms, and the index is checked against them."""
     wall_seconds: Mapping[str, float] = field(default_factory=dict)
     """Job → seconds on the clock that the last run spent in it; without it speeds are per worker-second."""
 

@@ -253,6 +253,6 @@ def _settings(manifest: DatasetManifest | None, state: RunState) -> dict[str, An
     if manifest:
         settings.update(next((made.details for made in manifest.annotations if made.version == state.version), {}))
         settings["tool_versions"] = manifest.tool_versions
-    if dataclasses.is_dataclass(state.filters) and not isinstance(state.filters, type):
+    if state.filters:
         settings["filters"] = dataclasses.asdict(state.filters)
     return settings

@@ -48,12 +48,14 @@ class FaceDetector:
         Args:
             model: The face model; both releases carry the same detector architecture.
             threads: Threads of the network.
-            min_score: Lowest score that counts as a face.
+            min_score: Lowest score that counts as a face, between 0 and 1.
             min_suppression: Overlap (intersection over union) from which two boxes are one face.
         """
+        if not 0 < min_score < 1:
+            raise ValueError(f"min_score is {min_score}, must be between 0 and 1")
         self._network = load_network(model.detector, threads)
         self._anchors = _anchors()
-        self._min_score = min_score
+        self._min_logit = math.log(min_score / (1 - min_score))
         self._min_suppression = min_suppression
 
     def detect(self, frame: np.ndarray, *, small_faces: bool = False) -> list[Detection]:
@@ -72,7 +74,7 @@ class FaceDetector:
             side = sides.pop(0)
             found = np.concatenate([self._look(frame, x, y, side) for x, y in _tile_centers(width, height, side)])
             found = _suppress(found[found[:, 0] >= _TILE_MIN_SCORE], self._min_suppression)
-        found[:, 1:] /= np.tile(np.float32([width, height]), 8)
+        found[:, 1:] /= np.tile([width, height], 8)
         return [
             Detection(float(row[0]), tuple(row[1:5].tolist()), row[5:].reshape(6, 2).astype(np.float32))
             for row in found
@@ -82,7 +84,7 @@ class FaceDetector:
         """Faces in a square of the image, as `[N, 17]`: score, box (4) and keypoints (12) in pixels of the frame."""
         left, top = center_x - side / 2, center_y - side / 2
         zoom = _SIZE / side
-        to_input = np.float64([[zoom, 0, -left * zoom], [0, zoom, -top * zoom]])
+        to_input = np.array([[zoom, 0, -left * zoom], [0, zoom, -top * zoom]])
         pixels = cv2.warpAffine(frame, to_input, (_SIZE, _SIZE), flags=cv2.INTER_LINEAR)  # black beyond the image
         regressors, logits = self._network.run(pixels, 1 / 127.5, -1.0)
         rows = self._decode(regressors[0], logits[0, :, 0])
@@ -91,13 +93,13 @@ class FaceDetector:
 
     def _decode(self, regressors: np.ndarray, logits: np.ndarray) -> np.ndarray:
         """`[896, 16]` offsets from the anchors and `[896]` logits → suppressed `[N, 17]` in units of the square."""
-        scores = 1.0 / (1.0 + np.exp(-np.clip(logits, -100.0, 100.0)))
-        chosen = np.flatnonzero(scores >= self._min_score)
+        chosen = np.flatnonzero(logits >= self._min_logit)
+        scores = 1.0 / (1.0 + np.exp(-logits[chosen].astype(np.float64)))
         points = regressors[chosen].reshape(-1, 8, 2) / _SIZE
         points[:, [0, 2, 3, 4, 5, 6, 7]] += self._anchors[chosen, None]
         center, size = points[:, 0], points[:, 1]
         boxes = np.concatenate([center - size / 2, center + size / 2], axis=1)
-        rows = np.concatenate([scores[chosen, None], boxes, points[:, 2:].reshape(-1, 12)], axis=1)
+        rows = np.concatenate([scores[:, None], boxes, points[:, 2:].reshape(-1, 12)], axis=1)
         return _suppress(rows[(size >= 0).all(axis=1)], self._min_suppression)
 
 

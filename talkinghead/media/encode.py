@@ -1,4 +1,4 @@
-"""Encodes clips: H.264 in MP4, 25 frames per second, closed groups of at most 25 frames, no audio, reproducible bytes."""
+"""Encodes clips: H.264 in MP4, 25 frames per second, closed groups of 25 frames, no audio, reproducible bytes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class EncoderSettings:
 
     crf: int = 18
     """x264's constant rate factor: 18 is visually lossless, each 6 more halves the size."""
-    preset: str = "medium"
+    preset: str = "fast"
     """x264's trade of time for size, `ultrafast` … `veryslow`."""
 
     def __post_init__(self) -> None:

@@ -48,7 +48,9 @@ def constant_rate(frames: Iterable[T], start_s: float, end_s: float | None, tick
     for frame in frames:
         if shown is not None and frame.time_s < shown.time_s:
             continue
-        while shown is not None and (limit is None or k < limit) and start_s + frame_time(k) + tick_s / 2 < frame.time_s:
+        while (
+            shown is not None and (limit is None or k < limit) and start_s + frame_time(k) + tick_s / 2 < frame.time_s
+        ):
             yield shown
             k += 1
         if limit is not None and k >= limit:

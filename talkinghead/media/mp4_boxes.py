@@ -12,7 +12,7 @@ _CONTAINERS = (b"moov", b"trak", b"mdia", b"minf", b"stbl")
 
 
 def index_first(mp4: bytes) -> bytes:
-    """The same file with `moov` before `mdat`; chunk offsets are moved along. A file that has it so is returned as is."""
+    """The same file with `moov` before `mdat`; chunk offsets move along. A file that has it so is returned."""
     boxes = {name: mp4[begin:end] for name, begin, end in _boxes(mp4, 0, len(mp4))}
     if list(boxes).index(b"moov") < list(boxes).index(b"mdat"):
         return mp4

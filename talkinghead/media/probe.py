@@ -9,6 +9,8 @@ from typing import cast
 import av
 import av.container
 from av.audio.stream import AudioStream
+from av.error import FFmpegError
+from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
@@ -98,7 +100,7 @@ def video_stream(container: av.container.InputContainer, name: str) -> VideoStre
         ValueError: There is none, or no decoder for it.
     """
     stream = container.streams.best("video")
-    if stream is None or stream.disposition & av.stream.Disposition.attached_pic:
+    if stream is None or stream.disposition & Disposition.attached_pic:
         raise ValueError(f"{name} has no video stream")
     video = cast(VideoStream, stream)
     if video.codec_context is None:
@@ -122,11 +124,11 @@ def first_frame(container: av.container.InputContainer, stream: VideoStream) -> 
         for packet in container.demux(stream):
             try:
                 frames = packet.decode()
-            except av.error.FFmpegError:
+            except FFmpegError:
                 continue  # a broken packet: a later one may decode
             if frames:
                 return cast(VideoFrame, frames[0])
-    except av.error.FFmpegError:
+    except FFmpegError:
         return None
     return None
 

@@ -106,7 +106,9 @@ def test_wrong_bytes_on_disk(where: str, bare: Path, tmp_path: Path, monkeypatch
     (folder / OFFICIAL_FILE).write_bytes(b"something else")
     if where == "named":
         monkeypatch.setenv("TALKINGHEAD_MODELS", str(folder))
-    with pytest.raises(ValueError, match=rf"{folder / OFFICIAL_FILE} has sha256 [0-9a-f]{{64}} .*{OFFICIAL_SHA256}.*delete"):
+    with pytest.raises(
+        ValueError, match=rf"{folder / OFFICIAL_FILE} has sha256 [0-9a-f]{{64}} .*{OFFICIAL_SHA256}.*delete"
+    ):
         resolve_face_model()
 
 

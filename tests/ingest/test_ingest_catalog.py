@@ -193,8 +193,10 @@ def test_what_cannot_be_read_has_the_error(tmp_path: Path):
     (tmp_path / "good").write_text("good")
     result = fingerprint(tmp_path, ["gone.mp4", "loop", "pipe", "good"])
     assert {path: entry.sha256 is None for path, entry in result.items()} == {
-        **{"gone.mp4": True, "good": False},
-        **{"loop": True, "pipe": True},
+        "gone.mp4": True,
+        "good": False,
+        "loop": True,
+        "pipe": True,
     }
     assert "No such file" in str(result["gone.mp4"].error)
     assert "symbolic links" in str(result["loop"].error)

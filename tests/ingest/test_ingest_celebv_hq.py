@@ -107,5 +107,5 @@ def test_bad_csv_lines_are_listed_with_their_line(tmp_path: Path):
 @pytest.mark.parametrize("content", ["{", "[]", '{"clips": []}'])
 def test_a_file_that_is_not_the_metadata_is_refused(tmp_path: Path, content: str):
     (tmp_path / "celebvhq_info.json").write_text(content)
-    with pytest.raises(ValueError, match="celebvhq_info.json"):
+    with pytest.raises(ValueError, match=r"celebvhq_info\.json"):
         build_catalog("celebv-hq", tmp_path)

@@ -9,10 +9,10 @@ from functools import cache
 from typing import Literal
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
+from annotate.filters import FilterSettings
 from orchestration.records import Attempt, QuarantineRecord, RejectedPiece, SampleRecord, UnitRecord
+from orchestration.report.state import RunState, UnitState, annotate_job
 from shards.index import build_index, write_index
 from shards.manifest import AnnotationEntry, DatasetManifest, ShardEntry, write_manifest
 from talkinghead import dataroot
@@ -22,7 +22,6 @@ from talkinghead.media.wav import encode_wav
 from talkinghead.provenance import hash_bytes
 from talkinghead.sampletar import END_OF_ARCHIVE, write_sample
 from talkinghead.schema import (
-    CATALOG_SCHEMA,
     MEDIA_MEMBERS,
     CatalogRow,
     Member,
@@ -105,7 +104,7 @@ def tiny_media(num_frames: int) -> Content:
 def tiny_annotation(num_frames: int, *, shift: float = 0.0, missing: int = 0) -> Content:
     """Columns of a face of random points moved by `shift` (of the image, and in cm); the last frames have none."""
     dice = np.random.default_rng(7)
-    arrays = {
+    arrays: dict[str, np.ndarray] = {
         column.name: np.broadcast_to(
             dice.uniform(0.25, 0.75, column.shape).astype(np.float32), (num_frames, *column.shape)
         ).copy()
@@ -135,22 +134,14 @@ def write_data(
     *,
     media: Callable[[Piece], Content] = lambda piece: tiny_media(piece.num_frames),
     annotation: Callable[[Piece, str], Content] = lambda piece, _: tiny_annotation(piece.num_frames),
-) -> None:
-    """Write catalogs, records, quarantine, shards, indexes and `DATASET.json`, as a finished run leaves them."""
-    for dataset in sorted({clip.dataset for clip in clips}):
-        table = pa.Table.from_pylist([c.row.to_json() for c in clips if c.dataset == dataset], CATALOG_SCHEMA)
-        sink = io.BytesIO()
-        pq.write_table(table, sink)
-        storage.write(dataroot.catalog(dataset), sink.getvalue())
-    for clip in clips:
-        _write_ingest(storage, clip)
+    filters: FilterSettings | None = None,
+) -> RunState:
+    """Write shards, indexes and `DATASET.json`, as a finished run leaves them; returns the last version's state."""
+    assert versions
     packed = [(clip, piece) for clip in clips for piece in clip.made if piece.kind in ("kept", "filtered")]
     places, media_shards = _write_shards(storage, packed, media_shard_name, media, MEDIA_MEMBERS)
-    entries = []
+    entries, rows = [], []
     for version in versions:
-        for clip in clips:
-            for piece in clip.made:
-                _write_annotate(storage, clip, piece, version)
         annotated, shards = _write_shards(
             storage,
             packed,
@@ -183,57 +174,69 @@ def write_data(
         annotations=entries,
     )
     write_manifest(storage, manifest)
+    return run_state(clips, rows, versions, filters)
 
 
-def _write_ingest(storage: Storage, clip: Clip) -> None:
+def run_state(
+    clips: Sequence[Clip], index: list[SampleIndex], versions: Sequence[str], filters: FilterSettings | None = None
+) -> RunState:
+    """The state of a run that ended as the clips say."""
+    job = annotate_job(versions[-1])
+    return RunState(
+        version=versions[-1],
+        catalog=[clip.row for clip in clips],
+        ingest={clip.key: ingest_state(clip) for clip in clips},
+        annotate={piece.key: annotate_state(clip, piece, job) for clip in clips for piece in clip.made},
+        pack=[],
+        index=index,
+        previous_version=versions[-2] if len(versions) > 1 else None,
+        filters=filters,
+        wall_seconds={job: 1.25},
+    )
+
+
+def ingest_state(clip: Clip) -> UnitState:
+    """What ingest made of a clip."""
     pkey = "0" * 16
     if clip.kind == "unreadable":
-        attempts = [
-            Attempt(cause="error:InvalidDataError", message=clip.message, trace="Traceback\n  <av>", alone=True)
-        ]
-        record = QuarantineRecord(job="ingest", key=clip.key, pkey=pkey, source=clip.source or "", attempts=attempts)
-        storage.write(dataroot.quarantine("ingest", clip.key, pkey), record.to_json())
-    elif clip.kind == "uncut":
+        attempt = Attempt(cause="error:InvalidDataError", message=clip.message, trace="Traceback\n  <av>", alone=True)
+        return QuarantineRecord(job="ingest", key=clip.key, pkey=pkey, source=clip.source or "", attempts=[attempt])
+    if clip.kind == "uncut":
         rejected = [RejectedPiece(key=clip.key, rejection=Rejection(reason=clip.reason, score=0.02, detail="2 %"))]
-        _write_record(storage, UnitRecord(job="ingest", key=clip.key, pkey=pkey, rejected=rejected, cpu_seconds=0.5))
-    elif clip.kind != "missing" and not (clip.kind == "waiting" and clip.pieces == ()):
-        samples = [SampleRecord(key=piece.key, num_frames=piece.num_frames, members=[]) for piece in clip.made]
-        frames = sum(piece.num_frames for piece in clip.made)
-        record = UnitRecord(
-            job="ingest",
-            key=clip.key,
-            pkey=pkey,
-            samples=samples,
-            rejected=list(clip.rejected),
-            frames=frames,
-            seconds=frames * 0.02,
-            cpu_seconds=frames * 0.018,
-        )
-        _write_record(storage, record)
+        return UnitRecord(job="ingest", key=clip.key, pkey=pkey, rejected=rejected, cpu_seconds=0.5)
+    if clip.kind == "missing" or (clip.kind == "waiting" and not clip.pieces):
+        return None
+    frames = sum(piece.num_frames for piece in clip.made)
+    return UnitRecord(
+        job="ingest",
+        key=clip.key,
+        pkey=pkey,
+        samples=[SampleRecord(key=piece.key, num_frames=piece.num_frames, members=[]) for piece in clip.made],
+        rejected=list(clip.rejected),
+        frames=frames,
+        seconds=frames * 0.02,
+        cpu_seconds=frames * 0.018,
+    )
 
 
-def _write_annotate(storage: Storage, clip: Clip, piece: Piece, version: str) -> None:
-    job, pkey = f"annotate-{version}", "1" * 16
+def annotate_state(clip: Clip, piece: Piece, job: str) -> UnitState:
+    """What annotation made of a sample."""
+    pkey = "1" * 16
+    if piece.kind == "waiting":
+        return None
     if piece.kind == "unannotatable":
-        attempts = [Attempt(cause="crash:SIGSEGV", message=clip.message, trace="", seconds=3.5)]
-        quarantined = QuarantineRecord(job=job, key=piece.key, pkey=pkey, source=piece.key, attempts=attempts)
-        storage.write(dataroot.quarantine(job, piece.key, pkey), quarantined.to_json())
-    elif piece.kind != "waiting":
-        record = UnitRecord(
-            job=job,
-            key=piece.key,
-            pkey=pkey,
-            samples=[SampleRecord(key=piece.key, num_frames=piece.num_frames, members=[])],
-            frames=piece.num_frames,
-            seconds=piece.num_frames * 0.012,
-            cpu_seconds=piece.num_frames * 0.011,
-            details={"model_sha256": MODEL, "engine": "litert"},
-        )
-        _write_record(storage, record)
-
-
-def _write_record(storage: Storage, record: UnitRecord) -> None:
-    storage.write(dataroot.record(record.job, record.key, record.pkey), record.to_json())
+        attempts = [Attempt(cause="crash:SIGSEGV", message=clip.message, seconds=3.5)]
+        return QuarantineRecord(job=job, key=piece.key, pkey=pkey, source=piece.key, attempts=attempts)
+    return UnitRecord(
+        job=job,
+        key=piece.key,
+        pkey=pkey,
+        samples=[SampleRecord(key=piece.key, num_frames=piece.num_frames, members=[])],
+        frames=piece.num_frames,
+        seconds=piece.num_frames * 0.012,
+        cpu_seconds=piece.num_frames * 0.011,
+        details={"model_sha256": MODEL, "engine": "litert"},
+    )
 
 
 def _write_shards(

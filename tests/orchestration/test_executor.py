@@ -7,14 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from orchestration.cluster import ClusterSettings
+from orchestration.cluster import Cluster, ClusterSettings
 from orchestration.executor import RetrySettings, Tally, run_units
 from orchestration.ledger import Ledger, causes, quarantined, release, writer_lock
 from orchestration.records import QuarantineRecord, UnitRecord
 from orchestration.unit import Unit
 from talkinghead.storage import Storage
 
-CLUSTER = ClusterSettings(workers=2)
 RETRY = RetrySettings(attempts=2, memory_gb=2.0)
 
 
@@ -31,7 +30,8 @@ def make_unit(tmp_path: Path, key: str, behaviour: str, **payload: object) -> Un
 
 
 def run(storage: Storage, units: list[Unit]) -> Tally:
-    return run_units(storage, "test", units, CLUSTER, RETRY)
+    with Cluster(ClusterSettings(workers=2)) as cluster:
+        return run_units(storage, "test", units, cluster, RETRY)
 
 
 def test_every_unit_ends_once_and_poison_harms_no_neighbour(tmp_path: Path) -> None:

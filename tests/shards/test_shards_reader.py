@@ -166,7 +166,11 @@ def test_extra_columns_join_by_key(copied):
         lenient.check_column("latents")
     with pytest.raises(ValueError, match=r"has no latents\.npy"):
         lenient.find(sample_key(2)).annotation("latents")
-    write_index(copied, build_index("vae", [row for row in rows if row.shard < 2]))
+    sha256 = write_index(copied, build_index("vae", [row for row in rows if row.shard < 2]))
+    with pytest.raises(ValueError, match="not the index that"):
+        ShardReader(copied, extra=("vae",))
+    entry = dataclasses.replace(entry, index_sha256=sha256)
+    write_manifest(copied, dataclasses.replace(manifest, annotations=[entry, *manifest.annotations]))
     with pytest.raises(ValueError, match="not of the same samples"):
         ShardReader(copied, extra=("vae",))
 

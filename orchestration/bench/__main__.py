@@ -1,0 +1,104 @@
+"""`python -m orchestration.bench -o build/bench.json`: measure, write the rows, and show them.
+
+The path of the file is the last line on stdout. A goal that is missed is reported as it is; the exit status is 0.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+
+from orchestration.bench.row import Row, show_rows, write_rows
+from orchestration.bench.timing import pin_threads
+
+
+def main(
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("build/bench.json"),
+    source: Path | None = None,
+    scratch: Path | None = None,
+    frames: int = 400,
+    mebibytes: int = 256,
+    repeats: int = 3,
+) -> int:
+    """Measure the data side against its peers.
+
+    Args:
+        output: File to write.
+        source: Folder with videos (default: the real clips beside the repository, else the embedded sample).
+        scratch: Where to work (default: a temporary folder beside the output file). Emptied of what the bench made.
+        frames: Frames that are annotated in each round, at least.
+        mebibytes: Size of what is packed and read.
+        repeats: Rounds of each comparison.
+    """
+    pin_threads()  # before anything numerical is imported
+    console = Console(stderr=True)
+    started = time.perf_counter()
+    parent = scratch or output.parent
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="bench-", dir=parent) as folder:
+            rows, about = _measure(Path(folder), source, frames, mebibytes, repeats, console)
+        about["seconds"] = round(time.perf_counter() - started, 1)
+        write_rows(output, rows, about)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    show_rows(rows, console)
+    print(output)
+    return 0
+
+
+def _measure(
+    folder: Path, given: Path | None, frames: int, mebibytes: int, repeats: int, console: Console
+) -> tuple[list[Row], dict[str, Any]]:
+    from orchestration.bench.annotate_rows import annotate_rows
+    from orchestration.bench.job_rows import job_rows
+    from orchestration.bench.material import find_source, read_material
+    from orchestration.bench.ray_rows import ray_rows
+    from orchestration.bench.shard_rows import copy_material, pack_row, read_row
+    from talkinghead.face.resolve import resolve_face_model
+    from talkinghead.provenance import library_versions
+    from talkinghead.storage import Storage
+
+    model = resolve_face_model()
+    with console.status("videos") as status:
+        source = find_source(given, folder)
+        status.update(f"building a data set from {source.name}, twice, and annotating it anew")
+        jobs = job_rows(source.folder, folder / "data")
+        material = read_material(Storage(folder / "data"), frames)
+        status.update(f"annotating {material.num_frames} frames, {repeats} rounds")
+        annotating, speed = annotate_rows(material, model, _new(folder / "annotate"), repeats)
+        status.update("ray.data.read_videos")
+        decoding = ray_rows(material, speed, _new(folder / "videos"), repeats)
+        status.update(f"packing and reading {mebibytes} MiB")
+        copies = copy_material(material, _new(folder / "copies"), mebibytes << 20)
+        packing = [pack_row(copies, repeats), read_row(copies, repeats)]
+    about = {
+        "source": source.name,
+        "frames": material.num_frames,
+        "samples": len(material.samples),
+        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "load": round(os.getloadavg()[0], 2),
+        "machine": platform.platform(),
+        "python": platform.python_version(),
+        "model": model.name,
+        "libraries": library_versions("mediapipe", "ai-edge-litert", "av", "ray", "webdataset", "numpy"),
+    }
+    return [*annotating, *decoding, *packing, *jobs], about
+
+
+def _new(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+if __name__ == "__main__":
+    sys.exit(tyro.cli(main))

@@ -1,0 +1,131 @@
+"""Annotating, against what the original does (PNG frames, image mode, files per frame) and against MediaPipe alone."""
+
+from __future__ import annotations
+
+import multiprocessing
+import statistics
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+from annotate.settings import AnnotateSettings
+from orchestration.bench.material import Material
+from orchestration.bench.mediapipe_loops import picture_loop, video_loop, write_pictures
+from orchestration.bench.row import Row
+from orchestration.bench.timing import Cost, in_turns, one_core
+from orchestration.jobs.annotate import plan_annotate
+from orchestration.jobs.face import pin_threads
+from orchestration.unit import Unit, run_unit
+from talkinghead.face.model import FaceModel
+from talkinghead.media.clip import decode_clip
+from talkinghead.storage import Storage
+
+WORKERS = 2
+
+
+def annotate_rows(material: Material, model: FaceModel, scratch: Path, repeats: int) -> tuple[list[Row], float]:
+    """The rows, and our frames per second with two workers.
+
+    Args:
+        material: What is annotated.
+        model: With MediaPipe's bundle; the fallback model leaves the rows without baselines.
+        scratch: Empty folder for frames and what the baseline writes.
+        repeats: Rounds.
+    """
+    pin_threads()
+    frames = {sample.key: list(decode_clip(material.member(sample, "mp4"))) for sample in material.chosen}
+    engines = ("litert", "tasks") if model.task_file else ("litert",)
+    competitors: dict[str, Callable[[int], None]] = {engine: _annotator(material, model, engine) for engine in engines}
+    if model.task_file:
+        pictures = write_pictures(frames, scratch / "frames")
+        competitors["pictures"] = lambda turn: picture_loop(model, pictures, scratch / f"features{turn}")
+        competitors["video"] = lambda _: video_loop(model, list(frames.values()))
+    with one_core():
+        costs = in_turns(competitors, repeats)
+    speed = _speed_of_workers(material, model, repeats)
+    return _rows(costs, material.num_frames, speed), speed
+
+
+def _rows(costs: dict[str, Cost], num_frames: int, speed: float) -> list[Row]:
+    default = AnnotateSettings().engine
+    missing = " No baseline: the fallback model has no bundle for MediaPipe Tasks to open."
+    work = "decode, landmarks, mesh, pose, blendshapes, quality, and the commit of the result"
+
+    def cpu_ms(name: str) -> float | None:
+        return costs[name].cpu / num_frames * 1000 if name in costs else None
+
+    def per_second(name: str) -> float | None:
+        return num_frames / costs[name].cpu if name in costs else None
+
+    ours = cpu_ms(default)
+    assert ours is not None
+    original = "one process, one core: cv2.imread of PNGs, Tasks IMAGE mode, four .npy files a frame"
+    rows = [
+        Row(
+            name="annotate_cpu",
+            ours=ours,
+            baseline=cpu_ms("pictures"),
+            unit="CPU-ms/frame",
+            better="lower",
+            goal=0.6,
+            note=f"{default} engine, one core: {work}; against {original} (its mesh without the metric fit)."
+            + ("" if "pictures" in costs else missing),
+        ),
+        Row(
+            name="annotate_wall_2_workers",
+            ours=speed,
+            baseline=num_frames / costs["pictures"].wall if "pictures" in costs else None,
+            unit="frames/s",
+            better="higher",
+            goal=2.5,
+            note=f"{default} engine in {WORKERS} warm processes; against {original}."
+            + ("" if "pictures" in costs else missing),
+        ),
+    ]
+    for engine in ("litert", "tasks"):
+        if (mine := per_second(engine)) is not None:
+            rows.append(
+                Row(
+                    name=f"annotate_{engine}_vs_video_loop",
+                    ours=mine,
+                    baseline=per_second("video"),
+                    unit="frames/CPU-s",
+                    better="higher",
+                    goal=1.0 if engine == "litert" else 0.9,
+                    note=f"{engine} engine: {work}; against detect_for_video alone, with blendshapes and matrices, on"
+                    " frames in memory." + ("" if "video" in costs else missing),
+                )
+            )
+    return rows
+
+
+def _units(material: Material, model: FaceModel, engine: str, version: str) -> list[Unit]:
+    settings = replace(AnnotateSettings(), engine=engine)
+    return plan_annotate(material.chosen, f"bench-{version}", settings, model, None)
+
+
+def _annotator(material: Material, model: FaceModel, engine: str) -> Callable[[int], None]:
+    def annotate(turn: int) -> None:
+        for unit in _units(material, model, engine, f"{engine}{turn}"):
+            run_unit(material.storage, unit, attempts=1)
+
+    return annotate
+
+
+def _speed_of_workers(material: Material, model: FaceModel, repeats: int) -> float:
+    """Frames per second of `WORKERS` processes that have loaded everything, like Ray's after their first units."""
+    walls = []
+    with ProcessPoolExecutor(WORKERS, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for turn in range(repeats + 1):
+            units = _units(material, model, AnnotateSettings().engine, f"pool{turn}")
+            units.sort(key=lambda unit: -unit.payload["num_frames"])
+            started = time.perf_counter()
+            list(pool.map(_run, [material.storage.uri] * len(units), [unit.to_json() for unit in units]))
+            walls.append(time.perf_counter() - started)
+    return material.num_frames / statistics.median(walls[1:])
+
+
+def _run(uri: str, unit: str) -> None:
+    run_unit(Storage(uri), Unit.from_json(unit), attempts=1)

@@ -1,0 +1,73 @@
+"""What the bench works on: a data set built from real clips where they are, from the embedded sample elsewhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestration import state
+from orchestration.cluster import ROOT
+from orchestration.jobs.annotate import MediaSample
+from talkinghead.storage import Storage
+
+REAL_CLIPS = ROOT.parent / "shared" / "media" / "video"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A folder of videos."""
+
+    folder: Path
+    name: str
+    """For `bench.json`."""
+
+
+def find_source(given: Path | None, scratch: Path) -> Source:
+    """The given folder, or the real clips beside the repository, or the embedded sample (made in `scratch`)."""
+    if given is not None:
+        if not given.is_dir():
+            raise ValueError(f"{given} is no folder: --source takes a folder with videos")
+        return Source(given, given.name)
+    if REAL_CLIPS.is_dir():
+        return Source(REAL_CLIPS, "real clips")
+    from ingest.sample import make_sample
+
+    return Source(make_sample(scratch / "sample"), "embedded sample")
+
+
+@dataclass(frozen=True)
+class Material:
+    """A finished data set, and a few hundred frames of it for what is measured frame by frame."""
+
+    storage: Storage
+    samples: list[MediaSample]
+    """All of them, in key order."""
+    chosen: list[MediaSample]
+    """The first of them that have at least the wanted number of frames together."""
+
+    @property
+    def num_frames(self) -> int:
+        """Frames of the chosen samples."""
+        return sum(sample.num_frames for sample in self.chosen)
+
+    def member(self, sample: MediaSample, suffix: str) -> bytes:
+        """One media member of a sample."""
+        (member,) = (member for member in sample.members if member.suffix == suffix)
+        return self.storage.read_range(sample.file, member.offset, member.size)
+
+
+def read_material(storage: Storage, frames: int) -> Material:
+    """The samples of a data set.
+
+    Raises:
+        ValueError: It has none.
+    """
+    ingested = state.ingested_samples(state.ingest_results(storage))
+    samples = sorted(state.media_samples(storage, ingested), key=lambda sample: sample.key)
+    if not samples:
+        raise ValueError(f"the bench's videos gave no samples: see make quarantine DATA={storage.uri}")
+    chosen: list[MediaSample] = []
+    for sample in samples:
+        if sum(one.num_frames for one in chosen) < frames:
+            chosen.append(sample)
+    return Material(storage, samples, chosen)

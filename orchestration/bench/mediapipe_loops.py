@@ -1,0 +1,70 @@
+"""What annotating is measured against: MediaPipe in plain loops."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import mediapipe as mp
+import numpy as np
+from mediapipe.tasks.python import BaseOptions, vision
+
+from talkinghead.face.model import FaceModel
+
+_MILLISECONDS = 40  # from frame to frame at 25 fps
+_PARTS = ("landmarks", "mesh", "matrix", "blendshapes")
+
+
+def write_pictures(frames: Mapping[str, Sequence[np.ndarray]], folder: Path) -> list[Path]:
+    """The frames as PNG files, as the original's preprocessing wants them; returns their paths in order."""
+    paths = []
+    for key, images in frames.items():
+        (folder / key).mkdir(parents=True)
+        for number, image in enumerate(images):
+            paths.append(folder / key / f"{number:06d}.png")
+            cv2.imwrite(str(paths[-1]), cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_PNG_COMPRESSION, 3])
+    return paths
+
+
+def picture_loop(model: FaceModel, pictures: Sequence[Path], out: Path) -> None:
+    """The original's way: read a PNG, detect anew, save landmarks, mesh, matrix and blendshapes, one file each."""
+    with _landmarker(model, video=False) as landmarker:
+        for picture in pictures:
+            pixels = cv2.imread(str(picture))
+            assert pixels is not None, f"{picture} is gone"
+            result = landmarker.detect(_image(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)))
+            if not result.face_landmarks:
+                continue
+            folder = out / picture.parent.name
+            folder.mkdir(parents=True, exist_ok=True)
+            landmarks = np.array([[p.x, p.y, p.z] for p in result.face_landmarks[0]], np.float32)
+            matrix = np.asarray(result.facial_transformation_matrixes[0], np.float32)
+            mesh = landmarks[:468] @ matrix[:3, :3]
+            blendshapes = np.array([shape.score for shape in result.face_blendshapes[0]], np.float32)
+            for name, values in zip(_PARTS, (landmarks, mesh, matrix, blendshapes), strict=True):
+                np.save(folder / f"{picture.stem}_{name}.npy", values)
+
+
+def video_loop(model: FaceModel, clips: Sequence[Sequence[np.ndarray]]) -> None:
+    """MediaPipe's video mode on frames in memory, and nothing else."""
+    for clip in clips:
+        with _landmarker(model, video=True) as landmarker:
+            for number, image in enumerate(clip):
+                landmarker.detect_for_video(_image(image), number * _MILLISECONDS)
+
+
+def _image(pixels: np.ndarray) -> Any:
+    return mp.Image(image_format=mp.ImageFormat.SRGB, data=pixels)
+
+
+def _landmarker(model: FaceModel, *, video: bool) -> vision.FaceLandmarker:
+    return vision.FaceLandmarker.create_from_options(
+        vision.FaceLandmarkerOptions(
+            base_options=BaseOptions(model_asset_path=str(model.task_file), delegate=BaseOptions.Delegate.CPU),
+            running_mode=vision.RunningMode.VIDEO if video else vision.RunningMode.IMAGE,
+            output_face_blendshapes=True,
+            output_facial_transformation_matrixes=True,
+        )
+    )

@@ -1,0 +1,65 @@
+"""Video → annotation, against Ray Data's own video reader, which only decodes."""
+
+from __future__ import annotations
+
+import logging
+import statistics
+import time
+from pathlib import Path
+
+from orchestration.bench.annotate_rows import WORKERS
+from orchestration.bench.material import Material
+from orchestration.bench.row import Row
+
+_OBJECT_STORE_BYTES = 1 << 30
+
+
+def ray_rows(material: Material, ours: float, scratch: Path, repeats: int) -> list[Row]:
+    """`ours`: frames per second from clip to annotation with two workers, measured on the same clips."""
+    paths = []
+    for sample in material.chosen:
+        paths.append(scratch / f"{sample.key}.mp4")
+        paths[-1].write_bytes(material.member(sample, "mp4"))
+    return [
+        Row(
+            name="video_to_annotation",
+            ours=ours,
+            baseline=_read_videos_speed([str(path) for path in paths], material.num_frames, repeats),
+            unit="frames/s",
+            better="higher",
+            goal=4.0,
+            note=f"{WORKERS} workers from clip to committed annotation; against ray.data.read_videos(…).iter_batches()"
+            f" on the same clips with {WORKERS} CPUs, which only decodes; the start of either is left out",
+        )
+    ]
+
+
+def _read_videos_speed(paths: list[str], num_frames: int, repeats: int) -> float:
+    import ray
+
+    ray.init(
+        num_cpus=WORKERS,
+        object_store_memory=_OBJECT_STORE_BYTES,
+        include_dashboard=False,
+        logging_level=logging.ERROR,
+        log_to_driver=False,
+    )
+    try:
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        _count_frames(paths[:1])  # starts the workers
+        walls = []
+        for _ in range(repeats):
+            started = time.perf_counter()
+            found = _count_frames(paths)
+            walls.append(time.perf_counter() - started)
+            assert found == num_frames, f"read_videos gave {found} of {num_frames} frames"
+        return num_frames / statistics.median(walls)
+    finally:
+        ray.shutdown()
+
+
+def _count_frames(paths: list[str]) -> int:
+    import ray
+
+    return sum(len(batch["frame"]) for batch in ray.data.read_videos(paths).iter_batches())
