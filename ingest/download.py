@@ -33,7 +33,8 @@ PART_FOLDER = ".download"
 
 # What a site says when trying again may help, even where the words of `_GONE` stand beside it.
 _PASSING = re.compile(
-    r"try again later|not a bot|sign in to confirm|HTTP Error (?:403|429|5\d\d)|rate.?limit|your (?:country|location)|timed out",
+    r"try again later|not a bot|sign in to confirm|HTTP Error (?:403|429|5\d\d)|rate.?limit|timed out"
+    r"|your (?:country|location)",
     re.IGNORECASE,
 )
 _GONE = re.compile(

@@ -10,20 +10,22 @@ from talkinghead.timebase import FPS
 
 @dataclass(frozen=True, kw_only=True)
 class CutSettings:
-    """When two neighbouring frames belong to different shots. Differences are mean grey levels on small images."""
+    """When two neighbouring frames belong to different shots. Differences are mean levels (0 .. 255) of small images."""
 
-    min_difference: float = 9.0
-    """Least difference across a cut, also between any of the frames within `reach` of it."""
-    min_ratio: float = 3.0
+    difference: float = 9.0
+    """Difference at which `ratio` is enough. A cut with half of it must stand out twice as much."""
+    ratio: float = 3.0
     """How many times the difference must exceed its neighbours': fast motion differs over many frames, a cut once."""
-    sure_difference: float = 40.0
-    """A difference that is a cut whatever its neighbours are, for cuts that are blended over two frames."""
+    least: float = 3.0
+    """No smaller difference is a cut."""
     reach: int = 5
-    """Frames on each side that must differ too; a flash that is shorter is no cut."""
+    """Frames on each side that must differ as well; a flash that is shorter is no cut."""
 
     def __post_init__(self) -> None:
-        if self.min_difference <= 0 or self.min_ratio < 1 or self.sure_difference < self.min_difference:
-            raise ValueError("cuts: need min_difference > 0, min_ratio >= 1, sure_difference >= min_difference")
+        if not 0 < self.least <= self.difference:
+            raise ValueError(f"cuts: need 0 < least <= difference, not {self.least} and {self.difference}")
+        if self.ratio <= 1:
+            raise ValueError(f"cuts: ratio is {self.ratio}, must be above 1")
         if self.reach < 1:
             raise ValueError(f"cuts: reach is {self.reach}, must be at least 1 frame")
 

@@ -96,7 +96,7 @@ def _fingerprint(source: Path, path: str, known: Fingerprint | None) -> Fingerpr
     full = source / path
     try:
         before = _measure(full, path)
-        if known is not None and known.error is None and known.same_stat(before):
+        if known is not None and known.same_stat(before):  # an entry with an error has no size
             return known
         sha256 = _hash_folder(full) if before.listing is not None else hash_file(full)
         if not _measure(full, path).same_stat(before):

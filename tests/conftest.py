@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+# With the official face model beside the repository the tests use it; without it they use what `make models` finds.
+if (SHARED / "models").is_dir():
+    os.environ.setdefault("TALKINGHEAD_MODELS", str(SHARED / "models"))
 
 
 @pytest.fixture(scope="session")

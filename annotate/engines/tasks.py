@@ -23,7 +23,7 @@ class TasksEngine:
     """Landmarks by MediaPipe Tasks: `video` tracks and smooths over time, `image` detects anew in every frame.
 
     Each clip gets a landmarker of its own, because one in video mode carries its filters from clip to clip. Making and
-    closing one leaks about 0.5 MB inside MediaPipe, so whoever annotates thousands of clips recycles the process.
+    closing one leaks about 0.3 MB inside MediaPipe, so whoever annotates thousands of clips recycles the process.
     """
 
     def __init__(self, model: FaceModel, mode: Mode = "video") -> None:

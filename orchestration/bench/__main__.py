@@ -17,7 +17,7 @@ import tyro
 from rich.console import Console
 
 from orchestration.bench.row import Row, show_rows, write_rows
-from orchestration.bench.timing import pin_threads
+from orchestration.bench.timing import library_output_in, pin_threads
 
 
 def main(
@@ -31,7 +31,7 @@ def main(
     """Measure the data side against its peers.
 
     Args:
-        output: File to write.
+        output: File to write; what libraries print goes beside it, with the suffix `.log`.
         source: Folder with videos (default: the real clips beside the repository, else the embedded sample).
         scratch: Where to work (default: a temporary folder beside the output file). Emptied of what the bench made.
         frames: Frames that are annotated in each round, at least.
@@ -39,19 +39,23 @@ def main(
         repeats: Rounds of each comparison.
     """
     pin_threads()  # before anything numerical is imported
-    console = Console(stderr=True)
     started = time.perf_counter()
     parent = scratch or output.parent
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="bench-", dir=parent) as folder:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            tempfile.TemporaryDirectory(prefix="bench-", dir=parent) as folder,
+            library_output_in(output.with_suffix(".log")) as terminal,
+        ):
+            console = Console(file=terminal)
             rows, about = _measure(Path(folder), source, frames, mebibytes, repeats, console)
         about["seconds"] = round(time.perf_counter() - started, 1)
         write_rows(output, rows, about)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    show_rows(rows, console)
+    show_rows(rows, Console(stderr=True))
     print(output)
     return 0
 

@@ -23,6 +23,7 @@ from talkinghead.media.clip import decode_clip
 from talkinghead.storage import Storage
 
 WORKERS = 2
+PASSES = 3
 
 
 def annotate_rows(material: Material, model: FaceModel, scratch: Path, repeats: int) -> tuple[list[Row], float]:
@@ -115,16 +116,20 @@ def _annotator(material: Material, model: FaceModel, engine: str) -> Callable[[i
 
 
 def _speed_of_workers(material: Material, model: FaceModel, repeats: int) -> float:
-    """Frames per second of `WORKERS` processes that have loaded everything, like Ray's after their first units."""
+    """Frames per second of `WORKERS` processes that have loaded everything, like Ray's after their first units.
+
+    Every clip is annotated `PASSES` times, so that the last one does not keep a single process busy for long.
+    """
+    engine = AnnotateSettings().engine
     walls = []
     with ProcessPoolExecutor(WORKERS, mp_context=multiprocessing.get_context("spawn")) as pool:
         for turn in range(repeats + 1):
-            units = _units(material, model, AnnotateSettings().engine, f"pool{turn}")
+            units = [u for number in range(PASSES) for u in _units(material, model, engine, f"pool{turn}-{number}")]
             units.sort(key=lambda unit: -unit.payload["num_frames"])
             started = time.perf_counter()
             list(pool.map(_run, [material.storage.uri] * len(units), [unit.to_json() for unit in units]))
             walls.append(time.perf_counter() - started)
-    return material.num_frames / statistics.median(walls[1:])
+    return PASSES * material.num_frames / statistics.median(walls[1:])
 
 
 def _run(uri: str, unit: str) -> None:

@@ -10,6 +10,7 @@ import cv2
 import mediapipe as mp
 import numpy as np
 from mediapipe.tasks.python import BaseOptions, vision
+from mediapipe.tasks.python.vision.face_landmarker import FaceLandmarker
 
 from talkinghead.face.model import FaceModel
 
@@ -59,8 +60,8 @@ def _image(pixels: np.ndarray) -> Any:
     return mp.Image(image_format=mp.ImageFormat.SRGB, data=pixels)
 
 
-def _landmarker(model: FaceModel, *, video: bool) -> vision.FaceLandmarker:
-    return vision.FaceLandmarker.create_from_options(
+def _landmarker(model: FaceModel, *, video: bool) -> FaceLandmarker:
+    return FaceLandmarker.create_from_options(
         vision.FaceLandmarkerOptions(
             base_options=BaseOptions(model_asset_path=str(model.task_file), delegate=BaseOptions.Delegate.CPU),
             running_mode=vision.RunningMode.VIDEO if video else vision.RunningMode.IMAGE,

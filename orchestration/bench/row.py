@@ -70,7 +70,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 def show_rows(rows: Sequence[Row], console: Console) -> None:
     """Print the rows as a table."""
     table = Table(title="bench: ours / baseline", title_justify="left")
-    table.add_column("row")
+    table.add_column("row", no_wrap=True)
     for name in ("ours", "baseline", "ratio", "goal"):
         table.add_column(name, justify="right")
     table.add_column("unit")

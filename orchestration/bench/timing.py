@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
 
 from orchestration.cluster import QUIET_VARIABLES, THREAD_VARIABLES
 
@@ -24,6 +27,24 @@ class Cost:
 def pin_threads() -> None:
     """One thread for every numerical library, here and in child processes. Before those libraries are imported."""
     os.environ.update(THREAD_VARIABLES | QUIET_VARIABLES)
+
+
+@contextlib.contextmanager
+def library_output_in(log: Path) -> Iterator[TextIO]:
+    """Send what libraries and child processes print to a file; yield the terminal's stderr."""
+    sys.stderr.flush()
+    with os.fdopen(os.dup(2), "w") as terminal, log.open("wb") as sink:
+        output = os.dup(1)
+        os.dup2(sink.fileno(), 1)
+        os.dup2(sink.fileno(), 2)
+        try:
+            yield terminal
+        finally:
+            sys.stderr.flush()
+            sys.stdout.flush()
+            os.dup2(output, 1)
+            os.dup2(terminal.fileno(), 2)
+            os.close(output)
 
 
 @contextlib.contextmanager

@@ -273,7 +273,8 @@ def _misjudged(state: RunState) -> list[str]:
     """Annotated samples whose row in the index does not say what the filters say of their scores."""
     if state.filters is None:
         return []
-    verdicts = ((row, judge(row.scores, state.filters)) for row in state.index if row.scores)
+    scored = (row for row in state.index if any(score is not None for score in row.scores.values()))
+    verdicts = ((row, judge(row.scores, state.filters)) for row in scored)
     return [row.key for row, verdict in verdicts if (verdict.reason if verdict else None) != row.reason]
 
 

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import av.error
 
-from orchestration.report.accounting import account
+from orchestration.report.accounting import Accounting, account
 from orchestration.report.diff import VersionDifference, compare_versions
 from orchestration.report.pictures import choose, clip_strip, contact_tile
 from orchestration.report.state import RunState
@@ -48,7 +48,7 @@ def write_report(storage: Storage, state: RunState) -> str:
         OSError: DATA cannot be read or written.
     """
     accounting = account(state)
-    pictures = look_at_samples(storage, state)
+    pictures = look_at_samples(storage, state, accounting)
     summary = summarise(storage, state, accounting, _manifest(storage), _difference(storage, state))
     summary["errors"] += pictures.errors
     page = render_page(summary, accounting, state, pictures, storage.uri)
@@ -58,7 +58,7 @@ def write_report(storage: Storage, state: RunState) -> str:
     return PAGE
 
 
-def look_at_samples(storage: Storage, state: RunState) -> Pictures:
+def look_at_samples(storage: Storage, state: RunState, accounting: Accounting) -> Pictures:
     """Decode the few samples that the page shows; one that cannot be read is an error of the report, not its end."""
     errors: list[str] = []
 
@@ -72,9 +72,10 @@ def look_at_samples(storage: Storage, state: RunState) -> Pictures:
         return seen
 
     kept = choose((row for row in state.index if row.keep), MOST_TILES)
+    left_out = {piece.key for piece in accounting.pieces if piece.fate == "rejected"}
     by_reason: dict[str, list[SampleIndex]] = {}
     for row in state.index:
-        if not row.keep:
+        if row.key in left_out:
             by_reason.setdefault(row.reason or "", []).append(row)
     share = -(-MOST_REJECTED_TILES // max(len(by_reason), 1))
     rejected = [row for reason in sorted(by_reason) for row in choose(by_reason[reason], share)]

@@ -32,6 +32,9 @@ _JITTER_S = 0.04  # time stamps may be this far off the running count of samples
 _FILTER = {"filter_size": "64"}  # taps per phase; images at -95 dB, pass band to 7.5 kHz (measured)
 
 
+_SAMPLE_TYPES = {"u8": "u1", "s16": "i2", "s32": "i4", "s64": "i8", "flt": "f4", "dbl": "f8"}
+
+
 @dataclass(frozen=True)
 class AudioSpan:
     """A piece of audio of exactly the wanted length."""
@@ -175,14 +178,22 @@ def _collect(
 
 def to_mono(frame: AudioFrame) -> np.ndarray:
     """Mean of the channels of a decoded frame, float32 `[N]`, full scale = 1."""
-    values = frame.to_ndarray()
-    if not frame.format.is_planar:
-        values = values.reshape(-1, frame.layout.nb_channels).T
-    if values.dtype == np.uint8:
-        values = (values.astype(np.float32) - 128) / 128
-    elif values.dtype.kind == "i":
-        values = values.astype(np.float64) / 2.0 ** (8 * values.dtype.itemsize - 1)
-    return values.mean(axis=0, dtype=np.float64).astype(np.float32)
+    kind = np.dtype(_SAMPLE_TYPES[frame.format.name.removesuffix("p")])
+    channels = frame.layout.nb_channels
+    if frame.format.is_planar:
+        if channels > 8:
+            raise ValueError(f"audio of {channels} planar channels cannot be read, only up to 8")
+        # Not frame.to_ndarray(): PyAV 18.1 reads a plane too many, and crashes, when there are eight.
+        planes = [np.frombuffer(frame.planes[c], kind, frame.samples) for c in range(channels)]
+        values = np.stack(planes, axis=1)
+    else:
+        values = np.frombuffer(frame.planes[0], kind, frame.samples * channels).reshape(-1, channels)
+    mono = values.mean(axis=1, dtype=np.float64)
+    if kind.kind == "u":
+        mono = (mono - 128) / 128
+    elif kind.kind == "i":
+        mono /= 2.0 ** (8 * kind.itemsize - 1)
+    return mono.astype(np.float32)
 
 
 def _resample(samples: np.ndarray, rate: int) -> np.ndarray:

@@ -157,6 +157,8 @@ class VideoSource:
         self._container = self._stack.enter_context(open_media(self._file))
         self._stream = video_stream(self._container, self._name)
         self._origin = start_of(self._container)
+        self._is_avi = self._container.format.name == "avi"
+        self._first_dts: int | None = None
         self._fresh = True
 
     def _decode(self) -> Iterator[SourceFrame]:
@@ -164,12 +166,18 @@ class VideoSource:
         converter = PixelConverter()
         tick = float(cast(Fraction, self._stream.time_base))
         time_s, step_s = None, 1 / self.info.fps if self.info.fps else _DEFAULT_FRAME_S
+        self._first_dts = None
         for frame in self._raw_frames():
-            if frame.pts is not None:
+            if self._is_avi:  # stores no presentation times, but has a constant rate
+                if time_s is None:
+                    time_s = (self._first_dts or 0) * tick - self._origin
+                else:
+                    time_s += step_s
+            elif frame.pts is not None:
                 time_s = frame.pts * tick - self._origin
             else:  # no time stamp: it follows the one before
                 time_s = self.info.start_s if time_s is None else time_s + step_s
-            duration_s = frame.duration * tick if frame.duration else step_s
+            duration_s = frame.duration * tick if frame.duration and not self._is_avi else step_s
             end_s = time_s + duration_s
             if self.info.end_s is not None and time_s < self.info.end_s < end_s:
                 end_s = self.info.end_s  # some muxers announce too long a last frame
@@ -187,6 +195,8 @@ class VideoSource:
                 self.broken_packets += 1
                 yield from self._stream.codec_context.decode(None)
                 return
+            if self._first_dts is None:
+                self._first_dts = packet.dts
             try:
                 yield from cast(list[VideoFrame], packet.decode())
             except FFmpegError:

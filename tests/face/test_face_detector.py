@@ -95,8 +95,8 @@ def test_a_face_is_found_where_it_is(detector: FaceDetector, x: int, y: int):
     (here,) = detector.detect(face)
     frame = place(face, x, y, 700, 550)
     (there,) = detector.detect(frame)
-    # the network sees the face (106 pixels) at another scale and place; it is not sure of ears
-    assert np.abs(pixels(there, frame) - (x, y) - pixels(here, face))[:6].max() < 16
+    # the network sees the face (106 pixels) at another scale and place, and is not sure of ears
+    assert np.abs(pixels(there, frame) - (x, y) - pixels(here, face))[:6].max() < 26
 
 
 def test_no_face_in_noise_or_black(detector: FaceDetector):

@@ -60,3 +60,9 @@ def test_bad_input_is_named() -> None:
         draw_guidance(np.zeros((400, 2)), 512, 512)
     with pytest.raises(ValueError, match="512 x -1"):
         draw_guidance(np.zeros((468, 2)), 512, -1)
+
+
+def test_coordinates_are_rounded_to_float32_before_the_pixel_is_chosen() -> None:
+    """A float64 just under a pixel's border belongs to the pixel that its float32 names."""
+    grid = np.random.default_rng(0).integers(50, 450, (468, 2)) / 512
+    np.testing.assert_array_equal(draw_guidance(grid * (1 - 1e-11), 512, 512), draw_guidance(grid, 512, 512))

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from report_data import Clip, Kind, Piece, run_state
 
 from annotate.filters import FilterSettings
-from orchestration.records import RejectedPiece
+from orchestration.records import RejectedPiece, UnitRecord
 from orchestration.report.accounting import FATES, MISSING_SOURCE, account, input_name
 from orchestration.report.state import RunState
 from talkinghead.schema import Rejection, SampleIndex
@@ -159,7 +159,7 @@ CONTRADICTIONS: dict[str, Change] = {
     "kept samples have no finished unit": lambda s: _without(s, annotate={**s.annotate, "a": None}),
     "another number of frames": lambda s: _without(s, index=[dataclasses.replace(s.index[0], num_frames=31)]),
     "list neither a sample nor": lambda s: _without(
-        s, ingest={**s.ingest, "b": dataclasses.replace(s.ingest["b"], samples=[])}
+        s, ingest={**s.ingest, "b": UnitRecord(job="ingest", key="b", pkey="0")}
     ),
     "otherwise than the filters say": lambda s: _without(
         s, filters=FilterSettings(), index=[dataclasses.replace(s.index[0], scores={"sharpness": 1.0}), *s.index[1:]]
@@ -174,6 +174,12 @@ def test_a_contradiction_is_named(message: str) -> None:
     accounting = account(CONTRADICTIONS[message](state))
     assert any(message in error for error in accounting.errors), accounting.errors
     assert Counter(outcome.fate for outcome in accounting.inputs).keys() <= set(FATES)
+
+
+def test_a_sample_without_scores_is_not_held_against_the_filters() -> None:
+    piece = Piece(key="a", kind="filtered", reason="annotate_failed", score=None, scores={"sharpness": None})
+    state = make_state([Clip(key="a", pieces=(piece,))], filters=FilterSettings())
+    assert account(state).errors == []
 
 
 def test_the_filters_say_what_was_measured() -> None:

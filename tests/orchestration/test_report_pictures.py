@@ -75,4 +75,5 @@ def test_a_picture_is_red_where_the_image_was() -> None:
     kind, text = picture.uri.split(",")
     assert (kind, picture.width, picture.height) == ("data:image/webp;base64", 48, 32)
     decoded = cv2.imdecode(np.frombuffer(base64.b64decode(text), np.uint8), cv2.IMREAD_COLOR)
+    assert decoded is not None
     assert decoded[16, 24, 2] > 150 > decoded[16, 24, 0]

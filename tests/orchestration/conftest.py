@@ -1,0 +1,60 @@
+"""The embedded sample, and DATA folders made from it by the real command line."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ingest.sample import make_sample
+
+ROOT = Path(__file__).resolve().parents[2]
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def run_command(*arguments: object, check: bool = True, **options: object) -> subprocess.CompletedProcess[str]:
+    """`python -m <arguments>` from the repository root."""
+    done = subprocess.run(
+        [sys.executable, "-m", *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=os.environ.copy(),
+        timeout=240,
+        check=False,
+        **options,  # type: ignore[call-overload]
+    )
+    if check and done.returncode != 0:
+        pytest.fail(f"{arguments} ended with {done.returncode}:\n{done.stderr[-4000:]}")
+    return done
+
+
+@pytest.fixture(scope="session")
+def command() -> Command:
+    """Runs a command of ours as a user does."""
+    return run_command
+
+
+@pytest.fixture(scope="session")
+def sample_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded sample's files, with names that break careless code, and files that are no clips."""
+    folder = make_sample(tmp_path_factory.mktemp("sample"))
+    first = sorted(folder.glob("*.mp4"))[0]
+    shutil.copy(first, folder / '-it\'s a "test"; $(touch pwned) + #1 ü.mp4')
+    (folder / "empty.mp4").touch()
+    (folder / "notes.mp4").write_text("this is a text file")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished(sample_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """DATA of a finished run over the sample. Not to be changed: copy it first."""
+    data = tmp_path_factory.mktemp("finished") / "data"
+    run_command("orchestration", "shards", "--source", sample_source, "--data", data, "--workers", 2, "--min-shards", 2)
+    return data

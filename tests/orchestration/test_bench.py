@@ -1,0 +1,200 @@
+"""The bench: that it compares like with like and reports what it measured."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from orchestration.bench.job_rows import run_command, snapshot, written_bytes
+from orchestration.bench.material import Material, find_source
+from orchestration.bench.row import Row, read_rows, show_rows, write_rows
+from orchestration.bench.timing import in_turns, measure, one_core
+from orchestration.cluster import ROOT
+from orchestration.jobs.annotate import MediaSample
+from talkinghead.sampletar import pack_samples, write_sample
+from talkinghead.schema import MEDIA_MEMBERS
+from talkinghead.storage import Storage
+
+
+def _row(ours: float, baseline: float | None, better: Literal["higher", "lower"] = "higher", goal: float = 2.0) -> Row:
+    return Row(name="x", ours=ours, baseline=baseline, unit="frames/s", better=better, goal=goal, note="n")
+
+
+def test_a_row_judges_its_ratio() -> None:
+    assert _row(5.0, 2.0).ratio == 2.5 and _row(5.0, 2.0).met
+    assert not _row(3.0, 2.0).met
+    assert _row(1.0, 2.0, "lower", 0.5).met and not _row(1.1, 2.0, "lower", 0.5).met
+    assert _row(1.0, None).ratio is None and _row(1.0, None).met is None
+
+
+def test_rows_are_written_and_shown(tmp_path: Path) -> None:
+    rows = [_row(10.123456, 3.0), _row(1.0, 3.0, "lower", 0.1), _row(1.0, None)]
+    write_rows(tmp_path / "new" / "bench.json", rows, {"source": "embedded sample"})
+    assert json.loads((tmp_path / "new" / "bench.json").read_text())["source"] == "embedded sample"
+    first, missed, alone = read_rows(tmp_path / "new" / "bench.json")
+    assert {"name", "ours", "baseline", "ratio", "unit", "goal", "note", "met"} <= first.keys()
+    assert (first["ours"], first["ratio"], first["goal"], first["met"]) == (10.12, 3.374, ">= 2", True)
+    assert (missed["goal"], missed["met"]) == ("<= 0.1", False)
+    assert (alone["baseline"], alone["ratio"], alone["met"]) == (None, None, None)
+    console = Console(record=True, width=120, file=(tmp_path / "shown").open("w"))
+    show_rows(rows, console)
+    text = console.export_text()
+    assert "10.12" in text and "3.37" in text
+
+
+def test_competitors_take_turns_and_the_median_counts() -> None:
+    calls: list[tuple[str, int]] = []
+
+    def competitor(name: str, seconds: list[float]):
+        def run(turn: int) -> None:
+            calls.append((name, turn))
+            time.sleep(seconds[turn])
+
+        return run
+
+    costs = in_turns({"a": competitor("a", [0.3, 0.01, 0.02]), "b": competitor("b", [0.0, 0.05, 0.05])}, 3)
+    assert calls == [("a", 0), ("b", 0), ("a", 1), ("b", 1), ("a", 2), ("b", 2)]
+    assert 0.015 < costs["a"].wall < 0.2 and 0.045 < costs["b"].wall < 0.2
+    assert costs["a"].cpu < 0.02
+
+
+def test_cpu_time_counts_threads_not_waiting() -> None:
+    def work() -> None:
+        end = time.process_time() + 0.05
+        while time.process_time() < end:
+            pass
+
+    assert measure(work).cpu >= 0.05
+    assert measure(lambda: time.sleep(0.05)).cpu < 0.03
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system cannot pin a process to a core")
+def test_one_core_is_one_core_and_is_given_back() -> None:
+    before = os.sched_getaffinity(0)
+    with pytest.raises(RuntimeError), one_core():
+        assert len(os.sched_getaffinity(0)) == 1
+        raise RuntimeError
+    assert os.sched_getaffinity(0) == before
+
+
+def test_library_output_goes_to_the_log(tmp_path: Path) -> None:
+    code = (
+        "import os, sys; from pathlib import Path; from orchestration.bench.timing import library_output_in\n"
+        "with library_output_in(Path(sys.argv[1])) as terminal:\n"
+        "    os.write(2, b'noise'); os.write(1, b'chatter'); print('shown', file=terminal)\n"
+        "print('result')"
+    )
+    log = tmp_path / "log"
+    done = subprocess.run([sys.executable, "-c", code, log], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("result\n", "shown\n")
+    assert log.read_bytes() == b"noisechatter"
+
+
+def test_written_bytes_are_those_of_new_and_replaced_files(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    for name, size in (("kept", 1000), ("folder/replaced", 200), ("gone", 30)):
+        (tmp_path / name).write_bytes(bytes(size))
+    before = snapshot(tmp_path)
+    assert written_bytes({}, before) == 1230 and written_bytes(before, before) == 0
+    (tmp_path / "gone").unlink()
+    (tmp_path / "other").write_bytes(bytes(200))
+    (tmp_path / "other").rename(tmp_path / "folder" / "replaced")  # same size, other file
+    (tmp_path / "new").write_bytes(bytes(7))
+    assert written_bytes(before, snapshot(tmp_path)) == 207
+
+
+def test_a_command_that_fails_says_why(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="report failed"):
+        run_command("report", "--data", str(tmp_path / "nothing"))
+
+
+def test_a_source_must_be_a_folder(tmp_path: Path) -> None:
+    assert find_source(tmp_path, tmp_path).folder == tmp_path
+    with pytest.raises(ValueError, match="no folder"):
+        find_source(tmp_path / "absent", tmp_path)
+
+
+@pytest.fixture
+def material(tmp_path: Path) -> Material:
+    """Three samples of random bytes in unit tars."""
+    storage = Storage(tmp_path / "data")
+    noise = np.random.default_rng(0)
+    samples = []
+    for number, size in enumerate((30_000, 70_000, 50_000)):
+        contents = {suffix: noise.bytes(size) for suffix in MEDIA_MEMBERS}
+        key, file = f"folder-{number}", f"units/{number}.tar"
+        storage.write(file, pack_samples([(key, contents)]))
+        with (tmp_path / "scratch").open("wb") as sink:
+            members = tuple(write_sample(sink, 0, key, contents))
+        samples.append(MediaSample(key=key, clip_key=key, num_frames=50, content_sha256="", file=file, members=members))
+    return Material(storage, samples, samples[:2])
+
+
+def test_packing_and_reading_do_the_same_work_on_both_sides(material: Material, tmp_path: Path) -> None:
+    from orchestration.bench import shard_rows
+    from shards.reader import ShardReader
+
+    copies = shard_rows.copy_material(material, tmp_path / "copies", 2 << 20)
+    assert copies.size >= 2 << 20 and len(copies.samples) % len(material.samples) == 0
+    packed = shard_rows.pack_row(copies, 1)
+    read = shard_rows.read_row(copies, 1)
+    assert packed.ratio and read.ratio and packed.goal_text == ">= 0.6" and read.goal_text == ">= 1.2"
+    ours = ShardReader(copies.storage, split=None)
+    theirs = [tmp_path / "copies" / "webdataset0" / f"clips-{number:06d}.tar" for number in range(len(copies.plan))]
+    written = list(shard_rows.read_with_webdataset([str(path) for path in theirs]))
+    assert [sample["__key__"] for sample in written] == ours.keys
+    for number, sample in enumerate(written):
+        members = ours[number].members(*MEDIA_MEMBERS)
+        assert all(bytes(members[suffix]) == sample[suffix] for suffix in MEDIA_MEMBERS)
+
+
+def test_the_original_way_saves_four_files_a_frame(media: Path, shared: Path, tmp_path: Path) -> None:
+    import av
+
+    from orchestration.bench.mediapipe_loops import picture_loop, write_pictures
+    from talkinghead.face.model import load_official
+
+    with av.open(str(media / "video" / "video-retalking_face_3.mp4")) as container:
+        frames = [
+            frame.to_ndarray(format="rgb24") for _, frame in zip(range(3), container.decode(video=0), strict=False)
+        ]
+    pictures = write_pictures({"clip": frames}, tmp_path / "frames")
+    picture_loop(load_official(shared / "models" / "face_landmarker.task"), pictures, tmp_path / "out")
+    saved = sorted((tmp_path / "out" / "clip").iterdir())
+    shapes = {path.name.partition("_")[2]: np.load(path).shape for path in saved}
+    assert len(saved) == 12
+    assert shapes == {
+        "landmarks.npy": (478, 3),
+        "mesh.npy": (468, 3),
+        "matrix.npy": (4, 4),
+        "blendshapes.npy": (52,),
+    }
+
+
+@pytest.mark.slow
+def test_the_whole_bench_on_the_embedded_sample(tmp_path: Path) -> None:
+    from ingest.sample import make_sample
+
+    out = tmp_path / "bench.json"
+    arguments = ["-o", str(out), "--source", str(make_sample(tmp_path / "source")), "--scratch", str(tmp_path / "tmp")]
+    small = ["--frames", "150", "--mebibytes", "16", "--repeats", "1"]
+    command = [sys.executable, "-m", "orchestration.bench", *arguments, *small]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == str(out)
+    names = {row["name"]: row for row in read_rows(out)}
+    assert {
+        "annotate_cpu", "annotate_wall_2_workers", "annotate_litert_vs_video_loop", "video_to_annotation", "pack",
+        "read_shuffled", "rerun", "reannotate_bytes",
+    } <= names.keys()  # fmt: skip
+    assert all(row["ours"] > 0 for row in names.values())
+    assert names["reannotate_bytes"]["ratio"] < 1 and names["rerun"]["ratio"] < 1
+    assert list((tmp_path / "tmp").iterdir()) == []
