@@ -82,13 +82,13 @@ def ingest_clip(
         pieces = []
         frames = clip_frames(reader, row.start_s, row.end_s)[1]
         for key, stretch in zip(keys, stretches, strict=True):
-            rejection = _judge(stretch, settings)
-            if rejection is not None:
-                _skip(frames, stretch.num_frames)
-                pieces.append(Piece(key=key, num_frames=stretch.num_frames, contents=None, rejection=rejection))
+            crop = _choose_crop(stretch, listed, video, settings)
+            contents, rejection = None, _judge(stretch, crop, settings)
+            if rejection is None:
+                contents = _encode(facts, key, stretch, crop, frames)
             else:
-                contents = _encode(facts, key, stretch, listed, frames)
-                pieces.append(Piece(key=key, num_frames=stretch.num_frames, contents=contents, rejection=None))
+                _skip(frames, stretch.num_frames)
+            pieces.append(Piece(key=key, num_frames=stretch.num_frames, contents=contents, rejection=rejection))
         return pieces
 
 
@@ -117,12 +117,23 @@ def _rejected(key: str, num_frames: int, reason: str, score: float, detail: str)
     return Piece(key=key, num_frames=num_frames, contents=None, rejection=rejection)
 
 
-def _judge(stretch: Stretch, settings: IngestSettings) -> Rejection | None:
+def _choose_crop(stretch: Stretch, listed: Crop | None, video: VideoInfo, settings: IngestSettings) -> Crop:
+    if listed is not None:
+        return listed
+    if stretch.face is None or not settings.recrop:
+        return whole_frame(video.width, video.height, settings)
+    return face_crop(stretch.face, stretch.first, stretch.end, video.width, video.height, settings)
+
+
+def _judge(stretch: Stretch, crop: Crop, settings: IngestSettings) -> Rejection | None:
     if stretch.face is None:
         return Rejection(reason="no_face", score=0.0, detail=f"no face in {stretch.num_frames} frames")
     if stretch.num_frames < settings.min_frames:
         detail = f"{stretch.num_frames} frames, {settings.min_frames} are needed"
         return Rejection(reason="short_piece", score=float(stretch.num_frames), detail=detail)
+    if crop.side < settings.min_crop:
+        detail = f"the crop has {crop.side} source pixels, {settings.min_crop} are needed"
+        return Rejection(reason="small_crop", score=float(crop.side), detail=detail)
     return None
 
 
@@ -131,21 +142,10 @@ def _skip(frames: Iterator[ShownFrame], count: int) -> None:
         next(frames)
 
 
-def _encode(
-    facts: _Facts, key: str, stretch: Stretch, listed: Crop | None, frames: Iterator[ShownFrame]
-) -> dict[str, bytes]:
+def _encode(facts: _Facts, key: str, stretch: Stretch, crop: Crop, frames: Iterator[ShownFrame]) -> dict[str, bytes]:
     """The members of one sample; takes its frames off `frames`."""
-    assert stretch.face is not None
-    width, height, settings = facts.video.width, facts.video.height, facts.settings
-    if listed is not None:
-        crop = listed
-    elif settings.recrop:
-        crop = face_crop(stretch.face, stretch.first, stretch.end, width, height, settings)
-    else:
-        crop = whole_frame(width, height, settings)
-    mp4 = encode_mp4(
-        _pictures(frames, stretch.num_frames, facts.video, crop), crop.width, crop.height, settings.encoder
-    )
+    pictures = _pictures(frames, stretch.num_frames, facts.video, crop)
+    mp4 = encode_mp4(pictures, crop.width, crop.height, facts.settings.encoder)
     start_s = facts.scan.start_s + frame_time(stretch.first)
     num_samples = samples_in(stretch.num_frames)
     if facts.media is None:

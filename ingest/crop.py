@@ -33,6 +33,11 @@ class Crop:
         """x0, y0, x1, y1 as the clip's provenance stores it."""
         return float(self.x0), float(self.y0), float(self.x1), float(self.y1)
 
+    @property
+    def side(self) -> int:
+        """Shorter side in pixels of the source."""
+        return min(self.x1 - self.x0, self.y1 - self.y0)
+
 
 def listed_crop(row: CatalogRow, width: int, height: int, settings: IngestSettings) -> Crop:
     """The data set's own box in a real frame of `width` x `height`.
@@ -44,7 +49,7 @@ def listed_crop(row: CatalogRow, width: int, height: int, settings: IngestSettin
     scale_y = height / row.box_height if row.box_height else 1.0
     scale_x = width / row.box_width if row.box_width else scale_y
     x0, y0, x1, y1 = (value * scale for value, scale in zip(row.box, (scale_x, scale_y) * 2, strict=True))
-    wanted_w, wanted_h = max(1, round(x1 - x0)), max(1, round(y1 - y0))
+    wanted_w, wanted_h = max(2, round(x1 - x0)), max(2, round(y1 - y0))
     notes = []
     if settings.size and wanted_w != wanted_h:
         side = max(wanted_w, wanted_h)
@@ -81,7 +86,9 @@ def face_crop(face: Track, first: int, end: int, width: int, height: int, settin
 
 def whole_frame(width: int, height: int, settings: IngestSettings) -> Crop:
     """No crop; a fixed clip size is that of the shorter side."""
-    scale = settings.size / min(width, height) if settings.size else 1.0
+    if not settings.size:
+        return _crop(0, 0, width, height, "none", settings)
+    scale = settings.size / min(width, height)
     out_w, out_h = (2 * max(8, round(length * scale / 2)) for length in (width, height))
     return Crop(0, 0, width, height, out_w, out_h, "none")
 

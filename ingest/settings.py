@@ -55,6 +55,8 @@ class IngestSettings:
     """Frames without the face from which on a piece is split there; shorter gaps stay inside as invalid frames."""
     min_sightings: int = 3
     """How often a face must have been found to count: fewer is a mistake of the detector."""
+    min_crop: int = 128
+    """A crop with fewer source pixels on its shorter side is rejected: enlarging would hide that from later filters."""
     max_source_pixels: int = 36_000_000
     """Largest source frame, 8K; more is refused before it fills the memory."""
     cuts: CutSettings = field(default_factory=CutSettings)
@@ -72,3 +74,5 @@ class IngestSettings:
             raise ValueError(f"detect_every is {self.detect_every}, must lie between 1 and max_gap ({self.max_gap})")
         if self.min_sightings < 1:
             raise ValueError(f"min_sightings is {self.min_sightings}, must be at least 1")
+        if self.min_crop < 16:
+            raise ValueError(f"min_crop is {self.min_crop}, must be at least 16 pixels")

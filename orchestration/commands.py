@@ -24,7 +24,9 @@ FIRST_VERSION = "v1"
 
 Data = Annotated[str, tyro.conf.arg(help="Data folder, or a URI such as s3://bucket/folder.")]
 Version = Annotated[str | None, tyro.conf.arg(help="Annotation version (default: the newest there is, or v1).")]
-Engine = Annotated[str | None, tyro.conf.arg(help="litert, litert-tracking, tasks or tasks-image (default: as before).")]
+Engine = Annotated[
+    str | None, tyro.conf.arg(help="litert, litert-tracking, tasks, tasks-image (default: as before).")
+]
 DetectorEvery = Annotated[int | None, tyro.conf.arg(help="Count faces on every n-th frame (default: as before).")]
 Flat = tyro.conf.OmitArgPrefixes
 

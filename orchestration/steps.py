@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from annotate.engines import check_engine
 from annotate.settings import AnnotateSettings
 from ingest.settings import IngestSettings
 from orchestration import state
@@ -86,7 +87,8 @@ def run_ingest(runner: Runner, source: Source, settings: IngestSettings, model: 
         raise ValueError("SOURCE is missing: the folder with the videos")
     storage, folder = runner.storage, Path(source.source)
     metadata = Path(source.metadata) if source.metadata else None
-    catalog = build_catalog(source.dataset, folder, metadata, source.limit)
+    outputs = [storage.local_root] if storage.local_root else []
+    catalog = build_catalog(source.dataset, folder, metadata, source.limit, exclude=outputs)
     for problem in catalog.problems:
         log.warning("metadata: %s", problem)
     if not catalog.rows:
@@ -149,6 +151,7 @@ def run_annotate(runner: Runner, version: str, settings: AnnotateSettings, model
     storage = runner.storage
     ingested = state.ingested_samples(state.ingest_results(storage))
     samples = state.media_samples(storage, ingested)
+    check_engine(settings.engine, model)
     units = annotate.plan_annotate(samples, version, settings, model, runner.retry.time_limit_s)
     _check_same_annotation(storage, version, units)
     about = {"settings": asdict(settings), "model": model.name, "model_sha256": model.sha256}

@@ -7,7 +7,7 @@
     OUT/landmarks/<key>/00000012_bs.npy            float32 [51], blendshapes without `_neutral`
     OUT/training.json                              {key: {"video_clip_num": 1, "clip_data_list": [{…}]}}
 
-(https://github.com/Zejun-Yang/AniPortrait, scripts/preprocess_dataset.py.) It pairs frames and landmarks by their place
+AniPortrait (https://github.com/Zejun-Yang/AniPortrait) pairs frames and landmarks by their place
 in two sorted lists and drops a clip whose lists differ, so a frame without a face is left out of both. Its JSON holds
 absolute paths: the folder cannot be moved.
 """

@@ -69,6 +69,7 @@ def verify(
     for entry in entries:
         if index := indexes.get(entry.version):
             report.problems.extend(_check_counts(manifest, entry, index))
+    report.problems.extend(_check_versions(list(indexes.values())))
     total = sum(shard.size for part in (manifest.media, *(entry.shards for entry in entries)) for shard in part)
     for number, media in enumerate(manifest.media):
         check = ShardCheck(storage, number, list(indexes.values()), deep=deep)
@@ -131,6 +132,25 @@ def _check_counts(manifest: DatasetManifest, entry: AnnotationEntry, index: Inde
     for number, shard in enumerate(entry.shards):
         yield from differ(f"name of shard {number}", shard.name, annotation_shard_name(entry.version, number))
     yield from _check_groups(entry, index)
+
+
+def _check_versions(indexes: list[Index]) -> Iterator[Problem]:
+    """What does not depend on the annotation must be the same in every version's index."""
+    for other in indexes[1:]:
+        for name in (
+            "key",
+            "clip_key",
+            "dataset",
+            "shard",
+            "ordinal",
+            "num_frames",
+            "split_group",
+            "person",
+            "licence",
+        ):
+            if not other.table.column(name).equals(indexes[0].table.column(name)):
+                detail = f"{name} differs from the index of {indexes[0].version}"
+                yield Problem(dataroot.index(other.version), None, "versions", detail)
 
 
 def _check_groups(entry: AnnotationEntry, index: Index) -> Iterator[Problem]:

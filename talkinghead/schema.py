@@ -40,8 +40,8 @@ def slug(text: str, *, most: int = 40) -> str:
 
 
 def path_key(path: str) -> str:
-    """Key characters for any file path: a readable slug and eight digits of its hash, so that it is unique."""
-    digest = hashlib.sha256(path.encode("utf-8", "surrogateescape")).hexdigest()[:8]
+    """Key characters for any file path: a readable slug and twelve digits of its hash, so that it is unique."""
+    digest = hashlib.sha256(path.encode("utf-8", "surrogateescape")).hexdigest()[:12]
     return f"{slug(path) or 'file'}-{digest}"
 
 

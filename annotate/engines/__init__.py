@@ -32,18 +32,28 @@ ENGINES = ("litert", "litert-tracking", "tasks", "tasks-image")
 DEFAULT_ENGINE = "litert"
 
 
+def check_engine(name: str, model: FaceModel) -> None:
+    """Raise `ValueError` when there is no such engine or it cannot run this model; loads nothing."""
+    if name not in ENGINES:
+        raise ValueError(f"no landmark engine {name!r}; there are {', '.join(ENGINES)}")
+    if name.startswith("tasks") and model.task_file is None:
+        raise ValueError(
+            f"the {name} engine needs MediaPipe's face_landmarker.task, but the model at hand is {model.name}: "
+            "use the litert engine, or put that file into a folder and set TALKINGHEAD_MODELS to it"
+        )
+
+
 def make_engine(name: str, model: FaceModel) -> LandmarkEngine:
     """The engine called `name`, ready for any number of clips. It belongs to the thread that made it.
 
     Raises:
         ValueError: No such engine, or it cannot run this model.
     """
+    check_engine(name, model)
     if name in ("litert", "litert-tracking"):
         from annotate.engines.litert import LitertEngine
 
         return LitertEngine(model, tracking=name == "litert-tracking")
-    if name in ("tasks", "tasks-image"):
-        from annotate.engines.tasks import TasksEngine  # mediapipe takes a second to import
+    from annotate.engines.tasks import TasksEngine  # mediapipe takes a second to import
 
-        return TasksEngine(model, "image" if name == "tasks-image" else "video")
-    raise ValueError(f"no landmark engine {name!r}; there are {', '.join(ENGINES)}")
+    return TasksEngine(model, "image" if name == "tasks-image" else "video")

@@ -27,18 +27,8 @@ class TasksEngine:
     """
 
     def __init__(self, model: FaceModel, mode: Mode = "video") -> None:
-        """Check that MediaPipe Tasks can run this model.
-
-        Raises:
-            ValueError: The model is the fallback, which has no bundle for Tasks to open; or an unknown mode.
-        """
-        if model.task_file is None:
-            raise ValueError(
-                f"the tasks engine needs MediaPipe's face_landmarker.task, but the model at hand is {model.name}: "
-                "use the litert engine, or put that file into a folder and set TALKINGHEAD_MODELS to it"
-            )
-        if mode not in ("video", "image"):
-            raise ValueError(f"mode of the tasks engine is {mode!r}, must be video or image")
+        """Prepare the options; `check_engine` has said that this model has a bundle for Tasks to open."""
+        assert model.task_file is not None
         self.name = "tasks" if mode == "video" else "tasks-image"
         self._mode = mode
         self._options = vision.FaceLandmarkerOptions(

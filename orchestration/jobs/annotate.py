@@ -110,6 +110,8 @@ def run(storage: Storage, unit: Unit) -> Output:
         "engine": settings.engine,
         "model": model.name,
         "model_sha256": model.sha256,
+        "settings": unit.payload["settings"],
+        "libraries": library_versions(*LIBRARIES),
     }
     contents = encode_annotation(arrays, about, scores)
     return Output(contents=[(unit.key, info.num_frames, contents)], scores={unit.key: scores}, details=about)

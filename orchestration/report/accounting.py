@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from annotate.filters import judge
+from ingest.stored_path import display_path
 from orchestration.records import QuarantineRecord, RejectedPiece, SampleRecord, UnitRecord
 from orchestration.report.state import RunState
 from talkinghead.schema import CatalogRow, SampleIndex
@@ -139,7 +140,7 @@ def count_reasons(outcomes: Iterable[InputOutcome | PieceOutcome], fate: Fate) -
 
 def input_name(row: CatalogRow) -> str:
     """Data set, source (file, else URL, else the data set's own name) and the interval in seconds."""
-    name = f"{row.dataset}:{row.source or row.url or row.source_id}"
+    name = f"{row.dataset}:{display_path(row.source) if row.source else row.url or row.source_id}"
     if row.start_s is None and row.end_s is None:
         return name
     ends = ["" if end is None else f"{end:.10g}" for end in (row.start_s, row.end_s)]

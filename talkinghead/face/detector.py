@@ -94,7 +94,7 @@ class FaceDetector:
     def _decode(self, regressors: np.ndarray, logits: np.ndarray) -> np.ndarray:
         """`[896, 16]` offsets from the anchors and `[896]` logits → suppressed `[N, 17]` in units of the square."""
         chosen = np.flatnonzero(logits >= self._min_logit)
-        scores = 1.0 / (1.0 + np.exp(-logits[chosen].astype(np.float64)))
+        scores = 1.0 / (1.0 + np.exp(-np.clip(logits[chosen].astype(np.float64), -80.0, 80.0)))
         points = regressors[chosen].reshape(-1, 8, 2) / _SIZE
         points[:, [0, 2, 3, 4, 5, 6, 7]] += self._anchors[chosen, None]
         center, size = points[:, 0], points[:, 1]

@@ -184,10 +184,10 @@ def to_mono(frame: AudioFrame) -> np.ndarray:
         if channels > 8:
             raise ValueError(f"audio of {channels} planar channels cannot be read, only up to 8")
         # Not frame.to_ndarray(): PyAV 18.1 reads a plane too many, and crashes, when there are eight.
-        planes = [np.frombuffer(frame.planes[c], kind, frame.samples) for c in range(channels)]
+        planes = [np.frombuffer(cast(bytes, frame.planes[c]), kind, frame.samples) for c in range(channels)]
         values = np.stack(planes, axis=1)
     else:
-        values = np.frombuffer(frame.planes[0], kind, frame.samples * channels).reshape(-1, channels)
+        values = np.frombuffer(cast(bytes, frame.planes[0]), kind, frame.samples * channels).reshape(-1, channels)
     mono = values.mean(axis=1, dtype=np.float64)
     if kind.kind == "u":
         mono = (mono - 128) / 128

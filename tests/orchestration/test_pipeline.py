@@ -92,7 +92,7 @@ def test_reannotation_leaves_media_untouched(finished: Path, tmp_path: Path, com
     assert list(first.texts("key")) == list(second.texts("key"))
     command("shards", "verify", "--data", data, "--deep")
     command("orchestration", "report", "--data", data)
-    assert json.loads((data / "report/report.json").read_text())["difference"]["previous_version"] == "v1"
+    assert json.loads((data / "report/report.json").read_text())["previous_version"] == "v1"
     # The same name with other settings would mix two annotations in one version.
     clash = command("orchestration", "annotate", "--data", data, "--version", "v2", "--detector-every", 3, check=False)
     assert clash.returncode == 2 and "make reannotate ANN=" in clash.stderr

@@ -128,7 +128,7 @@ def test_the_table_has_a_line_per_input_and_keeps_awkward_names() -> None:
     clips = [Clip(key="a", source=source), Clip(key="b", kind="filtered")]
     lines = list(csv.DictReader(io.StringIO(account(make_state(clips)).csv().decode(), newline="")))
     assert list(lines[0]) == ["input", "key", "outcome", "reason", "score", "keys"]
-    assert lines[0]["input"] == f"folder:{source}@1.5-"
+    assert lines[0]["input"] == "folder:" + source.replace("\n", "\\n") + "@1.5-"
     assert [line["outcome"] for line in lines] == ["sample", "rejected"]
     assert (lines[0]["keys"], lines[1]["reason"], lines[1]["score"]) == ("a", "small_face", "81.5")
 

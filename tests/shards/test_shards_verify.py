@@ -225,6 +225,18 @@ def _replace(rows, number, **changes):
     rows[number] = dataclasses.replace(rows[number], **changes)
 
 
+def test_versions_that_disagree(copied):
+    rows = list(read_index(copied, "v1").rows())
+    manifest = read_manifest(copied)
+    for name, changed in (("same", rows), ("other", [dataclasses.replace(row, split_group="g") for row in rows])):
+        sha256 = write_index(copied, build_index("v2", changed))
+        entry = dataclasses.replace(
+            manifest.annotation(), version="v2", index="index/v2.parquet", index_sha256=sha256, shards=[]
+        )
+        write_manifest(copied, dataclasses.replace(manifest, annotations=[*manifest.annotations, entry]))
+        assert (("index/v2.parquet", "versions") in kinds(verify(copied))) == (name == "other")
+
+
 def test_unknown_files_are_listed_not_problems(copied):
     for name in ("clips-000009.tar", "ann/old/ann-000000.tar", "index/v0.parquet", "tmp/abc", "notes.txt"):
         copied.write(name, b"?")
