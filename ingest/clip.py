@@ -214,9 +214,9 @@ def _source_notes(facts: _Facts) -> list[str]:
     if scan.broken_packets:
         notes.append(f"{scan.broken_packets} broken packets skipped")
     ends = scan.start_s + frame_time(len(scan.times))
-    announced = min(end for end in (video.end_s, facts.row.end_s, ends + 1) if end is not None)
-    if announced - ends > 0.1:
-        notes.append(f"video ends {announced - ends:.2f} s early")
+    wanted = video.end_s if facts.row.end_s is None else facts.row.end_s
+    if wanted is not None and wanted - ends > 0.1:
+        notes.append(f"video ends {wanted - ends:.2f} s early")
     if video.hdr:
         notes.append(f"{video.hdr} transfer was not tone-mapped")
     if video.interlaced:

@@ -57,7 +57,7 @@ def listed_crop(row: CatalogRow, width: int, height: int, settings: IngestSettin
             notes.append(f"box of {wanted_w}x{wanted_h} made square")
         wanted_w = wanted_h = side
     shrink = min(1.0, width / wanted_w, height / wanted_h)
-    crop_w, crop_h = min(width, round(wanted_w * shrink)), min(height, round(wanted_h * shrink))
+    crop_w, crop_h = max(2, int(wanted_w * shrink + 1e-6)), max(2, int(wanted_h * shrink + 1e-6))
     if shrink < 1:
         notes.append(f"box of {wanted_w}x{wanted_h} is larger than the frame, made {crop_w}x{crop_h}")
     left, top = round((x0 + x1 - crop_w) / 2), round((y0 + y1 - crop_h) / 2)

@@ -1,8 +1,8 @@
 """Finds hard cuts in a stream of small frames.
 
-A cut is a difference between two neighbouring frames that (1) stands out from its neighbours, which fast motion and noise
-do not, and (2) lasts: the frame before it differs from all frames within reach behind it, and the other way round, which
-a flash does not. Repeated frames are left out first, or every frame of a slow source would stand out from its copies.
+A cut is a difference between two neighbouring frames that (1) stands out from its neighbours, which fast motion and
+noise do not, and (2) lasts: the frame before it differs from all frames within reach behind it, and the other way
+round, which a flash does not. Repeated frames are left out first, or every frame of a slow source would stand out.
 """
 
 from __future__ import annotations
@@ -66,9 +66,12 @@ class CutDetector:
             return False
         neighbours = {i: self._steps[i] for i in range(max(1, k - 2), min(len(self._steps), k + 3)) if i != k}
         beside = max((i for i in (k - 1, k + 1) if i in neighbours), key=lambda i: neighbours[i], default=None)
-        if beside is not None and (neighbours[beside], -beside) <= (step, -k):
-            if neighbours[beside] >= _BLEND_SHARE * step:
-                del neighbours[beside]  # one cut over two frames, of which the larger step counts
+        if (
+            beside is not None
+            and _BLEND_SHARE * step <= neighbours[beside]
+            and (neighbours[beside], k) <= (step, beside)
+        ):
+            del neighbours[beside]  # one cut over two frames, of which the larger step counts
         needed = settings.ratio * max(1.0, settings.difference / lasting)
         return step >= needed * max(neighbours.values(), default=0.0)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -87,9 +88,8 @@ def follow(sightings: list[Sighting], *, every: int, max_gap: int) -> list[Track
         max_gap: Longest gap in frames that a track bridges.
     """
     tracks: list[list[Sighting]] = []
-    frames = sorted({sighting.frame for sighting in sightings})
-    for frame in frames:
-        here = [sighting for sighting in sightings if sighting.frame == frame]
+    for frame, group in itertools.groupby(sightings, key=lambda sighting: sighting.frame):
+        here = list(group)
         pairs = []
         for t, track in enumerate(tracks):
             gap = frame - track[-1].frame

@@ -10,7 +10,7 @@ from talkinghead.timebase import FPS
 
 @dataclass(frozen=True, kw_only=True)
 class CutSettings:
-    """When two neighbouring frames belong to different shots. Differences are mean levels (0 .. 255) of small images."""
+    """When two neighbouring frames belong to different shots. Differences are mean levels, 0 .. 255."""
 
     difference: float = 9.0
     """Difference at which `ratio` is enough. A cut with half of it must stand out twice as much."""

@@ -169,6 +169,8 @@ class _Run:
 
 def may_pass_later(attempt: Attempt) -> bool:
     """Whether a retry can help: crashes, hangs, memory and system errors yes; what a job says of its input, no."""
+    if attempt.cause.startswith("media:"):
+        return False
     if not attempt.cause.startswith("error:"):
         return True
     name = attempt.cause.removeprefix("error:")

@@ -14,6 +14,7 @@ from typing import Any
 
 from orchestration.records import Attempt, RejectedPiece, SampleRecord, UnitRecord
 from talkinghead import dataroot
+from talkinghead.media.errors import UnreadableMediaError
 from talkinghead.provenance import hash_bytes
 from talkinghead.sampletar import END_OF_ARCHIVE, write_sample
 from talkinghead.schema import RejectedError, Rejection
@@ -136,7 +137,12 @@ def store_output(storage: Storage, unit: Unit, output: Output) -> dict[str, Any]
 
 def failed_attempt(error: BaseException, *, alone: bool, seconds: float) -> Attempt:
     """What to note of an exception that a job function raised."""
-    cause = "memory" if isinstance(error, MemoryError) else f"error:{type(error).__name__}"
+    if isinstance(error, MemoryError):
+        cause = "memory"
+    elif isinstance(error, UnreadableMediaError):
+        cause = f"media:{error.cause}"
+    else:
+        cause = f"error:{type(error).__name__}"
     message = " ".join(str(error).split()) or type(error).__name__
     trace = "".join(traceback.format_exception(error))[-4000:]
     return Attempt(cause=cause, message=message[:1000], trace=trace, alone=alone, seconds=round(seconds, 3))

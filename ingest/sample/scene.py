@@ -57,7 +57,7 @@ SCENES = (
         sample_rate=48_000,
     ),
 )
-NO_FACE = "coffee.mp4"
+NO_FACE = "rocket.mp4"
 BROKEN = "broken-download.mp4"
 
 
@@ -90,14 +90,15 @@ def _backdrop(texture: np.ndarray, view: View) -> np.ndarray | None:
     return (blurred * 0.6).astype(np.uint8)
 
 
-def _coffee_frames(rate: int, seconds: float) -> Iterator[np.ndarray]:
-    """A slow pan and zoom over scikit-image's picture of a cup of coffee (CC0): nobody is in it."""
-    picture = skimage.data.coffee()
+def _rocket_frames(rate: int, seconds: float) -> Iterator[np.ndarray]:
+    """A slow pan and zoom over scikit-image's picture of a rocket launch (SpaceX, public domain): nobody is in it."""
+    picture = skimage.data.rocket()
+    height, width = picture.shape[:2]
     for frame in range(int(rate * seconds)):
         share = frame / (rate * seconds)
-        zoom = 1.25 + 0.35 * share
-        corner = np.array([40.0 + 60 * share, 20.0 + 50 * share])
-        move = np.array([[zoom, 0, -zoom * corner[0]], [0, zoom, -zoom * corner[1]]])
+        zoom = max(640 / width, 480 / height) * (1.25 + 0.35 * share)
+        left, top = width * (0.05 + 0.1 * share), height * (0.05 + 0.1 * share)
+        move = np.array([[zoom, 0, -zoom * left], [0, zoom, -zoom * top]])
         yield cv2.warpAffine(picture, move, (640, 480), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
 
 
@@ -112,7 +113,7 @@ def write_sources(folder: Path, seed: int) -> list[Path]:
         paths.append(path)
     noise = generator(seed, "sample-room").standard_normal(3 * 44_100).astype(np.float32)
     paths.append(folder / NO_FACE)
-    write_movie(paths[-1], _coffee_frames(25, 3.0), Fraction(25), 0.01 * noise, 44_100)
+    write_movie(paths[-1], _rocket_frames(25, 3.0), Fraction(25), 0.01 * noise, 44_100)
     whole = paths[0].read_bytes()
     paths.append(folder / BROKEN)
     paths[-1].write_bytes(whole[: len(whole) * 2 // 3])  # the table of contents stands at the end, so it is lost

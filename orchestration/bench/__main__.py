@@ -55,7 +55,7 @@ def main(
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    show_rows(rows, Console(stderr=True))
+    show_rows(rows, Console(stderr=True, width=None if sys.stderr.isatty() else 110))
     print(output)
     return 0
 
@@ -65,13 +65,14 @@ def _measure(
 ) -> tuple[list[Row], dict[str, Any]]:
     from orchestration.bench.annotate_rows import annotate_rows
     from orchestration.bench.job_rows import job_rows
-    from orchestration.bench.material import find_source, read_material
+    from orchestration.bench.material import find_source, prefer_shared_models, read_material
     from orchestration.bench.ray_rows import ray_rows
     from orchestration.bench.shard_rows import copy_material, pack_row, read_row
     from talkinghead.face.resolve import resolve_face_model
     from talkinghead.provenance import library_versions
     from talkinghead.storage import Storage
 
+    prefer_shared_models()
     model = resolve_face_model()
     with console.status("videos") as status:
         source = find_source(given, folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,14 @@ from orchestration.cluster import ROOT
 from orchestration.jobs.annotate import MediaSample
 from talkinghead.storage import Storage
 
-REAL_CLIPS = ROOT.parent / "shared" / "media" / "video"
+SHARED = ROOT.parent / "shared"
+REAL_CLIPS = SHARED / "media" / "video"
+
+
+def prefer_shared_models() -> None:
+    """Use the face model beside the repository, if it is there and the user has not named a folder."""
+    if (SHARED / "models").is_dir():
+        os.environ.setdefault("TALKINGHEAD_MODELS", str(SHARED / "models"))
 
 
 @dataclass(frozen=True)

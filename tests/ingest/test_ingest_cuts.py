@@ -44,7 +44,7 @@ class _Small:
 
 @pytest.mark.parametrize("speed", [1, 2, 3])
 def test_real_clips_have_no_cut_even_played_faster(clips: dict[str, list[np.ndarray]], speed: int) -> None:
-    assert {name: _cuts(frames[::speed]) for name, frames in clips.items()} == dict.fromkeys(clips, [])
+    assert [name for name, frames in clips.items() if _cuts(frames[::speed])] == []
 
 
 @pytest.mark.parametrize("blend", [False, True])

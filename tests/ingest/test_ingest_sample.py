@@ -211,7 +211,7 @@ def test_mediapipe_sees_the_mouth_follow_the_sound(sample: Path, shared: Path, s
     assert opening[seen].min() < 0.05 and opening[seen].max() > 0.3 and jaw[seen].max() > 0.1
 
 
-def test_mediapipe_sees_nobody_in_the_coffee(sample: Path, shared: Path) -> None:
+def test_mediapipe_sees_nobody_at_the_rocket(sample: Path, shared: Path) -> None:
     opening, _ = _mouth_opening(sample / NO_FACE, shared / "models" / "face_landmarker.task")
     assert len(opening) > 50 and np.isnan(opening).all()
     _, frames, _, _ = _decode(sample / NO_FACE)

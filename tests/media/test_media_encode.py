@@ -89,7 +89,7 @@ def test_window_outside_the_clip(clip: bytes, first: int, count: int) -> None:
 
 
 def test_bytes_that_are_no_clip() -> None:
-    with pytest.raises(ValueError, match="cannot be opened|index is missing"):
+    with pytest.raises(ValueError, match="is not a video"):
         next(decode_clip(b"nothing of the kind"))
     with pytest.raises(ValueError, match="at least one frame"):
         encode_mp4([], 64, 64, SETTINGS)
