@@ -19,8 +19,9 @@ class FilterSettings:
     min_seen_fraction: float | None = 0.1
     """`no_face`: share of frames with landmarks. Below it what was found is taken for chance."""
     max_multi_face_fraction: float | None = 0.2
-    """`several_faces`: share of frames with more than one face. TalkVid asks for 80 of 100 points with 20 lost for each
-    bad frame in five; LatentSync's high-resolution filter asks for exactly one face in every frame."""
+    """`several_faces`: share of frames with more than one face, in the clip or beside its crop in the source. TalkVid
+    asks for 80 of 100 points with 20 lost for each bad frame in five; LatentSync's high-resolution filter asks for
+    exactly one face in every frame."""
     min_frames: int | None = 30
     """`too_short`: frames of the clip. AniPortrait keeps clips of 30 frames or more."""
     min_valid_run: int | None = 30
@@ -77,6 +78,7 @@ def _rules(settings: FilterSettings) -> tuple[_Rule, ...]:
     return (
         _Rule("no_face", "valid_fraction", settings.min_seen_fraction, False),
         _Rule("several_faces", "multi_face_fraction", settings.max_multi_face_fraction, True),
+        _Rule("several_faces", "source_multi_face_fraction", settings.max_multi_face_fraction, True),
         _Rule("too_short", "num_frames", settings.min_frames, False),
         _Rule("few_valid_frames", "longest_valid_run", settings.min_valid_run, False),
         _Rule("few_valid_frames", "valid_fraction", settings.min_valid_fraction, False),

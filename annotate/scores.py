@@ -13,6 +13,7 @@ import numpy as np
 from talkinghead.annotation import QUALITY_FIELDS
 from talkinghead.geometry.camera import NUM_VERTICES
 from talkinghead.schema import ClipInfo
+from talkinghead.timebase import samples_in
 
 Scores = dict[str, float | None]
 
@@ -67,13 +68,14 @@ def clip_scores(arrays: Mapping[str, np.ndarray]) -> Scores:
 def info_scores(info: ClipInfo) -> Scores:
     """Scores of a clip's provenance; flags are 0 or 1."""
     _, top, _, bottom = info.crop_box_px
-    samples = info.num_frames * 640
+    samples = samples_in(info.num_frames)
     return {
         "audio_missing": float(info.audio == "missing"),
         "audio_silent": float(info.audio == "silent"),
         "audio_padded_fraction": (info.audio_offset_samples + info.audio_padded_samples) / samples if samples else None,
         "av_duration_difference_s": info.av_duration_difference_s,
         "source_fps": info.source_fps,
+        "source_multi_face_fraction": info.source_multi_face_fraction,
         "source_px_per_px": (bottom - top) / info.height,
         "repeated_frame_fraction": _repeated_frames(info.source_pts),
     }

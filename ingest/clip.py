@@ -12,7 +12,7 @@ from typing import Literal, cast
 import numpy as np
 
 from ingest.crop import Crop, cut_out, face_crop, listed_crop, whole_frame
-from ingest.faces import Detector
+from ingest.faces import Detector, Sighting
 from ingest.frame_folder import FrameFolder
 from ingest.scan import FrameReader, Scan, ShownFrame, clip_frames, scan_clip
 from ingest.settings import IngestSettings
@@ -26,11 +26,8 @@ from talkinghead.provenance import canonical_json
 from talkinghead.schema import MEDIA_MEMBERS, CatalogRow, ClipInfo, Rejection, cut_key
 from talkinghead.timebase import frame_time, samples_in
 
-INGEST_VERSION = 1
-"""Part of the provenance key; raise it when the output of `ingest_clip` changes."""
-
-INGEST_LIBRARIES = ("av", "opencv-contrib-python", "numpy")
-"""Distributions whose version can change the output."""
+RIVAL_SIZE = 0.5
+"""Another face counts from this part of the dominant face's size on; smaller ones are people in the background."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,6 +190,7 @@ def _describe(facts: _Facts, key: str, stretch: Stretch, crop: Crop, audio: Audi
         source_fps=video.fps,
         source_codec=video.codec,
         source_rotation=video.rotation,
+        source_multi_face_fraction=None if crop.rule == "box" else _multi_face_fraction(stretch, scan.sightings),
         source_pts=[round(time_s, 6) for time_s in scan.times[stretch.first : stretch.end]],
         audio=audio.state,
         audio_offset_samples=audio.leading_silence,
@@ -206,6 +204,21 @@ def _describe(facts: _Facts, key: str, stretch: Stretch, crop: Crop, audio: Audi
         attributes=json.loads(row.attributes),
         ingest_key=facts.ingest_key,
     )
+
+
+def _multi_face_fraction(stretch: Stretch, sightings: list[Sighting]) -> float | None:
+    """Share of the looks at the piece's face that found another face of similar size beside it."""
+    if stretch.face is None:
+        return None
+    own = {
+        sighting.frame: sighting for sighting in stretch.face.sightings if stretch.first <= sighting.frame < stretch.end
+    }
+    crowded = {
+        other.frame
+        for other in sightings
+        if other.frame in own and other != own[other.frame] and other.size >= RIVAL_SIZE * own[other.frame].size
+    }
+    return round(len(crowded) / len(own), 4) if own else None
 
 
 def _source_notes(facts: _Facts) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -51,6 +52,13 @@ def listed_crop(row: CatalogRow, width: int, height: int, settings: IngestSettin
     x0, y0, x1, y1 = (value * scale for value, scale in zip(row.box, (scale_x, scale_y) * 2, strict=True))
     wanted_w, wanted_h = max(2, round(x1 - x0)), max(2, round(y1 - y0))
     notes = []
+    if json.loads(row.attributes).get("box_square") == "min":
+        # CelebV-HQ's own rule: round the box, then a square of its shorter side about its centre, all in whole pixels.
+        x0, y0, x1, y1 = round(x0), round(y0), round(x1), round(y1)
+        half = max(1, min(x1 - x0, y1 - y0) // 2)
+        center_x, center_y = (x0 + x1) // 2, (y0 + y1) // 2
+        x0, y0, x1, y1 = center_x - half, center_y - half, center_x + half, center_y + half
+        wanted_w = wanted_h = 2 * half
     if settings.size and wanted_w != wanted_h:
         side = max(wanted_w, wanted_h)
         if abs(wanted_w - wanted_h) > 2:

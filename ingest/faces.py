@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -33,7 +34,7 @@ class FoundFace(Protocol):
 class Detector(Protocol):
     """Finds faces in an RGB uint8 image `[H, W, 3]`."""
 
-    def detect(self, frame: np.ndarray, *, small_faces: bool = False) -> list[FoundFace]:
+    def detect(self, frame: np.ndarray, *, small_faces: bool = False) -> Sequence[FoundFace]:
         """The faces, best score first."""
         ...
 

@@ -11,6 +11,7 @@ from types import TracebackType
 import cv2
 import numpy as np
 
+from talkinghead.media.errors import UnreadableMediaError
 from talkinghead.media.probe import VideoInfo
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
@@ -64,7 +65,7 @@ class FrameFolder:
         if fps <= 0:
             raise ValueError(f"{folder}: the frame rate is {fps}, must be positive")
         if not folder.is_dir():
-            raise ValueError(f"{folder} is not a folder of frames")
+            raise UnreadableMediaError("not_media", f"{folder} is not a folder of frames")
         self._numbered: dict[int, Path] = {}
         for file in sorted(folder.iterdir()):
             match = _LAST_NUMBER.search(file.stem)
@@ -73,7 +74,7 @@ class FrameFolder:
                 if other is not file:
                     raise ValueError(f"{folder}: {other.name} and {file.name} have the same number")
         if not self._numbered:
-            raise ValueError(f"{folder} has no numbered images")
+            raise UnreadableMediaError("no_video", f"{folder} has no numbered images")
         self._fps = fps
         self._first = min(self._numbered)
         height, width = _read(self._numbered[self._first]).shape[:2]
@@ -115,8 +116,8 @@ def _read(file: Path) -> np.ndarray:
     try:
         data = np.frombuffer(file.read_bytes(), np.uint8)
     except OSError as error:
-        raise ValueError(f"{file} cannot be read: {error.strerror}") from error
+        raise UnreadableMediaError("no_permission", f"{file} cannot be read: {error.strerror}") from error
     image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB) if len(data) else None
     if image is None:
-        raise ValueError(f"{file} is not an image that can be read")
+        raise UnreadableMediaError("undecodable", f"{file} is not an image that can be read")
     return image

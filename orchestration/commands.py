@@ -15,6 +15,7 @@ from orchestration.cluster import Cluster, ClusterSettings
 from orchestration.executor import RetrySettings
 from orchestration.steps import Runner, ShardSettings, Source
 from orchestration.unit import RunError
+from talkinghead.schema import check_version
 from talkinghead.storage import Storage
 
 if TYPE_CHECKING:
@@ -24,9 +25,7 @@ FIRST_VERSION = "v1"
 
 Data = Annotated[str, tyro.conf.arg(help="Data folder, or a URI such as s3://bucket/folder.")]
 Version = Annotated[str | None, tyro.conf.arg(help="Annotation version (default: the newest there is, or v1).")]
-Engine = Annotated[
-    str | None, tyro.conf.arg(help="litert, litert-tracking, tasks, tasks-image (default: as before).")
-]
+Engine = Annotated[str | None, tyro.conf.arg(help="litert, litert-tracking, tasks, tasks-image (default: as before).")]
 DetectorEvery = Annotated[int | None, tyro.conf.arg(help="Count faces on every n-th frame (default: as before).")]
 Flat = tyro.conf.OmitArgPrefixes
 
@@ -128,6 +127,7 @@ def reannotate(
     from orchestration.steps import SHARD_PLAN, run_pack
     from shards.manifest import read_manifest
 
+    check_version(version)
     with _runner(data, cluster, retry) as runner:
         read_manifest(runner.storage)
         settings = ShardSettings(**read_plan(runner.storage, SHARD_PLAN)["settings"])

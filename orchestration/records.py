@@ -78,7 +78,8 @@ class Attempt:
     """One failed try at a unit."""
 
     cause: str
-    """`media:<word>` (no readable media), `error:<Class>`, `crash:<SIGNAL>`, `timeout`, `memory`: what the quarantine is listed by."""
+    """What the quarantine is listed by: `media:<word>` (no readable media), `error:<Class>`, `crash:<SIGNAL>`,
+    `timeout`, `memory`."""
     message: str
     """One line for a person: what is wrong, with which file."""
     trace: str = ""

@@ -186,9 +186,13 @@ class ClipInfo:
     source_codec: str
     source_rotation: int
     """Degrees that were applied to make the frame upright (0, 90, 180, 270)."""
+    source_multi_face_fraction: float | None
+    """Share of looks at the whole source frame that found another face of similar size. The crop may have left it out,
+    yet nobody knows which of the two speaks. None where the data set's own box says who is meant."""
     source_pts: list[float]
     """Per frame: presentation time in seconds of the source frame that it shows, `[F]`."""
     audio: Literal["present", "silent", "missing"]
+    """`missing`: the source has no audio stream, or none of its audio lies in this clip."""
     audio_offset_samples: int
     """Samples of silence that were put before the first audio of the source inside this clip."""
     audio_padded_samples: int

@@ -21,6 +21,7 @@ from av.audio.stream import AudioStream
 from av.error import FFmpegError
 
 from talkinghead.media.container import MediaFile, name_of, open_media, start_of
+from talkinghead.media.errors import UnreadableMediaError
 from talkinghead.media.probe import audio_stream
 from talkinghead.timebase import SAMPLE_RATE, sample_at
 
@@ -85,10 +86,12 @@ def read_whole_audio(file: MediaFile) -> np.ndarray:
     with open_media(file, "audio") as container:
         stream = audio_stream(container)
         if stream is None:
-            raise ValueError(f"{name_of(file)} has no audio stream")
+            raise UnreadableMediaError("no_audio", f"{name_of(file)} has no audio stream")
         found, offset = _read(container, stream, None, None, name_of(file))
     if not len(found):
-        raise ValueError(f"{name_of(file)}: nothing of its {stream.codec_context.name} audio can be decoded")
+        raise UnreadableMediaError(
+            "undecodable", f"{name_of(file)}: nothing of its {stream.codec_context.name} audio can be decoded"
+        )
     return np.concatenate([np.zeros(max(0, offset), np.float32), found[max(0, -offset) :]])
 
 

@@ -16,6 +16,8 @@ import av
 import av.container
 from av.error import FFmpegError
 
+from talkinghead.media.errors import UnreadableMediaError
+
 FORMATS = (
     "mov,mp4,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,nut,mxf,ivf,obu,h264,hevc,m4v,yuv4mpegpipe,gif,rm,dv,"
     "wav,w64,flac,mp3,aac,ac3,eac3,aiff,au,caf,amr,ape,tta,wv"
@@ -60,16 +62,21 @@ def _open(file: MediaFile, kind: str) -> av.container.InputContainer:
         if not isinstance(file, Path):
             return av.open(file, "r", container_options=options)
         if file.is_dir():
-            raise ValueError(f"{file} is a folder, not a {kind} file")
+            raise UnreadableMediaError("folder", f"{file} is a folder, not a {kind} file")
         if file.stat().st_size == 0:
-            raise ValueError(f"{file} is empty (0 bytes)")
+            raise UnreadableMediaError("empty_file", f"{file} is empty (0 bytes)")
         with file.open("rb"):  # a clear error of the operating system rather than FFmpeg's
             pass
         # `file:` and an absolute path: no name can be taken for an option, a protocol or a pattern.
         return av.open(f"file:{file.absolute()}", "r", container_options=options)
     except FFmpegError as error:
         cause = "its index is missing or damaged, or it is another kind of file"
-        raise ValueError(f"{name_of(file)} is not a {kind} that can be opened: {cause} ({error.strerror})") from error
+        message = f"{name_of(file)} is not a {kind} that can be opened: {cause} ({error.strerror})"
+        raise UnreadableMediaError("not_media", message) from error
+    except FileNotFoundError as error:
+        raise UnreadableMediaError("not_found", f"{name_of(file)} is not there") from error
+    except PermissionError as error:
+        raise UnreadableMediaError("no_permission", f"{name_of(file)} may not be read by this user") from error
     except OSError as error:
         raise ValueError(f"{name_of(file)} cannot be read: {error.strerror or error}") from error
 

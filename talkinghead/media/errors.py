@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-Cause = Literal["not_found", "no_permission", "folder", "empty_file", "not_media", "no_video", "no_audio", "undecodable"]
+Cause = Literal[
+    "not_found", "no_permission", "folder", "empty_file", "not_media", "no_video", "no_audio", "undecodable"
+]
 
 
 class UnreadableMediaError(ValueError):

@@ -15,6 +15,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from talkinghead.media.container import MediaFile, name_of, open_media, start_of
+from talkinghead.media.errors import UnreadableMediaError
 
 _HDR_TRANSFERS = {16: "PQ", 18: "HLG"}  # ITU-T H.273 table 3
 
@@ -83,7 +84,9 @@ def probe(file: MediaFile) -> MediaInfo:
         stream = video_stream(container, name_of(file))
         frame = first_frame(container, stream)
         if frame is None:
-            raise ValueError(f"{name_of(file)}: no frame of its {stream.codec_context.name} video can be decoded")
+            raise UnreadableMediaError(
+                "undecodable", f"{name_of(file)}: no frame of its {stream.codec_context.name} video can be decoded"
+            )
         audio = audio_stream(container)
         return MediaInfo(
             container=container.format.name.split(",")[0],
@@ -101,10 +104,10 @@ def video_stream(container: av.container.InputContainer, name: str) -> VideoStre
     """
     stream = container.streams.best("video")
     if stream is None or stream.disposition & Disposition.attached_pic:
-        raise ValueError(f"{name} has no video stream")
+        raise UnreadableMediaError("no_video", f"{name} has no video stream")
     video = cast(VideoStream, stream)
     if video.codec_context is None:
-        raise ValueError(f"{name}: there is no decoder for its video stream")
+        raise UnreadableMediaError("undecodable", f"{name}: there is no decoder for its video stream")
     video.codec_context.thread_count = 1  # FFmpeg would take every core for itself
     return video
 

@@ -15,6 +15,7 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import Interpolation
 
 from talkinghead.media.container import MediaFile, name_of, open_media, start_of
+from talkinghead.media.errors import UnreadableMediaError
 from talkinghead.media.pixels import ACCURATE, FAST, PixelConverter
 from talkinghead.media.probe import VideoInfo, describe_video, first_frame, video_stream
 
@@ -90,7 +91,9 @@ class VideoSource:
         frame = first_frame(self._container, self._stream)
         if frame is None:
             self.close()
-            raise ValueError(f"{self._name}: no frame of its {self._stream.codec_context.name} video can be decoded")
+            raise UnreadableMediaError(
+                "undecodable", f"{self._name}: no frame of its {self._stream.codec_context.name} video can be decoded"
+            )
         self.info: VideoInfo = describe_video(self._container, self._stream, frame)
         self._fresh = False
 

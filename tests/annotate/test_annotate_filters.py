@@ -80,6 +80,7 @@ def clip_info(**changes) -> ClipInfo:
         "source_fps": 25.0,
         "source_codec": "h264",
         "source_rotation": 0,
+        "source_multi_face_fraction": 0.0,
         "source_pts": [number / 25 for number in range(100)],
         "audio": "present",
         "audio_offset_samples": 0,

@@ -148,3 +148,23 @@ def test_whole_frame_keeps_the_aspect() -> None:
 def test_settings_say_what_is_wrong(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         IngestSettings(**wrong)  # pyright: ignore[reportArgumentType]
+
+
+def test_celebv_hq_square_is_the_official_one() -> None:
+    """Shorter side, about the integer centre of the rounded box, also at native size."""
+    row = CatalogRow(
+        key="celebv-hq-x",
+        dataset="celebv-hq",
+        source_id="x",
+        source="x.mp4",
+        box=(0.1764, 0.0, 0.7122, 0.9015),
+        box_width=1.0,
+        box_height=1.0,
+        split_group="x",
+        licence="research",
+        attributes='{"box_square": "min"}',
+    )
+    for size in (512, 0):
+        crop = listed_crop(row, 1920, 1080, IngestSettings(size=size))
+        # round: x 339..1367, y 0..974; half = min(974, 1028) // 2 = 487; centre (853, 487)
+        assert crop.box == (853 - 487, 0, 853 + 487, 974)

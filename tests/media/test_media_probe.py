@@ -63,7 +63,7 @@ def test_truncated_folder_missing_unreadable_and_audio(media: Path, tmp_path: Pa
         probe(media / "derived" / "truncated.mp4")
     with pytest.raises(ValueError, match="is a folder"):
         probe(tmp_path)
-    with pytest.raises(ValueError, match="No such file"):
+    with pytest.raises(ValueError, match="is not there"):
         probe(tmp_path / "nothing.mp4")
     with pytest.raises(ValueError, match="has no video stream"):
         probe(media / "audio" / "whisper_jfk.flac")

@@ -85,6 +85,7 @@ def media_contents(number: int) -> dict[str, bytes]:
         source_fps=25.0,
         source_codec="h264",
         source_rotation=0,
+        source_multi_face_fraction=0.0,
         source_pts=[k / 25 for k in range(length)],
         audio="present",
         audio_offset_samples=0,
