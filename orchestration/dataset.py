@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -22,6 +23,8 @@ from talkinghead.config import from_json
 from talkinghead.provenance import library_versions
 from talkinghead.schema import Rejection, SampleIndex
 from talkinghead.storage import Storage
+
+log = logging.getLogger(__name__)
 
 FAILED = "annotate_failed"
 TOOLS = ("talkinghead", "av", "mediapipe", "ai-edge-litert", "opencv-contrib-python", "numpy", "ray")
@@ -99,11 +102,11 @@ def finish(storage: Storage, version: str, filters: FilterSettings, split_seed: 
             "frames": sum(row.num_frames for row in all_rows),
             "frames_kept": sum(row.num_frames for row in kept),
         },
-        licences=dict(sorted(Counter(row.licence for row in kept).items())),
+        licences=dict(sorted(Counter(row.licence for row in all_rows).items())),
         tool_versions=library_versions(*TOOLS),
         plan_hash=plan_hash(plan),
         media=[_shard_entry(media[pack.shard_key(number)]) for number in numbers],
-        annotations=[*_other_versions(storage, version, len(plan)), entry],
+        annotations=_in_order(storage, [*_other_versions(storage, version, len(plan)), entry]),
     )
     write_manifest(storage, manifest)
     return manifest
@@ -121,12 +124,24 @@ def _shard_entry(record: UnitRecord) -> ShardEntry:
 
 
 def _other_versions(storage: Storage, version: str, num_shards: int) -> list[AnnotationEntry]:
-    """Entries of the other versions that still cover every shard (new shards leave an older version behind)."""
+    """Entries of the other versions that cover every shard; new shards leave an older version behind."""
     try:
         before = read_manifest(storage).annotations
     except FileNotFoundError:
         return []
-    return [entry for entry in before if entry.version != version and len(entry.shards) == num_shards]
+    entries = []
+    for entry in before:
+        if len(entry.shards) < num_shards and entry.version != version:
+            name = entry.version
+            log.warning("annotation %s does not cover the new shards: make reannotate ANN=%s extends it", name, name)
+        elif entry.version != version:
+            entries.append(entry)
+    return entries
+
+
+def _in_order(storage: Storage, entries: list[AnnotationEntry]) -> list[AnnotationEntry]:
+    """Versions in the order in which they were first made: the last is what readers open by default."""
+    return sorted(entries, key=lambda entry: read_plan(storage, annotate.job_name(entry.version))["order"])
 
 
 def current_version(storage: Storage) -> str | None:

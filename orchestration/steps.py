@@ -154,9 +154,20 @@ def run_annotate(runner: Runner, version: str, settings: AnnotateSettings, model
     check_engine(settings.engine, model)
     units = annotate.plan_annotate(samples, version, settings, model, runner.retry.time_limit_s)
     _check_same_annotation(storage, version, units)
-    about = {"settings": asdict(settings), "model": model.name, "model_sha256": model.sha256}
+    about = {
+        "settings": asdict(settings),
+        "model": model.name,
+        "model_sha256": model.sha256,
+        "order": _order(storage, annotate.job_name(version)),
+    }
     write_plan(storage, annotate.job_name(version), units, **about)
     return runner.run(annotate.job_name(version), units)
+
+
+def _order(storage: Storage, name: str) -> int:
+    """How many annotation versions were planned before this one."""
+    names = plan_names(storage, "annotate-")
+    return read_plan(storage, name)["order"] if name in names else len(names)
 
 
 def _check_same_annotation(storage: Storage, version: str, units: Sequence[Unit]) -> None:

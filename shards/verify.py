@@ -177,4 +177,4 @@ def _data_files(storage: Storage) -> Iterator[str]:
     for folder in ("ann", "index", TEMPORARY_FOLDER):
         yield from (file.path for file in storage.list(folder))
     if storage.local_root:
-        yield from sorted(path.name for path in storage.local_root.iterdir() if path.is_file())
+        yield from sorted(path.name for path in storage.local_root.iterdir() if path.is_file() and path.name[0] != ".")
