@@ -22,6 +22,14 @@ def behave(storage: Storage, unit: Unit) -> Output:
     match payload["behaviour"]:
         case "sample":
             return Output(contents=[(unit.key, 3, {"txt": unit.key.encode() * 100})])
+        case "threads":
+            import cv2
+
+            from orchestration.jobs.face import pin_threads
+
+            pin_threads()
+            told = f"{cv2.getNumThreads()} {os.environ['OMP_NUM_THREADS']} {os.getpid()}"
+            return Output(contents=[(unit.key, 1, {"txt": told.encode()})])
         case "reject":
             raise RejectedError("no_face", 0.25, "a quarter of the frames")
         case "error":

@@ -25,7 +25,7 @@ def make_unit(tmp_path: Path, key: str, behaviour: str, **payload: object) -> Un
         function="tests.orchestration.poison:behave",
         payload={"behaviour": behaviour, "runs": str(tmp_path / "runs"), **payload},
         source=f"{key}.mp4",
-        time_limit_s=4.0,
+        time_limit_s=4.0 if behaviour == "hang" else 60.0,
     )
 
 
@@ -80,6 +80,20 @@ def test_every_unit_ends_once_and_poison_harms_no_neighbour(tmp_path: Path) -> N
     third = run(storage, units)
     assert (third.done_before, third.quarantined) == (26, 1)
     assert set((tmp_path / "runs").read_text().split()) == {"killed"}
+
+
+def test_workers_are_pinned_to_one_thread_and_renewed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestration.executor.UNITS_PER_PROCESS", 2)
+    storage = Storage(tmp_path / "data")
+    units = [make_unit(tmp_path, f"unit{i}", "threads") for i in range(6)]
+    tally = run(storage, units)
+    told = []
+    for record in tally.records:
+        member = record.samples[0].members[0]
+        assert record.file
+        told.append(storage.read_range(record.file, member.offset, member.size).decode().split())
+    assert {(opencv, openmp) for opencv, openmp, _ in told} == {("1", "1")}
+    assert max(Counter(pid for _, _, pid in told).values()) <= 2, "MediaPipe's leak must not add up in one process"
 
 
 def test_second_writer_is_refused(tmp_path: Path) -> None:
