@@ -9,6 +9,7 @@ are 7 numbers per face, of at most `MAX_FACES` faces: under 300 bytes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Protocol
 
@@ -96,11 +97,12 @@ def _measure(frame: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     measured[:, :5] = boxes
     height, width = frame.shape[:2]
     for row in measured:
-        x0, y0 = np.maximum(np.floor(row[:2]), 0).astype(int)
-        x1, y1 = np.minimum(np.ceil(row[2:4]), (width, height)).astype(int)
+        left, top, right, bottom = row[:4].tolist()
+        x0, y0 = max(math.floor(left), 0), max(math.floor(top), 0)
+        x1, y1 = min(math.ceil(right), width), min(math.ceil(bottom), height)
         if x1 - x0 >= _MIN_BOX and y1 - y0 >= _MIN_BOX:
-            grey = cv2.cvtColor(np.ascontiguousarray(frame[y0:y1, x0:x1]), cv2.COLOR_RGB2GRAY)
-            row[_SHARPNESS], row[_BRIGHTNESS] = sharpness(grey), grey.mean()
+            grey = cv2.cvtColor(frame[y0:y1, x0:x1], cv2.COLOR_RGB2GRAY)
+            row[_SHARPNESS], row[_BRIGHTNESS] = sharpness(grey), cv2.mean(grey)[0]
     return measured
 
 

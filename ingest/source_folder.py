@@ -125,6 +125,14 @@ def _measure(full: Path, path: str) -> Fingerprint:
     )
 
 
+def has_changed(source: Path, known: Fingerprint) -> bool:
+    """Whether size or times of a source are no longer those of its fingerprint."""
+    try:
+        return not known.same_stat(_measure(source / known.path, known.path))
+    except OSError:
+        return True
+
+
 def _folder_files(folder: Path) -> list[Path]:
     """Files directly in a folder of frames, by name; hidden ones left out."""
     return sorted(file for file in folder.iterdir() if not file.name.startswith(".") and file.is_file())

@@ -17,6 +17,7 @@ from tyro.extras import SubcommandApp
 
 from orchestration import commands
 from orchestration.unit import RunError
+from talkinghead.storage import UnreachableError
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -36,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         app.cli(prog="python -m orchestration", description=__doc__, args=arguments)
-    except RunError as error:
+    except (RunError, UnreachableError) as error:
         print(f"error: {error}; run the same command again when it is mended, it goes on from here", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

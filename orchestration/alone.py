@@ -7,6 +7,7 @@ the signal, the time-out, or the exception, with the end of stderr.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import faulthandler
 import json
 import os
@@ -24,6 +25,7 @@ from talkinghead.storage import Storage
 
 ROOT = Path(__file__).resolve().parents[1]
 _TRACE_BYTES = 4000
+_PR_SET_PDEATHSIG = 1
 
 
 def run_alone(storage: Storage, unit: Unit, *, attempts: int, memory_gb: float) -> UnitRecord | Attempt:
@@ -35,7 +37,9 @@ def run_alone(storage: Storage, unit: Unit, *, attempts: int, memory_gb: float) 
     Raises:
         RunError: The machine is at fault.
     """
-    request = json.dumps({"storage": storage.uri, "unit": unit.to_json(), "attempts": attempts, "memory_gb": memory_gb})
+    request = json.dumps(
+        {"storage": storage.location, "unit": unit.to_json(), "attempts": attempts, "memory_gb": memory_gb}
+    )
     started = time.perf_counter()
     child = subprocess.Popen(
         [sys.executable, "-m", "orchestration.alone"],
@@ -78,8 +82,15 @@ def limit_memory(gigabytes: float) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (int(gigabytes * 2**30), hard))
 
 
+def _end_with_parent() -> None:
+    """Have the kernel (Linux) end this process when its parent dies: a hung unit must not outlive a killed worker."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def main() -> None:
     """The child: one request on stdin, one reply on stdout."""
+    _end_with_parent()
     faulthandler.enable()
     request = json.load(sys.stdin)
     unit = Unit.from_json(request["unit"])

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import secrets
+import socket
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 
 # One thread per worker: the units are the parallelism. FFmpeg and OpenCV are pinned where they are opened.
 THREADS_OF = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-THREAD_VARIABLES = dict.fromkeys(THREADS_OF, "1")
-QUIET_VARIABLES = {"GLOG_minloglevel": "2", "TF_CPP_MIN_LOG_LEVEL": "2"}
-FORWARDED_VARIABLES = ("TALKINGHEAD_MODELS", "TALKINGHEAD_FACE_MODEL", "XDG_CACHE_HOME", "HOME")
+WORKER_VARIABLES = dict.fromkeys(THREADS_OF, "1") | {"GLOG_minloglevel": "2", "TF_CPP_MIN_LOG_LEVEL": "2"}
+MODEL_VARIABLES = ("TALKINGHEAD_MODELS", "TALKINGHEAD_FACE_MODEL")
+"""Settings of this process that hold on every node of a cluster."""
 OBJECT_STORE_BYTES = 128 << 20  # only paths and small records cross it
+CONNECT_SECONDS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +40,8 @@ class ClusterSettings:
     @property
     def address(self) -> str | None:
         """The cluster to join, None for a private one."""
-        return self.ray_address or os.environ.get("RAY_ADDRESS") or None
+        address = self.ray_address or os.environ.get("RAY_ADDRESS")
+        return None if address in (None, "", "local") else address
 
 
 class Cluster:
@@ -58,7 +66,11 @@ class Cluster:
 
     @property
     def slots(self) -> int:
-        """How many units to run at a time."""
+        """How many units to run at a time.
+
+        Raises:
+            ValueError: There is no cluster at the address, or it does not let this process in.
+        """
         if self._slots is None:
             self._slots = _start(self.settings)
         return self._slots
@@ -66,26 +78,108 @@ class Cluster:
 
 def _start(settings: ClusterSettings) -> int:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if settings.address:
+        _join(settings.address)
+    else:
+        _start_private(settings.workers or len(os.sched_getaffinity(0)))
     import ray
 
-    variables = THREAD_VARIABLES | QUIET_VARIABLES
-    if settings.address:
-        runtime_env = {"working_dir": str(ROOT), "excludes": [".git", ".venv", "build"], "env_vars": variables}
-        try:
-            ray.init(
-                address=settings.address, runtime_env=runtime_env, logging_level=logging.ERROR, log_to_driver=False
-            )
-        except ConnectionError as error:
-            raise ValueError(f"no Ray cluster at {settings.address}: {error}") from error
-    else:
-        forwarded = {name: os.environ[name] for name in FORWARDED_VARIABLES if name in os.environ}
-        ray.init(
-            num_cpus=settings.workers or len(os.sched_getaffinity(0)),
-            object_store_memory=OBJECT_STORE_BYTES,
-            include_dashboard=False,
-            runtime_env={"env_vars": variables | forwarded | {"PYTHONPATH": str(ROOT)}},
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-        )
     cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
     return min(settings.workers or cpus, cpus)
+
+
+def _start_private(cpus: int) -> None:
+    # A token of its own keeps other users of the machine out, and spares Ray writing one into a home folder that may
+    # not be there; naming the mode spares its notice that there is one. Read when ray is imported.
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    if os.environ["RAY_AUTH_MODE"] == "token" and "RAY_AUTH_TOKEN_PATH" not in os.environ:
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    # When this process is killed, Ray's agents look for the head of the cluster for so long before they end.
+    os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "5")
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=cpus,
+        object_store_memory=OBJECT_STORE_BYTES,
+        include_dashboard=False,
+        runtime_env={"env_vars": WORKER_VARIABLES | {"PYTHONPATH": str(ROOT)}},
+        logging_level=logging.ERROR,
+        log_to_driver=False,
+    )
+
+
+def _join(address: str) -> None:
+    _check_answers(address)
+    # Ray uses a token that is there only when it is told to.
+    if _token_is_there():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    os.environ.setdefault("RAY_gcs_server_port_wait_time_s", str(CONNECT_SECONDS))
+    import ray
+    from ray.exceptions import RayError
+
+    with _captured_stderr() as said:
+        try:
+            ray.init(address=address, runtime_env=_package(), logging_level=logging.ERROR, log_to_driver=False)
+        except (ConnectionError, RuntimeError, ValueError, RayError) as error:
+            refused = "uthenticat" in said() + str(error)
+            hint = " (it asks for a token: set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH)" if refused else ""
+            reason = " ".join(str(error).split())
+            raise ValueError(f"cannot join the Ray cluster at {address}: {reason}{hint}") from error
+
+
+def _package() -> dict[str, Any]:
+    """Ray's description of what workers of a cluster need from here: our packages only, whatever else lies in ROOT."""
+    names = sorted(path.parent.name for path in ROOT.glob("*/__init__.py"))
+    # Patterns as in .gitignore; "/." is ROOT itself, which "/*" would exclude with all that is in it.
+    excludes = ["/*", "!/.", *(f"!/{name}" for name in names)]
+    forwarded = {name: os.environ[name] for name in MODEL_VARIABLES if name in os.environ}
+    return {"working_dir": str(ROOT), "excludes": excludes, "env_vars": WORKER_VARIABLES | forwarded}
+
+
+def _check_answers(address: str) -> None:
+    """Say within seconds that no Ray is at an address; Ray itself tries for minutes."""
+    place = address.removeprefix("ray://")
+    host, colon, port = place.rpartition(":")
+    if place == "auto":
+        return
+    if not colon or not port.isdigit():
+        raise ValueError(f"RAY_ADDRESS is {address!r}, must be HOST:PORT, ray://HOST:PORT or auto")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+    except OSError as error:
+        raise ValueError(f"no Ray cluster answers at {address}: {error.strerror or error}") from error
+    if "RAY_USE_TLS" not in os.environ and not _speaks_grpc(place):
+        raise ValueError(f"no Ray cluster answers at {address}: something else does")
+
+
+def _speaks_grpc(place: str) -> bool:
+    import grpc
+
+    with grpc.insecure_channel(place, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        try:
+            grpc.channel_ready_future(channel).result(timeout=CONNECT_SECONDS)
+        except grpc.FutureTimeoutError:
+            return False
+    return True
+
+
+def _token_is_there() -> bool:
+    named = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ
+    return named or Path(os.path.expanduser("~/.ray/auth_token")).is_file()  # noqa: PTH111 (never raises)
+
+
+@contextlib.contextmanager
+def _captured_stderr() -> Iterator[Any]:
+    """Collect what Ray's C++ code prints on stderr before it has a log file; yields a function that returns it."""
+    with tempfile.TemporaryFile() as sink, os.fdopen(os.dup(2), "w") as stderr:
+        os.dup2(sink.fileno(), 2)
+
+        def said() -> str:
+            sink.seek(0)
+            return sink.read().decode(errors="replace")
+
+        try:
+            yield said
+        finally:
+            os.dup2(stderr.fileno(), 2)

@@ -5,42 +5,42 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import tyro
 
+from annotate.filters import FilterSettings
+from annotate.settings import AnnotateSettings
 from ingest.settings import IngestSettings
 from orchestration.cluster import Cluster, ClusterSettings
 from orchestration.executor import RetrySettings
-from orchestration.steps import Runner, ShardSettings, Source
+from orchestration.overrides import names_of
+from orchestration.steps.ingest import Source
+from orchestration.steps.pack import ShardSettings
+from orchestration.steps.runner import Runner
 from orchestration.unit import RunError
 from talkinghead.schema import check_version
 from talkinghead.storage import Storage
 
-if TYPE_CHECKING:
-    from annotate.filters import FilterSettings
-
 FIRST_VERSION = "v1"
 
+Names = tuple[str, ...]
 Data = Annotated[str, tyro.conf.arg(help="Data folder, or a URI such as s3://bucket/folder.")]
 Version = Annotated[str | None, tyro.conf.arg(help="Annotation version (default: the newest there is, or v1).")]
-Engine = Annotated[str | None, tyro.conf.arg(help="litert, litert-tracking, tasks, tasks-image (default: as before).")]
-DetectorEvery = Annotated[int | None, tyro.conf.arg(help="Count faces on every n-th frame (default: as before).")]
+Engine = Annotated[str | None, tyro.conf.arg(help="Short for --annotate engine=…")]
+IngestNames = Annotated[
+    Names, tyro.conf.arg(name="ingest", help=f"NAME=VALUE …; kept in DATA. Defaults: {names_of(IngestSettings)}")
+]
+AnnotateNames = Annotated[
+    Names, tyro.conf.arg(name="annotate", help=f"NAME=VALUE …; kept in DATA. Defaults: {names_of(AnnotateSettings)}")
+]
+ShardNames = Annotated[
+    Names, tyro.conf.arg(name="shards", help=f"NAME=VALUE …; kept in DATA. Defaults: {names_of(ShardSettings)}")
+]
+FilterNames = Annotated[
+    Names, tyro.conf.arg(name="filters", help=f"NAME=VALUE …; kept in DATA. Defaults: {names_of(FilterSettings)}")
+]
 Flat = tyro.conf.OmitArgPrefixes
-
-
-@dataclass(frozen=True, kw_only=True)
-class Thresholds:
-    """Filter thresholds as NAME=VALUE, e.g. `--filters yaw_abs_p95_max=50`. Kept in DATASET.json until changed."""
-
-    filters: tuple[str, ...] = ()
-
-    def overrides(self) -> dict[str, float | bool | str | None]:
-        """The given thresholds by name; raises `ValueError` for what is no NAME=VALUE."""
-        from orchestration.thresholds import parse_thresholds
-
-        return parse_thresholds(self.filters)
 
 
 def ingest(
@@ -48,15 +48,15 @@ def ingest(
     data: Data,
     cluster: Flat[ClusterSettings],
     retry: Flat[RetrySettings],
-    ingest: IngestSettings = IngestSettings(),  # noqa: B008  frozen
+    ingest: IngestNames = (),
 ) -> str:
     """Read a data set's own metadata; cut and crop its clips to 25 fps and 16 kHz."""
-    from orchestration.steps import run_ingest
+    from orchestration.steps.ingest import run_ingest
     from talkinghead.face.resolve import resolve_face_model
 
     with _runner(data, cluster, retry) as runner:
         run_ingest(runner, source, ingest, resolve_face_model())
-    return data
+    return runner.storage.uri
 
 
 def annotate(
@@ -65,25 +65,12 @@ def annotate(
     retry: Flat[RetrySettings],
     version: Version = None,
     engine: Engine = None,
-    detector_every: DetectorEvery = None,
+    annotate: AnnotateNames = (),
 ) -> str:
     """Annotate the ingested clips: landmarks, mesh, pose, blendshapes, quality."""
     with _runner(data, cluster, retry) as runner:
-        _annotate(runner, version, engine, detector_every)
-    return data
-
-
-def _annotate(runner: Runner, version: str | None, engine: str | None, detector_every: int | None) -> str:
-    from orchestration.dataset import current_version
-    from orchestration.steps import annotate_settings, run_annotate
-    from talkinghead.face.resolve import resolve_face_model
-
-    version = version or current_version(runner.storage) or FIRST_VERSION
-    given = {"engine": engine, "detector_every": detector_every}
-    overrides = {name: value for name, value in given.items() if value is not None}
-    settings = annotate_settings(runner.storage, version, overrides)
-    run_annotate(runner, version, settings, resolve_face_model())
-    return version
+        _annotate(runner, version, engine, annotate)
+    return runner.storage.uri
 
 
 def shards(
@@ -91,24 +78,27 @@ def shards(
     data: Data,
     cluster: Flat[ClusterSettings],
     retry: Flat[RetrySettings],
-    shards: Flat[ShardSettings],
-    thresholds: Flat[Thresholds],
     version: Version = None,
     engine: Engine = None,
-    detector_every: DetectorEvery = None,
-    ingest: IngestSettings = IngestSettings(),  # noqa: B008  frozen
+    ingest: IngestNames = (),
+    annotate: AnnotateNames = (),
+    shards: ShardNames = (),
+    filters: FilterNames = (),
 ) -> str:
     """Pack WebDataset shards with their index, after running what is missing before."""
-    from orchestration.dataset import finish
-    from orchestration.steps import run_ingest, run_pack
+    from orchestration.steps.finish import finish
+    from orchestration.steps.ingest import run_ingest
+    from orchestration.steps.pack import run_pack
     from talkinghead.face.resolve import resolve_face_model
 
     with _runner(data, cluster, retry) as runner:
         if source.source is not None:
             run_ingest(runner, source, ingest, resolve_face_model())
-        version = _annotate(runner, version, engine, detector_every)
+        elif ingest:
+            raise ValueError("--ingest changes how sources are ingested, so it needs --source")
+        version = _annotate(runner, version, engine, annotate)
         run_pack(runner, version, shards)
-        finish(runner.storage, version, _filters(runner, version, thresholds), shards.seed)
+        finish(runner.storage, version, filters)
     return runner.storage.describe("DATASET.json")
 
 
@@ -117,30 +107,28 @@ def reannotate(
     version: Annotated[str, tyro.conf.arg(help="Name of the new annotation version.")],
     cluster: Flat[ClusterSettings],
     retry: Flat[RetrySettings],
-    thresholds: Flat[Thresholds],
     engine: Engine = None,
-    detector_every: DetectorEvery = None,
+    annotate: AnnotateNames = (),
+    filters: FilterNames = (),
 ) -> str:
-    """Annotate the packed clips anew. Writes annotation shards and an index only; media stay untouched."""
-    from orchestration.dataset import finish
-    from orchestration.jobs.plans import read_plan
-    from orchestration.steps import SHARD_PLAN, run_pack
+    """Annotate the packed clips anew. Writes annotation shards and an index; packed media stay untouched."""
+    from orchestration.steps.finish import finish
+    from orchestration.steps.pack import run_pack
     from shards.manifest import read_manifest
 
     check_version(version)
     with _runner(data, cluster, retry) as runner:
         read_manifest(runner.storage)
-        settings = ShardSettings(**read_plan(runner.storage, SHARD_PLAN)["settings"])
-        _annotate(runner, version, engine, detector_every)
-        run_pack(runner, version, settings)
-        finish(runner.storage, version, _filters(runner, version, thresholds), settings.seed)
+        _annotate(runner, version, engine, annotate)
+        run_pack(runner, version)
+        finish(runner.storage, version, filters)
     return runner.storage.describe("DATASET.json")
 
 
 def report(data: Data, version: Version = None) -> str:
     """Write DATA/report: index.html, report.json, inputs.csv."""
+    from orchestration.report.collect import run_state
     from orchestration.report.page import write_report
-    from orchestration.reporting import run_state
 
     storage = Storage(data)
     return storage.describe(write_report(storage, run_state(storage, version)))
@@ -148,30 +136,32 @@ def report(data: Data, version: Version = None) -> str:
 
 def quarantine(data: Data) -> str:
     """List the inputs that failed, by cause."""
-    from orchestration.ledger import causes, quarantined
+    from orchestration.ledger import causes
+    from orchestration.results import current_quarantine
 
-    records = quarantined(Storage(data))
+    records = current_quarantine(Storage(data))
     for cause, number in causes(records).most_common():
         print(f"{cause}: {number}", file=sys.stderr)
         for record in records:
             if record.cause == cause:
                 tries = len(record.attempts)
-                print(
-                    f"  {record.job} {record.source!r}: {record.attempts[-1].message} ({tries} tries)", file=sys.stderr
-                )
+                message = f"{record.attempts[-1].message} ({tries} tries)"
+                print(f"  {record.job} {record.source!r}: {message}", file=sys.stderr)
     return f"{len(records)} in quarantine"
 
 
 def retry(data: Data, cause: str | None = None) -> str:
     """Release inputs from quarantine (all, or those of one cause); the next run tries them again."""
-    from orchestration.ledger import causes, quarantined, release, writer_lock
+    from orchestration.ledger import causes, release, writer_lock
+    from orchestration.results import current_quarantine
 
     storage = Storage(data)
     with writer_lock(storage):
-        known = causes(quarantined(storage))
-        released = release(storage, cause)
+        records = current_quarantine(storage)
+        released = release(storage, records, cause)
     if cause is not None and not released:
-        raise ValueError(f"nothing is in quarantine for {cause!r}; there is: {', '.join(sorted(known)) or 'nothing'}")
+        there = ", ".join(sorted(causes(records))) or "nothing"
+        raise ValueError(f"nothing is in quarantine for {cause!r}; there is: {there}")
     return f"{len(released)} released; run make shards again"
 
 
@@ -184,13 +174,23 @@ def demo(data: Data, cluster: Flat[ClusterSettings], retry: Flat[RetrySettings])
 
     folder = make_sample(Path(data) / "source")
     target = str(Path(data) / "data")
-    settings, thresholds = ShardSettings(min_shards=2), Thresholds()
-    source = Source(dataset="folder", source=str(folder))
-    shards(source, target, cluster, retry, settings, thresholds)
+    shards(Source(source=str(folder)), target, cluster, retry, shards=("min_shards=2",))
     found = verify(Storage(target), deep=True)
     if found.problems:
         raise RunError(f"the demo's shards have {len(found.problems)} problems, first: {found.problems[0]}")
     return report(target)
+
+
+def _annotate(runner: Runner, version: str | None, engine: str | None, overrides: Names) -> str:
+    from orchestration.steps.annotate import run_annotate
+    from orchestration.steps.finish import current_version
+    from talkinghead.face.resolve import resolve_face_model
+
+    version = version or current_version(runner.storage) or FIRST_VERSION
+    if engine is not None:
+        overrides = (*overrides, f"engine={engine}")
+    run_annotate(runner, version, overrides, resolve_face_model())
+    return version
 
 
 @contextlib.contextmanager
@@ -201,9 +201,3 @@ def _runner(data: str, cluster: ClusterSettings, retry: RetrySettings) -> Iterat
     storage = Storage(data)
     with writer_lock(storage), Cluster(cluster) as running:
         yield Runner(storage=storage, cluster=running, retry=retry)
-
-
-def _filters(runner: Runner, version: str, thresholds: Thresholds) -> FilterSettings:
-    from orchestration.dataset import filter_settings
-
-    return filter_settings(runner.storage, version, thresholds.overrides())

@@ -76,12 +76,24 @@ def run_units(storage: Storage, job: str, units: Sequence[Unit], cluster: Cluste
         slots = cluster.slots
         with Progress(job, len(units), tally.done_before) as progress:
             _Run(storage, retry, slots, tally, progress).run(pending)
+        _check_committed(storage, job, pending)
     tally.wall_seconds = time.perf_counter() - started
     log.info(
         "%s: %d units, %d done before, %d done now, %d quarantined, %.1f s",
         job, tally.planned, tally.done_before, tally.committed, tally.quarantined, tally.wall_seconds,
     )  # fmt: skip
     return tally
+
+
+def _check_committed(storage: Storage, job: str, units: Sequence[Unit]) -> None:
+    """Workers elsewhere must have written where this process reads."""
+    ledger = Ledger(storage, job)
+    lost = [unit for unit in units if not ledger.is_done(unit)]
+    if lost:
+        raise RunError(
+            f"{len(lost)} units were run but left no record in {storage.uri} (first: {lost[0].source}): "
+            "DATA must be a place that every node of the cluster reaches"
+        )
 
 
 class _Run:
@@ -110,11 +122,11 @@ class _Run:
             self._drain(queue, again, self._submit_alone)
 
     def _submit_pool(self, unit: Unit) -> Any:
-        return self.pool_task.remote(self.storage.uri, unit.to_json(), self.retry.memory_gb)
+        return self.pool_task.remote(self.storage.location, unit.to_json(), self.retry.memory_gb)
 
     def _submit_alone(self, unit: Unit) -> Any:
         attempts = len(self.failures[unit.key]) + 1
-        return self.alone_task.remote(self.storage.uri, unit.to_json(), attempts, self.retry.memory_gb)
+        return self.alone_task.remote(self.storage.location, unit.to_json(), attempts, self.retry.memory_gb)
 
     def _drain(self, queue: deque[Unit], again: deque[Unit], submit: Callable[[Unit], Any]) -> None:
         running: dict[Any, tuple[Unit, float]] = {}
@@ -144,6 +156,9 @@ class _Run:
             cause = "timeout" if hung else "crash"
             message = f"took longer than {unit.time_limit_s:g} s" if hung else "the worker process died"
             return Attempt(cause=cause, message=message, trace=str(error)[-4000:], seconds=round(seconds, 3))
+        except exceptions.RayError as error:
+            # The task catches what a unit raises, so this is the cluster's: no environment, no access, no packages.
+            raise RunError(f"Ray could not run {unit.source}: {str(error).strip().splitlines()[-1]}") from error
         if isinstance(result, RunError):
             raise result
         return result

@@ -25,7 +25,7 @@ class Ledger:
         self.job = job
         # A record is named by key and provenance key, so a listing tells what is done without opening a file.
         self.committed = {_names(file.path) for file in storage.list(dataroot.records(job), ".json")}
-        self.quarantined = {_names(file.path) for file in storage.list(f"quarantine/{job}", ".json")}
+        self.quarantined = {_names(file.path) for file in storage.list(dataroot.quarantines(job), ".json")}
 
     def is_done(self, unit: Unit) -> bool:
         """Whether the unit needs no run: committed, or quarantined until somebody retries it."""
@@ -52,7 +52,7 @@ def _names(path: str) -> tuple[str, str]:
 
 def quarantined(storage: Storage) -> list[QuarantineRecord]:
     """Every quarantine record of DATA, by job and key."""
-    files = storage.list("quarantine", ".json")
+    files = storage.list(dataroot.QUARANTINE_FOLDER, ".json")
     return [QuarantineRecord.from_json(storage.read(file.path)) for file in files]
 
 
@@ -61,18 +61,18 @@ def causes(records: Iterable[QuarantineRecord]) -> Counter[str]:
     return Counter(record.cause for record in records)
 
 
-def release(storage: Storage, cause: str | None = None) -> list[QuarantineRecord]:
-    """Take units out of quarantine (all, or those of one cause) so that the next run tries them again.
+def release(storage: Storage, records: Iterable[QuarantineRecord], cause: str | None = None) -> list[QuarantineRecord]:
+    """Take units out of quarantine (all of `records`, or those of one cause) so that the next run tries them again.
 
     The old record moves to `released/`, so that no failure is forgotten.
     """
     released = []
-    for record in quarantined(storage):
+    for record in records:
         if cause in (None, record.cause):
             path = dataroot.quarantine(record.job, record.key, record.pkey)
-            history = f"released/{record.job}/{record.key}.{record.pkey}"
-            earlier = len(storage.list(f"released/{record.job}", ".json"))
-            storage.create(f"{history}.{earlier}.json", record.to_json())
+            number = 0
+            while not storage.create(dataroot.released(record.job, record.key, record.pkey, number), record.to_json()):
+                number += 1
             storage.delete(path)
             released.append(record)
     return released
@@ -86,6 +86,7 @@ def writer_lock(storage: Storage) -> Iterator[None]:
     every write is whole and its content a function of its name, so two runs waste work but break nothing.
     """
     if storage.local_root is None:
+        storage.check_writable()
         yield
         return
     try:

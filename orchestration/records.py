@@ -20,6 +20,8 @@ class SampleRecord:
     key: str
     num_frames: int
     members: list[Member]
+    sha256: str
+    """Of the sample's bytes in the tar: headers, contents, padding."""
     scores: dict[str, float | None] = field(default_factory=dict)
 
 

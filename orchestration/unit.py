@@ -18,7 +18,7 @@ from talkinghead.media.errors import UnreadableMediaError
 from talkinghead.provenance import hash_bytes
 from talkinghead.sampletar import END_OF_ARCHIVE, write_sample
 from talkinghead.schema import RejectedError, Rejection
-from talkinghead.storage import Storage
+from talkinghead.storage import Storage, UnreachableError
 
 MACHINE_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG})
 """Errors of the machine, not of the input: the run stops, nothing is quarantined for them."""
@@ -88,6 +88,8 @@ def run_unit(storage: Storage, unit: Unit, *, attempts: int) -> UnitRecord:
         output = Output(rejected=[RejectedPiece(key=unit.key, rejection=error.rejection)])
     except ImportError as error:
         raise RunError(f"the installation is not complete: {error} (make setup mends it)") from error
+    except UnreachableError as error:
+        raise RunError(str(error)) from error
     except OSError as error:
         if error.errno in MACHINE_ERRORS:
             raise RunError(f"cannot write while working on {unit.source}: {error.strerror}") from error
@@ -102,6 +104,8 @@ def run_unit(storage: Storage, unit: Unit, *, attempts: int) -> UnitRecord:
         }
         record = UnitRecord.from_json(json.dumps(fields).encode())
         storage.create(dataroot.record(unit.job, unit.key, unit.pkey), record.to_json())
+    except UnreachableError as error:
+        raise RunError(str(error)) from error
     except OSError as error:
         raise RunError(f"cannot write to {storage.uri}: {error.strerror or error}") from error
     return record
@@ -123,9 +127,16 @@ def store_output(storage: Storage, unit: Unit, output: Output) -> dict[str, Any]
         buffer = io.BytesIO()
         samples = []
         for key, num_frames, contents in output.contents:
-            members = write_sample(buffer, buffer.tell(), key, contents)
-            scores = output.scores.get(key, {})
-            samples.append(asdict(SampleRecord(key=key, num_frames=num_frames, members=members, scores=scores)))
+            start = buffer.tell()
+            members = write_sample(buffer, start, key, contents)
+            sample = SampleRecord(
+                key=key,
+                num_frames=num_frames,
+                members=members,
+                sha256=hash_bytes(buffer.getbuffer()[start:]),
+                scores=output.scores.get(key, {}),
+            )
+            samples.append(asdict(sample))
         buffer.write(END_OF_ARCHIVE)
         data = buffer.getvalue()
         path = dataroot.unit(unit.job, unit.key, unit.pkey)

@@ -32,17 +32,18 @@ class Verify:
 
     def run(self) -> int:
         """Returns the exit code."""
+        storage = Storage(self.data)
         with _progress() as bar:
             task = bar.add_task("verify", total=None)
             report = verify(
-                Storage(self.data),
+                storage,
                 version=self.version,
                 deep=self.deep,
                 progress=lambda done, total: bar.update(task, completed=done, total=total),
             )
         _show(report)
         print(
-            f"{self.data}: {'ok' if report.ok else f'{len(report.problems)} problems'}, {report.samples} samples,"
+            f"{storage.uri}: {'ok' if report.ok else f'{len(report.problems)} problems'}, {report.samples} samples,"
             f" {report.frames} frames, {report.shards} shards, {report.bytes / 2**20:.1f} MiB,"
             f" {report.decoded} clips decoded, annotations {', '.join(report.versions)}"
         )

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from shards.manifest import AnnotationEntry
 from talkinghead import dataroot
 from talkinghead.provenance import hash_bytes
 from talkinghead.schema import SCHEMA_VERSION, SPLITS, Member, SampleIndex, check_version
@@ -227,8 +228,12 @@ def _assemble(
     return Index(pa.Table.from_arrays(list(columns.values()), schema=schema), version, members)
 
 
-def write_index(storage: Storage, index: Index) -> str:
-    """Write `index/<version>.parquet` (equal rows give equal bytes); returns its SHA-256."""
+def write_index(storage: Storage, index: Index) -> tuple[str, str]:
+    """Write the index (equal rows give equal bytes) under a name that its content gives it.
+
+    Returns:
+        Path relative to DATA, and SHA-256: what `DATASET.json` names it by.
+    """
     sink = io.BytesIO()
     pq.write_table(
         index.table,
@@ -236,40 +241,43 @@ def write_index(storage: Storage, index: Index) -> str:
         compression="zstd",
         row_group_size=_ROW_GROUP,
     )
-    storage.write(dataroot.index(index.version), sink.getvalue())
-    return hash_bytes(sink.getvalue())
+    sha256 = hash_bytes(sink.getvalue())
+    path = dataroot.index(index.version, sha256)
+    storage.write(path, sink.getvalue())
+    return path, sha256
 
 
-def read_index(storage: Storage, version: str, *, sha256: str | None = None) -> Index:
-    """Read `index/<version>.parquet`.
-
-    Args:
-        sha256: What the file must be, as `DATASET.json` has it; not compared when None.
+def read_index(storage: Storage, entry: AnnotationEntry) -> Index:
+    """Read the index of an annotation version, as `DATASET.json` names it.
 
     Raises:
-        FileNotFoundError: No such version.
-        ValueError: Not an index, not the one with this hash, or of another schema version.
+        FileNotFoundError: The file is gone.
+        ValueError: Not an index, not the one with the entry's hash, or of another schema version.
     """
-    path = dataroot.index(check_version(version))
+    path, version = entry.index, entry.version
     data = storage.read(path)
-    if sha256 is not None and hash_bytes(data) != sha256:
+    if hash_bytes(data) != entry.index_sha256:
         raise ValueError(
-            f"{storage.describe(path)} is not the index that DATASET.json names: it is damaged, or a run ended between"
-            " writing the two. Run make shards again"
+            f"{storage.describe(path)} is not the index that DATASET.json names: it is damaged. Run make shards again"
         )
+    return parse_index(data, version, storage.describe(path))
+
+
+def parse_index(data: bytes, version: str, name: str) -> Index:
+    """The index of `version` from the content of its file `name`. Raises `ValueError` like `read_index`."""
     try:
         table = pq.read_table(io.BytesIO(data))
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{storage.describe(path)} is no readable index: {error}") from error
+        raise ValueError(f"{name} is no readable index: {error}") from error
     metadata = (table.schema.metadata or {}).get(_METADATA)
     if metadata is None:
-        raise ValueError(f"{storage.describe(path)} is a Parquet table, but not an index of samples")
+        raise ValueError(f"{name} is a Parquet table, but not an index of samples")
     value = json.loads(metadata)
     if value["schema_version"] != SCHEMA_VERSION:
         raise ValueError(
-            f"{storage.describe(path)} has schema {value['schema_version']}, this code reads {SCHEMA_VERSION}:"
+            f"{name} has schema {value['schema_version']}, this code reads {SCHEMA_VERSION}:"
             " use the talkinghead release that wrote it, or build the index again with make shards"
         )
     if value["version"] != version:
-        raise ValueError(f"{storage.describe(path)} is the index of {value['version']}, not of {version}")
+        raise ValueError(f"{name} is the index of {value['version']}, not of {version}")
     return Index(table, version, value["members"])

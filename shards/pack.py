@@ -65,13 +65,15 @@ def pack_shard(storage: Storage, samples: Sequence[PlannedSample], sink: Path) -
     packed: list[PackedSample] = []
     position = flushed = 0
     # The hash and the disk run beside the copying: both leave the interpreter free while they work.
-    with sink.open("wb", buffering=0) as stream, ThreadPoolExecutor(1) as hasher, ThreadPoolExecutor(1) as flusher:
-        hashing = hasher.submit(digest.update, b"")
+    with sink.open("wb", buffering=0) as stream, ThreadPoolExecutor(2) as hasher, ThreadPoolExecutor(1) as flusher:
+        hashing = checking = hasher.submit(digest.update, b"")
         flushing = flusher.submit(os.fdatasync, stream.fileno())
         for sample in samples:
             block = _read_sample(storage, sample)
             hashing.result()
+            checking.result()
             hashing = hasher.submit(digest.update, block)
+            checking = hasher.submit(_check_content, storage, sample, block)
             _write_all(stream, block)
             shift = position - sample.offset
             members = [Member(suffix=m.suffix, offset=m.offset + shift, size=m.size) for m in sample.members]
@@ -82,10 +84,19 @@ def pack_shard(storage: Storage, samples: Sequence[PlannedSample], sink: Path) -
                 flushing = flusher.submit(os.fdatasync, stream.fileno())
                 flushed = position
         hashing.result()
+        checking.result()
         flushing.result()
         digest.update(END_OF_ARCHIVE)
         _write_all(stream, END_OF_ARCHIVE)
     return PackedShard(sha256=digest.hexdigest(), size=position + len(END_OF_ARCHIVE), samples=packed)
+
+
+def _check_content(storage: Storage, sample: PlannedSample, block: bytes) -> None:
+    if sample.sha256 is not None and hashlib.sha256(block).hexdigest() != sample.sha256:
+        raise ValueError(
+            f"{storage.describe(sample.file)} is damaged: the bytes of {sample.key} are not those of its record."
+            " Delete its record and run the job again"
+        )
 
 
 def _write_all(stream: io.FileIO, block: bytes) -> None:

@@ -32,6 +32,8 @@ class PlannedSample:
     members: tuple[Member, ...]
     """Offsets in `file`, in tar order."""
     num_frames: int
+    sha256: str | None = None
+    """Of the byte range, to be checked while it is copied; None: unknown."""
 
     def __post_init__(self) -> None:
         position = self.offset
@@ -43,14 +45,24 @@ class PlannedSample:
             raise ValueError(f"{self.key}: the members in {self.file} do not fill their {self.length} bytes")
 
     @classmethod
-    def of_members(cls, *, key: str, file: str, members: Iterable[Member], num_frames: int) -> PlannedSample:
+    def of_members(
+        cls, *, key: str, file: str, members: Iterable[Member], num_frames: int, sha256: str | None = None
+    ) -> PlannedSample:
         """The sample whose members a unit's record lists (in any order)."""
         ordered = tuple(sorted(members, key=lambda member: member.offset))
         if not ordered:
             raise ValueError(f"{key}: the record of {file} lists no members")
         offset = ordered[0].offset - BLOCK
         length = end_of(ordered) - offset
-        return cls(key=check_key(key), file=file, offset=offset, length=length, members=ordered, num_frames=num_frames)
+        return cls(
+            key=check_key(key),
+            file=file,
+            offset=offset,
+            length=length,
+            members=ordered,
+            num_frames=num_frames,
+            sha256=sha256,
+        )
 
 
 def plan_shards(

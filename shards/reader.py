@@ -60,7 +60,7 @@ class ShardReader:
         self.manifest = read_manifest(self.storage)
         entry = self.manifest.annotation(version)
         self.version = entry.version
-        self.index = read_index(self.storage, self.version, sha256=entry.index_sha256)
+        self.index = read_index(self.storage, entry)
         chosen = self.index.numbers("keep").copy() if kept else np.ones(len(self.index), bool)
         if split is not None:
             chosen &= self.index.equals("split", split)
@@ -69,7 +69,7 @@ class ShardReader:
             self._where.update(dict.fromkeys(suffixes, (self.index, archive)))
         for name in extra:
             entry = self.manifest.annotation(name)
-            self._join(read_index(self.storage, name, sha256=entry.index_sha256))
+            self._join(read_index(self.storage, entry))
         for column in columns:
             there = self._index_of(f"{column}.npy").has_member(f"{column}.npy")
             if lacking := int((chosen & ~there).sum()):

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from shards.index import Index, read_index
+from shards.index import Index, parse_index
 from shards.manifest import AnnotationEntry, DatasetManifest, read_manifest
 from shards.shard_check import Problem, ShardCheck
 from talkinghead import dataroot
@@ -92,9 +92,10 @@ def verify(
 def _indexes(storage: Storage, entries: list[AnnotationEntry], report: VerifyReport) -> Iterator[tuple[str, Index]]:
     for entry in entries:
         try:
-            if hash_bytes(storage.read(entry.index)) != entry.index_sha256:
+            data = storage.read(entry.index)
+            if hash_bytes(data) != entry.index_sha256:
                 report.problems.append(Problem(entry.index, None, "sha256", "is not the index that DATASET.json names"))
-            yield entry.version, read_index(storage, entry.version)
+            yield entry.version, parse_index(data, entry.version, storage.describe(entry.index))
         except FileNotFoundError:
             report.problems.append(Problem(entry.index, None, "missing", "is not there"))
         except ValueError as error:
@@ -144,13 +145,14 @@ def _check_versions(indexes: list[Index]) -> Iterator[Problem]:
             "shard",
             "ordinal",
             "num_frames",
+            "split",
             "split_group",
             "person",
             "licence",
         ):
             if not other.table.column(name).equals(indexes[0].table.column(name)):
                 detail = f"{name} differs from the index of {indexes[0].version}"
-                yield Problem(dataroot.index(other.version), None, "versions", detail)
+                yield Problem(f"index of {other.version}", None, "versions", detail)
 
 
 def _check_groups(entry: AnnotationEntry, index: Index) -> Iterator[Problem]:

@@ -3,7 +3,7 @@
     DATASET.json                       what the data set is; replaced last
     clips-000000.tar …                 media shards, immutable
     ann/<version>/ann-000000.tar …     annotation shards
-    index/<version>.parquet            one row per sample: offsets, scores, split, keep/reason
+    index/<version>.<hash>.parquet     one row per sample: offsets, scores, split, keep/reason; DATASET.json says which
     catalog/<dataset>.parquet          one row per clip of the data set's metadata
     catalog/<dataset>.sources.parquet  size, time and sha256 of each source file
     units/<job>/<aa>/<key>.<pkey>.tar  output of one unit of ingest or annotate, until it is packed (and after)
@@ -24,6 +24,9 @@ import hashlib
 
 DATASET_JSON = "DATASET.json"
 REPORT_FOLDER = "report"
+INDEX_FOLDER = "index"
+QUARANTINE_FOLDER = "quarantine"
+RUNS_FOLDER = "runs"
 
 
 def catalog(dataset: str) -> str:
@@ -41,19 +44,24 @@ def plan(name: str) -> str:
     return f"plans/{name}.json"
 
 
-def index(version: str) -> str:
-    """Index table of one annotation version."""
-    return f"index/{version}.parquet"
+def index(version: str, sha256: str) -> str:
+    """Index table of one annotation version; a changed table has another name, so that no reader mixes two."""
+    return f"{INDEX_FOLDER}/{version}.{sha256[:12]}.parquet"
+
+
+def units(job: str) -> str:
+    """Folder of the outputs of a job's units."""
+    return f"units/{job}"
 
 
 def unit(job: str, key: str, pkey: str) -> str:
     """Output tar of one unit."""
-    return f"units/{job}/{_bucket(key)}/{key}.{pkey}.tar"
+    return f"{units(job)}/{_bucket(key)}/{key}.{pkey}.tar"
 
 
 def record(job: str, key: str, pkey: str) -> str:
     """Commit record of one unit."""
-    return f"records/{job}/{_bucket(key)}/{key}.{pkey}.json"
+    return f"{records(job)}/{_bucket(key)}/{key}.{pkey}.json"
 
 
 def records(job: str) -> str:
@@ -61,9 +69,24 @@ def records(job: str) -> str:
     return f"records/{job}"
 
 
+def quarantines(job: str) -> str:
+    """Folder of a job's quarantine records."""
+    return f"{QUARANTINE_FOLDER}/{job}"
+
+
 def quarantine(job: str, key: str, pkey: str) -> str:
     """Quarantine record of one unit."""
-    return f"quarantine/{job}/{key}.{pkey}.json"
+    return f"{quarantines(job)}/{key}.{pkey}.json"
+
+
+def released(job: str, key: str, pkey: str, number: int) -> str:
+    """Where a quarantine record goes when its unit is released for another try."""
+    return f"released/{job}/{key}.{pkey}.{number}.json"
+
+
+def run(job: str, time_ns: int) -> str:
+    """Wall time of one run of a job."""
+    return f"{RUNS_FOLDER}/{time_ns}-{job}.json"
 
 
 def _bucket(key: str) -> str:

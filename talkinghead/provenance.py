@@ -38,7 +38,7 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} has no canonical form")
 
 
-def hash_bytes(data: bytes) -> str:
+def hash_bytes(data: bytes | memoryview) -> str:
     """SHA-256 as hexadecimal."""
     return hashlib.sha256(data).hexdigest()
 

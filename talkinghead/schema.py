@@ -269,6 +269,8 @@ def annotation_shard_name(version: str, shard: int) -> str:
 
 def check_version(version: str) -> str:
     """Return the annotation version's name, or raise `ValueError` when it cannot be a folder name."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,30}", version) or ".." in version:
-        raise ValueError(f"annotation version {version!r} must be 1 to 31 characters out of A-Z a-z 0-9 _ . -")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,30}", version) or version == "media":
+        raise ValueError(
+            f"annotation version {version!r} must be 1 to 31 characters out of A-Z a-z 0-9 _ -, not 'media'"
+        )
     return version

@@ -7,6 +7,7 @@ the new one, never a part. An object store gives the same: an object appears whe
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import shutil
 import tempfile
@@ -20,7 +21,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.fs as pafs
 
+from talkinghead.uri import hide_secrets, with_whole_writes, without_credentials
+
 TEMPORARY_FOLDER = "tmp"
+
+
+class UnreachableError(OSError):
+    """The object store does not answer, or refuses: its fault or the network's, never an input's. Names no secret."""
 
 
 @dataclass(frozen=True)
@@ -32,15 +39,24 @@ class StoredFile:
 
 
 class Storage:
-    """Files under `uri`, addressed by relative paths with forward slashes. Pickles as its URI."""
+    """Files under one root, addressed by relative paths with forward slashes. Pickles as its location.
 
-    def __init__(self, uri: str | Path) -> None:
-        self.uri = str(uri)
-        is_uri = "://" in self.uri
-        self.local_root: Path | None = None if is_uri else Path(self.uri).absolute()
+    Args:
+        location: A folder, or a URI, which may hold credentials: `s3://key:secret@bucket/folder?region=…`.
+
+    Attributes:
+        location: As given. Only for opening the same place again; it may hold credentials.
+        uri: The same with credentials hidden: what messages and pages show.
+        local_root: The folder; None behind a URI.
+    """
+
+    def __init__(self, location: str | Path) -> None:
+        self.location = str(location)
+        self.local_root: Path | None = None if "://" in self.location else Path(self.location).absolute()
+        self.uri = self.location if self.local_root else without_credentials(self.location)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (Storage, (self.uri,))
+        return (Storage, (self.location,))
 
     def __repr__(self) -> str:
         return f"Storage({self.uri!r})"
@@ -48,9 +64,24 @@ class Storage:
     @cached_property
     def _remote(self) -> tuple[pafs.FileSystem, str]:
         try:
-            return pafs.FileSystem.from_uri(self.uri)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise ValueError(f"cannot open {self.uri}: {error}") from error
+            return pafs.FileSystem.from_uri(with_whole_writes(self.location))
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+            # The message and the chained error would show the URI with its credentials.
+            raise ValueError(f"cannot open {self.uri}: {hide_secrets(str(error), self.location)}") from None
+
+    @contextlib.contextmanager
+    def _reaching(self) -> Iterator[pafs.FileSystem]:
+        """The remote file system; what it cannot do becomes `UnreachableError`, but for a missing file.
+
+        Errors with a number are the operating system's, of local files.
+        """
+        filesystem = self._remote[0]
+        try:
+            yield filesystem
+        except (OSError, pa.ArrowInvalid) as error:
+            if isinstance(error, OSError) and (error.errno is not None or isinstance(error, FileNotFoundError)):
+                raise
+            raise UnreachableError(f"cannot reach {self.uri}: {hide_secrets(str(error), self.location)}") from None
 
     def _local(self, path: str) -> Path:
         assert self.local_root is not None
@@ -69,13 +100,16 @@ class Storage:
 
     def describe(self, path: str) -> str:
         """The full name of a file, for messages."""
-        return str(self._local(path)) if self.local_root else f"{self.uri.rstrip('/')}/{path}"
+        if self.local_root:
+            return str(self._local(path))
+        root, question, options = self.uri.partition("?")
+        return f"{root.rstrip('/')}/{path}{question}{options}"
 
     def read(self, path: str) -> bytes:
         """Whole content. Raises `FileNotFoundError`."""
         if self.local_root:
             return self._local(path).read_bytes()
-        with self._remote[0].open_input_file(self._key(path)) as stream:
+        with self._reaching() as remote, remote.open_input_file(self._key(path)) as stream:
             return stream.read()
 
     def read_range(self, path: str, offset: int, length: int) -> bytes:
@@ -84,7 +118,7 @@ class Storage:
             with self._local(path).open("rb") as stream:
                 data = os.pread(stream.fileno(), length, offset)
         else:
-            with self._remote[0].open_input_file(self._key(path)) as stream:
+            with self._reaching() as remote, remote.open_input_file(self._key(path)) as stream:
                 data = stream.read_at(length, offset)
         if len(data) != length:
             raise EOFError(f"{self.describe(path)} is shorter than its index says ({offset} + {length} bytes)")
@@ -152,7 +186,8 @@ class Storage:
             return
         with tempfile.TemporaryDirectory(prefix="talkinghead-") as folder:
             target = Path(folder) / PurePosixPath(path).name
-            with self._remote[0].open_input_stream(self._key(path)) as source, target.open("wb") as sink:
+            key = self._key(path)
+            with self._reaching() as remote, remote.open_input_stream(key) as source, target.open("wb") as sink:
                 shutil.copyfileobj(source, sink, 1 << 22)
             yield target
 
@@ -160,7 +195,7 @@ class Storage:
         """Whether a file stands at `path`."""
         if self.local_root:
             return self._local(path).is_file()
-        return self._remote[0].get_file_info(self._key(path)).type == pafs.FileType.File
+        return self.size(path) is not None
 
     def size(self, path: str) -> int | None:
         """Size in bytes, None when there is no such file."""
@@ -169,7 +204,8 @@ class Storage:
                 return self._local(path).stat().st_size
             except FileNotFoundError:
                 return None
-        info = self._remote[0].get_file_info(self._key(path))
+        with self._reaching() as remote:
+            info = remote.get_file_info(self._key(path))
         return info.size if info.type == pafs.FileType.File else None
 
     def list(self, folder: str, suffix: str = "") -> list[StoredFile]:
@@ -187,7 +223,9 @@ class Storage:
         else:
             base = self._remote[1].rstrip("/") + "/"
             selector = pafs.FileSelector(base + folder, recursive=True, allow_not_found=True)
-            for info in self._remote[0].get_file_info(selector):
+            with self._reaching() as remote:
+                infos = remote.get_file_info(selector)
+            for info in infos:
                 if info.type == pafs.FileType.File and info.path.endswith(suffix):
                     found.append(StoredFile(info.path.removeprefix(base), info.size))
         return sorted(found, key=lambda file: file.path)
@@ -196,8 +234,9 @@ class Storage:
         """Remove a file; no error when it is gone already."""
         if self.local_root:
             self._local(path).unlink(missing_ok=True)
-        elif self.exists(path):
-            self._remote[0].delete_file(self._key(path))
+        else:
+            with contextlib.suppress(FileNotFoundError), self._reaching() as remote:
+                remote.delete_file(self._key(path))
 
     def sweep_temporary(self) -> int:
         """Delete what killed writers left under temporary names. Only when no writer runs. Returns the count."""
@@ -212,6 +251,8 @@ class Storage:
         try:
             self.write(probe, b"talkinghead")
             self.delete(probe)
+        except UnreachableError:
+            raise
         except OSError as error:
             raise OSError(f"cannot write to {self.uri}: {error.strerror or error}") from error
 
@@ -227,13 +268,21 @@ class Storage:
         temporary.replace(target)
         _sync_folder(target.parent)
 
-    def _upload(self, path: str, data: bytes) -> None:
-        with self._remote[0].open_output_stream(self._key(path)) as stream:
+    def _upload(self, path: str, data: bytes | mmap.mmap) -> None:
+        """Make an object of data that are all at hand.
+
+        Closing a stream, even after an error, makes an object of what was written until then, and pyarrow cannot abort
+        one. So nothing of ours may fail between opening and closing: there is one write, which fails as a whole.
+        """
+        with self._reaching() as remote, remote.open_output_stream(self._key(path)) as stream:
             stream.write(data)
 
     def _upload_file(self, path: str, source: Path) -> None:
-        with source.open("rb") as reader, self._remote[0].open_output_stream(self._key(path)) as stream:
-            shutil.copyfileobj(reader, stream, 1 << 22)
+        if not source.stat().st_size:  # which cannot be mapped
+            self._upload(path, b"")
+            return
+        with source.open("rb") as reader, mmap.mmap(reader.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            self._upload(path, data)
 
 
 def _write_synced(path: Path, data: bytes) -> None:

@@ -6,15 +6,16 @@
     tasks-image       MediaPipe Tasks in image mode; official bundle only
 
 Measured on eight real clips (1540 frames, 224 px to 1920x1080, decoding left out), distances in pixels at 512 px of the
-longer side, jitter = mean second difference of the landmarks, CPU = process time on one core that was shared:
+longer side, jitter = mean second difference of the landmarks, CPU = process time on one core that was shared (first 40
+frames of each clip, median of three rounds in turns):
 
     engine            model   to tasks-image: mean   p95    max   blendshapes   jitter   CPU ms/frame
-    tasks-image       478                       -      -      -             -     1.86          10.5
-    tasks             478                    2.07   4.85   23.7        0.0414     1.19           9.0
-    litert            478                   0.029   0.07    1.1        0.0006     1.86           8.7
-    litert-tracking   478                    1.64   4.16   24.2        0.0399     1.52           6.9
-    litert            468                    2.50   5.62   24.9             -     2.20           3.6
-    litert-tracking   468                    2.84   6.18   29.2             -     1.72           2.0
+    tasks-image       478                       -      -      -             -     1.86          11.0
+    tasks             478                    2.07   4.85   23.7        0.0414     1.19           8.8
+    litert            478                   0.029   0.07    1.1        0.0006     1.86           8.1
+    litert-tracking   478                    1.64   4.16   24.2        0.0399     1.52           6.5
+    litert            468                    2.50   5.62   24.9             -     2.20           3.0
+    litert-tracking   468                    2.84   6.18   29.2             -     1.72           1.6
 
 `litert` is the default: it gives what published systems were trained on (AniPortrait annotates with image mode) at less
 CPU than either mode of Tasks, runs either model, leaks nothing, and where two faces compete it stays with one (image

@@ -15,14 +15,14 @@ from talkinghead.face.network import load_network
 
 # The landmarks that the blendshape network reads, in its order (MediaPipe, face_blendshapes_graph.cc).
 # fmt: off
-BLENDSHAPE_LANDMARKS = (
+BLENDSHAPE_LANDMARKS = np.array([
     0, 1, 4, 5, 6, 7, 8, 10, 13, 14, 17, 21, 33, 37, 39, 40, 46, 52, 53, 54, 55, 58, 61, 63, 65, 66, 67, 70, 78, 80,
     81, 82, 84, 87, 88, 91, 93, 95, 103, 105, 107, 109, 127, 132, 133, 136, 144, 145, 146, 148, 149, 150, 152, 153,
     154, 155, 157, 158, 159, 160, 161, 162, 163, 168, 172, 173, 176, 178, 181, 185, 191, 195, 197, 234, 246, 249, 251,
     263, 267, 269, 270, 276, 282, 283, 284, 285, 288, 291, 293, 295, 296, 297, 300, 308, 310, 311, 312, 314, 317, 318,
     321, 323, 324, 332, 334, 336, 338, 356, 361, 362, 365, 373, 374, 375, 377, 378, 379, 380, 381, 382, 384, 385, 386,
     387, 388, 389, 390, 397, 398, 400, 402, 405, 409, 415, 454, 466, 468, 469, 470, 471, 472, 473, 474, 475, 476, 477,
-)
+])
 # fmt: on
 
 _NUM_POINTS = 478
@@ -63,11 +63,10 @@ class LitertEngine:
         """Annotate the frames of one clip (RGB uint8 `[H, W, 3]`, all of one size, 25 fps, in order)."""
         points: list[np.ndarray] = []
         blendshapes: list[np.ndarray] = []
-        region: Region | None = None
+        found: np.ndarray | None = None
         for frame in frames:
             height, width = frame.shape[:2]
-            found = self._locate(frame, region)
-            region = Region.of_landmarks(found, width, height) if found is not None else None
+            found = self._locate(frame, found)
             row = np.full((_NUM_POINTS, 3), np.nan, dtype=np.float32)
             if found is not None:
                 row[: len(found)] = found
@@ -78,17 +77,21 @@ class LitertEngine:
             np.array(blendshapes, dtype=np.float32).reshape(-1, _NUM_BLENDSHAPES),
         )
 
-    def _locate(self, frame: np.ndarray, last: Region | None) -> np.ndarray | None:
-        """Landmarks `[468 or 478, 3]` of a frame, given the region that the frame before suggests."""
-        if self._tracking and last is not None and (found := self._look(frame, last)) is not None:
-            return found
+    def _locate(self, frame: np.ndarray, last: np.ndarray | None) -> np.ndarray | None:
+        """Landmarks `[468 or 478, 3]` of a frame, given those of the frame before."""
         height, width = frame.shape[:2]
+        if self._tracking and last is not None:
+            found = self._look(frame, Region.of_landmarks(last, width, height))
+            if found is not None:
+                return found
         regions = [Region.of_detection(detection, width, height) for detection in self._detector.detect(frame)]
-        if last is not None:  # with several faces in the frame, stay with this one
-            regions.sort(key=lambda region: not last.contains(region.center_x, region.center_y))
+        if last is not None and len(regions) > 1:  # stay with the same face
+            before = Region.of_landmarks(last, width, height)
+            regions.sort(key=lambda region: not before.contains(region.center_x, region.center_y))
         found = self._look(frame, regions[0]) if regions else None
         if found is None and last is not None and not self._tracking:
-            found = self._look(frame, last)  # a face that is missed for a moment is still where it was
+            # A face that is missed for a moment is still where it was.
+            found = self._look(frame, Region.of_landmarks(last, width, height))
         return found
 
     def _look(self, frame: np.ndarray, region: Region) -> np.ndarray | None:
@@ -102,5 +105,5 @@ class LitertEngine:
         """Blendshapes `[52]`; NaN without a face or without the network."""
         if points is None or self._blendshapes is None:
             return np.full(_NUM_BLENDSHAPES, np.nan, dtype=np.float32)
-        pixels = points[list(BLENDSHAPE_LANDMARKS), :2] * np.array([width, height], dtype=np.float32)
+        pixels = points[BLENDSHAPE_LANDMARKS, :2] * np.array([width, height], dtype=np.float32)
         return self._blendshapes.run(pixels)[0]

@@ -59,16 +59,24 @@ class Region:
 
     def cut(self, frame: np.ndarray, size: int) -> np.ndarray:
         """The region of an image, upright, as `[size, size, 3]`; the image's border is repeated beyond it."""
-        axes = self._axes() / size  # frame pixels per output pixel
-        corner = np.array([self.center_x, self.center_y]) - axes @ (size / 2, size / 2)
-        to_frame = np.column_stack([axes, corner])
-        return cv2.warpAffine(
-            frame,
-            to_frame,
+        height, width = frame.shape[:2]
+        axes = self._axes()
+        reach = np.abs(axes).sum(axis=1) / 2 + 2  # of what is interpolated, from the centre
+        x0, x1 = _within(self.center_x, reach[0], width)
+        y0, y1 = _within(self.center_y, reach[1], height)
+        to_part = np.empty((2, 3))
+        to_part[:, :2] = axes / size  # frame pixels per output pixel
+        to_part[:, 2] = (self.center_x - x0, self.center_y - y0) - axes.sum(axis=1) / 2
+        # OpenCV turns four channels in half the time of three: there and back included, a third is saved.
+        part = cv2.cvtColor(frame[y0:y1, x0:x1], cv2.COLOR_RGB2RGBA)
+        turned = cv2.warpAffine(
+            part,
+            to_part,
             (size, size),
             flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
             borderMode=cv2.BORDER_REPLICATE,
         )
+        return cv2.cvtColor(turned, cv2.COLOR_RGBA2RGB)
 
     def to_image(self, points: np.ndarray, width: int, height: int) -> np.ndarray:
         """Landmarks `[N, 3]` in units of the region (0 .. 1, z as x) → normalised by the image, z by its width.
@@ -93,3 +101,9 @@ def _angle(eyes: np.ndarray) -> float:
     """Rotation of the line from the (subject's) right eye to the left, `[2, 2]` pixels, within ±pi."""
     across, down = eyes[1] - eyes[0]
     return math.atan2(float(down), float(across))
+
+
+def _within(center: float, reach: float, extent: int) -> tuple[int, int]:
+    """First pixel and end of `center` ± `reach` within an image of `extent` pixels: at least the border's pixel."""
+    first = min(max(math.floor(center - reach), 0), extent - 1)
+    return first, max(min(math.ceil(center + reach), extent), first + 1)

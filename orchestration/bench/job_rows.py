@@ -62,13 +62,13 @@ def job_rows(source: Path, data: Path) -> list[Row]:
     """
     from annotate.engines import DEFAULT_ENGINE
 
-    build = ("shards", "--source", str(source), "--data", str(data), "--min-shards", "2")
+    build = ("shards", "--source", str(source), "--data", str(data), "--shards", "min_shards=2")
     first = run_command(*build)
     built = snapshot(data)
     again = run_command(*build)
     rerun = snapshot(data)
     other = "tasks" if DEFAULT_ENGINE == "litert" and _has_tasks() else "litert"
-    options = ("--engine", other) if other != DEFAULT_ENGINE else ("--detector-every", "4")
+    options = ("--engine", other) if other != DEFAULT_ENGINE else ("--annotate", "detector_every=4")
     run_command("reannotate", "--data", str(data), "--version", "bench", *options)
     megabyte = 1 / 2**20
     return [

@@ -6,9 +6,10 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestration import state
+from orchestration import results
 from orchestration.cluster import ROOT
 from orchestration.jobs.annotate import MediaSample
+from orchestration.steps.annotate import media_samples
 from talkinghead.storage import Storage
 
 SHARED = ROOT.parent / "shared"
@@ -70,8 +71,8 @@ def read_material(storage: Storage, frames: int) -> Material:
     Raises:
         ValueError: It has none.
     """
-    ingested = state.ingested_samples(state.ingest_results(storage))
-    samples = sorted(state.media_samples(storage, ingested), key=lambda sample: sample.key)
+    ingested = results.ingested_samples(results.ingest_results(storage))
+    samples = sorted(media_samples(storage, ingested), key=lambda sample: sample.key)
     if not samples:
         raise ValueError(f"the bench's videos gave no samples: see make quarantine DATA={storage.uri}")
     chosen: list[MediaSample] = []

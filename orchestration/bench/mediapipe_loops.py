@@ -30,7 +30,13 @@ def write_pictures(frames: Mapping[str, Sequence[np.ndarray]], folder: Path) -> 
 
 
 def picture_loop(model: FaceModel, pictures: Sequence[Path], out: Path) -> None:
-    """The original's way: read a PNG, detect anew, save landmarks, mesh, matrix and blendshapes, one file each."""
+    """The original's way: read a PNG, detect anew, save landmarks, mesh, matrix and blendshapes, one file each.
+
+    Its MediaPipe was patched to hand out the metric mesh that it computes for the matrix anyway; here a product with
+    the matrix stands in for it, which costs next to nothing.
+    """
+    for clip in {picture.parent.name for picture in pictures}:
+        (out / clip).mkdir(parents=True)
     with _landmarker(model, video=False) as landmarker:
         for picture in pictures:
             pixels = cv2.imread(str(picture))
@@ -39,7 +45,6 @@ def picture_loop(model: FaceModel, pictures: Sequence[Path], out: Path) -> None:
             if not result.face_landmarks:
                 continue
             folder = out / picture.parent.name
-            folder.mkdir(parents=True, exist_ok=True)
             landmarks = np.array([[p.x, p.y, p.z] for p in result.face_landmarks[0]], np.float32)
             matrix = np.asarray(result.facial_transformation_matrixes[0], np.float32)
             mesh = landmarks[:468] @ matrix[:3, :3]

@@ -158,10 +158,11 @@ def write_data_set(copies: Copies, packed: Sequence[PackedShard]) -> None:
                 )  # fmt: skip
 
     index = build_index("bench", rows())
+    path, sha256 = write_index(copies.storage, index)
     entry = AnnotationEntry(
         version="bench",
-        index="index/bench.parquet",
-        index_sha256=write_index(copies.storage, index),
+        index=path,
+        index_sha256=sha256,
         shards=[],
         samples=len(index),
         kept=len(index),

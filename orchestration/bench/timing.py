@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from orchestration.cluster import QUIET_VARIABLES, THREAD_VARIABLES
+from orchestration.cluster import WORKER_VARIABLES
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Cost:
 
 def pin_threads() -> None:
     """One thread for every numerical library, here and in child processes. Before those libraries are imported."""
-    os.environ.update(THREAD_VARIABLES | QUIET_VARIABLES)
+    os.environ.update(WORKER_VARIABLES)
 
 
 @contextlib.contextmanager

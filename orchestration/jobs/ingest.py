@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ingest.settings import IngestSettings
@@ -17,9 +18,15 @@ if TYPE_CHECKING:
     from ingest.source_folder import Fingerprint
 
 JOB = "ingest"
+PLAN_PREFIX = "ingest-"
 VERSION = 1
 LIBRARIES = ("av", "opencv-contrib-python", "numpy", "ai-edge-litert")
 _WHOLE_FILE_LIMIT_S = 1800.0
+
+
+def plan_name(dataset: str) -> str:
+    """Each data set of DATA has an ingest plan of its own."""
+    return f"{PLAN_PREFIX}{dataset}"
 
 
 def plan_ingest(
@@ -54,6 +61,7 @@ def plan_ingest(
                 payload={
                     "row": row.to_json(),
                     "source": source,
+                    "fingerprint": asdict(content),
                     "settings": asdict(settings),
                     "detector_sha256": detector,
                 },
@@ -71,9 +79,14 @@ def _time_limit(row: CatalogRow) -> float:
     return 120.0 + 10.0 * (row.end_s - (row.start_s or 0.0))
 
 
+class SourceChangedError(Exception):
+    """The source is not what was fingerprinted; what was made of it must not count for that content."""
+
+
 def run(storage: Storage, unit: Unit) -> Output:
     """Cut and crop one clip of the catalog."""
     from ingest.clip import ingest_clip
+    from ingest.source_folder import Fingerprint, has_changed
     from orchestration.jobs.face import pin_threads, planned_detector
     from orchestration.records import RejectedPiece
 
@@ -82,8 +95,10 @@ def run(storage: Storage, unit: Unit) -> Output:
     assert row.source is not None
     settings = from_json(IngestSettings, unit.payload["settings"])
     detector = planned_detector(unit.payload["detector_sha256"])
-    with Storage(unit.payload["source"]).local_copy(row.source) as path:
-        pieces = ingest_clip(row, path, settings, detector, unit.pkey)
+    folder, known = Path(unit.payload["source"]), Fingerprint(**unit.payload["fingerprint"])
+    pieces = ingest_clip(row, folder / row.source, settings, detector, unit.pkey)
+    if known.sha256 is not None and has_changed(folder, known):
+        raise SourceChangedError(f"{folder / row.source} changed while it was ingested: run again when it is complete")
     output = Output(details=_about(row))
     for piece in pieces:
         if piece.contents is not None:

@@ -13,13 +13,14 @@ from talkinghead.schema import Member, annotation_shard_name, media_shard_name
 from talkinghead.storage import Storage
 
 VERSION = 1
-MEDIA_JOB = "pack-media"
+PREFIX = "pack-"
+MEDIA_JOB = f"{PREFIX}media"
 _TIME_LIMIT_S = 3600.0
 
 
 def annotation_job(version: str) -> str:
     """`pack-<version>`."""
-    return f"pack-{version}"
+    return f"{PREFIX}{version}"
 
 
 def shard_key(shard: int) -> str:
@@ -33,6 +34,7 @@ def plan_pack(
     samples: Sequence[PlannedSample],
     contents: Sequence[str],
     time_limit_s: float | None,
+    blank: Sequence[str] = (),
 ) -> Unit:
     """The unit that packs one shard.
 
@@ -42,18 +44,17 @@ def plan_pack(
         samples: What goes in, in order.
         contents: Per sample, the sha256 of the file that it is copied from.
         time_limit_s: Wall-clock limit.
+        blank: Keys of the samples whose annotation failed; noted on the record.
     """
     inputs = [[sample.key, content] for sample, content in zip(samples, contents, strict=True)]
+    name = annotation_shard_name(version, shard) if version else media_shard_name(shard)
     return Unit(
         job=annotation_job(version) if version else MEDIA_JOB,
         key=shard_key(shard),
         pkey=provenance_key("pack", VERSION, parameters={"version": version, "shard": shard}, inputs=inputs),
         function="orchestration.jobs.pack:run",
-        payload={
-            "name": annotation_shard_name(version, shard) if version else media_shard_name(shard),
-            "samples": [asdict(sample) for sample in samples],
-        },
-        source=annotation_shard_name(version, shard) if version else media_shard_name(shard),
+        payload={"name": name, "samples": [asdict(sample) for sample in samples], "blank": list(blank)},
+        source=name,
         time_limit_s=time_limit_s or _TIME_LIMIT_S,
     )
 
@@ -72,10 +73,13 @@ def run(storage: Storage, unit: Unit) -> Output:
         job=unit.job,
         key=unit.key,
         pkey=unit.pkey,
-        samples=[SampleRecord(key=s.key, num_frames=s.num_frames, members=s.members) for s in packed.samples],
+        samples=[
+            SampleRecord(key=done.key, num_frames=done.num_frames, members=done.members, sha256=sample.sha256 or "")
+            for done, sample in zip(packed.samples, samples, strict=True)
+        ],
         file=unit.payload["name"],
         file_bytes=packed.size,
         file_sha256=packed.sha256,
         frames=packed.num_frames,
     )
-    return Output(stored=record)
+    return Output(stored=record, details={"blank": unit.payload["blank"]})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from orchestration.unit import Unit
@@ -12,9 +12,19 @@ from talkinghead.provenance import pretty_json
 from talkinghead.storage import Storage
 
 
-def write_plan(storage: Storage, name: str, units: Sequence[Unit], **about: Any) -> None:
-    """Record the units of a job (`about`: settings and whatever else made the plan); an equal plan is left alone."""
-    value = {"units": {unit.key: unit.pkey for unit in units}, **about}
+def write_plan(
+    storage: Storage, name: str, units: Sequence[Unit], extra: Mapping[str, str] | None = None, **about: Any
+) -> None:
+    """Record the units of a job; an equal plan is left alone.
+
+    Args:
+        storage: DATA.
+        name: Name of the plan.
+        units: What belongs to it.
+        extra: Key → provenance key of units that belong to it too, though they cannot be run any more.
+        about: Settings and whatever else made the plan.
+    """
+    value = {"units": {unit.key: unit.pkey for unit in units} | dict(extra or {}), **about}
     write_json(storage, dataroot.plan(name), value)
 
 

@@ -94,5 +94,6 @@ def _manifest(storage: Storage) -> DatasetManifest | None:
 def _difference(storage: Storage, state: RunState) -> VersionDifference | None:
     if state.previous_version is None or not state.index:
         return None
-    before = list(read_index(storage, state.previous_version).rows())
+    manifest = read_manifest(storage)
+    before = list(read_index(storage, manifest.annotation(state.previous_version)).rows())
     return compare_versions(storage, (state.previous_version, before), (state.version, state.index))

@@ -12,18 +12,17 @@ from talkinghead.schema import CatalogRow, SampleIndex, check_version
 UnitState = UnitRecord | QuarantineRecord | None
 """What became of one unit: its commit record, its quarantine record, or None while it has neither."""
 
-INGEST_JOB = "ingest"
-PACK_MEDIA_JOB = "pack-media"
 
+@dataclass(frozen=True, kw_only=True)
+class MetadataNotes:
+    """What of a data set gave no input."""
 
-def annotate_job(version: str) -> str:
-    """Name of the annotation job of one version, as its records have it."""
-    return f"annotate-{version}"
-
-
-def pack_job(version: str) -> str:
-    """Name of the job that packs the annotation shards of one version, as its records have it."""
-    return f"pack-{version}"
+    problems: list[str]
+    """Parts of the metadata, or of SOURCE, that could not be read."""
+    unused: list[str]
+    """Videos in SOURCE that belong to no clip of the metadata."""
+    left_out: int
+    """Clips that LIMIT cut off."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +49,12 @@ class RunState:
     """The annotation version to compare with; None when this is the first."""
     filters: FilterSettings | None = None
     """Thresholds the index was filtered with; drawn into the histograms, and the index is checked against them."""
+    metadata: Mapping[str, MetadataNotes] = field(default_factory=dict)
+    """Data set → what gave no input."""
+    wall_frames: Mapping[str, int] = field(default_factory=dict)
+    """Job → frames that the runs in `wall_seconds` put out."""
     wall_seconds: Mapping[str, float] = field(default_factory=dict)
-    """Job → seconds on the clock that the last run spent in it; without it speeds are per worker-second."""
+    """Job → seconds on the clock of the runs that came to their end; without it speeds are per worker-second."""
 
     def __post_init__(self) -> None:
         check_version(self.version)

@@ -21,6 +21,8 @@ persons                 different persons among the kept samples, as far as the 
 split_groups            different split groups among the kept samples
 splits                  {split: {samples, frames, hours, persons, split_groups}}, kept samples
 datasets                {dataset: {inputs, sample, rejected, quarantined, pending, samples, frames, hours}}
+metadata                {dataset: {problems, unused, left_out}}: what gave no input: unreadable metadata, videos that
+                        no metadata names, clips that LIMIT cut off
 licences                [{licence, terms_urls, datasets, inputs, samples, hours}]
 shards                  media shards
 bytes_media             of the media shards
@@ -41,10 +43,11 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
+from orchestration.jobs import annotate, ingest, pack
 from orchestration.records import UnitRecord
 from orchestration.report.accounting import FATES, Accounting, count_reasons
 from orchestration.report.diff import VersionDifference
-from orchestration.report.state import INGEST_JOB, PACK_MEDIA_JOB, RunState, annotate_job, pack_job
+from orchestration.report.state import RunState
 from shards.manifest import DatasetManifest, ShardEntry
 from talkinghead.schema import SPLITS, SampleIndex, annotation_shard_name, media_shard_name
 from talkinghead.storage import Storage
@@ -108,6 +111,7 @@ def summarise(
         **_people(kept),
         "splits": {split: _split([row for row in kept if row.split == split]) for split in SPLITS},
         "datasets": _datasets(accounting, kept),
+        "metadata": {name: dataclasses.asdict(notes) for name, notes in state.metadata.items()},
         "licences": _licences(state, kept),
         "shards": len({row.shard for row in state.index}),
         "bytes_media": media,
@@ -122,27 +126,32 @@ def summarise(
 
 def job_speeds(state: RunState) -> dict[str, dict[str, Any]]:
     """Per job, in the order in which they run: units, time and speed, from the commit records."""
-    annotate, pack = annotate_job(state.version), pack_job(state.version)
-    records: dict[str, list[UnitRecord]] = {name: [] for name in (INGEST_JOB, annotate, PACK_MEDIA_JOB, pack)}
+    jobs = (ingest.JOB, annotate.job_name(state.version), pack.MEDIA_JOB, pack.annotation_job(state.version))
+    records: dict[str, list[UnitRecord]] = {name: [] for name in jobs}
     units: list[Any] = [*state.ingest.values(), *state.annotate.values(), *state.pack]
     for record in units:
         if isinstance(record, UnitRecord):
             records.setdefault(record.job, []).append(record)
-    return {name: _speed(done, state.wall_seconds.get(name)) for name, done in records.items() if done}
+    return {
+        name: _speed(done, state.wall_frames.get(name), state.wall_seconds.get(name))
+        for name, done in records.items()
+        if done
+    }
 
 
-def _speed(records: list[UnitRecord], wall_seconds: float | None) -> dict[str, Any]:
+def _speed(records: list[UnitRecord], wall_frames: int | None, wall_seconds: float | None) -> dict[str, Any]:
     frames = sum(record.frames for record in records)
     seconds = sum(record.seconds for record in records)
     cpu_seconds = sum(record.cpu_seconds for record in records)
-    clock = wall_seconds or seconds
+    # A run that was killed left no wall time: its frames must not count into the others' speed.
+    clocked, clock = (wall_frames, wall_seconds) if wall_frames and wall_seconds else (frames, seconds)
     return {
         "units": len(records),
         "frames": frames,
         "seconds": round(seconds, 3),
         "cpu_seconds": round(cpu_seconds, 3),
         "wall_seconds": wall_seconds,
-        "frames_per_second": round(frames / clock, 2) if clock and frames else None,
+        "frames_per_second": round(clocked / clock, 2) if clock and frames else None,
         "cpu_ms_per_frame": round(1000 * cpu_seconds / frames, 3) if frames else None,
         "retried": sum(record.attempts > 1 for record in records),
     }

@@ -12,8 +12,8 @@ import av.container
 import numpy as np
 from av.video.stream import VideoStream
 
+from talkinghead.media.clip_pixels import ClipConverter
 from talkinghead.media.container import as_stream, open_media
-from talkinghead.media.pixels import PixelConverter
 from talkinghead.media.probe import video_stream
 from talkinghead.timebase import FPS
 
@@ -25,10 +25,10 @@ def decode_clip(mp4: bytes | BinaryIO) -> Iterator[np.ndarray]:
         ValueError: The clip cannot be opened.
         av.error.FFmpegError: A packet of it is damaged.
     """
-    converter = PixelConverter()
+    converter = ClipConverter()
     with _open(mp4) as (container, stream):
         for frame in container.decode(stream):
-            yield converter.rgb(frame, frame.width, frame.height)
+            yield converter.rgb(frame)
 
 
 def decode_window(mp4: bytes | BinaryIO, first: int, count: int) -> np.ndarray:
@@ -42,7 +42,7 @@ def decode_window(mp4: bytes | BinaryIO, first: int, count: int) -> np.ndarray:
     """
     if first < 0 or count < 1:
         raise ValueError(f"a window of {count} frames from frame {first} on does not exist")
-    converter = PixelConverter()
+    converter = ClipConverter()
     images: np.ndarray | None = None
     found = 0
     with _open(mp4) as (container, stream):
@@ -55,7 +55,7 @@ def decode_window(mp4: bytes | BinaryIO, first: int, count: int) -> np.ndarray:
                 continue
             if images is None:
                 images = np.empty((count, frame.height, frame.width, 3), np.uint8)
-            images[index - first] = converter.rgb(frame, frame.width, frame.height)
+            converter.rgb(frame, out=images[index - first])
             found += 1
             if found == count:
                 return images

@@ -14,7 +14,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mediapipe.tasks.python import BaseOptions, vision
 
-from talkinghead.face.detector import LEFT_EYE, NOSE_TIP, RIGHT_EYE, Detection, FaceDetector, _suppress, _tile_centers
+from talkinghead.face.detector import (
+    LEFT_EYE,
+    NOSE_TIP,
+    RIGHT_EYE,
+    Detection,
+    FaceDetector,
+    _square,
+    _suppress,
+    _tile_centers,
+)
 from talkinghead.face.model import FaceModel
 
 
@@ -114,6 +123,18 @@ def test_small_faces_in_full_hd(detector: FaceDetector, height: int):
     (found,) = detector.detect(frame, small_faces=True)
     nose = pixels(found, frame)[2 + NOSE_TIP]
     assert np.abs(nose - (1300 + face.shape[1] / 2, 600 + height / 2)).max() < 0.2 * height
+
+
+@pytest.mark.parametrize(
+    ("left", "top", "side"),
+    [(0, 0, 384), (128, 0, 384), (100, 37, 256), (400, 300, 128), (0, -64, 512), (0.5, 0, 256), (3, 4, 200)],
+)
+def test_the_networks_input_is_the_square_interpolated(left: float, top: float, side: float):
+    frame = np.random.default_rng(3).integers(0, 256, (384, 512, 3), dtype=np.uint8)
+    frame = frame[: int(top + side)] if top + side < 384 else frame  # ends where the square ends
+    zoom = 128 / side
+    matrix = np.array([[zoom, 0, -left * zoom], [0, zoom, -top * zoom]])
+    assert np.array_equal(_square(frame, left, top, side), cv2.warpAffine(frame, matrix, (128, 128)))
 
 
 def test_the_second_look_changes_nothing_where_the_first_succeeds(detector: FaceDetector, media: Path):

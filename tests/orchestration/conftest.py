@@ -15,6 +15,8 @@ from ingest.sample import make_sample
 
 ROOT = Path(__file__).resolve().parents[2]
 
+TWO_SHARDS = ("--workers", "2", "--shards", "min_shards=2")
+
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -56,5 +58,7 @@ def sample_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished(sample_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """DATA of a finished run over the sample. Not to be changed: copy it first."""
     data = tmp_path_factory.mktemp("finished") / "data"
-    run_command("orchestration", "shards", "--source", sample_source, "--data", data, "--workers", 2, "--min-shards", 2)
+    run_command(
+        "orchestration", "shards", "--source", sample_source, "--data", data, "--workers", 2, "--shards", "min_shards=2"
+    )
     return data

@@ -11,11 +11,11 @@ from typing import Literal
 import numpy as np
 
 from annotate.filters import FilterSettings
+from orchestration.jobs.annotate import job_name
 from orchestration.records import Attempt, QuarantineRecord, RejectedPiece, SampleRecord, UnitRecord
-from orchestration.report.state import RunState, UnitState, annotate_job
+from orchestration.report.state import RunState, UnitState
 from shards.index import build_index, write_index
 from shards.manifest import AnnotationEntry, DatasetManifest, ShardEntry, write_manifest
-from talkinghead import dataroot
 from talkinghead.annotation import ANNOTATION_MEMBERS, COLUMNS, QUALITY_FIELDS, encode_column
 from talkinghead.media.encode import EncoderSettings, encode_mp4
 from talkinghead.media.wav import encode_wav
@@ -153,10 +153,10 @@ def write_data(
             _index_row(clip, piece, number, places[number], annotated[number])
             for number, (clip, piece) in enumerate(packed)
         ]
-        sha = write_index(storage, build_index(version, rows))
+        path, sha = write_index(storage, build_index(version, rows))
         entry = AnnotationEntry(
             version=version,
-            index=dataroot.index(version),
+            index=path,
             index_sha256=sha,
             shards=shards,
             samples=len(rows),
@@ -181,7 +181,7 @@ def run_state(
     clips: Sequence[Clip], index: list[SampleIndex], versions: Sequence[str], filters: FilterSettings | None = None
 ) -> RunState:
     """The state of a run that ended as the clips say."""
-    job = annotate_job(versions[-1])
+    job = job_name(versions[-1])
     return RunState(
         version=versions[-1],
         catalog=[clip.row for clip in clips],
@@ -191,6 +191,7 @@ def run_state(
         index=index,
         previous_version=versions[-2] if len(versions) > 1 else None,
         filters=filters,
+        wall_frames={job: 200},
         wall_seconds={job: 1.25},
     )
 
@@ -211,7 +212,9 @@ def ingest_state(clip: Clip) -> UnitState:
         job="ingest",
         key=clip.key,
         pkey=pkey,
-        samples=[SampleRecord(key=piece.key, num_frames=piece.num_frames, members=[]) for piece in clip.made],
+        samples=[
+            SampleRecord(key=piece.key, num_frames=piece.num_frames, members=[], sha256="") for piece in clip.made
+        ],
         rejected=list(clip.rejected),
         frames=frames,
         seconds=frames * 0.02,
@@ -231,7 +234,7 @@ def annotate_state(clip: Clip, piece: Piece, job: str) -> UnitState:
         job=job,
         key=piece.key,
         pkey=pkey,
-        samples=[SampleRecord(key=piece.key, num_frames=piece.num_frames, members=[])],
+        samples=[SampleRecord(key=piece.key, num_frames=piece.num_frames, members=[], sha256="")],
         frames=piece.num_frames,
         seconds=piece.num_frames * 0.012,
         cpu_seconds=piece.num_frames * 0.011,

@@ -73,7 +73,7 @@ def test_every_unit_ends_once_and_poison_harms_no_neighbour(tmp_path: Path) -> N
     # A second run has nothing to do, until a cause is released.
     again = run(storage, units)
     assert (again.done_before, again.committed, again.quarantined) == (27, 0, 0)
-    assert [record.key for record in release(storage, "crash:SIGKILL")] == ["killed"]
+    assert [record.key for record in release(storage, quarantined(storage), "crash:SIGKILL")] == ["killed"]
     assert causes(quarantined(storage))["crash:SIGKILL"] == 0
     assert len(storage.list("released", ".json")) == 1
     Path(tmp_path / "runs").unlink()

@@ -14,14 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.orchestration.conftest import ROOT, Command
+from tests.orchestration.conftest import ROOT, TWO_SHARDS, Command
 from tests.orchestration.test_pipeline import digests
 
 KILLS = 20
 
 
 def start(source: Path, data: Path) -> subprocess.Popen[bytes]:
-    arguments = ["shards", "--source", source, "--data", data, "--workers", "2", "--min-shards", "2"]
+    arguments = ["shards", "--source", source, "--data", data, *TWO_SHARDS]
     return subprocess.Popen(
         [sys.executable, "-m", "orchestration", *map(str, arguments)],
         cwd=ROOT,
@@ -85,7 +85,9 @@ def test_twenty_kills_change_nothing(finished: Path, sample_source: Path, tmp_pa
         data = tmp_path / f"data{sum(killed.values())}-{time.monotonic_ns()}"
     assert killed["driver"] and killed["worker"]
 
-    command("orchestration", "shards", "--source", sample_source, "--data", data, "--workers", 2, "--min-shards", 2)
+    command(
+        "orchestration", "shards", "--source", sample_source, "--data", data, "--workers", 2, "--shards", "min_shards=2"
+    )
     assert digests(data) == expected
     command("shards", "verify", "--data", data, "--deep")
     command("orchestration", "report", "--data", data)

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from shards.index import read_index
 from shards.manifest import read_manifest
 from talkinghead.storage import Storage
+from tests.indexes import open_index
 from tests.orchestration.conftest import ROOT, Command
 
 
@@ -39,7 +39,7 @@ def test_every_input_is_accounted_for(finished: Path, sample_source: Path, comma
     assert report["errors"] == []
     assert sum(report["rejected"].values()) == outcomes["rejected"]
     assert sum(report["quarantined"].values()) == outcomes["quarantined"]
-    index = read_index(Storage(finished), "v1")
+    index = open_index(Storage(finished), "v1")
     assert report["samples"] == int(index.numbers("keep").sum())
     assert report["model_sha256"] and report["annotation_version"] == "v1"
     for job in ("ingest", "annotate-v1"):
@@ -56,7 +56,7 @@ def test_shards_verify_deeply(finished: Path, command: Command) -> None:
 
 def test_second_run_does_nothing(finished: Path, sample_source: Path, command: Command) -> None:
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*.tar")}
-    done = command("orchestration", "shards", "--source", sample_source, "--data", finished, "--min-shards", 2)
+    done = command("orchestration", "shards", "--source", sample_source, "--data", finished, "--shards", "min_shards=2")
     assert done.stderr.count(" 0 done now, 0 quarantined") == 4
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*.tar")} == before
     assert "Ray" not in done.stderr, "a rerun with nothing to do does not start Ray"
@@ -71,7 +71,7 @@ def test_new_thresholds_apply_without_reading_media(finished: Path, tmp_path: Pa
     manifest = read_manifest(Storage(data))
     assert manifest.counts["kept"] == 0 and manifest.counts["samples"] > 0
     assert manifest.annotation().details["filters"]["max_yaw_abs_median"] == 0.001
-    reasons = {row.reason for row in read_index(Storage(data), "v1").rows()}
+    reasons = {row.reason for row in open_index(Storage(data), "v1").rows()}
     assert "profile" in reasons
     wrong = command("orchestration", "shards", "--data", data, "--filters", "yaw=1", check=False)
     assert wrong.returncode == 2 and "max_yaw_abs_median" in wrong.stderr
@@ -82,19 +82,21 @@ def test_reannotation_leaves_media_untouched(finished: Path, tmp_path: Path, com
     shutil.copytree(finished, data)
     shutil.rmtree(data / "units/ingest")  # the clips are in the shards; their units are not needed any more
     media = digests(data, "0*.tar")
-    command("orchestration", "reannotate", "--data", data, "--version", "v2", "--detector-every", 2)
+    command("orchestration", "reannotate", "--data", data, "--version", "v2", "--annotate", "detector_every=2")
     after = digests(data, "0*.tar")
     assert {name: after[name] for name in media} == media
     manifest = read_manifest(Storage(data))
     assert [entry.version for entry in manifest.annotations] == ["v1", "v2"]
     assert manifest.annotation("v2").details["settings"]["detector_every"] == 2
-    first, second = (read_index(Storage(data), version) for version in ("v1", "v2"))
+    first, second = (open_index(Storage(data), version) for version in ("v1", "v2"))
     assert list(first.texts("key")) == list(second.texts("key"))
     command("shards", "verify", "--data", data, "--deep")
     command("orchestration", "report", "--data", data)
     assert json.loads((data / "report/report.json").read_text())["previous_version"] == "v1"
     # The same name with other settings would mix two annotations in one version.
-    clash = command("orchestration", "annotate", "--data", data, "--version", "v2", "--detector-every", 3, check=False)
+    clash = command(
+        "orchestration", "annotate", "--data", data, "--version", "v2", "--annotate", "detector_every=3", check=False
+    )
     assert clash.returncode == 2 and "make reannotate ANN=" in clash.stderr
 
 

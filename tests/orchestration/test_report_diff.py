@@ -10,9 +10,9 @@ import pytest
 from report_data import Clip, tiny_annotation, write_data
 
 from orchestration.report.diff import VersionDifference, compare_versions
-from shards.index import read_index
 from talkinghead.schema import SampleIndex
 from talkinghead.storage import Storage
+from tests.indexes import open_index
 
 SHIFT = 96 / 16384  # of the image: whole steps of the stored landmarks, and of the stored mesh
 
@@ -35,7 +35,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Storage:
 
 
 def rows(storage: Storage, version: str) -> list[SampleIndex]:
-    return list(read_index(storage, version).rows())
+    return list(open_index(storage, version).rows())
 
 
 def compare(storage: Storage, most: int = 200) -> VersionDifference:

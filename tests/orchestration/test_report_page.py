@@ -85,7 +85,7 @@ def test_the_numbers_are_complete_and_add_up(finished: tuple[Storage, RunState])
     assert numbers["hours"] == pytest.approx(180 / 25 / 3600, abs=1e-6)
     assert (numbers["annotation_version"], numbers["model_sha256"]) == ("v2", MODEL)
     assert numbers["jobs"]["annotate-v2"]["cpu_ms_per_frame"] == 11
-    assert numbers["jobs"]["annotate-v2"]["frames_per_second"] == 240 / 1.25
+    assert numbers["jobs"]["annotate-v2"]["frames_per_second"] == 200 / 1.25, "only the runs that have a wall time"
     assert numbers["jobs"]["ingest"]["units"] == 9
     assert numbers["difference"]["landmark_mean_px"] == pytest.approx(5.12, abs=0.03)
     assert sum(split["samples"] for split in numbers["splits"].values()) == 6

@@ -157,7 +157,7 @@ def build(root: Path, lengths: tuple[int, ...] = LENGTHS) -> Storage:
         for ordinal, (clip, annotation) in enumerate(zip(packed.samples, also.samples, strict=True)):
             rows.append(_row(clip.key, number, ordinal, clip.num_frames, clip.members, annotation.members))
     index = build_index(VERSION, rows)
-    index_sha256 = write_index(storage, index)
+    index_path, index_sha256 = write_index(storage, index)
     kept = [row for row in rows if row.keep]
     manifest = DatasetManifest(
         datasets=["folder"],
@@ -169,7 +169,7 @@ def build(root: Path, lengths: tuple[int, ...] = LENGTHS) -> Storage:
         annotations=[
             AnnotationEntry(
                 version=VERSION,
-                index=dataroot.index(VERSION),
+                index=index_path,
                 index_sha256=index_sha256,
                 shards=entries["annotation"],
                 samples=len(rows),

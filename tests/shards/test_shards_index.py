@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shards.index import build_index, read_index, write_index
+from shards.index import build_index, parse_index, write_index
 from talkinghead.schema import Member, SampleIndex
 from talkinghead.storage import Storage
 
@@ -57,14 +57,14 @@ def test_round_trip(tmp_path_factory, shape):
         for ordinal in range(count)
     ]
     storage = Storage(tmp_path_factory.mktemp("index"))
-    sha256 = write_index(storage, build_index("v1", iter(rows)))
-    index = read_index(storage, "v1")
+    path, sha256 = write_index(storage, build_index("v1", iter(rows)))
+    index = parse_index(storage.read(path), "v1", path)
     names = {name for r in rows for name in r.scores}
     expected = [dataclasses.replace(r, scores={n: r.scores.get(n) for n in names}) for r in rows]
     assert list(index.rows()) == expected
     assert [index.row(i) for i in range(len(index))] == expected
-    assert write_index(storage, build_index("v1", rows)) == sha256
-    assert write_index(storage, index) == sha256
+    assert write_index(storage, build_index("v1", rows)) == (path, sha256)
+    assert write_index(storage, index) == (path, sha256)
     for shard in range(len(shape)):
         assert list(index.rows(index.shard_rows(shard))) == [r for r in expected if r.shard == shard]
 
@@ -72,13 +72,13 @@ def test_round_trip(tmp_path_factory, shape):
 def test_columns_are_flat_and_vectorised(tmp_path):
     storage = Storage(tmp_path)
     rows = [row(0, 0), row(0, 1, annotation=[], keep=False, reason="annotate_failed"), row(2, 0)]
-    write_index(storage, build_index("v1", rows))
-    table = pq.read_table(tmp_path / "index/v1.parquet")
+    path, _ = write_index(storage, build_index("v1", rows))
+    table = pq.read_table(tmp_path / path)
     assert {"mp4_offset", "mp4_size", "json_offset", "ann_json_size", "mesh_offset", "score_yaw"} <= {
         *table.column_names
     }
     assert table.schema.field("mp4_offset").type == pa.int64()
-    index = read_index(storage, "v1")
+    index = parse_index(storage.read(path), "v1", path)
     assert index.numbers("mp4_offset").tolist() == [2**40] * 3
     assert index.has_member("mesh.npy").tolist() == [True, False, True]
     assert index.member("mesh.npy", 1) is None
@@ -108,20 +108,17 @@ def test_wrong_rows_are_refused(rows, message):
 def test_other_schema_and_other_files_are_refused(tmp_path):
     storage = Storage(tmp_path)
     index = build_index("v1", [row()])
-    write_index(storage, index)
-    with pytest.raises(FileNotFoundError):
-        read_index(storage, "v2")
-    storage.write("index/v2.parquet", storage.read("index/v1.parquet"))
+    path, _ = write_index(storage, index)
     with pytest.raises(ValueError, match="index of v1, not of v2"):
-        read_index(storage, "v2")
+        parse_index(storage.read(path), "v2", path)
     newer = index.table.schema.metadata[b"talkinghead"].replace(b'"schema_version": 1', b'"schema_version": 2')
     index.table = index.table.replace_schema_metadata({b"talkinghead": newer})
-    write_index(storage, index)
+    other, _ = write_index(storage, index)
+    assert other != path, "another content has another name"
     with pytest.raises(ValueError, match="schema 2"):
-        read_index(storage, "v1")
-    storage.write("index/v1.parquet", b"PAR1 and no more")
+        parse_index(storage.read(other), "v1", other)
     with pytest.raises(ValueError, match="no readable index"):
-        read_index(storage, "v1")
-    pq.write_table(pa.table({"a": [1]}), tmp_path / "index/v1.parquet")
+        parse_index(b"PAR1 and no more", "v1", "file")
+    pq.write_table(pa.table({"a": [1]}), tmp_path / "table")
     with pytest.raises(ValueError, match="not an index"):
-        read_index(storage, "v1")
+        parse_index((tmp_path / "table").read_bytes(), "v1", "file")

@@ -13,8 +13,8 @@ from shard_data import LENGTHS, annotation_contents, clip_arrays, media_contents
 
 from shards.__main__ import main
 from shards.export_aniportrait import export_aniportrait
-from shards.index import read_index
 from shards.reader import ShardReader
+from tests.indexes import open_index
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ def test_stock_webdataset_reads_every_tar(built, pattern, contents):
         keys.append(sample["__key__"])
         number = int(keys[-1].split("_")[1][:2])
         assert {name: data for name, data in sample.items() if not name.startswith("__")} == contents(number)
-    assert keys == [row.key for row in read_index(built, "v1").rows()]
+    assert keys == [row.key for row in open_index(built, "v1").rows()]
     assert sorted(keys) == [sample_key(number) for number in range(len(LENGTHS))]
 
 

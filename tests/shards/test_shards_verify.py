@@ -11,12 +11,13 @@ import pytest
 from shard_data import LENGTHS, clip_arrays, media_contents, sample_key
 
 from shards.__main__ import main
-from shards.index import build_index, read_index, write_index
+from shards.index import build_index, write_index
 from shards.manifest import read_manifest, write_manifest
 from shards.verify import VerifyReport, verify
 from talkinghead.annotation import COLUMN, encode_column
 from talkinghead.provenance import hash_file
 from talkinghead.storage import Storage
+from tests.indexes import open_index
 
 CLIPS, ANN = "clips-000001.tar", "ann/v1/ann-000001.tar"
 
@@ -50,11 +51,12 @@ def adopt(storage: Storage, *names: str) -> None:
 
 def edit_rows(storage: Storage, change: Callable[[list], None]) -> None:
     """Rewrite the index and let `DATASET.json` name the new one."""
-    rows = list(read_index(storage, "v1").rows())
+    rows = list(open_index(storage, "v1").rows())
     change(rows)
-    sha256 = write_index(storage, build_index("v1", rows))
     manifest = read_manifest(storage)
-    entry = dataclasses.replace(manifest.annotation(), index_sha256=sha256)
+    storage.delete(manifest.annotation().index)
+    path, sha256 = write_index(storage, build_index("v1", rows))
+    entry = dataclasses.replace(manifest.annotation(), index=path, index_sha256=sha256)
     write_manifest(storage, dataclasses.replace(manifest, annotations=[entry]))
 
 
@@ -68,9 +70,10 @@ def test_whole_data_set_is_clean(built):
     assert remote.ok and remote.bytes == report.bytes
 
 
-@pytest.mark.parametrize("name", [CLIPS, ANN, "index/v1.parquet"])
+@pytest.mark.parametrize("name", [CLIPS, ANN, "index"])
 @pytest.mark.parametrize("where", [0.1, 0.5, 0.95])
 def test_one_flipped_bit(copied, name, where):
+    name = read_manifest(copied).annotation().index if name == "index" else name
     path = copied.local_root / name
     data = bytearray(path.read_bytes())
     data[int(where * len(data))] ^= 4
@@ -88,8 +91,9 @@ def test_truncated_shard(copied, name, missing):
     assert (name, "unreadable") in kinds(verify(copied))
 
 
-@pytest.mark.parametrize("name", [CLIPS, ANN, "index/v1.parquet"])
+@pytest.mark.parametrize("name", [CLIPS, ANN, "index"])
 def test_missing_file(copied, name):
+    name = read_manifest(copied).annotation().index if name == "index" else name
     copied.delete(name)
     assert (name, "missing") in kinds(verify(copied))
 
@@ -194,7 +198,7 @@ def test_damaged_video_is_found_by_deep(copied, edit_shard, how):
     adopt(copied, CLIPS)
     report = verify(copied, deep=True)
     bad = [problem.key for problem in report.problems if problem.kind == "content" and "mp4" in problem.detail]
-    assert set(bad) >= {row.key for row in read_index(copied, "v1").rows() if row.shard == 1} - {sample_key(5)}
+    assert set(bad) >= {row.key for row in open_index(copied, "v1").rows() if row.shard == 1} - {sample_key(5)}
     assert [p.kind for p in verify(copied).problems].count("content") == 1  # not deep: one of the shard was decoded
 
 
@@ -226,15 +230,13 @@ def _replace(rows, number, **changes):
 
 
 def test_versions_that_disagree(copied):
-    rows = list(read_index(copied, "v1").rows())
+    rows = list(open_index(copied, "v1").rows())
     manifest = read_manifest(copied)
     for name, changed in (("same", rows), ("other", [dataclasses.replace(row, split_group="g") for row in rows])):
-        sha256 = write_index(copied, build_index("v2", changed))
-        entry = dataclasses.replace(
-            manifest.annotation(), version="v2", index="index/v2.parquet", index_sha256=sha256, shards=[]
-        )
+        path, sha256 = write_index(copied, build_index("v2", changed))
+        entry = dataclasses.replace(manifest.annotation(), version="v2", index=path, index_sha256=sha256, shards=[])
         write_manifest(copied, dataclasses.replace(manifest, annotations=[*manifest.annotations, entry]))
-        assert (("index/v2.parquet", "versions") in kinds(verify(copied))) == (name == "other")
+        assert (("index of v2", "versions") in kinds(verify(copied))) == (name == "other")
 
 
 def test_unknown_files_are_listed_not_problems(copied):

@@ -1,0 +1,85 @@
+"""What the jobs have made of DATA so far, read from their plans and records."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from orchestration.jobs import annotate, ingest, pack
+from orchestration.jobs.plans import plan_names, read_plan
+from orchestration.ledger import Ledger, quarantined
+from orchestration.records import QuarantineRecord, SampleRecord, UnitRecord
+from talkinghead.storage import Storage
+
+Results = dict[str, UnitRecord | QuarantineRecord | None]
+"""Key → commit record, quarantine record, or None while the unit is pending."""
+
+
+def ingest_results(storage: Storage) -> Results:
+    """Of the clips in every ingest plan."""
+    pairs: dict[str, str] = {}
+    for name in plan_names(storage, ingest.PLAN_PREFIX):
+        pairs |= read_plan(storage, name)["units"]
+    return Ledger(storage, ingest.JOB).results(pairs.items())
+
+
+def annotate_results(storage: Storage, version: str) -> Results:
+    """Of the samples in the version's plan; empty without a plan."""
+    name = annotate.job_name(version)
+    if name not in plan_names(storage, name):
+        return {}
+    return Ledger(storage, name).results(read_plan(storage, name)["units"].items())
+
+
+@dataclass(frozen=True, kw_only=True)
+class IngestedSample:
+    """A sample of ingest, with the record of the clip that it came from."""
+
+    record: UnitRecord
+    sample: SampleRecord
+
+
+def ingested_samples(results: Mapping[str, UnitRecord | QuarantineRecord | None]) -> dict[str, IngestedSample]:
+    """Sample key → sample, of every committed clip."""
+    return {
+        sample.key: IngestedSample(record=record, sample=sample)
+        for record in results.values()
+        if isinstance(record, UnitRecord)
+        for sample in record.samples
+    }
+
+
+def current_quarantine(storage: Storage) -> list[QuarantineRecord]:
+    """What is in quarantine of the units that are planned now; an input that was mended or removed is not listed."""
+    planned: dict[str, set[tuple[str, str]]] = {}
+    for name in (*plan_names(storage, ingest.PLAN_PREFIX), *plan_names(storage, annotate.job_name(""))):
+        job = ingest.JOB if name.startswith(ingest.PLAN_PREFIX) else name
+        planned.setdefault(job, set()).update(read_plan(storage, name)["units"].items())
+    return [
+        record
+        for record in quarantined(storage)
+        if record.job.startswith(pack.PREFIX) or (record.key, record.pkey) in planned.get(record.job, ())
+    ]
+
+
+def pack_records(storage: Storage, job: str) -> dict[str, UnitRecord]:
+    """Shard key → record, of every packed shard of a job (a shard is packed once and stays)."""
+    ledger = Ledger(storage, job)
+    results = ledger.results(sorted(ledger.committed))
+    return {key: record for key, record in results.items() if isinstance(record, UnitRecord)}
+
+
+def packed_samples(storage: Storage) -> dict[str, tuple[str, SampleRecord]]:
+    """Sample key → media shard and place in it, of every packed sample."""
+    return {
+        sample.key: (record.file, sample)
+        for record in pack_records(storage, pack.MEDIA_JOB).values()
+        if record.file
+        for sample in record.samples
+    }
+
+
+def packed_clips(storage: Storage) -> set[str]:
+    """Keys of the clips that have a sample in a media shard."""
+    ingested = ingested_samples(ingest_results(storage))
+    return {ingested[key].record.key for key in packed_samples(storage) if key in ingested}

@@ -1,0 +1,174 @@
+"""Pack what is annotated into shards."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from orchestration import results
+from orchestration.executor import Tally
+from orchestration.jobs import annotate, pack
+from orchestration.jobs.plans import plan_names, read_plan, write_json
+from orchestration.ledger import Ledger
+from orchestration.overrides import settings_with
+from orchestration.records import QuarantineRecord, SampleRecord, UnitRecord
+from orchestration.steps.runner import Runner
+from orchestration.unit import Output, Unit, store_output
+from shards.plan import PlannedSample, plan_shards
+from talkinghead import dataroot
+from talkinghead.annotation import blank_arrays
+from talkinghead.storage import Storage
+
+log = logging.getLogger(__name__)
+
+SHARD_PLAN = "shards"
+BLANK = "blank"
+"""Stands for the provenance key of an annotation that could not be made."""
+
+Ingested = Mapping[str, results.IngestedSample]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardSettings:
+    """How samples are dealt out to shards and splits."""
+
+    target_mib: int = 128
+    """Size of a media shard."""
+    min_shards: int = 1
+    """At least so many shards (training wants 4 per reading worker), as far as there are samples."""
+    seed: int = 0
+    """Of the order in which samples are dealt out, and of the splits."""
+
+
+def run_pack(runner: Runner, version: str, overrides: Sequence[str] = ()) -> None:
+    """Pack the media shards that are missing, then the version's annotation shards.
+
+    Args:
+        runner: DATA.
+        version: Annotation version.
+        overrides: `ShardSettings` as NAME=VALUE; the others stay as the shards were planned before.
+
+    Raises:
+        ValueError: Samples that are not annotated yet, content that changed under a packed shard, or a shard that
+            cannot be packed.
+        RunError: The machine is at fault.
+    """
+    storage, limit = runner.storage, runner.retry.time_limit_s
+    ingested = results.ingested_samples(results.ingest_results(storage))
+    annotated = results.annotate_results(storage, version)
+    if pending := [key for key, result in annotated.items() if result is None]:
+        raise ValueError(f"{len(pending)} samples are not annotated yet (first: {pending[0]}): run make annotate first")
+    plan = _shard_plan(storage, ingested, annotated, shard_settings(storage, overrides))
+    media = [pack.plan_pack(None, i, *_media_parts(keys, ingested), limit) for i, keys in enumerate(plan)]
+    _check_immutable(storage, media)
+    _stop_on_failure(storage, runner.run(pack.MEDIA_JOB, media), pack.MEDIA_JOB)
+    job = pack.annotation_job(version)
+    done = {key for key, _ in Ledger(storage, job).committed}
+    missing = [(i, keys) for i, keys in enumerate(plan) if pack.shard_key(i) not in done]
+    parts = [(i, _annotation_parts(storage, version, keys, ingested, annotated)) for i, keys in missing]
+    units = [pack.plan_pack(version, i, samples, contents, limit, blank) for i, (samples, contents, blank) in parts]
+    _stop_on_failure(storage, runner.run(job, units), job)
+
+
+def shard_settings(storage: Storage, overrides: Sequence[str] = ()) -> ShardSettings:
+    """Settings of the shards that are planned, else the defaults, with the user's overrides."""
+    known = read_plan(storage, SHARD_PLAN)["settings"] if SHARD_PLAN in plan_names(storage, SHARD_PLAN) else {}
+    return settings_with(ShardSettings, known, overrides)
+
+
+def _shard_plan(
+    storage: Storage, ingested: Ingested, annotated: results.Results, settings: ShardSettings
+) -> list[list[str]]:
+    """Keys by shard. Packed shards stay; a planned one that is not packed loses what is gone; the new comes behind."""
+    wanted = {key for key in ingested if isinstance(annotated.get(key), UnitRecord)}
+    packed = {key for key, _ in Ledger(storage, pack.MEDIA_JOB).committed}
+    existing: list[list[str]] = []
+    if SHARD_PLAN in plan_names(storage, SHARD_PLAN):
+        for number, keys in enumerate(read_plan(storage, SHARD_PLAN)["shards"]):
+            frozen = pack.shard_key(number) in packed
+            existing.append([key for key in keys if frozen or key in wanted])
+    while existing and not existing[-1]:
+        existing.pop()
+    planned = {key for keys in existing for key in keys}
+    plan = plan_shards(
+        {key: sum(member.size for member in ingested[key].sample.members) for key in wanted - planned},
+        target_bytes=settings.target_mib << 20,
+        min_shards=settings.min_shards,
+        seed=settings.seed,
+        existing=existing,
+    )
+    write_json(storage, dataroot.plan(SHARD_PLAN), {"shards": plan, "settings": asdict(settings)})
+    return plan
+
+
+def _planned(file: str, sample: SampleRecord) -> PlannedSample:
+    return PlannedSample.of_members(
+        key=sample.key, file=file, members=sample.members, num_frames=sample.num_frames, sha256=sample.sha256
+    )
+
+
+def _media_parts(keys: Sequence[str], ingested: Ingested) -> tuple[list[PlannedSample], list[str]]:
+    samples, contents = [], []
+    for key in keys:
+        record = ingested[key].record
+        assert record.file and record.file_sha256
+        samples.append(_planned(record.file, ingested[key].sample))
+        contents.append(record.file_sha256)
+    return samples, contents
+
+
+def _annotation_parts(
+    storage: Storage, version: str, keys: Sequence[str], ingested: Ingested, annotated: results.Results
+) -> tuple[list[PlannedSample], list[str], list[str]]:
+    """Samples, their contents' hashes, and the keys that could not be annotated."""
+    samples, contents, blank = [], [], []
+    for key in keys:
+        record = annotated.get(key)
+        if not isinstance(record, UnitRecord):
+            record = _blank(storage, version, key, ingested[key].sample.num_frames, record)
+            blank.append(key)
+        assert record.file and record.file_sha256
+        samples.append(_planned(record.file, record.samples[0]))
+        contents.append(record.file_sha256)
+    return samples, contents, blank
+
+
+def _blank(storage: Storage, version: str, key: str, num_frames: int, failure: QuarantineRecord | None) -> UnitRecord:
+    """A row of NaN for a packed sample that this version could not annotate: shards of all versions stay parallel."""
+    from annotate.clip import encode_annotation
+
+    job = annotate.job_name(version)
+    plan = read_plan(storage, job)
+    about: dict[str, Any] = {
+        "annotate_key": BLANK,
+        "engine": plan["settings"]["engine"],
+        "model": plan["model"],
+        "model_sha256": plan["model_sha256"],
+        "failed": failure.cause if failure else "not annotated",
+    }
+    contents = encode_annotation(blank_arrays(num_frames), about)
+    unit = Unit(job=job, key=key, pkey=BLANK, function="", payload={}, source=key, time_limit_s=0.0)
+    fields = store_output(storage, unit, Output(contents=[(key, num_frames, contents)]))
+    return UnitRecord.from_json(json.dumps(fields).encode())
+
+
+def _check_immutable(storage: Storage, units: Sequence[Unit]) -> None:
+    """A packed shard never changes: refuse a plan that would pack one of them from other content."""
+    committed = dict(Ledger(storage, pack.MEDIA_JOB).committed)
+    changed = [unit for unit in units if committed.get(unit.key, unit.pkey) != unit.pkey]
+    if changed:
+        raise ValueError(
+            f"{changed[0].source} was packed from other content than DATA holds now. Shards are immutable: "
+            "use a new DATA folder for the new content"
+        )
+
+
+def _stop_on_failure(storage: Storage, tally: Tally, job: str) -> None:
+    if tally.quarantined:
+        raise ValueError(
+            f"{tally.quarantined} shards could not be packed; see make quarantine DATA={storage.uri}, "
+            f"mend the cause, then make retry ({job})"
+        )
