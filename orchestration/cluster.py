@@ -120,7 +120,7 @@ def _join(address: str) -> None:
 
     with _captured_stderr() as said:
         try:
-            ray.init(address=address, runtime_env=_package(), logging_level=logging.ERROR, log_to_driver=False)
+            ray.init(address=address, runtime_env=package(), logging_level=logging.ERROR, log_to_driver=False)
         except (ConnectionError, RuntimeError, ValueError, RayError) as error:
             refused = "uthenticat" in said() + str(error)
             hint = " (it asks for a token: set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH)" if refused else ""
@@ -128,13 +128,13 @@ def _join(address: str) -> None:
             raise ValueError(f"cannot join the Ray cluster at {address}: {reason}{hint}") from error
 
 
-def _package() -> dict[str, Any]:
-    """Ray's description of what workers of a cluster need from here: our packages only, whatever else lies in ROOT."""
-    names = sorted(path.parent.name for path in ROOT.glob("*/__init__.py"))
-    # Patterns as in .gitignore; "/." is ROOT itself, which "/*" would exclude with all that is in it.
+def package(root: Path = ROOT) -> dict[str, Any]:
+    """Ray's description of what workers of a cluster need from here: our packages only, whatever else lies in `root`."""
+    names = sorted(path.parent.name for path in root.glob("*/__init__.py"))
+    # Patterns as in .gitignore; "/." is the folder itself, which "/*" would exclude with all that is in it.
     excludes = ["/*", "!/.", *(f"!/{name}" for name in names)]
     forwarded = {name: os.environ[name] for name in MODEL_VARIABLES if name in os.environ}
-    return {"working_dir": str(ROOT), "excludes": excludes, "env_vars": WORKER_VARIABLES | forwarded}
+    return {"working_dir": str(root), "excludes": excludes, "env_vars": WORKER_VARIABLES | forwarded}
 
 
 def _check_answers(address: str) -> None:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.object_store import LocalS3
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -26,3 +31,13 @@ def shared() -> Path:
 def media(shared: Path) -> Path:
     """Real clips, portraits and speech."""
     return shared / "media"
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[LocalS3]:
+    """A local S3 server."""
+    from tests.object_store import LocalS3
+
+    server = LocalS3()
+    yield server
+    server.stop()

@@ -1,9 +1,10 @@
 """Converts the frames of the project's own clips (yuv420p, BT.709, limited range) to RGB with OpenCV.
 
-Against swscale's careful path (`pixels.ACCURATE`), measured on nine real clips: a sixth of its time, no colour shifted by
-more than 0.02 levels, 0.2 levels apart on average and 11 at most (at edges of saturated colour, where that one
-interpolates with cubics). Landmarks move by 0.10 px on average at 512 px and by 0.01 px in sum; the noise of rounding does
-that: swscale against the formula in floating point moves them by 0.07 px, one level in 2 % of the samples by 0.05 px.
+Against swscale's careful path (`pixels.ACCURATE`), measured on nine real clips: a sixth of its time; no colour is
+shifted by more than 0.02 levels; pixels are 0.2 levels apart on average and 11 at most (at edges of saturated colour,
+where that one interpolates with cubics). Landmarks at 512 px move by 0.10 px on average, without a common direction
+(0.01 px). That is noise of rounding: swscale and the formula in floating point are 0.07 px apart, and one level in 2 %
+of the samples makes 0.05 px.
 """
 
 from __future__ import annotations

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,31 +17,9 @@ from talkinghead.storage import Storage
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(scope="module")
-def s3_uri() -> Iterator[str]:
-    """A bucket on a local S3 server."""
-    import boto3
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    endpoint = f"{host}:{port}"
-    client = boto3.client(
-        "s3",
-        endpoint_url=f"http://{endpoint}",
-        region_name="us-east-1",
-        aws_access_key_id="key",
-        aws_secret_access_key="secret",
-    )
-    client.create_bucket(Bucket="clips")
-    yield f"s3://key:secret@clips/data?endpoint_override={endpoint}&scheme=http&region=us-east-1"
-    server.stop()
-
-
 @pytest.fixture(params=["local", "s3"])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
-    return Storage(tmp_path / "data" if request.param == "local" else request.getfixturevalue("s3_uri"))
+    return Storage(tmp_path / "data" if request.param == "local" else request.getfixturevalue("s3").uri(tmp_path.name))
 
 
 def test_round_trip(storage: Storage, tmp_path: Path) -> None:
