@@ -129,7 +129,7 @@ def _join(address: str) -> None:
 
 
 def package(root: Path = ROOT) -> dict[str, Any]:
-    """Ray's description of what workers of a cluster need from here: our packages only, whatever else lies in `root`."""
+    """What Ray sends to the workers of a cluster: our packages only, whatever else lies in `root`; settings."""
     names = sorted(path.parent.name for path in root.glob("*/__init__.py"))
     # Patterns as in .gitignore; "/." is the folder itself, which "/*" would exclude with all that is in it.
     excludes = ["/*", "!/.", *(f"!/{name}" for name in names)]
