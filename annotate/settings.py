@@ -12,7 +12,7 @@ class AnnotateSettings:
     """Parameters of the annotate job. All of them are part of the provenance key."""
 
     engine: str = DEFAULT_ENGINE
-    """Landmark engine: `litert` or `tasks`."""
+    """Landmark engine: `litert`, `litert-tracking`, `tasks` or `tasks-image` (see `annotate.engines`)."""
     detector_every: int = 5
     """Frames from one pass of the separate face detector to the next. It counts the faces, finds where to measure
     sharpness and brightness, and is held in between; 5 frames are 0.2 s, in which a face moves a few pixels."""

@@ -1,7 +1,8 @@
 """`python -m orchestration <command>`: the data side on Ray, from raw video to verified shards and a report.
 
 The result is the last line on stdout; everything else goes to stderr. Exit status: 0 done, 1 it could not be finished
-(DATA cannot be written, a shard is damaged), 2 what was asked for is not possible (wrong option, file or setting).
+(the disk is full, the object store does not answer, a worker is not set up: mend it and run the same command again),
+2 what was asked for is not possible (wrong option, file, setting or place).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 from tyro.extras import SubcommandApp
 
 from orchestration import commands
-from orchestration.unit import RunError
+from orchestration.unit import MACHINE_ERRORS, RunError
 from talkinghead.storage import UnreachableError
 
 
@@ -43,7 +44,11 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on from here", file=sys.stderr)
         return 1
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
+        return 1 if error.errno in MACHINE_ERRORS else 2
+    except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -52,7 +52,7 @@ class DatasetManifest:
 
     datasets: list[str]
     counts: dict[str, int]
-    """`inputs`, `samples`, `rejected`, `quarantined`, `frames`, …"""
+    """`samples` and `frames` in the shards, and how many of them the newest version keeps: `kept`, `frames_kept`."""
     licences: dict[str, int]
     """Licence → samples."""
     tool_versions: dict[str, str]

@@ -77,7 +77,7 @@ def provenance_key(
         job: Name of the job (`ingest`, `annotate`, …).
         version: Version of the job's code; raise it when its output changes.
         parameters: Settings that shape the output (dataclass or JSON value).
-        inputs: Content hashes of what goes in; never paths or times.
+        inputs: Content hashes of what goes in, and what of its description the output repeats; never times.
         models: Model name → sha256 of its file.
         libraries: Distribution → version, of those whose version can change the output.
     """

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import tarfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import BinaryIO
 
 from talkinghead.schema import Member, check_key
@@ -52,44 +52,6 @@ def end_of(members: Iterable[Member]) -> int:
 def padded(size: int) -> int:
     """Size rounded up to whole tar blocks."""
     return size + -size % BLOCK
-
-
-def read_samples(stream: BinaryIO) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Every (key, {suffix: content}) of a tar (a seekable stream) in order.
-
-    Raises:
-        ValueError: A member that is not a plain file, has a folder in its name, or whose sample is not in one run;
-            or the tar is cut short.
-    """
-    seen: set[str] = set()
-    current: tuple[str, dict[str, bytes]] | None = None
-    try:
-        with tarfile.open(fileobj=stream, mode="r:") as archive:
-            for info in archive:
-                key, dot, suffix = info.name.partition(".")
-                if not (info.isreg() and dot) or "/" in info.name:
-                    raise ValueError(f"member {info.name!r} is no <key>.<suffix> file")
-                if current is None or current[0] != check_key(key):
-                    if current is not None:
-                        yield current
-                    if key in seen:
-                        raise ValueError(f"the members of {key} are not in one run")
-                    seen.add(key)
-                    current = (key, {})
-                reader = archive.extractfile(info)
-                assert reader is not None
-                content = reader.read()
-                if len(content) != info.size:
-                    raise ValueError(f"the tar ends inside {info.name}")
-                current[1][suffix] = content
-            # tarfile takes a damaged header for the end; only two zero blocks are one.
-            stream.seek(archive.offset)
-            if stream.read(len(END_OF_ARCHIVE)) != END_OF_ARCHIVE:
-                raise ValueError(f"the tar is damaged or cut short at byte {archive.offset}")
-    except tarfile.TarError as error:
-        raise ValueError(f"no readable tar: {error}") from error
-    if current is not None:
-        yield current
 
 
 def pack_samples(samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> bytes:

@@ -7,14 +7,11 @@ Whoever converts between frames, samples and seconds does it here, so that no se
 from __future__ import annotations
 
 import math
-from fractions import Fraction
 
 FPS = 25
 SAMPLE_RATE = 16_000
 SAMPLES_PER_FRAME = SAMPLE_RATE // FPS
 assert SAMPLES_PER_FRAME * FPS == SAMPLE_RATE
-
-FRAME_SECONDS = Fraction(1, FPS)
 
 
 def frame_time(frame: int) -> float:

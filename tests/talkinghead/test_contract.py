@@ -15,7 +15,7 @@ from hypothesis.extra import numpy as hnp
 from talkinghead import rng, timebase
 from talkinghead.annotation import ANNOTATION_MEMBERS, COLUMN, COLUMNS, check_arrays, decode_column, encode_column
 from talkinghead.provenance import canonical_json, provenance_key
-from talkinghead.sampletar import END_OF_ARCHIVE, pack_samples, read_samples, write_sample
+from talkinghead.sampletar import END_OF_ARCHIVE, pack_samples, write_sample
 from talkinghead.schema import KEY_PATTERN, CatalogRow, check_key, cut_key, path_key
 
 keys = st.from_regex(r"\A[A-Za-z0-9_-]{1,90}\Z")
@@ -42,7 +42,10 @@ def test_tar_round_trip_is_deterministic(samples: dict[str, list[bytes]]) -> Non
     contents = [(key, {f"m{i}.bin": data for i, data in enumerate(parts)}) for key, parts in samples.items()]
     tar = pack_samples(contents)
     assert tar == pack_samples(contents)
-    assert list(read_samples(io.BytesIO(tar))) == contents
+    with tarfile.open(fileobj=io.BytesIO(tar)) as archive:
+        read = [(info.name, archive.extractfile(info).read()) for info in archive]  # type: ignore[union-attr]
+    assert read == [(f"{key}.{suffix}", data) for key, parts in contents for suffix, data in parts.items()]
+    assert tar.endswith(END_OF_ARCHIVE) and len(tar) % 512 == 0
 
 
 def test_members_lie_where_they_are_said_to() -> None:
@@ -51,27 +54,6 @@ def test_members_lie_where_they_are_said_to() -> None:
     members += write_sample(buffer, buffer.tell(), "other", {"json": b"[]"})
     data = buffer.getvalue() + END_OF_ARCHIVE
     assert [data[m.offset : m.offset + m.size] for m in members] == [b"{}", b"v" * 600, b"[]"]
-
-
-def test_damaged_tars_are_refused() -> None:
-    tar = pack_samples([("key", {"a": b"1" * 2000}), ("other", {"a": b"2"})])
-    with pytest.raises(ValueError, match="tar"):
-        list(read_samples(io.BytesIO(tar[:700])))
-    with pytest.raises(ValueError, match="one run"):
-        list(read_samples(io.BytesIO(pack_samples([("k", {"a": b""}), ("o", {"a": b""}), ("k", {"b": b""})]))))
-    with pytest.raises(ValueError, match="damaged"):
-        list(read_samples(io.BytesIO(tar.replace(b"other.a\0", b"ether.a\0"))))
-    with pytest.raises(ValueError, match="damaged"):
-        list(read_samples(io.BytesIO(tar[: -len(END_OF_ARCHIVE)])))
-
-
-def test_members_cannot_leave_the_folder() -> None:
-    for name, kind in (("../x.a", tarfile.REGTYPE), ("a/b.c", tarfile.REGTYPE), ("key.a", tarfile.SYMTYPE)):
-        info = tarfile.TarInfo(name)
-        info.type = kind
-        tar = info.tobuf() + END_OF_ARCHIVE
-        with pytest.raises(ValueError, match="no <key>"):
-            list(read_samples(io.BytesIO(tar)))
 
 
 @given(hnp.arrays(np.float32, (3, 478, 3), elements=st.floats(-1.875, 1.875, width=32)))

@@ -1,0 +1,234 @@
+"""A private Ray that is quiet and needs no home folder, and a real cluster at RAY_ADDRESS."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from orchestration.cluster import Cluster, ClusterSettings, package
+from talkinghead.face.resolve import resolve_face_model
+from tests.orchestration.conftest import ROOT, TWO_SHARDS, Command
+from tests.orchestration.test_pipeline import digests
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def processes(session: int) -> dict[int, str]:
+    """Process id → title of what lives in a session."""
+    found = {}
+    for folder in Path("/proc").iterdir():
+        try:
+            fields = (folder / "stat").read_text().rsplit(")", 1)[1].split() if folder.name.isdigit() else []
+            if fields and int(fields[3]) == session and fields[0] != "Z":
+                found[int(folder.name)] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except OSError:
+            continue
+    return found
+
+
+def busy_workers(session: int) -> list[int]:
+    return [pid for pid, title in processes(session).items() if title.startswith("ray::_")]
+
+
+@dataclass(frozen=True)
+class Head:
+    """A Ray cluster of one node with two CPUs."""
+
+    address: str
+    session: int
+    folder: Path
+    token: str
+
+    def environment(self) -> dict[str, str]:
+        """For a driver; with the face model's folder, which the cluster's own environment does not name."""
+        return os.environ | {"RAY_ADDRESS": self.address, "RAY_AUTH_TOKEN": self.token}
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[Head]:
+    folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # socket names may have 107 characters
+    port, token = free_port(), secrets.token_hex(32)
+    options = {
+        "node-ip-address": "127.0.0.1",
+        "port": port,
+        "ray-client-server-port": free_port(),
+        "dashboard-agent-listen-port": 0,
+        "num-cpus": 2,
+        "object-store-memory": 100_000_000,
+        "include-dashboard": "false",
+        "temp-dir": folder,
+    }
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("TALKINGHEAD", "RAY_"))}
+    with (folder / "head.log").open("w+") as log:
+        run = subprocess.Popen(
+            [*command, *(f"--{name}={value}" for name, value in options.items())],
+            env=environment | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "HOME": str(folder)},
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+        try:
+            deadline = time.monotonic() + 90
+            while "Ray runtime started" not in (folder / "head.log").read_text():
+                assert run.poll() is None and time.monotonic() < deadline, (folder / "head.log").read_text()
+                time.sleep(0.2)
+            yield Head(f"127.0.0.1:{port}", run.pid, folder, token)
+        finally:
+            for pid in processes(run.pid):  # only what this fixture started: `ray stop` would end everybody's Ray
+                os.kill(pid, signal.SIGKILL)
+            run.wait()
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_cluster_gives_the_same_shards(
+    head: Head, finished: Path, sample_source: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the packages sent along, a worker killed on the way, and its unit run alone from the sent packages."""
+    data = tmp_path / "data"
+    model = tmp_path / "models"
+    model.mkdir()
+    for file in sorted(Path(os.environ.get("TALKINGHEAD_MODELS", _cached_models())).iterdir()):
+        if file.is_file():
+            shutil.copy(file, model / file.name)
+    monkeypatch.setenv("TALKINGHEAD_MODELS", str(model))
+    assert resolve_face_model()
+    run = start(head, sample_source, data)
+    hit = False
+    while run.poll() is None:
+        for worker in busy_workers(head.session)[:1] if not hit else []:
+            time.sleep(0.3)
+            os.kill(worker, signal.SIGKILL)
+            hit = True
+        time.sleep(0.02)
+    errors = run.communicate()[1]
+    assert hit and run.returncode == 0, errors
+    assert digests(data) == digests(finished)
+    print(errors); assert 0
+    sent = list(head.folder.glob("session_2*/runtime_resources/working_dir_files/_ray_pkg_*/talkinghead"))
+    assert sent, "workers run the packages that were sent, not those of this folder"
+    assert {path.name for path in sent[0].parent.iterdir()} == package_names()
+
+
+@pytest.mark.slow
+def test_killed_driver_leaves_nothing_running_on_the_cluster(head: Head, sample_source: Path, tmp_path: Path) -> None:
+    run = start(head, sample_source, tmp_path / "data")
+    while run.poll() is None and not busy_workers(head.session):
+        time.sleep(0.05)
+    assert run.poll() is None
+    run.kill()
+    run.communicate()
+    deadline = time.monotonic() + 15
+    while busy_workers(head.session) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not busy_workers(head.session)
+
+
+@pytest.mark.slow
+def test_wrong_token_is_one_clear_error(head: Head, sample_source: Path, tmp_path: Path) -> None:
+    run = start(head, sample_source, tmp_path / "data", RAY_AUTH_TOKEN="wrong")
+    errors = run.communicate(timeout=60)[1]
+    lines = [line for line in errors.splitlines() if line.startswith("error: ")]
+    assert run.returncode == 2 and len(lines) == 1 and "RAY_AUTH_TOKEN" in lines[0], errors
+    assert "gcs_client" not in errors and "Traceback" not in errors
+
+
+def start(head: Head, source: Path, data: Path, **variables: str) -> subprocess.Popen[str]:
+    arguments = ["shards", "--source", str(source), "--data", str(data), *TWO_SHARDS]
+    return subprocess.Popen(
+        [sys.executable, "-m", "orchestration", *arguments],
+        cwd=ROOT,
+        env=head.environment() | variables,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def _cached_models() -> Path:
+    from talkinghead.face.resolve import cache_folder
+
+    return cache_folder()
+
+
+def package_names() -> set[str]:
+    return {path.parent.name for path in ROOT.glob("*/__init__.py")}
+
+
+def test_package_holds_our_packages_only(tmp_path: Path) -> None:
+    """Whatever else lies beside them: the environment, media, what git ignores."""
+    from ray._private.runtime_env.packaging import create_package
+
+    root = tmp_path / "root"
+    for path in ("talkinghead/media/clip.py", "shards/__init__.py", "talkinghead/__init__.py"):
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).touch()
+    for path in (".venv/x.py", ".git/config", "build/x", "data/clip.mp4", "talkinghead/__pycache__/a.pyc", "notes.txt"):
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).touch()
+    create_package(str(root), tmp_path / "package.zip", True, excludes=["__pycache__", *package(root)["excludes"]])
+    with zipfile.ZipFile(tmp_path / "package.zip") as archive:
+        files = {name for name in archive.namelist() if not name.endswith("/")}
+    assert files == {"talkinghead/media/clip.py", "shards/__init__.py", "talkinghead/__init__.py"}
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("127.0.0.1:{closed}", "refused"),
+        ("ray://127.0.0.1:{closed}", "refused"),
+        ("no-such-host.invalid:6379", "no Ray cluster answers"),
+        ("somewhere", "HOST:PORT"),
+    ],
+)
+def test_wrong_address_is_told_at_once(address: str, said: str) -> None:
+    started = time.monotonic()
+    with (
+        pytest.raises(ValueError, match=said),
+        Cluster(ClusterSettings(ray_address=address.format(closed=free_port()))) as it,
+    ):
+        assert it.slots
+    assert time.monotonic() - started < 15
+
+
+def test_private_ray_is_quiet_and_needs_no_home(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.write_text("a file: nothing can be written below it")
+    code = """
+from orchestration.cluster import Cluster, ClusterSettings
+with Cluster(ClusterSettings(workers=2)) as cluster:
+    print(cluster.slots)
+    import ray
+    from ray._raylet import AuthenticationMode, get_authentication_mode
+    assert get_authentication_mode() == AuthenticationMode.TOKEN
+    assert ray.get(ray.remote(lambda: 5).remote()) == 5
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={"PATH": os.environ["PATH"], "HOME": str(home)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "2", "")
