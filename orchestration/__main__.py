@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -35,6 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
         commands.demo,
     ):
         app.command(_result_on_stdout(command))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         app.cli(prog="python -m orchestration", description=__doc__, args=arguments)
@@ -42,8 +44,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}; run the same command again when it is mended, it goes on from here", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on from here", file=sys.stderr)
-        return 1
+        print("interrupted; run the same command again to go on from here", file=sys.stderr, flush=True)
+        # Not the interpreter's own end: Ray's threads may be starting just now, and crash in it. Ray's processes and
+        # the lock on DATA go with this one.
+        os._exit(1)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         print(f"error: {where}{error.strerror or error}", file=sys.stderr)

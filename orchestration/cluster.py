@@ -94,8 +94,6 @@ def _start_private(cpus: int) -> None:
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     if os.environ["RAY_AUTH_MODE"] == "token" and "RAY_AUTH_TOKEN_PATH" not in os.environ:
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    # When this process is killed, Ray's agents look for the head of the cluster for so long before they end.
-    os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "5")
     import ray
 
     ray.init(

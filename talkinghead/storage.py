@@ -45,15 +45,17 @@ class Storage:
         location: A folder, or a URI, which may hold credentials: `s3://key:secret@bucket/folder?region=…`.
 
     Attributes:
-        location: As given. Only for opening the same place again; it may hold credentials.
+        location: Absolute path, or the URI as given. Only for opening the same place again; it may hold credentials.
         uri: The same with credentials hidden: what messages and pages show.
         local_root: The folder; None behind a URI.
     """
 
     def __init__(self, location: str | Path) -> None:
-        self.location = str(location)
-        self.local_root: Path | None = None if "://" in self.location else Path(self.location).absolute()
-        self.uri = self.location if self.local_root else without_credentials(self.location)
+        given = str(location)
+        self.local_root: Path | None = None if "://" in given else Path(given).absolute()
+        # A worker elsewhere has another working folder: a relative path would mean another place there.
+        self.location = str(self.local_root) if self.local_root else given
+        self.uri = given if self.local_root else without_credentials(given)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (Storage, (self.location,))

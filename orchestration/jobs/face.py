@@ -13,7 +13,10 @@ from talkinghead.provenance import hash_bytes
 
 @lru_cache(maxsize=1)
 def _model() -> FaceModel:
-    return resolve_face_model()
+    try:
+        return resolve_face_model()
+    except (ValueError, OSError) as error:
+        raise RunError(f"a worker finds no face model: {error}") from error
 
 
 @lru_cache(maxsize=1)
