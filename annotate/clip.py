@@ -15,6 +15,8 @@ from talkinghead.annotation import (
     ANNOTATION_MEMBERS,
     COLUMN,
     COLUMNS,
+    LARGEST,
+    MISSING,
     QUALITY_FIELDS,
     Arrays,
     check_arrays,
@@ -90,7 +92,7 @@ def _drop_unstorable(values: np.ndarray, column: str) -> None:
     step = COLUMN[column].step
     assert step
     # Not np.nanmax: NaN compares false, so missing rows stay as they are.
-    values[(np.abs(values) > 32767 * step).any(axis=(1, 2))] = np.nan
+    values[(np.abs(values) > LARGEST * step).any(axis=(1, 2))] = np.nan
 
 
 def encode_annotation(
@@ -124,7 +126,7 @@ def encode_annotation(
                 "shape": [num_frames, *column.shape],
                 "unit": column.unit,
                 "step": column.step,
-                "missing": -32768 if column.step else None if column.name == "valid" else "NaN",
+                "missing": MISSING if column.step else None if column.name == "valid" else "NaN",
             }
             for column in COLUMNS
         },

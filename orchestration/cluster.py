@@ -6,8 +6,10 @@ import contextlib
 import logging
 import os
 import secrets
+import signal
 import socket
 import tempfile
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,6 +86,8 @@ def _start(settings: ClusterSettings) -> int:
         _start_private(settings.workers or len(os.sched_getaffinity(0)))
     import ray
 
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray's own handler ends with a C++ stack trace
     cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
     return min(settings.workers or cpus, cpus)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -15,9 +16,9 @@ from ingest.settings import IngestSettings
 from orchestration.cluster import Cluster, ClusterSettings
 from orchestration.executor import RetrySettings
 from orchestration.overrides import names_of
-from orchestration.steps.ingest import Source
-from orchestration.steps.pack import ShardSettings
-from orchestration.steps.runner import Runner
+from orchestration.runs.ingest import Source
+from orchestration.runs.pack import ShardSettings
+from orchestration.runs.runner import Runner
 from orchestration.unit import RunError
 from talkinghead.schema import check_version
 from talkinghead.storage import Storage
@@ -26,6 +27,7 @@ FIRST_VERSION = "v1"
 
 Names = tuple[str, ...]
 Data = Annotated[str, tyro.conf.arg(help="Data folder, or a URI such as s3://bucket/folder.")]
+LocalFolder = Annotated[Path, tyro.conf.arg(help="Folder for the sample and what is made of it.")]
 Version = Annotated[str | None, tyro.conf.arg(help="Annotation version (default: the newest there is, or v1).")]
 Engine = Annotated[str | None, tyro.conf.arg(help="Short for --annotate engine=…")]
 IngestNames = Annotated[
@@ -51,7 +53,7 @@ def ingest(
     ingest: IngestNames = (),
 ) -> str:
     """Read a data set's own metadata; cut and crop its clips to 25 fps and 16 kHz."""
-    from orchestration.steps.ingest import run_ingest
+    from orchestration.runs.ingest import run_ingest
     from talkinghead.face.resolve import resolve_face_model
 
     with _runner(data, cluster, retry) as runner:
@@ -86,9 +88,9 @@ def shards(
     filters: FilterNames = (),
 ) -> str:
     """Pack WebDataset shards with their index, after running what is missing before."""
-    from orchestration.steps.finish import finish
-    from orchestration.steps.ingest import run_ingest
-    from orchestration.steps.pack import run_pack
+    from orchestration.runs.finish import finish
+    from orchestration.runs.ingest import run_ingest
+    from orchestration.runs.pack import run_pack
     from talkinghead.face.resolve import resolve_face_model
 
     with _runner(data, cluster, retry) as runner:
@@ -111,9 +113,9 @@ def reannotate(
     annotate: AnnotateNames = (),
     filters: FilterNames = (),
 ) -> str:
-    """Annotate the packed clips anew. Writes annotation shards and an index; packed media stay untouched."""
-    from orchestration.steps.finish import finish
-    from orchestration.steps.pack import run_pack
+    """Annotate all clips anew as another version; packed media stay untouched (clips not yet packed are packed too)."""
+    from orchestration.runs.finish import finish
+    from orchestration.runs.pack import run_pack
     from shards.manifest import read_manifest
 
     check_version(version)
@@ -156,6 +158,8 @@ def retry(data: Data, cause: str | None = None) -> str:
     from orchestration.results import current_quarantine
 
     storage = Storage(data)
+    if not storage.list("plans"):
+        raise ValueError(f"nothing is ingested in {storage.uri}")
     with writer_lock(storage):
         records = current_quarantine(storage)
         released = release(storage, records, cause)
@@ -165,15 +169,17 @@ def retry(data: Data, cause: str | None = None) -> str:
     return f"{len(released)} released; run make shards again"
 
 
-def demo(data: Data, cluster: Flat[ClusterSettings], retry: Flat[RetrySettings]) -> str:
+def demo(
+    data: Annotated[Path, tyro.conf.arg(help="Local folder.")],
+    cluster: Flat[ClusterSettings],
+    retry: Flat[RetrySettings],
+) -> str:
     """Make the embedded sample and take it through ingest, annotate, shards, verify and report."""
-    from pathlib import Path
-
     from ingest.sample import make_sample
     from shards.verify import verify
 
-    folder = make_sample(Path(data) / "source")
-    target = str(Path(data) / "data")
+    folder = make_sample(data / "source")
+    target = str(data / "data")
     shards(Source(source=str(folder)), target, cluster, retry, shards=("min_shards=2",))
     found = verify(Storage(target), deep=True)
     if found.problems:
@@ -182,8 +188,8 @@ def demo(data: Data, cluster: Flat[ClusterSettings], retry: Flat[RetrySettings])
 
 
 def _annotate(runner: Runner, version: str | None, engine: str | None, overrides: Names) -> str:
-    from orchestration.steps.annotate import run_annotate
-    from orchestration.steps.finish import current_version
+    from orchestration.runs.annotate import run_annotate
+    from orchestration.runs.finish import current_version
     from talkinghead.face.resolve import resolve_face_model
 
     version = version or current_version(runner.storage) or FIRST_VERSION

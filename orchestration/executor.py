@@ -9,12 +9,13 @@ renews the process before MediaPipe's leak of about 0.5 MB per clip matters.
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from orchestration.alone import limit_memory, run_alone
@@ -48,6 +49,10 @@ class RetrySettings:
     def __post_init__(self) -> None:
         if self.attempts < 1:
             raise ValueError(f"--attempts is {self.attempts}, must be at least 1")
+        if self.memory_gb < 1:
+            raise ValueError(f"--memory-gb is {self.memory_gb}, must be at least 1")
+        if self.time_limit_s is not None and self.time_limit_s <= 0:
+            raise ValueError(f"--time-limit-s is {self.time_limit_s}, must be positive")
 
 
 @dataclass
@@ -59,7 +64,7 @@ class Tally:
     committed: int = 0
     quarantined: int = 0
     wall_seconds: float = 0.0
-    records: list[UnitRecord] = field(default_factory=list)
+    frames: int = 0
 
 
 def run_units(storage: Storage, job: str, units: Sequence[Unit], cluster: Cluster, retry: RetrySettings) -> Tally:
@@ -129,20 +134,25 @@ class _Run:
         return self.alone_task.remote(self.storage.location, unit.to_json(), attempts, self.retry.memory_gb)
 
     def _drain(self, queue: deque[Unit], again: deque[Unit], submit: Callable[[Unit], Any]) -> None:
+        from ray.exceptions import RayError
+
         running: dict[Any, tuple[Unit, float]] = {}
         try:
             while queue or running:
-                # One more than the slots hides the driver's latency and leaves start times honest.
-                while queue and len(running) <= self.slots:
+                # No more than can run at once: then a unit's time is counted from when it starts.
+                while queue and len(running) < self.slots:
                     unit = queue.popleft()
                     running[submit(unit)] = (unit, time.perf_counter())
                 finished, _ = self.ray.wait(list(running), num_returns=1)
                 for reference in finished:
                     unit, started = running.pop(reference)
                     self._settle(unit, self._result(reference, unit, time.perf_counter() - started), again)
+        except RayError as error:
+            raise RunError(f"Ray ended while units were running: {str(error).strip().splitlines()[0]}") from error
         finally:
             for reference in running:
-                self.ray.cancel(reference, force=True)
+                with contextlib.suppress(RayError):
+                    self.ray.cancel(reference, force=True)
 
     def _result(self, reference: Any, unit: Unit, seconds: float) -> UnitRecord | Attempt:
         from ray import exceptions
@@ -151,7 +161,11 @@ class _Run:
             result: Result = self.ray.get(reference)
         except exceptions.OutOfMemoryError as error:
             return Attempt(cause="memory", message="the machine ran out of memory", trace=str(error)[-4000:])
-        except (exceptions.WorkerCrashedError, exceptions.NodeDiedError, exceptions.LocalRayletDiedError) as error:
+        except exceptions.LocalRayletDiedError as error:
+            raise RunError("Ray ended on this machine while units were running") from error
+        except (exceptions.WorkerCrashedError, exceptions.NodeDiedError) as error:
+            if not self._nodes_alive():
+                raise RunError("the Ray cluster has no node left") from error
             hung = seconds >= unit.time_limit_s
             cause = "timeout" if hung else "crash"
             message = f"took longer than {unit.time_limit_s:g} s" if hung else "the worker process died"
@@ -163,10 +177,19 @@ class _Run:
             raise result
         return result
 
+    def _nodes_alive(self) -> bool:
+        """Whether units can still run somewhere; else their failures are not theirs."""
+        from ray.exceptions import RayError
+
+        try:
+            return any(node["Alive"] for node in self.ray.nodes())
+        except RayError:
+            return False
+
     def _settle(self, unit: Unit, result: UnitRecord | Attempt, again: deque[Unit]) -> None:
         if isinstance(result, UnitRecord):
             self.tally.committed += 1
-            self.tally.records.append(result)
+            self.tally.frames += result.frames
             self.progress.advance(result.frames)
             return
         attempts = self.failures.setdefault(unit.key, [])
@@ -189,7 +212,7 @@ def may_pass_later(attempt: Attempt) -> bool:
     if not attempt.cause.startswith("error:"):
         return True
     name = attempt.cause.removeprefix("error:")
-    never = {"ValueError", "RejectedError", "FileNotFoundError", "PermissionError", "IsADirectoryError"}
+    never = {"ValueError", "FileNotFoundError", "PermissionError", "IsADirectoryError"}
     return name not in never
 
 
@@ -209,7 +232,7 @@ def _pool_task(storage_uri: str, unit_json: str, memory_gb: float) -> Result:
         faulthandler.cancel_dump_traceback_later()
 
 
-def _alone_task(storage_uri: str, unit_json: str, attempts: int, memory_gb: float) -> UnitRecord | Attempt | RunError:
+def _alone_task(storage_uri: str, unit_json: str, attempts: int, memory_gb: float) -> Result:
     """One unit in a child process of a pool worker."""
     try:
         return run_alone(Storage(storage_uri), Unit.from_json(unit_json), attempts=attempts, memory_gb=memory_gb)

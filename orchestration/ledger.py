@@ -93,7 +93,7 @@ def writer_lock(storage: Storage) -> Iterator[None]:
         storage.local_root.mkdir(parents=True, exist_ok=True)
         handle = (storage.local_root / ".lock").open("a")
     except OSError as error:
-        raise OSError(f"cannot write to {storage.uri}: {error.strerror}") from error
+        raise OSError(error.errno, f"cannot write to {storage.uri}: {error.strerror}") from error
     with handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -40,7 +40,7 @@ class UnitRecord:
     job: str
     """`ingest`, `annotate-<version>`, `pack-media`, `pack-<version>`."""
     key: str
-    """Clip key (ingest), sample key (annotate), shard name (pack)."""
+    """Clip key (ingest), sample key (annotate), `clips-000042` (pack)."""
     pkey: str
     """Provenance key."""
     samples: list[SampleRecord] = field(default_factory=list)
@@ -80,8 +80,8 @@ class Attempt:
     """One failed try at a unit."""
 
     cause: str
-    """What the quarantine is listed by: `media:<word>` (no readable media), `error:<Class>`, `crash:<SIGNAL>`,
-    `timeout`, `memory`."""
+    """What the quarantine is listed by: `media:<word>` (no readable media), `error:<Class>`, `crash:<SIGNAL>`
+    (plain `crash` for a worker of the pool), `timeout`, `memory`."""
     message: str
     """One line for a person: what is wrong, with which file."""
     trace: str = ""
@@ -93,7 +93,7 @@ class Attempt:
 
 @dataclass(frozen=True, kw_only=True)
 class QuarantineRecord:
-    """An input that could not be processed. It stays listed until it is retried."""
+    """An input that could not be processed. It stays listed until it is retried, mended or removed."""
 
     job: str
     key: str

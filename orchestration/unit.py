@@ -17,7 +17,7 @@ from talkinghead import dataroot
 from talkinghead.media.errors import UnreadableMediaError
 from talkinghead.provenance import hash_bytes
 from talkinghead.sampletar import END_OF_ARCHIVE, write_sample
-from talkinghead.schema import RejectedError, Rejection
+from talkinghead.schema import Rejection
 from talkinghead.storage import Storage, UnreachableError
 
 MACHINE_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG})
@@ -84,8 +84,6 @@ def run_unit(storage: Storage, unit: Unit, *, attempts: int) -> UnitRecord:
     started, cpu_started = time.perf_counter(), time.process_time()
     try:
         output = _job_function(unit.function)(storage, unit)
-    except RejectedError as error:
-        output = Output(rejected=[RejectedPiece(key=unit.key, rejection=error.rejection)])
     except ImportError as error:
         raise RunError(f"the installation is not complete: {error} (make setup mends it)") from error
     except UnreachableError as error:

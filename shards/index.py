@@ -2,7 +2,7 @@
 
 A Parquet table per annotation version, with flat columns so that a million rows open in a moment: each member has
 `<member>_offset` and `<member>_size`, each score `score_<name>`. Which members there are comes from the packed
-records, so that later column sets need no change here. A sample without annotation has nulls there.
+records, so that later column sets need no change here. A member that a sample does not have is null there.
 """
 
 from __future__ import annotations

@@ -14,6 +14,8 @@ from talkinghead.provenance import pretty_json
 from talkinghead.schema import SCHEMA_VERSION, check_version
 from talkinghead.storage import Storage
 
+_MEND = "move it away and run make shards ANN=<version> to write it again"
+
 
 @dataclass(frozen=True, kw_only=True)
 class ShardEntry:
@@ -52,7 +54,7 @@ class DatasetManifest:
 
     datasets: list[str]
     counts: dict[str, int]
-    """`samples` and `frames` in the shards, and how many of them the newest version keeps: `kept`, `frames_kept`."""
+    """`samples` and `frames` in the shards; `kept` and `frames_kept` of the version that was finished last."""
     licences: dict[str, int]
     """Licence → samples."""
     tool_versions: dict[str, str]
@@ -102,10 +104,10 @@ class DatasetManifest:
                 ]
                 return cls(**value)
         except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{name} is damaged ({error}): run make shards to write it again") from error
+            raise ValueError(f"{name} is damaged ({error}): {_MEND}") from error
         raise ValueError(
             f"{name} has schema {schema}, this code reads {SCHEMA_VERSION}: "
-            + ("use a newer talkinghead" if schema > SCHEMA_VERSION else "run make shards to write it again")
+            + ("use a newer talkinghead" if schema > SCHEMA_VERSION else _MEND)
         )
 
 

@@ -65,7 +65,11 @@ COLUMN = {column.name: column for column in COLUMNS}
 ANNOTATION_MEMBERS = tuple(sorted(["ann.json", *(column.member for column in COLUMNS)]))
 """Suffixes of a sample in an annotation shard, in tar order."""
 
-_NAN = -32768
+MISSING = -32768
+"""Stands for NaN in a compact column."""
+
+LARGEST = 32767
+"""Largest number of steps in a compact column."""
 
 Arrays = dict[str, np.ndarray]
 
@@ -103,7 +107,7 @@ def decode_column(column: Column, data: bytes) -> np.ndarray:
     if column.step is None:
         return stored.astype(np.float32)
     values = stored.astype(np.float32) * np.float32(column.step)
-    values[stored == _NAN] = np.nan
+    values[stored == MISSING] = np.nan
     return values
 
 
@@ -111,12 +115,12 @@ def _quantise(column: Column, values: np.ndarray) -> np.ndarray:
     assert column.step
     missing = np.isnan(values)
     steps = np.rint(np.where(missing, 0.0, values).astype(np.float64) / column.step)
-    if np.abs(steps).max(initial=0) > 32767:
+    if np.abs(steps).max(initial=0) > LARGEST:
         raise ValueError(
-            f"{column.name} holds {np.nanmax(np.abs(values)):.3g}, beyond ±{32767 * column.step:.3g} {column.unit}"
+            f"{column.name} holds {np.nanmax(np.abs(values)):.3g}, beyond ±{LARGEST * column.step:.3g} {column.unit}"
         )
     stored = steps.astype(column.stored)
-    stored[missing] = _NAN
+    stored[missing] = MISSING
     return stored
 
 

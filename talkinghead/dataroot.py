@@ -14,6 +14,7 @@
     runs/<time>-<job>.json             wall time of each run of a job
     report/                            index.html, report.json, inputs.csv
     tmp/                               writes in progress
+    .lock                              held by the job that is writing
 
 `<aa>` are two hash digits of the key, so that no folder grows large; `<pkey>` is the provenance key.
 """

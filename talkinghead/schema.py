@@ -132,8 +132,6 @@ assert CATALOG_SCHEMA.names == [f.name for f in fields(CatalogRow)]
 
 # --- outcomes ---------------------------------------------------------------------------------------------------------
 
-Outcome = Literal["sample", "rejected", "quarantined"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Rejection:
@@ -144,14 +142,6 @@ class Rejection:
     score: float | None = None
     """The measured value that fell short, e.g. the share of frames with a face."""
     detail: str = ""
-
-
-class RejectedError(Exception):
-    """Raised by a job function when the whole clip is rejected."""
-
-    def __init__(self, reason: str, score: float | None = None, detail: str = "") -> None:
-        super().__init__(f"{reason}: {detail}" if detail else reason)
-        self.rejection = Rejection(reason=reason, score=score, detail=detail)
 
 
 # --- media members ----------------------------------------------------------------------------------------------------

@@ -256,7 +256,7 @@ class Storage:
         except UnreachableError:
             raise
         except OSError as error:
-            raise OSError(f"cannot write to {self.uri}: {error.strerror or error}") from error
+            raise OSError(error.errno, f"cannot write to {self.uri}: {error.strerror or error}") from error
 
     def _temporary(self) -> Path:
         assert self.local_root is not None

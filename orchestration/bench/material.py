@@ -9,7 +9,7 @@ from pathlib import Path
 from orchestration import results
 from orchestration.cluster import ROOT
 from orchestration.jobs.annotate import MediaSample
-from orchestration.steps.annotate import media_samples
+from orchestration.runs.annotate import media_samples
 from talkinghead.storage import Storage
 
 SHARED = ROOT.parent / "shared"

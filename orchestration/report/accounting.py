@@ -27,8 +27,8 @@ from talkinghead.schema import CatalogRow, SampleIndex
 
 Fate = Literal["sample", "rejected", "quarantined", "pending"]
 FATES: tuple[Fate, ...] = ("sample", "rejected", "quarantined", "pending")
-Stage = Literal["source", "ingest", "annotate", "pack", "filter"]
-STAGES: tuple[Stage, ...] = ("source", "ingest", "annotate", "pack", "filter")
+Job = Literal["source", "ingest", "annotate", "pack", "filter"]
+JOBS: tuple[Job, ...] = ("source", "ingest", "annotate", "pack", "filter")
 """In the order in which an input passes them; an outcome names the one that decided it."""
 
 MISSING_SOURCE = "missing_source"
@@ -42,7 +42,7 @@ class PieceOutcome:
 
     key: str
     fate: Fate
-    stage: Stage
+    job: Job
     reason: str | None = None
     """Rejection reason, or quarantine cause."""
     score: float | None = None
@@ -56,7 +56,7 @@ class InputOutcome:
 
     row: CatalogRow
     fate: Fate
-    stage: Stage
+    job: Job
     reason: str | None = None
     score: float | None = None
     detail: str = ""
@@ -74,10 +74,10 @@ class InputOutcome:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FunnelStage:
-    """Inputs that passed one stage, and why others did not."""
+class FunnelRow:
+    """Inputs that passed one job, and why others did not."""
 
-    stage: Stage
+    job: Job
     passed: int
     lost: dict[tuple[str, str], int]
     """(fate, reason) → inputs that ended here, most frequent first."""
@@ -104,20 +104,20 @@ class Accounting:
         """Reason or cause → inputs of this fate, most frequent first."""
         return count_reasons(self.inputs, fate)
 
-    def funnel(self) -> list[FunnelStage]:
-        """Stage by stage, how many inputs are left and why the others ended; losses and rest add up to the inputs."""
+    def funnel(self) -> list[FunnelRow]:
+        """Job by job, how many inputs are left and why the others ended; losses and rest add up to the inputs."""
         left = len(self.inputs)
         funnel = []
-        for stage in STAGES:
+        for job in JOBS:
             ended = Counter(
                 (outcome.fate, outcome.reason or outcome.fate)
                 for outcome in self.inputs
-                if outcome.stage == stage and outcome.fate != "sample"
+                if outcome.job == job and outcome.fate != "sample"
             )
             left -= ended.total()
-            if stage != "pack" or ended:
+            if job != "pack" or ended:
                 ranked = sorted(ended.items(), key=lambda item: (-item[1], item[0]))
-                funnel.append(FunnelStage(stage=stage, passed=left, lost=dict(ranked)))
+                funnel.append(FunnelRow(job=job, passed=left, lost=dict(ranked)))
         return funnel
 
     def csv(self) -> bytes:
@@ -156,24 +156,24 @@ def account(state: RunState) -> Accounting:
 
 def _input_outcome(row: CatalogRow, state: RunState, index: dict[str, SampleIndex]) -> InputOutcome:
     if row.source is None:
-        return InputOutcome(row=row, fate="rejected", stage="source", reason=MISSING_SOURCE)
+        return InputOutcome(row=row, fate="rejected", job="source", reason=MISSING_SOURCE)
     ingested = state.ingest.get(row.key)
     if ingested is None:
-        return InputOutcome(row=row, fate="pending", stage="ingest")
+        return InputOutcome(row=row, fate="pending", job="ingest")
     if isinstance(ingested, QuarantineRecord):
         last = ingested.attempts[-1]
-        return InputOutcome(row=row, fate="quarantined", stage="ingest", reason=ingested.cause, detail=last.message)
+        return InputOutcome(row=row, fate="quarantined", job="ingest", reason=ingested.cause, detail=last.message)
     pieces = [_rejected_piece(piece, "ingest") for piece in ingested.rejected]
     pieces += [_piece_outcome(sample, state, index) for sample in ingested.samples]
     if not pieces:
         return InputOutcome(
-            row=row, fate="rejected", stage="ingest", reason="nothing_put_out", detail="the record lists no piece"
+            row=row, fate="rejected", job="ingest", reason="nothing_put_out", detail="the record lists no piece"
         )
     decisive = _decisive(pieces)
     return InputOutcome(
         row=row,
         fate=decisive.fate,
-        stage=decisive.stage,
+        job=decisive.job,
         reason=decisive.reason,
         score=decisive.score,
         detail=decisive.detail,
@@ -186,12 +186,12 @@ def _piece_outcome(sample: SampleRecord, state: RunState, index: dict[str, Sampl
     annotated = state.annotate.get(sample.key)
     frames = sample.num_frames
     if annotated is None:
-        return PieceOutcome(key=sample.key, fate="pending", stage="annotate", frames=frames)
+        return PieceOutcome(key=sample.key, fate="pending", job="annotate", frames=frames)
     if isinstance(annotated, QuarantineRecord):
         return PieceOutcome(
             key=sample.key,
             fate="quarantined",
-            stage="annotate",
+            job="annotate",
             reason=annotated.cause,
             detail=annotated.attempts[-1].message,
             frames=frames,
@@ -200,14 +200,14 @@ def _piece_outcome(sample: SampleRecord, state: RunState, index: dict[str, Sampl
         return _rejected_piece(annotated.rejected[0], "annotate", frames)
     row = index.get(sample.key)
     if row is None:
-        return PieceOutcome(key=sample.key, fate="pending", stage="pack", frames=frames)
+        return PieceOutcome(key=sample.key, fate="pending", job="pack", frames=frames)
     if row.keep:
-        return PieceOutcome(key=sample.key, fate="sample", stage="filter", frames=row.num_frames)
+        return PieceOutcome(key=sample.key, fate="sample", job="filter", frames=row.num_frames)
     verdict = judge(row.scores, state.filters) if state.filters else None
     return PieceOutcome(
         key=sample.key,
         fate="rejected",
-        stage="filter",
+        job="filter",
         reason=row.reason,
         score=row.reason_score,
         detail=verdict.detail if verdict and verdict.reason == row.reason else "",
@@ -215,12 +215,12 @@ def _piece_outcome(sample: SampleRecord, state: RunState, index: dict[str, Sampl
     )
 
 
-def _rejected_piece(piece: RejectedPiece, stage: Stage, frames: int = 0) -> PieceOutcome:
+def _rejected_piece(piece: RejectedPiece, job: Job, frames: int = 0) -> PieceOutcome:
     rejection = piece.rejection
     return PieceOutcome(
         key=piece.key,
         fate="rejected",
-        stage=stage,
+        job=job,
         reason=rejection.reason,
         score=rejection.score,
         detail=rejection.detail,
@@ -231,7 +231,7 @@ def _rejected_piece(piece: RejectedPiece, stage: Stage, frames: int = 0) -> Piec
 def _decisive(pieces: list[PieceOutcome]) -> PieceOutcome:
     """The piece whose outcome the input takes; of equals the first."""
     rank: dict[Fate, int] = {"sample": 3, "pending": 2, "quarantined": 1, "rejected": 0}
-    return max(pieces, key=lambda piece: (rank[piece.fate], STAGES.index(piece.stage), piece.frames))
+    return max(pieces, key=lambda piece: (rank[piece.fate], JOBS.index(piece.job), piece.frames))
 
 
 def _contradictions(state: RunState, inputs: list[InputOutcome], index: dict[str, SampleIndex]) -> list[str]:

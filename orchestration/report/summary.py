@@ -14,7 +14,7 @@ pending                 inputs without an outcome yet; 0 after a finished run
 samples                 kept samples; one input may give several (its pieces)
 pieces                  {total, sample, rejected, quarantined, pending, rejected_reasons, quarantined_causes}: the
                         same account by piece; an input that gave none is not in it
-funnel                  [{stage, passed, lost: [{outcome, reason, inputs}]}]
+funnel                  [{job, passed, lost: [{outcome, reason, inputs}]}]
 frames, hours           of the kept samples, at 25 frames per second
 frames_indexed          of all samples in the index, kept or not
 persons                 different persons among the kept samples, as far as the metadata names them
@@ -79,11 +79,11 @@ def summarise(
     fates = {fate: sum(piece.fate == fate for piece in pieces) for fate in FATES}
     funnel = [
         {
-            "stage": stage.stage,
-            "passed": stage.passed,
-            "lost": [{"outcome": fate, "reason": why, "inputs": n} for (fate, why), n in stage.lost.items()],
+            "job": job.job,
+            "passed": job.passed,
+            "lost": [{"outcome": fate, "reason": why, "inputs": n} for (fate, why), n in job.lost.items()],
         }
-        for stage in accounting.funnel()
+        for job in accounting.funnel()
     ]
     by_fate = accounting.by_fate()
     return {

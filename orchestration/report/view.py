@@ -28,7 +28,7 @@ MOST_PER_CAUSE = 20
 TRACE_CHARACTERS = 4000
 
 FATE_WORDS = {"sample": "became samples", "rejected": "rejected", "quarantined": "quarantined", "pending": "pending"}
-STAGE_WORDS = {
+JOB_WORDS = {
     "source": "Source found",
     "ingest": "Cut and cropped",
     "annotate": "Annotated",
@@ -120,7 +120,7 @@ def render_page(
         seconds=summary["hours"] * 3600,
         sections=[(name, title) for name, (title, shown) in present.items() if shown],
         fate_words=FATE_WORDS,
-        stage_words=STAGE_WORDS,
+        job_words=JOB_WORDS,
         funnel=accounting.funnel(),
         tiles=pictures.tiles,
         strips=strips,

@@ -8,8 +8,9 @@ import signal
 import time
 from pathlib import Path
 
+from orchestration.records import RejectedPiece
 from orchestration.unit import Output, Unit
-from talkinghead.schema import RejectedError
+from talkinghead.schema import Rejection
 from talkinghead.storage import Storage
 
 
@@ -31,7 +32,8 @@ def behave(storage: Storage, unit: Unit) -> Output:
             told = f"{cv2.getNumThreads()} {os.environ['OMP_NUM_THREADS']} {os.getpid()}"
             return Output(contents=[(unit.key, 1, {"txt": told.encode()})])
         case "reject":
-            raise RejectedError("no_face", 0.25, "a quarter of the frames")
+            rejection = Rejection(reason="no_face", score=0.25, detail="a quarter of the frames")
+            return Output(rejected=[RejectedPiece(key=unit.key, rejection=rejection)])
         case "error":
             raise ValueError("clip.mp4 is not a video")
         case "segfault":

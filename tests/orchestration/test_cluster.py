@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestration.cluster import Cluster, ClusterSettings, package
+from orchestration.cluster import package
 from talkinghead.face.resolve import resolve_face_model
 from tests.orchestration.conftest import ROOT, TWO_SHARDS, Command
 from tests.orchestration.test_pipeline import digests
@@ -200,14 +200,15 @@ def test_package_holds_our_packages_only(tmp_path: Path) -> None:
         ("somewhere", "HOST:PORT"),
     ],
 )
-def test_wrong_address_is_told_at_once(address: str, said: str) -> None:
+def test_wrong_address_is_told_at_once(address: str, said: str, command: Command, tmp_path: Path) -> None:
+    """By the command line: within one process Ray keeps what it was first told about tokens."""
+    (tmp_path / "text.mp4").write_text("not a video")
+    arguments = ("--source", tmp_path, "--data", tmp_path / "data", "--ray-address", address.format(closed=free_port()))
     started = time.monotonic()
-    with (
-        pytest.raises(ValueError, match=said),
-        Cluster(ClusterSettings(ray_address=address.format(closed=free_port()))) as it,
-    ):
-        assert it.slots
-    assert time.monotonic() - started < 15
+    done = command("orchestration", "ingest", *arguments, check=False)
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert done.returncode == 2 and len(lines) == 1 and said in lines[0], done.stderr
+    assert time.monotonic() - started < 20
 
 
 def test_private_ray_is_quiet_and_needs_no_home(tmp_path: Path) -> None:

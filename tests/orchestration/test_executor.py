@@ -88,7 +88,9 @@ def test_workers_are_pinned_to_one_thread_and_renewed(tmp_path: Path, monkeypatc
     units = [make_unit(tmp_path, f"unit{i}", "threads") for i in range(6)]
     tally = run(storage, units)
     told = []
-    for record in tally.records:
+    assert tally.committed == 6
+    for record in Ledger(storage, "test").results((unit.key, unit.pkey) for unit in units).values():
+        assert isinstance(record, UnitRecord)
         member = record.samples[0].members[0]
         assert record.file
         told.append(storage.read_range(record.file, member.offset, member.size).decode().split())

@@ -142,8 +142,8 @@ def test_quarantine_is_listed_and_released_by_cause(finished: Path, tmp_path: Pa
         (["ingest", "--data", "x"], "SOURCE is missing"),
         (["ingest", "--data", "x", "--source", "/no/such/folder"], "/no/such/folder"),
         (["report", "--data", "/no/such/data"], "make shards"),
-        (["shards", "--data", "/dev/null/data"], "cannot write"),
-        (["annotate", "--data", "x", "--engine", "unknown"], "tasks"),
+        (["shards", "--data", "/dev/null/data", "--source", "/tmp"], "cannot write"),
+        (["annotate", "--data", "x"], "nothing is ingested"),
         (["reannotate", "--data", "x", "--version", "../v2"], "annotation version"),
     ],
 )

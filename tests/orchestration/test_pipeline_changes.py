@@ -75,6 +75,8 @@ def test_settings_stay_as_they_were_made(data: Path, source: Path, command: Comm
     manifest = read_manifest(Storage(data))
     assert manifest.annotation("v2").details["filters"]["max_yaw_abs_median"] == 30
     sound(data, command)
+    seed = command("orchestration", "shards", "--data", data, "--shards", "seed=6", check=False)
+    assert seed.returncode == 2 and "splits must agree" in seed.stderr
     other = command("orchestration", "ingest", "--source", source, "--data", data, "--ingest", "size=256", check=False)
     assert other.returncode == 2 and "size 512" in other.stderr
     wrong = command("orchestration", "shards", "--data", data, "--shards", "seed=x", check=False)
@@ -140,6 +142,8 @@ def test_a_damaged_unit_is_not_packed(sample_source: Path, tmp_path: Path, comma
     unit.write_bytes(content)
     done = command("orchestration", "shards", "--data", data, check=False)
     assert done.returncode == 2 and "is damaged" in done.stderr
+    again = command("orchestration", "shards", "--data", data, check=False)
+    assert again.returncode == 2 and "could not be packed" in again.stderr
     assert not list(data.glob("clips-*.tar"))
 
 

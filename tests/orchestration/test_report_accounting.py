@@ -90,9 +90,9 @@ def test_all_counts_add_up(clips: list[Clip]) -> None:
     funnel = accounting.funnel()
     assert funnel[-1].passed == fates["sample"]
     left = len(clips)
-    for stage in funnel:
-        assert stage.passed == left - sum(stage.lost.values())
-        left = stage.passed
+    for job in funnel:
+        assert job.passed == left - sum(job.lost.values())
+        left = job.passed
 
 
 @given(clip_lists())
@@ -112,15 +112,15 @@ def test_the_longest_of_the_pieces_that_came_furthest_gives_the_reason() -> None
     )
     short = RejectedPiece(key="c-cut02", rejection=Rejection(reason="too_short", score=12.0))
     [outcome] = account(make_state([Clip(key="c", pieces=pieces, rejected=(short,))])).inputs
-    assert (outcome.fate, outcome.stage, outcome.reason, outcome.score) == ("rejected", "filter", "profile", 61.0)
+    assert (outcome.fate, outcome.job, outcome.reason, outcome.score) == ("rejected", "filter", "profile", 61.0)
     assert len(outcome.pieces) == 3
 
 
 def test_a_row_without_source_is_rejected_and_one_that_is_not_packed_waits() -> None:
     clips = [Clip(key="gone", kind="missing"), Clip(key="done")]
     gone, done = account(make_state(clips, index=[])).inputs
-    assert (gone.fate, gone.reason, gone.stage) == ("rejected", MISSING_SOURCE, "source")
-    assert (done.fate, done.stage) == ("pending", "pack")
+    assert (gone.fate, gone.reason, gone.job) == ("rejected", MISSING_SOURCE, "source")
+    assert (done.fate, done.job) == ("pending", "pack")
 
 
 def test_the_table_has_a_line_per_input_and_keeps_awkward_names() -> None:

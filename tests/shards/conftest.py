@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from shard_data import build
 
-from talkinghead.sampletar import pack_samples, read_samples
+from talkinghead.sampletar import pack_samples
 from talkinghead.storage import Storage
+from tests.tars import read_tar
 
 
 @pytest.fixture(scope="session")
@@ -35,7 +36,7 @@ def edit_shard() -> Callable[..., None]:
         assert storage.local_root
         path = storage.local_root / name
         with path.open("rb") as stream:
-            samples = list(read_samples(stream))
+            samples = read_tar(stream.read())
         change(samples)
         path.write_bytes(pack_samples(samples))
 

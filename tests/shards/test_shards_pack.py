@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import io
 
 import pytest
 from shard_data import write_unit
 
 from shards.pack import pack_shard
-from talkinghead.sampletar import pack_samples, read_samples
+from talkinghead.sampletar import pack_samples
 from talkinghead.storage import Storage
+from tests.tars import read_tar
 
 CONTENTS = {
     f"key-{n}": {"json": b"{}" * n, "mp4": bytes([n]) * (700 * n), "landmarks.npy": b"x" * 512 * n} for n in range(5)
@@ -37,7 +37,7 @@ def test_shard_equals_a_tar_written_at_once(storage, planned, tmp_path):
     data = (tmp_path / "out.tar").read_bytes()
     assert data == pack_samples([(key, CONTENTS[key]) for key in order])
     assert (packed.size, packed.sha256) == (len(data), hashlib.sha256(data).hexdigest())
-    assert [key for key, _ in read_samples(io.BytesIO(data))] == order
+    assert [key for key, _ in read_tar(data)] == order
     for sample in packed.samples:
         for member in sample.members:
             assert data[member.offset : member.offset + member.size] == CONTENTS[sample.key][member.suffix]

@@ -13,7 +13,7 @@ from orchestration.jobs import annotate, pack
 from orchestration.jobs.plans import read_plan
 from orchestration.overrides import settings_with
 from orchestration.records import SampleRecord, UnitRecord
-from orchestration.steps.pack import SHARD_PLAN, shard_settings
+from orchestration.runs.pack import SHARD_PLAN, shard_settings
 from shards.index import Index, build_index, write_index
 from shards.manifest import AnnotationEntry, DatasetManifest, ShardEntry, read_manifest, write_manifest
 from shards.plan import plan_hash
@@ -74,7 +74,8 @@ def _rows(
     ingested = results.ingested_samples(results.ingest_results(storage))
     annotated = results.annotate_results(storage, version)
     groups = (item.record.details["split_group"] for item in ingested.values())
-    splits = assign_splits(groups, seed=shard_settings(storage).seed)
+    settings = shard_settings(storage)
+    splits = assign_splits(groups, seed=settings.seed, fractions=settings.fractions)
     late = 0
     for number, pair in enumerate(shards):
         blank = pair.annotation.details.get("blank", ())

@@ -15,7 +15,7 @@ from orchestration.jobs import ingest
 from orchestration.jobs.face import detector_sha256
 from orchestration.jobs.plans import plan_names, read_plan, write_plan
 from orchestration.overrides import settings_with
-from orchestration.steps.runner import Runner
+from orchestration.runs.runner import Runner
 from orchestration.unit import Unit
 from talkinghead import dataroot
 from talkinghead.storage import Storage
@@ -39,9 +39,9 @@ class Source:
     source: str | None = None
     """Folder with the videos. Without one, what DATA holds already is used."""
     metadata: str | None = None
-    """Folder with the data set's own metadata (default: looked for in SOURCE)."""
+    """Folder (or file) with the data set's own metadata (default: looked for in SOURCE)."""
     limit: int | None = None
-    """Take only the first so many clips."""
+    """Take only so many clips, those with a source file first."""
 
 
 def run_ingest(runner: Runner, source: Source, overrides: Sequence[str], model: FaceModel) -> Tally:
@@ -67,7 +67,7 @@ def run_ingest(runner: Runner, source: Source, overrides: Sequence[str], model: 
         before = read_plan(storage, name)
     settings = settings_with(IngestSettings, before["settings"], overrides)
     packed = results.packed_clips(storage)
-    _check_size(storage, packed, settings)
+    _check_size(storage, name, packed, settings)
 
     catalog, gone = _catalog(storage, source, folder, packed)
     prints = _fingerprints(storage, source.dataset, folder, catalog, gone)
@@ -90,14 +90,13 @@ def run_ingest(runner: Runner, source: Source, overrides: Sequence[str], model: 
     return runner.run(ingest.JOB, units)
 
 
-def _check_size(storage: Storage, packed: set[str], settings: IngestSettings) -> None:
-    """All clips of a data set have one size: batches are stacked from them."""
-    if not packed:
-        return
-    sizes = {read_plan(storage, name)["settings"]["size"] for name in plan_names(storage, ingest.PLAN_PREFIX)}
+def _check_size(storage: Storage, name: str, packed: set[str], settings: IngestSettings) -> None:
+    """All clips of DATA are made with one size setting: batches are stacked from them."""
+    others = [other for other in plan_names(storage, ingest.PLAN_PREFIX) if other != name or packed]
+    sizes = {read_plan(storage, other)["settings"]["size"] for other in others}
     if other := sizes - {settings.size}:
         raise ValueError(
-            f"DATA holds packed clips of size {other.pop()}, not {settings.size}: use a new DATA for another size"
+            f"DATA holds clips of size {other.pop()}, not {settings.size}: use a new DATA for another size"
         )
 
 
@@ -145,6 +144,8 @@ def _keep_packed(
     for unit in units:
         old = before["units"].get(unit.key, unit.pkey)
         if unit.key in packed and old != unit.pkey:
+            if contents[unit.key] is None:
+                raise ValueError(f"{unit.source} is packed, but cannot be read any more: give it back, or move it away")
             if before["contents"].get(unit.key) != contents[unit.key]:
                 raise ValueError(
                     f"{unit.source} has changed since its clip was packed. Shards are immutable: "
@@ -153,5 +154,7 @@ def _keep_packed(
             unit, frozen = replace(unit, pkey=old), frozen + 1
         kept.append(unit)
     if frozen:
-        log.warning("%d packed clips were ingested with other settings or libraries and stay as they are", frozen)
+        log.warning(
+            "%d packed clips were ingested with other settings, metadata or libraries and stay as they are", frozen
+        )
     return kept

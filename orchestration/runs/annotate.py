@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
@@ -11,19 +10,17 @@ from annotate.engines import check_engine
 from annotate.settings import AnnotateSettings
 from orchestration import results
 from orchestration.executor import Tally
-from orchestration.jobs import annotate, pack
+from orchestration.jobs import annotate, ingest, pack
 from orchestration.jobs.annotate import MediaSample
 from orchestration.jobs.plans import plan_names, read_plan, write_plan
 from orchestration.overrides import settings_with
-from orchestration.steps.runner import Runner
+from orchestration.runs.runner import Runner
 from orchestration.unit import Unit
 from talkinghead.schema import check_version
 from talkinghead.storage import Storage
 
 if TYPE_CHECKING:
     from talkinghead.face.model import FaceModel
-
-log = logging.getLogger(__name__)
 
 
 def run_annotate(runner: Runner, version: str, overrides: Sequence[str], model: FaceModel) -> Tally:
@@ -40,6 +37,8 @@ def run_annotate(runner: Runner, version: str, overrides: Sequence[str], model: 
         RunError: The machine is at fault.
     """
     storage, name = runner.storage, annotate.job_name(check_version(version))
+    if not plan_names(storage, ingest.PLAN_PREFIX):
+        raise ValueError(f"nothing is ingested in {storage.uri}: name the videos with SOURCE, or another DATA")
     before: dict[str, Any] = {"units": {}, "settings": {}}
     if name in plan_names(storage, name):
         before = read_plan(storage, name)

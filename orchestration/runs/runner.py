@@ -29,7 +29,7 @@ class Runner:
             about = {
                 "job": job,
                 "units": tally.committed + tally.quarantined,
-                "frames": sum(record.frames for record in tally.records),
+                "frames": tally.frames,
                 "wall_seconds": round(tally.wall_seconds, 3),
             }
             self.storage.create(dataroot.run(job, time.time_ns()), pretty_json(about))

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from orchestration import results
-from orchestration.executor import Tally
 from orchestration.jobs import annotate, pack
 from orchestration.jobs.plans import plan_names, read_plan, write_json
 from orchestration.ledger import Ledger
 from orchestration.overrides import settings_with
 from orchestration.records import QuarantineRecord, SampleRecord, UnitRecord
-from orchestration.steps.runner import Runner
+from orchestration.runs.runner import Runner
 from orchestration.unit import Output, Unit, store_output
+from shards.manifest import read_manifest
 from shards.plan import PlannedSample, plan_shards
+from shards.splits import check_fractions
 from talkinghead import dataroot
 from talkinghead.annotation import blank_arrays
 from talkinghead.storage import Storage
-
-log = logging.getLogger(__name__)
 
 SHARD_PLAN = "shards"
 BLANK = "blank"
@@ -41,6 +39,21 @@ class ShardSettings:
     """At least so many shards (training wants 4 per reading worker), as far as there are samples."""
     seed: int = 0
     """Of the order in which samples are dealt out, and of the splits."""
+    val_fraction: float = 0.05
+    """Expected share of the split groups (persons, source videos) in the validation split."""
+    test_fraction: float = 0.05
+    """The same of the test split."""
+
+    @property
+    def fractions(self) -> dict[str, float]:
+        """Share of each split."""
+        train = 1.0 - self.val_fraction - self.test_fraction
+        return {"train": train, "val": self.val_fraction, "test": self.test_fraction}
+
+    def __post_init__(self) -> None:
+        if self.target_mib < 1 or self.min_shards < 1:
+            raise ValueError(f"target_mib ({self.target_mib}) and min_shards ({self.min_shards}) must be at least 1")
+        check_fractions(self.fractions)
 
 
 def run_pack(runner: Runner, version: str, overrides: Sequence[str] = ()) -> None:
@@ -61,22 +74,34 @@ def run_pack(runner: Runner, version: str, overrides: Sequence[str] = ()) -> Non
     annotated = results.annotate_results(storage, version)
     if pending := [key for key, result in annotated.items() if result is None]:
         raise ValueError(f"{len(pending)} samples are not annotated yet (first: {pending[0]}): run make annotate first")
-    plan = _shard_plan(storage, ingested, annotated, shard_settings(storage, overrides))
+    settings = shard_settings(storage, overrides)
+    _check_splits(storage, settings)
+    plan = _shard_plan(storage, ingested, annotated, settings)
     media = [pack.plan_pack(None, i, *_media_parts(keys, ingested), limit) for i, keys in enumerate(plan)]
     _check_immutable(storage, media)
-    _stop_on_failure(storage, runner.run(pack.MEDIA_JOB, media), pack.MEDIA_JOB)
+    _run(runner, pack.MEDIA_JOB, media)
     job = pack.annotation_job(version)
     done = {key for key, _ in Ledger(storage, job).committed}
     missing = [(i, keys) for i, keys in enumerate(plan) if pack.shard_key(i) not in done]
     parts = [(i, _annotation_parts(storage, version, keys, ingested, annotated)) for i, keys in missing]
     units = [pack.plan_pack(version, i, samples, contents, limit, blank) for i, (samples, contents, blank) in parts]
-    _stop_on_failure(storage, runner.run(job, units), job)
+    _run(runner, job, units)
 
 
 def shard_settings(storage: Storage, overrides: Sequence[str] = ()) -> ShardSettings:
     """Settings of the shards that are planned, else the defaults, with the user's overrides."""
     known = read_plan(storage, SHARD_PLAN)["settings"] if SHARD_PLAN in plan_names(storage, SHARD_PLAN) else {}
     return settings_with(ShardSettings, known, overrides)
+
+
+def _check_splits(storage: Storage, settings: ShardSettings) -> None:
+    """All annotation versions have the same splits: nothing may be trained on in one and tested in another."""
+    before = shard_settings(storage)
+    changed = (settings.seed, settings.fractions) != (before.seed, before.fractions)
+    if changed and storage.exists(dataroot.DATASET_JSON) and len(read_manifest(storage).annotations) > 1:
+        raise ValueError(
+            "DATA holds several annotation versions, whose splits must agree: seed and fractions stay as they are"
+        )
 
 
 def _shard_plan(
@@ -166,9 +191,12 @@ def _check_immutable(storage: Storage, units: Sequence[Unit]) -> None:
         )
 
 
-def _stop_on_failure(storage: Storage, tally: Tally, job: str) -> None:
-    if tally.quarantined:
+def _run(runner: Runner, job: str, units: Sequence[Unit]) -> None:
+    """Pack; a data set with a shard missing is none, whether it failed now or in an earlier run."""
+    runner.run(job, units)
+    committed = Ledger(runner.storage, job).committed
+    if lacking := [unit for unit in units if (unit.key, unit.pkey) not in committed]:
         raise ValueError(
-            f"{tally.quarantined} shards could not be packed; see make quarantine DATA={storage.uri}, "
-            f"mend the cause, then make retry ({job})"
+            f"{len(lacking)} shards could not be packed (first: {lacking[0].source}); "
+            f"see make quarantine DATA={runner.storage.uri}, mend the cause, then make retry"
         )
