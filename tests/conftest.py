@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,10 @@ if TYPE_CHECKING:
     from tests.object_store import LocalS3
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+# Ray reads how it authenticates once, when it is imported; several tests start a private Ray in this process.
+os.environ.setdefault("RAY_AUTH_MODE", "token")
+os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 # With the official face model beside the repository the tests use it; without it they use what `make models` finds.
 if (SHARED / "models").is_dir():
