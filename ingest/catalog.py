@@ -132,7 +132,7 @@ def read_catalog(storage: Storage, dataset: str) -> Catalog:
     adapter_of(dataset)
     path = dataroot.catalog(dataset)
     try:
-        table = pq.read_table(io.BytesIO(storage.read(path)))
+        table = pq.ParquetFile(io.BytesIO(storage.read(path))).read()
     except FileNotFoundError as error:
         raise ValueError(
             f"no catalog at {storage.describe(path)}; make it with `python -m ingest catalog --dataset {dataset}`"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from talkinghead.media.encode import EncoderSettings
+from talkinghead.media.encoder_settings import EncoderSettings
 from talkinghead.timebase import FPS
 
 

@@ -155,7 +155,7 @@ def write_fingerprints(storage: Storage, dataset: str, fingerprints: Mapping[str
 def read_fingerprints(storage: Storage, dataset: str) -> dict[str, Fingerprint]:
     """Inverse of `write_fingerprints`; empty when there are none yet or the table is of another version."""
     try:
-        table = pq.read_table(io.BytesIO(storage.read(dataroot.sources(dataset))))
+        table = pq.ParquetFile(io.BytesIO(storage.read(dataroot.sources(dataset)))).read()
     except (FileNotFoundError, pa.ArrowInvalid):
         return {}  # everything is hashed again, which gives the same table
     if not table.schema.equals(SOURCES_SCHEMA):

@@ -266,7 +266,7 @@ def read_index(storage: Storage, entry: AnnotationEntry) -> Index:
 def parse_index(data: bytes, version: str, name: str) -> Index:
     """The index of `version` from the content of its file `name`. Raises `ValueError` like `read_index`."""
     try:
-        table = pq.read_table(io.BytesIO(data))
+        table = pq.ParquetFile(io.BytesIO(data)).read()
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{name} is no readable index: {error}") from error
     metadata = (table.schema.metadata or {}).get(_METADATA)

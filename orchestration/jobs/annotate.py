@@ -80,7 +80,7 @@ def run(storage: Storage, unit: Unit) -> Output:
     from annotate.clip import annotate_clip, encode_annotation
     from annotate.engines import make_engine
     from annotate.scores import sample_scores
-    from orchestration.jobs.face import detector_sha256, pin_threads, planned_detector, planned_model
+    from orchestration.jobs.face import pin_threads, planned_detector, planned_model
     from talkinghead.geometry.canonical import canonical_face
     from talkinghead.media.clip import decode_clip
 
@@ -98,7 +98,7 @@ def run(storage: Storage, unit: Unit) -> Output:
     arrays = annotate_clip(
         decode_clip(media["mp4"]),
         engine=make_engine(settings.engine, model),
-        detector=planned_detector(detector_sha256(model)),
+        detector=planned_detector(model.detector_sha256),
         face=canonical_face(model.geometry_metadata),
         settings=settings,
     )

@@ -8,7 +8,6 @@ from orchestration.unit import RunError
 from talkinghead.face.detector import FaceDetector
 from talkinghead.face.model import FaceModel
 from talkinghead.face.resolve import resolve_face_model
-from talkinghead.provenance import hash_bytes
 
 
 @lru_cache(maxsize=1)
@@ -24,11 +23,6 @@ def _detector() -> FaceDetector:
     return FaceDetector(_model())
 
 
-def detector_sha256(model: FaceModel) -> str:
-    """What identifies the detector alone: ingest does not depend on the landmark network beside it."""
-    return hash_bytes(model.detector)
-
-
 def planned_model(sha256: str) -> FaceModel:
     """The face model of the plan.
 
@@ -42,7 +36,7 @@ def planned_model(sha256: str) -> FaceModel:
 
 def planned_detector(sha256: str) -> FaceDetector:
     """The face detector of the plan. Raises like `planned_model`."""
-    if (found := detector_sha256(_model())) != sha256:
+    if (found := _model().detector_sha256) != sha256:
         raise RunError(_other_model("face detector", found, sha256))
     return _detector()
 

@@ -12,7 +12,6 @@ from ingest.settings import IngestSettings
 from orchestration import results
 from orchestration.executor import Tally
 from orchestration.jobs import ingest
-from orchestration.jobs.face import detector_sha256
 from orchestration.jobs.plans import plan_names, read_plan, write_plan
 from orchestration.overrides import settings_with
 from orchestration.runs.runner import Runner
@@ -71,7 +70,7 @@ def run_ingest(runner: Runner, source: Source, overrides: Sequence[str], model: 
 
     catalog, gone = _catalog(storage, source, folder, packed)
     prints = _fingerprints(storage, source.dataset, folder, catalog, gone)
-    detector = detector_sha256(model)
+    detector = model.detector_sha256
     rows = [row for row in catalog.rows if row.key not in gone]
     units = ingest.plan_ingest(rows, prints, str(folder), settings, detector, runner.retry.time_limit_s)
     contents = {row.key: prints[row.source].sha256 for row in rows if row.source is not None}

@@ -68,6 +68,11 @@ class FaceModel:
         return self.path if "bundle" in self.files else None
 
     @property
+    def detector_sha256(self) -> str:
+        """What identifies the detector alone: ingest does not depend on the landmark network beside it."""
+        return hash_bytes(self.detector)
+
+    @property
     def sha256(self) -> str:
         """What identifies the model in provenance: the file's hash, or the hash over the hashes of several files."""
         if len(self.files) == 1:

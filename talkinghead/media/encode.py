@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable
-from dataclasses import dataclass
 from fractions import Fraction
 
 import av
@@ -13,6 +12,7 @@ from av.container import OutputContainer
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 from av.video.stream import VideoStream
 
+from talkinghead.media.encoder_settings import EncoderSettings
 from talkinghead.media.mp4_boxes import index_first
 from talkinghead.media.pixels import PixelConverter
 from talkinghead.timebase import FPS
@@ -31,20 +31,6 @@ _X264 = ":".join(
         "colorprim=bt709:transfer=bt709:colormatrix=bt709:fullrange=off",
     ]
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class EncoderSettings:
-    """How clips are compressed."""
-
-    crf: int = 18
-    """x264's constant rate factor: 18 is visually lossless, each 6 more halves the size."""
-    preset: str = "fast"
-    """x264's trade of time for size, `ultrafast` … `veryslow`."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.crf <= 51:
-            raise ValueError(f"crf is {self.crf}, must be 0 (lossless) to 51")
 
 
 def encode_mp4(frames: Iterable[np.ndarray], width: int, height: int, settings: EncoderSettings) -> bytes:

@@ -17,7 +17,8 @@ from annotate.landmarks import Landmarks
 from talkinghead.face.model import FaceModel, load_official
 from talkinghead.face.resolve import resolve_face_model
 from talkinghead.media.clip import decode_clip
-from talkinghead.media.encode import EncoderSettings, encode_mp4
+from talkinghead.media.encode import encode_mp4
+from talkinghead.media.encoder_settings import EncoderSettings
 from talkinghead.media.pixels import PixelConverter
 
 CLIPS = (

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from talkinghead.media.clip_pixels import ClipConverter
-from talkinghead.media.encode import EncoderSettings, encode_mp4
+from talkinghead.media.encode import encode_mp4
+from talkinghead.media.encoder_settings import EncoderSettings
 from talkinghead.media.pixels import PixelConverter
 
 

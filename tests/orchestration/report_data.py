@@ -17,7 +17,8 @@ from orchestration.report.state import RunState, UnitState
 from shards.index import build_index, write_index
 from shards.manifest import AnnotationEntry, DatasetManifest, ShardEntry, write_manifest
 from talkinghead.annotation import ANNOTATION_MEMBERS, COLUMNS, QUALITY_FIELDS, encode_column
-from talkinghead.media.encode import EncoderSettings, encode_mp4
+from talkinghead.media.encode import encode_mp4
+from talkinghead.media.encoder_settings import EncoderSettings
 from talkinghead.media.wav import encode_wav
 from talkinghead.provenance import hash_bytes
 from talkinghead.sampletar import END_OF_ARCHIVE, write_sample
