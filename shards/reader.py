@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,9 @@ from talkinghead.storage import Storage
 
 log = logging.getLogger(__name__)
 
+SPEECH = {"audio_missing": 0.0, "audio_silent": 0.0}
+"""`at_most` of samples that can be heard."""
+
 
 class ShardReader:
     """The samples of one split, in index order.
@@ -40,10 +44,13 @@ class ShardReader:
         kept: Only samples that the filters kept.
         columns: Annotation columns that will be asked for; checked here rather than in the middle of an epoch.
         extra: Further annotation versions whose columns are read too, joined by key (latents, audio features, …).
+        at_most: Score → largest value; samples above it, or without the score, are left out. Training from speech
+            asks for `SPEECH`.
+        persons: Only samples of these persons (or split groups, where the data set names no persons); empty: all.
 
     Raises:
         FileNotFoundError: No data set there.
-        ValueError: No such version or column; says how to make it.
+        ValueError: No such version, column, score or person; says how to make it.
     """
 
     def __init__(
@@ -55,6 +62,8 @@ class ShardReader:
         kept: bool = True,
         columns: tuple[str, ...] = (),
         extra: tuple[str, ...] = (),
+        at_most: Mapping[str, float] | None = None,
+        persons: tuple[str, ...] = (),
     ) -> None:
         self.storage = data if isinstance(data, Storage) else Storage(data)
         self.manifest = read_manifest(self.storage)
@@ -75,6 +84,10 @@ class ShardReader:
             if lacking := int((chosen & ~there).sum()):
                 log.warning("%d of %d samples have no %s and are left out", lacking, int(chosen.sum()), column)
             chosen &= there
+        for score, most in (at_most or {}).items():
+            chosen &= self._scored(score, most, chosen)
+        if persons:
+            chosen &= self._of(persons)
         self.rows = np.flatnonzero(chosen)
         self.ranges = RangeReader(self.storage)
 
@@ -112,6 +125,26 @@ class ShardReader:
                     f" run make reannotate ANN={other.version} to bring it up to date"
                 )
         self._where.update(dict.fromkeys(other.members["annotation"], (other, "annotation")))
+
+    def _scored(self, score: str, most: float, chosen: np.ndarray) -> np.ndarray:
+        if score not in self.index.score_names:
+            raise ValueError(
+                f"annotation version {self.version} has no score {score!r}: make it with make reannotate"
+                f" ANN=<version> DATA={self.storage.uri}"
+            )
+        fitting = self.index.numbers(f"score_{score}") <= most  # NaN: no score
+        if lacking := int((chosen & ~fitting).sum()):
+            log.warning("%d of %d samples have %s above %g and are left out", lacking, int(chosen.sum()), score, most)
+        return fitting
+
+    def _of(self, persons: tuple[str, ...]) -> np.ndarray:
+        found = np.zeros(len(self.index), bool)
+        for person in persons:
+            same = self.index.equals("person", person) | self.index.equals("split_group", person)
+            if not same.any():
+                raise ValueError(f"no sample of {self.storage.uri} is of person or split group {person!r}")
+            found |= same
+        return found
 
     def check_column(self, column: str) -> None:
         """Raise `ValueError` when the data set has no such annotation column, or a sample of this reader lacks it."""

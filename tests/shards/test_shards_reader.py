@@ -49,6 +49,23 @@ def test_selects_by_split_and_verdict(built):
         reader[len(LENGTHS)]
 
 
+def test_selects_by_score_and_person(built):
+    everything = ShardReader(built, split=None, kept=False)
+    scored = {everything[i].key: everything[i].index.scores["sharpness"] for i in range(len(everything))}
+    most = sorted(value for value in scored.values() if value is not None)[2]
+    chosen = ShardReader(built, split=None, kept=False, at_most={"sharpness": most})
+    assert set(chosen.keys) == {key for key, sharpness in scored.items() if sharpness is not None and sharpness <= most}
+    with pytest.raises(ValueError, match="no score 'loudness'.*make reannotate"):
+        ShardReader(built, at_most={"loudness": 0.0})
+
+    groups = {everything[i].key: everything[i].index.split_group for i in range(len(everything))}
+    group = groups[everything.keys[0]]
+    of_group = ShardReader(built, split=None, kept=False, persons=(group,))
+    assert set(of_group.keys) == {key for key, value in groups.items() if value == group}
+    with pytest.raises(ValueError, match="person or split group 'nobody'"):
+        ShardReader(built, persons=(group, "nobody"))
+
+
 def test_members_and_info(built):
     reader = ShardReader(built, split=None, kept=False)
     for number in range(len(LENGTHS)):
