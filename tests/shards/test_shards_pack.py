@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 
 import pytest
-from shard_data import write_unit
 
 from shards.pack import pack_shard
 from talkinghead.sampletar import pack_samples
 from talkinghead.storage import Storage
+from tests.packed_data import write_unit
 from tests.tars import read_tar
 
 CONTENTS = {

@@ -19,9 +19,7 @@ from shard_data import (
     clip_audio,
     clip_frames,
     media_contents,
-    pack,
     sample_key,
-    write_unit,
 )
 
 from shards import ranges
@@ -30,6 +28,7 @@ from shards.manifest import read_manifest, write_manifest
 from shards.pack import pack_shard
 from shards.reader import ShardReader
 from talkinghead.annotation import COLUMN, COLUMNS
+from tests.packed_data import pack, write_unit
 
 
 def number_of(key: str) -> int:
@@ -55,7 +54,7 @@ def test_selects_by_score_and_person(built):
     most = sorted(value for value in scored.values() if value is not None)[2]
     chosen = ShardReader(built, split=None, kept=False, at_most={"sharpness": most})
     assert set(chosen.keys) == {key for key, sharpness in scored.items() if sharpness is not None and sharpness <= most}
-    with pytest.raises(ValueError, match="no score 'loudness'.*make reannotate"):
+    with pytest.raises(ValueError, match=r"no score 'loudness'.*make reannotate"):
         ShardReader(built, at_most={"loudness": 0.0})
 
     groups = {everything[i].key: everything[i].index.split_group for i in range(len(everything))}

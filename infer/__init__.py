@@ -1,0 +1,1 @@
+"""Inference: landmarks from speech and a portrait, converted weights, metrics."""

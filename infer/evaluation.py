@@ -1,0 +1,285 @@
+"""Predictions for held-out clips against the truth, with baselines beside every number.
+
+Mesh: predicted offsets are added to the neutral mesh of the clip itself, estimated from its annotations by the rule of
+`talkinghead.geometry.neutral`, unless another neutral mesh is given. Pose: poses are relative to the clip's rest pose
+(the median of each of its six numbers), or to its first frame with a face. Both: whole clips, of which the frames with
+a face are measured. Baselines: no motion at all (the neutral mesh; the zero pose), the mean over the training frames,
+and the true motion of the same clip, late by a fixed time: what a right motion at a wrong time gets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from infer.evaluation_result import ClipCount, Evaluation, Role, Subject
+from infer.metrics import METRICS, Clip, Measurement
+from shards.reader import Sample
+from talkinghead import timebase
+from talkinghead.geometry.neutral import neutral_mesh
+from talkinghead.geometry.pose import matrix_from_pose
+from talkinghead.speakers import clip_rest_pose, relative_pose
+
+MESH_SHIFT_S = 0.4
+"""By which the shifted truth comes late for a mesh: more than a syllable, and still where a lag is looked for."""
+POSE_SHIFT_S = 1.0
+"""Likewise for a pose, which moves more slowly."""
+
+NO_MOTION = {"mesh": "neutral mesh", "pose": "zero pose"}
+TRAINING_MEAN, SHIFTED_TRUTH, TRUTH = "training mean", "shifted truth", "truth"
+PREVIOUS_POSE = "previous pose"
+"""Baseline of a teacher-forced decoder: the true pose of the frame before, which it was given."""
+PREDICTION, FREE_RUNNING, TEACHER_FORCED = "prediction", "free-running", "teacher-forced"
+
+Kind = Literal["mesh", "pose"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrueClip:
+    """A clip as it is annotated. Frames without a face are NaN."""
+
+    key: str
+    speaker: str
+    """The person, or where nobody is named, the source video."""
+    valid: np.ndarray
+    """`[F]` bool."""
+    audio: np.ndarray
+    """`[F · 640]` float32 at 16 kHz."""
+    mesh: np.ndarray | None = None
+    """`[F, 468, 3]` cm."""
+    blendshapes: np.ndarray | None = None
+    """`[F, 52]`."""
+    pose_matrix: np.ndarray | None = None
+    """`[F, 4, 4]` canonical → camera."""
+
+    @property
+    def num_frames(self) -> int:
+        """Of the whole clip."""
+        return len(self.valid)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trace:
+    """One evaluated clip, for plots and videos."""
+
+    clip: TrueClip
+    kind: Kind
+    still: np.ndarray
+    """What the motion is relative to: the neutral mesh `[468, 3]`, or the origin of the poses `[4, 4]`."""
+    true: np.ndarray
+    """`[F, 468, 3]` or `[F, 6]`; NaN in frames without a face."""
+    predictions: Mapping[str, np.ndarray]
+    """Name → the same shape, finite."""
+
+
+Watch = Callable[[Trace], None]
+
+
+def read_clips(samples: Iterable[Sample], kind: Kind, *, most_frames: int | None = None) -> Iterator[TrueClip]:
+    """The clips of samples, one at a time.
+
+    Args:
+        samples: Of a reader.
+        kind: What will be evaluated: the other annotations are not read.
+        most_frames: Only the first so many frames of each.
+    """
+    for sample in samples:
+        count = min(sample.num_frames, most_frames or sample.num_frames)
+        mesh = kind == "mesh"
+        yield TrueClip(
+            key=sample.key,
+            speaker=sample.index.person or sample.index.split_group,
+            valid=sample.annotation("valid", 0, count).astype(bool),
+            audio=sample.audio(0, count),
+            mesh=sample.annotation("mesh", 0, count) if mesh else None,
+            blendshapes=sample.annotation("blendshapes", 0, count) if mesh else None,
+            pose_matrix=None if mesh else sample.annotation("pose_matrix", 0, count),
+        )
+
+
+def evaluate_mesh(
+    predict: Callable[[TrueClip], np.ndarray],
+    clips: Iterable[TrueClip],
+    *,
+    mean_offset: np.ndarray | None = None,
+    neutral: Callable[[TrueClip], np.ndarray] | None = None,
+    shift_s: float = MESH_SHIFT_S,
+    watch: Watch | None = None,
+) -> Evaluation:
+    """Evaluate predicted mesh offsets.
+
+    Args:
+        predict: Clip → offsets from the neutral mesh `[F, 468, 3]` cm, from its audio (and speaker) alone.
+        clips: With mesh; may come from a generator.
+        mean_offset: `[468, 3]` cm, mean over the training frames (`Speakers.mean_offset`).
+        neutral: Clip → neutral mesh `[468, 3]`; None: estimated from the clip.
+        shift_s: Of the shifted truth, seconds.
+        watch: Called with every clip that was evaluated.
+
+    Raises:
+        ValueError: A prediction of another shape, or not finite.
+    """
+    measured = _Measured("mesh", shift_s, mean_offset is not None)
+    for clip in clips:
+        assert clip.mesh is not None, "read_clips(…, 'mesh') reads the mesh"
+        if not measured.count(clip):
+            continue
+        still = neutral(clip) if neutral else neutral_mesh(clip.mesh, clip.blendshapes, clip.valid).mesh
+        predictions = {PREDICTION: still + _checked(predict(clip), clip, (468, 3))}
+        trace = Trace(clip=clip, kind="mesh", still=still, true=clip.mesh, predictions=predictions)
+        measured.add(trace, no_motion=still, mean=None if mean_offset is None else still + mean_offset)
+        if watch:
+            watch(trace)
+    whose = "given" if neutral else "estimated from the clip's own annotations"
+    return measured.evaluation(f"Offsets added to the neutral mesh ({whose}); whole clips, frames with a face.")
+
+
+def evaluate_pose(
+    free_running: Callable[[TrueClip], np.ndarray] | None,
+    clips: Iterable[TrueClip],
+    *,
+    teacher_forced: Callable[[TrueClip, np.ndarray], np.ndarray] | None = None,
+    mean_pose: np.ndarray | None = None,
+    origin: Literal["rest", "first"] = "rest",
+    shift_s: float = POSE_SHIFT_S,
+    watch: Watch | None = None,
+) -> Evaluation:
+    """Evaluate predicted head poses.
+
+    Args:
+        free_running: Clip → poses `[F, 6]`, as at inference: each from the audio and the model's own poses before it.
+        clips: With pose_matrix; may come from a generator.
+        teacher_forced: Clip and true previous poses `[F, 6]` (row 0 is zero, row t the true pose of frame t - 1; over
+            frames without a face the last one is held) → poses `[F, 6]`.
+        mean_pose: `[6]`, mean over the training frames.
+        origin: What poses are relative to: the clip's rest pose, or its first frame with a face.
+        shift_s: Of the shifted truth, seconds.
+        watch: Called with every clip that was evaluated.
+
+    Raises:
+        ValueError: Nothing to evaluate; a prediction of another shape, or not finite.
+    """
+    if free_running is None and teacher_forced is None:
+        raise ValueError("there is no prediction to evaluate")
+    measured = _Measured("pose", shift_s, mean_pose is not None)
+    if teacher_forced:
+        measured.notes.append("The previous pose is what a teacher-forced decoder was given: copying it is no skill.")
+    for clip in clips:
+        assert clip.pose_matrix is not None, "read_clips(…, 'pose') reads the pose_matrix"
+        if not measured.count(clip):
+            continue
+        still = pose_origin(clip.pose_matrix, clip.valid, origin)
+        true = relative_pose(clip.pose_matrix, still)
+        predictions: dict[str, np.ndarray] = {}
+        if free_running:
+            predictions[FREE_RUNNING] = _checked(free_running(clip), clip, (6,))
+        previous = previous_poses(true)
+        if teacher_forced:
+            predictions[TEACHER_FORCED] = _checked(teacher_forced(clip, previous), clip, (6,))
+        trace = Trace(clip=clip, kind="pose", still=still, true=true, predictions=predictions)
+        measured.add(trace, no_motion=np.zeros(6), mean=mean_pose, previous=previous if teacher_forced else None)
+        if watch:
+            watch(trace)
+    whose = "rest pose" if origin == "rest" else "first frame"
+    return measured.evaluation(f"Poses relative to the clip's {whose}; whole clips, frames with a face.")
+
+
+def pose_origin(pose_matrix: np.ndarray, valid: np.ndarray, origin: Literal["rest", "first"]) -> np.ndarray:
+    """What the poses of a clip are relative to, `[4, 4]` canonical → camera.
+
+    Args:
+        pose_matrix: `[F, 4, 4]`.
+        valid: `[F]` bool.
+        origin: `rest`: the median of each pose number; `first`: the first frame with a face.
+
+    Raises:
+        ValueError: No frame has a face.
+    """
+    if origin == "rest":
+        return clip_rest_pose(pose_matrix, valid)
+    if not valid.any():
+        raise ValueError("no frame has a face, so there is no first pose")
+    first = relative_pose(pose_matrix[valid.argmax()], np.eye(4))
+    return matrix_from_pose(first)
+
+
+def previous_poses(true: np.ndarray) -> np.ndarray:
+    """What a decoder sees before each frame, `[F, 6]` → `[F, 6]`: zero, then the true poses one frame late.
+
+    Over frames without a face (NaN) the last pose is held; before the first face it is zero.
+    """
+    present = np.isfinite(true).all(axis=1)
+    last = np.maximum.accumulate(np.where(present, np.arange(len(true)), -1))
+    held = np.where(last[:, None] >= 0, true[last], 0.0)
+    return np.concatenate((np.zeros((1, 6)), held[:-1]))
+
+
+class _Measured:
+    """The measurements of all subjects over the clips."""
+
+    def __init__(self, kind: Kind, shift_s: float, has_mean: bool) -> None:
+        self.kind, self.shift_s = kind, shift_s
+        self.metrics = tuple(name for name, metric in METRICS.items() if f"predicted_{kind}" in metric.needs)
+        self.subjects: dict[str, tuple[Role, Measurement]] = {}
+        self.clips: list[ClipCount] = []
+        self.notes = [f"The shifted truth is the clip's own motion, {shift_s:g} s late."]
+        if not has_mean:
+            self.notes.append("The training mean was not given.")
+
+    def count(self, clip: TrueClip) -> bool:
+        """Count a clip; False when it has no face and is not measured."""
+        invalid = int((~clip.valid).sum())
+        self.clips.append(ClipCount(key=clip.key, num_frames=clip.num_frames, num_invalid=invalid))
+        return bool(clip.valid.any())
+
+    def add(
+        self, trace: Trace, *, no_motion: np.ndarray, mean: np.ndarray | None, previous: np.ndarray | None = None
+    ) -> None:
+        true, valid = trace.true, trace.clip.valid
+        for name, values in trace.predictions.items():
+            self._measure(name, "prediction", trace, values, valid)
+        self._measure(NO_MOTION[self.kind], "baseline", trace, np.broadcast_to(no_motion, true.shape), valid)
+        if mean is not None:
+            self._measure(TRAINING_MEAN, "baseline", trace, np.broadcast_to(mean, true.shape), valid)
+        if previous is not None:
+            self._measure(PREVIOUS_POSE, "baseline", trace, previous, valid)
+        late = np.full_like(true, np.nan)
+        shift = round(self.shift_s * timebase.FPS)
+        late[shift:] = true[: max(len(true) - shift, 0)]
+        there = np.isfinite(late).reshape(len(late), -1).all(axis=1)
+        self._measure(SHIFTED_TRUTH, "baseline", trace, late, valid & there)
+        self._measure(TRUTH, "truth", trace, true, valid)
+
+    def _measure(self, name: str, role: Role, trace: Trace, values: np.ndarray, valid: np.ndarray) -> None:
+        _, measurement = self.subjects.setdefault(name, (role, Measurement(self.metrics)))
+        # The truth is not compared with itself: only what it is by itself says something.
+        true = None if role == "truth" else trace.true
+        arrays = {f"predicted_{self.kind}": values, f"true_{self.kind}": true}
+        measurement.add(Clip(key=trace.clip.key, valid=valid, audio=trace.clip.audio, **arrays))
+
+    def evaluation(self, protocol: str) -> Evaluation:
+        notes = [*self.notes]
+        if faceless := sum(clip.num_invalid == clip.num_frames for clip in self.clips):
+            notes.append(f"{faceless} of {len(self.clips)} clips have no face and are not measured.")
+        return Evaluation(
+            kind=self.kind,
+            protocol=protocol,
+            notes=tuple(notes),
+            clips=tuple(self.clips),
+            subjects=tuple(
+                Subject(name=name, role=role, results=tuple(measurement.results()))
+                for name, (role, measurement) in self.subjects.items()
+            ),
+        )
+
+
+def _checked(values: np.ndarray, clip: TrueClip, shape: tuple[int, ...]) -> np.ndarray:
+    values = np.asarray(values)
+    if values.shape != (clip.num_frames, *shape):
+        raise ValueError(f"{clip.key}: the prediction is {values.shape}, expected {(clip.num_frames, *shape)}")
+    if not np.isfinite(values).all():
+        raise ValueError(f"{clip.key}: the prediction is not finite: the weights are damaged or diverged")
+    return values

@@ -1,0 +1,215 @@
+"""What an evaluation found: numbers of the predictions and of their baselines, as JSON and as a table to read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from infer.metrics.registry import Result
+from talkinghead.atomic_file import write_whole
+from talkinghead.provenance import pretty_json
+
+JSON_FILE = "validation.json"
+TABLE_FILE = "validation.txt"
+FORMAT = 1
+
+Role = Literal["prediction", "baseline", "truth"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipCount:
+    """One clip that was looked at."""
+
+    key: str
+    num_frames: int
+    num_invalid: int
+    """Frames without a face, which are not measured."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """What was measured: a prediction, a baseline, or the truth itself."""
+
+    name: str
+    role: Role
+    results: tuple[Result, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """All metrics of all subjects over some clips."""
+
+    kind: str
+    """`mesh` or `pose`."""
+    protocol: str
+    notes: tuple[str, ...]
+    clips: tuple[ClipCount, ...]
+    subjects: tuple[Subject, ...]
+    """Predictions, then baselines, then the truth."""
+
+    @property
+    def num_frames(self) -> int:
+        """Frames of all clips."""
+        return sum(clip.num_frames for clip in self.clips)
+
+    @property
+    def num_invalid(self) -> int:
+        """Frames without a face, of all clips."""
+        return sum(clip.num_invalid for clip in self.clips)
+
+    def result(self, metric: str, subject: str | None = None) -> Result:
+        """One metric of a subject; by default of the first prediction.
+
+        Raises:
+            KeyError: No such metric or subject.
+        """
+        found = [item for item in self.subjects if subject in (None, item.name)]
+        for result in found[0].results if found else ():
+            if result.name == metric:
+                return result
+        raise KeyError(f"{metric} of {subject}")
+
+    def numbers(self) -> dict[str, float]:
+        """What is available of the predictions, to log: `mesh_l1`; with two predictions `free-running/pose_l1`.
+
+        The first metric also relative to the first baseline: `mesh_l1_to_neutral_mesh` is 0.25 where a quarter is left
+        of the error that the neutral mesh makes.
+        """
+        predictions = [subject for subject in self.subjects if subject.role == "prediction"]
+        baseline = next((subject for subject in self.subjects if subject.role == "baseline"), None)
+        numbers: dict[str, float] = {}
+        for subject in predictions:
+            prefix = f"{subject.name}/" if len(predictions) > 1 else ""
+            numbers |= {prefix + result.name: result.value for result in subject.results if result.value is not None}
+            first, there = subject.results[0], baseline.results[0].value if baseline else None
+            if baseline and first.value is not None and there:
+                numbers[f"{prefix}{first.name}_to_{baseline.name.replace(' ', '_')}"] = first.value / there
+        return numbers
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON."""
+        return {"num_clips": len(self.clips), "num_frames": self.num_frames, "num_invalid": self.num_invalid} | asdict(
+            self
+        )
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Evaluation:
+        """Inverse of `to_json`; `KeyError` or `TypeError` for anything else."""
+        return cls(
+            kind=value["kind"],
+            protocol=value["protocol"],
+            notes=tuple(value["notes"]),
+            clips=tuple(ClipCount(**clip) for clip in value["clips"]),
+            subjects=tuple(
+                Subject(
+                    name=subject["name"],
+                    role=subject["role"],
+                    results=tuple(Result(**result) for result in subject["results"]),
+                )
+                for subject in value["subjects"]
+            ),
+        )
+
+    def summary(self) -> str:
+        """How much was measured, in a few words."""
+        seconds = self.num_frames / 25
+        clips = "1 clip" if len(self.clips) == 1 else f"{len(self.clips)} clips"
+        return f"{clips}, {self.num_frames} frames ({seconds:.0f} s), {self.num_invalid} without a face"
+
+    def table(self) -> str:
+        """Metrics down, subjects across; under it why values are missing, and each clip's values."""
+        names = [subject.name for subject in self.subjects]
+        rows = [["", "unit", *names]]
+        for index, result in enumerate(self.subjects[0].results if self.subjects else ()):
+            values = (subject.results[index] for subject in self.subjects)
+            rows.append([_label(result), result.unit, *(number(item.value) for item in values)])
+        lines = [self.summary(), self.protocol, *self.notes, "", *_aligned(rows)]
+        for subject in self.subjects:
+            if subject.role == "prediction":
+                lines += _unavailable(subject)
+        for subject in self.subjects:
+            if subject.role == "prediction" and len(self.clips) > 1:
+                lines += ["", f"{subject.name}, clip by clip", *_aligned(self._clip_rows(subject))]
+        return "\n".join(lines) + "\n"
+
+    def _clip_rows(self, subject: Subject) -> list[list[str]]:
+        shown = [result for result in subject.results if result.value is not None]
+        rows = [["", "frames", *(result.name for result in shown)]]
+        for clip in self.clips:
+            values = [number(result.per_clip.get(clip.key)) for result in shown]
+            rows.append([clip.key, str(clip.num_frames - clip.num_invalid), *values])
+        return rows
+
+
+def write_evaluations(folder: Path, evaluations: Mapping[str, Evaluation]) -> None:
+    """Write `validation.json` and `validation.txt`, each whole or not at all.
+
+    Args:
+        folder: Where to.
+        evaluations: Title (`held-out clips`, `training clips`) → what was found.
+    """
+    text = "\n\n".join(f"{title}: {evaluation.table()}" for title, evaluation in evaluations.items())
+    value = {
+        "format": FORMAT,
+        "evaluations": [{"title": title} | item.to_json() for title, item in evaluations.items()],
+    }
+    write_whole(folder / TABLE_FILE, text.encode())
+    write_whole(folder / JSON_FILE, pretty_json(value))
+
+
+def read_evaluations(folder: Path) -> dict[str, Evaluation]:
+    """Inverse of `write_evaluations`.
+
+    Raises:
+        ValueError: The file is damaged or of another version.
+        OSError: There is none.
+    """
+    path = folder / JSON_FILE
+    try:
+        value = json.loads(path.read_bytes())
+        if value["format"] != FORMAT:
+            raise ValueError(f"it has format {value['format']}, this code reads {FORMAT}")
+        return {item["title"]: Evaluation.from_json(item) for item in value["evaluations"]}
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"{path} is no result of an evaluation: {error}") from error
+
+
+def number(value: float | None) -> str:
+    """A value to read: three digits that count; `–` where there is none."""
+    if value is None:
+        return "–"
+    if value == 0:
+        return "0"
+    size = abs(value)
+    if 1e-3 <= size < 1e5:
+        decimals = 3 if size < 1 else 2 if size < 100 else 1 if size < 1000 else 0
+        return f"{value:.{decimals}f}"
+    return f"{value:.1e}"
+
+
+def _label(result: Result) -> str:
+    arrow = {"lower": " ↓", "higher": " ↑", None: ""}[result.better]
+    return result.name + arrow
+
+
+def _unavailable(subject: Subject) -> list[str]:
+    missing: dict[str, list[str]] = {}
+    for result in subject.results:
+        if result.reason_unavailable:
+            missing.setdefault(result.reason_unavailable, []).append(result.name)
+    return [f"{subject.name}: {', '.join(names)} unavailable: {reason}" for reason, names in missing.items()]
+
+
+def _aligned(rows: list[list[str]]) -> list[str]:
+    """First column to the left, the others to the right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return [
+        "  ".join(
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]

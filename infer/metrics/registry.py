@@ -1,0 +1,214 @@
+"""The registry of metrics: what each is called, its unit, what it needs of a clip; and the measuring of clips.
+
+A metric is a function of one clip. Over several clips its value is the mean weighted by their frames with a face, over
+the clips that have it. Where a clip lacks what a metric needs, or the metric means nothing for it, it is unavailable
+there and says why; it is never 0 instead.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+import numpy as np
+
+from talkinghead import timebase
+from talkinghead.geometry.camera import NUM_VERTICES
+
+Better = Literal["lower", "higher"] | None
+"""Which way a metric gets better; None: it is a property to compare with the truth's."""
+
+
+class Unavailable(Exception):
+    """The metric has no value for this clip; the message says why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip:
+    """What is known of one clip. Frame arrays are `[F, …]`; frames with `valid` false are not measured."""
+
+    key: str
+    valid: np.ndarray
+    """`[F]` bool, true where the clip has a face (and the prediction is to be measured)."""
+    fps: float = timebase.FPS
+    predicted_mesh: np.ndarray | None = None
+    """`[F, 468, 3]` cm."""
+    true_mesh: np.ndarray | None = None
+    predicted_pose: np.ndarray | None = None
+    """`[F, 6]` degrees and cm, relative to the clip's rest pose."""
+    true_pose: np.ndarray | None = None
+    audio: np.ndarray | None = None
+    """`[N]` float32 at 16 kHz, frame k beginning at sample 16000 k / fps."""
+
+    def __post_init__(self) -> None:
+        frames = len(self.valid)
+        for name, shape in _FRAME_ARRAYS.items():
+            values = getattr(self, name)
+            if values is None:
+                continue
+            if values.shape != (frames, *shape):
+                raise ValueError(f"{self.key}: {name} is {values.shape}, expected {(frames, *shape)}")
+            finite = np.isfinite(values[self.valid]).reshape(-1, math.prod(shape)).all(axis=1)
+            if not finite.all():
+                raise ValueError(f"{self.key}: {name} is not finite in {(~finite).sum()} of {frames} frames")
+
+    @property
+    def num_valid(self) -> int:
+        """Frames that are measured."""
+        return int(self.valid.sum())
+
+
+_FRAME_ARRAYS = {
+    "predicted_mesh": (NUM_VERTICES, 3),
+    "true_mesh": (NUM_VERTICES, 3),
+    "predicted_pose": (6,),
+    "true_pose": (6,),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """One entry of the registry."""
+
+    name: str
+    unit: str
+    needs: tuple[str, ...]
+    """Fields of `Clip`."""
+    better: Better
+    meaning: str
+    """First line of the function's docstring."""
+    function: Callable[[Clip], float]
+
+    def of(self, clip: Clip) -> float:
+        """The value of one clip.
+
+        Raises:
+            Unavailable: The clip lacks something, or the metric means nothing for it.
+        """
+        if lacking := [need for need in self.needs if getattr(clip, need) is None]:
+            raise Unavailable(f"needs {' and '.join(lacking)}")
+        if not clip.num_valid:
+            raise Unavailable("no frame to measure")
+        value = float(self.function(clip))
+        assert math.isfinite(value), f"{self.name} of {clip.key} is {value}"
+        return value
+
+
+METRICS: dict[str, Metric] = {}
+"""Name → metric, in the order in which they are printed."""
+
+
+def metric(
+    name: str, unit: str, *, needs: tuple[str, ...], better: Better
+) -> Callable[[Callable[[Clip], float]], Callable[[Clip], float]]:
+    """Decorator that registers a function of one clip.
+
+    Args:
+        name: Stable word with underscores.
+        unit: Of the value; "" for a plain number.
+        needs: Fields of `Clip` without which it is unavailable.
+        better: Which way it gets better.
+    """
+    assert name not in METRICS, name
+    assert set(needs) <= {field.name for field in fields(Clip)}, needs
+
+    def register(function: Callable[[Clip], float]) -> Callable[[Clip], float]:
+        assert function.__doc__, f"metric {name} must say what it is"
+        meaning = function.__doc__.strip().splitlines()[0].rstrip(".")
+        METRICS[name] = Metric(name=name, unit=unit, needs=needs, better=better, meaning=meaning, function=function)
+        return function
+
+    return register
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """One metric over all clips."""
+
+    name: str
+    unit: str
+    better: Better
+    value: float | None
+    """None: unavailable for every clip."""
+    reason_unavailable: str | None
+    """Why, where some or all clips have no value."""
+    per_clip: dict[str, float | None]
+    """Sample key → its value."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON."""
+        return {item.name: getattr(self, item.name) for item in fields(self)}
+
+
+@dataclass
+class Measurement:
+    """Measures clips one after another; only numbers are kept of each."""
+
+    metrics: tuple[str, ...] = ()
+    """Names of the metrics; empty: all."""
+    _weights: dict[str, int] = field(default_factory=dict)
+    _values: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    _reasons: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if unknown := [name for name in self.metrics if name not in METRICS]:
+            raise ValueError(f"there is no metric {', '.join(unknown)}; there are {', '.join(METRICS)}")
+        for name in self.metrics or METRICS:
+            self._values[name], self._reasons[name] = {}, {}
+
+    def add(self, clip: Clip) -> None:
+        """Measure one clip.
+
+        Raises:
+            ValueError: A clip of this key has been measured before.
+        """
+        if clip.key in self._weights:
+            raise ValueError(f"clip {clip.key} is measured twice")
+        self._weights[clip.key] = clip.num_valid
+        for name, values in self._values.items():
+            try:
+                values[clip.key] = METRICS[name].of(clip)
+            except Unavailable as reason:
+                values[clip.key] = None
+                self._reasons[name][str(reason)] = self._reasons[name].get(str(reason), 0) + 1
+
+    def results(self) -> list[Result]:
+        """Every metric over the clips so far."""
+        return [self._result(METRICS[name], values) for name, values in self._values.items()]
+
+    def _result(self, metric: Metric, values: dict[str, float | None]) -> Result:
+        there = {key: value for key, value in values.items() if value is not None}
+        weight = sum(self._weights[key] for key in there)
+        total = math.fsum(self._weights[key] * value for key, value in there.items())
+        reasons = self._reasons[metric.name]
+        reason = "; ".join(reasons) if reasons else None
+        if reason and there:
+            reason = f"{len(values) - len(there)} of {len(values)} clips: {reason}"
+        if not values:
+            reason = "there are no clips"
+        return Result(
+            name=metric.name,
+            unit=metric.unit,
+            better=metric.better,
+            value=total / weight if there else None,
+            reason_unavailable=reason,
+            per_clip=dict(values),
+        )
+
+
+def measure(clips: Iterable[Clip], metrics: tuple[str, ...] = ()) -> list[Result]:
+    """Metrics over clips; they may come from a generator, one is held at a time.
+
+    Args:
+        clips: With different keys.
+        metrics: Names of the metrics; empty: all.
+
+    Raises:
+        ValueError: An unknown metric, or two clips of one key.
+    """
+    measurement = Measurement(metrics)
+    for clip in clips:
+        measurement.add(clip)
+    return measurement.results()
