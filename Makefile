@@ -19,21 +19,25 @@ WORKERS ?=
 ANN ?=
 ENGINE ?=
 CAUSE ?=
+RUN ?=
+RECIPE ?= paper
 ARGS ?=
-export DATASET SOURCE METADATA DATA LIMIT WORKERS ANN ENGINE CAUSE
+export DATASET SOURCE METADATA DATA LIMIT WORKERS ANN ENGINE CAUSE RUN RECIPE
 
 source_args = --dataset "$$DATASET" $(if $(SOURCE),--source "$$SOURCE") $(if $(METADATA),--metadata "$$METADATA") $(if $(LIMIT),--limit "$$LIMIT")
 worker_args = $(if $(WORKERS),--workers "$$WORKERS") $(ARGS)
+train_args = "$$RECIPE" --data "$$DATA" --run "$$RUN" $(if $(WORKERS),--workers "$$WORKERS") $(ARGS)
 version_args = $(if $(ANN),--version "$$ANN") $(if $(ENGINE),--engine "$$ENGINE")
 
-.PHONY: help setup models demo test test-all bench lint ingest annotate shards verify report reannotate quarantine retry download clean
+.PHONY: help setup models demo test test-all bench lint ingest annotate shards verify report reannotate quarantine retry download train-audio2mesh train-audio2pose clean
 
 help: ## Show this list
 	@echo "talkinghead: raw face video in, trained and running talking-head models out."
 	@echo
-	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | while IFS=$$'\t' read -r name text; do printf '  make %-12s %s\n' "$$name" "$$text"; done
+	@grep -hE '^[a-z0-9-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | while IFS=$$'\t' read -r name text; do printf '  make %-17s %s\n' "$$name" "$$text"; done
 	@echo
 	@echo "  DATASET=hdtf|celebv-hq|vfhq|folder  SOURCE=dir  DATA=dir|uri  [METADATA=dir] [LIMIT=n] [WORKERS=n] [RAY_ADDRESS=…]"
+	@echo "  RUN=dir  RECIPE=tiny|paper|…"
 	@echo "  ANN=version  ENGINE=litert|litert-tracking|tasks|tasks-image  CAUSE=cause  ARGS='further options of one target, see python -m orchestration <command> --help'"
 
 $(STAMP): pyproject.toml constraints.txt
@@ -92,6 +96,12 @@ retry: $(STAMP) ## Release the inputs of CAUSE (or all) from quarantine; the nex
 
 download: $(STAMP) ## Download a data set's videos into SOURCE (yt-dlp; resumable)
 	$(PY) -m ingest download $(source_args) $(ARGS)
+
+train-audio2mesh: $(STAMP) ## Train speech → mesh from the shards; the same command resumes
+	$(PY) -m train audio2mesh $(train_args)
+
+train-audio2pose: $(STAMP) ## Train speech → head pose from the shards; the same command resumes
+	$(PY) -m train audio2pose $(train_args)
 
 clean: ## Remove build/ and caches
 	rm -rf build .pytest_cache .ruff_cache .hypothesis

@@ -24,6 +24,7 @@ ALLOWED = {
 TARGETS = {
     "setup", "models", "demo", "test", "bench", "lint", "help",
     "ingest", "annotate", "shards", "verify", "report", "reannotate", "quarantine", "retry",
+    "train-audio2mesh", "train-audio2pose",
 }  # fmt: skip
 
 
@@ -46,8 +47,8 @@ def test_imports_point_one_way(path: Path) -> None:
     package = path.relative_to(ROOT).parts[0]
     ours = imported_packages(path) & ALLOWED.keys() - {package}
     assert ours <= ALLOWED[package], f"{package} must not import {ours - ALLOWED[package]}"
-    if package != "orchestration":
-        assert "ray" not in imported_packages(path), "only orchestration knows Ray"
+    if package != "orchestration" and path != ROOT / "train/launch.py":
+        assert "ray" not in imported_packages(path), "only orchestration and train/launch.py know Ray"
 
 
 def test_importing_the_library_stays_fast() -> None:

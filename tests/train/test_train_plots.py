@@ -1,0 +1,120 @@
+"""Curves out of metrics.jsonl, and plots that show what they should."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from infer.evaluation import Trace, TrueClip
+from talkinghead.geometry.canonical import mean_face
+from train.curves import Curve, Metrics, Skip, read_metrics
+from train.plots import PREDICTIONS, TRUTH, ValidationFigures, plot_loss, plot_mouth_opening, plot_pose, plot_small
+
+
+def lines(path: Path, *rows: object) -> Path:
+    path.write_text("".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def curve(values: list[float]) -> Curve:
+    return Curve(steps=np.arange(1, len(values) + 1), values=np.array(values))
+
+
+def pixels(png: bytes) -> np.ndarray:
+    image = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR)
+    assert image is not None
+    return image[..., ::-1]
+
+
+def count(png: bytes, colour: str) -> int:
+    """Pixels of exactly this colour."""
+    rgb = [int(colour[at : at + 2], 16) for at in (1, 3, 5)]
+    return int((pixels(png) == rgb).all(axis=-1).sum())
+
+
+def trace(kind: str, frames: int = 80, *, key: str = "folder-a", faceless: tuple[int, ...] = (10, 11)) -> Trace:
+    valid = np.ones(frames, bool)
+    valid[list(faceless)] = False
+    rng = np.random.default_rng(0)
+    clip = TrueClip(key=key, speaker="p", valid=valid, audio=np.zeros(frames * 640, np.float32))
+    if kind == "mesh":
+        true = np.repeat(mean_face().vertices[None], frames, axis=0)
+        true[:, 14, 1] -= 1 + np.sin(np.arange(frames) / 5)
+        predictions = {"prediction": true + rng.normal(0, 0.02, true.shape)}
+    else:
+        true = np.cumsum(rng.normal(size=(frames, 6)), axis=0)
+        predictions = {"free-running": true * 0.5, "teacher-forced": true + 0.3}
+    true = np.where(valid.reshape(-1, *[1] * (true.ndim - 1)), true, np.nan)
+    return Trace(clip=clip, kind=kind, still=np.zeros(1), true=true, predictions=predictions)  # type: ignore[arg-type]
+
+
+def test_metrics_are_read_by_name(tmp_path: Path) -> None:
+    path = lines(
+        tmp_path / "metrics.jsonl",
+        {"step": 10, "epoch": 0.5, "loss": 3.0, "learning_rate": 1e-4, "whatever": 7},
+        {"step": 12, "event": "skipped", "what": "loss", "keys": ["a", "b"]},
+        {"step": 20, "epoch": 1.0, "loss": float("nan"), "learning_rate": 1e-4},
+        {"step": 30, "epoch": 1.5, "loss": 2.0},
+        {"step": 20, "validation/mesh_l1": 0.4},
+        {"step": 30, "loss": 1.0, "note": "text", "flag": True},
+        "\n",
+        '{"step": 40, "loss": 0.',
+    )
+    found = read_metrics(path)
+    assert list(found.training) == ["loss", "learning_rate", "whatever"]
+    assert found.training["loss"].steps.tolist() == [10, 20, 30]
+    np.testing.assert_array_equal(found.training["loss"].values, [3, np.nan, 1])
+    assert found.training["loss"].last == 1.0
+    assert list(found.validation) == ["mesh_l1"]
+    assert found.skips == (Skip(step=12, what="loss", keys=("a", "b")),)
+    assert (found.step, found.epoch, found.damaged_lines) == (30, 1.5, 1)
+
+
+def test_no_metrics_yet(tmp_path: Path) -> None:
+    assert read_metrics(tmp_path / "metrics.jsonl") == Metrics()
+    assert read_metrics(lines(tmp_path / "metrics.jsonl", "[1]\n", '"x"\n', '{"loss": 1}\n')).damaged_lines == 3
+
+
+@pytest.mark.parametrize(
+    "values", [[1.0], [0.1] * 60, [1e-4, 1.0, 50.0], [float("nan")] * 3, list(np.linspace(1, 0, 400)), [0.0, 0.0], []]
+)
+def test_any_curve_can_be_drawn(values: list[float]) -> None:
+    assert pixels(plot_loss(curve(values), (Skip(step=1, what="loss", keys=()),))).shape[1] > 900
+    assert pixels(plot_small("gradient norm", curve(values))).shape[1] < 500
+
+
+def test_a_curve_shows_its_values() -> None:
+    """A falling loss: the line is high on the left and low on the right."""
+    image = pixels(plot_loss(curve([1.0, 0.75, 0.5, 0.25])))
+    inside = (image == [int(PREDICTIONS[0][at : at + 2], 16) for at in (1, 3, 5)]).all(axis=-1)
+    rows, columns = np.nonzero(inside)
+    assert rows[columns < columns.min() + 20].mean() < rows[columns > columns.max() - 20].mean() - 100
+
+
+def test_mouth_and_pose_plots_show_truth_and_predictions() -> None:
+    mouth, pose = plot_mouth_opening(trace("mesh")), plot_pose(trace("pose"))
+    assert count(mouth, TRUTH) > 500
+    assert count(mouth, PREDICTIONS[0]) > 200
+    for colour in (TRUTH, *PREDICTIONS[:2]):
+        assert count(pose, colour) > 500
+    assert plot_pose(trace("pose", 1, faceless=()))
+    assert plot_mouth_opening(trace("mesh", 3, faceless=(0, 1, 2)))
+
+
+def test_validation_figures(tmp_path: Path) -> None:
+    """The first two clips get a plot and a video."""
+    videos: list[str] = []
+
+    def video(one: Trace, path: Path) -> None:
+        videos.append(one.clip.key)
+        path.write_bytes(b"video")
+
+    figures = ValidationFigures(tmp_path, video, most=2)
+    for key, kind in (("a", "mesh"), ("b", "pose"), ("c", "mesh")):
+        figures(trace(kind, key=key))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "b.mp4", "mouth-a.png", "pose-b.png"]
+    assert videos == ["a", "b"]

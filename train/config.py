@@ -1,0 +1,180 @@
+"""How a model is trained, whatever the model: frozen settings, checked where they are made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """Adam or AdamW over all trainable parameters."""
+
+    name: Literal["adam", "adamw"] = "adamw"
+    learning_rate: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    """Decoupled (AdamW only); not applied to biases and gains of norms."""
+    max_gradient_norm: float | None = 1.0
+    """The gradient of a step is scaled down to this L2 norm; None: not at all."""
+
+    def __post_init__(self) -> None:
+        if self.learning_rate <= 0:
+            raise ValueError(f"learning_rate must be above 0, not {self.learning_rate}")
+        if self.name == "adam" and self.weight_decay:
+            raise ValueError("adam has no decoupled weight decay: take optimizer.name adamw, or weight_decay 0")
+        if self.max_gradient_norm is not None and self.max_gradient_norm <= 0:
+            raise ValueError(f"max_gradient_norm must be above 0 or None, not {self.max_gradient_norm}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """Learning rate over the steps, as a factor of `learning_rate`."""
+
+    name: Literal["constant", "cosine", "linear"] = "constant"
+    """After the warm-up: constant, or falling to `final` at the last step."""
+    warmup_steps: int = 0
+    final: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.warmup_steps < 0 or not 0 <= self.final <= 1:
+            raise ValueError("warmup_steps must be at least 0, and final between 0 and 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmaConfig:
+    """Moving average of the trainable parameters; it is what is exported and validated."""
+
+    decay: float = 0.999
+    """0: the average is the newest weights."""
+    warmup: bool = True
+    """Rising decay min(decay, (1 + step) / (10 + step)), so that the first weights do not weigh for long."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.decay < 1:
+            raise ValueError(f"ema decay must be in 0 … 1 (1 excluded), not {self.decay}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelConfig:
+    """How the ranks share the work."""
+
+    strategy: Literal["ddp", "fsdp2"] = "ddp"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the arithmetic; weights, gradients' sums and optimizer state are float32 always."""
+    activation_checkpointing: bool = False
+    compile: bool = False
+    """`torch.compile` on each repeated block of the model rather than on the whole."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int | None = None
+    """CPU threads of a rank; None: the machine's cores shared by the ranks on it. The last bits of sums on a CPU
+    depend on this number."""
+    timeout_s: float = 600.0
+    """How long a rank waits for the others before the run is given up."""
+
+    def __post_init__(self) -> None:
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"threads must be at least 1, not {self.threads}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuardConfig:
+    """What happens when a loss or gradient is not finite: the step is skipped, counted, and its samples are named."""
+
+    abort_after: int = 10
+    """Give up after so many skipped steps in a row."""
+
+    def __post_init__(self) -> None:
+        if self.abort_after < 1:
+            raise ValueError(f"abort_after must be at least 1, not {self.abort_after}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """Distributed checkpoints to resume from."""
+
+    every: int = 500
+    """Steps from one to the next; the last step always has one."""
+    keep: int = 2
+    """The newest so many stay."""
+    asynchronous: bool = True
+    """Write in the background while training goes on."""
+
+    def __post_init__(self) -> None:
+        if self.every < 1 or self.keep < 1:
+            raise ValueError("checkpoint.every and checkpoint.keep must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationConfig:
+    """Validation in a process beside the training, so that no rank waits for it."""
+
+    every: int = 1000
+    """Steps from one to the next, and once at the end; 0: never."""
+    device: Literal["auto", "cpu", "cuda"] = "cpu"
+
+    def __post_init__(self) -> None:
+        if self.every < 0:
+            raise ValueError(f"validation.every must be at least 0, not {self.every}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogConfig:
+    """Where figures go: `metrics.jsonl` always."""
+
+    every: int = 10
+    """Steps from one line to the next."""
+    tensorboard: bool = True
+    online: Literal["wandb", "trackio"] | None = None
+    """Also send to this service; its package must be installed."""
+    project: str = "talkinghead"
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise ValueError(f"log.every must be at least 1, not {self.every}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The trainer's settings."""
+
+    steps: int
+    """Optimizer updates in all."""
+    global_batch: int
+    """Samples of a step over all ranks."""
+    microbatch: int
+    """Samples of one backward on one rank. A step accumulates global_batch / (ranks · microbatch) of them."""
+    seed: int = 0
+    num_workers: int = 2
+    """Reading processes of a rank; 0: in the training process."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    ema: EmaConfig = field(default_factory=EmaConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.global_batch < 1 or self.microbatch < 1:
+            raise ValueError("steps, global_batch and microbatch must be at least 1")
+        if self.global_batch % self.microbatch:
+            raise ValueError(f"microbatch {self.microbatch} must divide global_batch {self.global_batch}")
+
+    def accumulation(self, world: int) -> int:
+        """Microbatches of a rank in a step.
+
+        Raises:
+            ValueError: The ranks cannot share the batch; says which numbers of ranks can.
+        """
+        count, rest = divmod(self.global_batch, self.microbatch * world)
+        if rest or not count:
+            shares = self.global_batch // self.microbatch
+            fitting = [n for n in range(1, shares + 1) if shares % n == 0]
+            raise ValueError(
+                f"{world} ranks with microbatches of {self.microbatch} cannot share a global batch of"
+                f" {self.global_batch}: take {', '.join(map(str, fitting))} ranks, or another batch"
+            )
+        return count

@@ -1,0 +1,218 @@
+"""Ray Train as a launcher: the ranks are its workers, started again when one fails, fewer or more as nodes come and go.
+
+Only this file of the job knows Ray. Checkpoints are not Ray's: a worker group that starts again goes on from the newest
+one in RUN, which must be a folder that all nodes share.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from train.checkpoint_files import whole_steps
+from train.failure import Failure, FailureLog, RunFailed
+from train.port import RayPort
+from train.run_folder import RunFolder
+from train.watch import Watch
+from train.worker import run_worker
+
+log = logging.getLogger(__name__)
+
+ROOT = Path(__file__).resolve().parents[1]
+_OBJECT_STORE_BYTES = 128 << 20  # only settings cross it
+_CONNECT_SECONDS = 10
+
+
+def run_ray(
+    run: RunFolder,
+    address: str | None,
+    *,
+    workers: int,
+    min_workers: int | None = None,
+    max_failures: int = 0,
+    data: str | None = None,
+) -> None:
+    """Train with workers of Ray and wait for the end. Ctrl-C writes a checkpoint first; a second one does not.
+
+    Args:
+        run: The run.
+        address: Of the cluster; None: a private one on this machine.
+        workers: Ranks.
+        min_workers: Be content with so many; None: with all only.
+        max_failures: Start again so many times after a worker failed.
+        data: The data set, when config.json must not name it in full.
+
+    Raises:
+        RunFailed: It ended early; says what the first failing worker said.
+        ValueError: There is no such cluster.
+    """
+    failures = FailureLog(run.logs)
+    failures.clear()
+    run.stop_file.unlink(missing_ok=True)
+    watch = Watch(run)
+    with _ray_cluster(address, cpus=max(workers, len(os.sched_getaffinity(0)))), watch:
+        error = _fit(run, (min_workers, workers) if min_workers else workers, max_failures, data, watch)
+    shutil.rmtree(run.logs / "ray", ignore_errors=True)
+    if error is None:
+        return
+    if watch.asked:
+        raise RunFailed(_interrupted(run)) from error
+    said = failures.first()
+    # A worker that was killed says nothing, and the others say only that they lost it; Ray knows more.
+    raise RunFailed(said if said is not None and said.kind != "peer" else _failure(error)) from error
+
+
+def _fit(
+    run: RunFolder, workers: int | tuple[int, int], max_failures: int, data: str | None, watch: Watch
+) -> Exception | None:
+    """Run Ray Train to its end; what ended it early."""
+    os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
+    import ray
+    from ray import train
+    from ray.exceptions import RayError
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    class Trainer(TorchTrainer):
+        """Ray's would end the workers at once on Ctrl-C."""
+
+        def _register_sigint_handler(self, controller: Any) -> None:
+            watch.over(lambda: ray.kill(controller))
+
+    parallel = run.recipe.train.parallel
+    gpus = parallel.device != "cpu" and ray.cluster_resources().get("GPU", 0) >= 1
+    trainer = Trainer(
+        _worker,
+        train_loop_config={"run": str(run.path), "data": data},
+        torch_config=TorchConfig(
+            backend="cpu:gloo,cuda:nccl" if gpus else "gloo", timeout_s=max(1, int(parallel.timeout_s))
+        ),
+        scaling_config=train.ScalingConfig(num_workers=workers, use_gpu=gpus),
+        run_config=train.RunConfig(
+            name=f"start-{time.time_ns()}",
+            storage_path=str(run.logs / "ray"),
+            failure_config=train.FailureConfig(max_failures=max_failures),
+            logging_config=train.LoggingConfig(log_level="ERROR"),
+        ),
+    )
+    try:
+        trainer.fit()
+    except (RayError, train.TrainingFailedError) as error:
+        return error
+    return None
+
+
+def _worker(config: dict[str, Any]) -> None:
+    """One rank, in a thread of one of Ray's workers."""
+    from ray import train
+
+    path = Path(config["run"])
+    run_worker(path, RayPort(train, RunFolder.open(path).stop_file), config["data"])
+
+
+def _interrupted(run: RunFolder) -> Failure:
+    step = max(whole_steps(run.checkpoints), default=None)
+    where = "before the first checkpoint" if step is None else f"the newest checkpoint is of step {step}"
+    return Failure(kind="interrupted", message=f"interrupted; {where}; the same command continues")
+
+
+def _failure(error: Exception) -> Failure:
+    """What a failing worker raised, or how it died, in one line."""
+    ranks: dict[int, Exception] = getattr(error, "worker_failures", {})
+    rank = min(ranks, default=0)
+    cause: BaseException = ranks.get(rank, error)
+    cause = getattr(cause, "_base_exc", cause)
+    if isinstance(cause, RunFailed):
+        return cause.failure
+    text = next((line.strip() for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
+    if isinstance(cause, ValueError):
+        return Failure(kind="user", message=text, rank=rank)
+    return Failure(kind="fault", message=f"rank {rank} failed: {type(cause).__name__}: {text}", rank=rank)
+
+
+@contextlib.contextmanager
+def _ray_cluster(address: str | None, cpus: int) -> Iterator[None]:
+    """Ray within the block.
+
+    Args:
+        address: Of the cluster to join; None: start a private one.
+        cpus: Of a private one.
+
+    Raises:
+        ValueError: There is no cluster at the address, or it does not let this process in.
+    """
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if address is None:
+        _start_private(cpus)
+    else:
+        _join(address)
+    import ray
+
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _start_private(cpus: int) -> None:
+    # A token of its own keeps other users of the machine out. Read when ray is imported.
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    if os.environ["RAY_AUTH_MODE"] == "token" and "RAY_AUTH_TOKEN_PATH" not in os.environ:
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    import ray
+
+    places = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    ray.init(
+        address="local",
+        num_cpus=cpus,
+        object_store_memory=_OBJECT_STORE_BYTES,
+        include_dashboard=False,
+        runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(places)}},
+        logging_level=logging.ERROR,
+        log_to_driver=False,
+    )
+
+
+def _join(address: str) -> None:
+    _check_answers(address)
+    token = Path("~/.ray/auth_token").expanduser()
+    if "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ or token.is_file():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    os.environ.setdefault("RAY_gcs_server_port_wait_time_s", str(_CONNECT_SECONDS))
+    import ray
+    from ray.exceptions import RayError
+
+    try:
+        ray.init(address=address, runtime_env=package(), logging_level=logging.ERROR, log_to_driver=False)
+    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
+        reason = " ".join(str(error).split())
+        hint = " (it asks for a token: set RAY_AUTH_TOKEN)" if "uthenticat" in reason else ""
+        raise ValueError(f"cannot join the Ray cluster at {address}: {reason}{hint}") from error
+
+
+def package(root: Path = ROOT) -> dict[str, Any]:
+    """What Ray sends to the workers of a cluster: our packages only, whatever else lies in `root`."""
+    names = sorted(path.parent.name for path in root.glob("*/__init__.py"))
+    # Patterns as in .gitignore; "/." is the folder itself, which "/*" would exclude with all that is in it.
+    return {"working_dir": str(root), "excludes": ["/*", "!/.", *(f"!/{name}" for name in names)]}
+
+
+def _check_answers(address: str) -> None:
+    """Say within seconds that no Ray is at an address; Ray itself tries for minutes."""
+    place = address.removeprefix("ray://")
+    host, colon, port = place.rpartition(":")
+    if place == "auto":
+        return
+    if not colon or not port.isdigit():
+        raise ValueError(f"RAY_ADDRESS is {address!r}, must be HOST:PORT, ray://HOST:PORT or auto")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()
+    except OSError as error:
+        raise ValueError(f"no Ray cluster answers at {address}: {error.strerror or error}") from error

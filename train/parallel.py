@@ -1,0 +1,133 @@
+"""How the ranks share a model: devices, DDP or FSDP2, precision, and the few sums that they exchange."""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import get_total_norm
+from torch.utils.checkpoint import checkpoint
+
+from train.config import ParallelConfig
+
+
+def choose_device(config: ParallelConfig, local_rank: int) -> torch.device:
+    """The device of a rank.
+
+    Raises:
+        ValueError: cuda was asked for, and there is none (or none for this rank).
+    """
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if config.device == "cpu" or (config.device == "auto" and not gpus):
+        return torch.device("cpu")
+    if local_rank >= gpus:
+        raise ValueError(
+            f"parallel.device is {config.device}, and this machine has {gpus} GPUs for its rank {local_rank}:"
+            " start fewer ranks on it, or set parallel.device cpu"
+        )
+    device = torch.device("cuda", local_rank)
+    torch.cuda.set_device(device)
+    return device
+
+
+def repeated_blocks(module: nn.Module) -> list[nn.Module]:
+    """The blocks that a model repeats: equal classes in its outermost `nn.ModuleList`s."""
+    blocks = []
+    for child in module.children():
+        if isinstance(child, nn.ModuleList):
+            count = Counter(type(member) for member in child)
+            blocks += [member for member in child if count[type(member)] > 1]
+        else:
+            blocks += repeated_blocks(child)
+    return blocks
+
+
+def parallelise(module: nn.Module, config: ParallelConfig, device: torch.device, world: int) -> nn.Module:
+    """Move a module to its device, prepare its blocks, and wrap it for the ranks.
+
+    Blocks are changed in place by replacing their `forward`, so no name in a state dict changes. Under FSDP2 each is
+    sharded for itself, and gathered when its turn comes. Buffers are not exchanged: training must not change them.
+    """
+    module = module.to(device)
+    for block in repeated_blocks(module):
+        if config.compile:
+            block.forward = torch.compile(block.forward)
+        if config.activation_checkpointing:
+            block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+    if config.strategy == "fsdp2":
+        mesh = init_device_mesh(device.type, (world,))
+        for block in repeated_blocks(module):
+            fully_shard(block, mesh=mesh)
+        fully_shard(module, mesh=mesh)
+        return module
+    if world == 1:
+        return module
+    return DistributedDataParallel(
+        module,
+        device_ids=[device.index] if device.type == "cuda" else None,
+        forward_sync_buffers=False,
+        gradient_as_bucket_view=True,
+    )
+
+
+def bare(module: nn.Module) -> nn.Module:
+    """The module with its own names, without a wrapper."""
+    return module.module if isinstance(module, DistributedDataParallel) else module
+
+
+def autocast(config: ParallelConfig, device: torch.device) -> AbstractContextManager[Any]:
+    """Arithmetic in the asked precision. The same under FSDP2: weights are gathered in float32 and cast where used."""
+    return torch.autocast(device.type, torch.bfloat16) if config.precision == "bf16" else nullcontext()
+
+
+@contextmanager
+def gradient_sync(module: nn.Module, active: bool) -> Iterator[None]:
+    """Forward and backward within exchange gradients, or leave that to a later backward."""
+    if isinstance(module, FSDPModule):
+        module.set_requires_gradient_sync(active)
+        yield
+    elif isinstance(module, DistributedDataParallel) and not active:
+        with module.no_sync():
+            yield
+    else:
+        yield
+
+
+def gradient_norm(parameters: Iterable[nn.Parameter]) -> torch.Tensor:
+    """L2 norm of the whole gradient: a scalar, equal on every rank. Collective where it is sharded."""
+    return full(get_total_norm([p.grad for p in parameters if p.grad is not None]))
+
+
+def full(tensor: torch.Tensor) -> torch.Tensor:
+    """The whole of a sharded tensor (collective), or the tensor."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def over_ranks(values: torch.Tensor, operation: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> list[float]:
+    """Sum (or maximum) of `[N]` values over the ranks. Collective."""
+    if _many():
+        dist.all_reduce(values, operation)
+    return values.tolist()
+
+
+def gather_lists(values: list[str]) -> list[str]:
+    """The lists of all ranks, one after the other. Collective; for what is rare."""
+    if not _many():
+        return values
+    lists: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(lists, values)
+    return [value for part in lists for value in part]
+
+
+def _many() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1

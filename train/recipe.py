@@ -1,0 +1,69 @@
+"""A recipe: everything that decides how a run comes out, except the data.
+
+A task's package (`train/<task>/`) offers `Config` (its settings), `RECIPES` (name → function returning a `Recipe`) and
+`make(config, data, folder)` (the `Task`). A resolved recipe is kept in the run folder as JSON and comes back equal.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from talkinghead.config import from_json
+from train.config import TrainConfig
+from train.task import Task
+
+TASKS = {"audio2mesh": "train.audio2mesh", "audio2pose": "train.audio2pose"}
+"""Task → the package that offers it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Settings of a task and of its training."""
+
+    config: Any
+    """The task's own settings: a frozen dataclass."""
+    train: TrainConfig
+
+
+def recipes_of(task: str) -> Mapping[str, Callable[[], Recipe]]:
+    """The named recipes of a task."""
+    return _package(task).RECIPES
+
+
+def make_task(task: str, config: Any, data: str, folder: Path) -> Task:
+    """The task over a data set.
+
+    Args:
+        task: Its name.
+        config: Its settings.
+        data: The data set: folder or URI.
+        folder: Where it keeps what it derives from the data.
+    """
+    return _package(task).make(config, data, folder)
+
+
+def recipe_to_json(recipe: Recipe) -> dict[str, Any]:
+    """As JSON."""
+    return {"config": dataclasses.asdict(recipe.config), "train": dataclasses.asdict(recipe.train)}
+
+
+def recipe_from_json(task: str, value: Mapping[str, Any]) -> Recipe:
+    """Inverse of `recipe_to_json`.
+
+    Raises:
+        ValueError: Written by another version, or values that the settings refuse.
+    """
+    return Recipe(
+        config=from_json(_package(task).Config, value["config"]), train=from_json(TrainConfig, value["train"])
+    )
+
+
+def _package(task: str) -> Any:
+    if task not in TASKS:
+        raise ValueError(f"there is no task {task!r}; there are {', '.join(TASKS)}")
+    return importlib.import_module(TASKS[task])

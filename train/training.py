@@ -1,0 +1,132 @@
+"""The command of a task: `python -m train <task> <recipe> --data … --run …`, each setting of the recipe an option."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, NoReturn, TypeVar
+
+import tyro
+from tyro.extras import SubcommandApp
+
+from shards.manifest import read_manifest
+from talkinghead.storage import Storage
+from train.config import TrainConfig
+from train.recipe import TASKS, Recipe, recipes_of
+from train.run_folder import RunConfig
+from train.start import LaunchSettings, start
+
+C = TypeVar("C")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training(Generic[C]):
+    """What to train, where."""
+
+    data: str
+    """Data set: a folder, or a URI such as s3://bucket/folder."""
+    run: str
+    """Folder of the run: created, or gone on with when it was started with the same settings."""
+    where: tyro.conf.OmitArgPrefixes[LaunchSettings]
+    config: C
+    """The task's own settings."""
+    train: TrainConfig
+
+
+def describe_task(task: str) -> str:
+    """What a task trains, in a line, without importing what it needs."""
+    spec = importlib.util.find_spec(TASKS[task])
+    assert spec is not None and spec.origin is not None
+    text = ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))) or task
+    return text.splitlines()[0]
+
+
+@dataclass(frozen=True)
+class Request:
+    """A parsed command line."""
+
+    task: str
+    recipe: str
+    asked: Training[Any]
+
+
+def train(request: Request) -> str:
+    """Train, and return where the weights are.
+
+    Raises:
+        RunFailed: The run ended early.
+        ValueError: It cannot be started so.
+    """
+    asked = request.asked
+    storage = Storage(asked.data)
+    config = RunConfig(
+        task=request.task,
+        recipe_name=request.recipe,
+        recipe=Recipe(config=asked.config, train=asked.train),
+        data=str(storage.local_root or storage.uri),
+        annotation=_annotation(storage, asked.config),
+    )
+    secret = storage.location if storage.location != config.data else None
+    return str(start(asked.run, config, asked.where, secret).export)
+
+
+def parse(task: str, arguments: list[str]) -> Request:
+    """What stands behind a task's name on the command line.
+
+    Raises:
+        ValueError: There is no such recipe.
+        SystemExit: Help was asked for, or an option is wrong; it is said.
+    """
+    recipes = recipes_of(task)
+    prog = f"python -m train {task}"
+    if not arguments or arguments[0] not in recipes:
+        _explain(prog, task, arguments)
+    name = arguments[0]
+    recipe = recipes[name]()
+    asked = tyro.cli(
+        _kind(recipe),
+        prog=f"{prog} {name}",
+        description=_text(recipes[name]),
+        default=_default(recipe),
+        args=arguments[1:],
+    )
+    return Request(task, name, asked)
+
+
+def _explain(prog: str, task: str, arguments: list[str]) -> NoReturn:
+    """The help that lists the recipes, or the complaint about one that is not there."""
+    app = SubcommandApp()
+    for name, make in recipes_of(task).items():
+        app.command(name=name, help=_text(make))(_stand_in)
+    app.cli(prog=prog, description=f"{describe_task(task)}\n\n{prog} RECIPE --help lists the options.", args=arguments)
+    raise AssertionError("there is no such recipe, which was not said")
+
+
+def _stand_in() -> None:
+    raise AssertionError("a recipe parses its own arguments")
+
+
+def _kind(recipe: Recipe) -> Any:
+    return Training[type(recipe.config)]
+
+
+def _default(recipe: Recipe) -> Training[Any]:
+    return Training(
+        data=tyro.MISSING, run=tyro.MISSING, where=LaunchSettings(), config=recipe.config, train=recipe.train
+    )
+
+
+def _text(make: Any) -> str:
+    return (make.__doc__ or "").strip()
+
+
+def _annotation(storage: Storage, config: Any) -> Mapping[str, str]:
+    """Version and index of the annotations that a run begins with, as far as the data set says."""
+    try:
+        entry = read_manifest(storage).annotation(getattr(config, "annotation", None))
+    except FileNotFoundError:
+        return {}  # whether it needs a data set, the task knows
+    return {"version": entry.version, "index_sha256": entry.index_sha256}
