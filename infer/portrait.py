@@ -1,0 +1,196 @@
+"""The user's portrait: read upright, its face found, and the face's landmarks, mesh and head pose measured."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from annotate.engines.litert import BLENDSHAPE_LANDMARKS
+from annotate.engines.region import Region
+from talkinghead.face.detector import Detection, FaceDetector
+from talkinghead.face.model import FaceModel
+from talkinghead.face.network import load_network
+from talkinghead.geometry.camera import NUM_VERTICES
+from talkinghead.geometry.canonical import canonical_face
+from talkinghead.geometry.face_mesh import metric_mesh
+
+MIN_PRESENCE = 0.5
+"""Lowest presence score of the landmark network that counts as a face, as in the annotation."""
+MANY_OUTSIDE = 0.02
+"""Share of landmarks beyond the picture's border from which on a face counts as cut."""
+
+_NUM_POINTS = 478
+_BACKGROUND = (255, 255, 255)  # what transparent pixels become
+
+
+@dataclass(frozen=True, kw_only=True)
+class Face:
+    """A face in a picture of W x H pixels."""
+
+    points: np.ndarray
+    """`[478, 3]` float32: x/W, y/H, z/W. Iris rows are NaN when the model has none."""
+    blendshapes: np.ndarray | None
+    """`[52]` float32 in MediaPipe's order; None when the model has no such network."""
+
+    @property
+    def extent(self) -> tuple[float, float, float, float]:
+        """x0, y0, x1, y1 of the landmarks, normalised."""
+        (x0, y0), (x1, y1) = self.points[:NUM_VERTICES, :2].min(axis=0), self.points[:NUM_VERTICES, :2].max(axis=0)
+        return float(x0), float(y0), float(x1), float(y1)
+
+    @property
+    def outside(self) -> float:
+        """Share of its landmarks that lie beyond the picture's border."""
+        xy = self.points[:NUM_VERTICES, :2]
+        return float(((xy < 0) | (xy > 1)).any(axis=1).mean())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Portrait:
+    """What the pipelines need of a portrait."""
+
+    image: np.ndarray
+    """RGB uint8 `[H, W, 3]`, upright."""
+    face: Face
+    mesh: np.ndarray
+    """`[468, 3]` float32, cm, canonical space: the face as it is in the picture."""
+    pose_matrix: np.ndarray
+    """`[4, 4]` float64, canonical → camera."""
+
+    @property
+    def width(self) -> int:
+        """In pixels."""
+        return self.image.shape[1]
+
+    @property
+    def height(self) -> int:
+        """In pixels."""
+        return self.image.shape[0]
+
+
+def read_portrait(path: Path, model: FaceModel, *, face: str | None = None) -> Portrait:
+    """Read a portrait and measure its face.
+
+    Args:
+        path: Any picture that Pillow reads; it is turned upright by its EXIF data, transparent pixels become white.
+        model: Face model.
+        face: Which of several faces: its number (from 0, left to right) or `largest`; None: there must be one only.
+
+    Raises:
+        ValueError: No picture, no face, or several and none (or one that is not there) chosen; says where they are.
+    """
+    image = read_image(path)
+    height, width = image.shape[:2]
+    chosen = choose_face(find_faces(image, model), width, height, face, str(path))
+    metric = canonical_face(model.geometry_metadata)
+    mesh, matrix = metric_mesh(chosen.points[None], width, height, metric)
+    return Portrait(image=image, face=chosen, mesh=mesh[0].astype(np.float32), pose_matrix=matrix[0])
+
+
+def read_image(path: Path) -> np.ndarray:
+    """A picture as RGB uint8 `[H, W, 3]`, upright; of an animation the first picture.
+
+    Raises:
+        ValueError: The file is not there, or no picture that can be read; the message names it.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as opened:
+                upright = ImageOps.exif_transpose(opened)
+                return np.array(_on_white(upright))
+    except FileNotFoundError:
+        raise ValueError(f"the picture {path} is not there") from None
+    except IsADirectoryError:
+        raise ValueError(f"{path} is a folder, not a picture") from None
+    except UnidentifiedImageError:
+        raise ValueError(f"{path} is not a picture that can be read: take a PNG or JPEG") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ValueError(f"the picture {path} is too large: {error}") from None
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow's decoders raise all three for damaged files
+        raise ValueError(f"the picture {path} is damaged or cannot be read: {error}") from error
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """Any mode as RGB: palettes looked up, 16 bits reduced to 8, transparency laid on white."""
+    if image.mode.startswith("I;16") or image.mode == "I":
+        image = Image.fromarray((np.asarray(image, dtype=np.uint32) >> 8).astype(np.uint8))
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    layered = image.convert("RGBA")
+    background = Image.new("RGBA", layered.size, (*_BACKGROUND, 255))
+    return Image.alpha_composite(background, layered).convert("RGB")
+
+
+def find_faces(image: np.ndarray, model: FaceModel) -> list[Face]:
+    """The faces of a picture (RGB uint8 `[H, W, 3]`), left to right.
+
+    What the detector takes for a face but the landmark network does not is left out.
+    """
+    detections = FaceDetector(model).detect(image, small_faces=True)
+    found = [face for detection in detections if (face := _measure(image, detection, model))]
+    return sorted(found, key=lambda face: face.extent[0] + face.extent[2])
+
+
+def _measure(image: np.ndarray, detection: Detection, model: FaceModel) -> Face | None:
+    """The face in a detection, by the same networks as the annotation; None when there is none after all."""
+    height, width = image.shape[:2]
+    network = load_network(model.landmarks)
+    size = network.input_shape[1]
+    region = Region.of_detection(detection, width, height)
+    outputs = network.run(region.cut(image, size), 1 / 255)
+    if float(outputs[1].reshape(-1)[0]) < math.log(MIN_PRESENCE / (1 - MIN_PRESENCE)):
+        return None
+    points = np.full((_NUM_POINTS, 3), np.nan, dtype=np.float32)
+    points[: model.num_landmarks] = region.to_image(outputs[0].reshape(-1, 3) / size, width, height)
+    blendshapes = None
+    if model.blendshapes is not None:
+        pixels = points[BLENDSHAPE_LANDMARKS, :2] * np.array([width, height], dtype=np.float32)
+        blendshapes = load_network(model.blendshapes).run(pixels)[0]
+    return Face(points=points, blendshapes=blendshapes)
+
+
+def choose_face(faces: list[Face], width: int, height: int, choice: str | None, name: str) -> Face:
+    """One of the faces found in a picture; `ValueError` as `read_portrait` says.
+
+    Args:
+        faces: Left to right.
+        width: Of the picture, in pixels.
+        height: Of the picture, in pixels.
+        choice: Number, `largest` or None.
+        name: The picture's name, for messages.
+    """
+    if choice not in (None, "largest") and not str(choice).isdecimal():
+        raise ValueError(f"--face is {choice!r}, must be a number (0, 1, …) or 'largest'")
+    if not faces:
+        raise ValueError(
+            f"no face was found in {name} ({width}x{height}): take a picture in which a face is upright, seen from the"
+            " front, and at least a tenth of the picture's longer side"
+        )
+    if choice == "largest":
+        return max(faces, key=lambda face: _area(face, width, height))
+    if choice is None and len(faces) == 1:
+        return faces[0]
+    if choice is not None and int(choice) < len(faces):
+        return faces[int(choice)]
+    what = "which is meant?" if choice is None else f"there is no face {choice}."
+    listed = "; ".join(f"face {number} {_where(face, width, height)}" for number, face in enumerate(faces))
+    some = "1 face" if len(faces) == 1 else f"{len(faces)} faces"
+    last = len(faces) - 1
+    numbers = "--face 0" if last == 0 else f"--face 0 … {last}"
+    raise ValueError(f"{some} in {name}, {what} {listed}. Choose with {numbers} or --face largest")
+
+
+def _area(face: Face, width: int, height: int) -> float:
+    x0, y0, x1, y1 = face.extent
+    return (x1 - x0) * width * (y1 - y0) * height
+
+
+def _where(face: Face, width: int, height: int) -> str:
+    x0, y0, x1, y1 = face.extent
+    return f"at x {x0 * width:.0f} to {x1 * width:.0f}, y {y0 * height:.0f} to {y1 * height:.0f} pixels"

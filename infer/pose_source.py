@@ -1,0 +1,178 @@
+"""Where the head's motion comes from: `audio` (the speech), `video:FILE`, `template:FILE.npy`, or `still`."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, cast
+
+import numpy as np
+
+from talkinghead.geometry.pose_template import SMOOTHING_WINDOW, tile
+from talkinghead.geometry.smoothing import moving_average
+from talkinghead.pipelines.frame_rate import resample_frames
+from talkinghead.speakers import clip_rest_pose, relative_pose
+from talkinghead.timebase import FPS
+
+if TYPE_CHECKING:
+    from talkinghead.face.model import FaceModel
+
+log = logging.getLogger(__name__)
+
+TEMPLATE_FPS = 30.0
+"""Frame rate of AniPortrait's template files, which do not say it themselves."""
+LARGEST_SIDE = 1920
+"""Larger driving frames are reduced to this before faces are sought in them."""
+
+_CHUNK = 500  # frames whose mesh is fitted at once: more would cost memory, not time
+_MOST_DEGREES = 180.0
+_MOST_CM = 1000.0
+
+Kind = Literal["audio", "video", "template", "still"]
+Watch = Callable[[int], None]
+"""Told how many frames are done."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoseSource:
+    """What `--pose` asks for."""
+
+    kind: Kind
+    path: Path | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> PoseSource:
+        """From `audio`, `still`, `video:FILE` or `template:FILE.npy`.
+
+        Raises:
+            ValueError: Another text; says what there is.
+        """
+        kind, colon, name = text.partition(":")
+        if kind in ("audio", "still") and not colon:
+            return cls(kind=cast(Kind, kind))
+        if kind in ("video", "template") and name:
+            return cls(kind=cast(Kind, kind), path=Path(name))
+        raise ValueError(f"--pose is {text!r}, must be audio, still, video:FILE or template:FILE.npy")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrivingPose:
+    """A head's motion relative to where it rests (templates: to its first frame), to be played on any reference."""
+
+    pose: np.ndarray
+    """`[F, 6]` degrees and cm."""
+    fps: float
+    smoothing: int
+    """Frames of the moving average that suits it."""
+    interpolated: int = 0
+    """Frames in which no face was found and the motion was interpolated."""
+
+    def play(self, frames: int, fps: float, *, gain: float | None = None, smoothing: int | None = None) -> np.ndarray:
+        """The motion for `frames` frames at `fps`, to and fro where it is shorter.
+
+        Args:
+            frames: Frames asked for.
+            fps: Their rate.
+            gain: Factor of the three angles; None: 1.
+            smoothing: Frames (odd) of the moving average; None: what suits the source.
+
+        Returns:
+            `[frames, 6]` float64.
+        """
+        pose = moving_average(self.pose, self.smoothing if smoothing is None else smoothing)
+        pose[:, :3] *= 1.0 if gain is None else gain
+        needed = math.ceil(frames * self.fps / fps) + 1
+        return resample_frames(tile(pose, needed), self.fps, fps, frames)
+
+
+def read_template(path: Path, fps: float = TEMPLATE_FPS) -> DrivingPose:
+    """A head pose template: an `.npy` file of `[F, 6]`, relative to its first frame, as AniPortrait makes them.
+
+    Raises:
+        ValueError: No such file, or other content; says what was found.
+    """
+    try:
+        pose = np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise ValueError(f"the pose template {path} is not there") from None
+    except IsADirectoryError:
+        raise ValueError(f"the pose template {path} is a folder, must be an .npy file") from None
+    except (ValueError, EOFError) as error:  # NumPy's text proposes to unpickle it
+        raise ValueError(f"the pose template {path} is not a NumPy .npy file of numbers, or is damaged") from error
+    if not isinstance(pose, np.ndarray) or pose.ndim != 2 or pose.shape[1] != 6 or not len(pose):
+        shape = list(pose.shape) if isinstance(pose, np.ndarray) else "an archive"
+        raise ValueError(f"the pose template {path} is {shape}, must be [frames, 6]: three angles in degrees, three cm")
+    if pose.dtype.kind not in "fiu" or not np.isfinite(pose).all():
+        raise ValueError(f"the pose template {path} holds values that are not finite numbers")
+    if np.abs(pose[:, :3]).max() > _MOST_DEGREES or np.abs(pose[:, 3:]).max() > _MOST_CM:
+        raise ValueError(f"the pose template {path} holds angles beyond ±180 degrees or moves beyond 10 m")
+    return DrivingPose(pose=pose.astype(np.float64), fps=fps, smoothing=1)
+
+
+def read_driving_video(path: Path, seconds: float, model: FaceModel, watch: Watch | None = None) -> DrivingPose:
+    """The head motion of a video, frame by frame as the annotation sees it, relative to its rest pose.
+
+    The rest pose is the median, not the first frame as in pose templates: a video that begins with a turned head would
+    else turn the reference for good. Where no face is found the motion is interpolated between its neighbours, and
+    stands still at the ends.
+
+    Args:
+        path: Video file; only its first `seconds` are read.
+        seconds: How much motion is needed.
+        model: Face model.
+        watch: Told the number of frames done, now and then.
+
+    Raises:
+        ValueError: The file cannot be read, or no frame of it has a face.
+    """
+    matrices = _pose_matrices(path, seconds, model, watch)
+    seen = np.flatnonzero(np.isfinite(matrices[:, 0, 0]))
+    if not len(seen):
+        raise ValueError(f"no face was found in the first {len(matrices)} frames of the driving video {path}")
+    missing = len(matrices) - len(seen)
+    if missing:
+        log.warning(
+            "warning: no face in %d of %d frames of %s: the head's motion is interpolated there",
+            missing,
+            len(matrices),
+            path,
+        )
+    rest = clip_rest_pose(matrices, np.isfinite(matrices[:, 0, 0]))
+    known = relative_pose(matrices[seen], rest)
+    frames = np.arange(len(matrices))
+    pose = np.stack([np.interp(frames, seen, column) for column in known.T], axis=1)
+    return DrivingPose(pose=pose, fps=FPS, smoothing=SMOOTHING_WINDOW, interpolated=missing)
+
+
+def _pose_matrices(path: Path, seconds: float, model: FaceModel, watch: Watch | None) -> np.ndarray:
+    """`[F, 4, 4]` at 25 fps, NaN where there is no face."""
+    from annotate.engines import DEFAULT_ENGINE, make_engine
+    from talkinghead.geometry.canonical import canonical_face
+    from talkinghead.geometry.face_mesh import metric_mesh
+    from talkinghead.media.frame_clock import constant_rate
+    from talkinghead.media.video_source import VideoSource
+
+    engine = make_engine(DEFAULT_ENGINE, model)
+    with VideoSource(path) as source:
+        width, height = source.info.width, source.info.height
+        shrink = min(1.0, LARGEST_SIDE / max(width, height))
+        size = (round(width * shrink), round(height * shrink))
+        shown = constant_rate(source.frames(), source.info.start_s, None, source.info.tick_s)
+        wanted = itertools.islice(shown, max(1, math.ceil(seconds * FPS)))
+
+        def images() -> Iterator[np.ndarray]:
+            for number, frame in enumerate(wanted, 1):
+                yield frame.image if shrink == 1.0 else frame.reduced(*size)
+                if watch is not None:
+                    watch(number)
+
+        points = engine(images()).points
+    if not len(points):
+        raise ValueError(f"the driving video {path} has no frame that can be decoded")
+    face = canonical_face(model.geometry_metadata)
+    parts = [metric_mesh(points[k : k + _CHUNK], width, height, face)[1] for k in range(0, len(points), _CHUNK)]
+    return np.concatenate(parts)

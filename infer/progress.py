@@ -1,0 +1,58 @@
+"""Progress of long work on stderr: a bar with the time left on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+
+LINE_EVERY_S = 10.0
+
+
+class Progress:
+    """Follows several stages of one command, one after the other. Use it as a context manager."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        """Stage → wall time so far."""
+        self._stage: str | None = None
+        self._started = self._last_line = time.monotonic()
+        self._bar: RichProgress | None = None
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> Progress:
+        if sys.stderr.isatty():
+            times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), *times)
+            self._bar = RichProgress(*columns, console=Console(stderr=True), transient=True)
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close_stage()
+        if self._bar:
+            self._bar.stop()
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """`done` of `total` steps of a stage are finished. A stage begins with its first call, best with `done` 0."""
+        now = time.monotonic()
+        if stage != self._stage:
+            self._close_stage()
+            self._stage, self._started, self._last_line = stage, now, now
+            if self._bar:
+                self._task = self._bar.add_task(stage, total=total)
+        if self._bar and self._task is not None:
+            self._bar.update(self._task, completed=done, total=total)
+        elif 0 < done < total and now - self._last_line >= LINE_EVERY_S:
+            self._last_line = now
+            left = (now - self._started) / done * (total - done)
+            print(f"{stage}: {done}/{total}, about {left:.0f} s left", file=sys.stderr, flush=True)
+
+    def _close_stage(self) -> None:
+        if self._stage is not None:
+            spent = time.monotonic() - self._started
+            self.seconds[self._stage] = self.seconds.get(self._stage, 0.0) + spent
+            self._stage = None

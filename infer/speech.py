@@ -1,0 +1,62 @@
+"""The user's speech: read, checked, and what is odd about it said."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from talkinghead.media.audio import SILENCE_PEAK, read_whole_audio
+from talkinghead.media.errors import UnreadableMediaError
+from talkinghead.timebase import SAMPLE_RATE
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speech:
+    """Speech as the models hear it."""
+
+    path: Path
+    samples: np.ndarray
+    """Float32 mono `[N]` at 16 kHz, at least one."""
+    peak: float
+    """Largest absolute sample; full scale is 1."""
+
+    @property
+    def duration_s(self) -> float:
+        """In seconds."""
+        return len(self.samples) / SAMPLE_RATE
+
+    @property
+    def silent(self) -> bool:
+        """Whether nothing is heard in it."""
+        return self.peak < SILENCE_PEAK
+
+
+def read_speech(path: Path) -> Speech:
+    """All audio of a file (of a video too) as mono 16 kHz. Silence is warned of: it gives a face that hardly moves.
+
+    Raises:
+        ValueError: It is missing, empty, damaged, or no audio; the message names the file.
+    """
+    try:
+        samples = read_whole_audio(path)
+    except UnreadableMediaError:
+        raise
+    except ValueError as error:
+        raise ValueError(f"the audio of {path} is too short or cannot be read: {error}") from error
+    if not len(samples):
+        raise ValueError(f"the audio of {path} is shorter than one sample at {SAMPLE_RATE} Hz")
+    if not np.isfinite(samples).all():
+        raise ValueError(f"the audio of {path} holds values that are not finite: it is damaged")
+    speech = Speech(path=path, samples=samples, peak=float(np.abs(samples).max()))
+    if speech.silent:
+        log.warning(
+            "warning: the audio of %s is silent (peak %.5f of full scale): the mouth will hardly move",
+            path,
+            speech.peak,
+        )
+    return speech

@@ -1,0 +1,87 @@
+"""`infer evaluate`: weights against the annotated clips of a split, with baselines beside every number."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from infer.evaluation import Evaluation, TrueClip, evaluate_mesh, evaluate_pose, read_clips
+from infer.evaluation_result import JSON_FILE, write_evaluations
+from infer.progress import Progress
+from infer.weights import WeightsPlace, load_audio2mesh, load_audio2pose
+from shards.reader import SPEECH, Sample, ShardReader
+from talkinghead.pipelines.audio_to_landmarks import AudioToLandmarks
+from talkinghead.pipelines.frame_rate import resample_frames
+from talkinghead.timebase import FPS
+
+COLUMNS = {"audio2mesh": ("mesh", "blendshapes", "valid"), "audio2pose": ("pose_matrix", "valid")}
+
+
+def evaluate_split(
+    place: WeightsPlace, data: str, split: str, *, limit: int | None = None, version: str | None = None
+) -> Evaluation:
+    """Run the inference pipeline over whole clips and measure it.
+
+    Args:
+        place: Weights of either model.
+        data: The data set: folder or URI.
+        split: `train`, `val` or `test`.
+        limit: Only the first so many clips.
+        version: Annotation version; None: the newest.
+
+    Raises:
+        ValueError: The weights cannot be loaded, or the split has no clip with speech.
+        OSError: There is no data set.
+    """
+    if limit is not None and limit < 1:
+        raise ValueError(f"--limit is {limit}, must be at least 1")
+    reader = ShardReader(data, version=version, split=split, columns=COLUMNS[place.kind], at_most=SPEECH)
+    count = min(len(reader), limit or len(reader))
+    if not count:
+        raise ValueError(f"the split {split!r} of {data} has no clip with a face and speech")
+    with Progress() as progress:
+        clips = _clips(reader, count, progress)
+        return _mesh(place, clips) if place.kind == "audio2mesh" else _pose(place, clips)
+
+
+def write_evaluation(evaluation: Evaluation, split: str, folder: Path) -> Path:
+    """Write `validation.json` and `validation.txt` into a folder; returns the path of the former."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_evaluations(folder, {f"{split} clips": evaluation})
+    return folder / JSON_FILE
+
+
+def _clips(reader: ShardReader, count: int, progress: Progress) -> Iterator[Sample]:
+    progress("evaluate clips", 0, count)
+    for number in range(count):
+        yield reader[number]
+        progress("evaluate clips", number + 1, count)
+
+
+def _mesh(place: WeightsPlace, samples: Iterator[Sample]) -> Evaluation:
+    weights = load_audio2mesh(place)
+    pipeline = AudioToLandmarks(weights.model)
+
+    def predict(clip: TrueClip) -> np.ndarray:
+        offsets = pipeline.predict_offsets(clip.audio)
+        return resample_frames(offsets, weights.model.fps, FPS, clip.num_frames)
+
+    mean = None if weights.speakers is None else weights.speakers.mean_offset
+    return evaluate_mesh(predict, read_clips(samples, "mesh"), mean_offset=mean)
+
+
+def _pose(place: WeightsPlace, samples: Iterator[Sample]) -> Evaluation:
+    """A speaker that the model does not know has no identity of his own and takes number 0."""
+    weights = load_audio2pose(place)
+    pipeline = AudioToLandmarks(None, weights.model)
+    rows = weights.model.id_embed.num_embeddings
+
+    def free_running(clip: TrueClip) -> np.ndarray:
+        known = weights.speakers
+        identity = known.identity(clip.speaker) % rows if known is not None and clip.speaker in known else 0
+        pose = pipeline.predict_pose(clip.audio, identity=identity)
+        return resample_frames(pose, weights.model.fps, FPS, clip.num_frames)
+
+    return evaluate_pose(free_running, read_clips(samples, "pose"), origin=weights.model.config["pose_origin"])

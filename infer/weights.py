@@ -1,0 +1,166 @@
+"""The weights a user names: found and looked at first, loaded later, and described in the sidecar.
+
+What may be named: a folder that a training exported (`pretrained_model/`) or `infer convert` made, the RUN folder of a
+training, a published file (`audio2mesh.pt`, `audio2pose.pt`, or a .safetensors of it), or a folder that holds these.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast
+
+from talkinghead.provenance import hash_file
+
+if TYPE_CHECKING:
+    from talkinghead.geometry.expression import ExpressionBasis
+    from talkinghead.models.audio2mesh import Audio2Mesh
+    from talkinghead.models.audio2pose import Audio2Pose
+    from talkinghead.speakers import Speakers
+
+Kind = Literal["audio2mesh", "audio2pose"]
+CLASSES: dict[str, str] = {"audio2mesh": "Audio2Mesh", "audio2pose": "Audio2Pose"}
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
+ORIGIN_FILE = "origin.json"
+"""In a folder of converted weights: which published file they come from."""
+EXPRESSION_FILE = "expression.safetensors"
+"""In a folder of trained weights: the basis that takes an expression out of a portrait's mesh."""
+EXPORT_FOLDER = "pretrained_model"
+PUBLISHED_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
+
+Model = TypeVar("Model")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsPlace:
+    """Where weights lie; nothing is loaded."""
+
+    kind: Kind
+    path: Path
+    """A folder of ours, or a published file."""
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it is a published file."""
+        return self.path.is_file()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights(Generic[Model]):
+    """A model with its weights, and what lies beside it."""
+
+    place: WeightsPlace
+    model: Model
+    published: bool
+    """AniPortrait's weights, straight from its file or converted: pictures are projected as it does."""
+    sha256: str
+    speakers: Speakers | None
+    """Who it was trained on."""
+    expression: ExpressionBasis | None
+
+    def provenance(self) -> dict[str, Any]:
+        """For the sidecar."""
+        origin = "published" if self.published else "trained"
+        return {"path": str(self.place.path), "sha256": self.sha256, "origin": origin}
+
+
+def find_weights(kind: Kind, path: Path) -> WeightsPlace:
+    """The weights of one model under a path that the user gave.
+
+    Raises:
+        ValueError: Nothing there, or another model; says what is wanted.
+    """
+    if path.is_file():
+        if path.suffix not in PUBLISHED_SUFFIXES:
+            raise ValueError(f"{path} is no file of {kind} weights: wanted is {kind}.pt, or a folder")
+        if path.stat().st_size == 0:
+            raise ValueError(f"{path} is empty: copy or download it again")
+        return WeightsPlace(kind=kind, path=path)
+    if not path.exists():
+        raise ValueError(f"the {kind} weights {path} are not there")
+    for folder in (path, path / EXPORT_FOLDER, path / kind, path / kind / EXPORT_FOLDER):
+        if (folder / CONFIG_FILE).is_file():
+            found = _class_name(folder / CONFIG_FILE)
+            if found == CLASSES[kind]:
+                if not (folder / WEIGHTS_FILE).is_file():
+                    raise ValueError(f"{folder} has a {CONFIG_FILE} but no {WEIGHTS_FILE}: copy the folder again")
+                return WeightsPlace(kind=kind, path=folder)
+            if found is not None:
+                raise ValueError(f"{folder} holds {found}, but {CLASSES[kind]} is wanted")
+    for suffix in PUBLISHED_SUFFIXES:
+        if (file := path / f"{kind}{suffix}").is_file():
+            return WeightsPlace(kind=kind, path=file)
+    raise ValueError(
+        f"no {kind} weights in {path}: wanted is a folder with {CONFIG_FILE} and {WEIGHTS_FILE} (a training's"
+        f" {EXPORT_FOLDER}, or made by python -m infer convert), or {kind}.pt"
+    )
+
+
+def _class_name(config: Path) -> str | None:
+    """Which of our models a `config.json` describes; None for a training's own configuration."""
+    try:
+        value = json.loads(config.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{config} is not JSON: the folder is damaged, copy it again") from error
+    name = value.get("_class_name") if isinstance(value, dict) else None
+    return name if isinstance(name, str) else None
+
+
+def load_audio2mesh(place: WeightsPlace, device: str = "cpu") -> Weights[Audio2Mesh]:
+    """Load an Audio2Mesh.
+
+    Raises:
+        ValueError: A damaged or truncated file, or weights of another shape; names them.
+    """
+    assert place.kind == "audio2mesh"
+    return cast("Weights[Audio2Mesh]", _load(place, device))
+
+
+def load_audio2pose(place: WeightsPlace, device: str = "cpu") -> Weights[Audio2Pose]:
+    """Load an Audio2Pose; raises like `load_audio2mesh`."""
+    assert place.kind == "audio2pose"
+    return cast("Weights[Audio2Pose]", _load(place, device))
+
+
+def _load(place: WeightsPlace, device: str) -> Weights[Any]:
+    if place.is_file:
+        from talkinghead.models.published import load_published
+
+        model, _ = load_published(place.kind, place.path)
+        on_device: Any = model
+        return Weights(
+            place=place,
+            model=on_device.to(device),
+            published=True,
+            sha256=hash_file(place.path),
+            speakers=None,
+            expression=None,
+        )
+
+    from talkinghead.geometry.expression import ExpressionBasis
+    from talkinghead.speakers import FILE as SPEAKERS_FILE
+    from talkinghead.speakers import Speakers
+
+    folder = place.path
+    basis = folder / EXPRESSION_FILE
+    return Weights(
+        place=place,
+        model=_class_of(place.kind).from_pretrained(folder).to(device).eval(),
+        published=(folder / ORIGIN_FILE).is_file(),
+        sha256=hash_file(folder / WEIGHTS_FILE),
+        speakers=Speakers.load(folder) if (folder / SPEAKERS_FILE).is_file() else None,
+        expression=ExpressionBasis.load(basis) if basis.is_file() else None,
+    )
+
+
+def _class_of(kind: Kind) -> Any:
+    if kind == "audio2mesh":
+        from talkinghead.models.audio2mesh import Audio2Mesh
+
+        return Audio2Mesh
+    from talkinghead.models.audio2pose import Audio2Pose
+
+    return Audio2Pose

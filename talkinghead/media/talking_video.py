@@ -1,0 +1,294 @@
+"""Writes a video with its speech: H.264 and AAC in MP4, one frame at a time, whole or not at all.
+
+Pictures and sound are handed to the muxer in step, so that the memory does not grow with the length. The sound comes
+from the user's own file at its own rate, not from the 16 kHz that the models hear.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import cast
+
+import av
+import numpy as np
+from av.audio.frame import AudioFrame
+from av.audio.stream import AudioStream
+from av.container import InputContainer, OutputContainer
+from av.error import BlockingIOError as NothingYetError
+from av.error import EOFError as EndError
+from av.error import FFmpegError
+from av.filter import Graph
+from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
+from av.video.stream import VideoStream
+
+from talkinghead.media.audio import to_mono
+from talkinghead.media.container import MediaFile, name_of, open_media, start_of
+from talkinghead.media.encoder_settings import EncoderSettings
+from talkinghead.media.errors import UnreadableMediaError
+from talkinghead.media.pixels import PixelConverter
+from talkinghead.media.probe import audio_stream
+from talkinghead.staging import staged_file
+from talkinghead.timebase import SAMPLE_RATE
+
+SMALLEST, LARGEST = 16, 8192
+"""Sides of a video in pixels; H.264 levels, and so players, end at 8192."""
+
+_X264 = "threads=1:cpu-independent=1:colorprim=bt709:transfer=bt709:colormatrix=bt709:fullrange=off"
+_AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
+_WIDE_RATE = 32000  # from here on a channel gets 96 kbit/s, below 48
+_JITTER_S = 0.04  # as `talkinghead.media.audio`: smaller gaps and overlaps of time stamps are rounding
+
+
+def check_video_size(width: int, height: int) -> None:
+    """Raise `ValueError` when H.264 (yuv420p) cannot hold such frames."""
+    if width % 2 or height % 2:
+        raise ValueError(f"a video of {width}x{height} cannot be encoded: both sides must be even")
+    if not (SMALLEST <= width <= LARGEST and SMALLEST <= height <= LARGEST):
+        raise ValueError(f"a video of {width}x{height} cannot be encoded: sides must be {SMALLEST} to {LARGEST} pixels")
+
+
+def write_talking_video(
+    path: Path,
+    frames: Iterable[np.ndarray],
+    *,
+    width: int,
+    height: int,
+    fps: float,
+    speech: MediaFile | np.ndarray | None = None,
+    settings: EncoderSettings | None = None,
+) -> int:
+    """`encode_talking_video`, but `path` appears, or is replaced, when the video is complete.
+
+    Its folder is made if it is missing.
+    """
+    with staged_file(path) as scratch:
+        return encode_talking_video(
+            scratch, frames, width=width, height=height, fps=fps, speech=speech, settings=settings
+        )
+
+
+def encode_talking_video(
+    path: Path,
+    frames: Iterable[np.ndarray],
+    *,
+    width: int,
+    height: int,
+    fps: float,
+    speech: MediaFile | np.ndarray | None = None,
+    settings: EncoderSettings | None = None,
+) -> int:
+    """Encode a video and its sound into a file that is being staged: after an error a part of it is left.
+
+    The same frames, speech and settings give the same bytes.
+
+    Args:
+        path: Where to; the name need not end in `.mp4`.
+        frames: RGB uint8 `[height, width, 3]`, at least one; consumed one at a time.
+        width: Even number of pixels.
+        height: Even number of pixels.
+        fps: Frames per second; frame `k` is shown from `k / fps` on.
+        speech: What is heard from the first frame on: an audio or video file (mono and stereo stay so, more channels
+            become one), or float samples `[N]` at 16 kHz. It is cut where the last frame ends. None: no sound.
+        settings: Quality and preset.
+
+    Returns:
+        The number of frames.
+
+    Raises:
+        ValueError: A size or rate that cannot be encoded, no frame, or a file without audio.
+        OSError: It cannot be written (no space left, no permission).
+    """
+    check_video_size(width, height)
+    if not 1 <= fps <= 240:
+        raise ValueError(f"a video of {fps} frames per second cannot be encoded: it must be 1 to 240")
+    rate = Fraction(fps).limit_denominator(1001)
+    with contextlib.ExitStack() as stack:
+        sound = None if speech is None else _open_sound(speech, stack)
+        # Not a stream of Python's: what fails in the muxer's callbacks is lost there, and moving the index to the front
+        # needs a file.
+        options = {"movflags": "+faststart", "fflags": "+bitexact"}
+        target = f"file:{path.absolute()}"
+        container = stack.enter_context(av.open(target, "w", format="mp4", container_options=options))
+        return _write(container, frames, (width, height), rate, sound, settings or EncoderSettings())
+
+
+def _write(
+    container: OutputContainer,
+    frames: Iterable[np.ndarray],
+    size: tuple[int, int],
+    rate: Fraction,
+    sound: _Sound | None,
+    settings: EncoderSettings,
+) -> int:
+    width, height = size
+    video = _add_video(container, width, height, rate, settings)
+    audio = None if sound is None else _add_audio(container, sound)
+    converter = PixelConverter()
+    count = 0
+    for image in frames:
+        assert image.shape == (height, width, 3) and image.dtype == np.uint8, f"{image.shape} {image.dtype}"
+        frame = converter.yuv420(image)
+        frame.pts, frame.time_base = count, 1 / rate
+        container.mux(video.encode(frame))
+        count += 1
+        if sound is not None and audio is not None:
+            for piece in sound.until(count / rate):
+                container.mux(audio.encode(piece))
+    if not count:
+        raise ValueError("a video needs at least one frame")
+    container.mux(video.encode(None))
+    if audio is not None:
+        container.mux(audio.encode(None))
+    return count
+
+
+def _add_video(
+    container: OutputContainer, width: int, height: int, rate: Fraction, settings: EncoderSettings
+) -> VideoStream:
+    options = {"crf": str(settings.crf), "preset": settings.preset, "x264-params": _X264}
+    stream = container.add_stream("libx264", rate=rate, options=options)
+    stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+    context = stream.codec_context
+    context.thread_count = 1
+    context.time_base = 1 / rate
+    context.colorspace, context.color_range = Colorspace.ITU709, ColorRange.MPEG
+    context.color_primaries, context.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
+    return stream
+
+
+def _add_audio(container: OutputContainer, sound: _Sound) -> AudioStream:
+    stream = container.add_stream("aac", rate=sound.rate, layout=sound.layout)
+    channels = 1 if sound.layout == "mono" else 2
+    stream.codec_context.bit_rate = channels * (96_000 if sound.rate >= _WIDE_RATE else 48_000)
+    return stream
+
+
+class _Sound:
+    """Sound from time 0 on, handed out piece by piece."""
+
+    def __init__(self, frames: Iterator[AudioFrame], rate: int, layout: str) -> None:
+        self.rate = rate
+        self.layout = layout
+        self._frames = frames
+        self._held: AudioFrame | None = None
+
+    def until(self, end_s: Fraction) -> Iterator[AudioFrame]:
+        """What follows the pieces before, up to `end_s`; nothing where the source has ended."""
+        end = round(end_s * self.rate)
+        while (frame := self._held or next(self._frames, None)) is not None:
+            self._held = None
+            begin = cast(int, frame.pts)
+            if begin >= end:
+                self._held = frame
+                return
+            if begin + frame.samples <= end:
+                yield frame
+                continue
+            yield self._part(frame, 0, end - begin)
+            self._held = self._part(frame, end - begin, frame.samples)
+            return
+
+    def _part(self, frame: AudioFrame, first: int, end: int) -> AudioFrame:
+        values = np.ascontiguousarray(frame.to_ndarray()[:, first:end])
+        return _audio_frame(values, self.layout, self.rate, cast(int, frame.pts) + first)
+
+
+def _audio_frame(values: np.ndarray, layout: str, rate: int, position: int) -> AudioFrame:
+    """Float32 `[channels, N]` as a frame that begins at the sample `position`."""
+    frame = AudioFrame.from_ndarray(values, format="fltp", layout=layout)
+    frame.sample_rate, frame.pts, frame.time_base = rate, position, Fraction(1, rate)
+    return frame
+
+
+def _open_sound(speech: MediaFile | np.ndarray, stack: contextlib.ExitStack) -> _Sound:
+    if isinstance(speech, np.ndarray):
+        return _Sound(_frames_of(speech), SAMPLE_RATE, "mono")
+    container = stack.enter_context(open_media(speech, "audio"))
+    stream = audio_stream(container)
+    if stream is None:
+        raise UnreadableMediaError("no_audio", f"{name_of(speech)} has no audio stream")
+    layout = "stereo" if stream.channels == 2 else "mono"
+    rate = stream.rate if stream.rate in _AAC_RATES else _AAC_RATES[-1]
+    return _Sound(_resampled(_placed(container, stream), layout, rate), rate, layout)
+
+
+def _frames_of(samples: np.ndarray) -> Iterator[AudioFrame]:
+    """Frames of float samples `[N]` at 16 kHz."""
+    step = SAMPLE_RATE // 10
+    for begin in range(0, len(samples), step):
+        values = samples[None, begin : begin + step].astype(np.float32)
+        yield _audio_frame(np.ascontiguousarray(values), "mono", SAMPLE_RATE, begin)
+
+
+def _decoded(container: InputContainer, stream: AudioStream) -> Iterator[AudioFrame]:
+    """Everything that decodes; broken packets become gaps."""
+    packets = container.demux(stream)
+    while True:
+        try:
+            packet = next(packets, None)
+        except FFmpegError:
+            return  # the file ends in the middle
+        if packet is None:
+            return
+        with contextlib.suppress(FFmpegError):
+            yield from cast(list[AudioFrame], packet.decode())
+
+
+def _placed(container: InputContainer, stream: AudioStream) -> Iterator[AudioFrame]:
+    """Everything that decodes, of one or two channels, with time stamps in samples from the file's 0:00 on."""
+    origin = start_of(container)
+    expected = 0
+    for frame in _decoded(container, stream):
+        rate = frame.sample_rate
+        position = expected
+        if frame.pts is not None and frame.time_base:
+            position = round((float(frame.pts * frame.time_base) - origin) * rate)
+        if frame.layout.nb_channels > 2:
+            # As the models hear it, and whatever the channels are: layouts that have no name cannot be mixed.
+            frame = _audio_frame(to_mono(frame)[None], "mono", rate, position)
+        frame.pts, frame.time_base = position, Fraction(1, rate)
+        expected = position + frame.samples
+        yield frame
+
+
+def _resampled(frames: Iterator[AudioFrame], layout: str, rate: int) -> Iterator[AudioFrame]:
+    """Float32 planar at `rate`, without gaps from sample 0 on: gaps become silence, what lies before 0 is cut."""
+    graph: Graph | None = None
+    for frame in frames:
+        if graph is None:
+            graph = _resampler(frame, layout, rate)
+        graph.push(frame)
+        yield from _pulled(graph)
+    if graph is not None:
+        graph.push(None)
+        yield from _pulled(graph)
+
+
+def _resampler(frame: AudioFrame, layout: str, rate: int) -> Graph:
+    graph = Graph()
+    graph.threads = 1
+    source = graph.add_abuffer(
+        sample_rate=frame.sample_rate,
+        format=frame.format.name,
+        layout=frame.layout.name,
+        time_base=Fraction(1, frame.sample_rate),
+    )
+    graph.link_nodes(
+        source,
+        graph.add("aresample", f"{rate}:async=1:min_hard_comp={_JITTER_S}:first_pts=0"),
+        graph.add("aformat", f"sample_fmts=fltp:channel_layouts={layout}:sample_rates={rate}"),
+        graph.add("abuffersink"),
+    )
+    graph.configure()
+    return graph
+
+
+def _pulled(graph: Graph) -> Iterator[AudioFrame]:
+    while True:
+        try:
+            yield cast(AudioFrame, graph.pull())
+        except (NothingYetError, EndError):
+            return

@@ -1,0 +1,1 @@
+"""Pipelines: models, geometry and drawing put together into what a user asks for."""

@@ -1,0 +1,243 @@
+"""Speech and a portrait's face in, the moving face and its image landmarks out."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Literal
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from talkinghead.geometry.smoothing import moving_average
+from talkinghead.models.audio2mesh import Audio2Mesh
+from talkinghead.models.audio2pose import Audio2Pose
+from talkinghead.models.long_speech import Encode, encode_long
+from talkinghead.models.speech_features import frame_rate, normalise, num_frames
+from talkinghead.pipelines.frame_rate import resample_frames
+from talkinghead.pipelines.landmark_motion import LandmarkMotion, place
+from talkinghead.timebase import SAMPLE_RATE
+
+Watch = Callable[[str, int, int], None]
+"""Told stage, steps done, steps in all."""
+
+_BLOCK = 250
+"""Poses decoded from one report of progress to the next."""
+_COLUMNS = 36
+"""Vertices smoothed at once: float64 copies of the whole mesh would cost several times its memory."""
+
+
+class AudioToLandmarks:
+    """Audio2Mesh, Audio2Pose and the projection, for speech of any length in bounded memory.
+
+    Audio2Mesh gives offsets, which are added to the reference's mesh as if the reference were neutral; Audio2Pose gives
+    the head's motion relative to the reference's pose. The same arguments give the same arrays: nothing is drawn here.
+    """
+
+    def __init__(
+        self, audio2mesh: Audio2Mesh | None, audio2pose: Audio2Pose | None = None, *, compat: bool = False
+    ) -> None:
+        """Put the models together.
+
+        Args:
+            audio2mesh: On the device where it shall run; None: only `predict_pose` is wanted.
+            audio2pose: Likewise; None: the head's motion comes from elsewhere.
+            compat: Project as AniPortrait does, for its published weights (`projection.project`).
+        """
+        self.audio2mesh = None if audio2mesh is None else audio2mesh.eval()
+        self.audio2pose = None if audio2pose is None else audio2pose.eval()
+        self.compat = compat
+
+    def num_frames(self, samples: np.ndarray, fps: float | None = None) -> int:
+        """Frames of the result for speech `[N]`; `fps` None: at the mesh model's rate."""
+        if not len(samples):
+            raise ValueError("the speech has no samples")
+        return num_frames(len(samples), fps or self._mesh_model().fps)
+
+    def __call__(
+        self,
+        samples: np.ndarray,
+        *,
+        reference_mesh: np.ndarray,
+        reference_pose_matrix: np.ndarray,
+        width: int,
+        height: int,
+        pose: np.ndarray | Literal["audio", "still"] = "audio",
+        identity: int = 0,
+        pose_gain: float | None = None,
+        pose_smoothing: int | None = None,
+        mesh_smoothing: int | None = None,
+        fps: float | None = None,
+        watch: Watch | None = None,
+    ) -> LandmarkMotion:
+        """Animate a face.
+
+        Args:
+            samples: Float mono `[N]` at 16 kHz, at least one.
+            reference_mesh: `[468, 3]` cm, the portrait's (neutral) mesh.
+            reference_pose_matrix: `[4, 4]`, the portrait's head pose.
+            width: Of the portrait, in pixels; only its ratio to `height` matters.
+            height: Of the portrait.
+            pose: `audio` (Audio2Pose), `still`, or the motion itself, `[F, 6]` degrees and cm relative to the portrait
+                at the result's frame rate (`num_frames` of them).
+            identity: Whose head motion `audio` takes: row of Audio2Pose's identity embedding.
+            pose_gain: Factor of the angles of `audio`; None: the model's.
+            pose_smoothing: Frames (odd) of the moving average over the pose of `audio`; None: the model's.
+            mesh_smoothing: Frames (odd) of the moving average over the mesh offsets; None: the model's.
+            fps: Frame rate of the result; None: the mesh model's. Models of other rates are interpolated in time.
+            watch: Progress.
+
+        Raises:
+            ValueError: No samples, an identity or pose that does not fit, or weights that give no finite motion.
+        """
+        mesh_model = self._mesh_model()
+        rate = fps or mesh_model.fps
+        count = self.num_frames(samples, rate)
+        if isinstance(pose, np.ndarray):
+            if pose.shape != (count, 6):
+                raise ValueError(f"the head motion has shape {pose.shape}, must be ({count}, 6) for this speech")
+        elif pose == "still":
+            pose = np.zeros((count, 6))
+        else:
+            moved = self.predict_pose(samples, identity=identity, gain=pose_gain, smoothing=pose_smoothing, watch=watch)
+            assert self.audio2pose is not None
+            pose = resample_frames(moved, self.audio2pose.fps, rate, count)
+        offsets = self.predict_offsets(samples, smoothing=mesh_smoothing, watch=watch)
+        mesh = resample_frames(offsets, mesh_model.fps, rate, count)
+        mesh += np.asarray(reference_mesh, dtype=np.float32)
+        return place(
+            mesh,
+            pose,
+            reference_pose_matrix=reference_pose_matrix,
+            width=width,
+            height=height,
+            fps=rate,
+            compat=self.compat,
+        )
+
+    def _mesh_model(self) -> Audio2Mesh:
+        if self.audio2mesh is None:
+            raise ValueError("a moving mesh needs an Audio2Mesh model")
+        return self.audio2mesh
+
+    @torch.inference_mode()
+    def predict_offsets(
+        self, samples: np.ndarray, *, smoothing: int | None = None, watch: Watch | None = None
+    ) -> np.ndarray:
+        """Offsets of the mesh from the neutral mesh, `[T, 468, 3]` float32 cm, at Audio2Mesh's frame rate.
+
+        Args:
+            samples: Float mono `[N]` at 16 kHz.
+            smoothing: Frames (odd) of the moving average; None: the model's.
+            watch: Progress.
+        """
+        model = self._mesh_model()
+        encode = _watched(model, "mesh from speech", num_frames(len(samples), model.fps), watch)
+        offsets = encode_long(encode, _prepared(samples, model), model.fps).float().cpu().numpy()
+        window = model.smoothing if smoothing is None else smoothing
+        if window == 1:
+            return offsets
+        smooth = np.empty_like(offsets)
+        for first in range(0, offsets.shape[1], _COLUMNS):
+            part = slice(first, first + _COLUMNS)
+            smooth[:, part] = moving_average(offsets[:, part], window)
+        return smooth
+
+    @torch.inference_mode()
+    def predict_pose(
+        self,
+        samples: np.ndarray,
+        *,
+        identity: int = 0,
+        gain: float | None = None,
+        smoothing: int | None = None,
+        watch: Watch | None = None,
+    ) -> np.ndarray:
+        """The head's motion, `[T, 6]` float64 degrees and cm relative to the reference, at Audio2Pose's frame rate.
+
+        Args:
+            samples: Float mono `[N]` at 16 kHz.
+            identity: Row of the identity embedding.
+            gain: Factor of the angles; None: the model's.
+            smoothing: Frames (odd) of the moving average; None: the model's.
+            watch: Progress.
+
+        Raises:
+            ValueError: There is no Audio2Pose, or no such identity.
+        """
+        model = self.audio2pose
+        if model is None:
+            raise ValueError("head motion from the speech needs an Audio2Pose model")
+        prepared = _prepared(samples, model)
+        if model.context is None and model.chunking == "restart":
+            raw = model.generate(prepared, identity)
+        else:
+            total = num_frames(len(samples), model.fps)
+            encode = _watched(model.encode, "pose from speech", total, watch)
+            memory = encode_long(encode, prepared, model.fps)[None]
+            with _one_thread():
+                raw = _decoded(model, memory, identity, watch)
+        pose = raw.double().cpu().numpy()
+        pose[:, :3] *= model.angle_gain if gain is None else gain
+        return moving_average(pose, model.smoothing if smoothing is None else smoothing)
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Let PyTorch compute on one CPU thread inside.
+
+    A pose is some hundred small products, and threads that share them meet after each one: on two busy cores that costs
+    twenty times what it brings.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _decoded(model: Audio2Pose, memory: torch.Tensor, identity: int, watch: Watch | None) -> torch.Tensor:
+    """`[T, 6]` from memory `[1, T, D]`, in blocks, so that progress can be told."""
+    total = memory.shape[1]
+    parts: list[torch.Tensor] = []
+    state = None
+    for first in range(0, total, _BLOCK):
+        if watch is not None:
+            watch("head motion", first, total)
+        part = memory[:, first : first + _BLOCK]
+        poses, state = model.decode(part, identity, state=state, final=first + _BLOCK >= total)
+        parts.append(poses[0])
+    return torch.cat(parts)
+
+
+def _prepared(samples: np.ndarray, model: Audio2Mesh | Audio2Pose) -> torch.Tensor:
+    """Normalised over the whole recording, before it is cut into windows, and filled up to whole frames.
+
+    Filled up, because the encoders' features are stretched over the frames: with a partly filled last frame every other
+    frame would fall between two features, where training (on whole frames) has never looked. At rates that share no
+    grid with the samples (30 fps) training has looked everywhere, and the samples stay as they are.
+    """
+    normal = normalise(torch.from_numpy(np.ascontiguousarray(samples, dtype=np.float32)))
+    per_frame = SAMPLE_RATE / frame_rate(model.fps)
+    if per_frame.denominator == 1:
+        normal = functional.pad(normal, (0, num_frames(len(samples), model.fps) * int(per_frame) - len(samples)))
+    return normal.to(model.device)
+
+
+def _watched(encode: Encode, stage: str, total: int, watch: Watch | None) -> Encode:
+    """`encode`, telling how many of `total` frames are done (windows overlap, so it is held at the total)."""
+    if watch is None:
+        return encode
+    watch(stage, 0, total)
+    done = 0
+
+    def encode_and_tell(piece: torch.Tensor, frames: int) -> torch.Tensor:
+        nonlocal done
+        result = encode(piece, frames)
+        done = min(done + frames, total)
+        watch(stage, done, total)
+        return result
+
+    return encode_and_tell

@@ -1,0 +1,36 @@
+"""Motion from one frame rate to another.
+
+Convention: frame `k` shows the interval `[k / fps, (k + 1) / fps)`, and its values are those of the interval's middle.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def resample_frames(values: np.ndarray, fps: float, to_fps: float, count: int) -> np.ndarray:
+    """Linear interpolation of motion in time; before the first and after the last frame's middle it stands still.
+
+    Equal rates give the same numbers. Angles are interpolated as numbers, which is right away from ±180 degrees.
+
+    Args:
+        values: `[F, …]`, at least one frame.
+        fps: Frame rate of `values`.
+        to_fps: Frame rate of the result.
+        count: Frames of the result.
+
+    Returns:
+        `[count, …]` in the dtype of `values`.
+
+    Raises:
+        ValueError: No frames, or a rate that is not positive.
+    """
+    if not len(values) or not (fps > 0 and to_fps > 0):
+        raise ValueError(f"{len(values)} frames at {fps} fps cannot be resampled to {to_fps} fps")
+    if fps == to_fps and count <= len(values):
+        return values[:count]
+    at = np.clip((np.arange(count) + 0.5) * (fps / to_fps) - 0.5, 0, len(values) - 1)
+    before = np.floor(at).astype(np.int64)
+    after = np.minimum(before + 1, len(values) - 1)
+    share = (at - before).astype(values.dtype).reshape(-1, *[1] * (values.ndim - 1))
+    return values[before] * (1 - share) + values[after] * share

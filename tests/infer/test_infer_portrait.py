@@ -1,0 +1,111 @@
+"""Portraits: every kind of picture, the face that is meant, and the same landmarks as the annotation finds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from annotate.engines import make_engine
+from infer.portrait import MANY_OUTSIDE, find_faces, read_image, read_portrait
+from talkinghead.face.model import FaceModel
+from talkinghead.geometry.projection import project
+
+
+@pytest.mark.parametrize(
+    "name", ["AniPortrait_lyl.png", "SadTalker_art_6.png", "SadTalker_happy1.png", "SadTalker_full_body_1.png"]
+)
+def test_every_mode_gives_the_annotation_and_projects_back(media: Path, face_model: FaceModel, name: str) -> None:
+    """RGBA, palette, a JPEG called .png: landmarks equal the annotation's, and mesh and pose give them again."""
+    portrait = read_portrait(media / "image" / name, face_model)
+    annotated = make_engine("litert", face_model)([portrait.image])
+    assert np.array_equal(portrait.face.points, annotated.points[0])
+    assert portrait.face.blendshapes is not None
+    assert np.array_equal(portrait.face.blendshapes, annotated.blendshapes[0])
+    pixels = project(portrait.mesh, portrait.pose_matrix, portrait.width, portrait.height)
+    away = pixels - portrait.face.points[:468, :2] * (portrait.width, portrait.height)
+    assert np.abs(away).max() < 0.01
+    assert portrait.face.outside == 0
+
+
+def test_exif_orientation(media: Path, face_model: FaceModel) -> None:
+    """The same picture stored lying and marked so stands upright and has the same face."""
+    upright = read_portrait(media / "image" / "tfjs-models_portrait.jpg", face_model)
+    lying = read_portrait(media / "derived" / "portrait_exif6.jpg", face_model)
+    assert lying.image.shape == upright.image.shape
+    assert np.abs(lying.face.points[:, :2] - upright.face.points[:, :2]).max() < 0.005
+
+
+def test_several_faces(media: Path, face_model: FaceModel) -> None:
+    path = media / "image" / "tfjs-models_three_people.jpg"
+    with pytest.raises(ValueError, match=r"3 faces in .*face 0 at x 1\d\d to 2\d\d.*face 2 at .*--face 0 … 2 or"):
+        read_portrait(path, face_model)
+    faces = [read_portrait(path, face_model, face=str(number)).face for number in range(3)]
+    centres = [sum(face.extent[::2]) for face in faces]
+    assert centres == sorted(centres), "left to right"
+    largest = read_portrait(path, face_model, face="largest").face
+    assert largest.extent == faces[1].extent, "the man in the middle"
+    for choice, message in [("3", "there is no face 3"), ("left", "must be a number"), ("-1", "must be a number")]:
+        with pytest.raises(ValueError, match=message):
+            read_portrait(path, face_model, face=choice)
+
+
+@pytest.mark.parametrize("name", ["dlib_dogs.jpg", "scikit-image_chelsea.png"])
+def test_no_face(media: Path, face_model: FaceModel, name: str) -> None:
+    """A cat, and dogs that the detector (but not the landmark network) takes for a face."""
+    with pytest.raises(ValueError, match="no face was found"):
+        read_portrait(media / "image" / name, face_model, face="largest")
+
+
+def test_a_face_cut_by_the_border(media: Path, face_model: FaceModel) -> None:
+    portrait = read_portrait(media / "image" / "face_recognition_obama_partial_face.jpg", face_model)
+    assert MANY_OUTSIDE < portrait.face.outside < 0.3
+
+
+def test_transparency_becomes_white(tmp_path: Path) -> None:
+    picture = np.zeros((4, 6, 4), np.uint8)
+    picture[:, :3] = (10, 20, 30, 255)
+    picture[:, 3:, 0] = 200  # red that nobody sees
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    found = read_image(tmp_path / "a.png")
+    assert (found[:, :3] == (10, 20, 30)).all() and (found[:, 3:] == 255).all()
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "CMYK", "I;16"])
+def test_other_modes(tmp_path: Path, mode: str) -> None:
+    grey = np.tile(np.array([0, 255], np.uint8), (4, 4))
+    deep = Image.fromarray(grey.astype(np.uint16) * 257)
+    image = deep if mode == "I;16" else Image.fromarray(grey).convert(mode)
+    image.save(tmp_path / "a.tif")
+    found = read_image(tmp_path / "a.tif")
+    assert found.shape == (4, 8, 3) and found.dtype == np.uint8
+    assert np.abs(found.astype(int) - grey[..., None]).max() <= 1
+
+
+def test_files_that_are_no_pictures(tmp_path: Path, media: Path) -> None:
+    whole = (media / "image" / "AniPortrait_Aragaki.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "empty.png").touch()
+    for name, message in [
+        ("cut.png", "damaged"),
+        ("text.png", "not a picture"),
+        ("empty.png", "not a picture"),
+        ("gone.png", "is not there"),
+        (".", "is a folder"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            read_image(tmp_path / name)
+
+
+def test_a_decompression_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("L", (200, 200)).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(ValueError, match="too large"):
+        read_image(tmp_path / "a.png")
+
+
+def test_a_picture_without_content(face_model: FaceModel) -> None:
+    assert find_faces(np.zeros((3, 700, 3), np.uint8), face_model) == []

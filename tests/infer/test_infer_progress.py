@@ -1,0 +1,22 @@
+"""Progress where no terminal is: a line now and then with the time left, and the seconds of each stage."""
+
+from __future__ import annotations
+
+import pytest
+
+from infer import progress as module
+from infer.progress import Progress
+
+
+def test_lines_and_seconds(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
+    with Progress() as progress:
+        for stage, frames in (("first", 50), ("second", 3)):
+            progress(stage, 0, frames)
+            for done in range(1, frames + 1):
+                clock[0] += 1.0
+                progress(stage, done, frames)
+    assert progress.seconds == {"first": 50.0, "second": 3.0}
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [f"first: {done}/50, about {50 - done} s left" for done in (10, 20, 30, 40)]

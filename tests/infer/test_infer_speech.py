@@ -1,0 +1,62 @@
+"""Speech of every kind: read, or refused in one line."""
+
+from __future__ import annotations
+
+import wave
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from infer.speech import read_speech
+
+
+def pcm(path: Path, samples: np.ndarray, rate: int) -> Path:
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(samples.shape[1])
+        file.setsampwidth(2)
+        file.setframerate(rate)
+        file.writeframes((samples * 32767).astype("<i2").tobytes())
+    return path
+
+
+def test_channels_and_rates(tmp_path: Path) -> None:
+    tone = 0.5 * np.sin(np.arange(96000) * 2 * np.pi * 300 / 96000)
+    eight = read_speech(pcm(tmp_path / "a.wav", np.repeat(tone[:, None], 8, axis=1), 96000))
+    assert eight.duration_s == pytest.approx(1.0) and eight.peak == pytest.approx(0.5, abs=0.01) and not eight.silent
+
+
+def test_one_sample_and_silence(tmp_path: Path, media: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert len(read_speech(pcm(tmp_path / "a.wav", np.full((1, 1), 0.5), 16000)).samples) == 1
+    assert not caplog.text
+    silent = read_speech(media / "audio" / "torchcodec_reproduce_seek_bug.wav")
+    assert silent.silent and silent.duration_s == 1 and "is silent" in caplog.text
+    assert read_speech(media / "hard" / "LivePortrait_d18.mp4").silent, "a video whose sound is silence"
+
+
+def test_refused(tmp_path: Path, media: Path) -> None:
+    pcm(tmp_path / "none.wav", np.zeros((0, 1)), 16000)
+    pcm(tmp_path / "short.wav", np.zeros((1, 2)), 44100)
+    (tmp_path / "empty.wav").touch()
+    (tmp_path / "text.wav").write_text("no sound")
+    whole = (media / "audio" / "dreamtalk_acknowledgement_english.m4a").read_bytes()
+    (tmp_path / "cut.m4a").write_bytes(whole[: len(whole) // 2])
+    for path in [
+        *(tmp_path / name for name in ("none.wav", "short.wav", "empty.wav", "text.wav", "gone.wav", "cut.m4a")),
+        tmp_path,
+        media / "video" / "EDTalk_mouth_source.mp4",
+        media / "image" / "AniPortrait_Aragaki.png",
+    ]:
+        with pytest.raises(ValueError) as caught:
+            read_speech(path)
+        assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_values_that_are_no_sound(tmp_path: Path) -> None:
+    header = b"RIFF" + (36 + 64).to_bytes(4, "little") + b"WAVEfmt " + (16).to_bytes(4, "little")
+    header += (3).to_bytes(2, "little") + (1).to_bytes(2, "little") + (16000).to_bytes(4, "little")
+    header += (64000).to_bytes(4, "little") + (4).to_bytes(2, "little") + (32).to_bytes(2, "little")
+    values = np.array([0.1, np.nan, np.inf, 0.2] * 4, "<f4").tobytes()
+    (tmp_path / "a.wav").write_bytes(header + b"data" + len(values).to_bytes(4, "little") + values)
+    with pytest.raises(ValueError, match="not finite"):
+        read_speech(tmp_path / "a.wav")
