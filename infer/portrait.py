@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,21 +9,17 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from annotate.engines.litert import BLENDSHAPE_LANDMARKS
+from annotate.engines.litert import NUM_LANDMARKS, LitertEngine
 from annotate.engines.region import Region
-from talkinghead.face.detector import Detection, FaceDetector
+from talkinghead.face.detector import FaceDetector
 from talkinghead.face.model import FaceModel
-from talkinghead.face.network import load_network
 from talkinghead.geometry.camera import NUM_VERTICES
 from talkinghead.geometry.canonical import canonical_face
 from talkinghead.geometry.face_mesh import metric_mesh
 
-MIN_PRESENCE = 0.5
-"""Lowest presence score of the landmark network that counts as a face, as in the annotation."""
 MANY_OUTSIDE = 0.02
 """Share of landmarks beyond the picture's border from which on a face counts as cut."""
 
-_NUM_POINTS = 478
 _BACKGROUND = (255, 255, 255)  # what transparent pixels become
 
 
@@ -128,31 +123,22 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 
 def find_faces(image: np.ndarray, model: FaceModel) -> list[Face]:
-    """The faces of a picture (RGB uint8 `[H, W, 3]`), left to right.
+    """The faces of a picture (RGB uint8 `[H, W, 3]`), left to right, measured as the annotation measures them.
 
     What the detector takes for a face but the landmark network does not is left out.
     """
-    detections = FaceDetector(model).detect(image, small_faces=True)
-    found = [face for detection in detections if (face := _measure(image, detection, model))]
-    return sorted(found, key=lambda face: face.extent[0] + face.extent[2])
-
-
-def _measure(image: np.ndarray, detection: Detection, model: FaceModel) -> Face | None:
-    """The face in a detection, by the same networks as the annotation; None when there is none after all."""
     height, width = image.shape[:2]
-    network = load_network(model.landmarks)
-    size = network.input_shape[1]
-    region = Region.of_detection(detection, width, height)
-    outputs = network.run(region.cut(image, size), 1 / 255)
-    if float(outputs[1].reshape(-1)[0]) < math.log(MIN_PRESENCE / (1 - MIN_PRESENCE)):
-        return None
-    points = np.full((_NUM_POINTS, 3), np.nan, dtype=np.float32)
-    points[: model.num_landmarks] = region.to_image(outputs[0].reshape(-1, 3) / size, width, height)
-    blendshapes = None
-    if model.blendshapes is not None:
-        pixels = points[BLENDSHAPE_LANDMARKS, :2] * np.array([width, height], dtype=np.float32)
-        blendshapes = load_network(model.blendshapes).run(pixels)[0]
-    return Face(points=points, blendshapes=blendshapes)
+    engine = LitertEngine(model)
+    faces = []
+    for detection in FaceDetector(model).detect(image, small_faces=True):
+        found = engine.landmarks_in(image, Region.of_detection(detection, width, height))
+        if found is None:
+            continue
+        points = np.full((NUM_LANDMARKS, 3), np.nan, dtype=np.float32)
+        points[: len(found)] = found
+        blendshapes = engine.expression(found, width, height) if model.blendshapes else None
+        faces.append(Face(points=points, blendshapes=blendshapes))
+    return sorted(faces, key=lambda face: face.extent[0] + face.extent[2])
 
 
 def choose_face(faces: list[Face], width: int, height: int, choice: str | None, name: str) -> Face:

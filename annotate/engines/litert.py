@@ -25,7 +25,7 @@ BLENDSHAPE_LANDMARKS = np.array([
 ])
 # fmt: on
 
-_NUM_POINTS = 478
+NUM_LANDMARKS = 478
 _NUM_BLENDSHAPES = 52
 
 
@@ -67,13 +67,13 @@ class LitertEngine:
         for frame in frames:
             height, width = frame.shape[:2]
             found = self._locate(frame, found)
-            row = np.full((_NUM_POINTS, 3), np.nan, dtype=np.float32)
+            row = np.full((NUM_LANDMARKS, 3), np.nan, dtype=np.float32)
             if found is not None:
                 row[: len(found)] = found
             points.append(row)
-            blendshapes.append(self._expression(found, width, height))
+            blendshapes.append(self.expression(found, width, height))
         return Landmarks(
-            np.array(points, dtype=np.float32).reshape(-1, _NUM_POINTS, 3),
+            np.array(points, dtype=np.float32).reshape(-1, NUM_LANDMARKS, 3),
             np.array(blendshapes, dtype=np.float32).reshape(-1, _NUM_BLENDSHAPES),
         )
 
@@ -81,27 +81,27 @@ class LitertEngine:
         """Landmarks `[468 or 478, 3]` of a frame, given those of the frame before."""
         height, width = frame.shape[:2]
         if self._tracking and last is not None:
-            found = self._look(frame, Region.of_landmarks(last, width, height))
+            found = self.landmarks_in(frame, Region.of_landmarks(last, width, height))
             if found is not None:
                 return found
         regions = [Region.of_detection(detection, width, height) for detection in self._detector.detect(frame)]
         if last is not None and len(regions) > 1:  # stay with the same face
             before = Region.of_landmarks(last, width, height)
             regions.sort(key=lambda region: not before.contains(region.center_x, region.center_y))
-        found = self._look(frame, regions[0]) if regions else None
+        found = self.landmarks_in(frame, regions[0]) if regions else None
         if found is None and last is not None and not self._tracking:
             # A face that is missed for a moment is still where it was.
-            found = self._look(frame, Region.of_landmarks(last, width, height))
+            found = self.landmarks_in(frame, Region.of_landmarks(last, width, height))
         return found
 
-    def _look(self, frame: np.ndarray, region: Region) -> np.ndarray | None:
+    def landmarks_in(self, frame: np.ndarray, region: Region) -> np.ndarray | None:
         """Landmarks in a region, None when the network says that there is no face."""
         outputs = self._landmarks.run(region.cut(frame, self._size), 1 / 255)
         if float(outputs[1].reshape(-1)[0]) < self._min_logit:
             return None
         return region.to_image(outputs[0].reshape(-1, 3) / self._size, frame.shape[1], frame.shape[0])
 
-    def _expression(self, points: np.ndarray | None, width: int, height: int) -> np.ndarray:
+    def expression(self, points: np.ndarray | None, width: int, height: int) -> np.ndarray:
         """Blendshapes `[52]`; NaN without a face or without the network."""
         if points is None or self._blendshapes is None:
             return np.full(_NUM_BLENDSHAPES, np.nan, dtype=np.float32)

@@ -209,4 +209,4 @@ def _resample(samples: np.ndarray, rate: int) -> np.ndarray:
         frame.sample_rate, frame.pts, frame.time_base = rate, begin, Fraction(1, rate)
         parts += [out.to_ndarray()[0] for out in resampler.resample(frame)]
     parts += [out.to_ndarray()[0] for out in resampler.resample(None)]
-    return np.concatenate(parts)
+    return np.concatenate(parts) if parts else np.zeros(0, np.float32)  # a sample or two give nothing

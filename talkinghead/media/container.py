@@ -62,7 +62,7 @@ def _open(file: MediaFile, kind: str) -> av.container.InputContainer:
         if not isinstance(file, Path):
             return av.open(file, "r", container_options=options)
         if file.is_dir():
-            raise UnreadableMediaError("folder", f"{file} is a folder, not a {kind} file")
+            raise UnreadableMediaError("folder", f"{file} is a folder, not {_with_article(kind)} file")
         if file.stat().st_size == 0:
             raise UnreadableMediaError("empty_file", f"{file} is empty (0 bytes)")
         with file.open("rb"):  # a clear error of the operating system rather than FFmpeg's
@@ -71,7 +71,7 @@ def _open(file: MediaFile, kind: str) -> av.container.InputContainer:
         return av.open(f"file:{file.absolute()}", "r", container_options=options)
     except FFmpegError as error:
         cause = "its index is missing or damaged, or it is another kind of file"
-        message = f"{name_of(file)} is not a {kind} that can be opened: {cause} ({error.strerror})"
+        message = f"{name_of(file)} is not {_with_article(kind)} that can be opened: {cause} ({error.strerror})"
         raise UnreadableMediaError("not_media", message) from error
     except FileNotFoundError as error:
         raise UnreadableMediaError("not_found", f"{name_of(file)} is not there") from error
@@ -84,3 +84,7 @@ def _open(file: MediaFile, kind: str) -> av.container.InputContainer:
 def as_stream(data: bytes | BinaryIO) -> BinaryIO:
     """A binary stream over bytes; a stream passes through."""
     return io.BytesIO(data) if isinstance(data, bytes) else data
+
+
+def _with_article(kind: str) -> str:
+    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
