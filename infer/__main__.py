@@ -7,28 +7,21 @@ The result is the last line on stdout; everything else goes to stderr. Exit stat
 
 from __future__ import annotations
 
-import errno
-import functools
 import logging
-import os
 import signal
 import sys
-from collections.abc import Callable
-from typing import Any
 
 from tyro.extras import SubcommandApp
 
 from infer import commands
-
-MACHINE_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.ENOMEM, errno.EIO})
-"""Errors of the machine, not of what was asked for."""
+from talkinghead.command_line import MACHINE_ERRORS, result_on_stdout
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     app = SubcommandApp()
     for command in (commands.landmarks, commands.convert, commands.evaluate):
-        app.command(_result_on_stdout(command))
+        app.command(result_on_stdout(command))
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     # What libraries say of their own accord is not for the user.
@@ -51,22 +44,6 @@ def main(arguments: list[str] | None = None) -> int:
         print(*details, f"error: {summary}", sep="\n", file=sys.stderr)
         return 2
     return 0
-
-
-def _result_on_stdout(command: Callable[..., str]) -> Callable[..., None]:
-    """Let only the command's result reach stdout: what libraries print goes to stderr."""
-
-    @functools.wraps(command)
-    def run(*arguments: Any, **options: Any) -> None:
-        sys.stdout.flush()
-        with os.fdopen(os.dup(1), "w") as result_stream:
-            os.dup2(2, 1)
-            try:
-                print(command(*arguments, **options), file=result_stream, flush=True)
-            finally:
-                os.dup2(result_stream.fileno(), 1)
-
-    return run
 
 
 if __name__ == "__main__":

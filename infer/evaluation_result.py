@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from infer.metrics.registry import Result
-from talkinghead.atomic_file import write_whole
 from talkinghead.provenance import pretty_json
+from talkinghead.whole_writes import write_whole
 
 JSON_FILE = "validation.json"
 TABLE_FILE = "validation.txt"

@@ -7,18 +7,16 @@ The result is the last line on stdout; everything else goes to stderr. Exit stat
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
-from typing import Any
 
 from tyro.extras import SubcommandApp
 
 from orchestration import commands
-from orchestration.unit import MACHINE_ERRORS, RunError
+from orchestration.unit import RunError
+from talkinghead.command_line import MACHINE_ERRORS, result_on_stdout
 from talkinghead.storage import UnreachableError
 
 
@@ -35,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
         commands.retry,
         commands.demo,
     ):
-        app.command(_result_on_stdout(command))
+        app.command(result_on_stdout(command))
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
@@ -56,22 +54,6 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
-
-
-def _result_on_stdout(command: Callable[..., str]) -> Callable[..., None]:
-    """Let only the command's result reach stdout: what libraries and Ray's workers print goes to stderr."""
-
-    @functools.wraps(command)
-    def run(*arguments: Any, **options: Any) -> None:
-        sys.stdout.flush()
-        with os.fdopen(os.dup(1), "w") as result_stream:
-            os.dup2(2, 1)
-            try:
-                print(command(*arguments, **options), file=result_stream, flush=True)
-            finally:
-                os.dup2(result_stream.fileno(), 1)
-
-    return run
 
 
 if __name__ == "__main__":

@@ -16,11 +16,11 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from talkinghead.atomic_file import write_whole
 from talkinghead.geometry.camera import NUM_VERTICES
 from talkinghead.geometry.neutral import NeutralMesh
 from talkinghead.geometry.pose import matrix_from_pose, pose_from_matrix, rigid_inverse
 from talkinghead.provenance import canonical_json, pretty_json
+from talkinghead.whole_writes import write_whole
 
 FILE = "speakers.safetensors"
 READABLE_FILE = "speakers.json"

@@ -1,7 +1,7 @@
 """Files and folders that appear whole or not at all, beside whatever the user keeps in the same place.
 
 For results that are written piece by piece (a video, a folder of weights). What is at hand as bytes goes through
-`talkinghead.atomic_file`, the files of a data set through `talkinghead.storage`.
+`talkinghead.whole_writes`, the files of a data set through `talkinghead.storage`.
 
 A result is made under a hidden name in its own folder, flushed to the disk, and renamed. Who makes it holds a lock on
 the hidden one, so a later writer of the same result knows what killed writers left, and removes it.
@@ -16,6 +16,8 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+from talkinghead.whole_writes import sync
 
 _SUFFIX = ".part"
 
@@ -45,7 +47,7 @@ def staged_file(path: Path) -> Iterator[Path]:
     finally:
         os.close(descriptor)
         scratch.unlink(missing_ok=True)
-    _sync(path.parent)
+    sync(path.parent)
 
 
 @contextlib.contextmanager
@@ -67,13 +69,13 @@ def staged_folder(path: Path) -> Iterator[Path]:
         yield scratch
         for entry in scratch.rglob("*"):
             entry.chmod((0o777 if entry.is_dir() else 0o666) & ~_umask())  # some libraries make their files private
-            _sync(entry)
+            sync(entry)
         os.fsync(descriptor)
         scratch.replace(path)
     finally:
         os.close(descriptor)
         shutil.rmtree(scratch, ignore_errors=True)
-    _sync(path.parent)
+    sync(path.parent)
 
 
 def check_writable(path: Path) -> None:
@@ -120,11 +122,3 @@ def _umask() -> int:
     mask = os.umask(0o077)
     os.umask(mask)
     return mask
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

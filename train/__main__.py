@@ -17,9 +17,10 @@ from typing import Any
 
 from tyro.extras import SubcommandApp
 
+from talkinghead.command_line import MACHINE_ERRORS, result_on_stdout
 from talkinghead.storage import UnreachableError
 from train import commands
-from train.failure import MACHINE_ERRORS, Failure, PeerError, RunFailed
+from train.failure import Failure, PeerError, RunFailed
 from train.recipe import TASKS
 
 
@@ -57,7 +58,7 @@ def _run(arguments: list[str]) -> None:
         from train.training import parse, train
 
         request = parse(arguments[0], arguments[1:])
-        _result_on_stdout(train)(request)
+        result_on_stdout(_of_rank_zero(train))(request)
         return
     from train.training import describe_task
 
@@ -65,7 +66,7 @@ def _run(arguments: list[str]) -> None:
     for task in TASKS:
         app.command(name=task, help=describe_task(task))(_stand_in)
     for command in (commands.validate, commands.overview, commands.worker):
-        app.command(_result_on_stdout(command))
+        app.command(result_on_stdout(_of_rank_zero(command)))
     app.cli(prog="python -m train", description=__doc__, args=arguments)
 
 
@@ -84,21 +85,13 @@ def _say(failure: Failure, *, aloud: bool) -> int:
     return 2 if failure.kind == "user" else 1
 
 
-def _result_on_stdout(command: Callable[..., str]) -> Callable[..., None]:
-    """Let only the command's result reach stdout: what libraries and other processes print goes to stderr."""
+def _of_rank_zero(command: Callable[..., str]) -> Callable[..., str | None]:
+    """Of several ranks that torchrun started, one says the result."""
 
     @functools.wraps(command)
-    def run(*arguments: Any, **options: Any) -> None:
-        sys.stdout.flush()
-        with os.fdopen(os.dup(1), "w") as result_stream:
-            os.dup2(2, 1)
-            try:
-                result = command(*arguments, **options)
-                if os.environ.get("RANK", "0") == "0":
-                    print(result, file=result_stream, flush=True)
-            finally:
-                sys.stdout.flush()
-                os.dup2(result_stream.fileno(), 1)
+    def run(*arguments: Any, **options: Any) -> str | None:
+        result = command(*arguments, **options)
+        return result if os.environ.get("RANK", "0") == "0" else None
 
     return run
 

@@ -21,9 +21,9 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save, save
 
+from talkinghead.whole_writes import sweep
 from train.checkpoint_files import CheckpointReader, CheckpointWriter, find_damage, folder_name, whole_steps
 from train.config import CheckpointConfig
-from train.whole_writes import sweep
 
 log = logging.getLogger(__name__)
 

@@ -20,13 +20,14 @@ from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.storage import WriteResult
 
 from talkinghead.provenance import hash_file
-from train.whole_writes import sync_folder, write_file
+from talkinghead.whole_writes import sync, write_whole
 
 log = logging.getLogger(__name__)
 
 LAST = "last"
 _PREFIX = "step-"
 _METADATA = ".metadata"
+_SUFFIX = ".distcp"
 _HASH = ".sha256"
 _KNOWN = {
     ("torch.distributed.checkpoint.metadata", name)
@@ -82,23 +83,23 @@ class CheckpointWriter(FileSystemWriter):
             if isinstance(cause, OSError):
                 raise cause from error
             raise
-        for name in sorted({result.storage_data.relative_path for result in written.value()}):
-            file = self.temporary / name
-            write_file(file.with_name(name + _HASH), hash_file(file).encode())
+        # By their names: a rank that had nothing to write has left an empty file.
+        for file in sorted(self.temporary.glob(f"{plan.storage_data.prefix}*{_SUFFIX}")):
+            write_whole(file.with_name(file.name + _HASH), hash_file(file).encode())
         return written
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         """On rank 0, when all ranks have written: check, rename, say that it is the last, drop old ones."""
         super().finish(metadata, results)
         file = self.temporary / _METADATA
-        write_file(file.with_name(file.name + _HASH), hash_file(file).encode())
+        write_whole(file.with_name(file.name + _HASH), hash_file(file).encode())
         _check_there(self.temporary, {result.storage_data.relative_path for part in results for result in part})
-        sync_folder(self.temporary)
+        sync(self.temporary)
         if self.target.exists():
             _remove(self.target)
         self.temporary.rename(self.target)
-        sync_folder(self.target.parent)
-        write_file(self.target.parent / LAST, f"{self.target.name}\n".encode())
+        sync(self.target.parent)
+        write_whole(self.target.parent / LAST, f"{self.target.name}\n".encode())
         for step in whole_steps(self.target.parent)[: -self.keep]:
             _remove(self.target.parent / folder_name(step))
 
@@ -149,7 +150,7 @@ class _MetadataUnpickler(pickle.Unpickler):
 def find_damage(folder: Path, rank: int, world: int) -> str | None:
     """What is wrong with the files of a checkpoint, None if nothing is. Each rank reads its share of them."""
     hashed = {entry.name.removesuffix(_HASH) for entry in folder.glob(f"*{_HASH}")}
-    names = sorted({_METADATA} | hashed | {entry.name for entry in folder.glob("*.distcp")})
+    names = sorted({_METADATA} | hashed | {entry.name for entry in folder.glob(f"*{_SUFFIX}")})
     for name in names[rank::world]:
         file = folder / name
         try:

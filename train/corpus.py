@@ -22,7 +22,6 @@ import torch
 
 from infer.weights import EXPRESSION_FILE
 from shards.reader import SPEECH, Sample, ShardReader
-from talkinghead.atomic_file import write_whole
 from talkinghead.config import from_json
 from talkinghead.geometry.expression import ExpressionFit
 from talkinghead.geometry.neutral import NeutralEstimator
@@ -30,6 +29,7 @@ from talkinghead.provenance import pretty_json
 from talkinghead.speakers import FILE as SPEAKERS_FILE
 from talkinghead.speakers import READABLE_FILE, Speaker, Speakers, clip_rest_pose, relative_pose
 from talkinghead.storage import Storage
+from talkinghead.whole_writes import write_whole
 
 log = logging.getLogger(__name__)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import json
 import logging
 import os
@@ -18,6 +17,7 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 
+from talkinghead.command_line import MACHINE_ERRORS
 from talkinghead.storage import UnreachableError
 from train.interruption import Interrupted
 
@@ -25,8 +25,6 @@ log = logging.getLogger(__name__)
 
 Kind = Literal["user", "machine", "peer", "fault", "interrupted"]
 
-MACHINE_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO, errno.ENOMEM})
-"""Not what was asked for is wrong, but the machine: when that is mended, the same command goes on."""
 _PEER_TEXTS = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting", "gloo")
 _FILE = "failure.json"
 

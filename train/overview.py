@@ -20,8 +20,8 @@ from markupsafe import Markup
 
 from infer.evaluation_result import Evaluation, number, read_evaluations
 from infer.metrics import METRICS
-from talkinghead.atomic_file import write_whole
 from talkinghead.provenance import hash_file
+from talkinghead.whole_writes import write_whole
 from train.curves import Curve, Metrics, read_metrics
 from train.plots import plot_all, plot_loss
 

@@ -14,9 +14,9 @@ from matplotlib.ticker import MaxNLocator
 
 from infer.evaluation import Trace
 from talkinghead import timebase
-from talkinghead.atomic_file import write_whole
 from talkinghead.geometry.face_regions import mouth_opening
 from talkinghead.geometry.smoothing import moving_average
+from talkinghead.whole_writes import write_whole
 from train.curves import Curve, Skip
 
 INK, MUTED, LINE = "#1c2024", "#5f6871", "#e4e2dc"

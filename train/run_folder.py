@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from talkinghead.provenance import library_versions, pretty_json
+from talkinghead.whole_writes import sweep, write_whole
 from train.recipe import Recipe, recipe_from_json, recipe_to_json
-from train.whole_writes import sweep, write_file
 
 log = logging.getLogger(__name__)
 
@@ -145,7 +145,7 @@ class RunFolder:
             run = cls(folder, config)
             for made in (run.checkpoints, run.logs):
                 made.mkdir(exist_ok=True)
-            write_file(folder / CONFIG, pretty_json(config.to_json()))
+            write_whole(folder / CONFIG, pretty_json(config.to_json()))
         return run
 
     @staticmethod

@@ -26,7 +26,7 @@ class LaunchSettings:
     RAY_ADDRESS or on a private one here. auto: torchrun under a torchrun, ray when there is a RAY_ADDRESS, torchrun for
     several workers, else local."""
     workers: int = 1
-    """Ranks. Under a torchrun of your own it says how many, not this."""
+    """Ranks. Under a torchrun of your own (torchrun … -m -- train …) it says how many, not this."""
     min_workers: int | None = None
     """Ray: go on with so many when not all can be had, and with more again as they come."""
     max_failures: int = 3

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from talkinghead.whole_writes import write_whole
 from train.config import LogConfig
-from train.whole_writes import write_file
 
 
 def check_online(config: LogConfig) -> None:
@@ -134,4 +134,4 @@ def cut(metrics: Path, step: int) -> None:
         return
     lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
     kept = "".join(line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step)
-    write_file(metrics, kept.encode())
+    write_whole(metrics, kept.encode())

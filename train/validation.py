@@ -20,10 +20,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from talkinghead.whole_writes import sweep, temporary_folder, write_whole
 from train.config import ValidationConfig
 from train.recipe import make_task
 from train.run_folder import RunFolder
-from train.whole_writes import sweep, temporary_folder, write_file
 
 log = logging.getLogger(__name__)
 
@@ -166,7 +166,7 @@ def run_validation(run: RunFolder, step: int, data: str, parent: int | None = No
     started = time.perf_counter()
     task = make_task(run.task, run.recipe.config, data, run.task_folder)
     figures = task.validate(weights, folder)
-    write_file(folder / RESULT, json.dumps(figures).encode())
+    write_whole(folder / RESULT, json.dumps(figures).encode())
     log.info("validated step %d in %.1f s", step, time.perf_counter() - started)
     return folder
 

@@ -15,12 +15,12 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
+from talkinghead.whole_writes import commit_folder, temporary_folder
 from train.config import ParallelConfig
 from train.failure import FailureLog, PeerError
 from train.port import Port
 from train.recipe import make_task
 from train.run_folder import RunFolder
-from train.whole_writes import commit_folder, temporary_folder
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +28,8 @@ DATA_VARIABLE = "TALKINGHEAD_TRAIN_DATA"
 """Where the data set is, for child processes, when config.json must not say it in full (credentials)."""
 _LOCK_PATIENCE_S = 20.0
 _PATIENCE = timedelta(days=7)
+_OURS = ("train", "infer", "shards", "talkinghead")
+"""Whose progress goes into the log; Ray's workers say much more."""
 
 
 def run_worker(path: Path, port: Port, data: str | None = None) -> None:
@@ -141,7 +143,7 @@ def _prepare(run: RunFolder) -> None:
 @contextlib.contextmanager
 def _log_to(file: Path) -> Iterator[None]:
     handler = logging.FileHandler(file, encoding="utf-8")
-    handler.addFilter(lambda record: not record.name.startswith("ray"))
+    handler.addFilter(lambda record: record.name.startswith(_OURS) or record.levelno >= logging.WARNING)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     root = logging.getLogger()
     root.addHandler(handler)

@@ -20,6 +20,9 @@ from orchestration.bench.row import Row, show_rows, write_rows
 from orchestration.bench.timing import library_output_in, pin_threads
 
 
+_LIBRARIES = ("mediapipe", "ai-edge-litert", "av", "ray", "webdataset", "numpy", "torch", "transformers")
+
+
 def main(
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("build/bench.json"),
     source: Path | None = None,
@@ -28,7 +31,7 @@ def main(
     mebibytes: int = 256,
     repeats: int = 3,
 ) -> int:
-    """Measure the data side against its peers.
+    """Measure the data side against its peers, and the training and inference of the speech-driven models.
 
     Args:
         output: File to write; what libraries print goes beside it, with the suffix `.log`.
@@ -68,6 +71,8 @@ def _measure(
     from orchestration.bench.material import find_source, prefer_shared_models, read_material
     from orchestration.bench.ray_rows import ray_rows
     from orchestration.bench.shard_rows import copy_material, pack_row, read_row
+    from orchestration.bench.speech_rows import speech_rows
+    from orchestration.bench.train_rows import train_rows
     from talkinghead.face.resolve import resolve_face_model
     from talkinghead.provenance import library_versions
     from talkinghead.storage import Storage
@@ -86,6 +91,10 @@ def _measure(
         status.update(f"packing and reading {mebibytes} MiB")
         copies = copy_material(material, _new(folder / "copies"), mebibytes << 20)
         packing = [pack_row(copies, repeats), read_row(copies, repeats)]
+        status.update("training Audio2Mesh at its published size")
+        training = train_rows(Storage(folder / "data"), _new(folder / "train"))
+        status.update("speech-driven models at their published size")
+        speaking = speech_rows(repeats)
     about = {
         "source": source.name,
         "frames": material.num_frames,
@@ -95,9 +104,11 @@ def _measure(
         "machine": platform.platform(),
         "python": platform.python_version(),
         "model": model.name,
-        "libraries": library_versions("mediapipe", "ai-edge-litert", "av", "ray", "webdataset", "numpy"),
+        "libraries": library_versions(
+            "mediapipe", "ai-edge-litert", "av", "ray", "webdataset", "numpy", "torch", "transformers"
+        ),
     }
-    return [*annotating, *decoding, *packing, *jobs], about
+    return [*annotating, *decoding, *packing, *jobs, *training, *speaking], about
 
 
 def _new(folder: Path) -> Path:

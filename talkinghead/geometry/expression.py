@@ -22,10 +22,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from talkinghead.atomic_file import write_whole
 from talkinghead.geometry.blendshapes import NUM_BLENDSHAPES, PARTS
 from talkinghead.geometry.camera import NUM_VERTICES
 from talkinghead.geometry.face_regions import mouth_opening
+from talkinghead.whole_writes import write_whole
 
 RIDGE = 5e-3
 """Variance of a score that the ridge adds to each: scores that move less than its root (0.07) count little."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from fractions import Fraction
 
 import torch
 from torch import Tensor
@@ -21,8 +20,9 @@ def encode_long(
 ) -> Tensor:
     """Encode speech of any length; attention is quadratic in the length, so long speech goes in windows.
 
-    Windows begin where a frame begins on a whole sample (every frame at 25 fps, every third at 30), overlap, and are
-    blended linearly over the overlap. Speech that fits one window is encoded in one pass.
+    Windows begin where a frame begins on a whole sample (every frame at 25 fps, every third at 30; at rates where that
+    is rarer than once a second, on the nearest sample), overlap, and are blended linearly over the overlap. Speech that
+    fits one window is encoded in one pass.
 
     Args:
         encode: Such as `Audio2Mesh.forward` or `Audio2Pose.encode`.
@@ -47,8 +47,8 @@ def encode_long(
     result: Tensor | None = None
     done = 0
     for first, end in spans:
-        last_sample = len(samples) if end == total else _whole(end * per_frame)
-        part = encode(samples[None, _whole(first * per_frame) : last_sample], end - first)[0]
+        last_sample = len(samples) if end == total else round(end * per_frame)
+        part = encode(samples[None, round(first * per_frame) : last_sample], end - first)[0]
         if result is None:
             result = part.new_empty(total, *part.shape[1:])
         shared = done - first
@@ -64,20 +64,14 @@ def encode_long(
 def window_spans(total: int, fps: float, window_s: float, overlap_s: float) -> list[tuple[int, int]]:
     """Windows (first frame, end) over `total` frames: about equally long, each overlapping the next alike."""
     grid = (SAMPLE_RATE / frame_rate(fps)).denominator  # frames from one that begins on a whole sample to the next
+    grid = grid if grid <= fps else 1
     longest = int(window_s * fps) // grid * grid
     overlap = max(1, round(overlap_s * fps / grid)) * grid
     if total <= longest:
         return [(0, total)]
-    count = -(-(total - overlap) // (longest - overlap))
-    hop = -(-(total - overlap) // (count * grid)) * grid
-    spans: list[tuple[int, int]] = []
-    first = 0
-    while not spans or spans[-1][1] < total:
-        spans.append((first, min(total, first + hop + overlap)))
-        first += hop
-    return spans
-
-
-def _whole(value: Fraction) -> int:
-    assert value.denominator == 1, "windows begin on whole samples"
-    return int(value)
+    count = -(-(total - overlap) // (longest - overlap - grid))
+    starts = [(total - overlap) * number // (count * grid) * grid for number in range(count)]
+    return [
+        (first, total if following is None else following + overlap)
+        for first, following in zip(starts, [*starts[1:], None], strict=True)
+    ]

@@ -50,6 +50,7 @@ def test_normalised_speech_has_mean_0_and_variance_1_and_silence_is_0() -> None:
     assert out.mean(-1).abs().max() < 1e-4
     assert (out.var(-1, correction=0) - torch.tensor([1 - 1e-3, 1, 1])).abs().max() < 1e-3  # 1e-7 next to 1e-4
     assert torch.equal(normalise(torch.full((800,), 0.25)), torch.zeros(800))
+    torch.testing.assert_close(normalise(torch.tensor([1.0, 3.0])), torch.tensor([-1.0, 1.0]))  # variance 1, not 2
 
 
 @settings(deadline=None)

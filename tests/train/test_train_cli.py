@@ -163,7 +163,7 @@ def test_under_a_torchrun_of_ones_own(finished: Path, tmp_path: Path, ranks: int
 
     def start(*options: object) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [*torchrun, "-m", "train", *map(str, toy(run, *options))],
+            [*torchrun, "-m", "--", "train", *map(str, toy(run, *options))],
             cwd=ROOT,
             capture_output=True,
             text=True,

@@ -1,4 +1,8 @@
-"""Files and folders that stand whole or not at all, through kills and power cuts, on a local or shared file system."""
+"""Files and folders that stand whole or not at all, through kills and power cuts, on a local or shared file system.
+
+For what is at hand as bytes, and for folders that replace one another. A single result that is written piece by piece
+beside the user's own files goes through `talkinghead.staging`, the files of a data set through `talkinghead.storage`.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +16,19 @@ _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 
 
-def write_file(path: Path, data: bytes) -> None:
-    """Replace a file as a whole; its content is on the disk when this returns."""
+def write_whole(path: Path, data: bytes) -> None:
+    """Replace a file as a whole; its content is on the disk when this returns.
+
+    A writer that is killed leaves at most a hidden `.<name>.tmp-<random>`; one that fails leaves nothing.
+
+    Args:
+        path: The file; folders above it are made.
+        data: Its whole content.
+
+    Raises:
+        OSError: The folder cannot be written, or is full.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex[:8]}")
     try:
         with temporary.open("wb") as stream:
@@ -23,7 +38,7 @@ def write_file(path: Path, data: bytes) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    sync(path.parent)
 
 
 def temporary_folder(target: Path) -> Path:
@@ -44,7 +59,7 @@ def commit_folder(folder: Path, target: Path) -> None:
         folder = old
     elif not target.exists():
         folder.rename(target)
-    sync_folder(target.parent)
+    sync(target.parent)
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -61,11 +76,11 @@ def sync_tree(folder: Path) -> None:
     """Bring all files below a folder to the disk."""
     for parent, _, names in os.walk(folder):
         for name in names:
-            sync_folder(Path(parent) / name)
-        sync_folder(Path(parent))
+            sync(Path(parent) / name)
+        sync(Path(parent))
 
 
-def sync_folder(path: Path) -> None:
+def sync(path: Path) -> None:
     """Bring a folder's list of names, or a file, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -1,0 +1,82 @@
+"""Speech-driven models at their published size: decoding with kept keys and values, and against real time.
+
+Weights are random; their values do not change the work.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+from orchestration.bench.row import Row
+from talkinghead.models.audio2mesh import Audio2Mesh
+from talkinghead.models.audio2pose import Audio2Pose
+from talkinghead.models.pretrained import encoder_settings
+from talkinghead.models.speech_features import normalise
+from talkinghead.pipelines.audio_to_landmarks import AudioToLandmarks
+from talkinghead.timebase import SAMPLE_RATE
+
+DECODED_FRAMES = 300
+SPEECH_S = 60
+CONTEXT = 125
+
+
+def speech_rows(repeats: int) -> list[Row]:
+    """Decoding of 300 poses, and the time that a second of speech takes in either model."""
+    from transformers import Wav2Vec2Config
+
+    torch.set_num_threads(os.cpu_count() or 1)
+    torch.manual_seed(0)
+    encoder = encoder_settings(Wav2Vec2Config())
+    mesh = Audio2Mesh(wav2vec=encoder).eval()
+    pose = Audio2Pose(wav2vec=encoder, context=CONTEXT, position_period=25, memory_window=12).eval()
+    pipeline = AudioToLandmarks(mesh, pose)
+    speech = normalise(torch.randn(SPEECH_S * SAMPLE_RATE)).numpy()
+    memory = torch.randn(1, DECODED_FRAMES, pose.config.width)
+    published = Audio2Pose(
+        wav2vec=encoder_settings(Wav2Vec2Config(num_hidden_layers=1)),
+        memory_attention="diagonal",
+        context=None,
+        position_period=600,
+    ).eval()
+    return [
+        Row(
+            name="pose_decoding",
+            ours=1000 * _seconds(lambda: published.decode(memory, 0), repeats),
+            baseline=1000 * _seconds(lambda: published.redecode(memory, 0), 1),
+            unit=f"ms for {DECODED_FRAMES} frames",
+            better="lower",
+            goal=1 / 20,
+            note="Audio2Pose decoder of the published size and attention; ours keeps keys and values, the baseline"
+            " decodes the whole prefix again for each frame, as published",
+        ),
+        *(
+            Row(
+                name=f"speech_to_{name}",
+                ours=_seconds(run, repeats) / SPEECH_S,
+                baseline=1.0,
+                unit="s per s of speech",
+                better="lower",
+                goal=1.0,
+                note=f"wav2vec2-base size, {SPEECH_S} s of speech, {torch.get_num_threads()} threads;"
+                " the baseline is real time",
+            )
+            for name, run in (
+                ("mesh", lambda: pipeline.predict_offsets(speech)),
+                ("pose", lambda: pipeline.predict_pose(speech)),
+            )
+        ),
+    ]
+
+
+def _seconds(run: Callable[[], object], repeats: int) -> float:
+    times = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - begin)
+    return statistics.median(times)

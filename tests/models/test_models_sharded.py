@@ -1,0 +1,51 @@
+"""The models' blocks shard: FSDP2 on each block and on the whole gives the plain model's loss and gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+
+from talkinghead.models.audio2mesh import Audio2Mesh
+from talkinghead.models.pretrained import Pretrained
+from tests.models.conftest import small_pose
+
+TINY = Pretrained("tiny").wav2vec_config()
+
+
+@pytest.fixture(scope="module")
+def one_rank() -> Iterator[None]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("which", ["mesh", "pose"])
+def test_sharded_blocks_compute_the_same(one_rank: None, which: str) -> None:
+    torch.manual_seed(0)
+    if which == "mesh":
+        model: Audio2Mesh | torch.nn.Module = Audio2Mesh(TINY, hidden=16, num_vertices=3)
+        torch.nn.init.normal_(model.get_submodule("out_fn").weight)
+        batch = torch.randn(2, 6400), 10
+    else:
+        model = small_pose(TINY, context=4)
+        batch = torch.randn(2, 6400), torch.randn(2, 10, 6), torch.tensor([1, 2])
+    model.eval()
+    model(*batch).square().mean().backward()
+    want = {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}
+    model.zero_grad()
+
+    mesh = dist.device_mesh.init_device_mesh("cpu", (1,))
+    for block in model.blocks:
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    model(*batch).square().mean().backward()
+    found = {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
+    assert found.keys() == want.keys()
+    for name, grad in found.items():
+        assert isinstance(grad, DTensor)
+        torch.testing.assert_close(grad.full_tensor(), want[name])
