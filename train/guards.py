@@ -42,7 +42,7 @@ class SkipGuard:
         """A step was skipped.
 
         Args:
-            step: From 0.
+            step: From 1, as in `metrics.jsonl`.
             what: "loss" or "gradient".
             keys: The samples it came from.
 

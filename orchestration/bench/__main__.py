@@ -19,7 +19,6 @@ from rich.console import Console
 from orchestration.bench.row import Row, show_rows, write_rows
 from orchestration.bench.timing import library_output_in, pin_threads
 
-
 _LIBRARIES = ("mediapipe", "ai-edge-litert", "av", "ray", "webdataset", "numpy", "torch", "transformers")
 
 

@@ -106,7 +106,7 @@ def test_state_of_long_speech_stays_small() -> None:
             sizes.append((state.memory.shape[1], len(state.poses), state.cache._block.numel()))
         assert len(set(sizes[1:])) == 1
         assert sizes[-1][0] <= 2 * 3 + 8
-        assert state.frame == 1797
+        assert state is not None and state.frame == 1797
 
 
 def test_an_unknown_identity_is_told() -> None:
@@ -147,7 +147,8 @@ def test_finishing_applies_gain_to_angles_and_smooths() -> None:
 @pytest.mark.slow
 def test_300_frames_of_the_published_size(capsys: pytest.CaptureFixture[str]) -> None:
     torch.manual_seed(0)
-    net = Audio2Pose(**(published_config("audio2pose") | {"wav2vec": TINY})).eval()
+    config: dict[str, Any] = published_config("audio2pose") | {"wav2vec": TINY}
+    net = Audio2Pose(**config).eval()
     torch.nn.init.normal_(net.pose_map_r.weight, std=0.1)
     memory = torch.randn(1, 300, 512)
     begun = time.perf_counter()

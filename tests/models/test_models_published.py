@@ -83,7 +83,7 @@ def test_normalised_speech(golden: dict[str, np.ndarray], samples: torch.Tensor)
 
 
 def test_audio2mesh(mesh_model: Audio2Mesh, golden: dict[str, np.ndarray], samples: torch.Tensor) -> None:
-    seen: dict[str, torch.Tensor] = {}
+    seen: dict[str, Any] = {}
     names = sorted({name.split(".trace.")[1].rsplit(".", 1)[0] for name in golden if ".trace." in name})
     for name in names:
         module = mesh_model.get_submodule(name if name == "in_fn" else f"audio_encoder.{name}")

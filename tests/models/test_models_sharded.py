@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 import torch.distributed as dist
+from torch import nn
+from torch._C._distributed_c10d import HashStore
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
@@ -19,7 +21,7 @@ TINY = Pretrained("tiny").wav2vec_config()
 
 @pytest.fixture(scope="module")
 def one_rank() -> Iterator[None]:
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
     yield
     dist.destroy_process_group()
 
@@ -28,8 +30,8 @@ def one_rank() -> Iterator[None]:
 def test_sharded_blocks_compute_the_same(one_rank: None, which: str) -> None:
     torch.manual_seed(0)
     if which == "mesh":
-        model: Audio2Mesh | torch.nn.Module = Audio2Mesh(TINY, hidden=16, num_vertices=3)
-        torch.nn.init.normal_(model.get_submodule("out_fn").weight)
+        model = Audio2Mesh(TINY, hidden=16, num_vertices=3)
+        nn.init.normal_(model.out_fn.weight)
         batch = torch.randn(2, 6400), 10
     else:
         model = small_pose(TINY, context=4)

@@ -35,8 +35,9 @@ def tiny() -> Recipe:
 def paper() -> Recipe:
     """AniPortrait's: wav2vec 2.0 base, all but its CNN trained, plain L1, Adam 1e-5, slices of random length.
 
-    Its authors train on about an hour of one actor's frontal speech; batch size and number of steps were not
-    published, so those are ours. Set `--config.wav2vec` to a folder with wav2vec2-base-960h.
+    Its authors train on about an hour of one actor's frontal speech, at 30 fps; here it is 25. Batch size, number of
+    steps, warm-up, clipping of the gradient and averaging of the weights were not published, so those are ours. Set
+    `--config.wav2vec` to a folder with wav2vec2-base-960h.
     """
     return Recipe(
         config=Audio2MeshConfig(wav2vec="wav2vec2-base-960h", window_frames=250, min_window_frames=50),

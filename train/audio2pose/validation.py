@@ -12,6 +12,7 @@ from infer.evaluation import TrueClip, evaluate_pose, read_clips
 from infer.evaluation_result import write_evaluations
 from talkinghead.models.audio2pose import Audio2Pose
 from talkinghead.models.speech_features import normalise
+from talkinghead.pipelines.audio_to_landmarks import AudioToLandmarks
 from train.corpus import Corpus
 from train.plots import ValidationFigures
 from train.trace_video import write_trace_video
@@ -26,14 +27,14 @@ COLUMNS = ("pose_matrix", "valid")
 def validate(config: Audio2PoseConfig, corpus: Corpus, weights: Path, folder: Path) -> dict[str, float]:
     """See `train.task.Task.validate`. A held-out speaker has no identity of his own and takes number 0."""
     model = Audio2Pose.from_pretrained(weights).eval()
+    pipeline = AudioToLandmarks(None, model)
 
     def identity(clip: TrueClip) -> int:
         known = corpus.speakers
         return known.identity(clip.speaker) % config.num_identities if clip.speaker in known else 0
 
     def free_running(clip: TrueClip) -> np.ndarray:
-        raw = model.generate(normalise(torch.from_numpy(clip.audio)), identity(clip))
-        return model.finish(raw).numpy()
+        return pipeline.predict_pose(clip.audio, identity=identity(clip))
 
     @torch.inference_mode()
     def teacher_forced(clip: TrueClip, previous: np.ndarray) -> np.ndarray:
