@@ -10,6 +10,7 @@ import tyro
 
 from infer.request import LandmarkRequest
 from infer.weights import WeightsPlace, find_weights
+from talkinghead.staging import check_writable
 
 Flat = tyro.conf.OmitArgPrefixes
 NewFolder = Annotated[Path, tyro.conf.arg(aliases=("-o",), help="New folder.")]
@@ -26,14 +27,18 @@ def convert(
     output: NewFolder,
     audio2mesh: Annotated[Path | None, tyro.conf.arg(help="AniPortrait's audio2mesh.pt.")] = None,
     audio2pose: Annotated[Path | None, tyro.conf.arg(help="AniPortrait's audio2pose.pt.")] = None,
+    chunking: Annotated[
+        Literal["continue", "restart"] | None,
+        tyro.conf.arg(help="Long speech with audio2pose: continue (default), or restart every 5 s, as its authors."),
+    ] = None,
 ) -> str:
     """Turn a published file into a folder of weights (config.json and safetensors), after comparing every key."""
     from infer.convert import convert as convert_file
 
     if audio2mesh is not None and audio2pose is None:
-        return str(convert_file("audio2mesh", audio2mesh, output))
+        return str(convert_file("audio2mesh", audio2mesh, output, chunking=chunking))
     if audio2pose is not None and audio2mesh is None:
-        return str(convert_file("audio2pose", audio2pose, output))
+        return str(convert_file("audio2pose", audio2pose, output, chunking=chunking))
     raise ValueError("give one of --audio2mesh and --audio2pose: one file makes one folder")
 
 
@@ -50,6 +55,10 @@ def evaluate(
 ) -> str:
     """Measure weights on the annotated clips of a split, with baselines beside every number; prints the table."""
     place = _one_model(audio2mesh, audio2pose)
+    from infer.evaluation_result import JSON_FILE
+
+    if output is not None:
+        check_writable(output / JSON_FILE)
     from infer.split_evaluation import evaluate_split, write_evaluation
 
     evaluation = evaluate_split(place, data, split, limit=limit, version=version)

@@ -21,7 +21,7 @@ from shards.reader import Sample
 from talkinghead import timebase
 from talkinghead.geometry.neutral import neutral_mesh
 from talkinghead.geometry.pose import matrix_from_pose
-from talkinghead.speakers import clip_rest_pose, relative_pose
+from talkinghead.speakers import Speakers, clip_rest_pose, relative_pose
 
 MESH_SHIFT_S = 0.4
 """By which the shifted truth comes late for a mesh: more than a syllable, and still where a lag is looked for."""
@@ -35,6 +35,8 @@ PREVIOUS_POSE = "previous pose"
 PREDICTION, FREE_RUNNING, TEACHER_FORCED = "prediction", "free-running", "teacher-forced"
 
 Kind = Literal["mesh", "pose"]
+COLUMNS: dict[Kind, tuple[str, ...]] = {"mesh": ("mesh", "blendshapes", "valid"), "pose": ("pose_matrix", "valid")}
+"""Annotation columns that `read_clips` reads."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +45,7 @@ class TrueClip:
 
     key: str
     speaker: str
-    """The person, or where nobody is named, the source video."""
+    """`SampleIndex.speaker`."""
     valid: np.ndarray
     """`[F]` bool."""
     audio: np.ndarray
@@ -91,13 +93,27 @@ def read_clips(samples: Iterable[Sample], kind: Kind, *, most_frames: int | None
         mesh = kind == "mesh"
         yield TrueClip(
             key=sample.key,
-            speaker=sample.index.person or sample.index.split_group,
+            speaker=sample.index.speaker,
             valid=sample.annotation("valid", 0, count).astype(bool),
             audio=sample.audio(0, count),
             mesh=sample.annotation("mesh", 0, count) if mesh else None,
             blendshapes=sample.annotation("blendshapes", 0, count) if mesh else None,
             pose_matrix=None if mesh else sample.annotation("pose_matrix", 0, count),
         )
+
+
+def identity_of(speaker: str, known: Speakers | None, rows: int) -> int:
+    """Row of a pose model's identity embedding that stands for a speaker.
+
+    A speaker that the model was not trained on has none of his own and takes row 0; where there are more speakers than
+    rows, some share one.
+
+    Args:
+        speaker: `TrueClip.speaker`.
+        known: Who the model was trained on; None: nobody knows.
+        rows: Of the embedding.
+    """
+    return known.identity(speaker) % rows if known is not None and speaker in known else 0
 
 
 def evaluate_mesh(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from infer.metrics.registry import Result
+from talkinghead import timebase
 from talkinghead.provenance import pretty_json
 from talkinghead.whole_writes import write_whole
 
@@ -115,7 +116,7 @@ class Evaluation:
 
     def summary(self) -> str:
         """How much was measured, in a few words."""
-        seconds = self.num_frames / 25
+        seconds = self.num_frames / timebase.FPS
         clips = "1 clip" if len(self.clips) == 1 else f"{len(self.clips)} clips"
         return f"{clips}, {self.num_frames} frames ({seconds:.0f} s), {self.num_invalid} without a face"
 

@@ -181,7 +181,8 @@ def _animate(
 def choose_identity(asked: str | None, seed: int, weights: Weights[Any]) -> int:
     """The row of the pose model's identity embedding: a speaker's name, a number, or drawn by the seed.
 
-    Drawn among the speakers that the model was trained on, where they are known.
+    What names a speaker is a name, also where it is a number. Drawn among the speakers that the model was trained on,
+    where they are known.
 
     Raises:
         ValueError: No such name or number; says which there are.
@@ -190,9 +191,13 @@ def choose_identity(asked: str | None, seed: int, weights: Weights[Any]) -> int:
     known = weights.speakers
     if asked is None:
         return int(generator(seed, "identity").integers(rows if known is None else min(rows, len(known))))
+    if known is not None and asked in known:
+        return known.identity(asked) % rows
     if asked.isdecimal():
         if int(asked) >= rows:
             raise ValueError(f"--identity {asked} does not exist: the pose model has 0 … {rows - 1}")
+        if known is not None and int(asked) >= len(known):
+            log.warning("warning: no speaker of the training had --identity %s: it moves the head by chance", asked)
         return int(asked)
     if known is None:
         raise ValueError(f"--identity {asked!r}: these weights do not name their speakers; give a number below {rows}")

@@ -96,7 +96,8 @@ def read_template(path: Path, fps: float = TEMPLATE_FPS) -> DrivingPose:
         ValueError: No such file, or other content; says what was found.
     """
     try:
-        pose = np.load(path, allow_pickle=False)
+        # Mapped, so that a damaged header that speaks of terabytes is found out before memory is asked for.
+        pose = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         raise ValueError(f"the pose template {path} is not there") from None
     except IsADirectoryError:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from infer.evaluation import Evaluation, TrueClip, evaluate_mesh, evaluate_pose, read_clips
+from infer.evaluation import COLUMNS, Evaluation, Kind, TrueClip, evaluate_mesh, evaluate_pose, identity_of, read_clips
 from infer.evaluation_result import JSON_FILE, write_evaluations
 from infer.progress import Progress
 from infer.weights import WeightsPlace, load_audio2mesh, load_audio2pose
@@ -16,7 +16,7 @@ from talkinghead.pipelines.audio_to_landmarks import AudioToLandmarks
 from talkinghead.pipelines.frame_rate import resample_frames
 from talkinghead.timebase import FPS
 
-COLUMNS = {"audio2mesh": ("mesh", "blendshapes", "valid"), "audio2pose": ("pose_matrix", "valid")}
+KINDS: dict[str, Kind] = {"audio2mesh": "mesh", "audio2pose": "pose"}
 
 
 def evaluate_split(
@@ -37,7 +37,7 @@ def evaluate_split(
     """
     if limit is not None and limit < 1:
         raise ValueError(f"--limit is {limit}, must be at least 1")
-    reader = ShardReader(data, version=version, split=split, columns=COLUMNS[place.kind], at_most=SPEECH)
+    reader = ShardReader(data, version=version, split=split, columns=COLUMNS[KINDS[place.kind]], at_most=SPEECH)
     count = min(len(reader), limit or len(reader))
     if not count:
         raise ValueError(f"the split {split!r} of {data} has no clip with a face and speech")
@@ -73,15 +73,12 @@ def _mesh(place: WeightsPlace, samples: Iterator[Sample]) -> Evaluation:
 
 
 def _pose(place: WeightsPlace, samples: Iterator[Sample]) -> Evaluation:
-    """A speaker that the model does not know has no identity of his own and takes number 0."""
     weights = load_audio2pose(place)
     pipeline = AudioToLandmarks(None, weights.model)
     rows = weights.model.id_embed.num_embeddings
 
     def free_running(clip: TrueClip) -> np.ndarray:
-        known = weights.speakers
-        identity = known.identity(clip.speaker) % rows if known is not None and clip.speaker in known else 0
-        pose = pipeline.predict_pose(clip.audio, identity=identity)
+        pose = pipeline.predict_pose(clip.audio, identity=identity_of(clip.speaker, weights.speakers, rows))
         return resample_frames(pose, weights.model.fps, FPS, clip.num_frames)
 
     return evaluate_pose(free_running, read_clips(samples, "pose"), origin=weights.model.config["pose_origin"])

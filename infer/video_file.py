@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from talkinghead.command_line import MACHINE_ERRORS
 from talkinghead.geometry.guidance import draw_guidance
 from talkinghead.media.encoder_settings import EncoderSettings
 from talkinghead.media.talking_video import check_video_size, encode_talking_video
@@ -89,6 +90,26 @@ def write_outputs(
     Raises:
         OSError: No space left, or the folder cannot be written.
     """
+    try:
+        _write_staged(path, motion, speech, width=width, height=height, describe=describe, watch=watch)
+    except OSError as error:
+        if error.errno not in MACHINE_ERRORS:
+            raise
+        # The libraries name no file, or a scratch file that is no more.
+        text = f"cannot write {path} and what goes beside it: {error.strerror}"
+        raise OSError(error.errno, text) from error
+
+
+def _write_staged(
+    path: Path,
+    motion: LandmarkMotion,
+    speech: Path,
+    *,
+    width: int,
+    height: int,
+    describe: Callable[[], dict[str, Any]],
+    watch: Watch,
+) -> None:
     arrays, sidecar = companions(path)
     # The blocks end inside out: sidecar, arrays, video. So a video that is there has its companions.
     with staged_file(path) as video, staged_file(arrays) as table, staged_file(sidecar) as document:

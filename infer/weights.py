@@ -73,6 +73,8 @@ def find_weights(kind: Kind, path: Path) -> WeightsPlace:
     Raises:
         ValueError: Nothing there, or another model; says what is wanted.
     """
+    if path.name == WEIGHTS_FILE and (path.parent / CONFIG_FILE).is_file():
+        path = path.parent  # the file out of a folder of ours is the folder
     if path.is_file():
         if path.suffix not in PUBLISHED_SUFFIXES:
             raise ValueError(f"{path} is no file of {kind} weights: wanted is {kind}.pt, or a folder")

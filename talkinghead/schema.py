@@ -246,6 +246,11 @@ class SampleIndex:
     annotation: list[Member] = field(default_factory=list)
     scores: dict[str, float | None] = field(default_factory=dict)
 
+    @property
+    def speaker(self) -> str:
+        """Who speaks: the person, or where the data set names none, the split group."""
+        return self.person or self.split_group
+
 
 def media_shard_name(shard: int) -> str:
     """`clips-000042.tar`."""

@@ -79,7 +79,7 @@ def staged_folder(path: Path) -> Iterator[Path]:
 
 
 def check_writable(path: Path) -> None:
-    """Find out now whether `path` can be staged, rather than after the work that makes it.
+    """Find out now whether `path` can be staged, rather than after the work that makes it. Leaves nothing behind.
 
     Raises:
         ValueError: `path` is a folder, or lies in a file.
@@ -87,12 +87,16 @@ def check_writable(path: Path) -> None:
     """
     if path.is_dir():
         raise ValueError(f"{path} is a folder, but a file is to be written there: give it a file name")
+    folder = path.parent
     try:
-        _prepare_parent(path)
-        with tempfile.NamedTemporaryFile(prefix=_prefix(path), suffix=_SUFFIX, dir=path.parent):
+        while not folder.exists():  # it will be made in the nearest one that is there
+            folder = folder.parent
+        if not folder.is_dir():
+            raise ValueError(f"{path} cannot be written: {folder} is a file, not a folder")
+        with tempfile.NamedTemporaryFile(prefix=_prefix(path), suffix=_SUFFIX, dir=folder):
             pass
     except OSError as error:
-        raise OSError(error.errno, f"cannot write to {path.parent}: {error.strerror or error}") from error
+        raise OSError(error.errno, f"cannot write to {folder}: {error.strerror or error}") from error
 
 
 def _prefix(path: Path) -> str:

@@ -35,6 +35,7 @@ class ScheduleConfig:
     name: Literal["constant", "cosine", "linear"] = "constant"
     """After the warm-up: constant, or falling to `final` at the last step."""
     warmup_steps: int = 0
+    """The rate rises in a line; over half of the steps at most when it then falls."""
     final: float = 0.0
 
     def __post_init__(self) -> None:
@@ -62,7 +63,7 @@ class ParallelConfig:
 
     strategy: Literal["ddp", "fsdp2"] = "ddp"
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Of the arithmetic; weights, gradients' sums and optimizer state are float32 always."""
+    """Of the arithmetic; weights, gradients' sums and optimizer state are float32 always. A run keeps it."""
     activation_checkpointing: bool = False
     compile: bool = False
     """`torch.compile` on each repeated block of the model rather than on the whole."""
@@ -108,11 +109,12 @@ class CheckpointConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ValidationConfig:
-    """Validation in a process beside the training, so that no rank waits for it."""
+    """Validation in a process beside the training: the ranks wait until a copy of the weights is written, no longer."""
 
     every: int = 1000
     """Steps from one to the next, and once at the end; 0: never."""
     device: Literal["auto", "cpu", "cuda"] = "cpu"
+    """cuda: the first GPU, which it shares with the training; auto: cuda where there is one."""
 
     def __post_init__(self) -> None:
         if self.every < 0:
@@ -144,7 +146,8 @@ class TrainConfig:
     global_batch: int
     """Samples of a step over all ranks."""
     microbatch: int
-    """Samples of one backward on one rank. A step accumulates global_batch / (ranks · microbatch) of them."""
+    """Samples of one backward on one rank. A step accumulates global_batch / (ranks · microbatch) of them. With dropout
+    in the model a run keeps it: masks are drawn for a microbatch as a whole."""
     seed: int = 0
     num_workers: int = 2
     """Reading processes of a rank; 0: in the training process."""

@@ -70,7 +70,7 @@ def read_metrics(path: Path) -> Metrics:
     for line in text.splitlines():
         if not line.strip():
             continue
-        row = _parse(line)
+        row = parse_line(line)
         if row is None:
             damaged += 1
             continue
@@ -97,7 +97,8 @@ def read_metrics(path: Path) -> Metrics:
     )
 
 
-def _parse(line: str) -> dict[str, Any] | None:
+def parse_line(line: str) -> dict[str, Any] | None:
+    """A line of `metrics.jsonl`; None when it is damaged."""
     try:
         row = json.loads(line)
     except json.JSONDecodeError:

@@ -55,7 +55,8 @@ class SkipGuard:
         if self.in_a_row >= self.config.abort_after:
             raise NotFinite(
                 f"{self.in_a_row} steps in a row, up to step {step}, were skipped because loss or gradient was not"
-                f" finite, the last at {', '.join(keys)}: look at these samples, or take a lower learning rate"
+                f" finite, the last at {', '.join(keys)}: look at these samples, or take a lower"
+                " learning rate in another RUN"
             )
 
 

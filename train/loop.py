@@ -10,6 +10,7 @@ import functools
 import itertools
 import logging
 import math
+import time
 from collections import Counter
 from collections.abc import Generator, Iterator
 from datetime import timedelta
@@ -38,8 +39,9 @@ from train.validation import Validations
 
 log = logging.getLogger(__name__)
 
-PREEMPTION_EVERY = 20
-"""Steps from one question to the launcher to the next; it takes milliseconds."""
+ASK_EVERY_S = 1.0
+"""From one question to the launcher, whether the run will be cut short, to the next; every other step where steps take
+longer."""
 
 
 class Trainer:
@@ -64,11 +66,12 @@ class Trainer:
         self.accumulation = config.accumulation(port.world)
         self.device = choose_device(config.parallel, port.local_rank)
         check_online(config.log)
-        self.module = parallelise(_built(task), config.parallel, self.device, port.world)
+        built = _built(task)
+        self.exporter = Exporter(built, port.rank)
+        self.module = parallelise(built, config.parallel, self.device, port.world)
         self.parameters = trainable_parameters(bare(self.module))
         self.optimizer = make_optimizer(self.module, config.optimizer)
         self.ema = Ema(self.parameters, config.ema)
-        self.exporter = Exporter(task, self.module, self.ema, port.rank)
         self.backward = Backward(task, self.module, config, self.device, port.world)
         self.guard = SkipGuard(config.guard)
         self.clock = Throughput(self.device)
@@ -85,12 +88,14 @@ class Trainer:
             world=port.world,
             num_workers=config.num_workers,
         )
+        self.loader.pin_memory = self.device.type == "cuda"
         self.loader.load_state_dict({"slots": self.step * config.global_batch})
         self.tracker: Tracker | None = None
         if port.rank == 0:
             self.tracker = Tracker(run.metrics, run.tensorboard, config.log, self.step, run.path.name)
         self.validations.resume(self.step)
         self._stop = StopRequest()
+        self._ask, self._asked_at = True, 0.0
         self._reading: Iterator[Batch] = iter(())
         self._sums: Counter[str] = Counter()  # over the samples since the last line, skipped steps left out
         self._counted = 0
@@ -120,7 +125,10 @@ class Trainer:
 
     def export(self, folder: Path) -> None:
         """Write the averaged weights into an empty folder. Collective; rank 0 writes."""
-        self._write(self.exporter.gather(), folder)
+        self._write(self._averaged(), folder)
+
+    def _averaged(self) -> nn.Module | None:
+        return self.exporter.gather(self.module, self.ema)
 
     def _write(self, module: nn.Module | None, folder: Path) -> None:
         if module is not None:
@@ -166,10 +174,11 @@ class Trainer:
             microbatches.append(batch)
             losses.append(self.backward(batch, self.step, sync=index == self.accumulation - 1))
         norm = float(gradient_norm(self.parameters.values()))
-        asked = self.step % PREEMPTION_EVERY == 0 and self.port.preempting()
-        flags = torch.tensor([self._stop.requested, asked], dtype=torch.float64, device=self.device)
+        asked = self._ask and self.port.preempting()
+        flags = torch.tensor([self._stop.requested, asked, self._due()], dtype=torch.float64, device=self.device)
         sums = torch.stack([torch.cat([part[name] for part in losses]).double().sum() for name in losses[0]])
-        *totals, stop, preempting = over_ranks(torch.cat([sums, flags]))
+        *totals, stop, preempting, due = over_ranks(torch.cat([sums, flags]))
+        self._ask = due > 0
         total = dict(zip(losses[0], totals, strict=True))
         # Every rank has the same sums and the same norm, and so decides alike.
         if math.isfinite(total["loss"]) and math.isfinite(norm):
@@ -182,6 +191,13 @@ class Trainer:
             self._skip(what, self.backward.bad_samples(what, self.step, microbatches, losses, trained))
         self.optimizer.zero_grad(set_to_none=True)
         return stop > 0, preempting > 0
+
+    def _due(self) -> bool:
+        """Whether the launcher was last asked long ago. The ranks' clocks differ, so they agree before they ask."""
+        now = time.monotonic()
+        if self._ask:
+            self._asked_at = now
+        return now - self._asked_at >= ASK_EVERY_S
 
     def _update(self, norm: float) -> None:
         clip_gradient(self.parameters.values(), norm, self.config.optimizer.max_gradient_norm)
@@ -205,8 +221,7 @@ class Trainer:
             self._log()
         # Before the checkpoint: a run killed in between goes on from an earlier one and submits it again.
         if config.validation.every and (last or step % config.validation.every == 0):
-            module = self.exporter.gather()
-            self.validations.submit(step, functools.partial(self._write, module))
+            self.validations.submit(step, functools.partial(self._write, self._averaged()))
         self.validations.poll()
         if last or stop or save or step % config.checkpoint.every == 0:
             self.checkpoints.save(step, self._state(), block=stop or last)
@@ -214,7 +229,7 @@ class Trainer:
         self.checkpoints.poll()
 
     def _log(self) -> None:
-        """Means over the samples, rates and times since the last line. Collective."""
+        """Means over the samples, rates and times since the last line; after a resume since that. Collective."""
         config = self.config
         means = {name: value / self._counted for name, value in self._sums.items()}
         self._sums, self._counted = Counter(), 0

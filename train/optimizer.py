@@ -51,6 +51,8 @@ def learning_rate(step: int, steps: int, config: OptimizerConfig, schedule: Sche
     """Learning rate of an update.
 
     Rises in a line over `warmup_steps`, then stays, or falls in a line or half a cosine to `final` times the full rate.
+    A rate that falls rises over half of the steps at most: a recipe that is cut short for a trial still ends at
+    `final`.
 
     Args:
         step: Number of the update, from 0.
@@ -58,11 +60,13 @@ def learning_rate(step: int, steps: int, config: OptimizerConfig, schedule: Sche
         config: The full rate.
         schedule: The course.
     """
-    if step < schedule.warmup_steps:
-        return config.learning_rate * (step + 1) / schedule.warmup_steps
-    if schedule.name == "constant":
+    falls = schedule.name != "constant"
+    warmup = min(schedule.warmup_steps, steps // 2) if falls else schedule.warmup_steps
+    if step < warmup:
+        return config.learning_rate * (step + 1) / warmup
+    if not falls:
         return config.learning_rate
-    progress = min(1.0, (step - schedule.warmup_steps) / max(1, steps - 1 - schedule.warmup_steps))
+    progress = min(1.0, (step - warmup) / max(1, steps - 1 - warmup))
     fall = progress if schedule.name == "linear" else (1 - math.cos(math.pi * progress)) / 2
     return config.learning_rate * (1 - (1 - schedule.final) * fall)
 

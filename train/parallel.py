@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -40,33 +39,23 @@ def choose_device(config: ParallelConfig, local_rank: int) -> torch.device:
     return device
 
 
-def repeated_blocks(module: nn.Module) -> list[nn.Module]:
-    """The blocks that a model repeats: equal classes in its outermost `nn.ModuleList`s."""
-    blocks = []
-    for child in module.children():
-        if isinstance(child, nn.ModuleList):
-            count = Counter(type(member) for member in child)
-            blocks += [member for member in child if count[type(member)] > 1]
-        else:
-            blocks += repeated_blocks(child)
-    return blocks
-
-
 def parallelise(module: nn.Module, config: ParallelConfig, device: torch.device, world: int) -> nn.Module:
     """Move a module to its device, prepare its blocks, and wrap it for the ranks.
 
-    Blocks are changed in place by replacing their `forward`, so no name in a state dict changes. Under FSDP2 each is
-    sharded for itself, and gathered when its turn comes. Buffers are not exchanged: training must not change them.
+    Blocks (`module.blocks`, see `Task.build`) are changed in place by replacing their `forward`, so no name in a state
+    dict changes. Under FSDP2 each is sharded for itself, and gathered when its turn comes. Buffers are not exchanged:
+    training must not change them.
     """
     module = module.to(device)
-    for block in repeated_blocks(module):
+    blocks = list(cast(Iterable[nn.Module], module.blocks))
+    for block in blocks:
         if config.compile:
             block.forward = torch.compile(block.forward)
         if config.activation_checkpointing:
             block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
     if config.strategy == "fsdp2":
         mesh = init_device_mesh(device.type, (world,))
-        for block in repeated_blocks(module):
+        for block in blocks:
             fully_shard(block, mesh=mesh)
         fully_shard(module, mesh=mesh)
         return module

@@ -39,7 +39,8 @@ class Port(Protocol):
     def preempting(self) -> bool:
         """Whether this run will soon be cut short, so that a checkpoint is due now; True once for each notice.
 
-        Every rank calls it at the same steps. It costs milliseconds: ask every 20 steps or so.
+        Every rank calls it at the same steps: they may wait for each other in it. It costs milliseconds: ask once in
+        a second or so.
         """
         ...
 

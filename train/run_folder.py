@@ -19,6 +19,7 @@ import fcntl
 import json
 import logging
 import os
+import shutil
 import socket
 import time
 from collections.abc import Iterator, Mapping
@@ -29,15 +30,17 @@ from typing import Any
 from talkinghead.provenance import library_versions, pretty_json
 from talkinghead.whole_writes import sweep, write_whole
 from train.recipe import Recipe, recipe_from_json, recipe_to_json
+from train.task import Provenance
 
 log = logging.getLogger(__name__)
 
 LIBRARIES = ("torch", "numpy", "transformers", "diffusers", "talkinghead")
 CONFIG = "config.json"
 _FORMAT = 1
-_FREE = ("num_workers", "microbatch", "parallel", "checkpoint", "validation", "log")
+_FREE = ("num_workers", "microbatch", "parallel", "guard", "checkpoint", "validation", "log")
 """Training settings that may change between two starts: they decide how fast and how often, not what is learned (but
-for the last bits of sums)."""
+for the last bits of sums). Of `parallel` the precision decides, and so does `microbatch` under dropout, whose masks are
+drawn for a microbatch as a whole."""
 _OURS = {"logs", ".lock"}
 
 
@@ -52,6 +55,8 @@ class RunConfig:
     """The data set: folder or URI, without credentials."""
     annotation: Mapping[str, str] = field(default_factory=dict)
     """Version and index hash of the annotations that the run began with; empty when the data set does not say."""
+    weights: Mapping[str, Provenance] = field(default_factory=dict)
+    """Weights that it began with (`Task.check`): setting that says where they lie → what lay there."""
     libraries: Mapping[str, str] = field(default_factory=lambda: library_versions(*LIBRARIES))
 
     def to_json(self) -> dict[str, Any]:
@@ -63,6 +68,7 @@ class RunConfig:
             "recipe": recipe_to_json(self.recipe),
             "data": self.data,
             "annotation": dict(self.annotation),
+            "weights": {name: dict(found) for name, found in self.weights.items()},
             "libraries": dict(self.libraries),
         }
 
@@ -123,7 +129,8 @@ class RunFolder:
     def start(cls, path: str | Path, config: RunConfig) -> RunFolder:
         """Create a run, or go on with the one that stands there if it was started alike.
 
-        Settings that only say how fast or how often may have changed; the new ones hold from now on.
+        Settings that only say how fast or how often may have changed; the new ones hold from now on. A run without a
+        checkpoint has nothing to lose: asked for otherwise, it is started anew.
 
         Raises:
             ValueError: Another run, another folder, or a running training stands there.
@@ -136,9 +143,13 @@ class RunFolder:
         with _locked(folder, patience_s=0.0):
             if (folder / CONFIG).exists():
                 there = cls.open(folder).config
-                cls._check_alike(there, config, folder)
-                # What the task derived is of the annotations that the run began with.
-                config = dataclasses.replace(config, annotation=there.annotation)
+                if _has_trained(folder):
+                    cls._check_alike(there, config, folder)
+                    # What the task derived is of the annotations that the run began with.
+                    config = dataclasses.replace(config, annotation=there.annotation)
+                elif there.annotation != config.annotation or differences(there, config):
+                    log.warning("RUN %s has no checkpoint and is started anew: something else is asked for", folder)
+                    _clear(folder)
             elif others := sorted(entry.name for entry in folder.iterdir() if entry.name not in _OURS):
                 raise ValueError(f"RUN {folder} holds {others[0]!r} but no {CONFIG}: take an empty or a new folder")
             sweep(folder)
@@ -176,7 +187,9 @@ class RunFolder:
 
 
 def check_place(path: str | Path) -> Path:
-    """The absolute path of a RUN; object stores are refused."""
+    """The absolute path of a RUN; object stores, and no name at all, are refused."""
+    if not str(path).strip():
+        raise ValueError("RUN is empty: name the folder of the run")
     if "://" in str(path):
         raise ValueError(
             f"RUN is {path}: it must be a folder, since checkpoints are renamed when they are whole; take a local or"
@@ -201,13 +214,30 @@ def differences(there: RunConfig, asked: RunConfig) -> list[str]:
 def _deciding(config: RunConfig) -> dict[str, Any]:
     # Through JSON, so that tuples and what was read from a file compare equal.
     value = json.loads(pretty_json(config.to_json()))
-    train = value["recipe"]["train"]
+    settings, train = value["recipe"]["config"], value["recipe"]["train"]
+    deciding = {"parallel": {"precision": train["parallel"]["precision"]}}
+    if settings.get("dropout"):
+        deciding["microbatch"] = train["microbatch"]
     for name in _FREE:
         del train[name]
     if train["schedule"]["name"] == "constant":
         del train["steps"]
-    parts = {"task": value["task"], "data": value["data"], **value["recipe"]}
-    return dict(_leaves(parts))
+    for name, found in value["weights"].items():  # what they are counts, not where they lie
+        settings[name] = f"sha256 {found['sha256'][:16]}"
+    return dict(_leaves({"task": value["task"], "data": value["data"], "config": settings, "train": train | deciding}))
+
+
+def _has_trained(folder: Path) -> bool:
+    """Whether something is lost when a run starts anew."""
+    return any((folder / "checkpoints").glob("step-*")) or (folder / "pretrained_model").exists()
+
+
+def _clear(folder: Path) -> None:
+    """Remove what a run without a checkpoint has left, but for its logs."""
+    for name in ("task", "checkpoints", "tensorboard", "validation"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in ("metrics.jsonl", "index.html"):
+        (folder / name).unlink(missing_ok=True)
 
 
 def _leaves(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

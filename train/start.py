@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from train.beginning import begin
 from train.launch import run_ray
 from train.port import LocalPort
 from train.recipe import Recipe
@@ -88,7 +89,7 @@ def start(path: str | Path, config: RunConfig, settings: LaunchSettings, data: s
     if started_by_torchrun():
         join_torchrun(path, config, data)
         return RunFolder.open(path)
-    run = RunFolder.start(path, config)
+    run = begin(path, config, data)
     if launcher == "local":
         run_worker(run.path, LocalPort(), data)
     elif launcher == "torchrun":

@@ -21,9 +21,30 @@ Batch = dict[str, Any]
 Losses = dict[str, torch.Tensor]
 """Per sample `[B]`. `loss` is minimised; the others are logged."""
 
+Provenance = dict[str, str]
+"""Of weights: `kind` (folder, file or the name of built-in ones), `name` and `sha256`, as `Pretrained.provenance`."""
+
 
 class Task(Protocol):
-    """A model in training. Made from (its config, the data set, the folder for what `prepare` derives)."""
+    """A model in training. Made from (its config, the data set, the folder for what `prepare` derives).
+
+    A config whose module draws from PyTorch's global generator in training has a setting `dropout` above 0.
+    """
+
+    def check(self) -> dict[str, Provenance]:
+        """Look, within seconds and without writing, at whatever can be wrong with the settings, the data and weights.
+
+        Runs before a run is created or gone on with, and so before `prepare`.
+
+        Returns:
+            The weights that `build` takes from elsewhere: setting that says where → what lies there. A run goes on only
+            with weights of the same sha256, wherever they lie by then.
+
+        Raises:
+            ValueError: The data set is missing or lacks something, weights cannot be read, or the settings make no
+                model; says what to do.
+        """
+        ...
 
     def prepare(self) -> None:
         """Derive what training needs from the data (speakers, neutral meshes, …) and write it into the task's folder.
@@ -38,7 +59,8 @@ class Task(Protocol):
     def build(self) -> nn.Module:
         """The module in float32 on the CPU, with its first weights and with frozen parts at `requires_grad` False.
 
-        Equal on every rank and for every call: first weights come from a file or from the seed.
+        Equal on every rank and for every call: first weights come from a file or from the seed. Its attribute `blocks`
+        lists the layers that it repeats: the units of sharding, compiling and activation checkpointing.
         """
         ...
 
@@ -60,8 +82,8 @@ class Task(Protocol):
         """Write weights and all that inference needs (`save_pretrained`) into an empty folder."""
         ...
 
-    def validate(self, weights: Path, folder: Path) -> dict[str, float]:
-        """Run the inference pipeline of exported weights on fixed held-out clips, in a process of its own.
+    def validate(self, weights: Path, folder: Path, device: torch.device) -> dict[str, float]:
+        """Run the inference pipeline of exported weights on fixed held-out clips, on a device, in a process of its own.
 
         Writes `validation.json`, plots and videos into `folder`; returns the numbers to log.
         """

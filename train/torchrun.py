@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import logging
 import os
 import signal
@@ -17,12 +15,12 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from train.beginning import begin
+from train.child_process import end_with
 from train.failure import Failure, FailureLog, RunFailed
 from train.port import LocalPort
 from train.run_folder import RunConfig, RunFolder, check_place
 from train.worker import DATA_VARIABLE, on_rank_zero, process_group, run_worker
-
-_PR_SET_PDEATHSIG = 1
 
 
 def started_by_torchrun() -> bool:
@@ -94,8 +92,7 @@ def run_rank(path: Path, parent: int | None = None) -> None:
         parent: The launcher: end when it ends, and leave it to it to say what went wrong.
     """
     if parent is not None:
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        end_with(parent)
     try:
         run_worker(path, LocalPort.from_environment())
     except RunFailed:
@@ -114,10 +111,10 @@ def join_torchrun(path: str | Path, config: RunConfig, data: str | None) -> None
     """
     port = LocalPort.from_environment()
     with process_group(config.recipe.train.parallel, port):
-        on_rank_zero(lambda: _started(path, config), port.rank, None)
+        on_rank_zero(lambda: _started(path, config, data), port.rank, None)
         run_worker(check_place(path), port, data)
 
 
-def _started(path: str | Path, config: RunConfig) -> None:
-    run = RunFolder.start(path, config)
+def _started(path: str | Path, config: RunConfig, data: str | None) -> None:
+    run = begin(path, config, data)
     FailureLog(run.logs).clear()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,9 @@ from typing import Any, Protocol
 
 from talkinghead.whole_writes import write_whole
 from train.config import LogConfig
+from train.curves import parse_line
+
+log = logging.getLogger(__name__)
 
 
 def check_online(config: LogConfig) -> None:
@@ -42,7 +46,8 @@ class Tracker:
 
     A line of `metrics.jsonl` is an object with `step` (updates done, from 1) and figures; those of a validation have
     names with `validation/`. One that is NaN or infinite is null. A skipped step has a line of its own: `event`,
-    `what`, `keys`.
+    `what`, `keys`. Figures are means since the line before; the first line after a resume has fewer steps in it, since
+    such sums are not in the checkpoints.
 
     Args:
         metrics: The `metrics.jsonl`. Lines behind `step` are of a training that was killed there: they are cut off.
@@ -129,9 +134,16 @@ class Online:
 
 
 def cut(metrics: Path, step: int) -> None:
-    """Drop lines behind a step, and a last line that a killed writer left unfinished. The file is replaced at once."""
+    """Drop lines behind a step, a last line that a killed writer left unfinished, and damaged ones.
+
+    The file is replaced at once.
+    """
     if not metrics.exists():
         return
-    lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
-    kept = "".join(line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step)
-    write_whole(metrics, kept.encode())
+    text = metrics.read_text(encoding="utf-8", errors="replace")
+    lines = [line for line in text[: text.rfind("\n") + 1].splitlines() if line.strip()]
+    rows = [parse_line(line) for line in lines]
+    if damaged := rows.count(None):
+        log.warning("%d lines of %s cannot be read and are dropped", damaged, metrics)
+    kept = [line for line, row in zip(lines, rows, strict=True) if row is not None and row["step"] <= step]
+    write_whole(metrics, "".join(f"{line}\n" for line in kept).encode())

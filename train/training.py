@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +62,8 @@ def train(request: Request) -> str:
         ValueError: It cannot be started so.
     """
     asked = request.asked
+    if not asked.data.strip():
+        raise ValueError("--data is empty: name the folder or URI of the data set")
     storage = Storage(asked.data)
     config = RunConfig(
         task=request.task,
@@ -120,7 +123,7 @@ def _default(recipe: Recipe) -> Training[Any]:
 
 
 def _text(make: Any) -> str:
-    return (make.__doc__ or "").strip()
+    return inspect.cleandoc(make.__doc__ or "")
 
 
 def _annotation(storage: Storage, config: Any) -> Mapping[str, str]:

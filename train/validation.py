@@ -1,14 +1,13 @@
-"""Validation beside the training: a child process per validation, so that no rank ever waits for one.
+"""Validation beside the training: a child process per validation, so that no rank waits for its figures.
 
-Rank 0 writes a copy of the weights into RUN/validation/step-…/weights and starts `python -m train validate` on it,
-one at a time and with low priority. The copy goes when the figures are in; as long as it stands, the validation is
-not done, so a resumed run does it again.
+Rank 0 writes a copy of the weights into RUN/validation/step-…/weights (for this the ranks wait, as long as the disk
+takes) and starts `python -m train validate` on it, one at a time and with low priority. The copy goes when the figures
+are in; as long as it stands, the validation is not done, so a resumed run does it again.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import logging
 import os
@@ -20,7 +19,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from talkinghead.whole_writes import sweep, temporary_folder, write_whole
+from train.child_process import end_with
 from train.config import ValidationConfig
 from train.recipe import make_task
 from train.run_folder import RunFolder
@@ -32,7 +34,6 @@ RESULT = "result.json"
 LOG = "validation.log"
 _MAX_WAITING = 2
 _NICENESS = 10
-_PR_SET_PDEATHSIG = 1
 _OF_THE_RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -153,7 +154,7 @@ def run_validation(run: RunFolder, step: int, data: str, parent: int | None = No
         ValueError: The weights of that step are not there.
     """
     if parent is not None:
-        _end_with(parent)
+        end_with(parent)
         os.nice(_NICENESS)
     folder = run.validation / f"step-{step:08d}"
     weights = folder / "weights"
@@ -165,10 +166,22 @@ def run_validation(run: RunFolder, step: int, data: str, parent: int | None = No
         )
     started = time.perf_counter()
     task = make_task(run.task, run.recipe.config, data, run.task_folder)
-    figures = task.validate(weights, folder)
+    figures = task.validate(weights, folder, device_of(run.recipe.train.validation))
     write_whole(folder / RESULT, json.dumps(figures).encode())
     log.info("validated step %d in %.1f s", step, time.perf_counter() - started)
     return folder
+
+
+def device_of(config: ValidationConfig) -> torch.device:
+    """Where to validate.
+
+    Raises:
+        ValueError: cuda was asked for, and there is none.
+    """
+    there = torch.cuda.is_available()
+    if config.device == "cuda" and not there:
+        raise ValueError("validation.device is cuda, and there is no GPU here: take validation.device cpu")
+    return torch.device("cuda" if there and config.device != "cpu" else "cpu")
 
 
 def _start(run: RunFolder, step: int, config: ValidationConfig) -> subprocess.Popen[bytes]:
@@ -199,11 +212,3 @@ def _reason(file: Path, code: int) -> str:
         return f"{lines[-1].removeprefix('error: ')} (see {file})"
     how = f"ended by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
     return f"{how}, see {file}"
-
-
-def _end_with(parent: int) -> None:
-    """Have the kernel (Linux) end this process when its parent dies: a killed run leaves nothing behind."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before
-        os._exit(1)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from train.checkpoint_files import LAST
+from train.curves import read_metrics
 from train.failure import Failure, FailureLog
 from train.run_folder import RunFolder
 
@@ -19,6 +20,8 @@ log = logging.getLogger(__name__)
 
 _POLL_S = 0.2
 _STOP_PATIENCE_S = 120.0
+"""A checkpoint is waited for so long, beside a few steps."""
+_STOP_PATIENCE_STEPS = 3
 _FINAL = ("user", "machine")
 """Kinds of failures that no further try mends."""
 
@@ -79,7 +82,7 @@ class Watch:
     def _await_checkpoint(self, tail: _Tail) -> None:
         before = _last(self.run)
         self.run.stop_file.touch()
-        deadline = time.monotonic() + _STOP_PATIENCE_S
+        deadline = time.monotonic() + _STOP_PATIENCE_S + _STOP_PATIENCE_STEPS * _step_seconds(self.run)
         while self.asked < 2 and _last(self.run) == before and time.monotonic() < deadline:
             if self._ended.wait(_POLL_S):
                 break
@@ -108,6 +111,12 @@ class _Tail:
         self.offset += len(text)
         sys.stderr.write(text.decode(errors="replace"))
         sys.stderr.flush()
+
+
+def _step_seconds(run: RunFolder) -> float:
+    """How long a step takes, as far as one was logged."""
+    curve = read_metrics(run.metrics).training.get("step_s")
+    return (curve.last if curve else None) or 0.0
 
 
 def _last(run: RunFolder) -> str | None:

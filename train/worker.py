@@ -15,7 +15,8 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
-from talkinghead.whole_writes import commit_folder, temporary_folder
+from talkinghead.provenance import pretty_json
+from talkinghead.whole_writes import commit_folder, temporary_folder, write_whole
 from train.config import ParallelConfig
 from train.failure import FailureLog, PeerError
 from train.port import Port
@@ -26,6 +27,8 @@ log = logging.getLogger(__name__)
 
 DATA_VARIABLE = "TALKINGHEAD_TRAIN_DATA"
 """Where the data set is, for child processes, when config.json must not say it in full (credentials)."""
+TRAINING_FILE = "training.json"
+"""In pretrained_model/: which training the weights come from, and which weights and data it began with."""
 _LOCK_PATIENCE_S = 20.0
 _PATIENCE = timedelta(days=7)
 _OURS = ("train", "infer", "shards", "talkinghead")
@@ -72,12 +75,20 @@ def _train(run: RunFolder, port: Port, group: Any) -> None:
         trainer.fit()
         folder = temporary_folder(run.export) if port.rank == 0 else run.export
         trainer.export(folder)
-        on_rank_zero(lambda: commit_folder(folder, run.export), port.rank, group)
+        on_rank_zero(lambda: _publish(run, folder, trainer.step), port.rank, group)
         if port.rank == 0:
             trainer.validations.wait()
             write_overview(run.path)
     finally:
         trainer.close()
+
+
+def _publish(run: RunFolder, folder: Path, step: int) -> None:
+    """Put exported weights where they are looked for, with where they come from beside them (but no place of ours)."""
+    known = run.config.to_json()
+    names = ("task", "recipe_name", "annotation", "weights", "libraries")
+    write_whole(folder / TRAINING_FILE, pretty_json({"step": step} | {name: known[name] for name in names}))
+    commit_folder(folder, run.export)
 
 
 def data_of(run: RunFolder) -> str:

@@ -1,4 +1,7 @@
-"""How the predicted head moves: against the true motion, and by itself. Poses are relative to the clip's rest pose."""
+"""How the predicted head moves: against the true motion, and by itself.
+
+Poses are relative to the clip's rest pose or to its first frame, as `infer.evaluation` was asked.
+"""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ class Clip:
     """`[F, 468, 3]` cm."""
     true_mesh: np.ndarray | None = None
     predicted_pose: np.ndarray | None = None
-    """`[F, 6]` degrees and cm, relative to the clip's rest pose."""
+    """`[F, 6]` degrees and cm, relative to the clip's rest pose or first frame, as the evaluation says."""
     true_pose: np.ndarray | None = None
     audio: np.ndarray | None = None
     """`[N]` float32 at 16 kHz, frame k beginning at sample 16000 k / fps."""

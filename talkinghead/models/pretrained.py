@@ -101,6 +101,16 @@ class Pretrained:
             raise ValueError(f"the weights of {self.source} do not fit this encoder: {_listed(wrong)} differ in shape")
         encoder.load_state_dict({name: found[name] for name in wanted})
 
+    def check(self) -> dict[str, str]:
+        """Read the weights once, so that whatever is wrong with them is said now; their provenance.
+
+        Raises:
+            ValueError: The folder is missing, or weights are missing, damaged or of another encoder.
+        """
+        if self.source != TINY:
+            self._folder_encoder()
+        return self.provenance()
+
     def provenance(self) -> dict[str, str]:
         """What to write beside weights that began here: kind, name of the folder, sha256 of the weights.
 

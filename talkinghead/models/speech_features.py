@@ -69,6 +69,17 @@ def normalise(samples: Tensor) -> Tensor:
     """
     mean = samples.mean(dim=-1, keepdim=True)
     variance = samples.var(dim=-1, keepdim=True, correction=0)
+    return standardise(samples, mean, variance)
+
+
+def standardise(samples: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+    """`normalise` for a part of a recording, from the mean and variance of the whole.
+
+    Args:
+        samples: `[..., N]` float.
+        mean: `[..., 1]`.
+        variance: `[..., 1]`.
+    """
     return (samples - mean) / torch.sqrt(variance + 1e-7)
 
 
@@ -98,22 +109,44 @@ def encode_speech(encoder: PreTrainedModel, samples: Tensor, num_frames: int, ma
         samples: `[B, N]`, normalised (`normalise`), zeros where a recording is over. Shorter ones than the convolutions
             see are lengthened with zeros.
         num_frames: T, the video frames that the samples span.
-        mask: `[B, T]`, False where a frame lies after a recording's end; no other frame attends to it. Encoders with
-            `feat_extract_norm` "group" nevertheless average over the whole row of samples.
+        mask: `[B, T]`, True up to a recording's end and False after it; no frame before the end hears what is behind.
 
     Returns:
         `[B, T, D]`: the last hidden state.
     """
+    # wav2vec 2.0 base and its like average over the whole row after the first convolution, zeros behind the end too.
+    if mask is not None and getattr(encoder.config, "feat_extract_norm", "layer") == "group":
+        features = _features_of_rows(encoder, samples, mask)
+    else:
+        features = _features(encoder, samples, num_frames)
+    projected = cast(Any, encoder.feature_projection)(features)
+    # wav2vec 2.0 and WavLM also return the normalised features, which only their pre-training uses.
+    hidden = projected[0] if isinstance(projected, tuple) else projected
+    return cast(Any, encoder.encoder)(hidden, attention_mask=mask).last_hidden_state
+
+
+def _features(encoder: PreTrainedModel, samples: Tensor, num_frames: int) -> Tensor:
+    """Of the convolutions, one per frame: `[B, N]` → `[B, T, C]`."""
     config = cast(Any, encoder.config)
     missing = receptive_field(config.conv_kernel, config.conv_stride) - samples.shape[-1]
     if missing > 0:
         samples = functional.pad(samples, (0, missing))
     features = cast(Any, encoder.feature_extractor)(samples)
-    features = resample_features(features, num_frames).transpose(1, 2)
-    projected = cast(Any, encoder.feature_projection)(features)
-    # wav2vec 2.0 and WavLM also return the normalised features, which only their pre-training uses.
-    hidden = projected[0] if isinstance(projected, tuple) else projected
-    return cast(Any, encoder.encoder)(hidden, attention_mask=mask).last_hidden_state
+    return resample_features(features, num_frames).transpose(1, 2)
+
+
+def _features_of_rows(encoder: PreTrainedModel, samples: Tensor, mask: Tensor) -> Tensor:
+    """`_features` of each row's own samples, zeros behind its end.
+
+    Row by row also where rows are equally long: the number of calls is then the same on every rank.
+    """
+    total = mask.shape[1]
+    rows: list[Tensor] = []
+    for row, count in zip(samples, mask.sum(dim=1).tolist(), strict=True):
+        count = max(1, int(count))
+        own = row[None, : math.ceil(len(row) * count / total)]
+        rows.append(functional.pad(_features(encoder, own, count), (0, 0, 0, total - count)))
+    return torch.cat(rows)
 
 
 def resample_features(features: Tensor, num_frames: int) -> Tensor:

@@ -61,7 +61,12 @@ def test_files_that_are_no_templates(tmp_path: Path, content: np.ndarray, messag
 def test_templates_that_are_not_there(tmp_path: Path) -> None:
     (tmp_path / "text.npy").write_text("no numbers")
     np.savez(tmp_path / "archive.npz", a=np.zeros((3, 6)))
-    for name, message in [("gone.npy", "is not there"), ("text.npy", "not a NumPy"), ("archive.npz", "an archive")]:
+    with (tmp_path / "huge.npy").open("wb") as file:  # a header of terabytes, and nothing behind it
+        header = {"descr": "<f8", "fortran_order": False, "shape": (10**12, 6)}
+        np.lib.format.write_array_header_1_0(file, header)
+    (tmp_path / "empty.npy").touch()
+    cases = [("gone.npy", "is not there"), ("text.npy", "not a NumPy"), ("archive.npz", "an archive")]
+    for name, message in [*cases, ("huge.npy", "not a NumPy"), ("empty.npy", "not a NumPy")]:
         with pytest.raises(ValueError, match=message):
             read_template(tmp_path / name)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +61,14 @@ def test_an_error_on_the_way_leaves_what_was_there(tmp_path: Path) -> None:
     def fail() -> dict[str, Any]:
         raise RuntimeError
 
+    def fill_up() -> dict[str, Any]:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
     with pytest.raises(RuntimeError):
         write(path, describe=fail)
+    with pytest.raises(OSError, match=rf"cannot write {path} .*No space left") as full:
+        write(path, describe=fill_up)
+    assert full.value.errno == errno.ENOSPC
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 

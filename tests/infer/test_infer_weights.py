@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -12,14 +13,18 @@ import pytest
 import torch
 
 from infer.__main__ import main
+from infer.landmarks import choose_identity
 from infer.weights import EXPRESSION_FILE, ORIGIN_FILE, WEIGHTS_FILE, find_weights, load_audio2mesh, load_audio2pose
 from talkinghead.geometry.expression import NUM_SCORES, ExpressionBasis
+from talkinghead.geometry.neutral import NeutralMesh
+from talkinghead.speakers import Speaker, Speakers
 
 
 def test_found_where_users_put_them(tiny_weights: Path, tmp_path: Path) -> None:
     folder = tiny_weights / "audio2mesh"
     assert find_weights("audio2mesh", folder).path == folder
     assert find_weights("audio2mesh", tiny_weights).path == folder
+    assert find_weights("audio2mesh", folder / WEIGHTS_FILE).path == folder
     run = tmp_path / "run"
     shutil.copytree(folder, run / "pretrained_model")
     (run / "config.json").write_text('{"task": "audio2mesh"}')
@@ -121,3 +126,35 @@ def test_conversion(shared: Path, tmp_path: Path, capfd: pytest.CaptureFixture[s
     assert torch.equal(weights.model.out_fn.weight, state["out_fn.weight"])
     assert main(arguments) == 2
     assert "is there already" in capfd.readouterr().err
+
+
+def test_a_speaker_is_chosen_by_name_before_number(tiny_weights: Path) -> None:
+    weights = load_audio2pose(find_weights("audio2pose", tiny_weights))
+    face = np.zeros((468, 3), np.float32)
+    neutral = NeutralMesh(mesh=face, num_frames=5, rule="lip opening")
+    names = ("123", "5", "anna")
+    known = Speakers([Speaker(name=name, neutral=neutral, mean_offset=face, num_frames=5) for name in names])
+    named = dataclasses.replace(weights, speakers=known)
+    assert [choose_identity(asked, 0, named) for asked in ("123", "5", "anna", "7")] == [0, 1, 2, 7]
+    assert choose_identity("5", 0, weights) == 5
+    assert {choose_identity(None, seed, named) for seed in range(40)} == {0, 1, 2}
+    with pytest.raises(ValueError, match="123 does not exist"):
+        choose_identity("123", 0, weights)
+    with pytest.raises(ValueError, match="there is no speaker 'bob'"):
+        choose_identity("bob", 0, named)
+
+
+def test_the_chunking_of_a_converted_pose_model_can_be_chosen(
+    tiny_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published = find_weights("audio2pose", tiny_weights)
+    file = tmp_path / "audio2pose.pt"
+    file.write_bytes(b"stands for the published file")
+    monkeypatch.setattr(
+        "talkinghead.models.published.load_published", lambda *_: (load_audio2pose(published).model, "all keys")
+    )
+    for chunking in ("continue", "restart"):
+        folder = tmp_path / chunking
+        assert main(["convert", "--audio2pose", str(file), "-o", str(folder), "--chunking", chunking]) == 0
+        assert load_audio2pose(find_weights("audio2pose", folder)).model.chunking == chunking
+    assert main(["convert", "--audio2mesh", str(file), "-o", str(tmp_path / "x"), "--chunking", "restart"]) == 2

@@ -1,4 +1,4 @@
-"""The models' blocks shard: FSDP2 on each block and on the whole gives the plain model's loss and gradients."""
+"""The models' blocks shard as the trainer shards them: the plain model's gradients come out."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch._C._distributed_c10d import HashStore
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from talkinghead.models.audio2mesh import Audio2Mesh
 from talkinghead.models.pretrained import Pretrained
 from tests.models.conftest import small_pose
+from train.config import ParallelConfig
+from train.parallel import parallelise
 
 TINY = Pretrained("tiny").wav2vec_config()
 
@@ -41,10 +43,10 @@ def test_sharded_blocks_compute_the_same(one_rank: None, which: str) -> None:
     want = {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}
     model.zero_grad()
 
-    mesh = dist.device_mesh.init_device_mesh("cpu", (1,))
-    for block in model.blocks:
-        fully_shard(block, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+    config = ParallelConfig(strategy="fsdp2", activation_checkpointing=True)
+    model = parallelise(model, config, torch.device("cpu"), 1)
+    sharded = [part for part in model.modules() if isinstance(part, FSDPModule)]
+    assert sharded == [model, *model.blocks] and len(model.blocks) >= 2
     model(*batch).square().mean().backward()
     found = {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
     assert found.keys() == want.keys()

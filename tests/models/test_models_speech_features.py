@@ -81,9 +81,10 @@ def test_speech_of_any_length_has_features(tiny: dict[str, Any], samples: int) -
 
 
 @settings(max_examples=10, deadline=None)
-@given(st.integers(1, 30), st.integers(0, 12))
-def test_padding_does_not_reach_the_frames_before_it(frames: int, padding: int) -> None:
-    encoder = build_encoder(Pretrained("tiny").wav2vec_config()).eval()
+@given(st.integers(1, 30), st.integers(0, 12), st.sampled_from(["group", "layer"]))
+def test_padding_does_not_reach_the_frames_before_it(frames: int, padding: int, norm: str) -> None:
+    """Nor does it change them: with a group norm over time the zeros would count, as in wav2vec 2.0 base."""
+    encoder = build_encoder(Pretrained("tiny").wav2vec_config() | {"feat_extract_norm": norm}).eval()
     samples = torch.randn(1, frames * 640, generator=torch.Generator().manual_seed(frames))
     want = encode_speech(encoder, samples, frames)
     mask = torch.arange(frames + padding)[None] < frames
@@ -91,6 +92,29 @@ def test_padding_does_not_reach_the_frames_before_it(frames: int, padding: int) 
     torch.testing.assert_close(
         encode_speech(encoder, padded, frames + padding, mask)[:, :frames], want, rtol=1e-4, atol=1e-4
     )
+
+
+@settings(max_examples=5, deadline=None)
+@given(st.lists(st.integers(0, 12), min_size=1, max_size=3))
+def test_recordings_of_many_lengths_share_a_batch(lengths: list[int]) -> None:
+    """With a group norm over time each row is as if alone, also at a rate that shares no grid with the audio."""
+    encoder = build_encoder(Pretrained("tiny").wav2vec_config() | {"feat_extract_norm": "group"}).eval()
+    generator = torch.Generator().manual_seed(sum(lengths))
+    per_frame = Fraction(16000, 30)
+    total = max(*lengths, 1)
+    mask = torch.arange(total)[None] < torch.tensor(lengths)[:, None]
+    samples = torch.zeros(len(lengths), math.ceil(total * per_frame))
+    for row, count in enumerate(lengths):
+        heard = math.ceil(count * per_frame)
+        samples[row, :heard] = torch.randn(heard, generator=generator)
+    out = encode_speech(encoder, samples, total, mask)
+    assert out.shape == (len(lengths), total, 128) and out.isfinite().all()
+    for row, count in enumerate(lengths):
+        if count:
+            own = samples[row : row + 1, : math.ceil(count * per_frame)]
+            torch.testing.assert_close(
+                out[row : row + 1, :count], encode_speech(encoder, own, count), rtol=1e-3, atol=1e-4
+            )
 
 
 @pytest.mark.parametrize("model_type", ["wav2vec2", "hubert", "wavlm", "data2vec-audio"])

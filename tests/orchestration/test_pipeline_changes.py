@@ -44,6 +44,7 @@ def clip_files(source: Path) -> list[Path]:
     return sorted(source.glob("astronaut*"))
 
 
+@pytest.mark.slow
 def test_a_smaller_limit_and_gone_sources_leave_packed_clips_alone(
     data: Path, source: Path, finished: Path, command: Command
 ) -> None:
@@ -83,6 +84,7 @@ def test_settings_stay_as_they_were_made(data: Path, source: Path, command: Comm
     assert wrong.returncode == 2 and "seed=x" in wrong.stderr
 
 
+@pytest.mark.slow
 def test_a_newer_job_version_leaves_packed_samples_alone(data: Path, source: Path, command: Command) -> None:
     """As after an update of this code or of a library: new clips come in, packed ones stay, nothing is refused."""
     before = digests(data)
@@ -105,6 +107,7 @@ def test_a_newer_job_version_leaves_packed_samples_alone(data: Path, source: Pat
     sound(data, command)
 
 
+@pytest.mark.slow
 def test_failed_annotation_is_a_blank_row_and_a_late_success_changes_nothing(data: Path, command: Command) -> None:
     storage = Storage(data)
     quarantined = len(current_quarantine(storage))
@@ -130,6 +133,7 @@ def test_failed_annotation_is_a_blank_row_and_a_late_success_changes_nothing(dat
     assert not [row for row in open_index(storage, "v3").rows() if row.reason == "annotate_failed"]
 
 
+@pytest.mark.slow
 def test_a_damaged_unit_is_not_packed(sample_source: Path, tmp_path: Path, command: Command) -> None:
     data, source = tmp_path / "data", tmp_path / "source"
     source.mkdir()

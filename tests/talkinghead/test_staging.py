@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from talkinghead.staging import staged_file, staged_folder
+from talkinghead.staging import check_writable, staged_file, staged_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -60,6 +60,17 @@ def test_places_that_cannot_be_written(tmp_path: Path) -> None:
         pass
     with pytest.raises(ValueError, match="not a folder"), staged_file(tmp_path / "file" / "out"):
         pass
+    for place in (tmp_path, tmp_path / "file" / "out", tmp_path / "file" / "deep" / "out"):
+        with pytest.raises(ValueError, match="a folder"):
+            check_writable(place)
+    with pytest.raises(OSError, match=f"cannot write to {tmp_path}"):
+        check_writable(tmp_path / ("x" * 250))
+
+
+def test_a_check_of_a_place_leaves_nothing(tmp_path: Path) -> None:
+    check_writable(tmp_path / "new" / "folder" / "out")
+    check_writable(tmp_path / "out")
+    assert not list(tmp_path.iterdir())
 
 
 _WRITER = """

@@ -230,13 +230,13 @@ print(at, partial)
 
 
 def test_sigkill_at_any_moment_leaves_the_newest_whole(folder: Path) -> None:
-    """40 kills, most of them while a checkpoint was being written."""
+    """20 kills, most of them while a checkpoint was being written."""
     done = subprocess.run(
-        [sys.executable, "-c", KILLED, str(folder), "40"], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-c", KILLED, str(folder), "20"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     newest, partial = map(int, done.stdout.split())
-    assert newest > 5 and partial > 5, done.stdout
+    assert newest > 3 and partial > 3, done.stdout
 
 
 FULL = """

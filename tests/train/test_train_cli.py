@@ -72,6 +72,8 @@ def test_help_at_every_level_says_everything(tmp_path: Path) -> None:
         (["--workers", 2, "--launch", "local"], "--launch local is one process"),
         (["--min-workers", 1], "--min-workers is for --launch ray"),
         (["--run", "s3://bucket/run"], "must be a folder"),
+        (["--run", ""], "RUN is empty"),
+        (["--data", ""], "--data is empty"),
         (["--run", "/proc/1/x"], "/proc"),
         (["--launch", "ray", "--ray-address", "127.0.0.1:9"], "no Ray cluster answers at 127.0.0.1:9"),
         (["--train.parallel.device", "cuda"], "device"),
@@ -82,6 +84,24 @@ def test_wrong_use_is_one_line(tmp_path: Path, options: list[object], said: str)
     assert done.process.exitcode == 2, done.stderr
     assert "Traceback" not in done.stderr and said in " ".join(done.stderr.replace("│", " ").split())
     assert len(done.errors) <= 1
+
+
+def test_a_corrected_command_works(tmp_path: Path) -> None:
+    """Whatever was wrong with the first one, it leaves nothing that the second is refused for."""
+    run = tmp_path / "run"
+    line = one_error(run_train(tmp_path / "a", *toy(run, "--data", tmp_path / "missing")))
+    assert f"there is no data set at {tmp_path / 'missing'}" in line and not run.exists()
+    assert "there are no features in " in one_error(run_train(tmp_path / "b", *toy(run, "--config.features", "gone")))
+    assert "width 7 must be even" in one_error(run_train(tmp_path / "c", *toy(run, "--config.width", 7)))
+    assert not run.exists()
+    # What only the ranks find out comes behind `prepare`.
+    bad = ["--config.bad-loss", *range(40), "--train.guard.abort-after", 2]
+    assert "2 steps in a row" in one_error(run_train(tmp_path / "d", *toy(run, *bad)))
+    assert (run / "task" / "prepared.txt").exists()
+    done = run_train(tmp_path / "e", *toy(run))
+    assert done.process.exitcode == 0 and "started anew" in done.stderr
+    known = json.loads((run / "pretrained_model" / "training.json").read_text())
+    assert known["step"] == 8 and known["weights"]["features"]["name"] == "drawn" and str(tmp_path) not in str(known)
 
 
 def test_what_stands_in_the_run_is_one_line(finished: Path, tmp_path: Path) -> None:
@@ -119,11 +139,6 @@ def test_a_fault_of_ours_is_one_line_and_its_traceback_is_kept(tmp_path: Path) -
     line = one_error(done, status=1)
     assert "rank 0 failed: " in line and str(run / "logs" / "traceback-0.txt") in line
     assert "Traceback" in (run / "logs" / "traceback-0.txt").read_text()
-
-
-def test_too_many_bad_steps_are_one_line(tmp_path: Path) -> None:
-    options = ["--config.bad-loss", *range(40), "--train.guard.abort-after", 2]
-    assert "2 steps in a row" in one_error(run_train(tmp_path / "out", *toy(tmp_path / "run", *options)))
 
 
 @pytest.mark.slow

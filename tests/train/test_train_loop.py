@@ -16,6 +16,7 @@ from torch import nn
 
 from tests.train import toy_task
 from tests.train.training import assert_same, lines, recipe, start, train, trainer_of
+from train import loop
 from train.interruption import Interrupted
 from train.port import LocalPort
 
@@ -143,15 +144,20 @@ class Preempting(LocalPort):
         return len(self.asked) == 2
 
 
-def test_a_preemption_leaves_a_checkpoint_and_training_goes_on(tmp_path: Path) -> None:
-    chosen = recipe(steps=45, checkpoint={"every": 1000, "keep": 9}, log={"every": 5})
+@pytest.mark.parametrize(("seconds", "saved", "questions"), [(0.0, [2, 9], 9), (9.0, [9], 1)])
+def test_a_preemption_leaves_a_checkpoint_and_training_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, saved: list[int], questions: int
+) -> None:
+    """Asked for at every step when steps take long, and now and then when they are many."""
+    monkeypatch.setattr(loop, "ASK_EVERY_S", seconds)
+    chosen = recipe(steps=9, checkpoint={"every": 1000, "keep": 9})
     port = Preempting()
     outcome = train(tmp_path / "run", chosen, port=port)
-    assert outcome["step"] == 45
-    assert len(port.asked) == 3
+    assert outcome["step"] == 9
+    assert len(port.asked) == questions
     steps = [entry.name for entry in sorted((tmp_path / "run/checkpoints").glob("step-*"))]
-    assert steps == ["step-00000021", "step-00000045"]
-    assert len(port.told) == 2 and "loss" in port.told[1]
+    assert steps == [f"step-{step:08d}" for step in saved]
+    assert len(port.told) == len(saved) and "loss" in port.told[-1]
 
 
 def test_reading_ends_with_the_trainer(tmp_path: Path) -> None:
@@ -197,6 +203,19 @@ def test_frozen_parameters_stay_and_are_nowhere(tmp_path: Path) -> None:
     assert exported.keys() == built.keys()
     assert all(torch.equal(exported[name], built[name]) for name in frozen)
     trainer.close()
+
+
+def test_the_export_needs_no_first_weights_any_more(tmp_path: Path) -> None:
+    chosen = recipe()
+    task = toy_task.make(chosen.config, "none", tmp_path)
+    start(tmp_path / "run", chosen)
+    trainer = trainer_of(tmp_path / "run", chosen, task=task)
+    task.build = None  # type: ignore[method-assign,assignment]  # as good as a deleted folder
+    trainer.fit()
+    (tmp_path / "out").mkdir()
+    trainer.export(tmp_path / "out")
+    trainer.close()
+    assert load_file(tmp_path / "out/weights.safetensors").keys() == trainer.module.state_dict().keys()
 
 
 def test_trained_weights_must_be_float32(tmp_path: Path) -> None:

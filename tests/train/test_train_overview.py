@@ -62,6 +62,7 @@ def begin(run: Path) -> Path:
         "recipe": recipe,
         "data": "data/<set>",
         "annotation": {"version": "v2"},
+        "weights": {"wav2vec": {"kind": "folder", "name": "wav2vec2-base", "sha256": hash_bytes(b"encoder")}},
         "libraries": {"torch": "2.13.0"},
     }
     (run / "config.json").write_text(json.dumps(config))
@@ -126,7 +127,7 @@ def test_a_whole_run(tmp_path: Path) -> None:
     for wanted in (
         "Validation at step 100", "step 100 of 200", "zero pose", "shifted truth", "pose rotation error",
         "1 clip, 60 frames (2 s), 0 without a face", "1 step was", "folder-&lt;y&gt;", "2.1 %",
-        hash_bytes(b"weights"), "Ann &amp; Bob", "the audio has no onsets",
+        hash_bytes(b"weights"), hash_bytes(b"encoder"), "wav2vec2-base", "Ann &amp; Bob", "the audio has no onsets",
     ):  # fmt: skip
         assert wanted in text, wanted
     assert not re.search(r"https?://", text), "the page needs nothing from outside"

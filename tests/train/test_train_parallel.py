@@ -12,19 +12,9 @@ from torch import nn
 from tests.train.toy_task import Block, Config, ToyModel
 from tests.train.training import assert_same, recipe, train
 from train.config import ParallelConfig
-from train.parallel import choose_device, parallelise, repeated_blocks
+from train.parallel import choose_device, parallelise
 
 CPU = torch.device("cpu")
-
-
-def test_repeated_blocks_of_nested_lists() -> None:
-    inner = nn.ModuleList([nn.Linear(1, 1), nn.Linear(1, 1)])
-    class_of_its_own = nn.Conv1d(1, 1, 1)
-    outer = nn.ModuleDict({"a": nn.ModuleList([class_of_its_own, nn.Sequential(inner), nn.Sequential(nn.ReLU())])})
-    tree = nn.ModuleList([outer["a"][1], outer["a"][2], class_of_its_own])
-    assert repeated_blocks(nn.ModuleDict({"x": tree})) == list(tree)[:2]
-    model = ToyModel(Config(num_blocks=3))
-    assert repeated_blocks(model) == list(model.blocks)
 
 
 def test_activation_checkpointing_runs_blocks_twice_and_changes_nothing(tmp_path: Path, monkeypatch: Any) -> None:

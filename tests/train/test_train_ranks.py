@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +12,10 @@ from safetensors.torch import load_file
 
 from tests.train import toy_task
 from tests.train.training import Ranks, assert_same, lines, recipe, train
+from train.config import ParallelConfig
+from train.parallel import parallelise
 
 ROUNDING = 2e-5  # of float32 sums in another order, through Adam's division, over a few steps
-
-
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
-    pair = Ranks(2, tmp_path_factory.mktemp("ranks"))
-    yield pair
-    pair.stop()
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +135,18 @@ def train_with_idle(path: Path, chosen: Any) -> dict[str, Any]:
     module.register_parameter("idle", torch.nn.Parameter(torch.zeros(2)))
     task.build = lambda: module  # type: ignore[method-assign]
     return train(path, chosen, task=task)
+
+
+def test_wrapping_for_ranks_warns_of_nothing(ranks: Ranks) -> None:
+    """What PyTorch no longer likes would be said on every rank."""
+    assert ranks.run(wrapping_warnings) == [[], []]
+
+
+def wrapping_warnings() -> list[str]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        parallelise(toy_task.ToyModel(toy_task.Config()), ParallelConfig(), torch.device("cpu"), 2)
+    return [str(warning.message) for warning in caught]
 
 
 @pytest.mark.slow

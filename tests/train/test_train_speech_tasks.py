@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from infer.evaluation import Trace, TrueClip
 from talkinghead.geometry.neutral import neutral_mesh
 from talkinghead.geometry.pose import matrix_from_pose
 from talkinghead.models.parameter_hash import parameter_hash
+from talkinghead.models.speech_features import normalise
+from talkinghead.speakers import relative_pose
 from talkinghead.storage import Storage
 from tests.speech_data import LENGTHS, UNSEEN, arrays, build_speech_data, clip_key
-from train.corpus import Corpus, CorpusConfig
 from train.recipe import make_task, recipe_from_json, recipe_to_json, recipes_of
-from train.speech_window import speech_window
+from train.speech import trace_video
+from train.speech.corpus import Corpus, CorpusConfig, spread
+from train.speech.window import speech_window
 from train.task import Batch, Task
 
 
@@ -33,7 +38,8 @@ def corpus(data: Storage, tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 
 
 def prepared(name: str, data: Storage, folder: Path, **changes: object) -> Task:
-    config = dataclasses.replace(recipes_of(name)["tiny"]().config, window_frames=24, **changes)
+    small = {"window_frames": 24} | ({"context": 12} if name == "audio2pose" else {})
+    config = dataclasses.replace(recipes_of(name)["tiny"]().config, **(small | changes))
     folder.mkdir(exist_ok=True)
     task = make_task(name, config, data.uri, folder)
     task.prepare()
@@ -72,6 +78,49 @@ def test_corpus_poses_are_about_the_rest_pose(corpus):
     )
 
 
+def test_statistics_are_about_the_origin_that_the_recipe_takes(data, corpus, tmp_path):
+    """About the rest pose the mean is small; about the first frame, where the clips are silent, it is half a nod."""
+    about_first = Corpus(CorpusConfig(data=data.uri, pose_origin="first"), tmp_path)
+    about_first.derive()
+    assert about_first.statistics.pose_mean[0] == pytest.approx(2, abs=0.3)
+    assert abs(corpus.statistics.pose_mean[0]) < 0.5
+
+
+def test_a_window_is_as_loud_as_inference_makes_it(data, corpus):
+    sample = corpus.reader(("mesh",))[1]
+    whole = normalise(torch.from_numpy(sample.audio()))
+    part = torch.from_numpy(sample.audio(5, 10))[None]
+    batch = {"audio": part, "mask": torch.ones(1, 10, dtype=torch.bool), "slot": torch.tensor([0])}
+    heard, _ = speech_window(batch, corpus.speech_levels([sample.key]), min_frames=None, seed=0)
+    torch.testing.assert_close(heard[0], whole[5 * 640 : 15 * 640], rtol=1e-4, atol=1e-5)
+
+
+def test_more_speakers_than_identities_is_said(data, tmp_path, caplog):
+    one = prepared("audio2pose", data, tmp_path / "one", num_identities=1)
+    assert "2 training speakers share 1 identities" in caplog.text
+    caplog.clear()
+    own = prepared("audio2pose", data, tmp_path / "own")
+    assert "identities" not in caplog.text
+    assert [task.build().get_parameter("id_embed.weight").shape[0] for task in (one, own)] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"context": 76}, "sees up to 76 frames of the past"),
+        ({"context": None, "position_period": 600, "restart_frames": 40}, "sees up to 80 frames .*2 x restart_frames"),
+        ({"context": None, "position_period": 40, "restart_frames": 40}, "between 0 and position_period 40"),
+        ({"width": 100, "heads": 3}, "multiple of heads"),
+        ({"num_identities": 0}, "num_identities"),
+        ({"min_window_frames": 80}, "min_window_frames 80 is above"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(changes, message):
+    config = recipes_of("audio2pose")["tiny"]().config
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(config, **changes)
+
+
 def test_a_changed_data_set_is_refused(data, corpus, tmp_path):
     changed = Corpus(CorpusConfig(data=data.uri), corpus.folder)
     changed.statistics = dataclasses.replace(corpus.statistics, index="index/v1.000000000000.parquet")
@@ -84,15 +133,15 @@ def test_speech_window_hides_what_does_not_count():
     mask = torch.ones(2, 10, dtype=torch.bool)
     mask[1, 6:] = False
     batch = {"audio": samples, "mask": mask, "slot": torch.tensor([0, 1])}
-    normal, kept = speech_window(batch, min_frames=None, seed=0)
+    levels = torch.tensor([[0.0, 1.0], [0.5, 4.0]])
+    normal, kept = speech_window(batch, levels, min_frames=None, seed=0)
     assert torch.equal(kept, mask) and not normal[1, 6 * 640 :].any()
-    for row, count in ((0, 10), (1, 6)):
-        heard = normal[row, : count * 640]
-        assert abs(heard.mean()) < 1e-5 and abs(heard.var(unbiased=False) - 1) < 1e-3
+    torch.testing.assert_close(normal[0], samples[0])
+    torch.testing.assert_close(normal[1, : 6 * 640], (samples[1, : 6 * 640] - 0.5) / 2)
     # Random lengths depend on the slot alone, reach both ends, and never lengthen a short clip.
     lengths = set()
     for slot in range(40):
-        _, kept = speech_window(batch | {"slot": torch.tensor([slot, slot])}, min_frames=4, seed=0)
+        _, kept = speech_window(batch | {"slot": torch.tensor([slot, slot])}, levels, min_frames=4, seed=0)
         assert not kept[1, 6:].any()
         lengths.add(int(kept[0].sum()))
     assert lengths == set(range(4, 11))
@@ -165,8 +214,14 @@ def test_pose_history_is_the_truth_one_frame_late_with_keyed_noise(data, tmp_pat
     task.loss(Spy(), batch, seed=6)
     assert torch.equal(seen[0], seen[1]) and not torch.equal(seen[0], seen[3])
     assert not seen[2][:, 0].any()
-    poses, _ = quiet._targets(batch)  # type: ignore[attr-defined]
-    assert torch.equal(seen[2][:, 1:], poses[:, :-1])
+    keys, valid = batch["keys"], batch["valid"]
+    for row, rest in enumerate(quiet.corpus.rest_poses(keys)):  # type: ignore[attr-defined]
+        pose = relative_pose(batch["pose_matrix"][row].double().numpy(), rest)
+        known, held = np.zeros(6), []
+        for frame in range(len(pose)):  # the last pose before each frame; none before the first face
+            held.append(known)
+            known = pose[frame] if valid[row, frame] else known
+        assert np.allclose(seen[2][row], held, atol=1e-5)
     noise = (seen[0] - seen[2])[:, 1:, 0]
     assert noise.std() > 0.05 and not seen[0][:, 0].any()
 
@@ -210,9 +265,51 @@ def test_the_cnn_stays_frozen_where_the_recipe_says(data, tmp_path):
 def test_validation_measures_held_out_and_training_clips(name, data, tmp_path):
     task = prepared(name, data, tmp_path / "task")
     weights, out = tmp_path / "weights", tmp_path / "out"
-    weights.mkdir(), out.mkdir()
+    weights.mkdir()
+    out.mkdir()
     task.export(task.build(), weights)
-    numbers = task.validate(weights, out)
+    numbers = task.validate(weights, out, torch.device("cpu"))
     assert {key.split("/")[0] for key in numbers} == {"held-out", "training"}
     assert (out / "validation.json").is_file() and list(out.glob("held-out/*.mp4")) and list(out.glob("training/*.png"))
     assert (weights / "speakers.safetensors").is_file() and (weights / "expression.safetensors").is_file()
+
+
+def test_a_head_that_leaves_the_camera_is_black(tmp_path, monkeypatch):
+    """A model that has diverged still gets its video, and after it its figures."""
+    shown: list[Any] = []
+    monkeypatch.setattr(trace_video, "write_talking_video", lambda path, frames, **_: shown.extend(frames))
+    pose = np.zeros((4, 6))
+    pose[1, 5], pose[2], pose[3, :3] = 100, 1e30, 1e6
+    clip = TrueClip(key="a", speaker="b", valid=np.ones(4, bool), audio=np.zeros(4 * 640, np.float32))
+    true = np.zeros((4, 6))
+    true[0] = np.nan
+    trace = Trace(clip=clip, kind="pose", still=np.eye(4), true=true, predictions={"prediction": pose})
+    trace_video.write_trace_video(trace, tmp_path / "trace.mp4")
+    halves = np.stack(shown).reshape(4, trace_video.SIDE, 2, -1)
+    left, right = np.any(halves, axis=(1, 3)).T.tolist()
+    assert left == [False, True, True, True]
+    assert right[:3] == [True, False, False]
+
+
+@pytest.mark.parametrize("name", ["audio2mesh", "audio2pose"])
+def test_what_can_be_wrong_is_found_before_the_run(name, data, tmp_path):
+    def task(where: str = data.uri, **changes: object) -> Task:
+        config = dataclasses.replace(recipes_of(name)["tiny"]().config, **changes)
+        return make_task(name, config, where, tmp_path / "task")
+
+    found = task().check()
+    assert found["wav2vec"]["kind"] == "tiny" and len(found["wav2vec"]["sha256"]) == 64
+    with pytest.raises(ValueError, match="no speech encoder in nowhere"):
+        task(wav2vec="nowhere").check()
+    with pytest.raises(ValueError, match="nobody"):
+        task(persons=("nobody",)).check()
+    with pytest.raises(ValueError, match="missing"):
+        task(f"{tmp_path}/missing").check()
+    assert not (tmp_path / "task").exists()
+
+
+def test_validated_clips_are_spread_over_the_split():
+    assert spread(100, 4) == [0, 33, 66, 99]
+    assert spread(3, 4) == [0, 1, 2]
+    assert spread(5, 1) == [0]
+    assert spread(0, 4) == []

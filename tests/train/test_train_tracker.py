@@ -27,6 +27,14 @@ def test_lines_behind_the_step_and_torn_ones_are_cut(tmp_path: Path) -> None:
     cut(tmp_path / "none", 2)
 
 
+def test_damaged_lines_are_dropped_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "metrics.jsonl"
+    file.write_bytes(b'{"step": 1}\n{"step": \xff2}\n\n[3]\n{"step": "4"}\n{"step": 2}\n')
+    cut(file, 2)
+    assert file.read_text() == '{"step": 1}\n{"step": 2}\n'
+    assert [record.getMessage() for record in caplog.records] == [f"3 lines of {file} cannot be read and are dropped"]
+
+
 def test_it_goes_on_in_the_same_file(tmp_path: Path) -> None:
     first = tracker(tmp_path, tensorboard=False)
     for step in (1, 2, 3):

@@ -21,6 +21,7 @@ from torch import nn
 
 from shards.order import SampleOrder, rank_slots
 from talkinghead import rng
+from talkinghead.provenance import hash_file
 from train.config import CheckpointConfig, LogConfig, OptimizerConfig, TrainConfig, ValidationConfig
 from train.recipe import Recipe
 
@@ -49,6 +50,8 @@ class Config:
     validate_s: float = 0.0
     """So long takes a validation."""
     fail_validation: bool = False
+    features: str = "drawn"
+    """Folder with frozen features (`features.safetensors`), or `drawn`: from a seed."""
 
 
 class Block(nn.Module):
@@ -132,6 +135,18 @@ class ToyTask:
     def __init__(self, config: Config, data: str, folder: Path) -> None:
         self.config, self.data, self.folder = config, data, folder
 
+    def check(self) -> dict[str, dict[str, str]]:
+        if self.data.endswith("missing"):
+            raise ValueError(f"there is no data set at {self.data}")
+        if self.config.width % 2 and self.config.width > 0:
+            raise ValueError(f"width {self.config.width} must be even")
+        if self.config.features == "drawn":
+            return {"features": {"kind": "drawn", "name": "drawn", "sha256": "0" * 64}}
+        file = Path(self.config.features) / "features.safetensors"
+        if not file.is_file():
+            raise ValueError(f"there are no features in {self.config.features}")
+        return {"features": {"kind": "folder", "name": file.parent.name, "sha256": hash_file(file)}}
+
     def prepare(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "prepared.txt").write_text(f"{self.data}\n")
@@ -139,7 +154,10 @@ class ToyTask:
     def build(self) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(7)
-            return ToyModel(self.config)
+            model = ToyModel(self.config)
+        if self.config.features != "drawn":
+            model.features.load_state_dict(load_file(Path(self.config.features) / "features.safetensors"))
+        return model
 
     def loader(self, *, global_batch: int, seed: int, rank: int, world: int, num_workers: int) -> ToyLoader:
         return ToyLoader(self.config, global_batch=global_batch, seed=seed, rank=rank, world=world)
@@ -167,15 +185,16 @@ class ToyTask:
         save_file(module.state_dict(), folder / WEIGHTS)
         (folder / "config.json").write_text(json.dumps(dataclasses.asdict(self.config)))
 
-    def validate(self, weights: Path, folder: Path) -> dict[str, float]:
+    def validate(self, weights: Path, folder: Path, device: torch.device) -> dict[str, float]:
         time.sleep(self.config.validate_s)
         if self.config.fail_validation:
             raise ValueError("the toy was told to fail its validation")
-        module = self.build()
+        module = ToyModel(self.config)
         module.load_state_dict(load_file(weights / WEIGHTS))
+        module.to(device)
         batch = batch_of([item_of(1000 + i) for i in range(8)])
         with torch.no_grad():
-            loss = float((module.eval()(batch["inputs"]) - batch["target"]).square().mean())
+            loss = float((module.eval()(batch["inputs"].to(device)).cpu() - batch["target"]).square().mean())
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "validation.json").write_text(json.dumps({"loss": loss}))
         return {"loss": loss}

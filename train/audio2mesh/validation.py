@@ -2,47 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+from torch import nn
 
-from infer.evaluation import TrueClip, evaluate_mesh, read_clips
-from infer.evaluation_result import write_evaluations
+from infer.evaluation import Evaluation, TrueClip, Watch, evaluate_mesh, read_clips
+from shards.reader import Sample
 from talkinghead.models.audio2mesh import Audio2Mesh
 from talkinghead.pipelines.audio_to_landmarks import AudioToLandmarks
-from train.corpus import Corpus
-from train.plots import ValidationFigures
-from train.trace_video import write_trace_video
-from train.validation_clips import HELD_OUT, validation_clips
+from train.speech.corpus import Corpus
+from train.speech.validation import validate_clips
 
 if TYPE_CHECKING:
     from train.audio2mesh.task import Audio2MeshConfig
 
-COLUMNS = ("mesh", "blendshapes", "valid")
 
-
-def validate(config: Audio2MeshConfig, corpus: Corpus, weights: Path, folder: Path) -> dict[str, float]:
+def validate(
+    config: Audio2MeshConfig, corpus: Corpus, weights: Path, folder: Path, device: torch.device
+) -> dict[str, float]:
     """See `train.task.Task.validate`."""
-    pipeline = AudioToLandmarks(Audio2Mesh.from_pretrained(weights).eval())
+    model = Audio2Mesh.from_pretrained(weights).eval()
+    nn.Module.to(model, device)
+    pipeline = AudioToLandmarks(model)
 
     def predict(clip: TrueClip) -> np.ndarray:
         return pipeline.predict_offsets(clip.audio)
 
-    evaluations = {}
-    for title, samples in validation_clips(corpus, COLUMNS, config.validation_clips).items():
-        figures = ValidationFigures(folder / title.split()[0], write_trace_video if title == HELD_OUT else None)
-        evaluations[title] = evaluate_mesh(
+    def evaluate(samples: Sequence[Sample], *, held_out: bool, watch: Watch) -> Evaluation:
+        return evaluate_mesh(
             predict,
             read_clips(samples, "mesh"),
             mean_offset=corpus.speakers.mean_offset,
             # A held-out speaker's is estimated from the clip, as it would be taken from a portrait.
-            neutral=None if title == HELD_OUT else lambda clip: corpus.speakers[clip.speaker].neutral.mesh,
-            watch=figures,
+            neutral=None if held_out else lambda clip: corpus.speakers[clip.speaker].neutral.mesh,
+            watch=watch,
         )
-    write_evaluations(folder, evaluations)
-    return {
-        f"{title.split()[0]}/{name}": value
-        for title, evaluation in evaluations.items()
-        for name, value in evaluation.numbers().items()
-    }
+
+    return validate_clips(corpus, "mesh", config.validation_clips, folder, evaluate)

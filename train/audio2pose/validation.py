@@ -2,60 +2,55 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import nn
 
-from infer.evaluation import TrueClip, evaluate_pose, read_clips
-from infer.evaluation_result import write_evaluations
+from infer.evaluation import Evaluation, TrueClip, Watch, evaluate_pose, identity_of, read_clips
+from shards.reader import Sample
 from talkinghead.models.audio2pose import Audio2Pose
 from talkinghead.models.speech_features import normalise
 from talkinghead.pipelines.audio_to_landmarks import AudioToLandmarks
-from train.corpus import Corpus
-from train.plots import ValidationFigures
-from train.trace_video import write_trace_video
-from train.validation_clips import HELD_OUT, validation_clips
+from train.speech.corpus import Corpus
+from train.speech.validation import validate_clips
 
 if TYPE_CHECKING:
     from train.audio2pose.task import Audio2PoseConfig
 
-COLUMNS = ("pose_matrix", "valid")
 
-
-def validate(config: Audio2PoseConfig, corpus: Corpus, weights: Path, folder: Path) -> dict[str, float]:
-    """See `train.task.Task.validate`. A held-out speaker has no identity of his own and takes number 0."""
+def validate(
+    config: Audio2PoseConfig, corpus: Corpus, weights: Path, folder: Path, device: torch.device
+) -> dict[str, float]:
+    """See `train.task.Task.validate`."""
     model = Audio2Pose.from_pretrained(weights).eval()
+    nn.Module.to(model, device)
     pipeline = AudioToLandmarks(None, model)
 
     def identity(clip: TrueClip) -> int:
-        known = corpus.speakers
-        return known.identity(clip.speaker) % config.num_identities if clip.speaker in known else 0
+        return identity_of(clip.speaker, corpus.speakers, model.id_embed.num_embeddings)
 
     def free_running(clip: TrueClip) -> np.ndarray:
         return pipeline.predict_pose(clip.audio, identity=identity(clip))
 
     @torch.inference_mode()
     def teacher_forced(clip: TrueClip, previous: np.ndarray) -> np.ndarray:
-        samples = normalise(torch.from_numpy(clip.audio))[None]
-        known = torch.from_numpy(previous).float()[None]
-        return model(samples, known, torch.tensor([identity(clip)])).float()[0].numpy()
+        samples = normalise(torch.from_numpy(clip.audio))[None].to(device)
+        known = torch.from_numpy(previous).float()[None].to(device)
+        return model(samples, known, torch.tensor([identity(clip)], device=device)).float()[0].cpu().numpy()
 
-    evaluations = {}
-    for title, samples in validation_clips(corpus, COLUMNS, config.validation_clips).items():
-        figures = ValidationFigures(folder / title.split()[0], write_trace_video if title == HELD_OUT else None)
-        evaluations[title] = evaluate_pose(
+    def evaluate(samples: Sequence[Sample], *, held_out: bool, watch: Watch) -> Evaluation:
+        del held_out  # poses are relative to each clip's own origin
+        return evaluate_pose(
             free_running,
             read_clips(samples, "pose"),
             teacher_forced=teacher_forced,
             mean_pose=np.array(corpus.statistics.pose_mean),
             origin=config.pose_origin,
-            watch=figures,
+            watch=watch,
         )
-    write_evaluations(folder, evaluations)
-    return {
-        f"{title.split()[0]}/{name}": value
-        for title, evaluation in evaluations.items()
-        for name, value in evaluation.numbers().items()
-    }
+
+    return validate_clips(corpus, "pose", config.validation_clips, folder, evaluate)

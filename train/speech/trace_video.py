@@ -12,8 +12,8 @@ from talkinghead import timebase
 from talkinghead.geometry.canonical import mean_face
 from talkinghead.geometry.guidance import draw_guidance
 from talkinghead.geometry.pose import matrix_from_pose
+from talkinghead.geometry.projection import project, transform
 from talkinghead.media.talking_video import write_talking_video
-from talkinghead.pipelines.landmark_motion import place
 
 SIDE = 256
 FRONTAL = np.array([0.0, 0.0, 0.0, 0.0, 0.0, -30.0])
@@ -23,7 +23,8 @@ FRONTAL = np.array([0.0, 0.0, 0.0, 0.0, 0.0, -30.0])
 def write_trace_video(trace: Trace, path: Path) -> None:
     """Write the video with the clip's speech.
 
-    A mesh is shown under a still head, a pose under a still face; frames without a face are black on the left.
+    A mesh is shown under a still head, a pose under a still face. Frames without a face are black on the left; so are
+    those on the right in which a model that has diverged puts the head behind the camera.
     """
     predicted = next(iter(trace.predictions.values()))
     frames = (np.hstack(pair) for pair in zip(_drawn(trace, trace.true), _drawn(trace, predicted), strict=True))
@@ -31,17 +32,12 @@ def write_trace_video(trace: Trace, path: Path) -> None:
 
 
 def _drawn(trace: Trace, values: np.ndarray) -> Iterator[np.ndarray]:
+    black = np.zeros((SIDE, SIDE, 3), np.uint8)
     for value in values:
         if not np.isfinite(value).all():
-            yield np.zeros((SIDE, SIDE, 3), np.uint8)
+            yield black
             continue
         mesh, pose = (value, np.zeros(6)) if trace.kind == "mesh" else (mean_face().vertices, value)
-        motion = place(
-            mesh[None],
-            pose[None],
-            reference_pose_matrix=matrix_from_pose(FRONTAL),
-            width=SIDE,
-            height=SIDE,
-            fps=timebase.FPS,
-        )
-        yield draw_guidance(motion.landmarks[0], SIDE, SIDE)
+        matrix = matrix_from_pose(FRONTAL) @ matrix_from_pose(pose)
+        in_front = bool((transform(mesh, matrix)[:, 2] < 0).all())
+        yield draw_guidance(project(mesh, matrix, SIDE, SIDE) / SIDE, SIDE, SIDE) if in_front else black

@@ -1,25 +1,28 @@
 """What the trainings from speech derive from the data once: speakers, rest poses, statistics.
 
-One pass over the training clips' annotations (not their media). The result is pinned in the run's folder together with
-the index it was made from, so that a resumed run works with the very same samples or says that they have changed.
+One pass over the training clips' annotations and audio (not their video), speaker after speaker. The result is pinned
+in the run's folder together with the index it was made from, so that a resumed run works with the very same samples or
+says that they have changed.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import logging
 import shutil
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from infer.progress import Progress
 from infer.weights import EXPRESSION_FILE
 from shards.reader import SPEECH, Sample, ShardReader
 from talkinghead.config import from_json
@@ -27,9 +30,10 @@ from talkinghead.geometry.expression import ExpressionFit
 from talkinghead.geometry.neutral import NeutralEstimator
 from talkinghead.provenance import pretty_json
 from talkinghead.speakers import FILE as SPEAKERS_FILE
-from talkinghead.speakers import READABLE_FILE, Speaker, Speakers, clip_rest_pose, relative_pose
+from talkinghead.speakers import READABLE_FILE, Speaker, Speakers, clip_rest_pose
 from talkinghead.storage import Storage
 from talkinghead.whole_writes import write_whole
+from train.speech.statistics import PoseStatistics, Statistics
 
 log = logging.getLogger(__name__)
 
@@ -48,25 +52,8 @@ class CorpusConfig:
     """Folder or URI."""
     persons: tuple[str, ...] = ()
     annotation: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Statistics:
-    """Of the training clips, and which data they are of."""
-
-    version: str
-    """Annotation version."""
-    index: str
-    """File of the index; its name holds the hash of its content."""
-    num_clips: int
-    num_frames: int
-    """Frames with a face."""
-    pose_mean: tuple[float, ...]
-    """Six means about the rest pose, degrees and cm."""
-    pose_std: tuple[float, ...]
-    """Six standard deviations about the rest pose, degrees and cm."""
-    pose_step_p99: tuple[float, ...]
-    """Six 99th percentiles of the change from one frame to the next."""
+    pose_origin: Literal["rest", "first"] = "rest"
+    """What the statistics of the poses are about: each clip's median pose, or its first frame with a face."""
 
 
 class Corpus:
@@ -81,49 +68,55 @@ class Corpus:
         self.config = config
         self.folder = folder
 
+    def check(self) -> ShardReader:
+        """The training clips that `derive` looks at.
+
+        Raises:
+            ValueError: There is no data set, it lacks a column or score, or has no clip that can be trained on.
+        """
+        try:
+            reader = self._open(self.config.annotation, COLUMNS, "train")
+        except FileNotFoundError as error:
+            raise ValueError(str(error)) from error
+        if not len(reader):
+            raise ValueError(
+                f"no training clip of {reader.storage.uri} has both a face and speech: look at make report"
+            )
+        return reader
+
     def derive(self) -> None:
         """Make the derived files; the folder must exist.
 
         Raises:
             ValueError: The data set lacks a column or score, or has no clip that can be trained on.
         """
-        reader = self._open(self.config.annotation, COLUMNS, "train")
-        if not len(reader):
-            raise ValueError(
-                f"no training clip of {reader.storage.uri} has both a face and speech: look at make report"
-            )
-        estimators: dict[str, NeutralEstimator] = defaultdict(NeutralEstimator)
-        offsets: dict[str, _Mean] = defaultdict(_Mean)
+        reader = self.check()
         rows: list[dict[str, object]] = []
-        poses = _PoseStatistics()
-        for sample in map(reader.__getitem__, range(len(reader))):
-            valid = sample.annotation("valid").astype(bool)
-            speaker = speaker_of(sample)
-            rest = np.eye(4)
-            if valid.any():
-                mesh = sample.annotation("mesh")
-                estimators[speaker].add(mesh, sample.annotation("blendshapes"), valid)
-                offsets[speaker].add(mesh[valid])
-                matrices = sample.annotation("pose_matrix")
-                rest = clip_rest_pose(matrices, valid)
-                poses.add(relative_pose(matrices, rest), valid)
-            rows.append({"key": sample.key, "speaker": speaker, "rest": rest.reshape(16).tolist()})
-        speakers = Speakers([_speaker(name, estimator, offsets[name]) for name, estimator in estimators.items()])
-        speakers.save(self.folder)
-        self._derive_expression(reader, speakers)
+        found: list[Speaker] = []
+        poses = PoseStatistics(self.config.pose_origin)
+        with Progress() as progress:
+            for name, samples in itertools.groupby(_by_speaker(reader, progress), lambda sample: sample.index.speaker):
+                if (speaker := _look_at(name, samples, poses, rows)) is not None:
+                    found.append(speaker)
+            speakers = Speakers(found)
+            speakers.save(self.folder)
+            self._derive_expression(reader, speakers, progress)
         pq.write_table(pa.Table.from_pylist(rows), self.folder / CLIPS_FILE)
         statistics = poses.result(reader)
         write_whole(self.folder / STATISTICS_FILE, pretty_json(statistics.__dict__))
 
-    def _derive_expression(self, reader: ShardReader, speakers: Speakers) -> None:
+    def _derive_expression(self, reader: ShardReader, speakers: Speakers, progress: Progress) -> None:
         """Fit the basis that takes an expression out of a portrait; needs every speaker's final neutral mesh."""
         fit = ExpressionFit()
         blendshapes_seen = False
-        for number in np.unique(np.linspace(0, len(reader) - 1, MOST_EXPRESSION_CLIPS).astype(int)):
-            sample = reader[int(number)]
+        chosen = spread(len(reader), MOST_EXPRESSION_CLIPS)
+        for done, number in enumerate(chosen):
+            progress("fit the expressions", done, len(chosen))
+            sample = reader[number]
+            speaker = sample.index.speaker
             blendshapes = sample.annotation("blendshapes")
-            if speaker_of(sample) in speakers and np.isfinite(blendshapes).any():
-                fit.add(sample.annotation("mesh"), speakers[speaker_of(sample)].neutral.mesh, blendshapes)
+            if speaker in speakers and np.isfinite(blendshapes).any():
+                fit.add(sample.annotation("mesh"), speakers[speaker].neutral.mesh, blendshapes)
                 blendshapes_seen = True
         if not blendshapes_seen:
             log.warning("the annotations have no blendshapes: infer's --neutralise will not work with these weights")
@@ -167,6 +160,10 @@ class Corpus:
         """Rest pose of each training clip, `[4, 4]` canonical → camera."""
         return [self._clips[key][1] for key in keys]
 
+    def speech_levels(self, keys: Sequence[str]) -> torch.Tensor:
+        """Mean and variance of each training clip's whole audio, `[B, 2]` float32."""
+        return self._levels[[self._numbers[key] for key in keys]]
+
     def export(self, folder: Path) -> None:
         """Copy what inference needs beside the weights: the speakers and the expression basis, where there is one."""
         for name in (SPEAKERS_FILE, READABLE_FILE, EXPRESSION_FILE):
@@ -174,8 +171,21 @@ class Corpus:
                 shutil.copyfile(self.folder / name, folder / name)
 
     @functools.cached_property
+    def _table(self) -> pa.Table:
+        return pq.read_table(self.folder / CLIPS_FILE)
+
+    @functools.cached_property
+    def _numbers(self) -> dict[str, int]:
+        return {key: number for number, key in enumerate(self._table.column("key").to_pylist())}
+
+    @functools.cached_property
+    def _levels(self) -> torch.Tensor:
+        columns = (self._table.column(name).to_numpy() for name in ("speech_mean", "speech_variance"))
+        return torch.from_numpy(np.stack([*columns], axis=1).astype(np.float32))
+
+    @functools.cached_property
     def _clips(self) -> dict[str, tuple[int, np.ndarray]]:
-        table = pq.read_table(self.folder / CLIPS_FILE)
+        table = self._table
         names = table.column("speaker").to_pylist()
         rests = np.array(table.column("rest").to_pylist(), np.float64).reshape(-1, 4, 4)
         known = self.speakers
@@ -197,10 +207,49 @@ class Corpus:
         )
 
 
-def speaker_of(sample: Sample) -> str:
-    """Who speaks: the person, or where the data set names none, the source video."""
-    row = sample.index
-    return row.person or row.split_group
+def spread(total: int, count: int) -> list[int]:
+    """`count` of the numbers 0 … `total` - 1 (all of them where there are fewer), evenly apart."""
+    return np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(int)).tolist()
+
+
+def _by_speaker(reader: ShardReader, progress: Progress) -> Iterator[Sample]:
+    """All samples, one speaker's after the other's, so that no more than one speaker's meshes are kept."""
+    order = sorted(range(len(reader)), key=lambda number: (reader[number].index.speaker, number))
+    for done, number in enumerate(order):
+        progress("look at the training clips", done, len(order))
+        yield reader[number]
+
+
+def _look_at(
+    name: str, samples: Iterable[Sample], poses: PoseStatistics, rows: list[dict[str, object]]
+) -> Speaker | None:
+    """One speaker of all his clips, None without a face; adds to the statistics and to the rows of `CLIPS_FILE`."""
+    estimator, mean = NeutralEstimator(), _Mean()
+    for sample in samples:
+        valid = sample.annotation("valid").astype(bool)
+        rest = np.eye(4)
+        if valid.any():
+            mesh = sample.annotation("mesh")
+            estimator.add(mesh, sample.annotation("blendshapes"), valid)
+            mean.add(mesh[valid])
+            matrices = sample.annotation("pose_matrix")
+            rest = clip_rest_pose(matrices, valid)
+            poses.add(matrices, valid)
+        audio = sample.audio()
+        rows.append(
+            {
+                "key": sample.key,
+                "speaker": name,
+                "rest": rest.reshape(16).tolist(),
+                "speech_mean": float(audio.mean(dtype=np.float64)),
+                "speech_variance": float(audio.var(dtype=np.float64)),
+            }
+        )
+    if not mean.count:
+        return None
+    neutral = estimator.result()
+    offset = (mean.sum / mean.count - neutral.mesh).astype(np.float32)
+    return Speaker(name=name, neutral=neutral, mean_offset=offset, num_frames=mean.count)
 
 
 class _Mean:
@@ -213,37 +262,3 @@ class _Mean:
     def add(self, mesh: np.ndarray) -> None:
         self.count += len(mesh)
         self.sum += mesh.sum(axis=0, dtype=np.float64)
-
-
-def _speaker(name: str, estimator: NeutralEstimator, mean: _Mean) -> Speaker:
-    neutral = estimator.result()
-    offset = (mean.sum / mean.count - neutral.mesh).astype(np.float32)
-    return Speaker(name=name, neutral=neutral, mean_offset=offset, num_frames=mean.count)
-
-
-class _PoseStatistics:
-    def __init__(self) -> None:
-        self.clips = 0
-        self.poses: list[np.ndarray] = []
-        self.steps: list[np.ndarray] = []
-
-    def add(self, pose: np.ndarray, valid: np.ndarray) -> None:
-        self.clips += 1
-        self.poses.append(pose[valid].astype(np.float32))
-        self.steps.append(np.abs(np.diff(pose, axis=0))[valid[1:] & valid[:-1]].astype(np.float32))
-
-    def result(self, reader: ShardReader) -> Statistics:
-        if not self.clips:
-            raise ValueError(f"no training clip of {reader.storage.uri} has a face: look at make report")
-        poses, steps = np.concatenate(self.poses), np.concatenate(self.steps)
-        std = np.maximum(poses.std(axis=0, dtype=np.float64), 1e-3)
-        step = np.percentile(steps, 99, axis=0) if len(steps) else np.zeros(6)
-        return Statistics(
-            version=reader.version,
-            index=reader.manifest.annotation(reader.version).index,
-            num_clips=self.clips,
-            num_frames=len(poses),
-            pose_mean=tuple(poses.mean(axis=0, dtype=np.float64).tolist()),
-            pose_std=tuple(std.tolist()),
-            pose_step_p99=tuple(step.tolist()),
-        )

@@ -1,0 +1,1 @@
+"""What the trainings from speech share: the clips, the windows, the base of their tasks, what validation shows."""
