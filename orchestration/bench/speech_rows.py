@@ -23,6 +23,8 @@ from talkinghead.timebase import SAMPLE_RATE
 DECODED_FRAMES = 300
 SPEECH_S = 60
 CONTEXT = 125
+WIDTH = 512
+"""Of the published decoder."""
 
 
 def speech_rows(repeats: int) -> list[Row]:
@@ -36,7 +38,7 @@ def speech_rows(repeats: int) -> list[Row]:
     pose = Audio2Pose(wav2vec=encoder, context=CONTEXT, position_period=25, memory_window=12).eval()
     pipeline = AudioToLandmarks(mesh, pose)
     speech = normalise(torch.randn(SPEECH_S * SAMPLE_RATE)).numpy()
-    memory = torch.randn(1, DECODED_FRAMES, pose.config.width)
+    memory = torch.randn(1, DECODED_FRAMES, WIDTH)
     published = Audio2Pose(
         wav2vec=encoder_settings(Wav2Vec2Config(num_hidden_layers=1)),
         memory_attention="diagonal",

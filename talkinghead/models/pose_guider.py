@@ -33,7 +33,7 @@ class LandmarkAttention(nn.Module):
         self.norm = nn.LayerNorm(channels)
         self.norm_reference = nn.LayerNorm(channels)
         self.attn = Attention(channels, cross_attention_dim=channels, heads=heads, dim_head=channels // heads)
-        _zero(cast(nn.Linear, self.attn.to_out[0]))
+        _zero(cast(nn.Linear, cast(nn.ModuleList, self.attn.to_out)[0]))
 
     def forward(self, hidden: Tensor, reference: Tensor) -> Tensor:
         """`[B * F, C, h, w]` and `[B, C, h', w']` → `[B * F, C, h, w]`."""
@@ -130,8 +130,8 @@ class PoseGuider(StrictModel):
                 them. Wanted where there is `reference_attention`; else without effect.
 
         Returns:
-            `[B, F, C, h, w]`: first of 1/8 of the size, then one for each level of the denoiser, of half the size of the
-            one before but for the last, which has the size of the one before.
+            `[B, F, C, h, w]`: first of 1/8 of the size, then one for each level of the denoiser: of half the size of
+            the one before, but for the last, which has the size of the one before.
 
         Raises:
             ValueError: The reference is missing, or a size does not fit.

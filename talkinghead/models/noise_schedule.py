@@ -1,0 +1,193 @@
+"""How much noise a timestep stands for: one configuration for training, inference and every sampler."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, Self
+
+import torch
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
+from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from torch import Tensor
+
+from talkinghead import rng
+
+Sampler = Literal["ddim", "dpm++", "euler", "unipc"]
+
+Key = tuple[int | str, ...]
+"""What a sample's random numbers depend on beside seed and purpose: its slot, or its step and its name."""
+
+_ALLOWED = {
+    "beta_schedule": ("scaled_linear", "linear"),
+    "prediction_type": ("v_prediction",),
+    "timestep_spacing": ("trailing", "leading", "linspace"),
+}
+_SAMPLERS: dict[str, Any] = {
+    "ddim": DDIMScheduler,
+    "dpm++": DPMSolverMultistepScheduler,
+    "euler": EulerDiscreteScheduler,
+    "unipc": UniPCMultistepScheduler,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoiseSchedule:
+    """Noise schedule and prediction, of one configuration.
+
+    v-prediction (Salimans and Ho, arXiv 2202.00512), with betas rescaled so that the last timestep is pure noise and
+    timesteps counted from there (Lin et al., arXiv 2305.08891). With a_t = alphas_cumprod:
+    noisy = sqrt(a_t) clean + sqrt(1 - a_t) noise; velocity = sqrt(a_t) noise - sqrt(1 - a_t) clean.
+
+    AniPortrait trains on `scaled_linear` and samples on `linear`; only `COMPAT_INFER` does the latter.
+    """
+
+    num_train_timesteps: int = 1000
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+    beta_schedule: Literal["scaled_linear", "linear"] = "scaled_linear"
+    prediction_type: Literal["v_prediction"] = "v_prediction"
+    rescale_betas_zero_snr: bool = True
+    timestep_spacing: Literal["trailing", "leading", "linspace"] = "trailing"
+    steps_offset: int = 1
+
+    def __post_init__(self) -> None:
+        if self.num_train_timesteps < 2:
+            raise ValueError(f"num_train_timesteps must be at least 2, not {self.num_train_timesteps}")
+        if not 0 < self.beta_start <= self.beta_end < 1:
+            raise ValueError(f"0 < beta_start <= beta_end < 1 is wanted, not {self.beta_start} and {self.beta_end}")
+        for name, allowed in _ALLOWED.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
+
+    @classmethod
+    def of(cls, scheduler: SchedulerMixin) -> Self:
+        """The schedule of a `diffusers` scheduler.
+
+        Raises:
+            ValueError: It predicts something else than velocity, or has its betas from elsewhere.
+        """
+        config = dict(getattr(scheduler, "config", {}))
+        if config.get("trained_betas") is not None:
+            raise ValueError(
+                f"{type(scheduler).__name__} has betas of its own, and the networks were not trained on them"
+            )
+        wanted = cls.__dataclass_fields__
+        missing = [name for name in wanted if name not in config]
+        if missing:
+            raise ValueError(
+                f"{type(scheduler).__name__} does not fit: it has no setting {missing[0]}. Use one of"
+                f" {', '.join(_SAMPLERS)}"
+            )
+        return cls(**{name: config[name] for name in wanted})
+
+    def check(self, scheduler: SchedulerMixin) -> None:
+        """Make sure that a sampler belongs to this schedule.
+
+        Raises:
+            ValueError: It does not; says in which settings.
+        """
+        other = self.of(scheduler)
+        differences = [
+            f"{name} {getattr(other, name)!r} for {getattr(self, name)!r}"
+            for name in self.__dataclass_fields__
+            if getattr(other, name) != getattr(self, name)
+        ]
+        if differences:
+            raise ValueError(
+                f"{type(scheduler).__name__} does not fit the networks: {'; '.join(differences)}. Make it of the"
+                " pipeline's: NewScheduler.from_config(pipeline.scheduler.config)"
+            )
+
+    def sampler(self, name: Sampler = "ddim") -> Any:
+        """A `diffusers` scheduler of this schedule.
+
+        Raises:
+            ValueError: There is none of that name.
+        """
+        if name not in _SAMPLERS:
+            raise ValueError(f"sampler must be one of {', '.join(_SAMPLERS)}, not {name!r}")
+        settings: dict[str, Any] = {field: getattr(self, field) for field in self.__dataclass_fields__}
+        if name == "ddim":
+            settings["clip_sample"] = False
+        return _SAMPLERS[name](**settings)
+
+    @cached_property
+    def alphas_cumprod(self) -> Tensor:
+        """`[T]` float32: the share of the clean picture's variance at each timestep."""
+        return self.sampler("ddim").alphas_cumprod
+
+    def snr(self, timesteps: Tensor) -> Tensor:
+        """Signal-to-noise ratio a / (1 - a): of `[B]` timesteps, `[B]` float32. 0 at the last timestep."""
+        share = self.alphas_cumprod.to(timesteps.device)[timesteps]
+        return share / (1 - share)
+
+    def min_snr_weight(self, timesteps: Tensor, gamma: float = 5.0) -> Tensor:
+        """Weight of each sample's loss: min(SNR + 1, gamma) / (SNR + 1), `[B]` → `[B]` float32.
+
+        Min-SNR weighting (Hang et al., arXiv 2303.09556) of a velocity's error, with SNR + 1 for SNR so that pure noise
+        keeps weight 1: weigh each sample's own mean squared error, then average.
+        """
+        above = self.snr(timesteps) + 1
+        return above.clamp(max=gamma) / above
+
+    def add_noise(self, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """Noisy latents: `[B, …]`, `[B, …]`, `[B]` → `[B, …]`."""
+        signal, sigma = self._factors(timesteps, clean)
+        return signal * clean + sigma * noise
+
+    def velocity(self, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """What the denoiser shall predict: `[B, …]`, `[B, …]`, `[B]` → `[B, …]`."""
+        signal, sigma = self._factors(timesteps, clean)
+        return signal * noise - sigma * clean
+
+    def clean(self, noisy: Tensor, velocity: Tensor, timesteps: Tensor) -> Tensor:
+        """The clean latents that a prediction means: `[B, …]`, `[B, …]`, `[B]` → `[B, …]`."""
+        signal, sigma = self._factors(timesteps, noisy)
+        return signal * noisy - sigma * velocity
+
+    def draw_timesteps(self, seed: int, keys: Sequence[Key]) -> Tensor:
+        """Timesteps of training samples, uniform, one for all frames of a sample: `[B]` int64."""
+        last = self.num_train_timesteps
+        return torch.tensor([int(rng.generator(seed, "timestep", *key).integers(last)) for key in keys])
+
+    def _factors(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        share = self.alphas_cumprod.to(timesteps.device)[timesteps]
+        share = share.reshape(-1, *[1] * (like.ndim - 1))
+        return share.sqrt().to(like), (1 - share).sqrt().to(like)
+
+
+def draw_noise(seed: int, keys: Sequence[Key], shape: Sequence[int], *, offset: float = 0.0) -> Tensor:
+    """Noise of training samples, each sample's a function of its own key.
+
+    Args:
+        seed: Of the run.
+        keys: One for each sample.
+        shape: Of one sample: `[F, C, h, w]`.
+        offset: Strength of a further draw for each sample and channel, the same in all frames and positions ("offset
+            noise"), so that the mean of a picture is also learnt.
+
+    Returns:
+        `[B, F, C, h, w]` float32, on the CPU.
+    """
+    return torch.stack([_sample_noise(seed, key, shape, offset) for key in keys])
+
+
+def _sample_noise(seed: int, key: Key, shape: Sequence[int], offset: float) -> Tensor:
+    draws = rng.generator(seed, "noise", *key)
+    noise = torch.from_numpy(draws.standard_normal(tuple(shape), dtype="float32"))
+    if offset:
+        # From the same generator, behind the noise: without an offset the noise is the same.
+        shift = torch.from_numpy(draws.standard_normal((shape[1],), dtype="float32"))
+        noise = noise + offset * shift[None, :, None, None]
+    return noise
+
+
+PAPER = NoiseSchedule()
+"""What training uses, and inference with what was trained here."""
+COMPAT_INFER = NoiseSchedule(beta_schedule="linear")
+"""What AniPortrait's inference uses with networks that were trained on `PAPER`."""

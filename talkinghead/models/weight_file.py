@@ -1,0 +1,89 @@
+"""Files of tensors as others publish them, and how their names compare with what a model needs."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from talkinghead.models.published import KeyReport
+
+_WRAPPERS = ("state_dict", "module")
+"""Under which names training programs put the weights when they save other things beside them."""
+
+
+def read_weights(file: str | Path) -> dict[str, Tensor]:
+    """The tensors of a file, by name.
+
+    Nothing but tensors and plain values is unpickled. Weights below `state_dict` are taken from there; the prefix
+    `module.` of data-parallel training is cut off; plain values beside tensors (step numbers, settings) are left out.
+
+    Args:
+        file: `.safetensors`, or what `torch.save` wrote (`.pth`, `.pt`, `.ckpt`, `.bin`).
+
+    Raises:
+        ValueError: The file is missing or damaged, or holds no tensors.
+    """
+    path = Path(file)
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}")
+    try:
+        content: Any = safetensors.torch.load_file(path) if path.suffix == ".safetensors" else _unpickle(path)
+    except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError, SafetensorError) as error:
+        text = str(error).strip() or type(error).__name__
+        raise ValueError(
+            f"{path} cannot be read as weights; it is damaged, cut short or of another kind: copy it again"
+            f" ({text.splitlines()[0][:200]})"
+        ) from error
+    for wrapper in _WRAPPERS:
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
+    tensors = (
+        {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+        if isinstance(content, dict)
+        else {}
+    )
+    if not tensors:
+        raise ValueError(f"{path} holds no table of tensors: give the published file as it is")
+    return {key.removeprefix("module."): value for key, value in tensors.items()}
+
+
+def compare_keys(
+    file: str, kind: str, found: Mapping[str, Tensor], wanted: Mapping[str, torch.Size | tuple[int, ...]]
+) -> KeyReport:
+    """How tensors compare with the names and shapes that a model needs.
+
+    Args:
+        file: Name of the file, for the report.
+        kind: What it should hold, for the report.
+        found: Its tensors.
+        wanted: Name → shape.
+    """
+    shared = found.keys() & wanted.keys()
+    wrong = sorted(key for key in shared if tuple(found[key].shape) != tuple(wanted[key]))
+    return KeyReport(
+        file=file,
+        kind=kind,
+        loaded=len(shared) - len(wrong),
+        parameters=sum(found[key].numel() for key in shared if key not in wrong),
+        missing=sorted(wanted.keys() - found.keys()),
+        unexpected=sorted(found.keys() - wanted.keys()),
+        wrong_shape=[f"{key} {tuple(found[key].shape)} for {tuple(wanted[key])}" for key in wrong],
+    )
+
+
+def _unpickle(path: Path) -> Any:
+    try:
+        # Gigabytes are read where they are used, not all at once.
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except RuntimeError as error:
+        if "mmap" not in str(error):
+            raise
+        # Written before PyTorch 1.6: no zip archive.
+        return torch.load(path, map_location="cpu", weights_only=True)
