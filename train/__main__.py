@@ -85,7 +85,7 @@ def _say(failure: Failure, *, aloud: bool) -> int:
     return 2 if failure.kind == "user" else 1
 
 
-def _of_rank_zero(command: Callable[..., str]) -> Callable[..., str | None]:
+def _of_rank_zero(command: Callable[..., str | None]) -> Callable[..., str | None]:
     """Of several ranks that torchrun started, one says the result."""
 
     @functools.wraps(command)

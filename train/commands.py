@@ -31,9 +31,8 @@ def overview(run: Run) -> str:
     return str(folder.overview)
 
 
-def worker(run: Run, parent: Parent = None) -> str:
-    """Be one rank of an existing run under torchrun. The other commands start it; nobody else need."""
+def worker(run: Run, parent: Parent = None) -> None:
+    """Be one rank of an existing run under torchrun. The other commands start it, and say the result."""
     from train.torchrun import run_rank
 
     run_rank(Path(run), parent)
-    return run

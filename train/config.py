@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -20,8 +21,10 @@ class OptimizerConfig:
     """The gradient of a step is scaled down to this L2 norm; None: not at all."""
 
     def __post_init__(self) -> None:
-        if self.learning_rate <= 0:
-            raise ValueError(f"learning_rate must be above 0, not {self.learning_rate}")
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate must be a number above 0, not {self.learning_rate}")
+        if not all(math.isfinite(value) for value in (*self.betas, self.eps, self.weight_decay)):
+            raise ValueError("betas, eps and weight_decay must be finite numbers")
         if self.name == "adam" and self.weight_decay:
             raise ValueError("adam has no decoupled weight decay: take optimizer.name adamw, or weight_decay 0")
         if self.max_gradient_norm is not None and self.max_gradient_norm <= 0:
@@ -176,8 +179,10 @@ class TrainConfig:
         if rest or not count:
             shares = self.global_batch // self.microbatch
             fitting = [n for n in range(1, shares + 1) if shares % n == 0]
+            smaller = f"--train.microbatch {self.global_batch // world}"
+            other = "another --train.global-batch" if self.global_batch % world else smaller
             raise ValueError(
                 f"{world} ranks with microbatches of {self.microbatch} cannot share a global batch of"
-                f" {self.global_batch}: take {', '.join(map(str, fitting))} ranks, or another batch"
+                f" {self.global_batch}: take {' or '.join(map(str, fitting))} rank{'s' * (fitting != [1])}, or {other}"
             )
         return count

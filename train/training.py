@@ -85,6 +85,8 @@ def parse(task: str, arguments: list[str]) -> Request:
     """
     recipes = recipes_of(task)
     prog = f"python -m train {task}"
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in recipes:
+        raise ValueError(f"there is no recipe {arguments[0]!r} of {task}, only {', '.join(recipes)}")
     if not arguments or arguments[0] not in recipes:
         _explain(prog, task, arguments)
     name = arguments[0]

@@ -24,9 +24,8 @@ from torch import Tensor, nn
 
 from talkinghead.models.denoiser import Denoiser
 from talkinghead.models.pose_guider import PoseGuider
-from talkinghead.models.published import KeyReport
 from talkinghead.models.reference_net import ReferenceNet
-from talkinghead.models.weight_file import compare_keys, read_weights
+from talkinghead.models.weight_file import KeyReport, compare_keys, read_weights
 
 Kind = Literal["reference_unet", "denoising_unet", "motion_module", "pose_guider"]
 PoseGuiderMode = Literal["published", "trained", "running"]

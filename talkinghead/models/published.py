@@ -2,56 +2,22 @@
 
 from __future__ import annotations
 
-import pickle
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
-from torch import Tensor
 from transformers import AutoConfig
 
 from talkinghead.models.audio2mesh import Audio2Mesh
 from talkinghead.models.audio2pose import Audio2Pose
 from talkinghead.models.pretrained import encoder_settings
+from talkinghead.models.weight_file import KeyReport, compare_keys, read_weights
 
 Kind = Literal["audio2mesh", "audio2pose"]
 
 _FPS = 30.0
 _WEIGHT_NORM = {".parametrizations.weight.original0": ".weight_g", ".parametrizations.weight.original1": ".weight_v"}
 """How PyTorch names a weight norm's tensors now → when the files were made."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class KeyReport:
-    """How the tensors of a file compare with those that a model needs. Names are those of the published file."""
-
-    file: str
-    kind: str
-    loaded: int
-    parameters: int
-    """Numbers in the loaded tensors."""
-    missing: list[str] = field(default_factory=list)
-    unexpected: list[str] = field(default_factory=list)
-    wrong_shape: list[str] = field(default_factory=list)
-
-    @property
-    def complete(self) -> bool:
-        """Every tensor found its place, and every place its tensor."""
-        return not (self.missing or self.unexpected or self.wrong_shape)
-
-    def __str__(self) -> str:
-        lines = [f"{self.file} as {self.kind}: {self.loaded} tensors, {self.parameters / 1e6:.2f} million numbers"]
-        for title, names in (
-            ("missing", self.missing),
-            ("unexpected", self.unexpected),
-            ("of another shape", self.wrong_shape),
-        ):
-            shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-            lines.append(f"  {title}: {f'{len(names)} ({shown})' if names else 'none'}")
-        return "\n".join(lines)
 
 
 def published_config(kind: Kind, chunking: Literal["continue", "restart"] = "continue") -> dict[str, Any]:
@@ -93,12 +59,12 @@ def load_published(
             text.
     """
     path = Path(file)
-    found = {_published_name(key): value for key, value in _read(path).items()}
+    found = {_published_name(key): value for key, value in read_weights(path).items()}
     # On the meta device: no time and memory for first weights that are replaced at once.
     with torch.device("meta"):
         model = (Audio2Mesh if kind == "audio2mesh" else Audio2Pose)(**published_config(kind, chunking))
     wanted = model.state_dict()
-    report = _compare(path.name, kind, found, {_published_name(key): value for key, value in wanted.items()})
+    report = compare_keys(path.name, kind, found, {_published_name(key): value.shape for key, value in wanted.items()})
     if not report.complete:
         other = "audio2pose" if kind == "audio2mesh" else "audio2mesh"
         mark = "pose_map.weight" if other == "audio2pose" else "out_fn.weight"
@@ -110,44 +76,7 @@ def load_published(
     return model.eval(), report
 
 
-def _compare(name: str, kind: Kind, found: dict[str, Tensor], wanted: dict[str, Tensor]) -> KeyReport:
-    shared = found.keys() & wanted.keys()
-    wrong = [
-        f"{key} {tuple(found[key].shape)} for {tuple(wanted[key].shape)}"
-        for key in sorted(shared)
-        if found[key].shape != wanted[key].shape
-    ]
-    return KeyReport(
-        file=name,
-        kind=kind,
-        loaded=len(shared) - len(wrong),
-        parameters=sum(wanted[key].numel() for key in shared if found[key].shape == wanted[key].shape),
-        missing=sorted(wanted.keys() - found.keys()),
-        unexpected=sorted(found.keys() - wanted.keys()),
-        wrong_shape=wrong,
-    )
-
-
 def _published_name(key: str) -> str:
     for new, old in _WEIGHT_NORM.items():
         key = key.replace(new, old)
     return key
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise ValueError(f"there is no file {path}")
-    try:
-        if path.suffix == ".safetensors":
-            content = safetensors.torch.load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError, SafetensorError) as error:
-        text = str(error).strip() or type(error).__name__
-        raise ValueError(
-            f"{path} cannot be read as weights; it is damaged, cut short or of another kind: copy it again"
-            f" ({text.splitlines()[0][:200]})"
-        ) from error
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ValueError(f"{path} holds no plain table of tensors: give the published file as it is")
-    return dict(content)

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import os
-from typing import Any, Self
-
-from diffusers.configuration_utils import ConfigMixin
-from diffusers.models.modeling_utils import ModelMixin
-from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel
 
 from talkinghead.models.speech_features import freeze_feature_extractor, repeated_blocks
+from talkinghead.models.strict_model import StrictModel
 
 
-class SpeechModel(ModelMixin, ConfigMixin):
+class SpeechModel(StrictModel):
     """A model whose first part, `audio_encoder`, is a speech encoder."""
 
     audio_encoder: PreTrainedModel
@@ -28,29 +23,3 @@ class SpeechModel(ModelMixin, ConfigMixin):
     def freeze_cnn(self) -> None:
         """Do not train the convolutions of the speech encoder."""
         freeze_feature_extractor(self.audio_encoder)
-
-    @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike[str], **kwargs: Any) -> Self:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """A model from a folder of `save_pretrained`, in evaluation mode.
-
-        Stricter than the method it replaces, which fills weights that are missing by chance.
-
-        Raises:
-            ValueError: The folder is missing, damaged, or holds other weights than its configuration describes.
-        """
-        kwargs = {"low_cpu_mem_usage": False, "local_files_only": True} | kwargs | {"output_loading_info": True}
-        try:
-            model, report = super().from_pretrained(folder, **kwargs)  # pyright: ignore[reportGeneralTypeIssues]
-        except (OSError, RuntimeError, TypeError, SafetensorError) as error:
-            text = str(error).strip() or type(error).__name__
-            raise ValueError(
-                f"{folder} is no whole {cls.__name__}: {text.splitlines()[0]}. Give the folder that training or"
-                " conversion wrote, or copy it again"
-            ) from error
-        wrong = [*report["missing_keys"], *report["unexpected_keys"], *map(str, report["mismatched_keys"])]
-        if wrong:
-            raise ValueError(
-                f"the weights in {folder} are not of the {cls.__name__} that its config.json describes: {len(wrong)}"
-                f" tensors missing, left over or of another shape, such as {wrong[0]}"
-            )
-        return model

@@ -26,9 +26,9 @@ class StrictModel(ModelMixin, ConfigMixin):
         try:
             model, report = super().from_pretrained(folder, **kwargs)  # pyright: ignore[reportGeneralTypeIssues]
         except (OSError, RuntimeError, TypeError, SafetensorError) as error:
-            text = str(error).strip() or type(error).__name__
+            text = " ".join(str(error).split())[:300].rstrip(". ") or type(error).__name__
             raise ValueError(
-                f"{folder} is no whole {cls.__name__}: {text.splitlines()[0]}. Give the folder that training or"
+                f"{folder} is no whole {cls.__name__}: {text}. Give the folder that training or"
                 " conversion wrote, or copy it again"
             ) from error
         wrong = [*report["missing_keys"], *report["unexpected_keys"], *map(str, report["mismatched_keys"])]

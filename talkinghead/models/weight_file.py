@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,38 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from talkinghead.models.published import KeyReport
-
 _WRAPPERS = ("state_dict", "module")
 """Under which names training programs put the weights when they save other things beside them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeyReport:
+    """How the tensors of a file compare with those that a model needs. Names are those of the published file."""
+
+    file: str
+    kind: str
+    loaded: int
+    parameters: int
+    """Numbers in the loaded tensors."""
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    wrong_shape: list[str] = field(default_factory=list)
+
+    @property
+    def complete(self) -> bool:
+        """Every tensor found its place, and every place its tensor."""
+        return not (self.missing or self.unexpected or self.wrong_shape)
+
+    def __str__(self) -> str:
+        lines = [f"{self.file} as {self.kind}: {self.loaded} tensors, {self.parameters / 1e6:.2f} million numbers"]
+        for title, names in (
+            ("missing", self.missing),
+            ("unexpected", self.unexpected),
+            ("of another shape", self.wrong_shape),
+        ):
+            shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+            lines.append(f"  {title}: {f'{len(names)} ({shown})' if names else 'none'}")
+        return "\n".join(lines)
 
 
 def read_weights(file: str | Path) -> dict[str, Tensor]:

@@ -69,6 +69,8 @@ def test_help_at_every_level_says_everything(tmp_path: Path) -> None:
     [
         (["--train.microbatch", 3], "microbatch 3 must divide global_batch 4"),
         (["--workers", 3], "3 ranks with microbatches of 2 cannot share"),
+        (["--workers", 4], "take 1 or 2 ranks, or --train.microbatch 1"),
+        (["--train.optimizer.learning-rate", "nan"], "learning_rate must be a number above 0, not nan"),
         (["--workers", 2, "--launch", "local"], "--launch local is one process"),
         (["--min-workers", 1], "--min-workers is for --launch ray"),
         (["--run", "s3://bucket/run"], "must be a folder"),
@@ -84,6 +86,11 @@ def test_wrong_use_is_one_line(tmp_path: Path, options: list[object], said: str)
     assert done.process.exitcode == 2, done.stderr
     assert "Traceback" not in done.stderr and said in " ".join(done.stderr.replace("│", " ").split())
     assert len(done.errors) <= 1
+
+
+def test_an_unknown_recipe_is_one_line(tmp_path: Path) -> None:
+    line = one_error(run_train(tmp_path / "out", "audio2mesh", "large", "--data", "x", "--run", tmp_path / "run"))
+    assert "there is no recipe 'large' of audio2mesh, only tiny, paper" in line
 
 
 def test_a_corrected_command_works(tmp_path: Path) -> None:
