@@ -7,7 +7,7 @@ from typing import Any
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from talkinghead.models.speech_features import build_encoder, encode_speech
+from talkinghead.models.speech_features import build_encoder, encode_speech, frame_rate
 from talkinghead.models.speech_model import SpeechModel
 
 
@@ -35,6 +35,7 @@ class Audio2Mesh(SpeechModel):
         smoothing: int = 1,
     ) -> None:
         super().__init__()
+        frame_rate(fps)
         if smoothing < 1 or smoothing % 2 == 0:
             raise ValueError(f"smoothing {smoothing} must be odd and positive, so that it has a middle frame")
         self.fps = fps

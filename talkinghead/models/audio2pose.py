@@ -96,6 +96,7 @@ class Audio2Pose(SpeechModel):
             raise ValueError(f"context must be at least 1 frame, or None, not {context}")
         if len(pose_scale) != POSE_NUMBERS or min(pose_scale) <= 0:
             raise ValueError(f"pose_scale must be {POSE_NUMBERS} numbers above 0")
+        frame_rate(fps)
         if smoothing < 1 or smoothing % 2 == 0:
             raise ValueError(f"smoothing {smoothing} must be odd and positive, so that it has a middle frame")
         if chunking not in ("continue", "restart"):

@@ -89,7 +89,9 @@ def num_frames(num_samples: int, fps: float) -> int:
 
 
 def frame_rate(fps: float) -> Fraction:
-    """A frame rate as a fraction (29.97 is 2997/100)."""
+    """A frame rate as a fraction (29.97 is 2997/100); `ValueError` unless it is above 0."""
+    if not 0 < fps < 1000:
+        raise ValueError(f"fps {fps} is no frame rate: it must be above 0 and below 1000")
     return Fraction(fps).limit_denominator(100_000)
 
 

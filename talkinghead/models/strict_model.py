@@ -25,7 +25,7 @@ class StrictModel(ModelMixin, ConfigMixin):
         kwargs = {"low_cpu_mem_usage": False, "local_files_only": True} | kwargs | {"output_loading_info": True}
         try:
             model, report = super().from_pretrained(folder, **kwargs)  # pyright: ignore[reportGeneralTypeIssues]
-        except (OSError, RuntimeError, TypeError, SafetensorError) as error:
+        except (OSError, RuntimeError, TypeError, ValueError, SafetensorError) as error:
             text = " ".join(str(error).split())[:300].rstrip(". ") or type(error).__name__
             raise ValueError(
                 f"{folder} is no whole {cls.__name__}: {text}. Give the folder that training or"

@@ -134,3 +134,13 @@ def test_the_tiny_encoder_trains(tiny: dict[str, Any]) -> None:
         loss.backward()
         optimizer.step()
     assert loss.item() < 0.08, "the mean alone gives 0.32"
+
+
+@pytest.mark.parametrize(("setting", "value"), [("fps", 0), ("smoothing", 2), ("hidden", 25)])
+def test_a_config_that_cannot_be_names_the_folder(model: Audio2Mesh, tmp_path: Path, setting: str, value: int) -> None:
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {setting: value}))
+    with pytest.raises(ValueError, match=f"{tmp_path.name}.*(fps 0|smoothing 2|in_fn.weight)") as caught:
+        Audio2Mesh.from_pretrained(tmp_path)
+    assert "\n" not in str(caught.value)
