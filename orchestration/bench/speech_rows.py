@@ -21,7 +21,7 @@ from talkinghead.pipelines.audio_to_landmarks import AudioToLandmarks
 from talkinghead.timebase import SAMPLE_RATE
 
 DECODED_FRAMES = 300
-SPEECH_S = 60
+SPEECH_S = 30
 CONTEXT = 125
 WIDTH = 512
 """Of the published decoder."""
