@@ -7,13 +7,14 @@ import logging
 import os
 import secrets
 import signal
-import socket
 import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from talkinghead.ray_address import CONNECT_SECONDS, check_answers, our_packages, use_token_that_is_there
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -23,7 +24,6 @@ WORKER_VARIABLES = dict.fromkeys(THREADS_OF, "1") | {"GLOG_minloglevel": "2", "T
 MODEL_VARIABLES = ("TALKINGHEAD_MODELS", "TALKINGHEAD_FACE_MODEL")
 """Settings of this process that hold on every node of a cluster."""
 OBJECT_STORE_BYTES = 128 << 20  # only paths and small records cross it
-CONNECT_SECONDS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,10 +112,8 @@ def _start_private(cpus: int) -> None:
 
 
 def _join(address: str) -> None:
-    _check_answers(address)
-    # Ray uses a token that is there only when it is told to.
-    if _token_is_there():
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    check_answers(address)
+    use_token_that_is_there()
     os.environ.setdefault("RAY_gcs_server_port_wait_time_s", str(CONNECT_SECONDS))
     import ray
     from ray.exceptions import RayError
@@ -131,44 +129,9 @@ def _join(address: str) -> None:
 
 
 def package(root: Path = ROOT) -> dict[str, Any]:
-    """What Ray sends to the workers of a cluster: our packages only, whatever else lies in `root`; settings."""
-    names = sorted(path.parent.name for path in root.glob("*/__init__.py"))
-    # Patterns as in .gitignore; "/." is the folder itself, which "/*" would exclude with all that is in it.
-    excludes = ["/*", "!/.", *(f"!/{name}" for name in names)]
+    """What Ray sends to the workers of a cluster: our packages only, and settings."""
     forwarded = {name: os.environ[name] for name in MODEL_VARIABLES if name in os.environ}
-    return {"working_dir": str(root), "excludes": excludes, "env_vars": WORKER_VARIABLES | forwarded}
-
-
-def _check_answers(address: str) -> None:
-    """Say within seconds that no Ray is at an address; Ray itself tries for minutes."""
-    place = address.removeprefix("ray://")
-    host, colon, port = place.rpartition(":")
-    if place == "auto":
-        return
-    if not colon or not port.isdigit():
-        raise ValueError(f"RAY_ADDRESS is {address!r}, must be HOST:PORT, ray://HOST:PORT or auto")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
-    except OSError as error:
-        raise ValueError(f"no Ray cluster answers at {address}: {error.strerror or error}") from error
-    if "RAY_USE_TLS" not in os.environ and not _speaks_grpc(place):
-        raise ValueError(f"no Ray cluster answers at {address}: something else does")
-
-
-def _speaks_grpc(place: str) -> bool:
-    import grpc
-
-    with grpc.insecure_channel(place, options=[("grpc.enable_http_proxy", 0)]) as channel:
-        try:
-            grpc.channel_ready_future(channel).result(timeout=CONNECT_SECONDS)
-        except grpc.FutureTimeoutError:
-            return False
-    return True
-
-
-def _token_is_there() -> bool:
-    named = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ
-    return named or Path(os.path.expanduser("~/.ray/auth_token")).is_file()  # noqa: PTH111 (never raises)
+    return our_packages(root) | {"env_vars": WORKER_VARIABLES | forwarded}
 
 
 @contextlib.contextmanager

@@ -55,12 +55,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(arguments: list[str]) -> None:
     if arguments and arguments[0] in TASKS:
-        from train.training import parse, train
+        from train.task_command import parse, train
 
         request = parse(arguments[0], arguments[1:])
         result_on_stdout(_of_rank_zero(train))(request)
         return
-    from train.training import describe_task
+    from train.task_command import describe_task
 
     app = SubcommandApp()
     for task in TASKS:

@@ -11,12 +11,12 @@ import logging
 import os
 import secrets
 import shutil
-import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from talkinghead.ray_address import CONNECT_SECONDS, check_answers, our_packages, use_token_that_is_there
 from train.checkpoint_files import whole_steps
 from train.failure import Failure, FailureLog, RunFailed
 from train.port import RayPort
@@ -28,7 +28,6 @@ log = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parents[1]
 _OBJECT_STORE_BYTES = 128 << 20  # only settings cross it
-_CONNECT_SECONDS = 10
 
 
 def run_ray(
@@ -181,38 +180,15 @@ def _start_private(cpus: int) -> None:
 
 
 def _join(address: str) -> None:
-    _check_answers(address)
-    token = Path("~/.ray/auth_token").expanduser()
-    if "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ or token.is_file():
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-    os.environ.setdefault("RAY_gcs_server_port_wait_time_s", str(_CONNECT_SECONDS))
+    check_answers(address)
+    use_token_that_is_there()
+    os.environ.setdefault("RAY_gcs_server_port_wait_time_s", str(CONNECT_SECONDS))
     import ray
     from ray.exceptions import RayError
 
     try:
-        ray.init(address=address, runtime_env=package(), logging_level=logging.ERROR, log_to_driver=False)
+        ray.init(address=address, runtime_env=our_packages(ROOT), logging_level=logging.ERROR, log_to_driver=False)
     except (ConnectionError, RuntimeError, ValueError, RayError) as error:
         reason = " ".join(str(error).split())
         hint = " (it asks for a token: set RAY_AUTH_TOKEN)" if "uthenticat" in reason else ""
         raise ValueError(f"cannot join the Ray cluster at {address}: {reason}{hint}") from error
-
-
-def package(root: Path = ROOT) -> dict[str, Any]:
-    """What Ray sends to the workers of a cluster: our packages only, whatever else lies in `root`."""
-    names = sorted(path.parent.name for path in root.glob("*/__init__.py"))
-    # Patterns as in .gitignore; "/." is the folder itself, which "/*" would exclude with all that is in it.
-    return {"working_dir": str(root), "excludes": ["/*", "!/.", *(f"!/{name}" for name in names)]}
-
-
-def _check_answers(address: str) -> None:
-    """Say within seconds that no Ray is at an address; Ray itself tries for minutes."""
-    place = address.removeprefix("ray://")
-    host, colon, port = place.rpartition(":")
-    if place == "auto":
-        return
-    if not colon or not port.isdigit():
-        raise ValueError(f"RAY_ADDRESS is {address!r}, must be HOST:PORT, ray://HOST:PORT or auto")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()
-    except OSError as error:
-        raise ValueError(f"no Ray cluster answers at {address}: {error.strerror or error}") from error

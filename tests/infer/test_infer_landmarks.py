@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from talkinghead.geometry.face_regions import mouth_opening
 from talkinghead.media.audio import read_whole_audio
 from talkinghead.media.probe import probe
 from talkinghead.media.wav import encode_wav
+from tests.small_disk import run_with_mounts
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -236,17 +236,7 @@ mount -o remount,size=16k '{disk}'
 mount -o remount,size=16m '{disk}'
 {run}; echo "$? $(ls -A '{disk}' | wc -l)"
 """
-    done = subprocess.run(
-        ["unshare", "-rm", "sh", "-c", commands],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        env=os.environ.copy(),
-        timeout=200,
-        check=False,
-    )
-    if done.returncode == 77 or done.stderr.startswith("unshare:"):
-        pytest.skip("this system does not allow a mount in a user namespace")
+    done = run_with_mounts(commands, timeout=200)
     lines = [line for line in done.stdout.splitlines() if not line.startswith("/")]
     assert lines == ["1 0", "1 0", "0 3"], done.stdout + done.stderr
     assert done.stderr.count("No space left on device") == 2 and "Traceback" not in done.stderr

@@ -5,9 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import os
 import shutil
-import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -18,6 +16,7 @@ from shards.manifest import read_manifest
 from talkinghead.storage import Storage
 from tests.indexes import open_index
 from tests.orchestration.conftest import ROOT, Command
+from tests.small_disk import run_with_mounts
 
 
 def digests(data: Path, pattern: str = "*.tar") -> dict[str, str]:
@@ -168,17 +167,7 @@ mount -o remount,size=200m '{mount}'
 '{sys.executable}' -m orchestration quarantine --data '{mount}/data'
 '{sys.executable}' -m shards verify --data '{mount}/data'
 """
-    done = subprocess.run(
-        ["unshare", "-rm", "sh", "-c", commands],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        env=os.environ.copy(),
-        timeout=280,
-        check=False,
-    )
-    if done.returncode == 77 or done.stderr.startswith("unshare:"):
-        pytest.skip("this system does not allow a mount in a user namespace")
+    done = run_with_mounts(commands, timeout=280)
     assert "first: 1" in done.stdout and "second: 0" in done.stdout, done.stdout + done.stderr
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and "No space left on device" in lines[0]

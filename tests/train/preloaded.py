@@ -5,8 +5,8 @@ import torch._dynamo
 import train.__main__
 import train.loop
 import train.overview
+import train.task_command
 import train.torchrun
-import train.training
 import train.worker
 from tests.train import toy_task
 from train.recipe import TASKS

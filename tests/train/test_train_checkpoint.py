@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from talkinghead.provenance import hash_file
+from tests.small_disk import run_with_mounts
 from tests.train.train_commands import ROOT
 from train.checkpoint import Checkpoints
 from train.checkpoint_files import folder_name
@@ -266,16 +267,7 @@ def test_a_full_disk_is_one_line_and_the_older_one_stays(tmp_path: Path) -> None
     mount = tmp_path / "small ü"
     mount.mkdir()
     code = f"mount -t tmpfs -o size=2000k none '{mount}' || exit 77; exec '{sys.executable}' -c \"$CODE\" '{mount}/c'"
-    done = subprocess.run(
-        ["unshare", "-rm", "sh", "-c", code],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        env=os.environ | {"CODE": FULL},
-        check=False,
-    )
-    if done.returncode == 77 or done.stderr.startswith("unshare:"):
-        pytest.skip("this system does not allow a mount in a user namespace")
+    done = run_with_mounts(code, env={"CODE": FULL})
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert len(lines) == 2 and len(set(lines)) == 1, done.stdout

@@ -14,7 +14,7 @@ import pytest
 
 from talkinghead.storage import Storage
 from tests.train import toy_task
-from train import training
+from train import task_command
 from train.beginning import begin
 from train.config import ParallelConfig, ScheduleConfig
 from train.recipe import TASKS, Recipe
@@ -217,11 +217,13 @@ def test_credentials_of_the_data_stay_out_of_the_run(path: Path, monkeypatch: py
         seen.update(data=data)
         return RunFolder.start(run, asked)
 
-    monkeypatch.setattr(training, "start", start)
-    monkeypatch.setattr(training, "_annotation", lambda storage, config: {})
-    training.train(training.parse("toy", ["tiny", "--data", uri, "--run", str(path)]))
+    monkeypatch.setattr(task_command, "start", start)
+    monkeypatch.setattr(task_command, "_annotation", lambda storage, config: {})
+    task_command.train(task_command.parse("toy", ["tiny", "--data", uri, "--run", str(path)]))
     assert seen["data"] == Storage(uri).location
     assert "secret" not in (path / "config.json").read_text()
-    training.train(training.parse("toy", ["tiny", "--data", "some/data", "--run", str(path.with_name("other"))]))
+    task_command.train(
+        task_command.parse("toy", ["tiny", "--data", "some/data", "--run", str(path.with_name("other"))])
+    )
     assert seen["data"] is None, "config.json names it in full, wherever it is read"
     assert RunFolder.open(path.with_name("other")).data == str(Path("some/data").absolute())
