@@ -28,6 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
         commands.annotate,
         commands.shards,
         commands.reannotate,
+        commands.latents,
         commands.report,
         commands.quarantine,
         commands.retry,

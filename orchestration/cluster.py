@@ -77,6 +77,17 @@ class Cluster:
             self._slots = _start(self.settings)
         return self._slots
 
+    def gpu_slots(self, share: float) -> tuple[int, float]:
+        """How many units to run at a time that take a share of a GPU each, and the share: 0 on a cluster without."""
+        slots = self.slots
+        import ray
+
+        gpus = ray.cluster_resources().get("GPU", 0.0)
+        if gpus < share or share <= 0:
+            return slots, 0.0
+        # Ray spreads no task over two GPUs, so only whole shares of each count.
+        return min(slots, int(gpus) * int(1 / share + 1e-9)), share
+
 
 def _start(settings: ClusterSettings) -> int:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")

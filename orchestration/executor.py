@@ -67,8 +67,24 @@ class Tally:
     frames: int = 0
 
 
-def run_units(storage: Storage, job: str, units: Sequence[Unit], cluster: Cluster, retry: RetrySettings) -> Tally:
+def run_units(
+    storage: Storage,
+    job: str,
+    units: Sequence[Unit],
+    cluster: Cluster,
+    retry: RetrySettings,
+    *,
+    gpu_share: float = 0.0,
+) -> Tally:
     """Run every unit that has no record yet.
+
+    Args:
+        storage: DATA.
+        job: Name of the job.
+        units: Its units.
+        cluster: Where they run.
+        retry: How hard a failing one is tried.
+        gpu_share: Share of a GPU that a unit takes, where the cluster has GPUs.
 
     Raises:
         RunError: DATA cannot be written; everything committed so far stays and a rerun goes on from there.
@@ -78,9 +94,9 @@ def run_units(storage: Storage, job: str, units: Sequence[Unit], cluster: Cluste
     pending = [unit for unit in units if not ledger.is_done(unit)]
     tally = Tally(planned=len(units), done_before=len(units) - len(pending))
     if pending:
-        slots = cluster.slots
+        slots, gpus = cluster.gpu_slots(gpu_share) if gpu_share else (cluster.slots, 0.0)
         with Progress(job, len(units), tally.done_before) as progress:
-            _Run(storage, retry, slots, tally, progress).run(pending)
+            _Run(storage, retry, slots, gpus, tally, progress).run(pending)
         _check_committed(storage, job, pending)
     tally.wall_seconds = time.perf_counter() - started
     log.info(
@@ -104,7 +120,9 @@ def _check_committed(storage: Storage, job: str, units: Sequence[Unit]) -> None:
 class _Run:
     """One pass over the pending units: the pool first, then what failed there, alone."""
 
-    def __init__(self, storage: Storage, retry: RetrySettings, slots: int, tally: Tally, progress: Progress) -> None:
+    def __init__(
+        self, storage: Storage, retry: RetrySettings, slots: int, gpus: float, tally: Tally, progress: Progress
+    ) -> None:
         import ray
 
         self.ray = ray
@@ -115,7 +133,7 @@ class _Run:
         self.progress = progress
         self.failures: dict[str, list[Attempt]] = {}
         # No retries by Ray: a unit that took a worker down must not meet its neighbours again.
-        options: dict[str, Any] = {"num_cpus": 1, "max_retries": 0}
+        options: dict[str, Any] = {"num_cpus": 1, "num_gpus": gpus or None, "max_retries": 0}
         self.pool_task = ray.remote(max_calls=UNITS_PER_PROCESS, **options)(_pool_task)
         self.alone_task = ray.remote(**options)(_alone_task)
 

@@ -38,9 +38,9 @@ class UnitRecord:
     """Commit record: job `job` turned the input `key` into `file`, or rejected it."""
 
     job: str
-    """`ingest`, `annotate-<version>`, `pack-media`, `pack-<version>`."""
+    """`ingest`, `annotate-<version>`, `encode-<version>`, `pack-media`, `pack-<version>`."""
     key: str
-    """Clip key (ingest), sample key (annotate), `clips-000042` (pack)."""
+    """Clip key (ingest), sample key (annotate, encode), `clips-000042` (pack)."""
     pkey: str
     """Provenance key."""
     samples: list[SampleRecord] = field(default_factory=list)

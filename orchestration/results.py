@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from orchestration.jobs import annotate, ingest, pack
+from orchestration.jobs import annotate, ingest, latents, pack
 from orchestration.jobs.plans import plan_names, read_plan
 from orchestration.ledger import Ledger, quarantined
 from orchestration.records import QuarantineRecord, SampleRecord, UnitRecord
@@ -26,6 +27,14 @@ def ingest_results(storage: Storage) -> Results:
 def annotate_results(storage: Storage, version: str) -> Results:
     """Of the samples in the version's plan; empty without a plan."""
     name = annotate.job_name(version)
+    if name not in plan_names(storage, name):
+        return {}
+    return Ledger(storage, name).results(read_plan(storage, name)["units"].items())
+
+
+def encode_results(storage: Storage, version: str) -> Results:
+    """Of the samples in the plan of a version of latents; empty without a plan."""
+    name = latents.job_name(version)
     if name not in plan_names(storage, name):
         return {}
     return Ledger(storage, name).results(read_plan(storage, name)["units"].items())
@@ -52,7 +61,8 @@ def ingested_samples(results: Mapping[str, UnitRecord | QuarantineRecord | None]
 def current_quarantine(storage: Storage) -> list[QuarantineRecord]:
     """What is in quarantine of the units that are planned now; an input that was mended or removed is not listed."""
     planned: dict[str, set[tuple[str, str]]] = {}
-    for name in (*plan_names(storage, ingest.PLAN_PREFIX), *plan_names(storage, annotate.job_name(""))):
+    prefixes = (ingest.PLAN_PREFIX, annotate.job_name(""), latents.PREFIX)
+    for name in itertools.chain.from_iterable(plan_names(storage, prefix) for prefix in prefixes):
         job = ingest.JOB if name.startswith(ingest.PLAN_PREFIX) else name
         planned.setdefault(job, set()).update(read_plan(storage, name)["units"].items())
     return [

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 from talkinghead import dataroot
 from talkinghead.provenance import pretty_json
 from talkinghead.schema import SCHEMA_VERSION, check_version
 from talkinghead.storage import Storage
+
+Kind = Literal["annotation", "latents"]
+"""What a version holds: a face annotation, or latents and embeddings of the frames (see `shards.latents`)."""
 
 _MEND = "move it away and run make shards ANN=<version> to write it again"
 
@@ -44,8 +47,18 @@ class AnnotationEntry:
     kept: int
     splits: dict[str, int]
     """Split → kept samples."""
+    kind: Kind = "annotation"
+    """Only annotations are opened by readers that do not name a version; files from before there were others have no
+    such field."""
     details: dict[str, Any] = field(default_factory=dict)
     """Engine, model sha256, parameters, filter thresholds: whatever says how it was made."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind):
+            raise ValueError(
+                f"version {self.version} is of kind {self.kind!r}, this code knows {', '.join(get_args(Kind))}: use a"
+                " newer talkinghead"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +75,8 @@ class DatasetManifest:
     media: list[ShardEntry]
     """Media shards in order of their numbers."""
     annotations: list[AnnotationEntry]
-    """In the order in which they were made; the last is what a reader opens that does not ask for one."""
+    """First those of kind `annotation` in the order in which they were made; the last of them is what a reader opens
+    that does not ask for one. Then the others, by name."""
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
@@ -71,20 +85,25 @@ class DatasetManifest:
             raise ValueError(f"an annotation version stands twice: {', '.join(names)}")
 
     def annotation(self, version: str | None = None) -> AnnotationEntry:
-        """The entry of a version, of the newest one for None.
+        """The entry of a version, of the newest face annotation for None.
 
         Raises:
             ValueError: No such version; says which there are.
         """
-        if not self.annotations:
-            raise ValueError("the data set has no annotations yet: run make shards")
         if version is None:
-            return self.annotations[-1]
+            if not (faces := self.of_kind("annotation")):
+                raise ValueError("the data set has no annotations yet: run make shards")
+            return faces[-1]
         for entry in self.annotations:
             if entry.version == version:
                 return entry
-        there = ", ".join(entry.version for entry in self.annotations)
-        raise ValueError(f"there is no annotation version {version!r}, only {there}: run make reannotate ANN={version}")
+        there = ", ".join(entry.version for entry in self.annotations) or "none at all"
+        how = "make latents" if version.startswith("latents-") else f"make reannotate ANN={version}"
+        raise ValueError(f"there is no annotation version {version!r}, only {there}: run {how}")
+
+    def of_kind(self, kind: Kind) -> list[AnnotationEntry]:
+        """The entries of one kind, in their order."""
+        return [entry for entry in self.annotations if entry.kind == kind]
 
     def to_json(self) -> bytes:
         """The file's content."""

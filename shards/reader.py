@@ -39,7 +39,7 @@ class ShardReader:
 
     Args:
         data: The data set: folder, URI or storage.
-        version: Annotation version; None: the newest.
+        version: Annotation version; None: the newest face annotation.
         split: `train`, `val` or `test`; None: all.
         kept: Only samples that the filters kept.
         columns: Annotation columns that will be asked for; checked here rather than in the middle of an epoch.
@@ -120,9 +120,10 @@ class ShardReader:
     def _join(self, other: Index) -> None:
         for name in ("key", "shard", "ordinal"):
             if not self.index.table.column(name).equals(other.table.column(name)):
+                how = "latents" if self.manifest.annotation(other.version).kind == "latents" else "reannotate"
                 raise ValueError(
                     f"annotation versions {self.version} and {other.version} are not of the same samples ({name}):"
-                    f" run make reannotate ANN={other.version} to bring it up to date"
+                    f" run make {how} ANN={other.version} to bring it up to date"
                 )
         self._where.update(dict.fromkeys(other.members["annotation"], (other, "annotation")))
 
@@ -158,10 +159,14 @@ class ShardReader:
     def _index_of(self, suffix: str) -> Index:
         if suffix not in self._where:
             there = ", ".join(sorted(name.removesuffix(".npy") for name in self._where))
-            raise ValueError(
-                f"the data set has no {suffix.removesuffix('.npy')!r} in annotation version {self.version},"
-                f" only {there}: make it with make reannotate ANN=<version> DATA={self.storage.uri}"
+            name = suffix.removesuffix(".npy")
+            holding = [entry.version for entry in self.manifest.of_kind("latents") if name in entry.details["columns"]]
+            how = (
+                f"it is in {', '.join(holding)}, to be named in the reader's extra=(…)"
+                if holding
+                else f"make it with make reannotate ANN=<version> DATA={self.storage.uri}"
             )
+            raise ValueError(f"the data set has no {name!r} in annotation version {self.version}, only {there}: {how}")
         return self._where[suffix][0]
 
     def locate(self, row: int, suffix: str) -> tuple[str, Member]:

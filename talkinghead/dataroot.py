@@ -6,7 +6,8 @@
     index/<version>.<hash>.parquet     one row per sample: offsets, scores, split, keep/reason; DATASET.json says which
     catalog/<dataset>.parquet          one row per clip of the data set's metadata
     catalog/<dataset>.sources.parquet  size, time and sha256 of each source file
-    units/<job>/<aa>/<key>.<pkey>.tar  output of one unit of ingest or annotate, until it is packed (and after)
+    units/<job>/<aa>/<key>.<pkey>.tar  output of one unit of ingest or annotate, until it is packed (and after), and of
+                                       encode (latents), only until then
     records/<job>/<aa>/<key>.<pkey>.json   commit record: the unit counts from here on
     quarantine/<job>/<key>.<pkey>.json     inputs that failed, with the cause
     released/<job>/…                   quarantine records of units that were released for another try
@@ -41,7 +42,7 @@ def sources(dataset: str) -> str:
 
 
 def plan(name: str) -> str:
-    """Plan of one job (`ingest-<dataset>`, `annotate-<version>`) or of the shards (`shards`)."""
+    """Plan of one job (`ingest-<dataset>`, `annotate-<version>`, `encode-<version>`) or of the shards (`shards`)."""
     return f"plans/{name}.json"
 
 

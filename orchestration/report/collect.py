@@ -9,6 +9,7 @@ from annotate.filters import FilterSettings
 from ingest.catalog import Catalog, read_catalog
 from orchestration import results
 from orchestration.jobs import pack
+from orchestration.report.latents import latents_states
 from orchestration.report.state import MetadataNotes, RunState
 from shards.index import read_index
 from shards.manifest import AnnotationEntry, read_manifest
@@ -23,10 +24,13 @@ def run_state(storage: Storage, version: str | None) -> RunState:
 
     Raises:
         FileNotFoundError: There is no finished data set.
-        ValueError: There is no such version.
+        ValueError: There is no such version, or it is no face annotation.
     """
     manifest = read_manifest(storage)
     entry = manifest.annotation(version)
+    if entry.kind != "annotation":
+        faces = ", ".join(other.version for other in manifest.of_kind("annotation"))
+        raise ValueError(f"{version} holds {entry.kind}; a report is about a face annotation: {faces}")
     names = [name for name in DATASETS if storage.exists(dataroot.catalog(name))]
     catalogs = {name: read_catalog(storage, name) for name in names}
     media = results.pack_records(storage, pack.MEDIA_JOB)
@@ -40,8 +44,9 @@ def run_state(storage: Storage, version: str | None) -> RunState:
         annotate=results.annotate_results(storage, entry.version),
         pack=[*media.values(), *annotation.values()],
         index=list(read_index(storage, entry).rows()),
-        previous_version=_previous(manifest.annotations, entry),
+        previous_version=_previous(manifest.of_kind("annotation"), entry),
         filters=from_json(FilterSettings, entry.details["filters"]),
+        latents=latents_states(storage, manifest),
         wall_frames=frames,
         wall_seconds=seconds,
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from annotate.filters import FilterSettings
 from orchestration.records import QuarantineRecord, UnitRecord
+from orchestration.report.latents import LatentsState
 from talkinghead.schema import CatalogRow, SampleIndex, check_version
 
 UnitState = UnitRecord | QuarantineRecord | None
@@ -49,6 +50,8 @@ class RunState:
     """The annotation version to compare with; None when this is the first."""
     filters: FilterSettings | None = None
     """Thresholds the index was filtered with; drawn into the histograms, and the index is checked against them."""
+    latents: list[LatentsState] = field(default_factory=list)
+    """Versions of latents beside it."""
     metadata: Mapping[str, MetadataNotes] = field(default_factory=dict)
     """Data set → what gave no input."""
     wall_frames: Mapping[str, int] = field(default_factory=dict)

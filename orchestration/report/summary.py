@@ -31,6 +31,8 @@ bytes_per_frame         {member: bytes}, over all samples in the index that have
 jobs                    {job: {units, frames, seconds, cpu_seconds, wall_seconds, frames_per_second,
                         cpu_ms_per_frame, retried}}; `seconds` are summed over workers, `wall_seconds` are null
                         when unknown, and `frames_per_second` is then that of one worker
+latents                 [{version, width, height, networks, samples, missing, frames, bytes, bytes_per_frame}]: those
+                        beside this annotation; `bytes` are of their shards
 settings                how the annotations were made and filtered, as the data set records it
 difference              against the version before (see `VersionDifference.to_json`), or null
 errors                  everything that does not add up; empty when all is well
@@ -47,6 +49,7 @@ from orchestration.jobs import annotate, ingest, pack
 from orchestration.records import UnitRecord
 from orchestration.report.accounting import FATES, Accounting, count_reasons
 from orchestration.report.diff import VersionDifference
+from orchestration.report.latents import latents_numbers
 from orchestration.report.state import RunState
 from shards.manifest import DatasetManifest, ShardEntry
 from talkinghead.schema import SPLITS, SampleIndex, annotation_shard_name, media_shard_name
@@ -75,6 +78,7 @@ def summarise(
     kept = [row for row in state.index if row.keep]
     models = _details(state, "model_sha256")
     media, annotation, shard_errors = _shard_sizes(storage, state, manifest)
+    latents, latent_errors = latents_numbers(storage, state.latents)
     pieces = accounting.pieces
     fates = {fate: sum(piece.fate == fate for piece in pieces) for fate in FATES}
     funnel = [
@@ -118,9 +122,10 @@ def summarise(
         "bytes_annotation": annotation,
         "bytes_per_frame": _bytes_per_frame(state.index),
         "jobs": job_speeds(state),
+        "latents": latents,
         "settings": _settings(manifest, state),
         "difference": difference.to_json() if difference else None,
-        "errors": accounting.errors + shard_errors + _split_errors(state.index),
+        "errors": accounting.errors + shard_errors + latent_errors + _split_errors(state.index),
     }
 
 
@@ -129,6 +134,7 @@ def job_speeds(state: RunState) -> dict[str, dict[str, Any]]:
     jobs = (ingest.JOB, annotate.job_name(state.version), pack.MEDIA_JOB, pack.annotation_job(state.version))
     records: dict[str, list[UnitRecord]] = {name: [] for name in jobs}
     units: list[Any] = [*state.ingest.values(), *state.annotate.values(), *state.pack]
+    units.extend(record for latents in state.latents for record in latents.units)
     for record in units:
         if isinstance(record, UnitRecord):
             records.setdefault(record.job, []).append(record)

@@ -150,7 +150,8 @@ def rejected_examples(accounting: Accounting) -> list[InputOutcome]:
 def quarantine_groups(state: RunState, data_uri: str) -> list[QuarantineGroup]:
     """Quarantined units by cause, the most frequent first, with the command that retries them."""
     by_cause: dict[str, list[QuarantineRecord]] = defaultdict(list)
-    for record in (*state.ingest.values(), *state.annotate.values()):
+    encoded = (record for latents in state.latents for record in latents.quarantined)
+    for record in (*state.ingest.values(), *state.annotate.values(), *encoded):
         if isinstance(record, QuarantineRecord):
             by_cause[record.cause].append(record)
     return [

@@ -10,7 +10,7 @@ from annotate.engines import check_engine
 from annotate.settings import AnnotateSettings
 from orchestration import results
 from orchestration.executor import Tally
-from orchestration.jobs import annotate, ingest, pack
+from orchestration.jobs import annotate, ingest, latents, pack
 from orchestration.jobs.annotate import MediaSample
 from orchestration.jobs.plans import plan_names, read_plan, write_plan
 from orchestration.overrides import settings_with
@@ -37,6 +37,8 @@ def run_annotate(runner: Runner, version: str, overrides: Sequence[str], model: 
         RunError: The machine is at fault.
     """
     storage, name = runner.storage, annotate.job_name(check_version(version))
+    if latents.job_name(version) in plan_names(storage, latents.PREFIX):
+        raise ValueError(f"{version} holds latents: choose another name for an annotation version")
     if not plan_names(storage, ingest.PLAN_PREFIX):
         raise ValueError(f"nothing is ingested in {storage.uri}: name the videos with SOURCE, or another DATA")
     before: dict[str, Any] = {"units": {}, "settings": {}}

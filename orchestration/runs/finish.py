@@ -47,9 +47,9 @@ def finish(storage: Storage, version: str, overrides: Sequence[str] = ()) -> Dat
     path, index_sha256 = write_index(storage, index)
     entry = _entry(storage, index, path, index_sha256, shards, filters)
     others = _other_versions(before, version, len(plan))
-    manifest = _describe(index, shards, plan, _in_order(storage, [*others, entry]))
+    manifest = _describe(index, shards, plan, in_order(storage, [*others, entry]))
     write_manifest(storage, manifest)
-    _remove_old_indexes(storage, before, manifest)
+    remove_old_indexes(storage, before, manifest)
     return manifest
 
 
@@ -137,7 +137,7 @@ def _entry(
         version=index.version,
         index=path,
         index_sha256=sha256,
-        shards=[_shard_entry(pair.annotation) for pair in shards],
+        shards=[shard_entry(pair.annotation) for pair in shards],
         samples=len(index),
         kept=int(keep.sum()),
         splits=dict(sorted(Counter(index.texts("split")[keep]).items())),
@@ -166,12 +166,13 @@ def _describe(
         licences=dict(sorted(Counter(index.texts("licence")).items())),
         tool_versions=library_versions(*TOOLS),
         plan_hash=plan_hash(plan),
-        media=[_shard_entry(pair.media) for pair in shards],
+        media=[shard_entry(pair.media) for pair in shards],
         annotations=annotations,
     )
 
 
-def _shard_entry(record: UnitRecord) -> ShardEntry:
+def shard_entry(record: UnitRecord) -> ShardEntry:
+    """A packed shard as `DATASET.json` lists it."""
     assert record.file and record.file_sha256
     return ShardEntry(
         name=record.file,
@@ -188,10 +189,11 @@ def _manifest(storage: Storage) -> DatasetManifest | None:
 
 def _known_filters(before: DatasetManifest | None, version: str) -> dict[str, float | bool | None]:
     """Thresholds of the version, else of the newest one: a new version is judged like the one before."""
-    if before is None or not before.annotations:
+    faces = before.of_kind("annotation") if before else []
+    if not faces:
         return {}
-    entries = {entry.version: entry for entry in before.annotations}
-    return entries.get(version, before.annotations[-1]).details["filters"]
+    entries = {entry.version: entry for entry in faces}
+    return entries.get(version, faces[-1]).details["filters"]
 
 
 def _other_versions(before: DatasetManifest | None, version: str, num_shards: int) -> list[AnnotationEntry]:
@@ -200,18 +202,25 @@ def _other_versions(before: DatasetManifest | None, version: str, num_shards: in
     for entry in before.annotations if before else ():
         if len(entry.shards) < num_shards and entry.version != version:
             name = entry.version
-            log.warning("annotation %s does not cover the new shards: make reannotate ANN=%s extends it", name, name)
+            how = "make latents" if entry.kind == "latents" else f"make reannotate ANN={name}"
+            log.warning("%s %s does not cover the new shards: %s extends it", entry.kind, name, how)
         elif entry.version != version:
             entries.append(entry)
     return entries
 
 
-def _in_order(storage: Storage, entries: list[AnnotationEntry]) -> list[AnnotationEntry]:
-    """Versions in the order in which they were first made: the last is what readers open by default."""
-    return sorted(entries, key=lambda entry: read_plan(storage, annotate.job_name(entry.version))["order"])
+def in_order(storage: Storage, entries: Sequence[AnnotationEntry]) -> list[AnnotationEntry]:
+    """Face annotations in the order in which they were first made: the last is what readers open by default. Then
+    the others, by name."""
+    faces = [entry for entry in entries if entry.kind == "annotation"]
+    others = [entry for entry in entries if entry.kind != "annotation"]
+    # Only where it matters: data sets of one version need no plans (they may have been copied without).
+    if len(faces) > 1:
+        faces.sort(key=lambda entry: read_plan(storage, annotate.job_name(entry.version))["order"])
+    return faces + sorted(others, key=lambda entry: entry.version)
 
 
-def _remove_old_indexes(storage: Storage, before: DatasetManifest | None, after: DatasetManifest) -> None:
+def remove_old_indexes(storage: Storage, before: DatasetManifest | None, after: DatasetManifest) -> None:
     """Keep the indexes that the new and the last `DATASET.json` name: somebody may just be opening the last one."""
     named = {entry.index for manifest in (before, after) if manifest for entry in manifest.annotations}
     for file in storage.list(dataroot.INDEX_FOLDER):
@@ -220,6 +229,6 @@ def _remove_old_indexes(storage: Storage, before: DatasetManifest | None, after:
 
 
 def current_version(storage: Storage) -> str | None:
-    """The newest annotation version, None when there is no finished data set."""
+    """The newest face annotation, None when there is no finished data set."""
     manifest = _manifest(storage)
     return manifest.annotation().version if manifest else None

@@ -79,13 +79,13 @@ def run_pack(runner: Runner, version: str, overrides: Sequence[str] = ()) -> Non
     plan = _shard_plan(storage, ingested, annotated, settings)
     media = [pack.plan_pack(None, i, *_media_parts(keys, ingested), limit) for i, keys in enumerate(plan)]
     _check_immutable(storage, media)
-    _run(runner, pack.MEDIA_JOB, media)
+    pack_units(runner, pack.MEDIA_JOB, media)
     job = pack.annotation_job(version)
     done = {key for key, _ in Ledger(storage, job).committed}
     missing = [(i, keys) for i, keys in enumerate(plan) if pack.shard_key(i) not in done]
     parts = [(i, _annotation_parts(storage, version, keys, ingested, annotated)) for i, keys in missing]
     units = [pack.plan_pack(version, i, samples, contents, limit, blank) for i, (samples, contents, blank) in parts]
-    _run(runner, job, units)
+    pack_units(runner, job, units)
 
 
 def shard_settings(storage: Storage, overrides: Sequence[str] = ()) -> ShardSettings:
@@ -191,7 +191,7 @@ def _check_immutable(storage: Storage, units: Sequence[Unit]) -> None:
         )
 
 
-def _run(runner: Runner, job: str, units: Sequence[Unit]) -> None:
+def pack_units(runner: Runner, job: str, units: Sequence[Unit]) -> None:
     """Pack; a data set with a shard missing is none, whether it failed now or in an earlier run."""
     runner.run(job, units)
     committed = Ledger(runner.storage, job).committed

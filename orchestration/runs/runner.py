@@ -22,9 +22,9 @@ class Runner:
     cluster: Cluster
     retry: RetrySettings
 
-    def run(self, job: str, units: Sequence[Unit]) -> Tally:
-        """Run what is pending and note the wall time of the run."""
-        tally = run_units(self.storage, job, units, self.cluster, self.retry)
+    def run(self, job: str, units: Sequence[Unit], *, gpu_share: float = 0.0) -> Tally:
+        """Run what is pending and note the wall time of the run; `gpu_share` as for `run_units`."""
+        tally = run_units(self.storage, job, units, self.cluster, self.retry, gpu_share=gpu_share)
         if tally.committed or tally.quarantined:
             about = {
                 "job": job,

@@ -31,6 +31,8 @@ def behave(storage: Storage, unit: Unit) -> Output:
             pin_threads()
             told = f"{cv2.getNumThreads()} {os.environ['OMP_NUM_THREADS']} {os.getpid()}"
             return Output(contents=[(unit.key, 1, {"txt": told.encode()})])
+        case "gpus":
+            return Output(contents=[(unit.key, 1, {"txt": os.environ.get("CUDA_VISIBLE_DEVICES", "all").encode()})])
         case "reject":
             rejection = Rejection(reason="no_face", score=0.25, detail="a quarter of the frames")
             return Output(rejected=[RejectedPiece(key=unit.key, rejection=rejection)])

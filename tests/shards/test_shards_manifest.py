@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
-from shards.manifest import DatasetManifest, read_manifest, write_manifest
+from shards.latents import find_latents
+from shards.manifest import AnnotationEntry, DatasetManifest, read_manifest, write_manifest
 from talkinghead.storage import Storage
 
 
@@ -17,6 +19,39 @@ def test_round_trip_in_equal_bytes(built):
     assert manifest.annotation() is manifest.annotation("v1")
     with pytest.raises(ValueError, match="only v1"):
         manifest.annotation("v2")
+
+
+def latents(version: str, vae: str, size: int, entry: AnnotationEntry) -> AnnotationEntry:
+    networks = {"vae": {"sha256": vae}, "image_encoder": {"sha256": "c"}}
+    return replace(entry, version=version, kind="latents", details={"width": size, "height": size, **networks})
+
+
+def test_latents_are_found_by_what_they_are_and_never_opened_by_default(built):
+    manifest = read_manifest(built)
+    face = manifest.annotation()
+    entries = [face, latents("a", "v", 64, face), latents("b", "w", 64, face), latents("c", "v", 64, face)]
+    both = DatasetManifest.from_json(replace(manifest, annotations=entries).to_json())
+    assert both.annotation() == face and both.annotation("b").kind == "latents"
+    assert [entry.version for entry in both.of_kind("latents")] == ["a", "b", "c"]
+    networks = {"vae": {"sha256": "v"}, "image_encoder": {"sha256": "c", "name": "anything"}}
+    assert find_latents(both, networks, 64, 64) == "c"
+    assert find_latents(both, networks, 64, 32) is None
+    assert find_latents(both, networks | {"vae": {"sha256": "x"}}, 64, 64) is None
+    assert find_latents(manifest, networks, 64, 64) is None
+    with pytest.raises(ValueError, match="no annotations yet"):
+        replace(both, annotations=entries[1:]).annotation()
+
+
+def test_a_manifest_from_before_there_were_kinds(copied):
+    value = json.loads(copied.read("DATASET.json"))
+    for entry in value["annotations"]:
+        del entry["kind"]
+    copied.write("DATASET.json", json.dumps(value).encode())
+    assert read_manifest(copied).annotation().kind == "annotation"
+    value["annotations"][0]["kind"] = "thoughts"
+    copied.write("DATASET.json", json.dumps(value).encode())
+    with pytest.raises(ValueError, match=r"of kind 'thoughts'.* newer talkinghead"):
+        read_manifest(copied)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,46 @@
+"""The picture networks of a worker process, loaded once."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from orchestration.unit import RunError
+from talkinghead.models.picture_encoder import PictureEncoder
+
+
+@lru_cache(maxsize=1)
+def _encoder(vae: str, image_encoder: str, device: str) -> PictureEncoder:
+    import torch
+
+    torch.set_num_threads(1)  # the units are the parallelism
+    try:
+        encoder = PictureEncoder.load(vae, image_encoder)
+    except (ValueError, OSError) as error:
+        raise RunError(f"a worker cannot load the picture networks: {error}") from error
+    except (MemoryError, RuntimeError) as error:
+        raise RunError(
+            f"the picture networks do not fit a worker's memory (--memory-gb gives more): {error}"
+        ) from error
+    return encoder.to(device)
+
+
+def planned_encoder(vae: str, image_encoder: str, sha256: dict[str, str], device: str) -> PictureEncoder:
+    """The picture networks of the plan.
+
+    Args:
+        vae: Their sources, see `PictureEncoder.load`.
+        image_encoder: See there.
+        sha256: Network → hash that it had when the plan was made.
+        device: Where they run.
+
+    Raises:
+        RunError: This machine does not find them, or finds others.
+    """
+    encoder = _encoder(vae, image_encoder, device)
+    for name, about in encoder.provenance().items():
+        if about["sha256"] != sha256[name]:
+            raise RunError(
+                f"this machine has the {name} {about['sha256'][:12]}…, the plan was made with {sha256[name][:12]}…:"
+                " give every node the same weights in the same place, and the same versions of the libraries"
+            )
+    return encoder

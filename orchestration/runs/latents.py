@@ -1,0 +1,197 @@
+"""Encode every packed sample: latents and embeddings as a version of their own."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestration import results
+from orchestration.executor import Tally
+from orchestration.jobs import latents, pack
+from orchestration.jobs.latents import LatentSettings, PackedClip
+from orchestration.jobs.plans import plan_names, read_plan, write_plan
+from orchestration.ledger import Ledger
+from orchestration.records import UnitRecord
+from orchestration.runs.finish_latents import finish_latents
+from orchestration.runs.pack import pack_units
+from orchestration.runs.runner import Runner
+from orchestration.unit import RunError, Unit
+from shards.index import Index, read_index
+from shards.latents import NETWORKS
+from shards.manifest import DatasetManifest, read_manifest
+from shards.plan import PlannedSample
+from talkinghead import dataroot
+from talkinghead.schema import check_version, media_shard_name
+from talkinghead.storage import Storage
+
+if TYPE_CHECKING:
+    from talkinghead.models.picture_encoder import PictureEncoder
+
+log = logging.getLogger(__name__)
+
+Provenance = Mapping[str, Mapping[str, str]]
+_HALF = 2
+"""Bytes of a number."""
+
+
+def run_latents(runner: Runner, settings: LatentSettings, version: str | None = None) -> str:
+    """Encode every packed sample that is not encoded yet, pack the version's shards, and enter it in `DATASET.json`.
+
+    Args:
+        runner: DATA, with a finished data set.
+        settings: Networks and size.
+        version: Name of the version; None: `latents.version_name`.
+
+    Returns:
+        Name of the version.
+
+    Raises:
+        FileNotFoundError: There is no finished data set.
+        ValueError: Networks that cannot be read, a size that does not fit them, or a name that something else has.
+        RunError: The machine is at fault.
+    """
+    from talkinghead.models.picture_encoder import PictureEncoder, check_picture_size
+
+    storage = runner.storage
+    manifest = read_manifest(storage)
+    settings = _findable(settings)
+    encoder = PictureEncoder.load(settings.vae, settings.image_encoder)
+    check_picture_size(settings.width, settings.height, encoder.vae)
+    networks = encoder.provenance()
+    version = check_version(version or latents.version_name(settings, networks))
+    about = {"width": settings.width, "height": settings.height, **networks}
+    before = _check_name(storage, manifest, version, about)
+    index = read_index(storage, manifest.annotation())
+    done = results.pack_records(storage, pack.annotation_job(version))
+    packed = {sample.key for record in done.values() for sample in record.samples}
+    units = latents.plan_latents(_clips(manifest, index), version, settings, networks, runner.retry.time_limit_s)
+    # Packed ones stay as they are, also under newer libraries.
+    units = [replace(unit, pkey=before.get(unit.key, unit.pkey)) if unit.key in packed else unit for unit in units]
+    frame_bytes = bytes_per_frame(encoder, settings)
+    _check_space(storage, version, units, index, frame_bytes)
+    write_plan(storage, latents.job_name(version), units, **about)
+    del encoder
+    tally = runner.run(latents.job_name(version), units, gpu_share=settings.gpu_share)
+    encoded = results.encode_results(storage, version)
+    _pack(runner, version, manifest, index, encoded)
+    finish_latents(storage, version, index, encoded, about)
+    _remove_unit_files(storage, version)
+    _tell(tally, version, frame_bytes)
+    return version
+
+
+def bytes_per_frame(encoder: PictureEncoder, settings: LatentSettings) -> int:
+    """What one frame's latents and embedding take."""
+    positions = (settings.width // encoder.scale) * (settings.height // encoder.scale)
+    return _HALF * (2 * encoder.channels * positions + encoder.embedding_size)
+
+
+def _findable(settings: LatentSettings) -> LatentSettings:
+    """Folders by their absolute path: a worker elsewhere has another working folder."""
+    from talkinghead.models.picture_weights import IMAGE_ENCODERS, VAES
+
+    def absolute(source: str, names: tuple[str, ...]) -> str:
+        return source if source in names or not Path(source).is_dir() else str(Path(source).resolve())
+
+    return replace(
+        settings,
+        vae=absolute(settings.vae, VAES),
+        image_encoder=absolute(settings.image_encoder, IMAGE_ENCODERS),
+    )
+
+
+def _check_name(storage: Storage, manifest: DatasetManifest, version: str, about: Mapping[str, Any]) -> dict[str, str]:
+    """Refuse a name that stands for something else; the units that were planned under it before."""
+    if any(entry.version == version for entry in manifest.of_kind("annotation")):
+        raise ValueError(f"{version} is a face annotation: choose another --version for the latents")
+    name = latents.job_name(version)
+    if name not in plan_names(storage, name):
+        return {}
+    before = read_plan(storage, name)
+    same = all(before[network]["sha256"] == about[network]["sha256"] for network in NETWORKS)
+    if not same or (before["width"], before["height"]) != (about["width"], about["height"]):
+        raise ValueError(
+            f"{version} was begun with other networks or another size ({before['width']}x{before['height']}): choose"
+            " another --version, or none"
+        )
+    return before["units"]
+
+
+def _clips(manifest: DatasetManifest, index: Index) -> list[PackedClip]:
+    """Every packed sample, kept by the filters or not: filters may change, shards do not."""
+    return [
+        PackedClip(
+            key=row.key,
+            num_frames=row.num_frames,
+            file=media_shard_name(row.shard),
+            file_sha256=manifest.media[row.shard].sha256,
+            members=tuple(row.media),
+        )
+        for row in index.rows()
+    ]
+
+
+def _check_space(storage: Storage, version: str, units: Sequence[Unit], index: Index, frame_bytes: int) -> None:
+    """Say before hours of work that their results will not fit."""
+    ledger = Ledger(storage, latents.job_name(version))
+    pending = {unit.key for unit in units if not ledger.is_done(unit)}
+    keys, lengths = index.texts("key"), index.numbers("num_frames")
+    frames = sum(int(length) for key, length in zip(keys, lengths, strict=True) if key in pending)
+    if not frames:
+        return
+    # Each result stands in its unit's file until it is packed.
+    wanted = 2 * frames * frame_bytes
+    log.info("%s: %d frames to encode, %.2f GB", version, frames, frames * frame_bytes / 1e9)
+    if storage.local_root is not None and (free := shutil.disk_usage(storage.local_root).free) < wanted:
+        raise RunError(
+            f"latents of {frames} frames at {frame_bytes / 1024:.1f} KiB each need {wanted / 1e9:.3g} GB while they are"
+            f" packed (half of it then stays); {storage.uri} has {free / 1e9:.3g} GB left: make room, or choose smaller"
+            " pictures"
+        )
+
+
+def _pack(runner: Runner, version: str, manifest: DatasetManifest, index: Index, encoded: results.Results) -> None:
+    """Pack the shards that are missing; what could not be encoded is missing in them."""
+    job = pack.annotation_job(version)
+    done = {key for key, _ in Ledger(runner.storage, job).committed}
+    units = []
+    for number in range(len(manifest.media)):
+        if pack.shard_key(number) in done:
+            continue
+        samples, contents, failed = [], [], []
+        for key in index.texts("key")[index.shard_rows(number)]:
+            record = encoded[key]
+            if not isinstance(record, UnitRecord):
+                failed.append(key)
+                continue
+            assert record.file and record.file_sha256
+            sample = record.samples[0]
+            samples.append(
+                PlannedSample.of_members(
+                    key=key,
+                    file=record.file,
+                    members=sample.members,
+                    num_frames=sample.num_frames,
+                    sha256=sample.sha256,
+                )
+            )
+            contents.append(record.file_sha256)
+        limit = runner.retry.time_limit_s
+        units.append(pack.plan_pack(version, number, samples, contents, limit, failed))
+    pack_units(runner, job, units)
+
+
+def _remove_unit_files(storage: Storage, version: str) -> None:
+    """Latents are large, and a packed shard never changes: the units' own files are not needed any more."""
+    for file in storage.list(dataroot.units(latents.job_name(version)), ".tar"):
+        storage.delete(file.path)
+
+
+def _tell(tally: Tally, version: str, frame_bytes: int) -> None:
+    if tally.committed:
+        speed = tally.frames / max(tally.wall_seconds, 1e-9)
+        log.info("%s: %d frames, %.1f frames/s, %d bytes per frame", version, tally.frames, speed, frame_bytes)

@@ -1,0 +1,39 @@
+"""Which version of a data set holds the latents of given networks at a given size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from shards.manifest import DatasetManifest
+
+LATENTS = "latents"
+"""Column of the latents' moments: float16 `[F, 2·C, h, w]`, mean and logarithm of the variance, unscaled."""
+EMBEDDING = "embedding"
+"""Column of the pictures' embeddings: float16 `[F, D]`."""
+NETWORKS = ("vae", "image_encoder")
+"""Names in a provenance: the codec that made the latents, and the encoder of the embeddings."""
+
+
+def find_latents(
+    manifest: DatasetManifest, provenance: Mapping[str, Mapping[str, Any]], width: int, height: int
+) -> str | None:
+    """The version whose columns `latents` and `embedding` are those of these networks.
+
+    Networks are told apart by the hash of their weights; where they were read from does not matter.
+
+    Args:
+        manifest: Of the data set.
+        provenance: Network (`vae`, `image_encoder`) → `sha256`, as `PictureEncoder.provenance` gives it.
+        width: Of the pictures that were encoded, pixels.
+        height: The same.
+
+    Returns:
+        Its name, for `ShardReader(extra=(name,))`; None when there is none. Of several the last in `DATASET.json`.
+    """
+    wanted = (width, height, *(provenance[name]["sha256"] for name in NETWORKS))
+    for entry in reversed(manifest.of_kind("latents")):
+        about = entry.details
+        if (about["width"], about["height"], *(about[name]["sha256"] for name in NETWORKS)) == wanted:
+            return entry.version
+    return None

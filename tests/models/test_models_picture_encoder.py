@@ -1,0 +1,278 @@
+"""Pictures → latents and tokens: the same whoever asks, from weights that are never chance."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from talkinghead.models.cosine_codec import CosineCodec
+from talkinghead.models.parameter_hash import parameter_hash
+from talkinghead.models.picture_encoder import (
+    PictureEncoder,
+    check_picture_size,
+    latent_channels,
+    latent_scale,
+)
+from talkinghead.models.picture_weights import load_image_encoder, load_vae
+
+STOCK = "diffusion_pytorch_model.safetensors"
+
+
+def pictures(number: int = 3, width: int = 64, height: int = 64) -> Tensor:
+    rng = np.random.default_rng(number)
+    rough = torch.from_numpy(rng.uniform(0, 255, (number, 3, 5, 5))).float()
+    smooth = torch.nn.functional.interpolate(rough, (height, width), mode="bicubic")
+    return smooth.clamp(0, 255).to(torch.uint8)
+
+
+@pytest.fixture(scope="module")
+def encoder() -> PictureEncoder:
+    return PictureEncoder.load("tiny-kl", "tiny")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pipeline's folder with both networks, of other weights than the named ones."""
+    place = tmp_path_factory.mktemp("weights")
+    vae, image_encoder = load_vae("tiny-kl"), load_image_encoder("tiny")
+    torch.manual_seed(4)
+    for network in (vae, image_encoder):
+        for parameter in network.parameters():
+            torch.nn.init.normal_(parameter, std=0.05)
+    vae.save_pretrained(place / "vae")
+    image_encoder.save_pretrained(place / "image_encoder")
+    return place
+
+
+@pytest.fixture
+def copied(folder: Path, tmp_path: Path) -> Path:
+    for file in folder.rglob("*"):
+        if file.is_file():
+            target = tmp_path / file.relative_to(folder)
+            target.parent.mkdir(exist_ok=True)
+            target.write_bytes(file.read_bytes())
+    return tmp_path
+
+
+def test_scale_and_channels() -> None:
+    for name, scale, channels in (("tiny", 4, 16), ("tiny-kl", 8, 4)):
+        vae = load_vae(name)
+        assert (latent_scale(vae), latent_channels(vae)) == (scale, channels)
+        moments = PictureEncoder.load(name, "tiny").moments(pictures(2, 64, 96))
+        assert moments.shape == (2, 2 * channels, 96 // scale, 64 // scale) and moments.dtype == torch.float16
+    assert PictureEncoder.load("tiny", "small").embedding(pictures(2)).shape == (2, 256)
+
+
+def test_moments_are_those_of_the_stock_codec(encoder: PictureEncoder) -> None:
+    given = pictures()
+    with torch.no_grad():
+        posterior = encoder.vae.encode(given / 127.5 - 1).latent_dist
+    moments = encoder.moments(given)
+    expected = torch.cat([posterior.mean, posterior.logvar], 1).half()
+    assert torch.equal(moments, expected)
+    scaling = encoder.vae.config["scaling_factor"]
+    noise = torch.randn(posterior.mean.shape, generator=torch.Generator().manual_seed(1))
+    drawn = (posterior.mean + posterior.std * noise) * scaling
+    torch.testing.assert_close(encoder.sample(moments, noise), drawn, atol=2e-3, rtol=2e-3)
+    torch.testing.assert_close(encoder.mean(moments), posterior.mean * scaling, atol=1e-3, rtol=1e-3)
+    assert encoder.mean(moments).dtype == torch.float32
+
+
+def test_decode_undoes_encode() -> None:
+    encoder = PictureEncoder.load("tiny", "tiny")
+    # Flat blocks, which the codec keeps whole: what is lost is the rounding of latents to half precision.
+    given = pictures(2, 16, 8).repeat_interleave(4, 2).repeat_interleave(4, 3)
+    decoded = encoder.decode(encoder.mean(encoder.moments(given)))
+    assert decoded.shape == (2, 3, 32, 64) and decoded.dtype == torch.float32 and decoded.abs().max() <= 1
+    assert ((decoded - (given / 127.5 - 1)) ** 2).mean() < 1e-6
+
+
+def test_the_token_is_that_of_the_stock_processor(encoder: PictureEncoder) -> None:
+    from transformers import CLIPImageProcessorPil
+
+    processor = CLIPImageProcessorPil(size={"height": 64, "width": 64}, do_center_crop=False)
+    # Fine noise: what a resize that skips pixels would show otherwise.
+    given = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (2, 3, 120, 200), np.uint8))
+    images = [picture.numpy() for picture in given]
+    pixels: Any = processor(images, return_tensors="pt", input_data_format="channels_first")["pixel_values"]
+    with torch.no_grad():
+        expected = encoder.image_encoder(pixels).image_embeds
+    found = encoder.embedding(given).float()
+    torch.testing.assert_close(found, expected, atol=2e-2, rtol=2e-2)
+
+
+def test_pictures_do_not_depend_on_their_neighbours_or_autocast(encoder: PictureEncoder) -> None:
+    given = pictures(5)
+    moments, tokens = encoder.moments(given), encoder.embedding(given)
+    for number in range(5):
+        torch.testing.assert_close(encoder.moments(given[number : number + 1])[0], moments[number])
+        torch.testing.assert_close(encoder.embedding(given[number : number + 1])[0], tokens[number])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(encoder.moments(given), moments) and torch.equal(encoder.embedding(given), tokens)
+        assert encoder.decode(encoder.mean(moments)).dtype == torch.float32
+
+
+def test_it_is_frozen_and_no_module() -> None:
+    encoder = PictureEncoder.load("tiny-kl", "tiny")
+    assert not isinstance(encoder, torch.nn.Module)
+    for network in (encoder.vae, encoder.image_encoder):
+        assert not network.training and not any(parameter.requires_grad for parameter in network.parameters())
+    assert not encoder.moments(pictures()).requires_grad
+
+
+def test_other_precision_keeps_the_provenance() -> None:
+    encoder = PictureEncoder.load("tiny-kl", "tiny")
+    before = encoder.moments(pictures())
+    direct = PictureEncoder(load_vae("tiny-kl"), load_image_encoder("tiny"))
+    for one in (encoder, direct):
+        assert one.to("cpu", torch.bfloat16) is one
+        assert one.vae.dtype == one.image_encoder.dtype == torch.bfloat16
+        assert {name: about["sha256"] for name, about in one.provenance().items()} == {
+            name: about["sha256"] for name, about in PictureEncoder.load("tiny-kl", "tiny").provenance().items()
+        }
+    after = encoder.moments(pictures())
+    assert after.dtype == torch.float16 and 0 < (after - before).float().abs().mean() < 0.05
+
+
+@pytest.mark.parametrize("given", [torch.zeros(3, 8, 8, dtype=torch.uint8), torch.zeros(1, 3, 8, 8)])
+def test_other_pictures_are_refused(encoder: PictureEncoder, given: Tensor) -> None:
+    for method in (encoder.moments, encoder.embedding):
+        with pytest.raises(ValueError, match="uint8"):
+            method(given)
+
+
+def test_sizes_that_fit() -> None:
+    tiny, stock = load_vae("tiny"), load_vae("tiny-kl")
+    check_picture_size(64, 96, tiny)
+    check_picture_size(512, 768, stock)
+    with pytest.raises(ValueError, match=r"500x512 .* multiples of 64; .* 448 or 512, the nearest height 512"):
+        check_picture_size(500, 512, stock)
+    with pytest.raises(ValueError, match="nearest width is 32, "):
+        check_picture_size(0, 64, tiny)
+
+
+def test_named_weights_are_the_same_whatever_the_global_generator() -> None:
+    seen = set()
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        state = torch.get_rng_state()
+        encoder = PictureEncoder.load("tiny-kl", "small")
+        assert torch.equal(torch.get_rng_state(), state)
+        seen.add(parameter_hash(encoder.vae) + parameter_hash(encoder.image_encoder))
+    assert len(seen) == 1
+
+
+def test_folders_whole_or_by_part_have_one_provenance(folder: Path) -> None:
+    whole = PictureEncoder.load(str(folder), str(folder))
+    parts = PictureEncoder.load(str(folder / "vae"), str(folder / "image_encoder"))
+    named = PictureEncoder.load("tiny-kl", "tiny")
+    hashes = [{name: about["sha256"] for name, about in one.provenance().items()} for one in (whole, parts, named)]
+    assert hashes[0] == hashes[1]
+    assert hashes[0]["vae"] != hashes[2]["vae"] and hashes[0]["image_encoder"] != hashes[2]["image_encoder"]
+    assert whole.provenance()["vae"]["kind"] == "folder" and named.provenance()["vae"]["kind"] == "tiny"
+    assert torch.equal(whole.moments(pictures()), parts.moments(pictures()))
+
+
+def test_the_cosine_codec_loads_from_a_pipeline_folder(copied: Path) -> None:
+    CosineCodec(patch=8).save_pretrained(copied / "vae")
+    vae = load_vae(str(copied))
+    assert isinstance(vae, CosineCodec) and latent_scale(vae) == 8
+
+
+def test_old_attention_names_of_published_codecs_are_understood(copied: Path) -> None:
+    file = copied / "vae" / STOCK
+    tensors = safetensors.torch.load_file(file)
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    renamed = {}
+    for name, tensor in tensors.items():
+        for new, published in old.items():
+            name = name.replace(f"attentions.0.{new}.", f"attentions.0.{published}.")
+        renamed[name] = tensor
+    assert renamed.keys() != tensors.keys()
+    safetensors.torch.save_file(renamed, file)
+    assert parameter_hash(load_vae(str(copied))) == parameter_hash_of(tensors)
+
+
+def parameter_hash_of(tensors: dict[str, Tensor]) -> str:
+    vae = load_vae("tiny-kl")
+    vae.load_state_dict(tensors)
+    return parameter_hash(vae)
+
+
+def test_settings_that_weights_do_not_show_change_the_hash(copied: Path) -> None:
+    def hashes() -> list[str]:
+        return [about["sha256"] for about in PictureEncoder.load(str(copied), str(copied)).provenance().values()]
+
+    before = hashes()
+    for part, setting, value in (("vae", "norm_num_groups", 4), ("image_encoder", "hidden_act", "gelu")):
+        file = copied / part / "config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {setting: value}))
+    assert not set(before) & set(hashes())
+    file = copied / "vae/config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"norm_num_groups": 8, "sample_size": 512}))
+    assert hashes()[0] == before[0], "what changes nothing counts for nothing"
+
+
+def broken_cases() -> list[tuple[str, str, Callable[[Path], object]]]:
+    def edit(name: str, **changes: object) -> Callable[[Path], object]:
+        def change(place: Path) -> None:
+            file = place / name
+            file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+        return change
+
+    def drop_tensor(name: str) -> Callable[[Path], object]:
+        def change(place: Path) -> None:
+            tensors = safetensors.torch.load_file(place / name)
+            tensors.pop(sorted(tensors)[0])
+            safetensors.torch.save_file(tensors, place / name, {"format": "pt"})
+
+        return change
+
+    def cut(name: str) -> Callable[[Path], object]:
+        return lambda place: (place / name).write_bytes((place / name).read_bytes()[:1000])
+
+    clip = "image_encoder/model.safetensors"
+    return [
+        ("vae", "cannot be read", lambda place: (place / "vae/config.json").unlink()),
+        ("vae", "is not the JSON", lambda place: (place / "vae/config.json").write_text("{")),
+        ("vae", "is not the JSON", lambda place: (place / "vae/config.json").write_text("[]")),
+        ("vae", "'UNet2DConditionModel'", edit("vae/config.json", _class_name="UNet2DConditionModel")),
+        ("vae", "no kind of network", edit("vae/config.json", _class_name=None)),
+        ("vae", "weights in .* cannot be read", lambda place: (place / "vae" / STOCK).unlink()),
+        ("vae", "weights in .* cannot be read", cut(f"vae/{STOCK}")),
+        ("vae", "1 tensors missing", drop_tensor(f"vae/{STOCK}")),
+        ("vae", "cannot be read|of another shape", edit("vae/config.json", latent_channels=8)),
+        ("image_encoder", "'wav2vec2'", edit("image_encoder/config.json", model_type="wav2vec2")),
+        ("image_encoder", "weights in .* cannot be read", cut(clip)),
+        ("image_encoder", "weights in .* cannot be read", lambda place: (place / clip).unlink()),
+        ("image_encoder", "1 tensors missing", drop_tensor(clip)),
+        ("image_encoder", "of another shape", edit("image_encoder/config.json", projection_dim=32)),
+    ]
+
+
+@pytest.mark.parametrize(("part", "said", "change"), broken_cases())
+def test_what_is_wrong_with_a_folder_is_said(
+    copied: Path, part: str, said: str, change: Callable[[Path], object]
+) -> None:
+    change(copied)
+    load: Any = load_vae if part == "vae" else load_image_encoder
+    with pytest.raises(ValueError, match=said) as caught:
+        load(str(copied))
+    assert str(copied) in str(caught.value)
+
+
+def test_missing_folders_say_what_is_wanted(tmp_path: Path) -> None:
+    for load in (load_vae, load_image_encoder):
+        with pytest.raises(ValueError, match=r"no folder '.*nowhere'.*'tiny'"):
+            load(str(tmp_path / "nowhere"))
+        with pytest.raises(ValueError, match=r"config\.json cannot be read"):
+            load(str(tmp_path))
