@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from diffusers.configuration_utils import register_to_config
@@ -14,6 +15,27 @@ from talkinghead.models.unet_trunk import Features, UNetShape, UNetTrunk
 
 References = Features | Mapping[str, KeyValue]
 """What `ReferenceNet` returns, or what `Denoiser.project_reference` makes of it."""
+
+
+class Condition(NamedTuple):
+    """What distinguishes two predictions from the same latents."""
+
+    token: Tensor
+    """`[B, 1, D]` of the reference pictures; zeros: unconditional."""
+    reference: References | None
+    """Of B references; None: plain self-attention."""
+
+
+class Begun(NamedTuple):
+    """The work on latents up to the first motion module, in which each frame is alone.
+
+    It is the same whatever other frames stand beside: windows that overlap can share it.
+    """
+
+    state: Tensor
+    """`[B, F, C, h, w]` for the way up, the same under every condition."""
+    hidden: Tensor
+    """`[B, F, C, h, w]` behind the first layer's transformer."""
 
 
 class Denoiser(UNetTrunk):
@@ -76,7 +98,7 @@ class Denoiser(UNetTrunk):
 
     def forward(
         self,
-        latents: Tensor,
+        latents: Tensor | Begun,
         timestep: Tensor | int,
         token: Tensor,
         *,
@@ -88,7 +110,7 @@ class Denoiser(UNetTrunk):
         """Predict.
 
         Args:
-            latents: `[B, F, C, h, w]`, noisy.
+            latents: `[B, F, C, h, w]`, noisy, or what `begin` made of them under the same conditions.
             timestep: `[B]`, or one for all.
             token: `[B, 1, D]` of the reference pictures; zeros: unconditional.
             reference: By name of the transformer block, features or keys and values of B references; None: plain
@@ -104,41 +126,76 @@ class Denoiser(UNetTrunk):
         Raises:
             ValueError: More frames than the motion modules have positions for, or conditions that do not fit.
         """
-        batch, num_frames, _, height, width = latents.shape
-        self._check(latents, token, reference, dropped, pose)
-        given = Conditioning(self._embed_time(timestep, batch, num_frames), token, num_frames, dropped, fold)
-        pictures = latents.flatten(0, 1)
-        features = None if pose is None else [feature.flatten(0, 1) for feature in pose]
-        hidden, _ = self._run(pictures, given, reference, features)
-        hidden = self.conv_out(self.conv_act(self.conv_norm_out(hidden)))
-        return hidden.view(batch, num_frames, -1, height, width)
-
-    def _check(
-        self,
-        latents: Tensor,
-        token: Tensor,
-        reference: References | None,
-        dropped: Tensor | None,
-        pose: Sequence[Tensor] | None,
-    ) -> None:
-        batch, num_frames, _, height, width = latents.shape
+        begun = isinstance(latents, Begun)
+        shape = latents.state.shape if begun else latents.shape
+        batch, num_frames, _, height, width = shape
         if self.max_frames is not None and num_frames > self.max_frames:
             raise ValueError(
                 f"{num_frames} frames at once, and the motion modules know {self.max_frames}: use shorter windows"
             )
-        if token.shape[:2] != (batch, 1):
-            raise ValueError(f"token must be [{batch}, 1, D], one for each sample, not {list(token.shape)}")
         if dropped is not None and dropped.shape != (batch,):
             raise ValueError(f"dropped must be [{batch}], not {list(dropped.shape)}")
-        if pose is not None:
-            levels = len(self.down_blocks)
-            if len(pose) != levels + 1:
-                raise ValueError(f"{len(pose)} pose features for {levels} levels: wanted are {levels + 1}")
-            if pose[0].shape[:2] != (batch, num_frames) or pose[0].shape[-2:] != (height, width):
-                raise ValueError(
-                    f"pose features {list(pose[0].shape)} do not fit latents {list(latents.shape)}: guidance images"
-                    " must be of the size of the pictures"
-                )
+        self._check_pose(shape, pose)
+        self._check_condition(batch, token, reference)
+        given = Conditioning(self._embed_time(timestep, batch, num_frames), token, num_frames, dropped, fold)
+        pictures = (latents.state.flatten(0, 1), latents.hidden.flatten(0, 1)) if begun else latents.flatten(0, 1)
+        hidden, _ = self._run(pictures, given, reference, _each_frame(pose))
+        hidden = self.conv_out(self.conv_act(self.conv_norm_out(hidden)))
+        return hidden.view(batch, num_frames, -1, height, width)
+
+    def begin(
+        self,
+        latents: Tensor,
+        timestep: Tensor | int,
+        conditions: Sequence[Condition],
+        *,
+        pose: Sequence[Tensor] | None = None,
+        fold: bool = False,
+    ) -> list[Begun]:
+        """The part of a call in which frames do not meet yet, under several conditions.
+
+        What no condition enters is computed once for all of them. Equal to the same part of a call but for rounding,
+        which can depend on how many frames are computed at once.
+
+        Args:
+            latents: `[B, F, C, h, w]`, noisy; any number of frames.
+            timestep: `[B]`, or one for all.
+            conditions: At least one.
+            pose: As in a call.
+            fold: As in a call.
+
+        Returns:
+            For each condition, what to give to a call instead of the latents.
+
+        Raises:
+            ValueError: Conditions that do not fit.
+        """
+        batch, num_frames = latents.shape[:2]
+        self._check_pose(latents.shape, pose)
+        for token, reference in conditions:
+            self._check_condition(batch, token, reference)
+        time = self._embed_time(timestep, batch, num_frames)
+        each = [(Conditioning(time, token, num_frames, None, fold), reference) for token, reference in conditions]
+        state, hidden = self._begin(latents.flatten(0, 1), each, _each_frame(pose))
+        state = state.unflatten(0, (batch, num_frames))
+        return [Begun(state, value.unflatten(0, (batch, num_frames))) for value in hidden]
+
+    def _check_pose(self, shape: torch.Size, pose: Sequence[Tensor] | None) -> None:
+        batch, num_frames, _, height, width = shape
+        if pose is None:
+            return
+        levels = len(self.down_blocks)
+        if len(pose) != levels + 1:
+            raise ValueError(f"{len(pose)} pose features for {levels} levels: wanted are {levels + 1}")
+        if pose[0].shape[:2] != (batch, num_frames) or pose[0].shape[-2:] != (height, width):
+            raise ValueError(
+                f"pose features {list(pose[0].shape)} do not fit latents {list(shape)}: guidance images must be of the"
+                " size of the pictures"
+            )
+
+    def _check_condition(self, batch: int, token: Tensor, reference: References | None) -> None:
+        if token.shape[:2] != (batch, 1):
+            raise ValueError(f"token must be [{batch}, 1, D], one for each sample, not {list(token.shape)}")
         if reference is not None:
             missing = [name for name in self.transformers() if name not in reference]
             if missing:
@@ -169,3 +226,7 @@ class Denoiser(UNetTrunk):
         if wrong:
             raise ValueError(f"{len(wrong)} tensors are missing or of another shape, such as {wrong[0]}")
         self.load_state_dict({key: state[key] for key in wanted}, strict=False)
+
+
+def _each_frame(pose: Sequence[Tensor] | None) -> list[Tensor] | None:
+    return None if pose is None else [feature.flatten(0, 1) for feature in pose]

@@ -35,7 +35,9 @@ class MotionModule(AnimateDiffTransformer3D):
     def forward(self, hidden: Tensor, num_frames: int) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """`[B * F, C, h, w]`, the F frames of a sample one after the other → the same shape."""
         count, channels, height, width = hidden.shape
-        series = self.norm(hidden).view(-1, num_frames, channels, height, width).permute(0, 3, 4, 1, 2)
+        # Contiguous: where only the norm's parameters want a gradient (everything in front is frozen), PyTorch 2.13's
+        # CPU kernel crashes on channels-last input.
+        series = self.norm(hidden.contiguous()).view(-1, num_frames, channels, height, width).permute(0, 3, 4, 1, 2)
         series = self.proj_in(series.reshape(-1, num_frames, channels))
         for block in self.transformer_blocks:
             series = block(series)

@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 import torch
 from diffusers.models.downsampling import Downsample2D
 from diffusers.models.resnet import ResnetBlock2D
-from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
 from talkinghead.models.motion_module import MotionModule
 from talkinghead.models.reference_attention import KeyValue
 from talkinghead.models.spatial_transformer import SpatialTransformer
+from talkinghead.models.upsampling import Upsampler
 
 References = Sequence[Tensor | KeyValue | None]
 """For each transformer of a level, in order: what it sees beside its own tokens."""
@@ -98,16 +98,20 @@ class Level(nn.Module):
             return self._gradient_checkpointing_func(block, *args)
         return block(*args)
 
-    def _attend(
+    def _look(
         self, index: int, hidden: Tensor, given: Conditioning, references: References, features: list[Tensor]
     ) -> Tensor:
-        """Transformer and motion module number `index`, where there are such; appends the transformer's feature."""
+        """Transformer number `index`, where there is such; appends its feature."""
         if index < len(self.attentions):
             reference = references[index] if references else None
             hidden, feature = self._run(
                 self.attentions[index], hidden, given.token, reference, given.dropped, given.fold
             )
             features.append(feature)
+        return hidden
+
+    def _move(self, index: int, hidden: Tensor, given: Conditioning) -> Tensor:
+        """Motion module number `index`, where there is such: here frames meet."""
         if index < len(self.motion_modules):
             hidden = self._run(self.motion_modules[index], hidden, given.num_frames)
         return hidden
@@ -126,15 +130,36 @@ class DownLevel(Level):
             [Downsample2D(channels[1], use_conv=True, padding=1, name="op")] if downsample else []
         )
 
+    def open(self, hidden: Tensor, given: Conditioning) -> Tensor:
+        """The first residual block, which neither token nor reference nor other frames enter."""
+        return self._run(self.resnets[0], hidden, given.time)
+
+    def begin(self, opened: Tensor, given: Conditioning, references: References = ()) -> Tensor:
+        """The first transformer behind `open`, which other frames do not enter."""
+        return self._look(0, opened, given, references, [])
+
     def forward(
-        self, hidden: Tensor, given: Conditioning, references: References = ()
+        self, hidden: Tensor, given: Conditioning, references: References = (), begun: bool = False
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """`[B * F, C, h, w]` → the next level's input, the states for the way up, the transformers' features."""
+        """Go down.
+
+        Args:
+            hidden: `[B * F, C, h, w]`.
+            given: To every layer.
+            references: See `References`.
+            begun: `hidden` is what `begin` returned.
+
+        Returns:
+            The next level's input, the states for the way up, and the transformers' features (without the first one's
+            where that had begun).
+        """
         states: list[Tensor] = []
         features: list[Tensor] = []
         for index, resnet in enumerate(self.resnets):
-            hidden = self._run(resnet, hidden, given.time)
-            hidden = self._attend(index, hidden, given, references, features)
+            if index > 0 or not begun:
+                hidden = self._run(resnet, hidden, given.time)
+                hidden = self._look(index, hidden, given, references, features)
+            hidden = self._move(index, hidden, given)
             states.append(hidden)
         for downsampler in self.downsamplers:
             hidden = downsampler(hidden)
@@ -154,7 +179,8 @@ class MidLevel(Level):
         """`[B * F, C, h, w]` → the same shape, and the transformer's feature."""
         features: list[Tensor] = []
         hidden = self._run(self.resnets[0], hidden, given.time)
-        hidden = self._attend(0, hidden, given, references, features)
+        hidden = self._look(0, hidden, given, references, features)
+        hidden = self._move(0, hidden, given)
         return self._run(self.resnets[1], hidden, given.time), features
 
 
@@ -182,7 +208,7 @@ class UpLevel(Level):
         super().__init__(shape, out, num_transformers=len(states) if attend else 0, num_motion=len(states))
         for index, state in enumerate(states):
             self._add_resnet(shape, state + (in_channels if index == 0 else out), out)
-        self.upsamplers = nn.ModuleList([Upsample2D(out, use_conv=True)] if upsample else [])
+        self.upsamplers = nn.ModuleList([Upsampler(out)] if upsample else [])
 
     def forward(
         self,
@@ -207,7 +233,8 @@ class UpLevel(Level):
         features: list[Tensor] = []
         for index, (resnet, state) in enumerate(zip(self.resnets, states, strict=True)):
             hidden = self._run(resnet, torch.cat([hidden, state], dim=1), given.time)
-            hidden = self._attend(index, hidden, given, references, features)
+            hidden = self._look(index, hidden, given, references, features)
+            hidden = self._move(index, hidden, given)
         for upsampler in self.upsamplers:
             hidden = upsampler(hidden, size)
         return hidden, features

@@ -122,9 +122,39 @@ class UNetTrunk(StrictModel):
         steps = torch.as_tensor(timestep, device=weight.device).expand(batch)
         return self.time_embedding(self.time_proj(steps).to(weight.dtype)).repeat_interleave(num_frames, dim=0)
 
-    def _run(
+    def _enter(self, pictures: Tensor, pose: Sequence[Tensor] | None) -> Tensor:
+        """`conv_in` and the first pose feature."""
+        hidden = self.conv_in(pictures)
+        return hidden if pose is None else hidden + pose[0].to(hidden.dtype)
+
+    def _begin(
         self,
         pictures: Tensor,
+        conditions: Sequence[tuple[Conditioning, Mapping[str, Tensor | KeyValue] | None]],
+        pose: Sequence[Tensor] | None,
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The work up to the first motion module, in which each frame is alone, under several conditions.
+
+        Args:
+            pictures: `[B * F, C, h, w]`.
+            conditions: What every layer is given, of the same timestep in all of them, and references.
+            pose: As in `_run`.
+
+        Returns:
+            `[B * F, C, h, w]`: the state for the way up, equal under all conditions; and the hidden state of each.
+        """
+        level = cast(DownLevel, self.down_blocks[0])
+        first = _names("down_blocks.0", level)[:1]
+        state = self._enter(pictures, pose)
+        opened = level.open(state, conditions[0][0])
+        return state, [
+            level.begin(opened, given, [references[name] for name in first] if references else [])
+            for given, references in conditions
+        ]
+
+    def _run(
+        self,
+        pictures: Tensor | tuple[Tensor, Tensor],
         given: Conditioning,
         references: Mapping[str, Tensor | KeyValue] | None = None,
         pose: Sequence[Tensor] | None = None,
@@ -132,28 +162,28 @@ class UNetTrunk(StrictModel):
         """From `conv_in` to the last level.
 
         Args:
-            pictures: `[B * F, C, h, w]`.
+            pictures: `[B * F, C, h, w]`, or the two states that `_begin` returned.
             given: To every layer.
             references: For every transformer, by name.
             pose: One more than levels, `[B * F, C, h, w]`: added after `conv_in` (and so to the state that goes to the
                 way up), then after each level of the way down (not to those states).
 
         Returns:
-            `[B * F, C, h, w]`, and the features of all transformers.
+            `[B * F, C, h, w]`, and the features of all transformers that ran.
         """
         found: dict[str, Tensor] = {}
 
         def beside(prefix: str, level: nn.Module) -> list[Tensor | KeyValue]:
             return [references[name] for name in _names(prefix, level)] if references else []
 
-        hidden = self.conv_in(pictures)
-        if pose is not None:
-            hidden = hidden + pose[0].to(hidden.dtype)
-        states = [hidden]
+        begun = isinstance(pictures, tuple)
+        state, hidden = pictures if begun else (self._enter(pictures, pose),) * 2
+        states = [state]
         for index, level in enumerate(self.down_blocks):
             prefix = f"down_blocks.{index}"
-            hidden, more, features = level(hidden, given, beside(prefix, level))
-            found.update(zip(_names(prefix, level), features, strict=True))
+            hidden, more, features = level(hidden, given, beside(prefix, level), begun and index == 0)
+            names = _names(prefix, level)
+            found.update(zip(names[len(names) - len(features) :], features, strict=True))
             states += more
             if pose is not None:
                 hidden = hidden + pose[index + 1].to(hidden.dtype)

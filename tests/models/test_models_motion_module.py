@@ -55,3 +55,13 @@ def test_frames_have_an_order_and_positions_do_not_meet(module: MotionModule) ->
 def test_a_new_module_changes_nothing() -> None:
     frames = draw(4, 16, 5, 3)
     assert torch.equal(MotionModule(16, 2, 8, 4)(frames, 2), frames)
+
+
+def test_a_frozen_network_in_front_may_hand_over_channels_last(module: MotionModule) -> None:
+    """As in stage 2. (Without care PyTorch 2.13 does not fail here: the whole process dies.)"""
+    pictures, gradients = draw(6, 16, 4, 4), []
+    for given in (pictures, pictures.contiguous(memory_format=torch.channels_last)):
+        module.zero_grad()
+        module(given, 3).square().sum().backward()
+        gradients.append([value.grad for value in module.parameters()])
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-4)

@@ -1,0 +1,118 @@
+"""What a talking-head pipeline is asked for: one portrait, one moving face."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+from torch import Tensor
+
+from talkinghead.geometry.camera import NUM_VERTICES
+from talkinghead.media.picture_size import resize_pictures
+
+Callback = Callable[[Any, int, Tensor, dict[str, Any]], dict[str, Any] | None]
+"""`callback_on_step_end(pipeline, step, timestep, tensors)`, see `TalkingHeadPipeline.__call__`."""
+CALLBACK_TENSORS = ("latents",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipRequest:
+    """Arguments of `TalkingHeadPipeline.__call__` and `stream`, which describes them; checked as far as they go alone.
+
+    Raises:
+        ValueError: A value that makes no sense; says which and what is wanted.
+    """
+
+    reference: PIL.Image.Image | np.ndarray
+    landmarks: np.ndarray
+    reference_landmarks: np.ndarray | None = None
+    width: int | None = None
+    height: int | None = None
+    num_inference_steps: int = 25
+    guidance_scale: float = 3.5
+    seed: int = 0
+    generator: torch.Generator | None = None
+    latents: Tensor | None = None
+    context_frames: int = 16
+    context_overlap: int = 4
+    decode_chunk_size: int | None = None
+    callback_on_step_end: Callback | None = None
+    callback_on_step_end_tensor_inputs: tuple[str, ...] = CALLBACK_TENSORS
+    watch: Callable[[str, int, int], None] | None = None
+
+    def __post_init__(self) -> None:
+        _check_reference(self.reference)
+        check_landmarks("landmarks", self.landmarks, 3)
+        if self.reference_landmarks is not None:
+            check_landmarks("reference_landmarks", self.reference_landmarks, 2)
+        if self.num_inference_steps < 1:
+            raise ValueError(f"num_inference_steps must be at least 1, not {self.num_inference_steps}")
+        if not np.isfinite(self.guidance_scale):
+            raise ValueError(f"guidance_scale must be a number, not {self.guidance_scale}")
+        if not 0 <= self.context_overlap < self.context_frames:
+            raise ValueError(
+                f"context_overlap must be at least 0 and less than context_frames {self.context_frames}, not"
+                f" {self.context_overlap}"
+            )
+        if self.decode_chunk_size is not None and self.decode_chunk_size < 1:
+            raise ValueError(f"decode_chunk_size must be at least 1, not {self.decode_chunk_size}")
+        odd = [name for name in self.callback_on_step_end_tensor_inputs if name not in CALLBACK_TENSORS]
+        if odd:
+            raise ValueError(f"callbacks can be given {', '.join(CALLBACK_TENSORS)}, not {odd[0]!r}")
+
+    @property
+    def num_frames(self) -> int:
+        """F."""
+        return len(self.landmarks)
+
+    def noise_seed(self) -> int:
+        """`seed`, or a number drawn from `generator`: noise is keyed by frame, so one number is all it needs."""
+        if self.generator is None:
+            return self.seed
+        return int(torch.randint(2**62, (), generator=self.generator, device=self.generator.device))
+
+    def picture(self, width: int, height: int) -> Tensor:
+        """The portrait in the size asked for, uint8 `[1, 3, H, W]`; the aspect is not kept."""
+        picture = self.reference
+        if isinstance(picture, PIL.Image.Image):
+            picture = np.asarray(picture.convert("RGB"))
+        pixels = torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1)))[None]
+        return resize_pictures(pixels, width, height)
+
+
+def _check_reference(picture: PIL.Image.Image | np.ndarray) -> None:
+    if isinstance(picture, PIL.Image.Image):
+        return
+    if not isinstance(picture, np.ndarray) or picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
+        about = f"{picture.dtype} {list(picture.shape)}" if isinstance(picture, np.ndarray) else type(picture).__name__
+        raise ValueError(f"reference must be a PIL picture or RGB uint8 [H, W, 3], not {about}")
+
+
+def check_landmarks(name: str, points: np.ndarray, ndim: int) -> None:
+    """Refuse landmarks that cannot be drawn.
+
+    Args:
+        name: Of the argument, for the text.
+        points: `[F, ≥468, ≥2]` (`ndim` 3) or `[≥468, ≥2]`, x/width and y/height.
+        ndim: Axes that are wanted.
+
+    Raises:
+        ValueError: Wrong shape, no frames, or values that are not finite; names the first such frame.
+    """
+    shape = f"[{'F, ' if ndim == 3 else ''}{NUM_VERTICES} or more, 2 or 3]"
+    if not isinstance(points, np.ndarray) or points.ndim != ndim or points.dtype.kind != "f":
+        about = f"{points.dtype} {list(points.shape)}" if isinstance(points, np.ndarray) else type(points).__name__
+        raise ValueError(f"{name} must be a float array {shape}, not {about}")
+    if points.shape[-2] < NUM_VERTICES or points.shape[-1] < 2 or not len(points):
+        raise ValueError(f"{name} must be {shape}, not {list(points.shape)}")
+    used = points[..., :NUM_VERTICES, :2]
+    if np.isfinite(used).all():
+        return
+    if ndim == 2:
+        raise ValueError(f"{name} holds values that are not finite: no face was found in the reference")
+    first = int(np.argmin(np.isfinite(used).all(axis=(1, 2))))
+    raise ValueError(f"{name} holds values that are not finite, first in frame {first}: no face was found there")

@@ -1,0 +1,136 @@
+"""Windows of frames that a network sees at once, how they lie over a video, and how much each one says of a frame."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+
+Weighting = Literal["triangular", "uniform"]
+"""How much the windows over a frame count: the more the nearer the frame is to their middle, or all the same."""
+
+Frames = tuple[int, ...]
+
+
+def open_windows(num_frames: int, size: int, overlap: int) -> tuple[Frames, ...]:
+    """Windows over a video of any length, none of which leads from its end to its beginning.
+
+    Args:
+        num_frames: Of the video.
+        size: Frames of a window; a shorter video has one window of its own length.
+        overlap: Frames that neighbours share. The last window ends with the video and may share more.
+
+    Raises:
+        ValueError: No frames, or an overlap that is not shorter than the window.
+    """
+    _check(num_frames, size, overlap)
+    if num_frames <= size:
+        return (tuple(range(num_frames)),)
+    stride = size - overlap
+    last = num_frames - size
+    starts = [*range(0, last, stride), last]
+    return tuple(tuple(range(start, start + size)) for start in starts)
+
+
+def published_windows(num_frames: int, size: int = 16, overlap: int = 4) -> tuple[Frames, ...]:
+    """The windows of AniPortrait's program, where the video is a closed loop: the last one ends with its first frames.
+
+    Args:
+        num_frames: Of the video.
+        size: Frames of a window; a shorter video has one window of its own length.
+        overlap: Frames that neighbours share.
+
+    Raises:
+        ValueError: No frames, or an overlap that is not shorter than the window.
+    """
+    _check(num_frames, size, overlap)
+    if num_frames <= size:
+        return (tuple(range(num_frames)),)
+    return tuple(
+        tuple(frame % num_frames for frame in range(start, start + size))
+        for start in range(0, num_frames, size - overlap)
+    )
+
+
+def _check(num_frames: int, size: int, overlap: int) -> None:
+    if num_frames < 1:
+        raise ValueError("there are no frames")
+    if not 0 <= overlap < size:
+        raise ValueError(f"windows of {size} frames cannot overlap by {overlap}: wanted is 0 <= overlap < frames")
+
+
+@dataclass(frozen=True)
+class Block:
+    """Neighbouring frames over which the same windows lie: they are computed together, step by step."""
+
+    frames: range
+    windows: Frames
+    """Numbers of the windows, in order."""
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowLayout:
+    """Windows over a video, and the blocks of frames into which they divide it.
+
+    Args:
+        windows: Frames of each window, neighbours in time (a closed loop may lead from the last frame to the first).
+            Together they cover every frame from 0 on.
+        weighting: Of the windows over a frame.
+    """
+
+    windows: tuple[Frames, ...]
+    weighting: Weighting = "triangular"
+
+    def __post_init__(self) -> None:
+        if self.weighting not in ("triangular", "uniform"):
+            raise ValueError(f"weighting must be triangular or uniform, not {self.weighting!r}")
+        covered = {frame for window in self.windows for frame in window}
+        assert covered == set(range(len(covered))), "windows must cover every frame"
+
+    @property
+    def num_frames(self) -> int:
+        """F."""
+        return self.blocks[-1].frames.stop
+
+    @cached_property
+    def blocks(self) -> tuple[Block, ...]:
+        """In the order of their frames, without a gap; no block leaves a window and comes back to it."""
+        covering: dict[int, list[int]] = {}
+        firsts: set[int] = {0}
+        for number, window in enumerate(self.windows):
+            for frame in window:
+                covering.setdefault(frame, []).append(number)
+            # Two windows may follow each other on the same frames where a loop closes: a block ends there too.
+            firsts.add(window[0])
+        blocks: list[Block] = []
+        start = 0
+        for frame in range(1, len(covering) + 1):
+            if frame == len(covering) or frame in firsts or covering[frame] != covering[start]:
+                blocks.append(Block(range(start, frame), tuple(covering[start])))
+                start = frame
+        return tuple(blocks)
+
+    @cached_property
+    def window_blocks(self) -> tuple[tuple[int, ...], ...]:
+        """Numbers of the blocks of each window, in the order of the window's frames."""
+        place = {block.frames.start: number for number, block in enumerate(self.blocks)}
+        return tuple(tuple(place[frame] for frame in window if frame in place) for window in self.windows)
+
+    def shares(self, block: int) -> np.ndarray:
+        """How much each window over a block says of its frames: `[windows, frames]` float32, 1 in sum over windows."""
+        frames = self.blocks[block].frames
+        weights = np.array([self._weights(number, frames) for number in self.blocks[block].windows])
+        return (weights / weights.sum(axis=0)).astype(np.float32)
+
+    def _weights(self, number: int, frames: Sequence[int]) -> list[float]:
+        if self.weighting == "uniform":
+            return [1.0] * len(frames)
+        window = self.windows[number]
+        first = window.index(frames[0])
+        return [float(min(at + 1, len(window) - at)) for at in range(first, first + len(frames))]

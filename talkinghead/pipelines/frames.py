@@ -1,0 +1,61 @@
+"""Latents to the frames that users get."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+import PIL.Image
+import torch
+from diffusers.utils.outputs import BaseOutput
+from torch import Tensor
+
+from talkinghead.models.picture_encoder import PictureEncoder
+
+OutputType = Literal["pil", "np", "pt", "latent"]
+OUTPUT_TYPES = get_args(OutputType)
+
+
+@dataclass
+class TalkingHeadOutput(BaseOutput):
+    """Frames of one video."""
+
+    frames: Any
+    """`pil`: a list of pictures. `np`: float32 `[F, H, W, 3]` in [0, 1]. `pt`: float32 `[F, 3, H, W]` in [0, 1].
+    `latent`: float32 `[F, C, h, w]`, scaled as the networks see them. Tensors are on the CPU."""
+
+
+def decode(pictures: PictureEncoder, latents: Tensor, chunk_size: int) -> Iterator[Tensor]:
+    """Decode a few frames at once.
+
+    Args:
+        pictures: With the codec.
+        latents: `[n, C, h, w]`, scaled.
+        chunk_size: Frames at once.
+
+    Yields:
+        float32 `[m, 3, H, W]` in [0, 1], on the CPU.
+    """
+    for chunk in latents.split(chunk_size):
+        yield (pictures.decode(chunk) / 2 + 0.5).clamp(0, 1).float().cpu()
+
+
+def as_bytes(frames: Tensor) -> np.ndarray:
+    """`[n, 3, H, W]` in [0, 1] → RGB uint8 `[n, H, W, 3]`."""
+    return (frames * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def collect(parts: Iterable[Tensor], output_type: OutputType) -> Any:
+    """Frames of a whole video in the form asked for, see `TalkingHeadOutput.frames`.
+
+    Args:
+        parts: In order: latents for `latent`, else decoded frames.
+        output_type: The form.
+    """
+    if output_type == "pil":
+        return [PIL.Image.fromarray(frame) for part in parts for frame in as_bytes(part)]
+    tensors = list(parts)
+    whole = torch.cat(tensors) if tensors else torch.zeros(0)
+    return whole.permute(0, 2, 3, 1).numpy() if output_type == "np" else whole

@@ -1,0 +1,108 @@
+"""The folder of a pipeline: read strictly, every tensor of every network, and running no code that the folder names.
+
+`diffusers` imports the modules that a `model_index.json` names, fills weights that are missing by chance, and does not
+find networks whose class stands outside of its own packages. So the parts are read here, by loaders chosen by name.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import diffusers
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+
+from talkinghead.models.audio2mesh import Audio2Mesh
+from talkinghead.models.audio2pose import Audio2Pose
+from talkinghead.models.denoiser import Denoiser
+from talkinghead.models.picture_weights import load_image_encoder, load_vae
+from talkinghead.models.pose_guider import PoseGuider
+from talkinghead.models.reference_net import ReferenceNet
+
+INDEX = "model_index.json"
+"""Written last by `save_pretrained`: a folder without it is no whole pipeline."""
+
+_LOADERS: Mapping[str, Callable[[Path], Any]] = {
+    "vae": lambda folder: load_vae(str(folder)),
+    "image_encoder": lambda folder: load_image_encoder(str(folder)),
+    "reference_net": ReferenceNet.from_pretrained,
+    "denoiser": Denoiser.from_pretrained,
+    "pose_guider": PoseGuider.from_pretrained,
+    "audio2mesh": Audio2Mesh.from_pretrained,
+    "audio2pose": Audio2Pose.from_pretrained,
+}
+"""Part → how it is read from its subfolder. The scheduler's class is read from the index."""
+
+
+def read_index(folder: Path, class_name: str) -> dict[str, Any]:
+    """Parts and settings of a pipeline.
+
+    Args:
+        folder: Of `save_pretrained`.
+        class_name: Of the pipeline that is wanted.
+
+    Raises:
+        ValueError: There is no pipeline, it is damaged, or it is another one.
+    """
+    file = folder / INDEX
+    try:
+        index = json.loads(file.read_bytes())
+    except OSError as error:
+        raise ValueError(
+            f"no pipeline in {folder}: {file} cannot be read ({error.strerror}). Give the folder that training or"
+            " conversion wrote"
+        ) from error
+    except ValueError as error:
+        raise ValueError(f"{file} is not JSON: the folder is damaged, copy it again") from error
+    found = index.get("_class_name") if isinstance(index, dict) else None
+    if found != class_name:
+        raise ValueError(f"{file} describes {found or 'no pipeline'}; wanted is {class_name}")
+    return {name: value for name, value in index.items() if not name.startswith("_")}
+
+
+def read_parts(
+    folder: Path, index: Mapping[str, Any], wanted: Iterable[str], optional: Iterable[str]
+) -> dict[str, Any]:
+    """The parts of a pipeline, networks in single precision and evaluation mode.
+
+    Args:
+        folder: Of the pipeline.
+        index: Of `read_index`.
+        wanted: Names of the parts to read.
+        optional: Those of them that may be missing: they become None.
+
+    Raises:
+        ValueError: A part is missing, damaged, or another one than the index says.
+    """
+    parts: dict[str, Any] = {}
+    for name in wanted:
+        entry = index.get(name)
+        library, kind = entry if isinstance(entry, list) and len(entry) == 2 else (None, None)
+        if kind is None:
+            if name not in optional:
+                raise ValueError(f"{folder / INDEX} names no {name}: the folder is damaged, copy or convert it again")
+            parts[name] = None
+            continue
+        if not (folder / name).is_dir():
+            raise ValueError(f"{folder} has no folder {name}, though its {INDEX} names one: copy it again")
+        part = _read_scheduler(folder, str(kind)) if name == "scheduler" else _LOADERS[name](folder / name)
+        if type(part).__name__ != kind:
+            raise ValueError(f"{folder / name} holds {type(part).__name__}, but {INDEX} names {library}.{kind}")
+        parts[name] = part
+    return parts
+
+
+def _read_scheduler(folder: Path, kind: str) -> SchedulerMixin:
+    found = getattr(diffusers, kind, None)
+    if not (isinstance(found, type) and issubclass(found, SchedulerMixin)):
+        raise ValueError(
+            f"{folder / INDEX} names the scheduler {kind}, which diffusers {diffusers.__version__} has not"
+        )
+    load: Any = found
+    try:
+        return load.from_pretrained(folder, subfolder="scheduler", local_files_only=True)
+    except (OSError, TypeError, ValueError, NotImplementedError) as error:
+        text = " ".join(str(error).split())[:300]
+        raise ValueError(f"{folder / 'scheduler'} is no whole {kind}: {text}") from error

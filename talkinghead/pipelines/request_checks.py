@@ -1,0 +1,78 @@
+"""Whether a pipeline's networks and scheduler can do what they are asked for, and in which windows they do it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+
+from talkinghead.models.noise_schedule import COMPAT_INFER, PAPER
+from talkinghead.models.picture_encoder import check_picture_size, latent_channels
+from talkinghead.pipelines.clip_request import ClipRequest
+from talkinghead.pipelines.context_windows import WindowLayout, open_windows, published_windows
+
+if TYPE_CHECKING:
+    from talkinghead.pipelines.talking_head import TalkingHeadPipeline
+
+
+def check_request(request: ClipRequest, pipeline: TalkingHeadPipeline, width: int, height: int) -> None:
+    """Refuse what the networks cannot do.
+
+    Args:
+        request: Checked for itself already.
+        pipeline: Whose networks.
+        width: Of the frames, pixels.
+        height: Likewise.
+
+    Raises:
+        ValueError: Says what does not fit and what would.
+    """
+    check_picture_size(width, height, pipeline.vae)
+    _check_windows(request, pipeline)
+    check_scheduler(pipeline.scheduler, compat=pipeline.config["compat"])
+    known = pipeline.scheduler.config["num_train_timesteps"]
+    if request.num_inference_steps > known:
+        raise ValueError(f"num_inference_steps must be at most {known}, not {request.num_inference_steps}")
+    if pipeline.pose_guider.config["reference_attention"] and request.reference_landmarks is None:
+        raise ValueError("this PoseGuider attends to the portrait's own landmarks: give reference_landmarks too")
+    if request.latents is not None:
+        scale = pipeline.vae_scale_factor
+        wanted = (request.num_frames, latent_channels(pipeline.vae), height // scale, width // scale)
+        if tuple(request.latents.shape) != wanted:
+            raise ValueError(f"latents must be {list(wanted)}, not {list(request.latents.shape)}")
+
+
+def check_scheduler(scheduler: SchedulerMixin, *, compat: bool) -> None:
+    """Refuse samplers of another noise schedule than the networks were trained on.
+
+    Args:
+        scheduler: A `diffusers` sampler.
+        compat: AniPortrait's weights, which are sampled on another schedule than they were trained on; either fits.
+
+    Raises:
+        ValueError: It does not fit; says in which settings.
+    """
+    try:
+        PAPER.check(scheduler)
+    except ValueError:
+        if not compat:
+            raise
+        COMPAT_INFER.check(scheduler)
+
+
+def lay_windows(request: ClipRequest, pipeline: TalkingHeadPipeline) -> WindowLayout:
+    """The windows over a video: the fewest that the networks allow."""
+    size, overlap = request.context_frames, request.context_overlap
+    if pipeline.config["compat"]:
+        return WindowLayout(windows=published_windows(request.num_frames, size, overlap), weighting="uniform")
+    if pipeline.denoiser.max_frames is None and pipeline.pose_guider.frames_are_independent:
+        overlap = 0  # frames know nothing of each other, so a second prediction would be the same again
+    return WindowLayout(windows=open_windows(request.num_frames, size, overlap))
+
+
+def _check_windows(request: ClipRequest, pipeline: TalkingHeadPipeline) -> None:
+    longest = pipeline.denoiser.max_frames
+    if longest is not None and min(request.context_frames, request.num_frames) > longest:
+        raise ValueError(
+            f"context_frames must be at most {longest}, which the motion modules know, not {request.context_frames}"
+        )

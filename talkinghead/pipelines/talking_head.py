@@ -1,0 +1,297 @@
+"""A portrait and a moving face in, video frames out: the pipeline around the Lmk2Video networks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import PIL.Image
+import torch
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from torch import Tensor, nn
+
+from talkinghead.models.audio2mesh import Audio2Mesh
+from talkinghead.models.audio2pose import Audio2Pose
+from talkinghead.models.denoiser import Denoiser
+from talkinghead.models.picture_encoder import Vae, latent_scale
+from talkinghead.models.pose_guider import PoseGuider
+from talkinghead.models.reference_net import ReferenceNet
+from talkinghead.pipelines.animation import Animation
+from talkinghead.pipelines.audio_to_landmarks import AudioToLandmarks, Watch
+from talkinghead.pipelines.clip_request import CALLBACK_TENSORS, Callback, ClipRequest
+from talkinghead.pipelines.frames import OUTPUT_TYPES, OutputType, TalkingHeadOutput, as_bytes, collect
+from talkinghead.pipelines.landmark_motion import LandmarkMotion
+from talkinghead.pipelines.memory import MemoryPreset, memory_preset
+from talkinghead.pipelines.pipeline_folder import read_index, read_parts
+from talkinghead.pipelines.request_checks import check_request
+
+_SPEECH = ("audio2mesh", "audio2pose")
+"""Always in single precision."""
+_LOOK_ONCE = ("image_encoder", "reference_net")
+"""Only look at the portrait."""
+
+
+class TalkingHeadPipeline(DiffusionPipeline):
+    """Animates a portrait by landmarks, for videos of any length in memory that does not grow with them.
+
+    A `diffusers` pipeline: `save_pretrained` and `from_pretrained`, `to`, `components`, `progress_bar`, a scheduler to
+    be swapped, callbacks, `interrupt`. Read it with this class: `DiffusionPipeline.from_pretrained` does not find
+    networks outside of `diffusers`.
+
+    Args:
+        vae: Codec of the pictures: `AutoencoderKL`, or the `CosineCodec` of tiny models.
+        image_encoder: CLIP's, with projection.
+        reference_net: Looks at the portrait.
+        denoiser: With motion modules (stage 2), or without (stage 1: frames know nothing of each other).
+        pose_guider: Looks at guidance images.
+        scheduler: A sampler of `NoiseSchedule`, see `noise_schedule`.
+        audio2mesh: Speech to a moving mesh; None: `motion` cannot be used.
+        audio2pose: Speech to head motion; None likewise, where it is wanted.
+        compat: AniPortrait's published weights: windows form a closed loop and count alike, projection is as there.
+        fps: Frame rate that the motion modules have learnt.
+        width: Of the pictures that the networks have learnt, the default of calls.
+        height: Likewise.
+    """
+
+    model_cpu_offload_seq = "image_encoder->vae->reference_net->pose_guider->denoiser"
+    _exclude_from_cpu_offload = [*_SPEECH]  # noqa: RUF012  as in the base class
+    _optional_components = [*_SPEECH]  # noqa: RUF012
+    _callback_tensor_inputs = CALLBACK_TENSORS
+
+    vae: Vae
+    image_encoder: Any
+    reference_net: ReferenceNet
+    denoiser: Denoiser
+    pose_guider: PoseGuider
+    scheduler: Any
+    audio2mesh: Audio2Mesh | None
+    audio2pose: Audio2Pose | None
+
+    def __init__(
+        self,
+        vae: Vae,
+        image_encoder: Any,
+        reference_net: ReferenceNet,
+        denoiser: Denoiser,
+        pose_guider: PoseGuider,
+        scheduler: Any,
+        audio2mesh: Audio2Mesh | None = None,
+        audio2pose: Audio2Pose | None = None,
+        compat: bool = False,
+        fps: float = 25.0,
+        width: int | None = None,
+        height: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.register_modules(
+            vae=vae,
+            image_encoder=image_encoder,
+            reference_net=reference_net,
+            denoiser=denoiser,
+            pose_guider=pose_guider,
+            scheduler=scheduler,
+            audio2mesh=audio2mesh,
+            audio2pose=audio2pose,
+        )
+        self.register_to_config(compat=compat, fps=fps, width=width, height=height)
+        self.vae_scale_factor = latent_scale(vae)
+        self.memory: MemoryPreset | None = None
+        self._interrupt = False
+        self._current_frames = range(0)
+
+    @classmethod
+    def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
+        cls, folder: str | os.PathLike[str], *, dtype: torch.dtype | None = None, **given: Any
+    ) -> Self:
+        """A pipeline from a folder of `save_pretrained`, whole or not at all, in evaluation mode.
+
+        Args:
+            folder: Local.
+            dtype: Of the networks; None: single precision. Speech networks are always in single precision.
+            given: Parts and settings to take instead of the folder's, as of `__init__`.
+
+        Raises:
+            ValueError: The folder is missing or damaged, or weights do not fit the network that is described.
+        """
+        parts, settings = cls._get_signature_keys(cls)
+        if unknown := given.keys() - {*parts, *settings}:
+            raise ValueError(f"a pipeline has no {', '.join(sorted(unknown))}; it has {', '.join(parts + settings)}")
+        index = read_index(Path(folder), cls.__name__)
+        read = read_parts(Path(folder), index, [name for name in parts if name not in given], cls._optional_components)
+        read |= {name: index[name] for name in settings if name in index}
+        pipeline = cls(**(read | given))
+        pipeline.register_to_config(_name_or_path=str(folder))
+        return pipeline if dtype is None else pipeline.to(dtype)
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """Move and cast as `diffusers` pipelines do; networks for speech are moved, and stay in single precision."""
+        speech = {name: self.__dict__[name] for name in _SPEECH}
+        self.__dict__.update(dict.fromkeys(_SPEECH))
+        try:
+            super().to(*args, **kwargs)
+        finally:
+            self.__dict__.update(speech)
+        for network in speech.values():
+            if network is not None:
+                network.to(self.denoiser.device)
+        return self
+
+    def apply_preset(
+        self, gigabytes: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> Self:
+        """Move to a device with so much memory, and get by with it.
+
+        Args:
+            gigabytes: 8, 12, 16 or 24; see `memory.PRESETS`.
+            device: None: where it is.
+            dtype: None: that of the preset, single precision on the CPU.
+
+        Raises:
+            ValueError: There is no such preset.
+        """
+        preset = memory_preset(gigabytes)
+        place = torch.device(device) if device is not None else self.device
+        self.to(dtype or (torch.float32 if place.type == "cpu" else preset.dtype), silence_dtype_warnings=True)
+        for name, part in self.components.items():
+            if isinstance(part, nn.Module):
+                part.to("cpu" if preset.rest and name in _LOOK_ONCE else place)
+        self.memory = preset
+        return self
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether the run at hand shall stop. A callback sets `_interrupt`: no further frames come."""
+        return self._interrupt
+
+    @property
+    def current_frames(self) -> range:
+        """In a callback: of which frames its latents are."""
+        return self._current_frames
+
+    def __call__(
+        self,
+        reference: PIL.Image.Image | np.ndarray,
+        landmarks: np.ndarray,
+        *,
+        reference_landmarks: np.ndarray | None = None,
+        width: int | None = None,
+        height: int | None = None,
+        num_inference_steps: int = 25,
+        guidance_scale: float = 3.5,
+        seed: int = 0,
+        generator: torch.Generator | None = None,
+        latents: Tensor | None = None,
+        context_frames: int = 16,
+        context_overlap: int = 4,
+        decode_chunk_size: int | None = None,
+        output_type: OutputType = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callback | None = None,
+        callback_on_step_end_tensor_inputs: tuple[str, ...] = CALLBACK_TENSORS,
+        watch: Watch | None = None,
+    ) -> TalkingHeadOutput | tuple[Any]:
+        """Animate a portrait; all frames at once (`stream` needs no memory for them).
+
+        Args:
+            reference: The portrait: a picture, or RGB uint8 `[H, W, 3]`. Resized to the size asked for.
+            landmarks: `[F, ≥468, ≥2]` of the driving face, x/width and y/height of the pictures.
+            reference_landmarks: `[≥468, ≥2]` of the portrait's own face; wanted by a PoseGuider that attends to them.
+            width: Of the frames, pixels; None: what the networks have learnt, or the portrait's.
+            height: Likewise.
+            num_inference_steps: Of the sampler.
+            guidance_scale: How much the portrait counts beyond what was learnt; up to 1: no guidance, half the cost.
+            seed: Of the noise. A frame's noise is a function of seed and frame, on every device, for every length.
+            generator: Draws the seed instead.
+            latents: The first noise itself, `[F, C, h, w]` of unit variance.
+            context_frames: Frames that the motion modules see at once.
+            context_overlap: Frames that neighbouring windows share. Without motion modules nothing is shared.
+            decode_chunk_size: Frames decoded at once; None: as the memory preset says, or 4.
+            output_type: See `TalkingHeadOutput.frames`.
+            return_dict: A `TalkingHeadOutput`; otherwise a tuple of the frames.
+            callback_on_step_end: Called as `callback(pipeline, step, timestep, tensors)` when some frames have done a
+                step; may return other tensors. Frames do not do their steps all at the same time: the frames at hand
+                are `pipeline.current_frames`, and `tensors["latents"]` is `[n, C, h, w]` of those.
+            callback_on_step_end_tensor_inputs: What is in `tensors`.
+            watch: Told the stage "video", predictions done and predictions in all.
+
+        Returns:
+            The frames. After an interruption those that were finished.
+
+        Raises:
+            ValueError: Arguments or the scheduler do not fit, or memory runs out; says what to do.
+        """
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"output_type must be one of {', '.join(OUTPUT_TYPES)}, not {output_type!r}")
+        request = ClipRequest(
+            reference=reference,
+            landmarks=landmarks,
+            reference_landmarks=reference_landmarks,
+            width=width,
+            height=height,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            seed=seed,
+            generator=generator,
+            latents=latents,
+            context_frames=context_frames,
+            context_overlap=context_overlap,
+            decode_chunk_size=decode_chunk_size,
+            callback_on_step_end=callback_on_step_end,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+            watch=watch,
+        )
+        parts = self._start(request).parts(latent=output_type == "latent")
+        frames = collect(parts, output_type)
+        return TalkingHeadOutput(frames=frames) if return_dict else (frames,)
+
+    def stream(
+        self, reference: PIL.Image.Image | np.ndarray, landmarks: np.ndarray, **options: Any
+    ) -> Iterator[np.ndarray]:
+        """Frames as soon as they are final, in order; the arguments are those of `__call__`, checked at once.
+
+        Memory does not grow with the number of frames. After an interruption no more frames come.
+
+        Yields:
+            RGB uint8 `[H, W, 3]`.
+
+        Raises:
+            ValueError: See `__call__`.
+        """
+        request = ClipRequest(reference=reference, landmarks=landmarks, **options)
+        parts = self._start(request).parts(latent=False)
+        return (frame for part in parts for frame in as_bytes(part))
+
+    def motion(self, samples: np.ndarray, **options: Any) -> LandmarkMotion:
+        """The moving face that speech asks for: `AudioToLandmarks` with this pipeline's networks.
+
+        Args:
+            samples: Float mono `[N]` at 16 kHz.
+            options: Of `AudioToLandmarks.__call__`; `reference_mesh`, `reference_pose_matrix`, `width` and `height` are
+                wanted.
+
+        Raises:
+            ValueError: There are no such networks, or see there.
+        """
+        return AudioToLandmarks(self.audio2mesh, self.audio2pose, compat=self.config["compat"])(samples, **options)
+
+    def check_inputs(self, request: ClipRequest) -> None:
+        """Refuse what the networks cannot do, before anything is computed.
+
+        Raises:
+            ValueError: Says what does not fit and what would.
+        """
+        check_request(request, self, *self.frame_size(request))
+
+    def frame_size(self, request: ClipRequest) -> tuple[int, int]:
+        """Width and height of the frames in pixels."""
+        picture = request.reference
+        own = picture.size if isinstance(picture, PIL.Image.Image) else (picture.shape[1], picture.shape[0])
+        return request.width or self.config["width"] or own[0], request.height or self.config["height"] or own[1]
+
+    def _start(self, request: ClipRequest) -> Animation:
+        self.check_inputs(request)
+        self._interrupt = False
+        return Animation(self, request, self.frame_size(request))
