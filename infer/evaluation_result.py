@@ -44,7 +44,7 @@ class Evaluation:
     """All metrics of all subjects over some clips."""
 
     kind: str
-    """`mesh` or `pose`."""
+    """`mesh`, `pose` or `video`."""
     protocol: str
     notes: tuple[str, ...]
     clips: tuple[ClipCount, ...]
@@ -77,7 +77,8 @@ class Evaluation:
         """What is available of the predictions, to log: `mesh_l1`; with two predictions `free-running/pose_l1`.
 
         The first metric also relative to the first baseline: `mesh_l1_to_neutral_mesh` is 0.25 where a quarter is left
-        of the error that the neutral mesh makes.
+        of the error that the neutral mesh makes. What is in dB, the logarithm of a ratio already, as a difference:
+        `psnr_above_reference_copy`.
         """
         predictions = [subject for subject in self.subjects if subject.role == "prediction"]
         baseline = next((subject for subject in self.subjects if subject.role == "baseline"), None)
@@ -86,8 +87,13 @@ class Evaluation:
             prefix = f"{subject.name}/" if len(predictions) > 1 else ""
             numbers |= {prefix + result.name: result.value for result in subject.results if result.value is not None}
             first, there = subject.results[0], baseline.results[0].value if baseline else None
-            if baseline and first.value is not None and there:
-                numbers[f"{prefix}{first.name}_to_{baseline.name.replace(' ', '_')}"] = first.value / there
+            if baseline is None or first.value is None or not there:
+                continue
+            known = baseline.name.replace(" ", "_")
+            if first.unit == "dB":
+                numbers[f"{prefix}{first.name}_above_{known}"] = first.value - there
+            else:
+                numbers[f"{prefix}{first.name}_to_{known}"] = first.value / there
         return numbers
 
     def to_json(self) -> dict[str, Any]:

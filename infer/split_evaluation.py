@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
+from infer.evaluate_request import EvaluateRequest
 from infer.evaluation import COLUMNS, Evaluation, Kind, TrueClip, evaluate_mesh, evaluate_pose, identity_of, read_clips
 from infer.evaluation_result import JSON_FILE, write_evaluations
 from infer.progress import Progress
@@ -14,9 +16,36 @@ from infer.weights import WeightsPlace, load_audio2mesh, load_audio2pose
 from shards.reader import SPEECH, Sample, ShardReader
 from talkinghead.pipelines.audio_to_landmarks import AudioToLandmarks
 from talkinghead.pipelines.frame_rate import resample_frames
+from talkinghead.staging import check_writable
 from talkinghead.timebase import FPS
 
 KINDS: dict[str, Kind] = {"audio2mesh": "mesh", "audio2pose": "pose"}
+
+
+def evaluate_and_write(request: EvaluateRequest) -> str:
+    """Do what the request asks for; everything that costs nothing is checked first.
+
+    Returns:
+        The table, or the path of validation.json where there is an output folder; the table then goes to stderr.
+
+    Raises:
+        ValueError: Something that was asked for is not possible.
+        OSError: There is no data set, or the output cannot be written.
+    """
+    request.check()
+    place = request.find()
+    if request.output is not None:
+        check_writable(request.output / JSON_FILE)
+    if isinstance(place, WeightsPlace):
+        evaluation = evaluate_split(place, request.data, request.split, limit=request.limit, version=request.version)
+    else:
+        from infer.video_split_evaluation import evaluate_video_split
+
+        evaluation = evaluate_video_split(place, request)
+    if request.output is None:
+        return evaluation.table()
+    print(evaluation.table(), file=sys.stderr)
+    return str(write_evaluation(evaluation, request.split, request.output))
 
 
 def evaluate_split(
@@ -35,8 +64,6 @@ def evaluate_split(
         ValueError: The weights cannot be loaded, or the split has no clip with speech.
         OSError: There is no data set.
     """
-    if limit is not None and limit < 1:
-        raise ValueError(f"--limit is {limit}, must be at least 1")
     reader = ShardReader(data, version=version, split=split, columns=COLUMNS[KINDS[place.kind]], at_most=SPEECH)
     count = min(len(reader), limit or len(reader))
     if not count:

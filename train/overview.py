@@ -20,6 +20,7 @@ from markupsafe import Markup
 
 from infer.evaluation_result import Evaluation, number, read_evaluations
 from infer.metrics import METRICS
+from infer.metrics.learned_metrics import LEARNED
 from talkinghead.provenance import hash_file
 from talkinghead.whole_writes import write_whole
 from train.curves import Curve, Metrics, read_metrics
@@ -66,12 +67,18 @@ class Validation:
     videos: Sequence[Video]
     error: str | None = None
 
+    @property
+    def of_videos(self) -> bool:
+        """Whether videos were validated: pictures are contact sheets then, and videos show several side by side."""
+        return any(evaluation.kind == "video" for evaluation in self.evaluations.values())
+
 
 @dataclass(frozen=True, kw_only=True)
 class WeightFile:
     """One file of exported weights."""
 
     name: str
+    """Path in the folder of the export."""
     size: int
     sha256: str
 
@@ -127,7 +134,7 @@ def render(run: Path, config: Mapping[str, Any], metrics: Metrics, validation: V
         training_plots=_pictures(small),
         validation_plots=_pictures({key: curve for key, curve in metrics.validation.items() if len(curve.steps) > 1}),
         validation=validation,
-        meanings={key: metric.meaning for key, metric in METRICS.items()},
+        meanings={key: metric.meaning for key, metric in (METRICS | LEARNED).items()},
         settings={"model and loss": flat(_nested(config, "recipe", "config")), "training": flat(train)},
         speakers=_json(run / "task" / "speakers.json").get("speakers", []),
         statistics=flat(_json(run / "task" / "statistics.json")),
@@ -162,8 +169,11 @@ def newest_validation(run: Path) -> Validation | None:
 
 def weight_files(folder: Path) -> list[WeightFile]:
     """The exported weights with their hashes."""
-    found = sorted(path for pattern in _WEIGHTS for path in folder.glob(pattern))
-    return [WeightFile(name=path.name, size=path.stat().st_size, sha256=hash_file(path)) for path in found]
+    found = sorted(path for pattern in _WEIGHTS for path in folder.rglob(pattern))
+    return [
+        WeightFile(name=path.relative_to(folder).as_posix(), size=path.stat().st_size, sha256=hash_file(path))
+        for path in found
+    ]
 
 
 def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,9 +1,9 @@
-"""Measures of a predicted face against the true one: one registry, in which every metric says what it needs."""
+"""Measures of a predicted face or video against the true one: a registry, in which every metric says what it needs."""
 
 from __future__ import annotations
 
 # Importing a module registers its metrics; the order here is the order of every table.
-from infer.metrics import mesh, mouth, eyes, pose, rhythm  # noqa: F401  # isort: skip
+from infer.metrics import mesh, mouth, eyes, pose, rhythm, pictures, flicker, shown_face  # noqa: F401  # isort: skip
 from infer.metrics.registry import METRICS, Better, Clip, Measurement, Metric, Result, Unavailable, measure, metric
 
 __all__ = ["METRICS", "Better", "Clip", "Measurement", "Metric", "Result", "Unavailable", "measure", "metric"]

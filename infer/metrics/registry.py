@@ -41,6 +41,16 @@ class Clip:
     true_pose: np.ndarray | None = None
     audio: np.ndarray | None = None
     """`[N]` float32 at 16 kHz, frame k beginning at sample 16000 k / fps."""
+    predicted_video: np.ndarray | None = None
+    """`[F, H, W, 3]` RGB uint8."""
+    true_video: np.ndarray | None = None
+    """Of the same size."""
+    asked_landmarks: np.ndarray | None = None
+    """`[F, 468, 2]` x/width, y/height: where the face was to be."""
+    shown_landmarks: np.ndarray | None = None
+    """Where the landmark engine finds the face in the predicted video; NaN in frames in which it finds none."""
+    mouth_reading: np.ndarray | None = None
+    """`[F]` opening of the mouth as read from the pixels of the predicted video; NaN where it cannot be read."""
 
     def __post_init__(self) -> None:
         frames = len(self.valid)
@@ -51,8 +61,21 @@ class Clip:
             if values.shape != (frames, *shape):
                 raise ValueError(f"{self.key}: {name} is {values.shape}, expected {(frames, *shape)}")
             finite = np.isfinite(values[self.valid]).reshape(-1, math.prod(shape)).all(axis=1)
-            if not finite.all():
+            if not finite.all() and name not in _MAY_BE_NAN:
                 raise ValueError(f"{self.key}: {name} is not finite in {(~finite).sum()} of {frames} frames")
+        self._check_videos()
+
+    def _check_videos(self) -> None:
+        videos = {name: getattr(self, name) for name in ("predicted_video", "true_video")}
+        there = {name: video for name, video in videos.items() if video is not None}
+        for name, video in there.items():
+            if video.dtype != np.uint8 or video.ndim != 4 or len(video) != len(self.valid) or video.shape[3] != 3:
+                raise ValueError(
+                    f"{self.key}: {name} is {video.dtype} {video.shape}, expected uint8 ({len(self.valid)}, H, W, 3)"
+                )
+        if len({video.shape for video in there.values()}) > 1:
+            sizes = " and ".join(f"{name} {video.shape}" for name, video in there.items())
+            raise ValueError(f"{self.key}: the videos are not of one size: {sizes}")
 
     @property
     def num_valid(self) -> int:
@@ -65,7 +88,11 @@ _FRAME_ARRAYS = {
     "true_mesh": (NUM_VERTICES, 3),
     "predicted_pose": (6,),
     "true_pose": (6,),
+    "asked_landmarks": (NUM_VERTICES, 2),
+    "shown_landmarks": (NUM_VERTICES, 2),
+    "mouth_reading": (),
 }
+_MAY_BE_NAN = {"shown_landmarks", "mouth_reading"}
 
 
 @dataclass(frozen=True, kw_only=True)

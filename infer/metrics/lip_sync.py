@@ -1,0 +1,106 @@
+"""How well lips and sound fit, by a network that embeds both (SyncNet)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from infer.metrics.face_alignment import SIDE, aligned_faces
+from infer.metrics.registry import Clip, Unavailable
+from infer.metrics.scripted_model import ScriptedModel
+from talkinghead.timebase import FPS, SAMPLES_PER_FRAME
+
+FRAMES = 5
+"""Of one look: 0.2 s."""
+MOST_OFFSET = 15
+"""Frames by which lips and sound are shifted against each other, to each side."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SyncScore:
+    """Of one clip."""
+
+    confidence: float
+    distance: float
+    offset: float
+    """Frames by which the lips come late."""
+
+
+def sync_score(clip: Clip, model: ScriptedModel, batch: int) -> SyncScore:
+    """Distances between the embeddings of lips and of sound, at every offset.
+
+    For each offset the distance is averaged over the looks; the least of these is the distance (LSE-D), the median
+    minus the least is the confidence (LSE-C). Source: Chung and Zisserman, "Out of Time", 2016; the two errors as
+    Prajwal et al. (Wav2Lip, 2020) report them.
+
+    Raises:
+        Unavailable: Something is missing, or the clip is too short.
+        ValueError: The network does not do what it should.
+    """
+    if clip.audio is None or clip.asked_landmarks is None or clip.predicted_video is None:
+        raise Unavailable("needs audio and asked_landmarks and predicted_video")
+    if clip.fps != FPS:
+        raise Unavailable(f"the clip is not at {FPS:g} frames per second")
+    starts = _starts(clip.valid)
+    mouths = lower_halves(clip)
+    lips, sounds = [], []
+    for at in range(0, len(starts), batch):
+        some = starts[at : at + batch]
+        seen = np.stack([mouths[start : start + FRAMES] for start in some])
+        heard = np.stack([_sound(clip.audio, start) for start in some])
+        pair = model.pair(np.ascontiguousarray(np.moveaxis(seen, 4, 2)).astype(np.float32) / 255, heard)
+        lips.append(pair[0])
+        sounds.append(pair[1])
+    return _score(np.concatenate(lips), np.concatenate(sounds), starts)
+
+
+def lower_halves(clip: Clip) -> np.ndarray:
+    """The lower half of the aligned face of every frame, stretched to the whole: `[F, 112, 112, 3]` uint8.
+
+    Aligned by the landmarks asked for, so that a generated face need not be found. Frames that are not measured are
+    black.
+    """
+    assert clip.predicted_video is not None
+    assert clip.asked_landmarks is not None
+    halves = np.zeros((len(clip.valid), SIDE, SIDE, 3), np.uint8)
+    faces = aligned_faces(clip.predicted_video[clip.valid], clip.asked_landmarks[clip.valid])
+    for frame, face in zip(np.flatnonzero(clip.valid), faces, strict=True):
+        halves[frame] = cv2.resize(face[SIDE // 2 :], (SIDE, SIDE), interpolation=cv2.INTER_LINEAR)
+    return halves
+
+
+def _starts(valid: np.ndarray) -> np.ndarray:
+    """First frames of the looks: five measured frames in a row."""
+    if len(valid) < FRAMES:
+        raise Unavailable(f"the clip has fewer than {FRAMES} frames")
+    whole = np.lib.stride_tricks.sliding_window_view(valid, FRAMES).all(axis=1)
+    starts = np.flatnonzero(whole)
+    if len(starts) <= 2 * MOST_OFFSET:
+        raise Unavailable(f"the clip is too short to shift it by {MOST_OFFSET} frames to each side")
+    return starts
+
+
+def _sound(audio: np.ndarray, start: int) -> np.ndarray:
+    """The samples of five frames `[3200]`; silence beyond the end."""
+    samples = np.zeros(FRAMES * SAMPLES_PER_FRAME, np.float32)
+    there = audio[start * SAMPLES_PER_FRAME : (start + FRAMES) * SAMPLES_PER_FRAME]
+    samples[: len(there)] = there
+    return samples
+
+
+def _score(lips: np.ndarray, sounds: np.ndarray, starts: np.ndarray) -> SyncScore:
+    row_of = {int(start): row for row, start in enumerate(starts)}
+    means = {}
+    for offset in range(-MOST_OFFSET, MOST_OFFSET + 1):
+        pairs = [(row, row_of[start - offset]) for start, row in row_of.items() if start - offset in row_of]
+        if pairs:
+            seen, heard = np.array(pairs).T
+            means[offset] = float(np.linalg.norm(lips[seen] - sounds[heard], axis=1).mean())
+    if len(means) < 2 * MOST_OFFSET + 1:
+        raise Unavailable(f"too few frames have a partner {MOST_OFFSET} frames away")
+    best = min(means, key=lambda offset: (means[offset], abs(offset)))
+    return SyncScore(
+        confidence=float(np.median(list(means.values()))) - means[best], distance=means[best], offset=float(best)
+    )

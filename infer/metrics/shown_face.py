@@ -1,0 +1,129 @@
+"""Whether the face in the pictures is the face that was asked for, as our own landmark engine sees it.
+
+Asked are the landmarks that drove the pipeline, shown those that the engine finds in the generated pictures
+(`infer.metrics.redetection`). Distances are in % of the face's size, the square root of the area of the box around the
+asked landmarks (as in face alignment, e.g. Bulat and Tzimiropoulos, 2017), so that they do not depend on the picture's.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from infer.metrics.mouth import FEWEST_PAIRS, correlation
+from infer.metrics.registry import Clip, Unavailable, metric
+from talkinghead.geometry.face_regions import LIPS, mouth_opening
+
+PERCENT = 100.0
+_STILL = 0.05  # % of the face's size: a mouth whose opening varies less (standard deviation) does not move
+_FACES = ("asked_landmarks", "shown_landmarks", "predicted_video")
+
+
+@metric("face_found", "%", needs=("shown_landmarks",), better="higher")
+def face_found(clip: Clip) -> float:
+    """Share of the pictures in which the landmark engine finds a face."""
+    return PERCENT * float(_seen(clip)[clip.valid].mean())
+
+
+@metric("landmark_distance", "% of face", needs=_FACES, better="lower")
+def landmark_distance(clip: Clip) -> float:
+    """Mean distance of the shown landmarks from the asked ones, where a face is found."""
+    return _distance(clip, slice(None))
+
+
+@metric("lip_landmark_distance", "% of face", needs=_FACES, better="lower")
+def lip_landmark_distance(clip: Clip) -> float:
+    """The same over the lips."""
+    return _distance(clip, list(LIPS))
+
+
+@metric("mouth_shown_correlation", "", needs=_FACES, better="higher")
+def mouth_shown_correlation(clip: Clip) -> float:
+    """Pearson correlation of the shown mouth opening with the asked one over time, by re-detected landmarks."""
+    asked, shown = _openings(clip)
+    return correlation(shown, asked)
+
+
+@metric("mouth_shown_gain", "", needs=_FACES, better=None)
+def mouth_shown_gain(clip: Clip) -> float:
+    """By how much the shown mouth opens when a full opening is asked: 1 is right, 0 a mouth that does not follow.
+
+    Slope of the shown opening over the asked one, by least squares.
+    """
+    asked, shown = _openings(clip)
+    both = np.isfinite(shown) & np.isfinite(asked)
+    asked, shown = asked[both] - asked[both].mean(), shown[both] - shown[both].mean()
+    return float(asked @ shown / (asked @ asked))
+
+
+@metric("mouth_read_correlation", "", needs=("asked_landmarks", "mouth_reading", "predicted_video"), better="higher")
+def mouth_read_correlation(clip: Clip) -> float:
+    """Pearson correlation of the asked mouth opening with the one read from the pixels, without finding a face.
+
+    See `infer.metrics.mouth_reader`: also for pictures that are too small or too coarse for the landmark engine.
+    """
+    assert clip.mouth_reading is not None
+    reading = np.where(clip.valid, clip.mouth_reading, np.nan)
+    if not np.isfinite(reading).any():
+        raise Unavailable("there are too few true frames to learn to read the mouth from")
+    return correlation(reading, _asked_opening(clip))
+
+
+def face_size(points: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Square root of the area of the box around landmarks, in pixels: `[..., P, 2]` normalised → `[...]`."""
+    extent = (points.max(axis=-2) - points.min(axis=-2)) * (width, height)
+    return np.sqrt(extent[..., 0] * extent[..., 1])
+
+
+def _seen(clip: Clip) -> np.ndarray:
+    """`[F]` bool: measured frames in which a face was found."""
+    assert clip.shown_landmarks is not None
+    return clip.valid & np.isfinite(clip.shown_landmarks).all(axis=(1, 2))
+
+
+def _size(clip: Clip) -> tuple[int, int]:
+    assert clip.predicted_video is not None
+    return clip.predicted_video.shape[2], clip.predicted_video.shape[1]
+
+
+def _distance(clip: Clip, rows: slice | list[int]) -> float:
+    assert clip.asked_landmarks is not None
+    assert clip.shown_landmarks is not None
+    seen = _seen(clip)
+    if not seen.any():
+        raise Unavailable("no face is found in the pictures")
+    asked, shown, size = clip.asked_landmarks[seen], clip.shown_landmarks[seen], _size(clip)
+    away = np.linalg.norm((shown[:, rows].astype(np.float64) - asked[:, rows]) * size, axis=-1).mean(axis=1)
+    return PERCENT * float((away / _checked_size(asked, size)).mean())
+
+
+def _checked_size(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """`face_size`; `Unavailable` for a face without extent."""
+    found = face_size(points, *size)
+    if not (found > 0).all():
+        raise Unavailable("the face that was asked for has no extent")
+    return found
+
+
+def _asked_opening(clip: Clip) -> np.ndarray:
+    """Asked opening `[F]` in % of the face's mean size; NaN where the frame is not measured."""
+    assert clip.asked_landmarks is not None
+    size = _size(clip)
+    whole = _checked_size(clip.asked_landmarks[clip.valid], size).mean()
+    opening = PERCENT * mouth_opening(clip.asked_landmarks * size) / whole
+    if np.std(opening[clip.valid]) < _STILL:
+        raise Unavailable("the mouth is not asked to move")
+    return np.where(clip.valid, opening, np.nan)
+
+
+def _openings(clip: Clip) -> tuple[np.ndarray, np.ndarray]:
+    """Asked and shown opening `[F]` in % of the face's mean size; NaN where there is none."""
+    assert clip.asked_landmarks is not None
+    assert clip.shown_landmarks is not None
+    seen, size = _seen(clip), _size(clip)
+    if seen.sum() < FEWEST_PAIRS:
+        raise Unavailable(f"a face is found in fewer than {FEWEST_PAIRS} pictures")
+    whole = _checked_size(clip.asked_landmarks[clip.valid], size).mean()
+    shown = np.where(seen, PERCENT * mouth_opening(clip.shown_landmarks * size) / whole, np.nan)
+    if np.nanstd(shown) < _STILL:
+        raise Unavailable("the shown mouth does not move")
+    return _asked_opening(clip), shown

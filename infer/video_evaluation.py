@@ -1,0 +1,250 @@
+"""The video pipeline against true frames, with baselines beside every number.
+
+A clip's own reference frame is driven by its own landmarks, so that the true frames are known, or by another clip's.
+Baselines: the reference frame itself, which never moves; the same pipeline without its motion modules, on the same
+noise (what stage 2 adds); and the true frames through the codec and back, which no pipeline on this codec can pass. The
+truth itself is measured, too: its landmark distance is what the re-detection costs at this size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from annotate.landmarks import LandmarkEngine
+from infer.driven_clip import DrivenClip
+from infer.evaluation_result import ClipCount, Evaluation, Role, Subject
+from infer.metrics import METRICS, Clip, Measurement, Unavailable
+from infer.metrics.learned_measurement import LearnedMeasurement, LearnedModels, embed
+from infer.metrics.redetection import redetect
+from infer.metrics.scripted_model import ScriptedModel
+from talkinghead.models.denoiser import Denoiser
+from talkinghead.models.picture_encoder import PictureEncoder
+from talkinghead.pipelines.frames import as_bytes, decode
+
+if TYPE_CHECKING:
+    from talkinghead.pipelines.talking_head import TalkingHeadPipeline
+
+KIND = "video"
+GENERATED, REFERENCE_COPY, NO_MOTION, CODEC, TRUTH = (
+    "generated",
+    "reference copy",
+    "without motion modules",
+    "codec",
+    "truth",
+)
+VIDEO_FIELDS = frozenset({"predicted_video", "shown_landmarks", "mouth_reading"})
+"""Fields of `Clip` of which every metric of a video needs one."""
+_ENCODED = 8  # pictures that go through the codec at once
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How the pipeline is run."""
+
+    steps: int = 25
+    guidance: float = 3.5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps is {self.steps}, must be at least 1")
+
+    def __str__(self) -> str:
+        return f"{self.steps} steps, guidance {self.guidance:g}, seed {self.seed}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoTrace:
+    """One evaluated clip, for contact sheets and videos."""
+
+    clip: DrivenClip
+    videos: Mapping[str, np.ndarray]
+    """Subject → `[F, H, W, 3]` RGB uint8; generated first."""
+
+
+Watch = Callable[[VideoTrace], None]
+
+
+def evaluate_pipeline(
+    pipeline: TalkingHeadPipeline,
+    clips: Iterable[DrivenClip],
+    *,
+    sampling: Sampling,
+    engine: LandmarkEngine | None,
+    models: LearnedModels | None = None,
+    compare_motion: bool = True,
+    watch: Watch | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Evaluation:
+    """Run a pipeline over clips and measure what it makes.
+
+    Args:
+        pipeline: On its device.
+        clips: May come from a generator; one is held at a time. Either all have a truth or none.
+        sampling: How to run it.
+        engine: Finds faces in what it makes; None: there is none, and what needs it is unavailable.
+        models: Networks that measure; None: none was given.
+        compare_motion: Where the denoiser has motion modules, make everything a second time without them.
+        watch: Called with every clip that was evaluated.
+        progress: Told what is generated, predictions of the network done, and in all.
+
+    Raises:
+        ValueError: The pipeline cannot make these clips, a model cannot be loaded, or two clips have one key.
+    """
+    networks = (models or LearnedModels()).load()
+    measured = _Measured(engine, networks)
+    alone = without_motion(pipeline) if compare_motion else None
+    for clip in clips:
+        if not measured.count(clip):
+            continue
+        videos: dict[str, tuple[Role, np.ndarray]] = {
+            GENERATED: ("prediction", generate(pipeline, clip, sampling, progress, GENERATED)),
+            REFERENCE_COPY: ("baseline", np.broadcast_to(clip.reference, (clip.num_frames, *clip.reference.shape))),
+        }
+        if alone is not None:
+            videos[NO_MOTION] = ("baseline", generate(alone, clip, sampling, progress, NO_MOTION))
+        if clip.truth is not None:
+            videos[CODEC] = ("baseline", through_codec(pipeline, clip.truth))
+            videos[TRUTH] = ("truth", clip.truth)
+        measured.add(clip, videos)
+        if watch:
+            watch(VideoTrace(clip=clip, videos={name: video for name, (_, video) in videos.items()}))
+    return measured.evaluation(sampling)
+
+
+def generate(
+    pipeline: TalkingHeadPipeline,
+    clip: DrivenClip,
+    sampling: Sampling,
+    progress: Callable[[str, int, int], None] | None = None,
+    subject: str = GENERATED,
+) -> np.ndarray:
+    """What the pipeline makes of a clip, `[F, H, W, 3]` RGB uint8; `progress` is told that it makes `subject`."""
+    height, width = clip.reference.shape[:2]
+    frames = pipeline.stream(
+        clip.reference,
+        clip.landmarks,
+        reference_landmarks=clip.reference_landmarks,
+        width=width,
+        height=height,
+        num_inference_steps=sampling.steps,
+        guidance_scale=sampling.guidance,
+        seed=sampling.seed,
+        watch=None if progress is None else lambda _, done, total: progress(f"{clip.key}, {subject}", done, total),
+    )
+    video = np.stack(list(frames))
+    assert video.shape == (clip.num_frames, height, width, 3), video.shape
+    return video
+
+
+def without_motion(pipeline: TalkingHeadPipeline) -> TalkingHeadPipeline | None:
+    """The same pipeline with the frames of a video made each for itself; None where that is so already."""
+    denoiser: Any = pipeline.denoiser
+    if not denoiser.config["motion"]:
+        return None
+    settings = {name: value for name, value in denoiser.config.items() if not name.startswith("_")}
+    settings["motion"] = False
+    with torch.device("meta"):
+        still = Denoiser(**settings)
+    state: dict[str, Any] = denoiser.state_dict()
+    still.load_state_dict({name: state[name] for name in still.state_dict()}, assign=True)
+    modules: dict[str, Any] = {**pipeline.components, "denoiser": still.eval()}
+    known = {name: pipeline.config[name] for name in ("compat", "fps", "width", "height")}
+    alone = type(pipeline)(**modules, **known)
+    alone.set_progress_bar_config(**getattr(pipeline, "_progress_bar_config", {}))
+    return alone
+
+
+def through_codec(pipeline: TalkingHeadPipeline, video: np.ndarray) -> np.ndarray:
+    """Pictures encoded and decoded by the pipeline's codec, `[F, H, W, 3]` RGB uint8."""
+    encoder = PictureEncoder(pipeline.vae, pipeline.image_encoder)
+    parts = []
+    for first in range(0, len(video), _ENCODED):
+        pictures = torch.from_numpy(np.ascontiguousarray(np.moveaxis(video[first : first + _ENCODED], 3, 1)))
+        latents = encoder.mean(encoder.moments(pictures))
+        parts += [as_bytes(decoded) for decoded in decode(encoder, latents, _ENCODED)]
+    return np.concatenate(parts)
+
+
+class _Measured:
+    """The measurements of all subjects over the clips."""
+
+    def __init__(self, engine: LandmarkEngine | None, networks: Mapping[str, ScriptedModel]) -> None:
+        self.engine, self.networks = engine, networks
+        self.metrics = tuple(name for name, metric in METRICS.items() if VIDEO_FIELDS & set(metric.needs))
+        self.subjects: dict[str, tuple[Role, Measurement, LearnedMeasurement]] = {}
+        self.clips: list[ClipCount] = []
+        self.cross = False
+
+    def count(self, clip: DrivenClip) -> bool:
+        """Count a clip; False when none of its frames is measured."""
+        invalid = int((~clip.valid).sum())
+        self.clips.append(ClipCount(key=clip.key, num_frames=clip.num_frames, num_invalid=invalid))
+        self.cross |= clip.truth is None
+        return bool(clip.valid.any())
+
+    def add(self, clip: DrivenClip, videos: Mapping[str, tuple[Role, np.ndarray]]) -> None:
+        reference = self._embedded(clip)
+        for name, (role, video) in videos.items():
+            entry = (role, Measurement(self.metrics), LearnedMeasurement(self.networks))
+            _, measurement, learned = self.subjects.setdefault(name, entry)
+            shown = self._shown(video[:1] if name == REFERENCE_COPY else video)
+            one = Clip(
+                key=clip.key,
+                valid=clip.valid,
+                audio=clip.audio,
+                predicted_video=video,
+                # The truth is not compared with itself: only what it is by itself says something.
+                true_video=None if role == "truth" else clip.truth,
+                asked_landmarks=clip.landmarks,
+                shown_landmarks=None if shown is None else np.broadcast_to(shown, clip.landmarks.shape),
+                mouth_reading=clip.mouth.read(video, clip.landmarks, clip.frames),
+            )
+            measurement.add(one)
+            learned.add(one, reference)
+
+    def _shown(self, video: np.ndarray) -> np.ndarray | None:
+        return None if self.engine is None else redetect(video, self.engine)
+
+    def _embedded(self, clip: DrivenClip) -> np.ndarray | None:
+        """Embedding of the reference's face; None without a network, or where the face is not found."""
+        if "identity" not in self.networks:
+            return None
+        alone = Clip(
+            key=clip.key,
+            valid=np.ones(1, bool),
+            predicted_video=clip.reference[None],
+            shown_landmarks=self._shown(clip.reference[None]),
+        )
+        try:
+            return embed(alone, self.networks["identity"])[0]
+        except Unavailable:
+            return None
+
+    def evaluation(self, sampling: Sampling) -> Evaluation:
+        driver = "another clip's landmarks" if self.cross else "its own landmarks"
+        notes = [network.provenance() for network in self.networks.values()]
+        if CODEC in self.subjects:
+            notes.append("The codec is the true frames encoded and decoded: the best that latents can do.")
+        if NO_MOTION in self.subjects:
+            notes.append("Without motion modules: the same pipeline and noise, each frame for itself.")
+        if self.engine is None:
+            notes.append("Without a face model, nothing is measured of the face that the pictures show.")
+        if {"fid", "fvd"} & self.networks.keys():
+            notes.append("Fréchet distances compare only between equal numbers of frames.")
+        return Evaluation(
+            kind=KIND,
+            protocol=f"A reference frame of each clip, driven by {driver}; {sampling}. Frames with a face are measured,"
+            " but not the reference itself.",
+            notes=tuple(notes),
+            clips=tuple(self.clips),
+            subjects=tuple(
+                Subject(name=name, role=role, results=(*measurement.results(), *learned.results()))
+                for name, (role, measurement, learned) in self.subjects.items()
+            ),
+        )

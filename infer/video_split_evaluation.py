@@ -1,0 +1,71 @@
+"""`infer evaluate --lmk2video`: a video pipeline against the clips of a split."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from infer.comparison import Comparison
+from infer.device import choose_device
+from infer.driven_clip import COLUMNS, DRIVER_COLUMNS, DrivenClip, read_cross_driven, read_driven_clips
+from infer.evaluate_request import EvaluateRequest
+from infer.evaluation_result import Evaluation
+from infer.metrics.learned_measurement import LearnedModels
+from infer.metrics.redetection import face_engine
+from infer.pipeline_weights import PipelinePlace, load_pipeline
+from infer.progress import Progress
+from infer.video_evaluation import Sampling, evaluate_pipeline
+from shards.reader import ShardReader
+
+
+def evaluate_video_split(place: PipelinePlace, request: EvaluateRequest) -> Evaluation:
+    """Run the pipeline over clips and measure it; with an output folder, draw contact sheets and videos into it.
+
+    Args:
+        place: Of the weights.
+        request: The rest.
+
+    Raises:
+        ValueError: The weights or a model cannot be loaded, the size does not fit, or the split has no clip that shows
+            a face.
+        OSError: There is no data set.
+    """
+    own = request.drive == "own"
+    reader = ShardReader(
+        request.data, version=request.version, split=request.split, columns=COLUMNS if own else DRIVER_COLUMNS
+    )
+    if len(reader) < (1 if own else 2):
+        wanted = "no clip that shows a face" if own else "fewer than two clips that show a face"
+        raise ValueError(f"the split {request.split!r} of {request.data} has {wanted}")
+    models = LearnedModels(
+        identity=request.identity_model, sync=request.sync_model, fid=request.fid_model, fvd=request.fvd_model
+    )
+    models.load()  # what is wrong with them is said before the weights are loaded
+    engine = face_engine()
+    device = choose_device(request.device)
+    with Progress() as progress:
+        progress("load weights", 0, 1)
+        pipeline, about = load_pipeline(place, device=device)
+        pipeline.set_progress_bar_config(disable=True)
+        evaluation = evaluate_pipeline(
+            pipeline,
+            _clips(reader, request, place),
+            sampling=Sampling(steps=request.steps, guidance=request.guidance, seed=request.seed),
+            engine=engine,
+            models=models,
+            watch=None if request.output is None else Comparison(request.output),
+            progress=progress,
+        )
+    weights = about["pipeline"]
+    return replace(evaluation, notes=(*evaluation.notes, f"Weights: {weights['origin']}, sha256 {weights['sha256']}."))
+
+
+def _clips(reader: ShardReader, request: EvaluateRequest, place: PipelinePlace) -> Iterator[DrivenClip]:
+    width, height = request.width or place.size[0], request.height or place.size[1]
+    count = min(len(reader), request.limit or len(reader))
+    if request.drive == "own":
+        yield from read_driven_clips((reader[number] for number in range(count)), width, height, frames=request.frames)
+        return
+    for number in range(count):
+        driver = reader[(number + 1) % len(reader)]
+        yield read_cross_driven(reader[number], driver, width, height, frames=request.frames)
