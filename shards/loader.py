@@ -1,14 +1,14 @@
 """Batches of clip windows for training, the same for every world size, number of workers, and resume.
 
-A slot of the sample order (see `shards.order`) determines its item alone: the sample, and through
-(seed, epoch, key) the window. Workers only read ahead; the state is the number of slots that were handed out.
+A slot of the sample order (see `shards.order`) determines its item alone: the sample, and what is read of it. Workers
+only read ahead; the state is the number of slots that were handed out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 import torch
@@ -20,6 +20,22 @@ from talkinghead import rng
 from talkinghead.timebase import SAMPLES_PER_FRAME
 
 Batch = dict[str, Any]
+
+
+class SlotDataset(Protocol):
+    """Slot → item, each a pure function of the slot: whoever reads it, whenever, reads the same.
+
+    An item is a dict of tensors and numbers with `key` (of the sample) and `slot`.
+    """
+
+    def __len__(self) -> int:
+        """Samples of an epoch; there are slots behind it, too."""
+        ...
+
+    def __getitem__(self, slot: int, /) -> Batch:
+        """The item of a slot."""
+        ...
+
 
 _MEDIA = ("video", "audio")
 
@@ -45,9 +61,9 @@ class WindowConfig:
 class WindowDataset(Dataset[Batch]):
     """Slot → one window as tensors, a pure function of (data set, config, seed, slot).
 
-    Items: `video` uint8 `[F, C, H, W]`, `audio` float32 `[F * 640]`, annotation columns `[F, …]` (NaN where there is
-    no face; `valid` bool), `mask` bool `[F]` (False where a short clip was padded), `key`, `first` (frame in the
-    clip) and `slot`.
+    The window is drawn from (seed, epoch, key). Items: `video` uint8 `[F, C, H, W]`, `audio` float32 `[F * 640]`,
+    annotation columns `[F, …]` (NaN where there is no face; `valid` bool), `mask` bool `[F]` (False where a short clip
+    was padded), `key`, `first` (frame in the clip) and `slot`.
     """
 
     def __init__(self, reader: ShardReader, config: WindowConfig, seed: int) -> None:
@@ -116,10 +132,8 @@ class ClipLoader:
     """Endless batches of one rank.
 
     Args:
-        reader: The samples.
-        config: What is read of each.
+        dataset: What is read; can be pickled where there are workers and processes do not fork.
         global_batch: Samples of a batch over all ranks, B.
-        seed: Of order and windows.
         rank: This process.
         world: Number of processes; must divide `global_batch`.
         num_workers: Reading processes; 0: in this one.
@@ -133,11 +147,9 @@ class ClipLoader:
 
     def __init__(
         self,
-        reader: ShardReader,
-        config: WindowConfig,
+        dataset: SlotDataset,
         *,
         global_batch: int,
-        seed: int = 0,
         rank: int = 0,
         world: int = 1,
         num_workers: int = 0,
@@ -145,7 +157,7 @@ class ClipLoader:
         pin_memory: bool = False,
     ) -> None:
         check_world(global_batch, rank, world)
-        self.dataset = WindowDataset(reader, config, seed)
+        self.dataset = dataset
         self.global_batch = global_batch
         self.rank, self.world = rank, world
         self.num_workers, self.pin_memory = num_workers, pin_memory
@@ -167,7 +179,7 @@ class ClipLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         batches = DataLoader(
-            self.dataset,
+            cast("Dataset[Batch]", self.dataset),
             batch_sampler=_SlotBatches(self._slots, self._end, self.global_batch, self.rank, self.world),  # type: ignore
             num_workers=self.num_workers,
             collate_fn=collate,

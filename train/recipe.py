@@ -17,7 +17,12 @@ from talkinghead.config import from_json
 from train.config import TrainConfig
 from train.task import Task
 
-TASKS = {"audio2mesh": "train.audio2mesh", "audio2pose": "train.audio2pose"}
+TASKS = {
+    "audio2mesh": "train.audio2mesh",
+    "audio2pose": "train.audio2pose",
+    "stage1": "train.stage1",
+    "stage2": "train.stage2",
+}
 """Task → the package that offers it."""
 
 

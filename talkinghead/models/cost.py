@@ -182,7 +182,8 @@ class _Calls:
         """Pose features of a frame without attention to the reference."""
         config = {**self._networks.pose_guider.config, "reference_attention": False, "zero_outputs": False}
         with torch.device("meta"):
-            guider = PoseGuider.from_config(config).to(self._dtype).eval()
+            guider: Any = PoseGuider.from_config(config)
+        guider.to(self._dtype).eval()
         return measure_cost(lambda: guider(self._images(1)))
 
     def begin(self, frames: int) -> Cost:

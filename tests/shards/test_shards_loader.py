@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,10 @@ LIGHT = WindowConfig(num_frames=20, columns=("audio", "pose"))
 @pytest.fixture(scope="module")
 def reader(built):
     return ShardReader(built, split=None)
+
+
+def loader_of(reader: ShardReader, config: WindowConfig, *, seed: int = 0, **options: Any) -> ClipLoader:
+    return ClipLoader(WindowDataset(reader, config, seed), **options)
 
 
 def take(loader: ClipLoader, count: int) -> list[dict]:
@@ -47,9 +52,9 @@ def same(a: dict, b: dict) -> bool:
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_same_batches_for_any_world_and_workers(reader, world, workers):
-    expected = take(ClipLoader(reader, LIGHT, global_batch=4, seed=5), 6)
+    expected = take(loader_of(reader, LIGHT, global_batch=4, seed=5), 6)
     ranks = [
-        take(ClipLoader(reader, LIGHT, global_batch=4, seed=5, rank=r, world=world, num_workers=workers), 6)
+        take(loader_of(reader, LIGHT, global_batch=4, seed=5, rank=r, world=world, num_workers=workers), 6)
         for r in range(world)
     ]
     for batch, *parts in zip(expected, *ranks, strict=True):
@@ -59,14 +64,14 @@ def test_same_batches_for_any_world_and_workers(reader, world, workers):
 @pytest.mark.parametrize(("stop", "world", "workers"), [(1, 1, 0), (3, 2, 0), (3, 1, 2), (5, 4, 0)])
 def test_resume_continues_exactly(reader, stop, world, workers):
     """8 samples in batches of 4 x 3: stops in the middle of an epoch, continues on another world."""
-    unbroken = take(ClipLoader(reader, LIGHT, global_batch=12, seed=1), 7)
-    first = ClipLoader(reader, LIGHT, global_batch=12, seed=1, num_workers=workers)
+    unbroken = take(loader_of(reader, LIGHT, global_batch=12, seed=1), 7)
+    first = loader_of(reader, LIGHT, global_batch=12, seed=1, num_workers=workers)
     take(first, stop)
     state = first.state_dict()
     assert state == {"slots": 12 * stop}
     parts = []
     for rank in range(world):
-        loader = ClipLoader(reader, LIGHT, global_batch=12, seed=1, rank=rank, world=world)
+        loader = loader_of(reader, LIGHT, global_batch=12, seed=1, rank=rank, world=world)
         loader.load_state_dict(state)
         parts.append(take(loader, 7 - stop))
     for batch, *ranks in zip(unbroken[stop:], *parts, strict=True):
@@ -74,7 +79,7 @@ def test_resume_continues_exactly(reader, stop, world, workers):
 
 
 def test_every_sample_once_per_epoch_in_new_windows(reader):
-    loader = ClipLoader(reader, LIGHT, global_batch=3, seed=0, epochs=3)
+    loader = loader_of(reader, LIGHT, global_batch=3, seed=0, epochs=3)
     batches = list(loader)
     assert len(batches) == 8 and loader.epoch == 3
     seen = [(k, f) for batch in batches for k, f in zip(batch["keys"], batch["first"].tolist(), strict=True)]
@@ -85,12 +90,12 @@ def test_every_sample_once_per_epoch_in_new_windows(reader):
     assert len({tuple(sorted(epoch)) for epoch in epochs}) == 3
     slots = [slot for batch in batches for slot in batch["slot"].tolist()]
     assert slots == list(range(24))
-    assert len(list(ClipLoader(reader, LIGHT, global_batch=6, epochs=1))) == 2  # the last is filled up
+    assert len(list(loader_of(reader, LIGHT, global_batch=6, epochs=1))) == 2  # the last is filled up
     assert not list(loader)
 
 
 def test_contents_and_types(reader):
-    (batch,) = take(ClipLoader(reader, CONFIG, global_batch=8), 1)
+    (batch,) = take(loader_of(reader, CONFIG, global_batch=8), 1)
     assert batch["video"].shape == (8, 20, 3, 64, 64) and batch["video"].dtype == torch.uint8
     assert batch["audio"].shape == (8, 20 * 640) and batch["audio"].dtype == torch.float32
     assert batch["landmarks"].shape == (8, 20, 478, 3) and batch["valid"].dtype == torch.bool
@@ -126,13 +131,14 @@ def test_short_clips_are_padded_with_a_mask_or_skipped(reader):
 
 def test_wrong_use_is_refused(reader, built):
     with pytest.raises(ValueError, match="use a multiple"):
-        ClipLoader(reader, LIGHT, global_batch=6, world=4)
+        loader_of(reader, LIGHT, global_batch=6, world=4)
     with pytest.raises(ValueError, match="make reannotate"):
-        ClipLoader(reader, WindowConfig(num_frames=4, columns=("video", "latents")), global_batch=1)
+        loader_of(reader, WindowConfig(num_frames=4, columns=("video", "latents")), global_batch=1)
     with pytest.raises(ValueError, match="none of the 8 samples has 400 frames"):
-        ClipLoader(reader, WindowConfig(num_frames=400, short="skip"), global_batch=1)
+        loader_of(reader, WindowConfig(num_frames=400, short="skip"), global_batch=1)
     with pytest.raises(ValueError, match="no samples to train on"):
-        ClipLoader(ShardReader(built, split="test"), LIGHT, global_batch=1)
+        loader_of(ShardReader(built, split="test"), LIGHT, global_batch=1)
+    wrong: dict[str, Any]
     for wrong in (
         {"num_frames": 0},
         {"num_frames": 4, "columns": ("audio", "audio")},
@@ -140,3 +146,21 @@ def test_wrong_use_is_refused(reader, built):
     ):
         with pytest.raises(ValueError):
             WindowConfig(**wrong)
+
+
+class Numbers:
+    """Any dataset of slots will do."""
+
+    def __len__(self) -> int:
+        return 5
+
+    def __getitem__(self, slot: int) -> dict[str, Any]:
+        return {"key": f"k-{slot % 5}", "slot": slot, "square": torch.tensor([slot * slot])}
+
+
+def test_any_dataset_of_slots_is_read():
+    loader = ClipLoader(Numbers(), global_batch=4, rank=1, world=2, num_workers=1)
+    first, second = take(loader, 2)
+    assert first["keys"] == ["k-2", "k-3"] and second["slot"].tolist() == [6, 7]
+    assert second["square"].tolist() == [[36], [49]]
+    assert loader.epoch == 8 / 5

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 import torch
 from torch import nn
 
-from shards.loader import ClipLoader, WindowConfig
+from shards.loader import ClipLoader, WindowConfig, WindowDataset
 from talkinghead.models.pretrained import Pretrained
 from talkinghead.models.speech_features import build_encoder
 from talkinghead.models.speech_model import SpeechModel
@@ -106,10 +106,8 @@ class SpeechTask(abc.ABC, Generic[Config]):
         """Windows of speech and annotations."""
         window = WindowConfig(num_frames=self.config.window_frames, columns=("audio", *self.columns))
         return ClipLoader(
-            self.corpus.reader(self.columns),
-            window,
+            WindowDataset(self.corpus.reader(self.columns), window, seed),
             global_batch=global_batch,
-            seed=seed,
             rank=rank,
             world=world,
             num_workers=num_workers,

@@ -1,0 +1,1 @@
+"""What both trainings of Lmk2Video share: settings, data, the module, noise and loss."""

@@ -1,0 +1,127 @@
+"""The clips of a run, pinned when it begins: which annotations and which latents it reads."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from shards.latents import EMBEDDING, LATENTS, find_latents
+from shards.reader import ShardReader
+from talkinghead.config import from_json
+from talkinghead.provenance import pretty_json
+from talkinghead.storage import Storage
+from talkinghead.whole_writes import write_whole
+from train.lmk2video.config import Lmk2VideoConfig
+from train.task import Provenance
+
+log = logging.getLogger(__name__)
+
+FILE = "clips.json"
+_COLUMNS = ("landmarks", "valid")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pinned:
+    """What a run reads, from its first step to its last."""
+
+    version: str
+    """Annotation version."""
+    index: str
+    """Its index table, whose name tells its content."""
+    latents: str | None
+    """Annotation version with latents and embeddings; None: pictures are encoded in every step."""
+    latents_index: str | None
+
+
+class ClipSource:
+    """Opens the data set.
+
+    Args:
+        config: Which clips.
+        data: The data set: folder or URI.
+        folder: Where `pin` writes what it has found.
+    """
+
+    def __init__(self, config: Lmk2VideoConfig, data: str, folder: Path) -> None:
+        self.config, self.folder = config, folder
+        self.storage = Storage(data)
+
+    def find(self, encoders: Mapping[str, Provenance]) -> Pinned:
+        """What there is to be read.
+
+        Args:
+            encoders: Of codec and image encoder: latents of others do not fit.
+
+        Raises:
+            ValueError: There is no data set, it lacks a column, has no clip to train on, or no latents and they are
+                required.
+        """
+        config = self.config
+        try:
+            reader = self._open(config.annotation, None)
+        except FileNotFoundError as error:
+            raise ValueError(str(error)) from error
+        if not len(reader):
+            raise ValueError(f"no training clip of {reader.storage.uri} shows a face: look at make report")
+        latents = None
+        if config.use_latents != "no":
+            latents = find_latents(reader.manifest, encoders, config.width, config.height)
+            if latents is None and config.use_latents == "require":
+                raise ValueError(
+                    f"{reader.storage.uri} has no latents of these weights at {config.width}x{config.height}: run"
+                    f" make latents DATA={reader.storage.uri}, or leave use_latents at auto"
+                )
+            if latents is not None and not len(self._open(reader.version, latents)):
+                raise ValueError(
+                    f"no training clip of {reader.storage.uri} has latents in {latents}: look at make quarantine, or"
+                    " set use_latents to no"
+                )
+        entry = reader.manifest.annotation(reader.version)
+        return Pinned(
+            version=entry.version,
+            index=entry.index,
+            latents=latents,
+            latents_index=None if latents is None else reader.manifest.annotation(latents).index,
+        )
+
+    def pin(self, encoders: Mapping[str, Provenance]) -> None:
+        """Keep what `find` finds; the folder must exist."""
+        found = self.find(encoders)
+        write_whole(self.folder / FILE, pretty_json(asdict(found)))
+        text = "pictures are encoded in every step" if found.latents is None else f"latents are read: {found.latents}"
+        log.info("annotations %s; %s", found.version, text)
+
+    @functools.cached_property
+    def pinned(self) -> Pinned:
+        """What the run reads."""
+        return from_json(Pinned, json.loads((self.folder / FILE).read_bytes()))
+
+    def reader(self) -> ShardReader:
+        """The training clips.
+
+        Raises:
+            ValueError: The data set has changed since the run began.
+        """
+        pinned = self.pinned
+        reader = self._open(pinned.version, pinned.latents)
+        for version, index in ((pinned.version, pinned.index), (pinned.latents, pinned.latents_index)):
+            if version is not None and (now := reader.manifest.annotation(version).index) != index:
+                raise ValueError(
+                    f"{reader.storage.uri} has changed since this run began (index {now} instead of {index}), so it"
+                    " cannot go on as it was: start another RUN"
+                )
+        return reader
+
+    def _open(self, version: str | None, latents: str | None) -> ShardReader:
+        more = () if latents is None else (LATENTS, EMBEDDING)
+        return ShardReader(
+            self.storage,
+            version=version,
+            columns=(*_COLUMNS, *more),
+            extra=() if latents is None else (latents,),
+            persons=self.config.persons,
+        )

@@ -1,0 +1,84 @@
+"""Settings that both trainings of Lmk2Video have."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+UseLatents = Literal["auto", "no", "require"]
+"""`auto`: read latents where the data set has those of these weights and this size, else encode pictures in each step.
+`require`: refuse a data set without. `no`: always encode."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lmk2VideoConfig:
+    """Settings of data, noise and loss."""
+
+    width: int = 512
+    """Of the pictures, pixels. Clips of another shape are cut to it around their middle."""
+    height: int = 512
+    min_reference_gap: int = 0
+    """Frames between the reference and the nearest target frame at least, so that the reference is not almost the
+    answer; in clips that are too short, the farthest frames there are. 0: any frame, as published."""
+    drop_reference: float = 0.0
+    """Share of samples that do without the features of the reference, but have the picture token."""
+    drop_token: float = 0.0
+    """Share of samples that do without the picture token, but have the reference."""
+    drop_both: float = 0.1
+    """Share of samples that do without both: what guidance at inference is away from. The pose is never dropped, and
+    with it the reference's landmarks stay: they say where the reference's face was, not what it looks like."""
+    noise_offset: float = 0.05
+    """Strength of noise that is the same at all positions of all frames."""
+    snr_gamma: float | None = 5.0
+    """Of min-SNR weighting; None: every timestep weighs the same."""
+    face_weight: float = 1.0
+    """Weight of the error inside the face, against 1 around it."""
+    mouth_weight: float = 1.0
+    """Weight of the error inside the lips' outline (times `face_weight`)."""
+    persons: tuple[str, ...] = ()
+    """Train on these persons (or split groups) only; empty: all."""
+    annotation: str | None = None
+    """Annotation version; None: the newest when the run begins."""
+    use_latents: UseLatents = "auto"
+    """Read what `make latents` wrote instead of encoding pictures in each step."""
+    keep_in_memory_mb: int = 0
+    """Keep pictures and guidance images in memory (of each reading process) when those of all training clips fit in so
+    much; a small data set is then decoded and drawn once, not in every step."""
+    encode_chunk: int = 8
+    """Pictures that are encoded at once, where latents are not read: bounds the memory that it takes."""
+    validation_clips: int = 1
+    """Held-out clips that are validated, and as many training clips beside them."""
+    validation_frames: int = 32
+    """Frames of each, from the middle of the clip."""
+    validation_steps: int = 10
+    """Sampling steps of the pipeline."""
+    validation_guidance: float = 2.0
+    """Guidance scale of the pipeline."""
+
+    def __post_init__(self) -> None:
+        if self.width < 8 or self.height < 8:
+            raise ValueError(f"width and height must be at least 8 pixels, not {self.width}x{self.height}")
+        if self.min_reference_gap < 0 or self.keep_in_memory_mb < 0:
+            raise ValueError("min_reference_gap and keep_in_memory_mb must be at least 0")
+        shares = (self.drop_reference, self.drop_token, self.drop_both)
+        if any(not 0 <= share <= 1 for share in shares) or sum(shares) > 1:
+            raise ValueError(
+                "drop_reference, drop_token and drop_both are shares of the samples: each in 0 … 1, and no more than 1"
+                f" together, not {', '.join(map(str, shares))}"
+            )
+        if not 0 <= self.noise_offset < math.inf:
+            raise ValueError(f"noise_offset must be at least 0, not {self.noise_offset}")
+        if self.snr_gamma is not None and not 1 <= self.snr_gamma < math.inf:
+            raise ValueError(f"snr_gamma must be at least 1, or None, not {self.snr_gamma}")
+        if not (0 < self.face_weight < math.inf and 0 < self.mouth_weight < math.inf):
+            raise ValueError("face_weight and mouth_weight must be above 0")
+        if self.encode_chunk < 1:
+            raise ValueError("encode_chunk must be at least 1")
+        if min(self.validation_clips, self.validation_frames, self.validation_steps) < 1:
+            raise ValueError("validation_clips, validation_frames and validation_steps must be at least 1")
+
+    @property
+    def weighs_regions(self) -> bool:
+        """Whether the loss weighs parts of the picture differently."""
+        return self.face_weight != 1 or self.mouth_weight != 1

@@ -1,0 +1,173 @@
+"""What both trainings of Lmk2Video share: data, conditions, noise, loss, and what is exported."""
+
+from __future__ import annotations
+
+import abc
+import functools
+from pathlib import Path
+from typing import ClassVar, Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from shards.loader import ClipLoader
+from talkinghead.models.noise_schedule import PAPER
+from talkinghead.models.picture_encoder import PictureEncoder, check_picture_size
+from train.lmk2video.clip_pictures import PictureSize
+from train.lmk2video.clip_source import ClipSource
+from train.lmk2video.config import Lmk2VideoConfig
+from train.lmk2video.dataset import ItemConfig, Lmk2VideoDataset
+from train.lmk2video.draws import Draws, draw
+from train.lmk2video.loss import velocity_loss
+from train.lmk2video.module import Conditions, Lmk2Video
+from train.lmk2video.window import WindowShape
+from train.task import Batch, Losses, Provenance
+
+Config = TypeVar("Config", bound=Lmk2VideoConfig)
+
+
+class Lmk2VideoTask(abc.ABC, Generic[Config]):
+    """See `train.task.Task`.
+
+    Args:
+        config: Settings.
+        data: Data set: folder or URI.
+        folder: Where it keeps which clips it reads.
+    """
+
+    name: ClassVar[str]
+    """Of the task; its first weights are drawn from it."""
+
+    def __init__(self, config: Config, data: str, folder: Path) -> None:
+        self.config = config
+        self.data = data
+        self.clips = ClipSource(config, data, folder)
+
+    @property
+    @abc.abstractmethod
+    def picture_networks(self) -> tuple[str, str]:
+        """Sources of codec and image encoder; see `PictureEncoder.load`."""
+
+    @property
+    @abc.abstractmethod
+    def window(self) -> WindowShape:
+        """Frames of a sample."""
+
+    @abc.abstractmethod
+    def first_weights(self) -> dict[str, Provenance]:
+        """Where the networks begin: setting → what lies there; reads it.
+
+        Raises:
+            ValueError: Weights are missing, damaged, or do not fit.
+        """
+
+    @abc.abstractmethod
+    def build(self) -> Lmk2Video:
+        """See `train.task.Task`."""
+
+    def check(self) -> dict[str, Provenance]:
+        """See `train.task.Task`."""
+        check_picture_size(self.config.width, self.config.height, self.encoder.vae)
+        weights = self.first_weights()
+        self.clips.find(self.encoder.provenance())
+        return weights
+
+    def prepare(self) -> None:
+        """Which annotations and latents the run reads; see `train.lmk2video.clip_source`."""
+        self.clips.pin(self.encoder.provenance())
+
+    @functools.cached_property
+    def encoder(self) -> PictureEncoder:
+        """Codec and image encoder, on the CPU until pictures are to be encoded."""
+        return PictureEncoder.load(*self.picture_networks)
+
+    def loader(self, *, global_batch: int, seed: int, rank: int, world: int, num_workers: int) -> ClipLoader:
+        """Target windows with references."""
+        return ClipLoader(
+            Lmk2VideoDataset(self.clips.reader(), self.item_config(), seed),
+            global_batch=global_batch,
+            rank=rank,
+            world=world,
+            num_workers=num_workers,
+        )
+
+    def item_config(self) -> ItemConfig:
+        """What is read of a clip."""
+        config = self.config
+        return ItemConfig(
+            size=PictureSize(width=config.width, height=config.height, factor=self.encoder.scale),
+            window=self.window,
+            min_reference_gap=config.min_reference_gap,
+            latents=self.clips.pinned.latents is not None,
+            face_weight=config.face_weight,
+            mouth_weight=config.mouth_weight,
+            keep_in_memory_mb=config.keep_in_memory_mb,
+        )
+
+    def loss(self, module: nn.Module, batch: Batch, *, seed: int) -> Losses:
+        """The velocity's error at one timestep of each sample."""
+        target, reference, embedding = self._encoded(batch)
+        frames = target.shape[:2]
+        shape = (frames[1], target.shape[2] // 2, *target.shape[3:])
+        drawn = draw(self.config, seed, batch["slot"], shape)
+        clean = self.encoder.sample(target.flatten(0, 1), drawn.target.flatten(0, 1)).unflatten(0, frames)
+        given = self._conditions(batch, self.encoder.sample(reference, drawn.reference), embedding, drawn)
+        noisy = PAPER.add_noise(clean, drawn.noise, drawn.timesteps)
+        predicted = module(noisy, drawn.timesteps, given)
+        velocity = PAPER.velocity(clean, drawn.noise, drawn.timesteps)
+        return velocity_loss(
+            predicted, velocity, drawn.timesteps, batch["mask"], batch.get("region"), self.config.snr_gamma
+        )
+
+    def export(self, module: nn.Module, folder: Path) -> None:
+        """The whole pipeline, ready to animate a portrait with."""
+        from talkinghead.pipelines.talking_head import TalkingHeadPipeline
+
+        assert isinstance(module, Lmk2Video)
+        encoder = self.encoder
+        TalkingHeadPipeline(
+            vae=encoder.vae,
+            image_encoder=encoder.image_encoder,
+            reference_net=module.reference_net,
+            denoiser=module.denoiser,
+            pose_guider=module.pose_guider,
+            scheduler=PAPER.sampler("ddim"),
+            width=self.config.width,
+            height=self.config.height,
+        ).save_pretrained(folder)
+
+    def validate(self, weights: Path, folder: Path, device: torch.device) -> dict[str, float]:
+        """Clips driven by their own landmarks, from their own reference frame, against the true frames."""
+        from train.lmk2video.validation import validate
+
+        return validate(self.config, self.data, weights, folder, device)
+
+    def _encoded(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Moments of target `[B, F, 2C, h, w]` and reference `[B, 2C, h, w]`, the reference's embedding `[B, D]`."""
+        if "target_moments" in batch:
+            return batch["target_moments"], batch["reference_moments"], batch["reference_embedding"]
+        target, reference = batch["target"], batch["reference"]
+        encoder = self.encoder
+        if encoder.device != target.device:
+            encoder.to(target.device)
+        pictures = torch.cat([target.flatten(0, 1), reference])
+        moments = torch.cat([encoder.moments(part) for part in pictures.split(self.config.encode_chunk)])
+        embedding = torch.cat([encoder.embedding(part) for part in reference.split(self.config.encode_chunk)])
+        count = len(reference)
+        return moments[:-count].unflatten(0, target.shape[:2]), moments[-count:], embedding
+
+    @staticmethod
+    def _conditions(batch: Batch, reference: Tensor, embedding: Tensor, drawn: Draws) -> Conditions:
+        token = embedding.float()[:, None]
+        return Conditions(
+            token=torch.where(drawn.without_token[:, None, None], 0.0, token),
+            reference=reference,
+            dropped=drawn.without_reference,
+            guidance=_pixels(batch["guidance"]),
+            reference_guidance=_pixels(batch["reference_guidance"]),
+        )
+
+
+def _pixels(images: Tensor) -> Tensor:
+    """uint8 → [-1, 1]."""
+    return images.float() / 127.5 - 1.0

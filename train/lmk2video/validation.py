@@ -1,0 +1,115 @@
+"""Lmk2Video against true frames: fixed clips through the pipeline that users run, held-out ones first."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from annotate.landmarks import LandmarkEngine
+from infer.comparison import Comparison
+from infer.driven_clip import DRIVER_COLUMNS, DrivenClip, read_cross_driven, read_driven_clips
+from infer.evaluation_result import Evaluation, write_evaluations
+from infer.metrics.redetection import face_engine
+from infer.video_evaluation import Sampling, evaluate_pipeline
+from shards.reader import Sample, ShardReader
+from talkinghead.pipelines.talking_head import TalkingHeadPipeline
+from train.lmk2video.config import Lmk2VideoConfig
+from train.speech.corpus import spread
+
+log = logging.getLogger(__name__)
+
+HELD_OUT, TRAINING, CROSS = "held-out clips", "training clips", "driven by another clip"
+_SHORT = {HELD_OUT: "held-out", TRAINING: "training", CROSS: "cross"}
+
+
+def validate(config: Lmk2VideoConfig, data: str, weights: Path, folder: Path, device: torch.device) -> dict[str, float]:
+    """See `train.task.Task.validate`.
+
+    Held-out clips and as many training clips drive their own reference frames; then a training clip's reference frame
+    is driven by a held-out clip (without one by another training clip), which shows whether the mouth follows landmarks
+    that the training has not seen with this face. Only the first of these is made a second time without the motion
+    modules, where there are any: it costs as much again.
+
+    Args:
+        config: Of the training.
+        data: The data set: folder or URI.
+        weights: An exported pipeline.
+        folder: Where `validation.json`, its table, contact sheets and videos go.
+        device: Where to run.
+
+    Returns:
+        What to log, such as `held-out/psnr`.
+
+    Raises:
+        ValueError: The data set has no clip to validate on, or lacks what driving needs.
+    """
+    pipeline = TalkingHeadPipeline.from_pretrained(weights).to(device)
+    pipeline.set_progress_bar_config(disable=True)
+    engine = _engine()
+    sampling = Sampling(steps=config.validation_steps, guidance=config.validation_guidance)
+    evaluations: dict[str, Evaluation] = {}
+    for title, clips in _chosen(config, data).items():
+        started = time.perf_counter()
+        evaluations[title] = evaluate_pipeline(
+            pipeline,
+            clips,
+            sampling=sampling,
+            engine=engine,
+            compare_motion=not evaluations,
+            watch=Comparison(folder / _SHORT[title]),
+        )
+        log.info("%s: %.1f s", title, time.perf_counter() - started)
+    write_evaluations(folder, evaluations)
+    return {
+        f"{_SHORT[title]}/{name}": value
+        for title, evaluation in evaluations.items()
+        for name, value in evaluation.numbers().items()
+    }
+
+
+def _engine() -> LandmarkEngine | None:
+    """None where there is no face model: a machine that only trains need not have one."""
+    try:
+        return face_engine()
+    except (ValueError, OSError) as error:
+        log.warning("the face in generated pictures is not measured: %s", error)
+        return None
+
+
+def _chosen(config: Lmk2VideoConfig, data: str) -> dict[str, Iterator[DrivenClip]]:
+    """Title → clips, the same at every step."""
+    held_out, training = (_samples(config, data, split) for split in ("val", "train"))
+    if not (held_out or training):
+        raise ValueError(f"no clip of {data} shows a face: there is nothing to validate on")
+
+    def own(samples: list[Sample]) -> Iterator[DrivenClip]:
+        return read_driven_clips(samples, config.width, config.height, frames=config.validation_frames)
+
+    chosen = {HELD_OUT: own(held_out), TRAINING: own(training)}
+    if not held_out:
+        log.warning("the data set has no clip in its val split: only training clips are validated")
+        del chosen[HELD_OUT]
+    others = held_out or training[1:]
+    if training and others:
+        chosen[CROSS] = _cross(config, training[0], others[0])
+    return {title: clips for title, clips in chosen.items() if title != TRAINING or training}
+
+
+def _cross(config: Lmk2VideoConfig, reference: Sample, driver: Sample) -> Iterator[DrivenClip]:
+    yield read_cross_driven(reference, driver, config.width, config.height, frames=config.validation_frames)
+
+
+def _samples(config: Lmk2VideoConfig, data: str, split: str) -> list[Sample]:
+    """Clips with a face from all over a split; of the training those that are trained on."""
+    reader = ShardReader(
+        data,
+        version=config.annotation,
+        split=split,
+        columns=DRIVER_COLUMNS,
+        persons=config.persons if split == "train" else (),
+    )
+    return [reader[number] for number in spread(len(reader), config.validation_clips)]
