@@ -21,15 +21,25 @@ ENGINE ?=
 CAUSE ?=
 RUN ?=
 RECIPE ?= paper
+STAGE1 ?=
+VAE ?=
+IMAGE_ENCODER ?=
+WIDTH ?=
+HEIGHT ?=
+REFERENCE ?=
+AUDIO ?=
+OUT ?=
+WEIGHTS ?=
 ARGS ?=
-export DATASET SOURCE METADATA DATA LIMIT WORKERS ANN ENGINE CAUSE RUN RECIPE
+export DATASET SOURCE METADATA DATA LIMIT WORKERS ANN ENGINE CAUSE RUN RECIPE STAGE1 VAE IMAGE_ENCODER WIDTH HEIGHT REFERENCE AUDIO OUT WEIGHTS
 
 source_args = --dataset "$$DATASET" $(if $(SOURCE),--source "$$SOURCE") $(if $(METADATA),--metadata "$$METADATA") $(if $(LIMIT),--limit "$$LIMIT")
 worker_args = $(if $(WORKERS),--workers "$$WORKERS") $(ARGS)
 train_args = "$$RECIPE" --data "$$DATA" --run "$$RUN" $(if $(WORKERS),--workers "$$WORKERS") $(ARGS)
+latent_args = $(if $(VAE),--vae "$$VAE") $(if $(IMAGE_ENCODER),--image-encoder "$$IMAGE_ENCODER") $(if $(WIDTH),--width "$$WIDTH") $(if $(HEIGHT),--height "$$HEIGHT")
 version_args = $(if $(ANN),--version "$$ANN") $(if $(ENGINE),--engine "$$ENGINE")
 
-.PHONY: help setup models demo test test-all bench lint ingest annotate shards verify report reannotate quarantine retry download train-audio2mesh train-audio2pose clean
+.PHONY: help setup models demo test test-all bench lint ingest annotate shards verify report reannotate quarantine retry download latents train-audio2mesh train-audio2pose train-stage1 train-stage2 animate clean
 
 help: ## Show this list
 	@echo "talkinghead: raw face video in, trained and running talking-head models out."
@@ -37,7 +47,8 @@ help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | while IFS=$$'\t' read -r name text; do printf '  make %-17s %s\n' "$$name" "$$text"; done
 	@echo
 	@echo "  DATASET=hdtf|celebv-hq|vfhq|folder  SOURCE=dir  DATA=dir|uri  [METADATA=dir] [LIMIT=n] [WORKERS=n] [RAY_ADDRESS=…]"
-	@echo "  RUN=dir  RECIPE=tiny|paper|…"
+	@echo "  RUN=dir  RECIPE=tiny|paper|…  STAGE1=dir     VAE=dir  IMAGE_ENCODER=dir  [WIDTH=512] [HEIGHT=512]"
+	@echo "  REFERENCE=face.png  AUDIO=speech.wav  OUT=video.mp4  WEIGHTS=dir"
 	@echo "  ANN=version  ENGINE=litert|litert-tracking|tasks|tasks-image  CAUSE=cause  ARGS='further options of one target, see python -m orchestration <command> --help'"
 
 $(STAMP): pyproject.toml constraints.txt
@@ -53,7 +64,7 @@ setup: $(STAMP) ## Make the virtual environment (does nothing when it is up to d
 models: $(STAMP) ## Find or fetch the face landmark model
 	$(PY) -m annotate models
 
-demo: $(STAMP) ## Make the embedded sample and run the whole data side on it
+demo: $(STAMP) ## Embedded sample → shards → four tiny trainings → an animated portrait
 	$(PY) -m orchestration demo --data build/demo $(worker_args)
 
 test: $(STAMP) ## Run the tests
@@ -97,11 +108,23 @@ retry: $(STAMP) ## Release the inputs of CAUSE (or all) from quarantine; the nex
 download: $(STAMP) ## Download a data set's videos into SOURCE (yt-dlp; resumable)
 	$(PY) -m ingest download $(source_args) $(ARGS)
 
+latents: $(STAMP) ## Encode the packed pictures once for both stages (VAE moments, CLIP embeddings)
+	$(PY) -m orchestration latents --data "$$DATA" $(latent_args) $(worker_args)
+
 train-audio2mesh: $(STAMP) ## Train speech → mesh from the shards; the same command resumes
 	$(PY) -m train audio2mesh $(train_args)
 
 train-audio2pose: $(STAMP) ## Train speech → head pose from the shards; the same command resumes
 	$(PY) -m train audio2pose $(train_args)
+
+train-stage1: $(STAMP) ## Train portrait and landmarks → picture from the shards; the same command resumes
+	$(PY) -m train stage1 $(train_args)
+
+train-stage2: $(STAMP) ## Train motion on top of STAGE1=RUN of stage 1; the same command resumes
+	$(PY) -m train stage2 $(train_args) $(if $(STAGE1),--config.stage1 "$$STAGE1")
+
+animate: $(STAMP) ## Animate a portrait: REFERENCE=face.png AUDIO=speech.wav OUT=video.mp4 WEIGHTS=dir
+	$(PY) -m infer audio --reference "$$REFERENCE" --audio "$$AUDIO" --weights "$$WEIGHTS" --output "$$OUT" $(ARGS)
 
 clean: ## Remove build/ and caches
 	rm -rf build .pytest_cache .ruff_cache .hypothesis

@@ -20,7 +20,14 @@ from talkinghead.command_line import MACHINE_ERRORS, result_on_stdout
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     app = SubcommandApp()
-    for command in (commands.landmarks, commands.convert, commands.evaluate):
+    for command in (
+        commands.audio,
+        commands.video,
+        commands.landmarks,
+        commands.convert,
+        commands.evaluate,
+        commands.doctor,
+    ):
         app.command(result_on_stdout(command))
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-from typing import Annotated, Literal
-
 import tyro
 
-from infer.request import LandmarkRequest
-from infer.weights import WeightsPlace, find_weights
-from talkinghead.staging import check_writable
+from infer.convert import ConvertRequest
+from infer.doctor import DoctorRequest
+from infer.evaluate_request import EvaluateRequest
+from infer.request import AudioRequest, LandmarkRequest, VideoRequest
 
 Flat = tyro.conf.OmitArgPrefixes
-NewFolder = Annotated[Path, tyro.conf.arg(aliases=("-o",), help="New folder.")]
+
+
+def audio(request: Flat[AudioRequest]) -> str:
+    """Let a portrait speak: a video from a picture and speech, and beside it the landmark video and a sidecar."""
+    from infer.animate import make_audio_video
+
+    return str(make_audio_video(request))
+
+
+def video(request: Flat[VideoRequest]) -> str:
+    """Let a portrait follow the face of a video, with its sound; beside it the landmark video and a sidecar."""
+    from infer.animate import make_driven_video
+
+    return str(make_driven_video(request))
 
 
 def landmarks(request: Flat[LandmarkRequest]) -> str:
@@ -23,54 +33,22 @@ def landmarks(request: Flat[LandmarkRequest]) -> str:
     return str(make_landmark_video(request))
 
 
-def convert(
-    output: NewFolder,
-    audio2mesh: Annotated[Path | None, tyro.conf.arg(help="AniPortrait's audio2mesh.pt.")] = None,
-    audio2pose: Annotated[Path | None, tyro.conf.arg(help="AniPortrait's audio2pose.pt.")] = None,
-    chunking: Annotated[
-        Literal["continue", "restart"] | None,
-        tyro.conf.arg(help="Long speech with audio2pose: continue (default), or restart every 5 s, as its authors."),
-    ] = None,
-) -> str:
-    """Turn a published file into a folder of weights (config.json and safetensors), after comparing every key."""
-    from infer.convert import convert as convert_file
+def convert(request: Flat[ConvertRequest]) -> str:
+    """Turn published files into a folder of weights, after comparing every key; or put trainings into one folder."""
+    from infer.convert import convert_weights
 
-    if audio2mesh is not None and audio2pose is None:
-        return str(convert_file("audio2mesh", audio2mesh, output, chunking=chunking))
-    if audio2pose is not None and audio2mesh is None:
-        return str(convert_file("audio2pose", audio2pose, output, chunking=chunking))
-    raise ValueError("give one of --audio2mesh and --audio2pose: one file makes one folder")
+    return str(convert_weights(request))
 
 
-def evaluate(
-    data: Annotated[str, tyro.conf.arg(help="Data folder, or a URI such as s3://bucket/folder.")],
-    split: Literal["train", "val", "test"] = "val",
-    audio2mesh: Annotated[Path | None, tyro.conf.arg(help="Weights of the mesh model.")] = None,
-    audio2pose: Annotated[Path | None, tyro.conf.arg(help="Weights of the head pose model.")] = None,
-    version: Annotated[str | None, tyro.conf.arg(help="Annotation version; default: the newest.")] = None,
-    limit: Annotated[int | None, tyro.conf.arg(help="Only the first so many clips.")] = None,
-    output: Annotated[
-        Path | None, tyro.conf.arg(aliases=("-o",), help="Folder for validation.json and validation.txt.")
-    ] = None,
-) -> str:
+def doctor(request: Flat[DoctorRequest]) -> str:
+    """Say what this machine has, which weights are found, and what a request would cost in time and memory."""
+    from infer.doctor import diagnose
+
+    return diagnose(request)
+
+
+def evaluate(request: Flat[EvaluateRequest]) -> str:
     """Measure weights on the annotated clips of a split, with baselines beside every number; prints the table."""
-    place = _one_model(audio2mesh, audio2pose)
-    from infer.evaluation_result import JSON_FILE
+    from infer.split_evaluation import evaluate_and_write
 
-    if output is not None:
-        check_writable(output / JSON_FILE)
-    from infer.split_evaluation import evaluate_split, write_evaluation
-
-    evaluation = evaluate_split(place, data, split, limit=limit, version=version)
-    if output is None:
-        return evaluation.table()
-    print(evaluation.table(), file=sys.stderr)
-    return str(write_evaluation(evaluation, split, output))
-
-
-def _one_model(audio2mesh: Path | None, audio2pose: Path | None) -> WeightsPlace:
-    if audio2mesh is not None and audio2pose is None:
-        return find_weights("audio2mesh", audio2mesh)
-    if audio2pose is not None and audio2mesh is None:
-        return find_weights("audio2pose", audio2pose)
-    raise ValueError("give one of --audio2mesh and --audio2pose")
+    return evaluate_and_write(request)

@@ -1,16 +1,113 @@
-"""`infer convert`: AniPortrait's published files turned into folders of ours."""
+"""`infer convert`: published files turned into folders of ours, or trainings put together into one folder."""
 
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from infer.weights import ORIGIN_FILE, PUBLISHED_SUFFIXES, Kind
+import tyro
+
+from infer.published_files import PublishedFiles
+from infer.weights import ORIGIN_FILE, PUBLISHED_SUFFIXES, Kind, WeightsPlace, find_weights
 from talkinghead.provenance import hash_file, pretty_json
 from talkinghead.staging import check_writable, staged_folder
 
 Chunking = Literal["continue", "restart"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertRequest:
+    """What is turned into one folder: a whole pipeline, or one model for speech."""
+
+    output: Annotated[Path, tyro.conf.arg(aliases=("-o",))]
+    """New folder."""
+    weights: Path | None = None
+    """Folder of AniPortrait's files (denoising_unet.pth, reference_unet.pth, motion_module.pth, pose_guider.pth,
+    sd-vae-ft-mse/, image_encoder/; audio2mesh.pt and audio2pose.pt where they are there)."""
+    lmk2video: Path | None = None
+    """A training of Lmk2Video (its RUN), or another pipeline's folder, to put speech models beside."""
+    denoising_unet: Path | None = None
+    """AniPortrait's denoising_unet.pth. This and the following stand for what --weights has in one folder."""
+    reference_unet: Path | None = None
+    """Its reference_unet.pth."""
+    motion_module: Path | None = None
+    """Its motion_module.pth, or AnimateDiff's mm_sd_v15_v2.ckpt."""
+    pose_guider: Path | None = None
+    """Its pose_guider.pth."""
+    vae: Path | None = None
+    """Folder sd-vae-ft-mse."""
+    image_encoder: Path | None = None
+    """Folder image_encoder of sd-image-variations-diffusers."""
+    audio2mesh: Path | None = None
+    """audio2mesh.pt, or a folder of such weights: alone, or to go into the pipeline's folder."""
+    audio2pose: Path | None = None
+    """audio2pose.pt, likewise."""
+    pose_guider_mode: Literal["published", "trained", "running"] | None = None
+    """How the published PoseGuider normalises. published (default): as the published program, over the frames of a
+    window. trained: as in its training. running: each frame for itself, so that features are computed once."""
+    chunking: Chunking | None = None
+    """Long speech with audio2pose.pt alone: continue (default), or restart every 5 s, as its authors."""
+
+    @property
+    def files(self) -> dict[str, Path | None]:
+        """AniPortrait's Lmk2Video files that are named."""
+        return {field.name: getattr(self, field.name) for field in fields(PublishedFiles)}
+
+
+def convert_weights(request: ConvertRequest) -> Path:
+    """Do what the request asks for; returns the new folder.
+
+    Raises:
+        ValueError: What is named does not go together, or see `convert` and `pipeline_bundle.write_bundle`.
+        OSError: See there.
+    """
+    whole = request.weights or request.lmk2video or any(request.files.values())
+    if not whole:
+        if request.pose_guider_mode is not None:
+            raise ValueError("--pose-guider-mode is of a whole pipeline: give --weights too")
+        if request.audio2mesh is not None and request.audio2pose is None:
+            return convert("audio2mesh", request.audio2mesh, request.output, chunking=request.chunking)
+        if request.audio2pose is not None and request.audio2mesh is None:
+            return convert("audio2pose", request.audio2pose, request.output, chunking=request.chunking)
+        raise ValueError(
+            "give one of --audio2mesh and --audio2pose (one file makes one folder), or a whole pipeline: --weights,"
+            " --lmk2video, or the single files"
+        )
+    if request.chunking is not None:
+        raise ValueError("--chunking goes with --audio2pose alone: convert it first, then name the new folder")
+    from infer.pipeline_bundle import Bundle, write_bundle
+    from infer.pipeline_weights import find_pipeline, published_place
+
+    if request.lmk2video is not None:
+        if request.weights is not None or any(request.files.values()):
+            raise ValueError("--lmk2video names the whole of a pipeline: leave --weights and single files out")
+        pipeline = find_pipeline(request.lmk2video)
+    elif any(request.files.values()):
+        pipeline = published_place(PublishedFiles.named(request.files, request.weights))
+    else:
+        assert request.weights is not None
+        pipeline = find_pipeline(request.weights)
+    bundle = Bundle(
+        pipeline=pipeline,
+        audio2mesh=_speech("audio2mesh", request.audio2mesh, request.weights),
+        audio2pose=_speech("audio2pose", request.audio2pose, request.weights),
+        pose_guider_mode=request.pose_guider_mode,
+    )
+    if pipeline.published is None and not bundle.speech and bundle.pose_guider_mode is None:
+        raise ValueError(f"{pipeline.path} is a pipeline's folder already: there is nothing to convert")
+    return write_bundle(bundle, request.output)
+
+
+def _speech(kind: Kind, given: Path | None, folder: Path | None) -> WeightsPlace | None:
+    """A model that is named, or that lies in the folder of weights."""
+    if given is not None:
+        return find_weights(kind, given)
+    here = folder is not None and any(
+        place.exists() for place in (folder / kind, *(folder / f"{kind}{suffix}" for suffix in PUBLISHED_SUFFIXES))
+    )
+    return find_weights(kind, folder) if here and folder is not None else None
 
 
 def convert(kind: Kind, source: Path, folder: Path, *, chunking: Chunking | None = None) -> Path:
@@ -35,14 +132,19 @@ def convert(kind: Kind, source: Path, folder: Path, *, chunking: Chunking | None
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise ValueError(f"{folder} is there already: give another name, or remove it first")
     check_writable(folder / ORIGIN_FILE if folder.is_dir() else folder)
+    with staged_folder(folder) as scratch:
+        write_speech_model(kind, source, scratch, chunking=chunking)
+    return folder
+
+
+def write_speech_model(kind: Kind, source: Path, folder: Path, *, chunking: Chunking | None = None) -> None:
+    """Write the content of such a folder; see `convert`."""
     from talkinghead.models.published import load_published
 
     model, report = load_published(kind, source)
     print(report, file=sys.stderr)
     if chunking is not None:
         model.register_to_config(chunking=chunking)
-    with staged_folder(folder) as scratch:
-        model.save_pretrained(scratch)
-        origin = {"origin": "published", "kind": kind, "file": source.name, "sha256": hash_file(source)}
-        (scratch / ORIGIN_FILE).write_bytes(pretty_json(origin))
-    return folder
+    model.save_pretrained(folder)
+    origin = {"origin": "published", "kind": kind, "file": source.name, "sha256": hash_file(source)}
+    (folder / ORIGIN_FILE).write_bytes(pretty_json(origin))

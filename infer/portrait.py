@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from annotate.engines.litert import NUM_LANDMARKS, LitertEngine
 from annotate.engines.region import Region
+from infer.crop import Crop
 from talkinghead.face.detector import FaceDetector
 from talkinghead.face.model import FaceModel
 from talkinghead.geometry.camera import NUM_VERTICES
@@ -20,6 +22,7 @@ from talkinghead.geometry.face_mesh import metric_mesh
 MANY_OUTSIDE = 0.02
 """Share of landmarks beyond the picture's border from which on a face counts as cut."""
 
+_PIXEL = re.compile(r"(\d+),(\d+)")
 _BACKGROUND = (255, 255, 255)  # what transparent pixels become
 
 
@@ -67,6 +70,21 @@ class Portrait:
         """In pixels."""
         return self.image.shape[0]
 
+    @property
+    def face_px(self) -> tuple[float, float, float, float]:
+        """x0, y0, x1, y1 of the face's landmarks in pixels."""
+        x0, y0, x1, y1 = self.face.extent
+        return x0 * self.width, y0 * self.height, x1 * self.width, y1 * self.height
+
+    def cropped(self, crop: Crop, model: FaceModel) -> Portrait:
+        """A part of it as a portrait of its own.
+
+        The landmarks are the same, but mesh and pose are measured anew: the camera looks at the middle of its picture,
+        and that is another one now. It is what the annotation does, which sees clips that were cropped before.
+        """
+        face = Face(points=crop.points(self.face.points), blendshapes=self.face.blendshapes)
+        return _measured(crop.cut(self.image), face, model)
+
 
 def read_portrait(path: Path, model: FaceModel, *, face: str | None = None) -> Portrait:
     """Read a portrait and measure its face.
@@ -74,7 +92,8 @@ def read_portrait(path: Path, model: FaceModel, *, face: str | None = None) -> P
     Args:
         path: Any picture that Pillow reads; it is turned upright by its EXIF data, transparent pixels become white.
         model: Face model.
-        face: Which of several faces: its number (from 0, left to right) or `largest`; None: there must be one only.
+        face: Which of several faces: its number (from 0, left to right), `largest`, or `X,Y`, the one at or next to a
+            pixel; None: there must be one only.
 
     Raises:
         ValueError: No picture, no face, or several and none (or one that is not there) chosen; says where they are.
@@ -82,9 +101,15 @@ def read_portrait(path: Path, model: FaceModel, *, face: str | None = None) -> P
     image = read_image(path)
     height, width = image.shape[:2]
     chosen = choose_face(find_faces(image, model), width, height, face, str(path))
+    return _measured(image, chosen, model)
+
+
+def _measured(image: np.ndarray, face: Face, model: FaceModel) -> Portrait:
+    """Mesh and pose of a face in a picture."""
+    height, width = image.shape[:2]
     metric = canonical_face(model.geometry_metadata)
-    mesh, matrix = metric_mesh(chosen.points[None], width, height, metric)
-    return Portrait(image=image, face=chosen, mesh=mesh[0].astype(np.float32), pose_matrix=matrix[0])
+    mesh, matrix = metric_mesh(face.points[None], width, height, metric)
+    return Portrait(image=image, face=face, mesh=mesh[0].astype(np.float32), pose_matrix=matrix[0])
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -148,11 +173,12 @@ def choose_face(faces: list[Face], width: int, height: int, choice: str | None, 
         faces: Left to right.
         width: Of the picture, in pixels.
         height: Of the picture, in pixels.
-        choice: Number, `largest` or None.
+        choice: Number, `largest`, `X,Y` or None.
         name: The picture's name, for messages.
     """
-    if choice not in (None, "largest") and not str(choice).isdecimal():
-        raise ValueError(f"--face is {choice!r}, must be a number (0, 1, …) or 'largest'")
+    pixel = _PIXEL.fullmatch(choice or "")
+    if choice not in (None, "largest") and not pixel and not str(choice).isdecimal():
+        raise ValueError(f"--face is {choice!r}, must be a number (0, 1, …), 'largest', or X,Y in pixels")
     if not faces:
         raise ValueError(
             f"no face was found in {name} ({width}x{height}): take a picture in which a face is upright, seen from the"
@@ -160,6 +186,9 @@ def choose_face(faces: list[Face], width: int, height: int, choice: str | None, 
         )
     if choice == "largest":
         return max(faces, key=lambda face: _area(face, width, height))
+    if pixel:
+        x, y = (int(value) for value in pixel.groups())
+        return min(faces, key=lambda face: _away(face, x / width, y / height, width / height))
     if choice is None and len(faces) == 1:
         return faces[0]
     if choice is not None and int(choice) < len(faces):
@@ -175,6 +204,12 @@ def choose_face(faces: list[Face], width: int, height: int, choice: str | None, 
 def _area(face: Face, width: int, height: int) -> float:
     x0, y0, x1, y1 = face.extent
     return (x1 - x0) * width * (y1 - y0) * height
+
+
+def _away(face: Face, x: float, y: float, aspect: float) -> float:
+    """Distance of a point from a face's middle, in heights of the picture."""
+    x0, y0, x1, y1 = face.extent
+    return float(np.hypot(((x0 + x1) / 2 - x) * aspect, (y0 + y1) / 2 - y))
 
 
 def _where(face: Face, width: int, height: int) -> str:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
-import logging
 import math
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
 
+from infer.driving_video import Watch, bridged, read_driving_clip
 from talkinghead.geometry.pose_template import SMOOTHING_WINDOW, tile
 from talkinghead.geometry.smoothing import moving_average
 from talkinghead.pipelines.frame_rate import resample_frames
@@ -21,20 +19,13 @@ from talkinghead.timebase import FPS
 if TYPE_CHECKING:
     from talkinghead.face.model import FaceModel
 
-log = logging.getLogger(__name__)
-
 TEMPLATE_FPS = 30.0
 """Frame rate of AniPortrait's template files, which do not say it themselves."""
-LARGEST_SIDE = 1920
-"""Larger driving frames are reduced to this before faces are sought in them."""
 
-_CHUNK = 500  # frames whose mesh is fitted at once: more would cost memory, not time
 _MOST_DEGREES = 180.0
 _MOST_CM = 1000.0
 
 Kind = Literal["audio", "video", "template", "still"]
-Watch = Callable[[int], None]
-"""Told how many frames are done."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,52 +119,14 @@ def read_driving_video(path: Path, seconds: float, model: FaceModel, watch: Watc
         watch: Told the number of frames done, now and then.
 
     Raises:
-        ValueError: The file cannot be read, or no frame of it has a face.
+        ValueError: The file cannot be read, no frame of it has a face, or the face is away for too long.
     """
-    matrices = _pose_matrices(path, seconds, model, watch)
-    seen = np.flatnonzero(np.isfinite(matrices[:, 0, 0]))
-    if not len(seen):
-        raise ValueError(f"no face was found in the first {len(matrices)} frames of the driving video {path}")
-    missing = len(matrices) - len(seen)
-    if missing:
-        log.warning(
-            "warning: no face in %d of %d frames of %s: the head's motion is interpolated there",
-            missing,
-            len(matrices),
-            path,
-        )
-    rest = clip_rest_pose(matrices, np.isfinite(matrices[:, 0, 0]))
-    known = relative_pose(matrices[seen], rest)
-    frames = np.arange(len(matrices))
-    pose = np.stack([np.interp(frames, seen, column) for column in known.T], axis=1)
-    return DrivingPose(pose=pose, fps=FPS, smoothing=SMOOTHING_WINDOW, interpolated=missing)
-
-
-def _pose_matrices(path: Path, seconds: float, model: FaceModel, watch: Watch | None) -> np.ndarray:
-    """`[F, 4, 4]` at 25 fps, NaN where there is no face."""
-    from annotate.engines import DEFAULT_ENGINE, make_engine
-    from talkinghead.geometry.canonical import canonical_face
-    from talkinghead.geometry.face_mesh import metric_mesh
-    from talkinghead.media.frame_clock import constant_rate
-    from talkinghead.media.video_source import VideoSource
-
-    engine = make_engine(DEFAULT_ENGINE, model)
-    with VideoSource(path) as source:
-        width, height = source.info.width, source.info.height
-        shrink = min(1.0, LARGEST_SIDE / max(width, height))
-        size = (round(width * shrink), round(height * shrink))
-        shown = constant_rate(source.frames(), source.info.start_s, None, source.info.tick_s)
-        wanted = itertools.islice(shown, max(1, math.ceil(seconds * FPS)))
-
-        def images() -> Iterator[np.ndarray]:
-            for number, frame in enumerate(wanted, 1):
-                yield frame.image if shrink == 1.0 else frame.reduced(*size)
-                if watch is not None:
-                    watch(number)
-
-        points = engine(images()).points
-    if not len(points):
-        raise ValueError(f"the driving video {path} has no frame that can be decoded")
-    face = canonical_face(model.geometry_metadata)
-    parts = [metric_mesh(points[k : k + _CHUNK], width, height, face)[1] for k in range(0, len(points), _CHUNK)]
-    return np.concatenate(parts)
+    clip = read_driving_clip(path, model, seconds=seconds, watch=watch)
+    rest = clip_rest_pose(clip.pose_matrix, clip.valid)
+    whole = bridged(clip)
+    return DrivingPose(
+        pose=relative_pose(whole.pose_matrix, rest),
+        fps=FPS,
+        smoothing=SMOOTHING_WINDOW,
+        interpolated=whole.interpolated,
+    )

@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
+FIRST_LINE_S = 2.0
+"""When the first line comes: who waits wants to know early for how long."""
 LINE_EVERY_S = 10.0
 
 
@@ -19,7 +21,7 @@ class Progress:
         self.seconds: dict[str, float] = {}
         """Stage → wall time so far."""
         self._stage: str | None = None
-        self._started = self._last_line = time.monotonic()
+        self._started = self._next_line = time.monotonic()
         self._bar: RichProgress | None = None
         self._task: TaskID | None = None
 
@@ -41,18 +43,26 @@ class Progress:
         now = time.monotonic()
         if stage != self._stage:
             self._close_stage()
-            self._stage, self._started, self._last_line = stage, now, now
+            self._stage, self._started, self._next_line = stage, now, now + FIRST_LINE_S
             if self._bar:
                 self._task = self._bar.add_task(stage, total=total)
         if self._bar and self._task is not None:
             self._bar.update(self._task, completed=done, total=total)
-        elif 0 < done < total and now - self._last_line >= LINE_EVERY_S:
-            self._last_line = now
+        elif 0 < done < total and now >= self._next_line:
+            self._next_line = now + LINE_EVERY_S
             left = (now - self._started) / done * (total - done)
-            print(f"{stage}: {done}/{total}, about {left:.0f} s left", file=sys.stderr, flush=True)
+            print(f"{stage}: {done}/{total}, about {duration(left)} left", file=sys.stderr, flush=True)
 
     def _close_stage(self) -> None:
         if self._stage is not None:
             spent = time.monotonic() - self._started
             self.seconds[self._stage] = self.seconds.get(self._stage, 0.0) + spent
             self._stage = None
+
+
+def duration(seconds: float) -> str:
+    """As people say it: `40 s`, `12 min`, `3 h 5 min`."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,11 +25,17 @@ Watch = Callable[[str, int, int], None]
 """Told stage, steps done, steps in all."""
 
 
-def check_target(path: Path, *inputs: Path) -> None:
-    """Raise `ValueError` when the outputs cannot be called that, or would replace an input."""
+def check_target(path: Path, *inputs: Path, beside: tuple[Path, ...] | None = None) -> None:
+    """Raise `ValueError` when the outputs cannot be called that, or would replace an input.
+
+    Args:
+        path: The video.
+        inputs: Files of the user.
+        beside: What is written beside the video; None: its `companions`.
+    """
     if path.suffix.lower() != SUFFIX:
         raise ValueError(f"the output is {path}, must end in {SUFFIX}")
-    targets = [target.absolute() for target in (path, *companions(path))]
+    targets = [target.absolute() for target in (path, *(companions(path) if beside is None else beside))]
     for source in inputs:
         if source.absolute() in targets or any(t.exists() and source.exists() and t.samefile(source) for t in targets):
             raise ValueError(f"the output {path} would replace the input {source}: give it another name")
@@ -90,8 +97,15 @@ def write_outputs(
     Raises:
         OSError: No space left, or the folder cannot be written.
     """
-    try:
+    with disk_errors_named(path):
         _write_staged(path, motion, speech, width=width, height=height, describe=describe, watch=watch)
+
+
+@contextlib.contextmanager
+def disk_errors_named(path: Path) -> Iterator[None]:
+    """Let errors of the disk say which file was to be written."""
+    try:
+        yield
     except OSError as error:
         if error.errno not in MACHINE_ERRORS:
             raise

@@ -15,6 +15,7 @@ from annotate.settings import AnnotateSettings
 from ingest.settings import IngestSettings
 from orchestration.cluster import Cluster, ClusterSettings
 from orchestration.executor import RetrySettings
+from orchestration.jobs.latents import LatentSettings
 from orchestration.overrides import names_of
 from orchestration.runs.ingest import Source
 from orchestration.runs.pack import ShardSettings
@@ -127,6 +128,23 @@ def reannotate(
     return runner.storage.describe("DATASET.json")
 
 
+def latents(
+    networks: Flat[LatentSettings],
+    data: Data,
+    cluster: Flat[ClusterSettings],
+    retry: Flat[RetrySettings],
+    version: Annotated[
+        str | None, tyro.conf.arg(help="Name of the version (default: latents-<hash of weights and size>).")
+    ] = None,
+) -> str:
+    """Encode every frame of the packed clips once, for trainings to read: latents and picture embeddings."""
+    from orchestration.runs.latents import run_latents
+
+    with _runner(data, cluster, retry) as runner:
+        run_latents(runner, networks, version)
+    return runner.storage.describe("DATASET.json")
+
+
 def report(data: Data, version: Version = None) -> str:
     """Write DATA/report: index.html, report.json, inputs.csv."""
     from orchestration.report.collect import run_state
@@ -174,17 +192,22 @@ def demo(
     cluster: Flat[ClusterSettings],
     retry: Flat[RetrySettings],
 ) -> str:
-    """Make the embedded sample and take it through ingest, annotate, shards, verify and report."""
+    """Take the embedded sample through the data side, train the four tiny models on it, and animate a portrait."""
     from ingest.sample import make_sample
+    from orchestration.demo import run_demo
     from shards.verify import verify
 
-    folder = make_sample(data / "source")
     target = str(data / "data")
-    shards(Source(source=str(folder)), target, cluster, retry, shards=("min_shards=2",))
-    found = verify(Storage(target), deep=True)
-    if found.problems:
-        raise RunError(f"the demo's shards have {len(found.problems)} problems, first: {found.problems[0]}")
-    return report(target)
+
+    def make_shards() -> None:
+        folder = make_sample(data / "source")
+        shards(Source(source=str(folder)), target, cluster, retry, shards=("min_shards=2",))
+        found = verify(Storage(target), deep=True)
+        if found.problems:
+            raise RunError(f"the demo's shards have {len(found.problems)} problems, first: {found.problems[0]}")
+        report(target)
+
+    return str(run_demo(data, make_shards))
 
 
 def _annotate(runner: Runner, version: str | None, engine: str | None, overrides: Names) -> str:

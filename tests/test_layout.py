@@ -24,7 +24,7 @@ ALLOWED = {
 TARGETS = {
     "setup", "models", "demo", "test", "bench", "lint", "help",
     "ingest", "annotate", "shards", "verify", "report", "reannotate", "quarantine", "retry",
-    "train-audio2mesh", "train-audio2pose",
+    "latents", "train-audio2mesh", "train-audio2pose", "train-stage1", "train-stage2", "animate",
 }  # fmt: skip
 
 

@@ -47,6 +47,8 @@ def test_several_faces(media: Path, face_model: FaceModel) -> None:
     assert centres == sorted(centres), "left to right"
     largest = read_portrait(path, face_model, face="largest").face
     assert largest.extent == faces[1].extent, "the man in the middle"
+    for number, pixel in enumerate(("180,140", "400,500", "1040,10")):
+        assert read_portrait(path, face_model, face=pixel).face.extent == faces[number].extent
     for choice, message in [("3", "there is no face 3"), ("left", "must be a number"), ("-1", "must be a number")]:
         with pytest.raises(ValueError, match=message):
             read_portrait(path, face_model, face=choice)

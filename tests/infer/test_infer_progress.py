@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from infer import progress as module
-from infer.progress import Progress
+from infer.progress import Progress, duration
 
 
 def test_lines_and_seconds(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -19,4 +19,13 @@ def test_lines_and_seconds(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
                 progress(stage, done, frames)
     assert progress.seconds == {"first": 50.0, "second": 3.0}
     lines = capsys.readouterr().err.splitlines()
-    assert lines == [f"first: {done}/50, about {50 - done} s left" for done in (10, 20, 30, 40)]
+    assert lines == [f"first: {done}/50, about {50 - done} s left" for done in (2, 12, 22, 32, 42)] + [
+        "second: 2/3, about 1 s left"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(0.4, "0 s"), (119, "119 s"), (150, "2 min"), (7000, "117 min"), (11100, "3 h 5 min")]
+)
+def test_durations(seconds: float, said: str) -> None:
+    assert duration(seconds) == said

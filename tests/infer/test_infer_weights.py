@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from infer.__main__ import main
-from infer.landmarks import choose_identity
+from infer.speech_motion import choose_identity
 from infer.weights import EXPRESSION_FILE, ORIGIN_FILE, WEIGHTS_FILE, find_weights, load_audio2mesh, load_audio2pose
 from talkinghead.geometry.expression import NUM_SCORES, ExpressionBasis
 from talkinghead.geometry.neutral import NeutralMesh

@@ -1,0 +1,266 @@
+"""`infer audio` and `infer video`: a portrait and what drives it in, a video out, in memory that does not grow."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from infer.animation_files import animation_companions, write_animation
+from infer.crop import Crop, PasteBack, face_crop, whole_crop
+from infer.device import choose_device, named_dtype
+from infer.driving import Driving, DrivingSpeech, DrivingVideo
+from infer.frame_size import frame_size
+from infer.landmarks import warn_of_portrait
+from infer.pipeline_weights import PipelinePlace, find_pipeline, load_pipeline
+from infer.portrait import Portrait, read_portrait
+from infer.progress import Progress
+from infer.request import AudioRequest, VideoRequest
+from infer.sidecar import describe_portrait, sidecar
+from infer.time_estimate import say_how_long
+from infer.video_file import check_target
+from talkinghead.face.model import FaceModel
+from talkinghead.face.resolve import resolve_face_model
+from talkinghead.media.talking_video import check_video_size
+from talkinghead.pipelines.landmark_motion import LandmarkMotion
+from talkinghead.pipelines.memory import out_of_memory_explained
+from talkinghead.staging import check_writable
+
+if TYPE_CHECKING:
+    from talkinghead.pipelines.talking_head import TalkingHeadPipeline
+
+log = logging.getLogger(__name__)
+
+_MANY_FRAMES, _MANY_OUTSIDE = 0.1, 0.01
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Stage:
+    """The portrait, ready to be animated."""
+
+    portrait: Portrait
+    """As the user gave it."""
+    crop: Crop
+    cropped: Portrait
+    """The part that is animated."""
+    size: tuple[int, int]
+    """Of the generated pictures."""
+    face_model: FaceModel
+    place: PipelinePlace
+    """Of the weights, not loaded."""
+    device: str
+
+
+def make_audio_video(request: AudioRequest) -> Path:
+    """Let a portrait speak; see `animate`."""
+    request.check()
+    return animate(request, DrivingSpeech(request))
+
+
+def make_driven_video(request: VideoRequest) -> Path:
+    """Let a portrait follow the face of a video; see `animate`."""
+    request.check()
+    return animate(request, DrivingVideo(request))
+
+
+def animate(request: AudioRequest | VideoRequest, driving: Driving) -> Path:
+    """Do what the request asks for.
+
+    Everything the user gave is read and checked before weights are loaded. The same request gives the same files.
+
+    Returns:
+        The video's path.
+
+    Raises:
+        ValueError: Something that was asked for is not possible; one line that says what and what to do.
+        OSError: The disk is full, or the output's folder cannot be written.
+    """
+    started = time.monotonic()
+    with Progress() as progress:
+        stage = _prepare(request, driving, progress)
+        place, device = stage.place, stage.device
+        progress("load weights", 0, 1)
+        pipeline, weights = _load(request, place, device)
+        settings = pipeline.config
+        with out_of_memory_explained(pipeline.memory, pipeline.denoiser.device, "the motion"):
+            motion, facts = driving.move(
+                stage.cropped, progress, fps=settings["fps"], compat=settings["compat"], device=device
+            )
+        _warn_of_motion(motion, stage.cropped)
+        progress("estimate", 0, 1)
+        estimate = say_how_long(
+            pipeline,
+            place,
+            size=stage.size,
+            frames=len(motion),
+            fps=motion.fps,
+            steps=request.sampled_steps,
+            guidance=request.guidance,
+        )
+        progress("draw landmarks", 0, 1)
+        paste = PasteBack(stage.portrait.image, stage.crop) if request.paste_back else None
+
+        def describe() -> dict[str, Any]:
+            progress("write", 0, 1)
+            portrait = describe_portrait(request.reference, stage.portrait, stage.face_model.sha256)
+            return sidecar(
+                driving.command,
+                request,
+                inputs={"reference": portrait} | driving.describe(),
+                weights=weights | driving.provenance(),
+                result=facts | _describe_result(request, stage, pipeline, motion),
+                seconds={**progress.seconds, "all": time.monotonic() - started}
+                | ({} if estimate is None else {"video, estimated before": estimate}),
+                device=device,
+            )
+
+        write_animation(
+            request.output,
+            _frames(request, stage, pipeline, motion, paste, progress),
+            motion,
+            size=stage.size if paste is None else paste.size,
+            drawn_size=stage.size,
+            sound=driving.sound,
+            describe=describe,
+        )
+    return request.output
+
+
+def _prepare(request: AudioRequest | VideoRequest, driving: Driving, progress: Progress) -> _Stage:
+    """Check and read all that the user gave: the cheapest first, weights not at all."""
+    beside = animation_companions(request.output)
+    check_target(request.output, request.reference, *driving.files, beside=beside)
+    place = find_pipeline(request.weights)
+    driving.find(place.path)
+    device = choose_device(request.device)
+    for target in (request.output, *beside):
+        check_writable(target)
+    progress("read inputs", 0, 1)
+    stage = _read_stage(request, place, device)
+    driving.read(stage.cropped, stage.face_model, progress, request.seconds(request.limit_seconds))
+    return stage
+
+
+def _read_stage(request: AudioRequest | VideoRequest, place: PipelinePlace, device: str) -> _Stage:
+    """The portrait and the part of it that is animated, in the size that the networks make."""
+    model = resolve_face_model()
+    portrait = read_portrait(request.reference, model, face=request.face)
+    warn_of_portrait(request.reference, portrait)
+    aspect = portrait.width / portrait.height if request.crop == "none" else None
+    size = frame_size(
+        request.width,
+        request.height,
+        trained=place.size,
+        aspect=aspect,
+        step=place.size_step,
+        preview=request.preview,
+    )
+    check_video_size(*size)
+    if request.paste_back:
+        check_video_size(portrait.width // 2 * 2, portrait.height // 2 * 2)
+    box = face_crop if request.crop == "face" else whole_crop
+    crop = box(portrait.face_px, portrait.width, portrait.height, size[0] / size[1])
+    if crop.padded:
+        log.warning(
+            "warning: %s ends too near to the face for a picture of %dx%d: its border is continued",
+            request.reference,
+            *size,
+        )
+    return _Stage(
+        portrait=portrait,
+        crop=crop,
+        cropped=portrait.cropped(crop, model),
+        size=size,
+        face_model=model,
+        place=place,
+        device=device,
+    )
+
+
+def _load(
+    request: AudioRequest | VideoRequest, place: PipelinePlace, device: str
+) -> tuple[TalkingHeadPipeline, dict[str, Any]]:
+    """The pipeline on its device, within its memory, with its sampler; and where its weights are from."""
+    import torch
+
+    from talkinghead.models.noise_schedule import NoiseSchedule
+    from talkinghead.pipelines.memory import device_memory, fitting_preset, memory_preset
+
+    target = torch.device(device)
+    total = device_memory(target)
+    preset = None
+    if request.memory != "auto":
+        preset = memory_preset(int(request.memory))
+    elif total is not None:
+        preset = fitting_preset(total)
+    with out_of_memory_explained(preset, target, "the networks"):
+        pipeline, weights = load_pipeline(
+            place, dtype=named_dtype(request.dtype), device="cpu", pose_guider_mode=request.pose_guider_mode
+        )
+        # Speech is heard before, by models that may be others and that bring more along.
+        pipeline.register_modules(audio2mesh=None, audio2pose=None)
+        if preset is not None:
+            pipeline.apply_preset(preset.gigabytes, target, named_dtype(request.dtype))
+        else:
+            pipeline.to(target)
+    if request.sampler is not None:
+        pipeline.scheduler = NoiseSchedule.of(pipeline.scheduler).sampler(request.sampler)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline, weights
+
+
+def _frames(
+    request: AudioRequest | VideoRequest,
+    stage: _Stage,
+    pipeline: TalkingHeadPipeline,
+    motion: LandmarkMotion,
+    paste: PasteBack | None,
+    progress: Progress,
+) -> Iterator[np.ndarray]:
+    """The video's frames, each as soon as it is final."""
+    frames = pipeline.stream(
+        stage.cropped.image,
+        motion.landmarks,
+        reference_landmarks=stage.cropped.face.points,
+        width=stage.size[0],
+        height=stage.size[1],
+        num_inference_steps=request.sampled_steps,
+        guidance_scale=request.guidance,
+        seed=request.seed,
+        watch=progress,
+    )
+    return frames if paste is None else map(paste, frames)
+
+
+def _warn_of_motion(motion: LandmarkMotion, portrait: Portrait) -> None:
+    """Say so when the head leaves the picture further than it does in the portrait."""
+    outside = ((motion.landmarks < 0) | (motion.landmarks > 1)).any(axis=2).mean(axis=1)
+    leaving = int((outside > portrait.face.outside + _MANY_OUTSIDE).sum())
+    if leaving > _MANY_FRAMES * len(motion):
+        log.warning(
+            "warning: the face reaches beyond the picture in %d of %d frames: a wider crop (--crop none) or less"
+            " motion (--pose-gain) keeps it inside",
+            leaving,
+            len(motion),
+        )
+
+
+def _describe_result(
+    request: AudioRequest | VideoRequest, stage: _Stage, pipeline: TalkingHeadPipeline, motion: LandmarkMotion
+) -> dict[str, Any]:
+    crop = stage.crop
+    return {
+        "frames": len(motion),
+        "fps": motion.fps,
+        "size": list(stage.size),
+        "crop": [crop.x0, crop.y0, crop.x1, crop.y1],
+        "steps": request.sampled_steps,
+        "sampler": type(pipeline.scheduler).__name__,
+        "dtype": str(pipeline.denoiser.dtype).removeprefix("torch."),
+        "memory_preset": None if pipeline.memory is None else pipeline.memory.gigabytes,
+    }

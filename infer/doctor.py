@@ -1,0 +1,187 @@
+"""`infer doctor`: what this machine has, which weights are found, and what a request would cost here."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from infer.pipeline_weights import INDEX_FILE, PUBLISHED_SIZE, PipelinePlace, find_pipeline
+from infer.weights import CLASSES, WeightsPlace, find_weights
+from talkinghead.provenance import library_versions
+
+if TYPE_CHECKING:
+    import torch
+
+    from infer.estimate import Request
+    from talkinghead.models.hollow_networks import HollowNetworks
+
+_LIBRARIES = ("talkinghead", "torch", "diffusers", "transformers", "mediapipe", "av", "numpy")
+_PUBLISHED_FPS = 30.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorRequest:
+    """A request to estimate, and where it shall run."""
+
+    weights: Path | None = None
+    """As for `audio`: a pipeline's folder, or one that holds it beside audio2mesh/ and audio2pose/. Without: the
+    published sizes are estimated."""
+    width: int | None = None
+    """Of the video, in pixels; default: what the weights have learnt."""
+    height: int | None = None
+    """Likewise."""
+    seconds: float = 10.0
+    """Length of the video."""
+    fps: float | None = None
+    """Its frame rate; default: the weights' own."""
+    steps: int = 25
+    """Steps of the sampler."""
+    guidance: float = 3.5
+    """Guidance scale; 1 or less: none."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where it would run."""
+    dtype: Literal["fp32", "bf16", "fp16"] | None = None
+    """Precision of the networks; default: fp32 on a CPU, else fp16."""
+
+    def check(self) -> None:
+        """Raise `ValueError` for a value that cannot be estimated."""
+        for name, value in (("--seconds", self.seconds), ("--steps", self.steps), ("--fps", self.fps)):
+            if value is not None and not 0 < value < 1e6:
+                raise ValueError(f"{name} is {value}, must be more than 0")
+
+
+def diagnose(request: DoctorRequest) -> str:
+    """Look at everything and describe it, a line for each thing.
+
+    Raises:
+        ValueError: A size that the networks cannot make, or a device that is not here. Weights that are missing are no
+            error: they are described.
+    """
+    request.check()
+    import torch
+
+    from infer.device import choose_device
+
+    device = choose_device(request.device)
+    lines = ["machine", *_machine(device), "weights"]
+    place, found = _weights(request.weights)
+    lines += [*found, "request", *_request(_case(request, place, device), torch.device(device))]
+    return "\n".join(lines)
+
+
+def _machine(device: str) -> Iterator[str]:
+    import torch
+
+    from talkinghead.pipelines.memory import device_memory
+
+    yield f"  system        {platform.platform()}, Python {platform.python_version()}, {os.cpu_count()} CPU cores"
+    yield f"  libraries     {', '.join(f'{name} {version}' for name, version in library_versions(*_LIBRARIES).items())}"
+    total = device_memory(torch.device(device))
+    name = torch.cuda.get_device_name() if device == "cuda" else device
+    yield f"  device        {name}{'' if total is None else f', {_gigabytes(total)}'}"
+
+
+def _weights(path: Path | None) -> tuple[PipelinePlace | None, list[str]]:
+    if path is None:
+        return None, ["  none named    give --weights to look at them"]
+    lines: list[str] = []
+    pipeline: PipelinePlace | None = None
+    try:
+        pipeline = find_pipeline(path)
+        form = "published files" if pipeline.published else f"{pipeline.origin} weights"
+        lines.append(f"  pipeline      {form} in {pipeline.path}, made for {pipeline.size[0]}x{pipeline.size[1]}")
+    except ValueError as error:
+        lines.append(f"  pipeline      not usable: {error}")
+    for kind in CLASSES:
+        try:
+            place: WeightsPlace = find_weights(kind, path)  # pyright: ignore[reportArgumentType]
+            lines.append(f"  {kind:13} {'published file' if place.is_file else 'weights in'} {place.path}")
+        except ValueError as error:
+            lines.append(f"  {kind:13} not usable: {error}")
+    return pipeline, lines
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Case:
+    """The request, and the networks that it is for."""
+
+    networks: HollowNetworks
+    asked: Request
+    compat: bool
+    dtype: torch.dtype
+
+
+def _case(request: DoctorRequest, place: PipelinePlace | None, device: str) -> _Case:
+    import torch
+
+    from infer.device import named_dtype
+    from infer.estimate import Request
+    from talkinghead.models.hollow_networks import HollowNetworks
+    from talkinghead.models.picture_encoder import check_picture_size
+
+    if place is None or place.published is not None:
+        networks, index = HollowNetworks.published(), {"compat": True, "fps": _PUBLISHED_FPS}
+    else:
+        networks, index = HollowNetworks.of_folder(place.path), json.loads((place.path / INDEX_FILE).read_bytes())
+    size = PUBLISHED_SIZE if place is None else place.size
+    asked = Request(
+        width=request.width or size[0],
+        height=request.height or size[1],
+        seconds=request.seconds,
+        fps=request.fps or index["fps"],
+        steps=request.steps,
+        guidance=request.guidance,
+    )
+    check_picture_size(asked.width, asked.height, networks.vae)
+    dtype = named_dtype(request.dtype) or (torch.float32 if device == "cpu" else torch.float16)
+    return _Case(networks=networks.to(dtype), asked=asked, compat=index["compat"], dtype=dtype)
+
+
+def _request(case: _Case, device: torch.device) -> Iterator[str]:
+    from infer.estimate import device_bytes, layout_of, measured_speed, shape_of
+    from talkinghead.models.cost import published_cost, video_cost
+    from talkinghead.pipelines.context_windows import published_windows
+    from talkinghead.pipelines.memory import PRESETS, device_memory
+
+    asked, networks = case.asked, case.networks
+    layout = layout_of(asked, networks, compat=case.compat)
+    shape = shape_of(asked, layout)
+    cost = video_cost(networks, shape)
+    windows = tuple(len(window) for window in published_windows(asked.frames))
+    theirs = published_cost(networks, dataclasses.replace(shape, windows=windows))
+    count, frames = sum(networks.parameters().values()), asked.frames
+    yield f"  video         {frames} frames of {asked.width}x{asked.height} at {asked.fps:g} fps, {asked.steps} steps"
+    size = _gigabytes(count * case.dtype.itemsize)
+    yield f"  networks      {count / 1e6:.1f} million parameters, {size} as {_name(case.dtype)}"
+    shares = ", ".join(f"{part} {flops / frames / 1e12:.3g}" for part, flops in cost.flops.items())
+    yield f"  operations    {cost.flops_per_frame / 1e12:.3g} TFLOP for each frame ({shares})"
+    yield f"                {theirs.flops_per_frame / 1e12:.3g} TFLOP for each frame by AniPortrait's program"
+    speed = measured_speed(networks, asked, device, case.dtype)
+    duration = _duration(cost.flops_per_frame * frames / speed)
+    yield f"  time          about {duration} ({speed / 1e12:.3g} TFLOP/s, measured on a part of the work just now)"
+    total = device_memory(device)
+    for gigabytes, preset in PRESETS.items():
+        needed = device_bytes(networks, asked, layout, preset, cost)
+        fits = "fits" if needed <= gigabytes * 2**30 else "does not fit"
+        here = "" if total is None else (", fits this device" if needed <= total else ", does not fit this device")
+        yield f"  --memory {gigabytes:<4} about {_gigabytes(needed)} as {_name(preset.dtype)}: {fits}{here}"
+
+
+def _gigabytes(count: float) -> str:
+    return f"{count / 2**30:.2f} GB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,156 @@
+"""What a request will cost, before anything is loaded: operations, memory under each preset, and time."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from talkinghead.models.cost import VideoCost, VideoShape
+from talkinghead.models.denoiser import Denoiser
+from talkinghead.models.hollow_networks import HollowNetworks
+from talkinghead.models.meter import measure_cost
+from talkinghead.models.picture_encoder import latent_channels, latent_scale
+from talkinghead.pipelines.context_windows import WindowLayout, open_windows, published_windows
+from talkinghead.pipelines.memory import MemoryPreset
+
+CONTEXT_FRAMES, CONTEXT_OVERLAP = 16, 4
+"""The pipeline's own."""
+_LOOK_ONCE = ("image_encoder", "reference_net")
+_PROBE_SECONDS = 0.5
+_CPU_SIDE = 8
+"""Latents of what is measured on a CPU."""
+_SPARE = 1.15
+"""Allocators hold more than tensors need, and kernels want workspaces."""
+_RUNTIME_BYTES = 500 << 20
+"""What a GPU's libraries take."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What is asked for."""
+
+    width: int
+    height: int
+    seconds: float
+    fps: float
+    steps: int
+    guidance: float
+
+    @property
+    def frames(self) -> int:
+        """At least one."""
+        return max(1, round(self.seconds * self.fps))
+
+
+def layout_of(request: Request, networks: HollowNetworks, *, compat: bool) -> WindowLayout:
+    """The windows that the pipeline will lay; see `request_checks.lay_windows`."""
+    if compat:
+        windows = published_windows(request.frames, CONTEXT_FRAMES, CONTEXT_OVERLAP)
+        return WindowLayout(windows=windows, weighting="uniform")
+    single = networks.denoiser.max_frames is None and networks.pose_guider.frames_are_independent
+    return WindowLayout(windows=open_windows(request.frames, CONTEXT_FRAMES, 0 if single else CONTEXT_OVERLAP))
+
+
+def shape_of(request: Request, layout: WindowLayout) -> VideoShape:
+    """The same for the cost model; one frame decoded at once."""
+    return VideoShape(
+        width=request.width,
+        height=request.height,
+        frames=request.frames,
+        windows=tuple(len(window) for window in layout.windows),
+        steps=request.steps,
+        guided=request.guidance > 1,
+        decode_chunk=1,
+    )
+
+
+def device_bytes(
+    networks: HollowNetworks, request: Request, layout: WindowLayout, preset: MemoryPreset, cost: VideoCost
+) -> int:
+    """Most memory on the device under a preset, with what allocators and libraries take beside it.
+
+    Args:
+        networks: In any precision.
+        request: Asked for.
+        layout: Of its windows.
+        preset: Supposed.
+        cost: Of the request's shape, counted with these networks and one frame decoded at once.
+    """
+    size = preset.dtype.itemsize
+    peak = {part: count * size // networks.denoiser.dtype.itemsize for part, count in cost.peak_bytes.items()}
+    weights = {name: size * count for name, count in networks.parameters().items()}
+    resting = {name: weights.pop(name) for name in _LOOK_ONCE} if preset.rest else {}
+    resident = sum(weights.values())
+    looking = max(resting.values(), default=0) + peak["reference"]
+    working = _kept_bytes(networks, request, layout, preset)
+    working += max(peak["pose"], peak["denoiser"], peak["decoding"] * preset.decode_chunk_size)
+    return round((resident + max(looking, working)) * _SPARE) + _RUNTIME_BYTES
+
+
+def _kept_bytes(networks: HollowNetworks, request: Request, layout: WindowLayout, preset: MemoryPreset) -> int:
+    """What waits from step to step: pose features and begun frames of all that is at work, and the reference."""
+    scale = latent_scale(networks.vae)
+    height, width = request.height // scale, request.width // scale
+    widths = networks.denoiser.config["block_out_channels"]
+    # Before the first frame is finished about as many windows are at work as there are steps; see `wavefront`.
+    stride = len(layout.windows[0]) if len(layout.windows) == 1 else layout.windows[1][0]
+    at_work = min(request.frames, request.steps * stride + len(layout.windows[0]))
+    position = widths[0] + sum(channels / 4 ** (level + 1) for level, channels in enumerate([*widths[1:], 0]))
+    pose = at_work * position * height * width if preset.keep_pose == "device" else 0
+    overlapping = sum(len(block) for block in layout.blocks if len(block.windows) > 1) / request.frames
+    halves = 2 if request.guidance > 1 else 1
+    begun = at_work * (overlapping if preset.share else 0) * (1 + halves) * widths[0] * height * width
+    with torch.no_grad():
+        latents = torch.empty(1, latent_channels(networks.vae), height, width, device="meta").to(
+            networks.denoiser.dtype
+        )
+        token = latents.new_empty(1, 1, networks.denoiser.config["cross_attention_dim"])
+        reference = 2 * sum(feature.numel() for feature in networks.reference_net(latents, token).values())
+    return round(preset.dtype.itemsize * (pose + begun + reference))
+
+
+def measured_speed(networks: HollowNetworks, request: Request, device: torch.device, dtype: torch.dtype) -> float:
+    """Operations per second of this device on the denoiser's first level, with first weights.
+
+    That level has the largest share of the work, and all kinds of it: convolutions, attention over positions and
+    frames, and what stands between them. On a CPU a small picture tells enough: a large one would take minutes.
+
+    Args:
+        networks: Whose sizes are taken.
+        request: Whose picture size is taken.
+        device: To measure; takes a second or two.
+        dtype: Of the networks.
+    """
+    config = dict(networks.denoiser.config)
+    channels = config["block_out_channels"][0]
+    few = {"block_out_channels": (channels,), "attention_levels": (True,), "layers_per_block": 1}
+    slow = device.type == "cpu"
+    scale, largest = latent_scale(networks.vae), _CPU_SIDE if slow else max(request.height, request.width)
+    height, width = (min(side // scale, largest) for side in (request.height, request.width))
+    shape = (1, 1 if slow else CONTEXT_FRAMES, config["in_channels"], height, width)
+    with torch.device("meta"):
+        hollow = Denoiser.from_config({**config, **few}).eval()
+        latents, token = torch.empty(shape), torch.empty(1, 1, config["cross_attention_dim"])
+    flops = measure_cost(lambda: hollow(latents, 0, token)).flops
+    probe = Denoiser.from_config({**config, **few}).eval().to(device, dtype)
+    given = torch.zeros(shape, device=device, dtype=dtype), 0, torch.zeros(token.shape, device=device, dtype=dtype)
+    best = float("inf")
+    with torch.no_grad():
+        probe(*given)  # kernels are chosen and memory is taken the first time
+        began = time.perf_counter()
+        while time.perf_counter() - began < _PROBE_SECONDS:
+            _wait(device)
+            start = time.perf_counter()
+            probe(*given)
+            _wait(device)
+            best = min(best, time.perf_counter() - start)
+    return flops / best
+
+
+def _wait(device: torch.device) -> None:
+    if device.type != "cpu":
+        module: Any = torch.get_device_module(device)
+        module.synchronize()

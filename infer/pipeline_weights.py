@@ -1,0 +1,193 @@
+"""The weights of a whole pipeline: found and looked at first, loaded later, and described in the sidecar.
+
+What may be named: a pipeline's folder (of `infer convert`, or a training's `pretrained_model/`), the RUN folder of a
+training of Lmk2Video, a folder that holds such in `lmk2video/`, `stage2/` or `stage1/`, or the folder of AniPortrait's
+published files.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from infer.published_files import PublishedFiles, holds_published
+from infer.weights import CONFIG_FILE, EXPORT_FOLDER, ORIGIN_FILE
+from talkinghead.provenance import hash_bytes, hash_file
+
+if TYPE_CHECKING:
+    import torch
+
+    from talkinghead.models.lmk2video_published import PoseGuiderMode
+    from talkinghead.pipelines.talking_head import TalkingHeadPipeline
+
+INDEX_FILE = "model_index.json"
+PIPELINE_CLASS = "TalkingHeadPipeline"
+NETWORKS = ("vae", "image_encoder", "reference_net", "denoiser", "pose_guider")
+BESIDE = ("lmk2video", "stage2", "stage1")
+"""Folders below the one that is named, in which a pipeline or a run is looked for; the first one counts."""
+PUBLISHED_SIZE = (512, 512)
+
+_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt")
+_HALVINGS = 8
+"""The networks halve latents three times."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipelinePlace:
+    """Where a pipeline's weights lie; nothing is loaded."""
+
+    path: Path
+    """Its folder, or the one of the published files."""
+    published: PublishedFiles | None = None
+    """AniPortrait's files, not converted."""
+    size: tuple[int, int]
+    """Width and height that the networks have learnt, pixels."""
+    size_step: int
+    """Width and height must be multiples of it."""
+
+    @property
+    def origin(self) -> str:
+        """`published` (also when converted) or `trained`."""
+        return "published" if self.published or (self.path / ORIGIN_FILE).is_file() else "trained"
+
+
+def find_pipeline(path: Path) -> PipelinePlace:
+    """The pipeline under a path that the user gave.
+
+    Raises:
+        ValueError: There is none, or it is damaged; says what is wanted.
+    """
+    if path.name == INDEX_FILE:
+        path = path.parent
+    if not path.exists():
+        raise ValueError(f"the weights {path} are not there")
+    if path.is_file():
+        raise ValueError(f"{path} is a file: give the folder of a pipeline, or of the published files")
+    for folder in (path, *(path / name for name in BESIDE)):
+        for place in (folder, folder / EXPORT_FOLDER):
+            if (place / INDEX_FILE).is_file():
+                return _of_folder(place)
+    for folder in (path, *(path / name for name in BESIDE)):
+        if holds_published(folder):
+            return published_place(PublishedFiles.named({}, folder))
+        if (folder / "checkpoints").is_dir():
+            raise ValueError(
+                f"the training in {folder} has no {EXPORT_FOLDER} yet: it writes one when it ends, and with its"
+                " validations"
+            )
+    raise ValueError(
+        f"no pipeline in {path}: wanted is a folder with {INDEX_FILE} (a training's {EXPORT_FOLDER}, or made by python"
+        f" -m infer convert), one that holds such in {', '.join(f'{name}/' for name in BESIDE)}, or AniPortrait's files"
+        " (denoising_unet.pth, …)"
+    )
+
+
+def published_place(files: PublishedFiles) -> PipelinePlace:
+    """A pipeline of AniPortrait's files."""
+    return PipelinePlace(
+        path=files.denoising_unet.parent,
+        published=files,
+        size=PUBLISHED_SIZE,
+        size_step=_size_step(files.vae / CONFIG_FILE),
+    )
+
+
+def _of_folder(folder: Path) -> PipelinePlace:
+    index = _read_json(folder / INDEX_FILE)
+    found = index.get("_class_name")
+    if found != PIPELINE_CLASS:
+        raise ValueError(f"{folder} holds {found or 'no pipeline'}, but {PIPELINE_CLASS} is wanted")
+    missing = [name for name in (*NETWORKS, "scheduler") if not (folder / name).is_dir()]
+    if missing:
+        raise ValueError(f"{folder} has no {', '.join(missing)}, though its {INDEX_FILE} names them: copy it again")
+    size = (index.get("width") or PUBLISHED_SIZE[0], index.get("height") or PUBLISHED_SIZE[1])
+    return PipelinePlace(path=folder, size=size, size_step=_size_step(folder / "vae" / CONFIG_FILE))
+
+
+def _size_step(config: Path) -> int:
+    """As `picture_encoder.check_picture_size` has it, without loading what that needs."""
+    settings = _read_json(config)
+    if settings.get("_class_name") == "CosineCodec":
+        return settings["patch"] * _HALVINGS
+    widths = settings.get("block_out_channels")
+    if not isinstance(widths, list):
+        raise ValueError(f"{config} does not describe a picture codec: copy the folder again")
+    return 2 ** (len(widths) - 1) * _HALVINGS
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_bytes())
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read ({error.strerror}): copy the folder again") from error
+    except ValueError as error:
+        raise ValueError(f"{file} is not JSON: the folder is damaged, copy it again") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{file} is not the JSON of a configuration: copy the folder again")
+    return value
+
+
+def load_pipeline(
+    place: PipelinePlace,
+    *,
+    dtype: torch.dtype | None = None,
+    device: str = "cpu",
+    pose_guider_mode: PoseGuiderMode | None = None,
+) -> tuple[TalkingHeadPipeline, dict[str, Any]]:
+    """Load a pipeline; published files straight from where they are.
+
+    Args:
+        place: Of `find_pipeline`.
+        dtype: Of the networks; None: single precision.
+        device: Where they go.
+        pose_guider_mode: Of published weights: how their PoseGuider normalises. None: as converted, or as published.
+
+    Returns:
+        The pipeline in evaluation mode, and for the sidecar `{"pipeline": …}`: path, origin, hashes of the weights.
+
+    Raises:
+        ValueError: Weights are damaged, missing or of another shape; or a mode for weights that are not published.
+    """
+    if place.published is not None:
+        from infer.published_pipeline import load_published_pipeline
+
+        pipeline = load_published_pipeline(place.published, mode=pose_guider_mode or "published", dtype=dtype)
+    else:
+        from talkinghead.pipelines.talking_head import TalkingHeadPipeline
+
+        pipeline = TalkingHeadPipeline.from_pretrained(place.path, dtype=dtype)
+        if pose_guider_mode is not None:
+            from infer.published_pipeline import with_mode
+
+            guider = with_mode(pipeline.pose_guider, pose_guider_mode)
+            pipeline.register_modules(pose_guider=guider if dtype is None else guider.to(dtype))
+    pipeline = pipeline.to(device)
+    about = provenance(place) | {"pose_guider": pipeline.pose_guider.config["normalisation"]}
+    return pipeline, {"pipeline": about}
+
+
+def provenance(place: PipelinePlace) -> dict[str, Any]:
+    """Path, origin and hashes of a pipeline's weights: of each file, and one of them all."""
+    if place.published is not None:
+        paths = {name: Path(path) for name, path in vars(place.published).items()}
+    else:
+        paths = {name: place.path / name for name in NETWORKS}
+    files = {name: weight_hash(path) for name, path in paths.items()}
+    whole = hash_bytes(json.dumps(files, sort_keys=True).encode())
+    return {"path": str(place.path), "origin": place.origin, "sha256": whole, "files": files}
+
+
+def weight_hash(path: Path) -> str | None:
+    """SHA-256 of a file of weights, or of those in a network's folder (all of them, where it has several parts); None
+    where it needs none."""
+    if path.is_file():
+        return hash_file(path)
+    # One form is enough where a folder has several: safetensors come first.
+    for suffix in _WEIGHT_SUFFIXES:
+        parts = sorted(path.glob(f"*{suffix}"))
+        if parts:
+            hashes = [hash_file(part) for part in parts]
+            return hashes[0] if len(hashes) == 1 else hash_bytes("".join(hashes).encode())
+    return None

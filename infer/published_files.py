@@ -1,0 +1,88 @@
+"""AniPortrait's published Lmk2Video files: found in a folder, or named one by one; nothing is loaded.
+
+The folder is laid out as AniPortrait's README says: `denoising_unet.pth`, `reference_unet.pth`, `motion_module.pth` and
+`pose_guider.pth` beside the folders `sd-vae-ft-mse` and `image_encoder`. A `.safetensors` of the same tensors may stand
+for each `.pth`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Self
+
+_SUFFIXES = (".pth", ".safetensors", ".pt", ".bin", ".ckpt")
+_FILES = ("denoising_unet", "reference_unet", "motion_module", "pose_guider")
+_FOLDERS = {"vae": ("sd-vae-ft-mse", "vae"), "image_encoder": ("image_encoder",)}
+_NESTED = ("pretrained_model", "pretrained_weights")
+"""Folders in which AniPortrait's program looks for the files."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedFiles:
+    """Where each part lies."""
+
+    denoising_unet: Path
+    reference_unet: Path
+    motion_module: Path
+    """Also AnimateDiff's `mm_sd_v15_v2.ckpt`."""
+    pose_guider: Path
+    vae: Path
+    """Folder in the layout of `diffusers`."""
+    image_encoder: Path
+    """Folder in the layout of `transformers`."""
+
+    def __post_init__(self) -> None:
+        for name in _FILES:
+            path: Path = getattr(self, name)
+            if not path.is_file():
+                raise ValueError(f"the {name} weights {path} are not a file: give {name}.pth, or a .safetensors of it")
+            if path.stat().st_size == 0:
+                raise ValueError(f"{path} is empty: copy or download it again")
+        for name in _FOLDERS:
+            path = getattr(self, name)
+            if not (path / "config.json").is_file():
+                raise ValueError(f"the {name} folder {path} has no config.json: give the folder as it is published")
+
+    @classmethod
+    def named(cls, given: dict[str, Path | None], folder: Path | None = None) -> Self:
+        """Parts that are named, and the others in a folder.
+
+        Args:
+            given: Field → path or None.
+            folder: None: every part must be named.
+
+        Raises:
+            ValueError: A part is missing or no such thing; lists all that are missing.
+        """
+        found = {} if folder is None else _search(folder)
+        found |= {name: path for name, path in given.items() if path is not None}
+        missing = [field.name for field in fields(cls) if field.name not in found]
+        if missing:
+            place = "not named" if folder is None else f"missing in {folder}"
+            listed = ", ".join(map(_wanted, missing))
+            raise ValueError(f"of AniPortrait's files, these are {place}: {listed}; the whole set is wanted")
+        return cls(**found)
+
+
+def holds_published(folder: Path) -> bool:
+    """Whether any of the four files lies in a folder, or where AniPortrait's program has them below it."""
+    return any(name in _search(folder) for name in _FILES)
+
+
+def _search(folder: Path) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for place in (folder, *(folder / name for name in _NESTED)):
+        for name in _FILES:
+            file = next((place / (name + suffix) for suffix in _SUFFIXES if (place / (name + suffix)).is_file()), None)
+            if file is not None:
+                found.setdefault(name, file)
+        for name, folders in _FOLDERS.items():
+            below = next((place / known for known in folders if (place / known / "config.json").is_file()), None)
+            if below is not None:
+                found.setdefault(name, below)
+    return found
+
+
+def _wanted(name: str) -> str:
+    return f"{_FOLDERS[name][0]}/" if name in _FOLDERS else f"{name}.pth"

@@ -1,0 +1,108 @@
+"""The whole way on the embedded sample: clips → shards → four tiny models → a portrait that speaks."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from orchestration.unit import RunError
+from shards.reader import SPEECH, ShardReader
+from talkinghead.staging import staged_file
+
+_ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class DemoStep:
+    """One command of the project, as a user would type it."""
+
+    title: str
+    arguments: list[str]
+    """Behind `python -m`."""
+
+
+def demo_steps(folder: Path) -> list[DemoStep]:
+    """What follows the data side: training from its shards, and animating its portrait.
+
+    The recipes are `tiny` with fewer steps: enough to see each model learn within minutes on two cores.
+
+    Args:
+        folder: Of the demo; `data` in it is the data set, `portrait.png` and `speech.wav` the input to animate.
+    """
+
+    def training(task: str, title: str, *settings: str) -> DemoStep:
+        place = ["--data", str(folder / "data"), "--run", str(folder / task)]
+        return DemoStep(title, ["train", task, "tiny", *place, *settings])
+
+    stage1 = ["--config.stage1", str(folder / "stage1")]
+    given = ["--reference", str(folder / "portrait.png"), "--audio", str(folder / "speech.wav")]
+    made = ["--weights", str(folder), "--output", str(folder / "animation.mp4"), "--steps", "10"]
+    return [
+        training("audio2mesh", "train speech → mesh", *_short(250)),
+        training("audio2pose", "train speech → head pose", *_short(250)),
+        training("stage1", "train portrait and landmarks → picture (stage 1)", *_short(600)),
+        training("stage2", "train motion between pictures (stage 2)", *stage1, *_short(60)),
+        DemoStep("animate a portrait", ["infer", "audio", *given, *made]),
+    ]
+
+
+def run_demo(folder: Path, make_shards: Callable[[], None]) -> Path:
+    """Make shards of the sample, train the four models on them, and animate a portrait.
+
+    Everything goes on where an earlier run was stopped.
+
+    Args:
+        folder: Where everything goes.
+        make_shards: Takes the sample to `folder/data`.
+
+    Returns:
+        The video.
+
+    Raises:
+        RunError: A step failed; its own message stands above.
+    """
+    started = time.monotonic()
+    make_shards()
+    write_inputs(folder)
+    steps = demo_steps(folder)
+    for number, step in enumerate(steps, 1):
+        _say(f"[{number}/{len(steps)}] {step.title}: python -m {' '.join(step.arguments)}")
+        began = time.monotonic()
+        done = subprocess.run([sys.executable, "-m", *step.arguments], cwd=_ROOT, stdout=subprocess.DEVNULL)
+        if done.returncode:
+            raise RunError(f"the demo's step {number}, {step.title}, ended with exit status {done.returncode}")
+        _say(f"[{number}/{len(steps)}] {step.title}: {time.monotonic() - began:.0f} s")
+    _say(
+        f"{time.monotonic() - started:.0f} s in all. {folder}/data/report/index.html shows the data,"
+        f" {folder}/<model>/index.html the trainings, {folder}/animation.landmarks.mp4 the motion that was asked for."
+        " The models are tiny and saw a few seconds of video: they show that everything works, not what it can do."
+    )
+    return folder / "animation.mp4"
+
+
+def write_inputs(folder: Path) -> None:
+    """A portrait and speech to animate: the first frame of one sample, and what is said in another."""
+    reader = ShardReader(str(folder / "data"), split=None, columns=("valid",), at_most=SPEECH)
+    seen, heard = reader[0], reader[len(reader) - 1]
+    first = int(np.flatnonzero(seen.annotation("valid"))[0])
+    encoded, picture = cv2.imencode(".png", cv2.cvtColor(seen.video(first, 1)[0], cv2.COLOR_RGB2BGR))
+    assert encoded
+    for name, content in (("portrait.png", picture.tobytes()), ("speech.wav", heard.member("wav"))):
+        with staged_file(folder / name) as scratch:
+            scratch.write_bytes(content)
+
+
+def _short(steps: int) -> list[str]:
+    """A training of so many steps, validated at its end only."""
+    return ["--train.steps", str(steps), "--train.validation.every", str(steps)]
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

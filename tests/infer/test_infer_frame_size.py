@@ -1,0 +1,43 @@
+"""Sizes of generated pictures: what is asked for or refused, and what suits the rest."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from infer.frame_size import frame_size
+
+
+def sized(width: int | None = None, height: int | None = None, **settings: Any) -> tuple[int, int]:
+    given: dict[str, Any] = {"trained": (512, 512), "aspect": None, "step": 64, "preview": False}
+    return frame_size(width, height, **(given | settings))
+
+
+def test_what_suits_the_rest() -> None:
+    assert sized() == (512, 512) and sized(trained=(96, 128), step=32) == (96, 128)
+    assert sized(768, 512) == (768, 512)
+    assert sized(256) == (256, 256) and sized(height=640, trained=(256, 512)) == (320, 640)
+    assert sized(aspect=16 / 9) == (704, 384), "about as many pixels as were trained"
+    assert sized(256, aspect=0.5) == (256, 512)
+    assert sized(preview=True) == (256, 256) and sized(1024, 512, preview=True) == (256, 128)
+    assert sized(64, 64, preview=True) == (64, 64)
+
+
+@given(aspect=st.floats(0.2, 5), step=st.sampled_from([32, 64]), trained=st.integers(1, 12), preview=st.booleans())
+def test_always_multiples(aspect: float, step: int, trained: int, preview: bool) -> None:
+    side = trained * step
+    width, height = sized(trained=(side, side), aspect=aspect, step=step, preview=preview)
+    assert width > 0 and height > 0 and width % step == height % step == 0
+    assert not preview or max(width, height) <= 256
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "said"),
+    [(100, None, "--width is 100.*64 or 128"), (64, 65, "--height is 65.*64 or 128"), (1, None, "take 64")],
+)
+def test_refused(width: int | None, height: int | None, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        sized(width, height)
