@@ -132,10 +132,12 @@ def measured_speed(networks: HollowNetworks, request: Request, device: torch.dev
     height, width = (min(side // scale, largest) for side in (request.height, request.width))
     shape = (1, 1 if slow else CONTEXT_FRAMES, config["in_channels"], height, width)
     with torch.device("meta"):
-        hollow = Denoiser.from_config({**config, **few}).eval()
+        hollow: Any = Denoiser.from_config({**config, **few})
         latents, token = torch.empty(shape), torch.empty(1, 1, config["cross_attention_dim"])
+    hollow.eval()
     flops = measure_cost(lambda: hollow(latents, 0, token)).flops
-    probe = Denoiser.from_config({**config, **few}).eval().to(device, dtype)
+    probe: Any = Denoiser.from_config({**config, **few})
+    probe.to(device, dtype).eval()
     given = torch.zeros(shape, device=device, dtype=dtype), 0, torch.zeros(token.shape, device=device, dtype=dtype)
     best = float("inf")
     with torch.no_grad():

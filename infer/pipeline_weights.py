@@ -161,7 +161,7 @@ def load_pipeline(
         if pose_guider_mode is not None:
             from infer.published_pipeline import with_mode
 
-            guider = with_mode(pipeline.pose_guider, pose_guider_mode)
+            guider: Any = with_mode(pipeline.pose_guider, pose_guider_mode)
             pipeline.register_modules(pose_guider=guider if dtype is None else guider.to(dtype))
     pipeline = pipeline.to(device)
     about = provenance(place) | {"pose_guider": pipeline.pose_guider.config["normalisation"]}

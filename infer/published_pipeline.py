@@ -100,6 +100,6 @@ def with_mode(guider: PoseGuider, mode: PoseGuiderMode) -> PoseGuider:
     if current == "frame":
         raise ValueError("the modes of a PoseGuider are for AniPortrait's published weights, not for these")
     with torch.device("meta"):
-        other = PoseGuider.from_config({**guider.config, "normalisation": mode})
+        other: Any = PoseGuider.from_config({**guider.config, "normalisation": mode})
     other.load_state_dict(guider.state_dict(), assign=True)
     return other.eval()

@@ -72,6 +72,7 @@ def _measure(
     from orchestration.bench.shard_rows import copy_material, pack_row, read_row
     from orchestration.bench.speech_rows import speech_rows
     from orchestration.bench.train_rows import train_rows
+    from orchestration.bench.video_rows import video_rows
     from talkinghead.face.resolve import resolve_face_model
     from talkinghead.provenance import library_versions
     from talkinghead.storage import Storage
@@ -94,6 +95,8 @@ def _measure(
         training = train_rows(Storage(folder / "data"), _new(folder / "train"))
         status.update("speech-driven models at their published size")
         speaking = speech_rows(repeats)
+        status.update("Lmk2Video: operations, steps, long videos")
+        showing = video_rows(repeats)
     about = {
         "source": source.name,
         "frames": material.num_frames,
@@ -107,7 +110,7 @@ def _measure(
             "mediapipe", "ai-edge-litert", "av", "ray", "webdataset", "numpy", "torch", "transformers"
         ),
     }
-    return [*annotating, *decoding, *packing, *jobs, *training, *speaking], about
+    return [*annotating, *decoding, *packing, *jobs, *training, *speaking, *showing], about
 
 
 def _new(folder: Path) -> Path:

@@ -33,6 +33,8 @@ _SAMPLERS: dict[str, Any] = {
     "euler": EulerDiscreteScheduler,
     "unipc": UniPCMultistepScheduler,
 }
+_DISTILLED = ("LCMScheduler", "TCDScheduler")
+"""Samplers of the same settings for other networks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +73,11 @@ class NoiseSchedule:
         Raises:
             ValueError: It predicts something else than velocity, or has its betas from elsewhere.
         """
+        if type(scheduler).__name__ in _DISTILLED:
+            raise ValueError(
+                f"{type(scheduler).__name__} does not fit: it is for networks that were distilled for it. Use one of"
+                f" {', '.join(_SAMPLERS)}"
+            )
         config = dict(getattr(scheduler, "config", {}))
         if config.get("trained_betas") is not None:
             raise ValueError(

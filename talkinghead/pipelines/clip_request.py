@@ -37,8 +37,8 @@ class ClipRequest:
     seed: int = 0
     generator: torch.Generator | None = None
     latents: Tensor | None = None
-    context_frames: int = 16
-    context_overlap: int = 4
+    context_frames: int | None = None
+    context_overlap: int | None = None
     decode_chunk_size: int | None = None
     callback_on_step_end: Callback | None = None
     callback_on_step_end_tensor_inputs: tuple[str, ...] = CALLBACK_TENSORS
@@ -53,11 +53,6 @@ class ClipRequest:
             raise ValueError(f"num_inference_steps must be at least 1, not {self.num_inference_steps}")
         if not np.isfinite(self.guidance_scale):
             raise ValueError(f"guidance_scale must be a number, not {self.guidance_scale}")
-        if not 0 <= self.context_overlap < self.context_frames:
-            raise ValueError(
-                f"context_overlap must be at least 0 and less than context_frames {self.context_frames}, not"
-                f" {self.context_overlap}"
-            )
         if self.decode_chunk_size is not None and self.decode_chunk_size < 1:
             raise ValueError(f"decode_chunk_size must be at least 1, not {self.decode_chunk_size}")
         odd = [name for name in self.callback_on_step_end_tensor_inputs if name not in CALLBACK_TENSORS]

@@ -60,9 +60,15 @@ def check_scheduler(scheduler: SchedulerMixin, *, compat: bool) -> None:
         COMPAT_INFER.check(scheduler)
 
 
+def context(request: ClipRequest, pipeline: TalkingHeadPipeline) -> tuple[int, int]:
+    """Frames of a window, and frames that neighbours share: what the networks have learnt, where nothing is asked."""
+    size = pipeline.config["context_frames"] if request.context_frames is None else request.context_frames
+    return size, size // 4 if request.context_overlap is None else request.context_overlap
+
+
 def lay_windows(request: ClipRequest, pipeline: TalkingHeadPipeline) -> WindowLayout:
     """The windows over a video: the fewest that the networks allow."""
-    size, overlap = request.context_frames, request.context_overlap
+    size, overlap = context(request, pipeline)
     if pipeline.config["compat"]:
         return WindowLayout(windows=published_windows(request.num_frames, size, overlap), weighting="uniform")
     if pipeline.denoiser.max_frames is None and pipeline.pose_guider.frames_are_independent:
@@ -71,8 +77,9 @@ def lay_windows(request: ClipRequest, pipeline: TalkingHeadPipeline) -> WindowLa
 
 
 def _check_windows(request: ClipRequest, pipeline: TalkingHeadPipeline) -> None:
+    size, overlap = context(request, pipeline)
+    if not 0 <= overlap < size:
+        raise ValueError(f"context_overlap must be at least 0 and less than context_frames {size}, not {overlap}")
     longest = pipeline.denoiser.max_frames
-    if longest is not None and min(request.context_frames, request.num_frames) > longest:
-        raise ValueError(
-            f"context_frames must be at most {longest}, which the motion modules know, not {request.context_frames}"
-        )
+    if longest is not None and min(size, request.num_frames) > longest:
+        raise ValueError(f"context_frames must be at most {longest}, which the motion modules know, not {size}")

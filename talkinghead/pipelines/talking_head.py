@@ -54,6 +54,7 @@ class TalkingHeadPipeline(DiffusionPipeline):
         fps: Frame rate that the motion modules have learnt.
         width: Of the pictures that the networks have learnt, the default of calls.
         height: Likewise.
+        context_frames: Frames of the windows that the motion modules have learnt, the default of calls.
     """
 
     model_cpu_offload_seq = "image_encoder->vae->reference_net->pose_guider->denoiser"
@@ -84,6 +85,7 @@ class TalkingHeadPipeline(DiffusionPipeline):
         fps: float = 25.0,
         width: int | None = None,
         height: int | None = None,
+        context_frames: int = 16,
     ) -> None:
         super().__init__()
         self.register_modules(
@@ -96,7 +98,7 @@ class TalkingHeadPipeline(DiffusionPipeline):
             audio2mesh=audio2mesh,
             audio2pose=audio2pose,
         )
-        self.register_to_config(compat=compat, fps=fps, width=width, height=height)
+        self.register_to_config(compat=compat, fps=fps, width=width, height=height, context_frames=context_frames)
         self.vae_scale_factor = latent_scale(vae)
         self.memory: MemoryPreset | None = None
         self._interrupt = False
@@ -184,8 +186,8 @@ class TalkingHeadPipeline(DiffusionPipeline):
         seed: int = 0,
         generator: torch.Generator | None = None,
         latents: Tensor | None = None,
-        context_frames: int = 16,
-        context_overlap: int = 4,
+        context_frames: int | None = None,
+        context_overlap: int | None = None,
         decode_chunk_size: int | None = None,
         output_type: OutputType = "pil",
         return_dict: bool = True,
@@ -206,8 +208,9 @@ class TalkingHeadPipeline(DiffusionPipeline):
             seed: Of the noise. A frame's noise is a function of seed and frame, on every device, for every length.
             generator: Draws the seed instead.
             latents: The first noise itself, `[F, C, h, w]` of unit variance.
-            context_frames: Frames that the motion modules see at once.
-            context_overlap: Frames that neighbouring windows share. Without motion modules nothing is shared.
+            context_frames: Frames that the motion modules see at once; None: as in their training.
+            context_overlap: Frames that neighbouring windows share; None: a quarter. Without motion modules nothing is
+                shared.
             decode_chunk_size: Frames decoded at once; None: as the memory preset says, or 4.
             output_type: See `TalkingHeadOutput.frames`.
             return_dict: A `TalkingHeadOutput`; otherwise a tuple of the frames.

@@ -104,7 +104,8 @@ def _open(model: Denoiser, given: dict[str, Any]) -> None:
     """What both halves of guidance have in common."""
     frames = given["latents"].flatten(0, 1)
     time = model.time_embedding(model.time_proj(given["timestep"])).expand(len(frames), -1)
-    model.down_blocks[0].resnets[0](model.conv_in(frames), time)  # pyright: ignore[reportIndexIssue]
+    level: Any = model.down_blocks[0]
+    level.resnets[0](model.conv_in(frames), time)
 
 
 def _time_flops(model: Denoiser) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -59,7 +61,7 @@ def test_full_size() -> None:
         "pose_guider": 167_518_523,
     }
     frames = 1200
-    size = {"width": 512, "height": 512, "frames": frames}
+    size: dict[str, Any] = {"width": 512, "height": 512, "frames": frames}
     theirs = published_cost(networks, VideoShape(windows=_lengths(published_windows(frames)), **size))
     assert theirs.flops_per_frame == pytest.approx(99.7e12, rel=2e-3)
     assert theirs.flops["denoiser"] / frames == pytest.approx(89.2e12, rel=2e-3)
@@ -104,7 +106,7 @@ def test_attention_makes_no_table_of_scores() -> None:
 
 def test_a_batch_in_half_precision_needs_half_the_memory() -> None:
     with torch.device("meta"):
-        guider = PoseGuider.from_config(small_guider().config).eval()
+        guider: Any = PoseGuider.from_config(small_guider().config)
     costs = []
     for dtype in (torch.float32, torch.float16):
         guider.to(dtype)

@@ -180,6 +180,18 @@ def test_the_original_way_saves_four_files_a_frame(media: Path, shared: Path, tm
     }
 
 
+def test_a_training_step_is_compared_with_itself() -> None:
+    import torch
+
+    from orchestration.bench import video_rows
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    row = video_rows._training(2, 1)
+    torch.set_num_threads(threads)
+    assert row.ours > 0 and row.baseline and row.goal_text == "<= 0.9" and "same weights" in row.note
+
+
 @pytest.mark.slow
 def test_the_whole_bench_on_the_embedded_sample(tmp_path: Path) -> None:
     from ingest.sample import make_sample
@@ -193,7 +205,8 @@ def test_the_whole_bench_on_the_embedded_sample(tmp_path: Path) -> None:
     names = {row["name"]: row for row in read_rows(out)}
     assert {
         "annotate_cpu", "annotate_wall_2_workers", "annotate_litert_vs_video_loop", "video_to_annotation", "pack",
-        "read_shuffled", "rerun", "reannotate_bytes",
+        "read_shuffled", "rerun", "reannotate_bytes", "video_flops", "stage1_step", "stage2_step", "window_step",
+        "video_time_60s", "video_memory_60s",
     } <= names.keys()  # fmt: skip
     assert all(row["ours"] > 0 for row in names.values())
     assert names["reannotate_bytes"]["ratio"] < 1 and names["rerun"]["ratio"] < 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import dataclasses
 import functools
 from pathlib import Path
 from typing import ClassVar, Generic, TypeVar
@@ -134,13 +135,16 @@ class Lmk2VideoTask(abc.ABC, Generic[Config]):
             scheduler=PAPER.sampler("ddim"),
             width=self.config.width,
             height=self.config.height,
+            **({"context_frames": self.window.num_frames} if self.window.num_frames > 1 else {}),
         ).save_pretrained(folder)
 
     def validate(self, weights: Path, folder: Path, device: torch.device) -> dict[str, float]:
         """Clips driven by their own landmarks, from their own reference frame, against the true frames."""
         from train.lmk2video.validation import validate
 
-        return validate(self.config, self.data, weights, folder, device)
+        # The annotations of the run, also when there are newer ones by now.
+        config = dataclasses.replace(self.config, annotation=self.clips.pinned.version)
+        return validate(config, self.data, weights, folder, device)
 
     def _encoded(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Moments of target `[B, F, 2C, h, w]` and reference `[B, 2C, h, w]`, the reference's embedding `[B, D]`."""

@@ -1,0 +1,73 @@
+"""`python -m orchestration.bench.video_lengths`: videos of growing length in one process, their speed and peak memory.
+
+A process of its own, shortest video first: what a process once had at its peak cannot be told from what it needs.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from typing import Any
+
+import numpy as np
+import torch
+
+from talkinghead.models.denoiser import Denoiser
+from talkinghead.models.lmk2video_config import denoiser_config, pose_guider_config, reference_net_config
+from talkinghead.models.noise_schedule import PAPER
+from talkinghead.models.picture_encoder import PictureEncoder, latent_channels
+from talkinghead.models.pose_guider import PoseGuider
+from talkinghead.models.reference_net import ReferenceNet
+from talkinghead.pipelines.talking_head import TalkingHeadPipeline
+
+LENGTHS_S = (2, 10, 60)
+FPS = 25
+SIDE = 32
+STEPS = 2
+POINTS = 478
+
+
+def tiny_pipeline() -> TalkingHeadPipeline:
+    """Networks of the size `tiny` with first weights, whose values do not change the work."""
+    torch.manual_seed(0)
+    pictures = PictureEncoder.load("tiny", "tiny")
+    ends: dict[str, Any] = {"in_channels": latent_channels(pictures.vae), "out_channels": latent_channels(pictures.vae)}
+    pipeline = TalkingHeadPipeline(
+        vae=pictures.vae,
+        image_encoder=pictures.image_encoder,
+        reference_net=ReferenceNet(**reference_net_config("tiny") | {"in_channels": ends["in_channels"]}),
+        denoiser=Denoiser(**denoiser_config("tiny", motion=True) | ends),
+        pose_guider=PoseGuider(**pose_guider_config("tiny")),
+        scheduler=PAPER.sampler("ddim"),
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def measure_lengths() -> list[dict[str, float]]:
+    """For each length: seconds, frames, wall time of a frame, and the process's peak memory so far in MiB."""
+    pipeline, noise = tiny_pipeline(), np.random.default_rng(0)
+    portrait = noise.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
+    face = noise.random((POINTS, 3), dtype=np.float32)
+    _run(pipeline, portrait, face, FPS)  # libraries take what they keep
+    found = []
+    for seconds in LENGTHS_S:
+        began = time.perf_counter()
+        frames = _run(pipeline, portrait, face, seconds * FPS)
+        spent = time.perf_counter() - began
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10)
+        found.append({"seconds": seconds, "frames": frames, "frame_s": spent / frames, "peak_mib": peak})
+    return found
+
+
+def _run(pipeline: TalkingHeadPipeline, portrait: np.ndarray, face: np.ndarray, frames: int) -> int:
+    landmarks = np.broadcast_to(face, (frames, *face.shape))
+    options: dict[str, Any] = {"num_inference_steps": STEPS, "guidance_scale": 1.0, "reference_landmarks": face}
+    return sum(1 for _ in pipeline.stream(portrait, landmarks, **options))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    print(json.dumps(measure_lengths()))
