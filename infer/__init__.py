@@ -1,1 +1,1 @@
-"""Inference: landmarks from speech and a portrait, converted weights, metrics."""
+"""Inference: videos and landmarks from a portrait and speech or a driving video; weights; evaluation and metrics."""

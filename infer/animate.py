@@ -14,16 +14,16 @@ import numpy as np
 from infer.animation_files import animation_companions, write_animation
 from infer.crop import Crop, PasteBack, face_crop, whole_crop
 from infer.device import choose_device, named_dtype
-from infer.driving import Driving, DrivingSpeech, DrivingVideo
 from infer.frame_size import frame_size
 from infer.landmarks import warn_of_portrait
-from infer.pipeline_weights import PipelinePlace, find_pipeline, load_pipeline
+from infer.motion.driving import Driving, DrivingSpeech, DrivingVideo
 from infer.portrait import Portrait, read_portrait
 from infer.progress import Progress
 from infer.request import AudioRequest, VideoRequest
 from infer.sidecar import describe_portrait, sidecar
 from infer.time_estimate import say_how_long
 from infer.video_file import check_target
+from infer.weights.pipeline_weights import PipelinePlace, find_pipeline, load_pipeline
 from talkinghead.face.model import FaceModel
 from talkinghead.face.resolve import resolve_face_model
 from talkinghead.media.talking_video import check_video_size
@@ -93,15 +93,7 @@ def animate(request: AudioRequest | VideoRequest, driving: Driving) -> Path:
             )
         _warn_of_motion(motion, stage.cropped)
         progress("estimate", 0, 1)
-        estimate = say_how_long(
-            pipeline,
-            place,
-            size=stage.size,
-            frames=len(motion),
-            fps=motion.fps,
-            steps=request.sampled_steps,
-            guidance=request.guidance,
-        )
+        estimate = _estimate(request, stage, pipeline, motion)
         progress("draw landmarks", 0, 1)
         paste = PasteBack(stage.portrait.image, stage.crop) if request.paste_back else None
 
@@ -114,8 +106,7 @@ def animate(request: AudioRequest | VideoRequest, driving: Driving) -> Path:
                 inputs={"reference": portrait} | driving.describe(),
                 weights=weights | driving.provenance(),
                 result=facts | _describe_result(request, stage, pipeline, motion),
-                seconds={**progress.seconds, "all": time.monotonic() - started}
-                | ({} if estimate is None else {"video, estimated before": estimate}),
+                seconds={**progress.seconds, **estimate, "all": time.monotonic() - started},
                 device=device,
             )
 
@@ -212,6 +203,22 @@ def _load(
         pipeline.scheduler = NoiseSchedule.of(pipeline.scheduler).sampler(request.sampler)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline, weights
+
+
+def _estimate(
+    request: AudioRequest | VideoRequest, stage: _Stage, pipeline: TalkingHeadPipeline, motion: LandmarkMotion
+) -> dict[str, float]:
+    """How long the video will take: said, and for the sidecar's seconds."""
+    seconds = say_how_long(
+        pipeline,
+        stage.place,
+        size=stage.size,
+        frames=len(motion),
+        fps=motion.fps,
+        steps=request.sampled_steps,
+        guidance=request.guidance,
+    )
+    return {} if seconds is None else {"video, estimated before": seconds}
 
 
 def _frames(

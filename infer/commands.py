@@ -6,7 +6,7 @@ import tyro
 
 from infer.convert import ConvertRequest
 from infer.doctor import DoctorRequest
-from infer.evaluate_request import EvaluateRequest
+from infer.evaluation.evaluate_request import EvaluateRequest
 from infer.request import AudioRequest, LandmarkRequest, VideoRequest
 
 Flat = tyro.conf.OmitArgPrefixes
@@ -49,6 +49,6 @@ def doctor(request: Flat[DoctorRequest]) -> str:
 
 def evaluate(request: Flat[EvaluateRequest]) -> str:
     """Measure weights on the annotated clips of a split, with baselines beside every number; prints the table."""
-    from infer.split_evaluation import evaluate_and_write
+    from infer.evaluation.split_evaluation import evaluate_and_write
 
     return evaluate_and_write(request)

@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from infer.published_files import PublishedFiles
-from infer.weights import ORIGIN_FILE, PUBLISHED_SUFFIXES, Kind, WeightsPlace, find_weights
+from infer.weights.published_files import PublishedFiles
+from infer.weights.speech_weights import ORIGIN_FILE, PUBLISHED_SUFFIXES, Kind, WeightsPlace, find_weights
 from talkinghead.provenance import hash_file, pretty_json
 from talkinghead.staging import check_writable, staged_folder
 
@@ -77,8 +77,8 @@ def convert_weights(request: ConvertRequest) -> Path:
         )
     if request.chunking is not None:
         raise ValueError("--chunking goes with --audio2pose alone: convert it first, then name the new folder")
-    from infer.pipeline_bundle import Bundle, write_bundle
-    from infer.pipeline_weights import find_pipeline, published_place
+    from infer.weights.pipeline_bundle import Bundle, write_bundle
+    from infer.weights.pipeline_weights import find_pipeline, published_place
 
     if request.lmk2video is not None:
         if request.weights is not None or any(request.files.values()):

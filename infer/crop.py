@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from talkinghead.media.picture_size import resize_picture
+
 FACE_SHARE = 0.57
 """Height (or width, where that is more) of the face's landmarks in the crop: the median of HDTF's clips is 0.6."""
 FACE_CENTRE_Y = 0.55
@@ -164,7 +166,7 @@ class PasteBack:
 
     def __call__(self, frame: np.ndarray) -> np.ndarray:
         """A frame of the crop, RGB uint8 in any size, in its place: RGB uint8 `[height, width, 3]`, a new array."""
-        fitted = self._part(_resized(frame, self._crop.width, self._crop.height))
+        fitted = self._part(resize_picture(frame, self._crop.width, self._crop.height))
         result = self._picture.copy()
         blended = self._under + fitted * self._weight
         result[self._top : self._bottom, self._left : self._right] = np.rint(blended).astype(np.uint8)
@@ -186,11 +188,3 @@ def _fade(begin: int, end: int, available: int, crop: Crop) -> np.ndarray:
     if end < available:
         near = np.minimum(near, middles[::-1] / width)
     return near * near * (3 - 2 * near)
-
-
-def _resized(image: np.ndarray, width: int, height: int) -> np.ndarray:
-    """An image in another size: averaged where it shrinks, bicubic where it grows."""
-    if image.shape[:2] == (height, width):
-        return image
-    smaller = width * height < image.shape[0] * image.shape[1]
-    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if smaller else cv2.INTER_CUBIC)

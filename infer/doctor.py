@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from infer.pipeline_weights import INDEX_FILE, PUBLISHED_SIZE, PipelinePlace, find_pipeline
-from infer.weights import CLASSES, WeightsPlace, find_weights
+from infer.progress import duration
+from infer.weights.pipeline_weights import INDEX_FILE, PUBLISHED_SIZE, PipelinePlace, find_pipeline
+from infer.weights.speech_weights import CLASSES, WeightsPlace, find_weights
 from talkinghead.provenance import library_versions
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ def _case(request: DoctorRequest, place: PipelinePlace | None, device: str) -> _
     from talkinghead.models.picture_encoder import check_picture_size
 
     if place is None or place.published is not None:
-        networks, index = HollowNetworks.published(), {"compat": True, "fps": _PUBLISHED_FPS}
+        networks, index = HollowNetworks.published(), {"compat": True, "fps": _PUBLISHED_FPS, "context_frames": 16}
     else:
         networks, index = HollowNetworks.of_folder(place.path), json.loads((place.path / INDEX_FILE).read_bytes())
     size = PUBLISHED_SIZE if place is None else place.size
@@ -137,6 +138,7 @@ def _case(request: DoctorRequest, place: PipelinePlace | None, device: str) -> _
         fps=request.fps or index["fps"],
         steps=request.steps,
         guidance=request.guidance,
+        context_frames=index["context_frames"],
     )
     check_picture_size(asked.width, asked.height, networks.vae)
     dtype = named_dtype(request.dtype) or (torch.float32 if device == "cpu" else torch.float16)
@@ -163,8 +165,8 @@ def _request(case: _Case, device: torch.device) -> Iterator[str]:
     yield f"  operations    {cost.flops_per_frame / 1e12:.3g} TFLOP for each frame ({shares})"
     yield f"                {theirs.flops_per_frame / 1e12:.3g} TFLOP for each frame by AniPortrait's program"
     speed = measured_speed(networks, asked, device, case.dtype)
-    duration = _duration(cost.flops_per_frame * frames / speed)
-    yield f"  time          about {duration} ({speed / 1e12:.3g} TFLOP/s, measured on a part of the work just now)"
+    lasts = duration(cost.flops_per_frame * frames / speed)
+    yield f"  time          about {lasts} ({speed / 1e12:.3g} TFLOP/s, measured on a part of the work just now)"
     total = device_memory(device)
     for gigabytes, preset in PRESETS.items():
         needed = device_bytes(networks, asked, layout, preset, cost)
@@ -175,12 +177,6 @@ def _request(case: _Case, device: torch.device) -> Iterator[str]:
 
 def _gigabytes(count: float) -> str:
     return f"{count / 2**30:.2f} GB"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -13,12 +13,9 @@ from talkinghead.models.denoiser import Denoiser
 from talkinghead.models.hollow_networks import HollowNetworks
 from talkinghead.models.meter import measure_cost
 from talkinghead.models.picture_encoder import latent_channels, latent_scale
-from talkinghead.pipelines.context_windows import WindowLayout, open_windows, published_windows
-from talkinghead.pipelines.memory import MemoryPreset
+from talkinghead.pipelines.context_windows import WindowLayout, lay_windows, usual_overlap
+from talkinghead.pipelines.memory import LOOK_ONCE, MemoryPreset
 
-CONTEXT_FRAMES, CONTEXT_OVERLAP = 16, 4
-"""The pipeline's own."""
-_LOOK_ONCE = ("image_encoder", "reference_net")
 _PROBE_SECONDS = 0.5
 _CPU_SIDE = 8
 """Latents of what is measured on a CPU."""
@@ -38,6 +35,8 @@ class Request:
     fps: float
     steps: int
     guidance: float
+    context_frames: int = 16
+    """Of a window; the pipeline's settings have it."""
 
     @property
     def frames(self) -> int:
@@ -46,12 +45,15 @@ class Request:
 
 
 def layout_of(request: Request, networks: HollowNetworks, *, compat: bool) -> WindowLayout:
-    """The windows that the pipeline will lay; see `request_checks.lay_windows`."""
-    if compat:
-        windows = published_windows(request.frames, CONTEXT_FRAMES, CONTEXT_OVERLAP)
-        return WindowLayout(windows=windows, weighting="uniform")
-    single = networks.denoiser.max_frames is None and networks.pose_guider.frames_are_independent
-    return WindowLayout(windows=open_windows(request.frames, CONTEXT_FRAMES, 0 if single else CONTEXT_OVERLAP))
+    """The windows that the pipeline will lay."""
+    size = request.context_frames
+    return lay_windows(
+        request.frames,
+        size,
+        usual_overlap(size),
+        closed=compat,
+        independent=networks.denoiser.max_frames is None and networks.pose_guider.frames_are_independent,
+    )
 
 
 def shape_of(request: Request, layout: WindowLayout) -> VideoShape:
@@ -82,7 +84,7 @@ def device_bytes(
     size = preset.dtype.itemsize
     peak = {part: count * size // networks.denoiser.dtype.itemsize for part, count in cost.peak_bytes.items()}
     weights = {name: size * count for name, count in networks.parameters().items()}
-    resting = {name: weights.pop(name) for name in _LOOK_ONCE} if preset.rest else {}
+    resting = {name: weights.pop(name) for name in LOOK_ONCE} if preset.rest else {}
     resident = sum(weights.values())
     looking = max(resting.values(), default=0) + peak["reference"]
     working = _kept_bytes(networks, request, layout, preset)
@@ -130,7 +132,7 @@ def measured_speed(networks: HollowNetworks, request: Request, device: torch.dev
     slow = device.type == "cpu"
     scale, largest = latent_scale(networks.vae), _CPU_SIDE if slow else max(request.height, request.width)
     height, width = (min(side // scale, largest) for side in (request.height, request.width))
-    shape = (1, 1 if slow else CONTEXT_FRAMES, config["in_channels"], height, width)
+    shape = (1, 1 if slow else request.context_frames, config["in_channels"], height, width)
     with torch.device("meta"):
         hollow: Any = Denoiser.from_config({**config, **few})
         latents, token = torch.empty(shape), torch.empty(1, 1, config["cross_attention_dim"])

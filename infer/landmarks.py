@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from infer.device import choose_device
-from infer.portrait import MANY_OUTSIDE, Portrait, read_portrait
-from infer.progress import Progress
-from infer.request import LandmarkRequest, SpeechRequest
-from infer.sidecar import describe_portrait, describe_speech, sidecar
-from infer.speech_motion import (
+from infer.motion.speech_motion import (
     SpeechInputs,
     find_speech_places,
     load_speech_models,
     read_speech_inputs,
     speech_motion,
 )
+from infer.portrait import MANY_OUTSIDE, Portrait, read_portrait
+from infer.progress import Progress
+from infer.request import LandmarkRequest, SpeechRequest
+from infer.sidecar import describe_portrait, describe_speech, sidecar
 from infer.video_file import check_target, companions, video_size, write_outputs
 from talkinghead.face.model import FaceModel
 from talkinghead.face.resolve import resolve_face_model

@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from infer.pose_source import TEMPLATE_FPS, PoseSource
-from infer.weights import WeightsPlace, find_weights
+from infer.motion.pose_source import TEMPLATE_FPS, PoseSource
+from infer.weights.speech_weights import WeightsPlace, find_weights
 from talkinghead.geometry.blink import FASTEST_RATE
 
 PREVIEW_STEPS = 8

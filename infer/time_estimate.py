@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from typing import TYPE_CHECKING
 
-from infer.pipeline_weights import PipelinePlace
 from infer.progress import duration
+from infer.weights.pipeline_weights import PipelinePlace
 
 if TYPE_CHECKING:
     from talkinghead.pipelines.talking_head import TalkingHeadPipeline
@@ -44,21 +45,23 @@ def say_how_long(
     """
     if sum(value.numel() for value in pipeline.denoiser.parameters()) < LARGE:
         return None
-    from infer.estimate import Request, layout_of, measured_speed
-    from talkinghead.models.cost import VideoShape, video_cost
+    from infer.estimate import Request, layout_of, measured_speed, shape_of
+    from talkinghead.models.cost import video_cost
     from talkinghead.models.hollow_networks import HollowNetworks
 
     networks = HollowNetworks.published() if place.published else HollowNetworks.of_folder(place.path)
-    request = Request(width=size[0], height=size[1], seconds=frames / fps, fps=fps, steps=steps, guidance=guidance)
-    layout = layout_of(request, networks, compat=pipeline.config["compat"])
-    shape = VideoShape(
+    request = Request(
         width=size[0],
         height=size[1],
-        frames=request.frames,
-        windows=tuple(len(window) for window in layout.windows),
+        seconds=frames / fps,
+        fps=fps,
         steps=steps,
-        guided=guidance > 1,
+        guidance=guidance,
+        context_frames=pipeline.config["context_frames"],
     )
+    shape = shape_of(request, layout_of(request, networks, compat=pipeline.config["compat"]))
+    if pipeline.memory is not None:
+        shape = dataclasses.replace(shape, share=pipeline.memory.share, keep_pose=pipeline.memory.keep_pose != "none")
     flops = sum(video_cost(networks, shape).flops.values())
     speed = measured_speed(networks, request, pipeline.denoiser.device, pipeline.denoiser.dtype)
     seconds = flops / speed

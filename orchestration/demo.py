@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -42,13 +43,15 @@ def demo_steps(folder: Path) -> list[DemoStep]:
         return DemoStep(title, ["train", task, "tiny", *place, *settings])
 
     stage1 = ["--config.stage1", str(folder / "stage1")]
+    # These recipes compute on one thread for each rank, and their microbatches are half of a batch.
+    ranks = ["--workers", "2"] if len(os.sched_getaffinity(0)) > 1 else []
     given = ["--reference", str(folder / "portrait.png"), "--audio", str(folder / "speech.wav")]
     made = ["--weights", str(folder), "--output", str(folder / "animation.mp4"), "--steps", "10"]
     return [
-        training("audio2mesh", "train speech → mesh", *_short(250)),
-        training("audio2pose", "train speech → head pose", *_short(250)),
-        training("stage1", "train portrait and landmarks → picture (stage 1)", *_short(600)),
-        training("stage2", "train motion between pictures (stage 2)", *stage1, *_short(60)),
+        training("audio2mesh", "train speech → mesh", *_short(200)),
+        training("audio2pose", "train speech → head pose", *_short(200)),
+        training("stage1", "train portrait and landmarks → picture (stage 1)", *_short(600), *ranks),
+        training("stage2", "train motion between pictures (stage 2)", *stage1, *_short(60), *ranks),
         DemoStep("animate a portrait", ["infer", "audio", *given, *made]),
     ]
 

@@ -120,10 +120,11 @@ class ShardReader:
     def _join(self, other: Index) -> None:
         for name in ("key", "shard", "ordinal"):
             if not self.index.table.column(name).equals(other.table.column(name)):
-                how = "latents" if self.manifest.annotation(other.version).kind == "latents" else "reannotate"
+                kind = self.manifest.annotation(other.version).kind
+                how = "make latents" if kind == "latents" else f"make reannotate ANN={other.version}"
                 raise ValueError(
                     f"annotation versions {self.version} and {other.version} are not of the same samples ({name}):"
-                    f" run make {how} ANN={other.version} to bring it up to date"
+                    f" run {how} to bring it up to date"
                 )
         self._where.update(dict.fromkeys(other.members["annotation"], (other, "annotation")))
 

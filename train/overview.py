@@ -18,7 +18,7 @@ from urllib.parse import quote
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from infer.evaluation_result import Evaluation, number, read_evaluations
+from infer.evaluation.evaluation_result import Evaluation, number, read_evaluations
 from infer.metrics import METRICS
 from infer.metrics.learned_metrics import LEARNED
 from talkinghead.provenance import hash_file

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from infer.evaluation import Trace
+from infer.evaluation.motion_evaluation import Trace
 from talkinghead import timebase
 from talkinghead.geometry.face_regions import mouth_opening
 from talkinghead.geometry.smoothing import moving_average

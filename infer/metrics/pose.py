@@ -1,6 +1,6 @@
 """How the predicted head moves: against the true motion, and by itself.
 
-Poses are relative to the clip's rest pose or to its first frame, as `infer.evaluation` was asked.
+Poses are relative to the clip's rest pose or to its first frame, as `infer.evaluation.motion_evaluation` was asked.
 """
 
 from __future__ import annotations

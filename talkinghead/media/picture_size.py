@@ -39,13 +39,23 @@ def resize_pictures(pictures: Pictures, width: int, height: int) -> Pictures:
     images = array.transpose(0, 2, 3, 1)
     result = np.empty((len(images), height, width, 3), np.uint8)
     for image, place in zip(images, result, strict=True):
-        place[...] = _resized(np.ascontiguousarray(image), width, height)
+        place[...] = resize_picture(np.ascontiguousarray(image), width, height)
     resized = np.ascontiguousarray(result.transpose(0, 3, 1, 2))
     if isinstance(pictures, np.ndarray):
         return resized
     import torch
 
     return torch.from_numpy(resized)
+
+
+def resize_picture(image: np.ndarray, width: int, height: int) -> np.ndarray:
+    """One picture, uint8 `[H, W, 3]` → `[height, width, 3]`, as `resize_pictures` has it."""
+    shrunk = (min(width, image.shape[1]), min(height, image.shape[0]))
+    if shrunk != (image.shape[1], image.shape[0]):
+        image = cv2.resize(image, shrunk, interpolation=cv2.INTER_AREA)
+    if shrunk != (width, height):
+        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC)
+    return image
 
 
 def middle_box(width: int, height: int, to_width: int, to_height: int) -> tuple[int, int, int, int]:
@@ -69,12 +79,3 @@ def fit_pictures(pictures: Pictures, width: int, height: int) -> Pictures:
     """
     left, top, across, down = middle_box(pictures.shape[3], pictures.shape[2], width, height)
     return resize_pictures(pictures[:, :, top : top + down, left : left + across], width, height)
-
-
-def _resized(image: np.ndarray, width: int, height: int) -> np.ndarray:
-    shrunk = (min(width, image.shape[1]), min(height, image.shape[0]))
-    if shrunk != (image.shape[1], image.shape[0]):
-        image = cv2.resize(image, shrunk, interpolation=cv2.INTER_AREA)
-    if shrunk != (width, height):
-        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC)
-    return image

@@ -52,7 +52,7 @@ class CosineCodec(StrictModel):
 
     @register_to_config
     def __init__(
-        self, patch: int = 4, latent_channels: int = 16, whitening: float = 1.0, scaling_factor: float = 1.0
+        self, patch: int = 4, latent_channels: int = 16, whitening: float = 0.5, scaling_factor: float = 1.0
     ) -> None:
         super().__init__()
         if patch < 1 or not 1 <= latent_channels <= 3 * patch**2:

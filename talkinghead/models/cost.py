@@ -18,7 +18,7 @@ from talkinghead.models.denoiser import Condition
 from talkinghead.models.hollow_networks import HollowNetworks
 from talkinghead.models.meter import Cost, measure_cost
 from talkinghead.models.picture_encoder import latent_channels, latent_scale
-from talkinghead.models.pose_guider import PoseGuider
+from talkinghead.models.pose_guider import GUIDANCE_SCALE, PoseGuider
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,7 +251,7 @@ class _Calls:
 
     def _images(self, frames: int) -> Tensor:
         height, width = self._size
-        return self._empty(1, frames, 3, 8 * height, 8 * width)
+        return self._empty(1, frames, 3, GUIDANCE_SCALE * height, GUIDANCE_SCALE * width)
 
     def _pose(self, frames: int) -> list[Tensor]:
         height, width = self._size

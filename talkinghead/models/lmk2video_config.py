@@ -13,7 +13,7 @@ _UNETS: dict[Size, dict[str, Any]] = {
         "block_out_channels": (32, 64, 64, 64),
         "layers_per_block": 1,
         "attention_levels": (True, True, True, False),
-        "num_attention_heads": 2,
+        "num_attention_heads": 4,
         "cross_attention_dim": 64,
         "norm_num_groups": 8,
     },

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -14,10 +13,10 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from safetensors import SafetensorError
 from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
-from transformers.utils import logging as transformers_logging
 
 from talkinghead.models.cosine_codec import CosineCodec
 from talkinghead.models.parameter_hash import parameter_hash
+from talkinghead.models.quiet_libraries import quiet_libraries
 from talkinghead.provenance import canonical_json, hash_bytes
 from talkinghead.rng import key_bits
 
@@ -156,7 +155,7 @@ def _loaded(network: Any, folder: Path, **options: Any) -> Any:
     try:
         if issubclass(network, CosineCodec):
             return network.from_pretrained(folder)
-        with _quiet():
+        with quiet_libraries():
             model, report = network.from_pretrained(folder, local_files_only=True, output_loading_info=True, **options)
     except _DAMAGE as error:
         text = " ".join(str(error).split())[:300].rstrip(". ") or type(error).__name__
@@ -173,23 +172,6 @@ def _loaded(network: Any, folder: Path, **options: Any) -> Any:
             f" {len(wrong)} tensors missing, left over or of another shape: {_listed(wrong)}"
         )
     return model
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the libraries' own tables of keys and progress bars: `_loaded` says what is wrong."""
-    loggers = [logging.getLogger(name) for name in ("transformers", "diffusers")]
-    levels, bar = [logger.level for logger in loggers], transformers_logging.is_progress_bar_enabled()
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-        if bar:
-            transformers_logging.enable_progress_bar()
 
 
 def _expected(key: str) -> bool:

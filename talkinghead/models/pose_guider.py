@@ -16,6 +16,9 @@ from talkinghead.models.pose_normalisation import NORMALISATIONS, Normalisation,
 from talkinghead.models.position_code import position_code
 from talkinghead.models.strict_model import StrictModel
 
+GUIDANCE_SCALE = 8
+"""Pixels of a guidance image along the side of a latent: what the stem reduces it by, whatever the codec does."""
+
 
 class LandmarkAttention(nn.Module):
     """Attention from the driving landmarks to those of the reference portrait: where each part of the face came from.
@@ -137,8 +140,10 @@ class PoseGuider(StrictModel):
             ValueError: The reference is missing, or a size does not fit.
         """
         batch, num_frames, _, height, width = images.shape
-        if height % 8 or width % 8:
-            raise ValueError(f"guidance images of {width}x{height} pixels: width and height must be multiples of 8")
+        if height % GUIDANCE_SCALE or width % GUIDANCE_SCALE:
+            raise ValueError(
+                f"guidance images of {width}x{height} pixels: width and height must be multiples of {GUIDANCE_SCALE}"
+            )
         beside = self._reference(reference, batch)
         hidden = self._stem_features(images.flatten(0, 1))
         outputs = [self._finish(0, hidden)]

@@ -11,11 +11,12 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
 from talkinghead.models.picture_encoder import PictureEncoder, latent_channels
+from talkinghead.models.pose_guider import GUIDANCE_SCALE
 from talkinghead.pipelines.clip_request import ClipRequest
 from talkinghead.pipelines.frames import decode
 from talkinghead.pipelines.memory import at_work, awake, out_of_memory_explained
 from talkinghead.pipelines.pose_features import PoseFeatures, as_input, drawn
-from talkinghead.pipelines.request_checks import lay_windows
+from talkinghead.pipelines.request_checks import request_windows
 from talkinghead.pipelines.sampling import ClipSampling, Finished, Noise, StepDone, given_noise, keyed_noise
 from talkinghead.pipelines.velocity import GuidedVelocity, ReferenceConditions
 
@@ -41,7 +42,7 @@ class Animation:
         self._width, self._height = size
         scale = pipeline.vae_scale_factor
         self._latent_size = (self._height // scale, self._width // scale)
-        self._layout = lay_windows(request, pipeline)
+        self._layout = request_windows(request, pipeline)
         self._pictures = PictureEncoder(pipeline.vae, pipeline.image_encoder)
         for network in (pipeline.reference_net, pipeline.denoiser, pipeline.pose_guider):
             network.eval()
@@ -118,7 +119,7 @@ class Animation:
 
     def _pose_features(self) -> PoseFeatures:
         request, guider, memory = self._request, self._pipeline.pose_guider, self._pipeline.memory
-        height, width = (8 * side for side in self._latent_size)
+        height, width = (GUIDANCE_SCALE * side for side in self._latent_size)
         reference = None
         if guider.config["reference_attention"]:
             assert request.reference_landmarks is not None

@@ -134,3 +134,23 @@ class WindowLayout:
         window = self.windows[number]
         first = window.index(frames[0])
         return [float(min(at + 1, len(window) - at)) for at in range(first, first + len(frames))]
+
+
+def usual_overlap(size: int) -> int:
+    """Frames that neighbouring windows of so many frames share where nothing else is asked: a quarter."""
+    return size // 4
+
+
+def lay_windows(num_frames: int, size: int, overlap: int, *, closed: bool, independent: bool) -> WindowLayout:
+    """The windows that a pipeline lays over a video: the fewest that its networks allow.
+
+    Args:
+        num_frames: Of the video.
+        size: Frames of a window.
+        overlap: Frames that neighbours share.
+        closed: As AniPortrait's program lays them: `published_windows`, all of which count alike.
+        independent: Frames know nothing of each other, so a second prediction would be the same again.
+    """
+    if closed:
+        return WindowLayout(windows=published_windows(num_frames, size, overlap), weighting="uniform")
+    return WindowLayout(windows=open_windows(num_frames, size, 0 if independent else overlap))

@@ -15,7 +15,6 @@ from torch import Tensor
 from talkinghead.models.picture_encoder import PictureEncoder
 
 OutputType = Literal["pil", "np", "pt", "latent"]
-OUTPUT_TYPES = get_args(OutputType)
 
 
 @dataclass
@@ -25,6 +24,12 @@ class TalkingHeadOutput(BaseOutput):
     frames: Any
     """`pil`: a list of pictures. `np`: float32 `[F, H, W, 3]` in [0, 1]. `pt`: float32 `[F, 3, H, W]` in [0, 1].
     `latent`: float32 `[F, C, h, w]`, scaled as the networks see them. Tensors are on the CPU."""
+
+
+def check_output_type(asked: str) -> None:
+    """Raise `ValueError` for another form than `OutputType` has."""
+    if asked not in get_args(OutputType):
+        raise ValueError(f"output_type must be one of {', '.join(get_args(OutputType))}, not {asked!r}")
 
 
 def decode(pictures: PictureEncoder, latents: Tensor, chunk_size: int) -> Iterator[Tensor]:

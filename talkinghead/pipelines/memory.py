@@ -54,6 +54,17 @@ PRESETS: Mapping[int, MemoryPreset] = MappingProxyType(
 """By gigabytes."""
 
 
+LOOK_ONCE = ("image_encoder", "reference_net")
+"""Networks of a pipeline that only look at the portrait: with `MemoryPreset.rest` they rest."""
+
+
+def spread(parts: Mapping[str, Any], preset: MemoryPreset, device: torch.device) -> None:
+    """Move a pipeline's networks, by their names, to a device or where a preset lets them rest."""
+    for name, part in parts.items():
+        if isinstance(part, nn.Module):
+            part.to("cpu" if preset.rest and name in LOOK_ONCE else device)
+
+
 def memory_preset(gigabytes: int) -> MemoryPreset:
     """A preset by its number.
 

@@ -9,7 +9,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from talkinghead.models.noise_schedule import COMPAT_INFER, PAPER
 from talkinghead.models.picture_encoder import check_picture_size, latent_channels
 from talkinghead.pipelines.clip_request import ClipRequest
-from talkinghead.pipelines.context_windows import WindowLayout, open_windows, published_windows
+from talkinghead.pipelines.context_windows import WindowLayout, lay_windows, usual_overlap
 
 if TYPE_CHECKING:
     from talkinghead.pipelines.talking_head import TalkingHeadPipeline
@@ -63,17 +63,17 @@ def check_scheduler(scheduler: SchedulerMixin, *, compat: bool) -> None:
 def context(request: ClipRequest, pipeline: TalkingHeadPipeline) -> tuple[int, int]:
     """Frames of a window, and frames that neighbours share: what the networks have learnt, where nothing is asked."""
     size = pipeline.config["context_frames"] if request.context_frames is None else request.context_frames
-    return size, size // 4 if request.context_overlap is None else request.context_overlap
+    return size, usual_overlap(size) if request.context_overlap is None else request.context_overlap
 
 
-def lay_windows(request: ClipRequest, pipeline: TalkingHeadPipeline) -> WindowLayout:
-    """The windows over a video: the fewest that the networks allow."""
-    size, overlap = context(request, pipeline)
-    if pipeline.config["compat"]:
-        return WindowLayout(windows=published_windows(request.num_frames, size, overlap), weighting="uniform")
-    if pipeline.denoiser.max_frames is None and pipeline.pose_guider.frames_are_independent:
-        overlap = 0  # frames know nothing of each other, so a second prediction would be the same again
-    return WindowLayout(windows=open_windows(request.num_frames, size, overlap))
+def request_windows(request: ClipRequest, pipeline: TalkingHeadPipeline) -> WindowLayout:
+    """The windows over the video that is asked for."""
+    return lay_windows(
+        request.num_frames,
+        *context(request, pipeline),
+        closed=pipeline.config["compat"],
+        independent=pipeline.denoiser.max_frames is None and pipeline.pose_guider.frames_are_independent,
+    )
 
 
 def _check_windows(request: ClipRequest, pipeline: TalkingHeadPipeline) -> None:

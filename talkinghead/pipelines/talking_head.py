@@ -11,27 +11,26 @@ import numpy as np
 import PIL.Image
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-from torch import Tensor, nn
+from torch import Tensor
 
 from talkinghead.models.audio2mesh import Audio2Mesh
 from talkinghead.models.audio2pose import Audio2Pose
 from talkinghead.models.denoiser import Denoiser
 from talkinghead.models.picture_encoder import Vae, latent_scale
 from talkinghead.models.pose_guider import PoseGuider
+from talkinghead.models.quiet_libraries import quiet_libraries
 from talkinghead.models.reference_net import ReferenceNet
 from talkinghead.pipelines.animation import Animation
 from talkinghead.pipelines.audio_to_landmarks import AudioToLandmarks, Watch
 from talkinghead.pipelines.clip_request import CALLBACK_TENSORS, Callback, ClipRequest
-from talkinghead.pipelines.frames import OUTPUT_TYPES, OutputType, TalkingHeadOutput, as_bytes, collect
+from talkinghead.pipelines.frames import OutputType, TalkingHeadOutput, as_bytes, check_output_type, collect
 from talkinghead.pipelines.landmark_motion import LandmarkMotion
-from talkinghead.pipelines.memory import MemoryPreset, memory_preset
+from talkinghead.pipelines.memory import MemoryPreset, memory_preset, spread
 from talkinghead.pipelines.pipeline_folder import read_index, read_parts
 from talkinghead.pipelines.request_checks import check_request
 
 _SPEECH = ("audio2mesh", "audio2pose")
 """Always in single precision."""
-_LOOK_ONCE = ("image_encoder", "reference_net")
-"""Only look at the portrait."""
 
 
 class TalkingHeadPipeline(DiffusionPipeline):
@@ -128,6 +127,11 @@ class TalkingHeadPipeline(DiffusionPipeline):
         pipeline.register_to_config(_name_or_path=str(folder))
         return pipeline if dtype is None else pipeline.to(dtype)
 
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """As `diffusers` pipelines do, without progress bars."""
+        with quiet_libraries():
+            super().save_pretrained(save_directory, *args, **kwargs)
+
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """Move and cast as `diffusers` pipelines do; networks for speech are moved, and stay in single precision."""
         speech = {name: self.__dict__[name] for name in _SPEECH}
@@ -157,9 +161,7 @@ class TalkingHeadPipeline(DiffusionPipeline):
         preset = memory_preset(gigabytes)
         place = torch.device(device) if device is not None else self.device
         self.to(dtype or (torch.float32 if place.type == "cpu" else preset.dtype), silence_dtype_warnings=True)
-        for name, part in self.components.items():
-            if isinstance(part, nn.Module):
-                part.to("cpu" if preset.rest and name in _LOOK_ONCE else place)
+        spread(self.components, preset, place)
         self.memory = preset
         return self
 
@@ -226,8 +228,7 @@ class TalkingHeadPipeline(DiffusionPipeline):
         Raises:
             ValueError: Arguments or the scheduler do not fit, or memory runs out; says what to do.
         """
-        if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"output_type must be one of {', '.join(OUTPUT_TYPES)}, not {output_type!r}")
+        check_output_type(output_type)
         request = ClipRequest(
             reference=reference,
             landmarks=landmarks,
@@ -246,8 +247,7 @@ class TalkingHeadPipeline(DiffusionPipeline):
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
             watch=watch,
         )
-        parts = self._start(request).parts(latent=output_type == "latent")
-        frames = collect(parts, output_type)
+        frames = collect(self._start(request).parts(latent=output_type == "latent"), output_type)
         return TalkingHeadOutput(frames=frames) if return_dict else (frames,)
 
     def stream(

@@ -9,7 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infer.driven_clip import DRIVER_COLUMNS, _reference_frame, _window, held, read_cross_driven, read_driven_clips
+from infer.evaluation.driven_clip import (
+    DRIVER_COLUMNS,
+    _reference_frame,
+    _window,
+    held,
+    read_cross_driven,
+    read_driven_clips,
+)
 from shards.reader import Sample, ShardReader
 from talkinghead.geometry.face_regions import mouth_opening
 from talkinghead.media.picture_size import fit_pictures

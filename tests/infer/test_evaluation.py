@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from infer.evaluation import (
+from infer.evaluation.evaluation_result import Evaluation, number, read_evaluations, write_evaluations
+from infer.evaluation.motion_evaluation import (
     FREE_RUNNING,
     PREVIOUS_POSE,
     SHIFTED_TRUTH,
@@ -22,7 +23,6 @@ from infer.evaluation import (
     previous_poses,
     read_clips,
 )
-from infer.evaluation_result import Evaluation, number, read_evaluations, write_evaluations
 from infer.metrics import METRICS
 from shards.reader import ShardReader
 from talkinghead.annotation import blank_arrays

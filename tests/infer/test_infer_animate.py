@@ -19,8 +19,8 @@ import torch
 from annotate.engines import make_engine
 from infer import animate, estimate, time_estimate
 from infer.__main__ import main
-from infer.pipeline_weights import find_pipeline, load_pipeline
 from infer.portrait import read_image
+from infer.weights.pipeline_weights import find_pipeline, load_pipeline
 from talkinghead.face.model import FaceModel
 from talkinghead.media.audio import read_whole_audio
 from talkinghead.media.probe import probe

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from infer.crop import face_crop
-from infer.driven_motion import driven_motion
-from infer.driving_video import DrivingClip, read_driving_clip
-from infer.motion_edit import edited
+from infer.motion.driven_motion import driven_motion
+from infer.motion.driving_video import DrivingClip, read_driving_clip
+from infer.motion.motion_edit import edited
 from infer.portrait import Portrait, read_portrait
 from infer.request import AudioRequest, VideoRequest
 from talkinghead.face.model import FaceModel

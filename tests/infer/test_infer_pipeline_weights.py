@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from infer.__main__ import main
-from infer.pipeline_weights import INDEX_FILE, NETWORKS, find_pipeline, load_pipeline
-from infer.weights import ORIGIN_FILE, find_weights, load_audio2mesh
+from infer.weights.pipeline_weights import INDEX_FILE, NETWORKS, find_pipeline, load_pipeline
+from infer.weights.speech_weights import ORIGIN_FILE, find_weights, load_audio2mesh
 from talkinghead.models import lmk2video_published
 from talkinghead.models.denoiser import Denoiser
 from talkinghead.models.lmk2video_config import denoiser_config, pose_guider_config, reference_net_config

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from infer.pose_source import DrivingPose, PoseSource, read_driving_video, read_template
+from infer.motion.pose_source import DrivingPose, PoseSource, read_driving_video, read_template
 from talkinghead.face.model import FaceModel
 from talkinghead.geometry.pose_template import tile
 from talkinghead.media.video_source import VideoSource

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from infer.__main__ import main
-from infer.evaluation_result import read_evaluations
-from infer.split_evaluation import evaluate_split
-from infer.weights import find_weights
+from infer.evaluation.evaluation_result import read_evaluations
+from infer.evaluation.split_evaluation import evaluate_split
+from infer.weights.speech_weights import find_weights
 from tests.speech_data import build_speech_data
 
 

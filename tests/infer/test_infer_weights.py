@@ -13,8 +13,15 @@ import pytest
 import torch
 
 from infer.__main__ import main
-from infer.speech_motion import choose_identity
-from infer.weights import EXPRESSION_FILE, ORIGIN_FILE, WEIGHTS_FILE, find_weights, load_audio2mesh, load_audio2pose
+from infer.motion.speech_motion import choose_identity
+from infer.weights.speech_weights import (
+    EXPRESSION_FILE,
+    ORIGIN_FILE,
+    WEIGHTS_FILE,
+    find_weights,
+    load_audio2mesh,
+    load_audio2pose,
+)
 from talkinghead.geometry.expression import NUM_SCORES, ExpressionBasis
 from talkinghead.geometry.neutral import NeutralMesh
 from talkinghead.speakers import Speaker, Speakers

@@ -16,11 +16,10 @@ import torch
 
 from annotate.engines.litert import LitertEngine
 from infer.__main__ import main
-from infer.comparison import Comparison, contact_sheet
-from infer.driven_clip import DRIVER_COLUMNS, DrivenClip, read_cross_driven, read_driven_clips
-from infer.evaluation_result import Evaluation, read_evaluations
-from infer.metrics.learned_metrics import LEARNED
-from infer.video_evaluation import (
+from infer.evaluation.comparison import Comparison, contact_sheet
+from infer.evaluation.driven_clip import DRIVER_COLUMNS, DrivenClip, read_cross_driven, read_driven_clips
+from infer.evaluation.evaluation_result import Evaluation, read_evaluations
+from infer.evaluation.video_evaluation import (
     CODEC,
     GENERATED,
     NO_MOTION,
@@ -32,6 +31,7 @@ from infer.video_evaluation import (
     generate,
     without_motion,
 )
+from infer.metrics.learned_metrics import LEARNED
 from shards.reader import ShardReader
 from talkinghead.face.model import FaceModel
 from talkinghead.models.picture_encoder import PictureEncoder

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from infer.evaluation_result import read_evaluations
-from infer.video_evaluation import NO_MOTION
+from infer.evaluation.evaluation_result import read_evaluations
+from infer.evaluation.video_evaluation import NO_MOTION
 from tests.real_clips import build_real_data
 from tests.tiny_pipeline import tiny_pipeline
 from train.lmk2video.config import Lmk2VideoConfig

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from infer.evaluation import TrueClip, evaluate_pose
-from infer.evaluation_result import write_evaluations
+from infer.evaluation.evaluation_result import write_evaluations
+from infer.evaluation.motion_evaluation import TrueClip, evaluate_pose
 from talkinghead.geometry.neutral import NeutralMesh
 from talkinghead.geometry.pose import matrix_from_pose
 from talkinghead.provenance import hash_bytes

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from infer.evaluation import Trace, TrueClip
+from infer.evaluation.motion_evaluation import Trace, TrueClip
 from talkinghead.geometry.canonical import mean_face
 from train.curves import Curve, Metrics, Skip, read_metrics
 from train.plots import PREDICTIONS, TRUTH, ValidationFigures, plot_loss, plot_mouth_opening, plot_pose, plot_small

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from infer.evaluation import Trace, TrueClip
+from infer.evaluation.motion_evaluation import Trace, TrueClip
 from talkinghead.geometry.neutral import neutral_mesh
 from talkinghead.geometry.pose import matrix_from_pose
 from talkinghead.models.parameter_hash import parameter_hash

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from infer.evaluation import Evaluation, TrueClip, Watch, evaluate_mesh, read_clips
+from infer.evaluation.motion_evaluation import Evaluation, TrueClip, Watch, evaluate_mesh, read_clips
 from shards.reader import Sample
 from talkinghead.models.audio2mesh import Audio2Mesh
 from talkinghead.pipelines.audio_to_landmarks import AudioToLandmarks

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from infer.evaluation import pose_origin, previous_poses
+from infer.evaluation.motion_evaluation import pose_origin, previous_poses
 from talkinghead import rng
 from talkinghead.models.audio2pose import Audio2Pose
 from talkinghead.speakers import relative_pose
@@ -179,7 +179,7 @@ class Audio2PoseTask(SpeechTask[Audio2PoseConfig]):
 
     def _poses(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Relative poses `[B, F, 6]` in degrees and cm (0 in frames without a face, which do not count), and what the
-        decoder sees before each of them, as in `infer.evaluation`."""
+        decoder sees before each of them, as in `infer.evaluation.motion_evaluation`."""
         matrices = batch["pose_matrix"].cpu().numpy().astype(np.float64)
         seen = batch["valid"].cpu().numpy()
         matrices[~seen] = np.nan

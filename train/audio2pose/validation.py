@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from infer.evaluation import Evaluation, TrueClip, Watch, evaluate_pose, identity_of, read_clips
+from infer.evaluation.motion_evaluation import Evaluation, TrueClip, Watch, evaluate_pose, identity_of, read_clips
 from shards.reader import Sample
 from talkinghead.models.audio2pose import Audio2Pose
 from talkinghead.models.speech_features import normalise

@@ -11,9 +11,7 @@ from shards.reader import Sample
 from talkinghead.geometry.face_regions import OUTER_LIPS
 from talkinghead.geometry.guidance import draw_guidance
 from talkinghead.media.picture_size import fit_pictures, middle_box
-
-GUIDANCE_SCALE = 8
-"""Pixels of a guidance image along the side of a latent: what `PoseGuider` reduces it by, whatever the codec does."""
+from talkinghead.models.pose_guider import GUIDANCE_SCALE
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -77,8 +77,3 @@ class Lmk2VideoConfig:
             raise ValueError("encode_chunk must be at least 1")
         if min(self.validation_clips, self.validation_frames, self.validation_steps) < 1:
             raise ValueError("validation_clips, validation_frames and validation_steps must be at least 1")
-
-    @property
-    def weighs_regions(self) -> bool:
-        """Whether the loss weighs parts of the picture differently."""
-        return self.face_weight != 1 or self.mouth_weight != 1

@@ -29,6 +29,11 @@ class ItemConfig:
     mouth_weight: float = 1.0
     keep_in_memory_mb: int = 0
 
+    @property
+    def weighs_regions(self) -> bool:
+        """Whether the loss weighs parts of the picture differently."""
+        return self.face_weight != 1 or self.mouth_weight != 1
+
 
 class Lmk2VideoDataset:
     """Slot → item, a pure function of (data set, config, seed, slot).
@@ -82,7 +87,7 @@ class Lmk2VideoDataset:
             **self._reference_guidance(sample, window.reference),
             **(_latents(sample, window) if config.latents else self._pixels(sample, window)),
         }
-        if config.face_weight != 1 or config.mouth_weight != 1:
+        if config.weighs_regions:
             placed = self.pictures.place(sample, landmarks)
             item["region"] = region_weights(placed, config.size.latent, config.face_weight, config.mouth_weight)
         tensors = {name: torch.from_numpy(value) for name, value in item.items()}

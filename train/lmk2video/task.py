@@ -6,7 +6,7 @@ import abc
 import dataclasses
 import functools
 from pathlib import Path
-from typing import ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -126,6 +126,9 @@ class Lmk2VideoTask(abc.ABC, Generic[Config]):
 
         assert isinstance(module, Lmk2Video)
         encoder = self.encoder
+        settings: dict[str, Any] = {"width": self.config.width, "height": self.config.height}
+        if (frames := self.window.num_frames) > 1:
+            settings["context_frames"] = frames
         TalkingHeadPipeline(
             vae=encoder.vae,
             image_encoder=encoder.image_encoder,
@@ -133,9 +136,7 @@ class Lmk2VideoTask(abc.ABC, Generic[Config]):
             denoiser=module.denoiser,
             pose_guider=module.pose_guider,
             scheduler=PAPER.sampler("ddim"),
-            width=self.config.width,
-            height=self.config.height,
-            **({"context_frames": self.window.num_frames} if self.window.num_frames > 1 else {}),
+            **settings,
         ).save_pretrained(folder)
 
     def validate(self, weights: Path, folder: Path, device: torch.device) -> dict[str, float]:

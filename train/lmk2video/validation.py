@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 
 from annotate.landmarks import LandmarkEngine
-from infer.comparison import Comparison
-from infer.driven_clip import DRIVER_COLUMNS, DrivenClip, read_cross_driven, read_driven_clips
-from infer.evaluation_result import Evaluation, write_evaluations
+from infer.evaluation.comparison import Comparison
+from infer.evaluation.driven_clip import DRIVER_COLUMNS, DrivenClip, read_cross_driven, read_driven_clips
+from infer.evaluation.evaluation_result import Evaluation, write_evaluations
+from infer.evaluation.video_evaluation import Sampling, evaluate_pipeline
 from infer.metrics.redetection import face_engine
-from infer.video_evaluation import Sampling, evaluate_pipeline
 from shards.reader import Sample, ShardReader
 from talkinghead.pipelines.talking_head import TalkingHeadPipeline
 from train.lmk2video.config import Lmk2VideoConfig

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 import torch
 
 from infer.progress import Progress
-from infer.weights import EXPRESSION_FILE
+from infer.weights.speech_weights import EXPRESSION_FILE
 from shards.reader import SPEECH, Sample, ShardReader
 from talkinghead.config import from_json
 from talkinghead.geometry.expression import ExpressionFit

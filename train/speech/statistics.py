@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from infer.evaluation import pose_origin
+from infer.evaluation.motion_evaluation import pose_origin
 from shards.reader import ShardReader
 from talkinghead.speakers import relative_pose
 

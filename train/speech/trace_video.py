@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from infer.evaluation import Trace
+from infer.evaluation.motion_evaluation import Trace
 from talkinghead import timebase
 from talkinghead.geometry.canonical import mean_face
 from talkinghead.geometry.guidance import draw_guidance

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from infer.evaluation import COLUMNS, Evaluation, Kind, Watch
-from infer.evaluation_result import write_evaluations
+from infer.evaluation.evaluation_result import write_evaluations
+from infer.evaluation.motion_evaluation import COLUMNS, Evaluation, Kind, Watch
 from shards.reader import Sample
 from train.plots import ValidationFigures
 from train.speech.corpus import Corpus, spread
@@ -23,7 +23,7 @@ class Evaluate(Protocol):
     """Measures some clips."""
 
     def __call__(self, samples: Sequence[Sample], *, held_out: bool, watch: Watch) -> Evaluation:
-        """`watch` draws; see `infer.evaluation`."""
+        """`watch` draws; see `infer.evaluation.motion_evaluation`."""
         ...
 
 

@@ -20,7 +20,7 @@ def tiny() -> Recipe:
         mouth_weight=4.0,
         keep_in_memory_mb=512,
     )
-    return Recipe(config=config, train=tiny_training(steps=800, global_batch=8, learning_rate=1e-3))
+    return Recipe(config=config, train=tiny_training(steps=800, global_batch=8, learning_rate=3e-3))
 
 
 def small() -> Recipe:

@@ -18,7 +18,7 @@ def tiny() -> Recipe:
         mouth_weight=4.0,
         keep_in_memory_mb=512,
     )
-    return Recipe(config=config, train=tiny_training(steps=200, global_batch=2, learning_rate=1e-3))
+    return Recipe(config=config, train=tiny_training(steps=240, global_batch=2, learning_rate=6e-3))
 
 
 def small() -> Recipe:

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from infer.motion_edit import edited
+from infer.motion.motion_edit import edited
+from infer.motion.pose_source import DrivingPose, PoseSource, read_driving_video, read_template
 from infer.portrait import Portrait
-from infer.pose_source import DrivingPose, PoseSource, read_driving_video, read_template
 from infer.progress import Progress
 from infer.request import SpeechOptions, SpeechRequest
 from infer.speech import Speech, read_speech
-from infer.weights import EXPRESSION_FILE, Weights, WeightsPlace, load_audio2mesh, load_audio2pose
+from infer.weights.speech_weights import EXPRESSION_FILE, Weights, WeightsPlace, load_audio2mesh, load_audio2pose
 from talkinghead.face.model import FaceModel
 from talkinghead.geometry.blendshapes import PARTS
 from talkinghead.pipelines.landmark_motion import LandmarkMotion

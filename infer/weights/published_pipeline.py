@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from infer.pipeline_weights import PUBLISHED_SIZE
-from infer.published_files import PublishedFiles
+from infer.weights.pipeline_weights import PUBLISHED_SIZE
+from infer.weights.published_files import PublishedFiles
 from talkinghead.models.lmk2video_published import (
     PoseGuiderMode,
     load_denoising_unet,

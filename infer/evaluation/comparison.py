@@ -12,7 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from infer.video_evaluation import GENERATED, NO_MOTION, TRUTH, VideoTrace
+from infer.evaluation.video_evaluation import GENERATED, NO_MOTION, TRUTH, VideoTrace
 from talkinghead.geometry.guidance import draw_guidance
 from talkinghead.media.talking_video import write_talking_video
 from talkinghead.timebase import FPS

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from annotate.landmarks import LandmarkEngine
-from infer.driven_clip import DrivenClip
-from infer.evaluation_result import ClipCount, Evaluation, Role, Subject
+from infer.evaluation.driven_clip import DrivenClip
+from infer.evaluation.evaluation_result import ClipCount, Evaluation, Role, Subject
 from infer.metrics import METRICS, Clip, Measurement, Unavailable
 from infer.metrics.learned_measurement import LearnedMeasurement, LearnedModels, embed
 from infer.metrics.redetection import redetect
@@ -154,7 +154,7 @@ def without_motion(pipeline: TalkingHeadPipeline) -> TalkingHeadPipeline | None:
     state: dict[str, Any] = denoiser.state_dict()
     still.load_state_dict({name: state[name] for name in still.state_dict()}, assign=True)
     modules: dict[str, Any] = {**pipeline.components, "denoiser": still.eval()}
-    known = {name: pipeline.config[name] for name in ("compat", "fps", "width", "height")}
+    known = {name: pipeline.config[name] for name in ("compat", "fps", "width", "height", "context_frames")}
     alone = type(pipeline)(**modules, **known)
     alone.set_progress_bar_config(**getattr(pipeline, "_progress_bar_config", {}))
     return alone

@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 
-from infer.evaluation_result import ClipCount, Evaluation, Role, Subject
+from infer.evaluation.evaluation_result import ClipCount, Evaluation, Role, Subject
 from infer.metrics import METRICS, Clip, Measurement
 from shards.reader import Sample
 from talkinghead import timebase

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from infer.driving_checks import DrivingChecks
+from infer.motion.driving_checks import DrivingChecks
 from talkinghead.timebase import FPS
 
 if TYPE_CHECKING:

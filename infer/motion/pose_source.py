@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
 
-from infer.driving_video import Watch, bridged, read_driving_clip
+from infer.motion.driving_video import Watch, bridged, read_driving_clip
 from talkinghead.geometry.pose_template import SMOOTHING_WINDOW, tile
 from talkinghead.geometry.smoothing import moving_average
 from talkinghead.pipelines.frame_rate import resample_frames

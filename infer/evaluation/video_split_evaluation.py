@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from infer.comparison import Comparison
 from infer.device import choose_device
-from infer.driven_clip import COLUMNS, DRIVER_COLUMNS, DrivenClip, read_cross_driven, read_driven_clips
-from infer.evaluate_request import EvaluateRequest
-from infer.evaluation_result import Evaluation
+from infer.evaluation.comparison import Comparison
+from infer.evaluation.driven_clip import COLUMNS, DRIVER_COLUMNS, DrivenClip, read_cross_driven, read_driven_clips
+from infer.evaluation.evaluate_request import EvaluateRequest
+from infer.evaluation.evaluation_result import Evaluation
+from infer.evaluation.video_evaluation import Sampling, evaluate_pipeline
 from infer.metrics.learned_measurement import LearnedModels
 from infer.metrics.redetection import face_engine
-from infer.pipeline_weights import PipelinePlace, load_pipeline
 from infer.progress import Progress
-from infer.video_evaluation import Sampling, evaluate_pipeline
+from infer.weights.pipeline_weights import PipelinePlace, load_pipeline
 from shards.reader import ShardReader
 
 

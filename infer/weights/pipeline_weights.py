@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from infer.published_files import PublishedFiles, holds_published
-from infer.weights import CONFIG_FILE, EXPORT_FOLDER, ORIGIN_FILE
+from infer.weights.published_files import PublishedFiles, holds_published
+from infer.weights.speech_weights import CONFIG_FILE, EXPORT_FOLDER, ORIGIN_FILE
 from talkinghead.provenance import hash_bytes, hash_file
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ def load_pipeline(
         ValueError: Weights are damaged, missing or of another shape; or a mode for weights that are not published.
     """
     if place.published is not None:
-        from infer.published_pipeline import load_published_pipeline
+        from infer.weights.published_pipeline import load_published_pipeline
 
         pipeline = load_published_pipeline(place.published, mode=pose_guider_mode or "published", dtype=dtype)
     else:
@@ -159,7 +159,7 @@ def load_pipeline(
 
         pipeline = TalkingHeadPipeline.from_pretrained(place.path, dtype=dtype)
         if pose_guider_mode is not None:
-            from infer.published_pipeline import with_mode
+            from infer.weights.published_pipeline import with_mode
 
             guider: Any = with_mode(pipeline.pose_guider, pose_guider_mode)
             pipeline.register_modules(pose_guider=guider if dtype is None else guider.to(dtype))

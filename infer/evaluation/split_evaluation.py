@@ -8,11 +8,20 @@ from pathlib import Path
 
 import numpy as np
 
-from infer.evaluate_request import EvaluateRequest
-from infer.evaluation import COLUMNS, Evaluation, Kind, TrueClip, evaluate_mesh, evaluate_pose, identity_of, read_clips
-from infer.evaluation_result import JSON_FILE, write_evaluations
+from infer.evaluation.evaluate_request import EvaluateRequest
+from infer.evaluation.evaluation_result import JSON_FILE, write_evaluations
+from infer.evaluation.motion_evaluation import (
+    COLUMNS,
+    Evaluation,
+    Kind,
+    TrueClip,
+    evaluate_mesh,
+    evaluate_pose,
+    identity_of,
+    read_clips,
+)
 from infer.progress import Progress
-from infer.weights import WeightsPlace, load_audio2mesh, load_audio2pose
+from infer.weights.speech_weights import WeightsPlace, load_audio2mesh, load_audio2pose
 from shards.reader import SPEECH, Sample, ShardReader
 from talkinghead.pipelines.audio_to_landmarks import AudioToLandmarks
 from talkinghead.pipelines.frame_rate import resample_frames
@@ -39,7 +48,7 @@ def evaluate_and_write(request: EvaluateRequest) -> str:
     if isinstance(place, WeightsPlace):
         evaluation = evaluate_split(place, request.data, request.split, limit=request.limit, version=request.version)
     else:
-        from infer.video_split_evaluation import evaluate_video_split
+        from infer.evaluation.video_split_evaluation import evaluate_video_split
 
         evaluation = evaluate_video_split(place, request)
     if request.output is None:

@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from infer.pipeline_weights import PipelinePlace, find_pipeline
-from infer.weights import WeightsPlace, find_weights
+from infer.weights.pipeline_weights import PipelinePlace, find_pipeline
+from infer.weights.speech_weights import WeightsPlace, find_weights
 
 MODELS = ("audio2mesh", "audio2pose", "lmk2video")
 

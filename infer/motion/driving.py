@@ -5,13 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Protocol
 
-from infer.driven_motion import driven_motion, read_driving
-from infer.driving_video import DrivingClip
-from infer.portrait import Portrait
-from infer.progress import Progress
-from infer.request import AudioRequest, VideoRequest
-from infer.sidecar import describe_speech
-from infer.speech_motion import (
+from infer.motion.driven_motion import driven_motion, read_driving
+from infer.motion.driving_video import DrivingClip
+from infer.motion.speech_motion import (
     SpeechInputs,
     SpeechPlaces,
     find_speech_places,
@@ -19,6 +15,10 @@ from infer.speech_motion import (
     read_speech_inputs,
     speech_motion,
 )
+from infer.portrait import Portrait
+from infer.progress import Progress
+from infer.request import AudioRequest, VideoRequest
+from infer.sidecar import describe_speech
 from talkinghead.face.model import FaceModel
 from talkinghead.pipelines.landmark_motion import LandmarkMotion
 from talkinghead.provenance import hash_file
@@ -102,9 +102,8 @@ class DrivingSpeech:
     ) -> tuple[LandmarkMotion, dict[str, Any]]:
         """See `Driving`."""
         assert self._inputs is not None
-        models = load_speech_models(
-            self._inputs, device
-        )  # not kept: what they take of the device's memory is free then
+        # Not kept: what they take of the device's memory is free then.
+        models = load_speech_models(self._inputs, device)
         self._provenance = models.provenance()
         return speech_motion(self._request, self._inputs, models, portrait, progress, fps=fps, compat=compat)
 

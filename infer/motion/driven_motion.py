@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from infer.driving_video import DrivingClip, bridged, read_driving_clip
-from infer.motion_edit import edited
+from infer.motion.driving_video import DrivingClip, bridged, read_driving_clip
+from infer.motion.motion_edit import edited
 from infer.portrait import Portrait
 from infer.progress import Progress
 from infer.request import VideoRequest

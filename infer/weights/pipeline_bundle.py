@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from infer.pipeline_weights import INDEX_FILE, NETWORKS, PipelinePlace, weight_hash
-from infer.weights import CLASSES, ORIGIN_FILE, Kind, WeightsPlace
+from infer.weights.pipeline_weights import INDEX_FILE, NETWORKS, PipelinePlace, weight_hash
+from infer.weights.speech_weights import CLASSES, ORIGIN_FILE, Kind, WeightsPlace
 from talkinghead.provenance import pretty_json
 from talkinghead.staging import check_writable, staged_folder
 
 if TYPE_CHECKING:
-    from infer.published_files import PublishedFiles
+    from infer.weights.published_files import PublishedFiles
     from talkinghead.models.lmk2video_published import PoseGuiderMode
 
 
@@ -67,7 +67,7 @@ def write_bundle(bundle: Bundle, folder: Path) -> Path:
 
 
 def _convert(files: PublishedFiles, mode: PoseGuiderMode, folder: Path) -> None:
-    from infer.published_pipeline import SETTINGS, print_report, published_networks
+    from infer.weights.published_pipeline import SETTINGS, print_report, published_networks
     from talkinghead.models.hollow_networks import HollowNetworks
     from talkinghead.models.noise_schedule import COMPAT_INFER
     from talkinghead.pipelines.talking_head import TalkingHeadPipeline
@@ -96,7 +96,7 @@ def _copy(bundle: Bundle, folder: Path) -> None:
         else:
             shutil.copyfile(entry, folder / entry.name)
     if bundle.pose_guider_mode is not None:
-        from infer.published_pipeline import with_mode
+        from infer.weights.published_pipeline import with_mode
         from talkinghead.models.pose_guider import PoseGuider
 
         guider = with_mode(PoseGuider.from_pretrained(source / "pose_guider"), bundle.pose_guider_mode)
