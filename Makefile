@@ -37,6 +37,8 @@ source_args = --dataset "$$DATASET" $(if $(SOURCE),--source "$$SOURCE") $(if $(M
 worker_args = $(if $(WORKERS),--workers "$$WORKERS") $(ARGS)
 train_args = "$$RECIPE" --data "$$DATA" --run "$$RUN" $(if $(WORKERS),--workers "$$WORKERS") $(ARGS)
 latent_args = $(if $(VAE),--vae "$$VAE") $(if $(IMAGE_ENCODER),--image-encoder "$$IMAGE_ENCODER") $(if $(WIDTH),--width "$$WIDTH") $(if $(HEIGHT),--height "$$HEIGHT")
+# A file's tests stay in one process: they share what its fixtures make.
+test_args = --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
 version_args = $(if $(ANN),--version "$$ANN") $(if $(ENGINE),--engine "$$ENGINE")
 
 .PHONY: help setup models demo test test-all bench lint ingest annotate shards verify report reannotate quarantine retry download latents train-audio2mesh train-audio2pose train-stage1 train-stage2 animate clean
@@ -68,10 +70,10 @@ demo: $(STAMP) ## Embedded sample → shards → four tiny trainings → an anim
 	$(PY) -m orchestration demo --data build/demo $(worker_args)
 
 test: $(STAMP) ## Run the tests
-	$(PY) -m pytest
+	$(PY) -m pytest $(test_args)
 
 test-all: $(STAMP) ## Run all tests, the slow ones too
-	$(PY) -m pytest -m 'slow or not slow'
+	$(PY) -m pytest -m 'slow or not slow' $(ARGS)
 
 bench: $(STAMP) ## Measure against the peers; writes build/bench.json
 	$(PY) -m orchestration.bench --output build/bench.json
@@ -124,7 +126,7 @@ train-stage2: $(STAMP) ## Train motion on top of STAGE1=RUN of stage 1; the same
 	$(PY) -m train stage2 $(train_args) $(if $(STAGE1),--config.stage1 "$$STAGE1")
 
 animate: $(STAMP) ## Animate a portrait: REFERENCE=face.png AUDIO=speech.wav OUT=video.mp4 WEIGHTS=dir
-	$(PY) -m infer audio --reference "$$REFERENCE" --audio "$$AUDIO" --weights "$$WEIGHTS" --output "$$OUT" $(ARGS)
+	$(PY) -m infer audio $(if $(REFERENCE),--reference "$$REFERENCE") $(if $(AUDIO),--audio "$$AUDIO") $(if $(WEIGHTS),--weights "$$WEIGHTS") $(if $(OUT),--output "$$OUT") $(ARGS)
 
 clean: ## Remove build/ and caches
 	rm -rf build .pytest_cache .ruff_cache .hypothesis

@@ -36,9 +36,10 @@ class CosineCodec(StrictModel):
 
     A block of `patch` x `patch` pixels has 3·patch² coefficients (DCT-II over rows and columns, of three colour axes);
     those with the most energy in natural pictures are kept. Each is divided by its usual size to the power of
-    `whitening`, and all by one number, so that the mean square over the channels is about 1. Half whitened, channels
-    still count by what they mean for the picture (unit variance in each would spend most of a network's loss on fine
-    detail), while the weakest are not drowned by the first noise.
+    `whitening`, and all by one number, so that the mean square over the channels is about 1. With little whitening
+    channels count by what they mean for the picture: unit variance in each would spend most of a network's loss on fine
+    detail, and what a hardly trained one leaves of the noise would be as strong in the brightness of whole blocks.
+    Measured after 500 steps on one clip (PSNR): 24.2 dB with 0.25, 23.3 with 0.5, 15.6 with 1.
 
     Args:
         patch: Pixels along the side of a block: the factor between picture and latents.
@@ -52,7 +53,7 @@ class CosineCodec(StrictModel):
 
     @register_to_config
     def __init__(
-        self, patch: int = 4, latent_channels: int = 16, whitening: float = 0.5, scaling_factor: float = 1.0
+        self, patch: int = 4, latent_channels: int = 16, whitening: float = 0.25, scaling_factor: float = 1.0
     ) -> None:
         super().__init__()
         if patch < 1 or not 1 <= latent_channels <= 3 * patch**2:
