@@ -53,7 +53,9 @@ def frames(pipeline: TalkingHeadPipeline) -> np.ndarray:
 def test_round_trip(pipeline: TalkingHeadPipeline, saved: Path) -> None:
     """Frames, settings and networks for speech; parts that are not there stay away."""
     read = TalkingHeadPipeline.from_pretrained(saved)
-    assert np.array_equal(frames(read), frames(pipeline))
+    # Sums may be rounded otherwise where tensors begin at other addresses: a grey level, here and there.
+    difference = np.abs(frames(read).astype(int) - frames(pipeline))
+    assert difference.max() <= 1 and difference.mean() < 0.01
     assert {name: read.config[name] for name in ("compat", "fps", "width", "height")} == {
         "compat": False,
         "fps": 30.0,
