@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import resource
-import sys
 from pathlib import Path
 from typing import Any
 
 from infer.portrait import Portrait
 from infer.speech import Speech
+from talkinghead.peak_memory import peak_memory as host_peak_memory
 from talkinghead.provenance import hash_file, library_versions
 
 _LIBRARIES = ("talkinghead", "torch", "transformers", "diffusers", "numpy", "opencv-contrib-python", "av")
@@ -65,8 +64,7 @@ def describe_speech(path: Path, speech: Speech) -> dict[str, Any]:
 
 def peak_memory(device: str) -> dict[str, int]:
     """Most memory that this process had so far: `host`, and that of the device where it says so."""
-    unit = 1 if sys.platform == "darwin" else 1024  # getrusage's, see its manual page
-    found = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    found = {"host": host_peak_memory()}
     if device not in ("cpu", "mps"):
         import torch
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 
+from talkinghead.peak_memory import peak_memory
 from train.parallel import over_ranks
 
 
@@ -76,4 +76,4 @@ class Throughput:
     def _memory_gb(self) -> float:
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) / 1e9
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9  # Linux counts it in KiB
+        return peak_memory() / 1e9

@@ -6,8 +6,6 @@ A process of its own, shortest video first: what a process once had at its peak 
 from __future__ import annotations
 
 import json
-import resource
-import sys
 import time
 from typing import Any
 
@@ -20,6 +18,7 @@ from talkinghead.models.noise_schedule import PAPER
 from talkinghead.models.picture_encoder import PictureEncoder, latent_channels
 from talkinghead.models.pose_guider import PoseGuider
 from talkinghead.models.reference_net import ReferenceNet
+from talkinghead.peak_memory import peak_memory
 from talkinghead.pipelines.talking_head import TalkingHeadPipeline
 
 LENGTHS_S = (2, 10, 60)
@@ -57,7 +56,7 @@ def measure_lengths() -> list[dict[str, float]]:
         began = time.perf_counter()
         frames = _run(pipeline, portrait, face, seconds * FPS)
         spent = time.perf_counter() - began
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10)
+        peak = peak_memory() / 2**20
         found.append({"seconds": seconds, "frames": frames, "frame_s": spent / frames, "peak_mib": peak})
     return found
 

@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import torch
 
+from talkinghead.peak_memory import peak_memory
 from tests.tiny_pipeline import tiny_pipeline, tiny_request
-
-
-def peak_memory() -> float:
-    """Most memory that this process has had, in MB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 
 def main() -> None:
@@ -24,7 +18,7 @@ def main() -> None:
     request = tiny_request(int(sys.argv[1]), 32, 32)
     before = peak_memory()
     frames = sum(1 for _ in pipeline.stream(**request, num_inference_steps=2, guidance_scale=1.0))
-    print(frames, round(before), round(peak_memory()))
+    print(frames, round(before / 2**20), round(peak_memory() / 2**20))
 
 
 if __name__ == "__main__":
