@@ -13,6 +13,7 @@ from diffusers.utils.outputs import BaseOutput
 from torch import Tensor
 
 from talkinghead.models.picture_encoder import PictureEncoder
+from talkinghead.pipelines.finite import check_finite
 
 OutputType = Literal["pil", "np", "pt", "latent"]
 
@@ -42,9 +43,14 @@ def decode(pictures: PictureEncoder, latents: Tensor, chunk_size: int) -> Iterat
 
     Yields:
         float32 `[m, 3, H, W]` in [0, 1], on the CPU.
+
+    Raises:
+        ValueError: What is decoded is not finite, see `check_finite`.
     """
     for chunk in latents.split(chunk_size):
-        yield (pictures.decode(chunk) / 2 + 0.5).clamp(0, 1).float().cpu()
+        decoded = pictures.decode(chunk)
+        check_finite(decoded, "codec", pictures.vae.dtype)
+        yield (decoded / 2 + 0.5).clamp(0, 1).float().cpu()
 
 
 def as_bytes(frames: Tensor) -> np.ndarray:

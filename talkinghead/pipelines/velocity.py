@@ -12,6 +12,7 @@ from torch import Tensor
 from talkinghead.models.denoiser import Begun, Condition, Denoiser
 from talkinghead.models.reference_attention import KeyValue
 from talkinghead.models.reference_net import ReferenceNet
+from talkinghead.pipelines.finite import check_finite
 from talkinghead.pipelines.memory import awake
 from talkinghead.pipelines.pose_features import PoseFeatures
 
@@ -34,8 +35,14 @@ class ReferenceConditions:
             denoiser: Whose keys and values are made of them.
             latents: `[1, C, h, w]` of the portrait, clean and scaled.
             token: `[1, 1, D]` of the same picture.
+
+        Raises:
+            ValueError: The features are not finite, see `check_finite`.
         """
+        check_finite(token, "image encoder", reference_net.dtype)
         features = reference_net(latents.to(reference_net.dtype), token.to(reference_net.dtype), fold=True)
+        for feature in features.values():
+            check_finite(feature, "reference network", reference_net.dtype)
         features = {name: feature.to(denoiser.dtype) for name, feature in features.items()}
         return cls(token=token.to(denoiser.dtype), projected=awake(denoiser).project_reference(features))
 
@@ -66,7 +73,7 @@ class GuidedVelocity:
         return latents
 
     def predict(self, window: int, parts: Sequence[Any], timestep: Tensor) -> Tensor:
-        """See `sampling.WindowNetwork`; float32."""
+        """See `sampling.WindowNetwork`; float32. Raises `ValueError` when it is not finite, see `check_finite`."""
         pose = self._cast(self.pose.window(window))
         alone = isinstance(parts[0], Tensor)
         begun = self._begin(torch.cat(list(parts)), timestep, pose) if alone else _joined(parts)
@@ -74,9 +81,9 @@ class GuidedVelocity:
             self.denoiser(part, timestep, given.token, reference=given.reference, pose=pose, fold=True)[0].float()
             for part, given in zip(begun, self._given, strict=True)
         )
-        if not others:
-            return conditional
-        return others[0] + self.guidance_scale * (conditional - others[0])
+        guided = others[0] + self.guidance_scale * (conditional - others[0]) if others else conditional
+        check_finite(guided, "denoiser", self.denoiser.dtype)
+        return guided
 
     @property
     def _given(self) -> list[Condition]:
