@@ -8,6 +8,7 @@ The result is the last line on stdout; everything else goes to stderr. Exit stat
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 
@@ -34,6 +35,8 @@ def main(arguments: list[str] | None = None) -> int:
     # What libraries say of their own accord is not for the user.
     for library in ("transformers", "diffusers", "httpx", "libav", "matplotlib"):
         logging.getLogger(library).setLevel(logging.ERROR)
+    for library in ("TRANSFORMERS", "DIFFUSERS"):  # which set their levels anew when they are imported
+        os.environ.setdefault(f"{library}_VERBOSITY", "error")
     try:
         app.cli(prog="python -m infer", description=__doc__, args=arguments)
     except KeyboardInterrupt:

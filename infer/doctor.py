@@ -52,9 +52,12 @@ class DoctorRequest:
 
     def check(self) -> None:
         """Raise `ValueError` for a value that cannot be estimated."""
-        for name, value in (("--seconds", self.seconds), ("--steps", self.steps), ("--fps", self.fps)):
+        wanted = {"seconds": self.seconds, "steps": self.steps, "fps": self.fps}
+        for name, value in (wanted | {"width": self.width, "height": self.height}).items():
             if value is not None and not 0 < value < 1e6:
-                raise ValueError(f"{name} is {value}, must be more than 0")
+                raise ValueError(f"--{name} is {value}, must be more than 0")
+        if not 0 <= self.guidance <= 100:
+            raise ValueError(f"--guidance is {self.guidance:g}, must be 0 to 100")
 
 
 def diagnose(request: DoctorRequest) -> str:
@@ -122,14 +125,18 @@ def _case(request: DoctorRequest, place: PipelinePlace | None, device: str) -> _
     import torch
 
     from infer.device import named_dtype
-    from infer.estimate import Request
+    from infer.estimate import Request, with_guider
     from talkinghead.models.hollow_networks import HollowNetworks
+    from talkinghead.models.lmk2video_published import published_pose_guider
     from talkinghead.models.picture_encoder import check_picture_size
 
     if place is None or place.published is not None:
-        networks, index = HollowNetworks.published(), {"compat": True, "fps": _PUBLISHED_FPS, "context_frames": 16}
+        # In the mode in which published files are run unless another is asked for.
+        networks = with_guider(HollowNetworks.published(), published_pose_guider("published"))
+        index = {"compat": True, "fps": _PUBLISHED_FPS, "context_frames": 16}
     else:
         networks, index = HollowNetworks.of_folder(place.path), json.loads((place.path / INDEX_FILE).read_bytes())
+        networks = with_guider(networks, networks.pose_guider.config)
     size = PUBLISHED_SIZE if place is None else place.size
     asked = Request(
         width=request.width or size[0],

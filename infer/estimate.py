@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +15,7 @@ from talkinghead.models.denoiser import Denoiser
 from talkinghead.models.hollow_networks import HollowNetworks
 from talkinghead.models.meter import measure_cost
 from talkinghead.models.picture_encoder import latent_channels, latent_scale
+from talkinghead.models.pose_guider import PoseGuider
 from talkinghead.pipelines.context_windows import WindowLayout, lay_windows, usual_overlap
 from talkinghead.pipelines.memory import LOOK_ONCE, MemoryPreset
 
@@ -42,6 +45,22 @@ class Request:
     def frames(self) -> int:
         """At least one."""
         return max(1, round(self.seconds * self.fps))
+
+
+def with_guider(networks: HollowNetworks, config: Mapping[str, Any]) -> HollowNetworks:
+    """The same with the PoseGuider of a pipeline at hand: its way to normalise decides how often it is asked.
+
+    Args:
+        networks: Stay as they are.
+        config: Of that PoseGuider.
+    """
+    mode = config["normalisation"]
+    # What takes the statistics of the frames at hand cannot be counted on one small frame; running ones cost the same.
+    counted = mode if mode == "frame" else "running"
+    with torch.device("meta"):
+        guider: Any = PoseGuider.from_config({**config, "normalisation": counted})
+    guider.normalisation = mode
+    return dataclasses.replace(networks, pose_guider=guider.to(networks.denoiser.dtype).eval())
 
 
 def layout_of(request: Request, networks: HollowNetworks, *, compat: bool) -> WindowLayout:

@@ -246,6 +246,7 @@ def _check_window(name: str, frames: int | None) -> None:
 
 
 def _check_within(name: str, value: float | None, least: float, most: float, unit: str = "") -> None:
-    if value is not None and not least <= value <= most:
-        limits = f"{least:g} to {most:g}{unit}" if most < math.inf else f"at least {least:g}"
+    # An infinite number is none that the sidecar could hold.
+    if value is not None and not (least <= value <= most and math.isfinite(value)):
+        limits = f"{least:g} to {most:g}{unit}" if most < math.inf else f"a number of at least {least:g}"
         raise ValueError(f"{name} is {value:g}, must be {limits}")

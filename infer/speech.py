@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,8 +37,12 @@ class Speech:
         return self.peak < SILENCE_PEAK
 
 
-def read_speech(path: Path) -> Speech:
+def read_speech(path: Path, *, seconds: float | None = None) -> Speech:
     """All audio of a file (of a video too) as mono 16 kHz. Silence is warned of: it gives a face that hardly moves.
+
+    Args:
+        path: File with sound.
+        seconds: Keep no more than this.
 
     Raises:
         ValueError: It is missing, empty, damaged, or no audio; the message names the file.
@@ -52,6 +57,8 @@ def read_speech(path: Path) -> Speech:
         raise ValueError(f"the audio of {path} is shorter than one sample at {SAMPLE_RATE} Hz")
     if not np.isfinite(samples).all():
         raise ValueError(f"the audio of {path} holds values that are not finite: it is damaged")
+    if seconds is not None:
+        samples = samples[: max(1, math.ceil(min(seconds * SAMPLE_RATE, len(samples))))]
     speech = Speech(path=path, samples=samples, peak=float(np.abs(samples).max()))
     if speech.silent:
         log.warning(

@@ -45,11 +45,12 @@ def say_how_long(
     """
     if sum(value.numel() for value in pipeline.denoiser.parameters()) < LARGE:
         return None
-    from infer.estimate import Request, layout_of, measured_speed, shape_of
+    from infer.estimate import Request, layout_of, measured_speed, shape_of, with_guider
     from talkinghead.models.cost import video_cost
     from talkinghead.models.hollow_networks import HollowNetworks
 
     networks = HollowNetworks.published() if place.published else HollowNetworks.of_folder(place.path)
+    networks = with_guider(networks, pipeline.pose_guider.config)
     request = Request(
         width=size[0],
         height=size[1],

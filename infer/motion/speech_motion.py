@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +20,7 @@ from talkinghead.face.model import FaceModel
 from talkinghead.geometry.blendshapes import PARTS
 from talkinghead.pipelines.landmark_motion import LandmarkMotion
 from talkinghead.rng import generator
-from talkinghead.timebase import FPS, SAMPLE_RATE
+from talkinghead.timebase import FPS
 
 log = logging.getLogger(__name__)
 
@@ -94,10 +93,7 @@ def read_speech_inputs(
         ValueError: A file that cannot be read, or `--neutralise` without what it needs.
     """
     check_neutralise(request, places.audio2mesh, portrait)
-    speech = read_speech(request.audio)
-    if seconds is not None and speech.duration_s > seconds:
-        samples = speech.samples[: max(1, math.ceil(seconds * SAMPLE_RATE))]
-        speech = Speech(path=speech.path, samples=samples, peak=speech.peak)
+    speech = read_speech(request.audio, seconds=seconds)
     driving = places.template or _driving_video(request.pose_source, speech.duration_s, model, progress)
     return SpeechInputs(audio2mesh=places.audio2mesh, audio2pose=places.audio2pose, speech=speech, driving=driving)
 

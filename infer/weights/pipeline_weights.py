@@ -72,7 +72,7 @@ def find_pipeline(path: Path) -> PipelinePlace:
     for folder in (path, *(path / name for name in BESIDE)):
         if holds_published(folder):
             return published_place(PublishedFiles.named({}, folder))
-        if (folder / "checkpoints").is_dir():
+        if (folder / "checkpoints").is_dir() and not (folder / EXPORT_FOLDER).is_dir():
             raise ValueError(
                 f"the training in {folder} has no {EXPORT_FOLDER} yet: it writes one when it ends, and with its"
                 " validations"

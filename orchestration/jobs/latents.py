@@ -117,9 +117,12 @@ def plan_latents(
 
 def run(storage: Storage, unit: Unit) -> Output:
     """Encode one sample."""
+    from av.error import FFmpegError
+
     from orchestration.jobs.face import pin_threads
     from orchestration.jobs.pictures import planned_encoder
     from talkinghead.media.clip import decode_clip
+    from talkinghead.media.errors import UnreadableMediaError
 
     pin_threads()
     settings = LatentSettings(**unit.payload["settings"])
@@ -134,7 +137,10 @@ def run(storage: Storage, unit: Unit) -> Output:
     info = ClipInfo.from_json(media["json"])
     if info.key != unit.key:
         raise ValueError(f"{storage.describe(unit.payload['file'])} holds {info.key} where {unit.key} should be")
-    columns = encode_frames(encoder, decode_clip(media["mp4"]), settings.width, settings.height)
+    try:
+        columns = encode_frames(encoder, decode_clip(media["mp4"]), settings.width, settings.height)
+    except FFmpegError as error:
+        raise UnreadableMediaError("undecodable", f"{unit.key}.mp4 is damaged: {error.strerror or error}") from error
     if len(columns[LATENTS]) != info.num_frames:
         raise ValueError(f"{unit.key}.mp4 has {len(columns[LATENTS])} frames, its json says {info.num_frames}")
     for name, values in columns.items():

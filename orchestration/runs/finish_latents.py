@@ -44,6 +44,10 @@ def finish_latents(
             "%d samples were encoded only after their shard of %s was packed without them; make latents with another"
             " --version takes them in", late, version,
         )  # fmt: skip
+    if missing := len(samples) - len(places):
+        log.warning(
+            "%s lacks %d of %d samples that could not be encoded: make quarantine", version, missing, len(samples)
+        )
     index = build_index(version, _rows(samples, places))
     path, index_sha256 = write_index(storage, index)
     keep = index.numbers("keep")

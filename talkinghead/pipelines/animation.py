@@ -17,7 +17,15 @@ from talkinghead.pipelines.frames import decode
 from talkinghead.pipelines.memory import at_work, awake, out_of_memory_explained
 from talkinghead.pipelines.pose_features import PoseFeatures, as_input, drawn
 from talkinghead.pipelines.request_checks import request_windows
-from talkinghead.pipelines.sampling import ClipSampling, Finished, Noise, StepDone, given_noise, keyed_noise
+from talkinghead.pipelines.sampling import (
+    ClipSampling,
+    Finished,
+    Noise,
+    StepDone,
+    given_noise,
+    keyed_generators,
+    keyed_noise,
+)
 from talkinghead.pipelines.velocity import GuidedVelocity, ReferenceConditions
 
 if TYPE_CHECKING:
@@ -69,6 +77,12 @@ class Animation:
                     yield from decode(self._pictures, finished.latents, chunk)
         pipeline.maybe_free_model_hooks()
 
+    def frame_shape(self, *, latent: bool) -> tuple[int, int, int]:
+        """(C, h, w) of a frame's latents, or of its picture."""
+        if latent:
+            return latent_channels(self._pipeline.vae), *self._latent_size
+        return 3, self._height, self._width
+
     @property
     def _device(self) -> torch.device:
         return self._pipeline._execution_device
@@ -77,10 +91,12 @@ class Animation:
         request, pipeline = self._request, self._pipeline
         conditions = self._look_at_reference()
         pose = self._pose_features()
+        seed = request.noise_seed()
         sampling = ClipSampling(
             self._layout,
             self._scheduler(),
-            noise=self._noise(),
+            noise=self._noise(seed),
+            generators=keyed_generators(seed),
             network=GuidedVelocity(
                 denoiser=pipeline.denoiser,
                 conditions=conditions,
@@ -139,11 +155,11 @@ class Animation:
         scheduler.set_timesteps(self._request.num_inference_steps)
         return scheduler
 
-    def _noise(self) -> Noise:
+    def _noise(self, seed: int) -> Noise:
         if self._request.latents is not None:
             return given_noise(self._request.latents, self._device)
         shape = (latent_channels(self._pipeline.vae), *self._latent_size)
-        return keyed_noise(self._request.noise_seed(), shape, self._device)
+        return keyed_noise(seed, shape, self._device)
 
     def _call_back(self, done: StepDone) -> Tensor:
         request, pipeline = self._request, self._pipeline
@@ -151,4 +167,8 @@ class Animation:
         tensors = {"latents": done.latents} if "latents" in request.callback_on_step_end_tensor_inputs else {}
         pipeline._current_frames = done.frames
         changed = request.callback_on_step_end(pipeline, done.step, done.timestep, tensors) or {}
-        return changed.get("latents", done.latents)
+        latents = changed.get("latents", done.latents)
+        if not isinstance(latents, Tensor) or latents.shape != done.latents.shape:
+            about = list(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
+            raise ValueError(f"callback_on_step_end must return latents {list(done.latents.shape)}, not {about}")
+        return latents.to(done.latents)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,21 @@ from talkinghead.media.picture_size import resize_pictures
 Callback = Callable[[Any, int, Tensor, dict[str, Any]], dict[str, Any] | None]
 """`callback_on_step_end(pipeline, step, timestep, tensors)`, see `TalkingHeadPipeline.__call__`."""
 CALLBACK_TENSORS = ("latents",)
+
+
+_WHOLE_NUMBERS: dict[str, int | None] = {
+    "num_inference_steps": 1,
+    "seed": None,
+    "width": 1,
+    "height": 1,
+    "context_frames": 1,
+    "context_overlap": 0,
+    "decode_chunk_size": 1,
+}
+"""Arguments, and the least that each may be."""
+_MAY_BE_NONE = ("width", "height", "context_frames", "context_overlap", "decode_chunk_size")
+_FAR = 10.0
+"""Pictures away from the picture: landmarks of which none is nearer are no shares of width and height."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,15 +65,28 @@ class ClipRequest:
         check_landmarks("landmarks", self.landmarks, 3)
         if self.reference_landmarks is not None:
             check_landmarks("reference_landmarks", self.reference_landmarks, 2)
-        if self.num_inference_steps < 1:
-            raise ValueError(f"num_inference_steps must be at least 1, not {self.num_inference_steps}")
-        if not np.isfinite(self.guidance_scale):
+        # NumPy's integers become Python's: noise is keyed by the seed's text and type.
+        for name, least in _WHOLE_NUMBERS.items():
+            object.__setattr__(self, name, _whole_number(name, getattr(self, name), least))
+        if not isinstance(self.guidance_scale, int | float | np.number) or not np.isfinite(self.guidance_scale):
             raise ValueError(f"guidance_scale must be a number, not {self.guidance_scale}")
-        if self.decode_chunk_size is not None and self.decode_chunk_size < 1:
-            raise ValueError(f"decode_chunk_size must be at least 1, not {self.decode_chunk_size}")
+        self._check_noise()
         odd = [name for name in self.callback_on_step_end_tensor_inputs if name not in CALLBACK_TENSORS]
         if odd:
             raise ValueError(f"callbacks can be given {', '.join(CALLBACK_TENSORS)}, not {odd[0]!r}")
+
+    def _check_noise(self) -> None:
+        if self.generator is not None and not isinstance(self.generator, torch.Generator):
+            about = type(self.generator).__name__
+            raise ValueError(
+                f"generator must be one torch.Generator, which draws the seed of all frames, not a {about}"
+            )
+        if self.latents is None:
+            return
+        if not isinstance(self.latents, Tensor):
+            raise ValueError(f"latents must be a tensor, not {type(self.latents).__name__}")
+        if not torch.isfinite(self.latents).all():
+            raise ValueError("latents hold values that are not finite")
 
     @property
     def num_frames(self) -> int:
@@ -79,12 +108,28 @@ class ClipRequest:
         return resize_pictures(pixels, width, height)
 
 
+def _whole_number(name: str, value: Any, least: int | None) -> int | None:
+    """An argument as Python's `int`, or None where it may be left out."""
+    if value is None and name in _MAY_BE_NONE:
+        return None
+    given: Any = value  # None too, which is refused like any other thing that is no number
+    try:
+        number = operator.index(given)
+    except TypeError:
+        raise ValueError(f"{name} must be a whole number, not {value!r}") from None
+    if least is not None and number < least:
+        raise ValueError(f"{name} must be at least {least}, not {number}")
+    return number
+
+
 def _check_reference(picture: PIL.Image.Image | np.ndarray) -> None:
     if isinstance(picture, PIL.Image.Image):
         return
     if not isinstance(picture, np.ndarray) or picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
         about = f"{picture.dtype} {list(picture.shape)}" if isinstance(picture, np.ndarray) else type(picture).__name__
         raise ValueError(f"reference must be a PIL picture or RGB uint8 [H, W, 3], not {about}")
+    if not picture.size:
+        raise ValueError(f"reference has no pixels: {list(picture.shape)}")
 
 
 def check_landmarks(name: str, points: np.ndarray, ndim: int) -> None:
@@ -106,6 +151,8 @@ def check_landmarks(name: str, points: np.ndarray, ndim: int) -> None:
         raise ValueError(f"{name} must be {shape}, not {list(points.shape)}")
     used = points[..., :NUM_VERTICES, :2]
     if np.isfinite(used).all():
+        if np.abs(used).max(axis=-1).min() > _FAR:
+            raise ValueError(f"{name} are far outside of the picture: give them divided by its width and height")
         return
     if ndim == 2:
         raise ValueError(f"{name} holds values that are not finite: no face was found in the reference")

@@ -58,15 +58,16 @@ def as_bytes(frames: Tensor) -> np.ndarray:
     return (frames * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
 
 
-def collect(parts: Iterable[Tensor], output_type: OutputType) -> Any:
+def collect(parts: Iterable[Tensor], output_type: OutputType, shape: tuple[int, int, int]) -> Any:
     """Frames of a whole video in the form asked for, see `TalkingHeadOutput.frames`.
 
     Args:
-        parts: In order: latents for `latent`, else decoded frames.
+        parts: In order: latents for `latent`, else decoded frames. None of them after an early interruption.
         output_type: The form.
+        shape: (C, h, w) of a part's frames.
     """
     if output_type == "pil":
         return [PIL.Image.fromarray(frame) for part in parts for frame in as_bytes(part)]
     tensors = list(parts)
-    whole = torch.cat(tensors) if tensors else torch.zeros(0)
+    whole = torch.cat(tensors) if tensors else torch.zeros(0, *shape)
     return whole.permute(0, 2, 3, 1).numpy() if output_type == "np" else whole

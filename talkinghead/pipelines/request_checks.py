@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import inspect
+from typing import TYPE_CHECKING, Any
 
+import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
-from talkinghead.models.noise_schedule import COMPAT_INFER, PAPER
+from talkinghead.models.noise_schedule import COMPAT_INFER, PAPER, NoiseSchedule
 from talkinghead.models.picture_encoder import check_picture_size, latent_channels
 from talkinghead.pipelines.clip_request import ClipRequest
 from talkinghead.pipelines.context_windows import WindowLayout, lay_windows, usual_overlap
 
 if TYPE_CHECKING:
     from talkinghead.pipelines.talking_head import TalkingHeadPipeline
+
+
+_OTHERS = "Its noise is not what they were trained on; take DDIM, DPM-Solver++ multistep, Euler or UniPC"
 
 
 def check_request(request: ClipRequest, pipeline: TalkingHeadPipeline, width: int, height: int) -> None:
@@ -52,12 +57,28 @@ def check_scheduler(scheduler: SchedulerMixin, *, compat: bool) -> None:
     Raises:
         ValueError: It does not fit; says in which settings.
     """
+    _check_settings(scheduler)
+    schedule = PAPER
     try:
         PAPER.check(scheduler)
     except ValueError:
         if not compat:
             raise
-        COMPAT_INFER.check(scheduler)
+        schedule = COMPAT_INFER
+        schedule.check(scheduler)
+    shares = getattr(scheduler, "alphas_cumprod", None)
+    if shares is None or not torch.allclose(shares.cpu().float(), schedule.alphas_cumprod, rtol=1e-3, atol=1e-6):
+        raise ValueError(f"{type(scheduler).__name__} does not fit the networks. {_OTHERS}")
+
+
+def _check_settings(scheduler: Any) -> None:
+    """Refuse samplers that have not all settings of a noise schedule: `from_config` gives them a note of the rest."""
+    if not isinstance(scheduler, SchedulerMixin):
+        raise ValueError(f"the scheduler must be one of diffusers', not {type(scheduler).__name__}")
+    known = inspect.signature(type(scheduler)).parameters
+    missing = [name for name in NoiseSchedule.__dataclass_fields__ if name not in known]
+    if missing:
+        raise ValueError(f"{type(scheduler).__name__} does not fit: it has no setting {missing[0]}. {_OTHERS}")
 
 
 def context(request: ClipRequest, pipeline: TalkingHeadPipeline) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -17,6 +18,8 @@ from talkinghead.pipelines.wavefront import Advance, Predict, plan
 
 Noise = Callable[[range], Tensor]
 """Frames → their first noise, `[n, C, h, w]` float32."""
+Generators = Callable[[range], list[torch.Generator]]
+"""Frames → a new generator for each, of the noise that some samplers add in every step."""
 
 
 class WindowNetwork(Protocol):
@@ -65,6 +68,8 @@ class _AtWork:
     latents: Tensor
     scheduler: Any
     """The block's own: samplers of several steps keep what they predicted before."""
+    settings: dict[str, Any]
+    """Of `scheduler.step`: the frames' generators, where the sampler adds noise."""
     begun: Any = None
     """What the network made of the latents at the step at hand; None: nothing yet."""
     predictions: dict[int, Tensor] = field(default_factory=dict)
@@ -82,6 +87,7 @@ class ClipSampling:
         scheduler: A `diffusers` sampler on which `set_timesteps` was called; it is copied and stays as it is.
         noise: Of any frames; asked for once.
         network: The network.
+        generators: Of samplers that add noise in every step; None: those draw from PyTorch's global state.
         after_step: See `AfterStep`; None: nobody is told.
     """
 
@@ -92,6 +98,7 @@ class ClipSampling:
         *,
         noise: Noise,
         network: WindowNetwork,
+        generators: Generators | None = None,
         after_step: AfterStep | None = None,
     ) -> None:
         self._layout = layout
@@ -99,6 +106,8 @@ class ClipSampling:
         self._timesteps: Tensor = self._scheduler.timesteps
         self._noise = noise
         self._network = network
+        draws = "generator" in inspect.signature(self._scheduler.step).parameters
+        self._generators = generators if draws else None
         self._after_step = after_step
         self._work: dict[int, _AtWork] = {}
 
@@ -137,7 +146,8 @@ class ClipSampling:
         if number not in self._work:
             block = self._layout.blocks[number]
             noise = self._noise(block.frames) * self._scheduler.init_noise_sigma
-            self._work[number] = _AtWork(noise, copy.deepcopy(self._scheduler))
+            settings = {} if self._generators is None else {"generator": self._generators(block.frames)}
+            self._work[number] = _AtWork(noise, copy.deepcopy(self._scheduler), settings)
         return self._work[number]
 
     def _advance(self, number: int, step: int) -> None:
@@ -146,7 +156,7 @@ class ClipSampling:
         at_work.predictions.clear()
         at_work.begun = None
         timestep = self._timesteps[step]
-        latents = at_work.scheduler.step(velocity, timestep, at_work.latents, return_dict=False)[0]
+        latents = at_work.scheduler.step(velocity, timestep, at_work.latents, return_dict=False, **at_work.settings)[0]
         if self._after_step is not None:
             latents = self._after_step(StepDone(step, timestep, self._layout.blocks[number].frames, latents))
         at_work.latents = latents
@@ -179,6 +189,16 @@ def keyed_noise(seed: int, shape: tuple[int, int, int], device: torch.device) ->
         return torch.stack([torch.from_numpy(draw) for draw in draws]).to(device)
 
     return draw
+
+
+def keyed_generators(seed: int) -> Generators:
+    """Generators of which each frame's is a function of (seed, frame), as with `keyed_noise`."""
+
+    def make(frames: range) -> list[torch.Generator]:
+        keys = [rng.key_bits(seed, "noise of steps", frame) for frame in frames]
+        return [torch.Generator().manual_seed(key % 2**63) for key in keys]
+
+    return make
 
 
 def given_noise(latents: Tensor, device: torch.device) -> Noise:

@@ -137,7 +137,8 @@ class TalkingHeadPipeline(DiffusionPipeline):
         speech = {name: self.__dict__[name] for name in _SPEECH}
         self.__dict__.update(dict.fromkeys(_SPEECH))
         try:
-            super().to(*args, **kwargs)
+            with quiet_libraries():  # they warn of half precision on a CPU, which is slow and works
+                super().to(*args, **kwargs)
         finally:
             self.__dict__.update(speech)
         for network in speech.values():
@@ -247,7 +248,8 @@ class TalkingHeadPipeline(DiffusionPipeline):
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
             watch=watch,
         )
-        frames = collect(self._start(request).parts(latent=output_type == "latent"), output_type)
+        run, latent = self._start(request), output_type == "latent"
+        frames = collect(run.parts(latent=latent), output_type, run.frame_shape(latent=latent))
         return TalkingHeadOutput(frames=frames) if return_dict else (frames,)
 
     def stream(

@@ -204,6 +204,7 @@ def test_a_driving_video_without_sound(
         ("video", {"--guidance": "nan"}, "--guidance"),
         ("video", {"--blink": "often"}, "--blink"),
         ("video", {"--limit-seconds": -1}, "--limit-seconds"),
+        ("video", {"--limit-seconds": "inf"}, "--limit-seconds is inf, must be a number of at least 0.01"),
         ("video", {"--expression-gain": "inf"}, "--expression-gain"),
         ("video", {"--smooth": 2}, "odd"),
         ("video", {"--weights": "image"}, "no pipeline"),
@@ -351,3 +352,12 @@ mount -o remount,size=16m '{disk}'
     lines = [line for line in done.stdout.splitlines() if not line.startswith("/")]
     assert lines == ["1 0", "1 0", "0 3"], done.stdout + done.stderr
     assert done.stderr.count("No space left on device") == 2 and "Traceback" not in done.stderr
+
+
+def test_half_precision_is_quiet(spoken: dict[str, Any]) -> None:
+    """In a process of its own: libraries set their levels when they are imported."""
+    options = command("audio", spoken | {"--dtype": "bf16", "--limit-seconds": 0.1})
+    done = subprocess.run(
+        [sys.executable, "-m", "infer", *options], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert "float32" not in done.stderr and "float16" not in done.stderr, done.stderr

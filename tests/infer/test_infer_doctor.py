@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from infer import estimate
 from infer.__main__ import main
 from infer.estimate import Request, device_bytes, layout_of, shape_of
 from talkinghead.models.cost import video_cost
@@ -44,9 +46,37 @@ def test_what_cannot_be_estimated(folder: Path, capfd: pytest.CaptureFixture[str
     for options, message in (
         (["--width", "70"], "the nearest width is 64 or 96"),
         (["--seconds", "0"], "--seconds is 0"),
+        (["--width", "0"], "--width is 0"),
+        (["--guidance", "nan"], "--guidance is nan"),
     ):
         assert main(["doctor", "--weights", str(folder), "--device", "cpu", *options]) == 2
         assert message in capfd.readouterr().err
+
+
+def test_published_weights_are_counted_as_they_run(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their PoseGuider normalises over windows, so it sees frames in each of their windows, and nothing is shared."""
+    seen: list[HollowNetworks] = []
+
+    def speed(networks: HollowNetworks, *_: Any) -> float:
+        seen.append(networks)
+        return 1e12
+
+    monkeypatch.setattr(estimate, "measured_speed", speed)
+    assert main(["doctor", "--device", "cpu", "--seconds", "2", "--width", "64", "--height", "64"]) == 0
+    assert "60 frames of 64x64" in capfd.readouterr().out
+    assert not seen[0].pose_guider.frames_are_independent
+    case = {"width": 64, "height": 64, "seconds": 2, "fps": 30, "steps": 4, "guidance": 3.5}
+    request, running = Request(**case), HollowNetworks.published()
+    flops = {}
+    for name, networks in (("running", running), ("published", seen[0].to(torch.float32))):
+        layout = layout_of(request, networks, compat=True)
+        flops[name] = video_cost(networks, shape_of(request, layout)).flops
+        covered = sum(len(window) for window in layout.windows)
+        if name == "published":
+            assert flops[name]["pose"] == pytest.approx(flops["running"]["pose"] * covered / 60, rel=1e-6)
+            assert flops[name]["denoiser"] > flops["running"]["denoiser"]
 
 
 def test_memory_under_the_presets_at_published_sizes() -> None:

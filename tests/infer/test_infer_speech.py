@@ -34,6 +34,15 @@ def test_one_sample_and_silence(tmp_path: Path, media: Path, caplog: pytest.LogC
     assert read_speech(media / "hard" / "LivePortrait_d18.mp4").silent, "a video whose sound is silence"
 
 
+def test_silence_is_that_of_the_part_that_is_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    late = np.concatenate([np.zeros(8000), np.full(8000, 0.5)])[:, None]
+    path = pcm(tmp_path / "a.wav", late, 16000)
+    assert not read_speech(path).silent and not caplog.text
+    begun = read_speech(path, seconds=0.25)
+    assert len(begun.samples) == 4000 and begun.silent and "is silent" in caplog.text
+    assert len(read_speech(path, seconds=1e9).samples) == 16000
+
+
 def test_refused(tmp_path: Path, media: Path) -> None:
     pcm(tmp_path / "none.wav", np.zeros((0, 1)), 16000)
     pcm(tmp_path / "short.wav", np.zeros((1, 2)), 44100)

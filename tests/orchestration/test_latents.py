@@ -234,6 +234,30 @@ def test_a_late_success_changes_no_packed_shard(tmp_path: Path, caplog: pytest.L
     assert [entry.version for entry in read_manifest(storage).annotations] == ["v1", "again", version]
 
 
+def test_a_clip_that_breaks_in_the_middle_is_not_readable_media(
+    data: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not tried again, and listed by the cause that all unreadable media have; the version says what it lacks."""
+    storage = Storage(data)
+    sample = ShardReader(storage, split=None, kept=False).find(clip_key(3))
+    file, member = sample._reader.locate(sample.row, "mp4")
+    read_range = Storage.read_range
+
+    def damaged(self: Storage, path: str, offset: int, size: int) -> bytes:
+        content = read_range(self, path, offset, size)
+        if (path, offset) != (file, member.offset):
+            return content
+        start = content.index(b"mdat") + 4  # the pictures; the table of contents stays whole
+        stop = start - 8 + int.from_bytes(content[start - 8 : start - 4], "big")
+        return content[:start] + b"\xff" * (stop - start) + content[stop:]
+
+    monkeypatch.setattr(Storage, "read_range", damaged)
+    run_latents(in_process(storage), SETTINGS)
+    [failure] = current_quarantine(storage)
+    assert (failure.key, failure.cause) == (clip_key(3), "media:undecodable")
+    assert "lacks 1 of 5 samples that could not be encoded" in caplog.text
+
+
 def test_names_and_sizes_that_cannot_be(data: Path) -> None:
     runner = in_process(data)
     for settings, version, said in (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any, get_args
 
 import numpy as np
@@ -9,7 +10,13 @@ import PIL.Image
 import pytest
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_ddim_cogvideox import CogVideoXDDIMScheduler
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+from diffusers.schedulers.scheduling_euler_ancestral_discrete import EulerAncestralDiscreteScheduler
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+from diffusers.schedulers.scheduling_heun_discrete import HeunDiscreteScheduler
 
 from talkinghead.models.noise_schedule import PAPER, Sampler
 from talkinghead.pipelines.talking_head import TalkingHeadPipeline
@@ -162,6 +169,30 @@ def test_callbacks(pipeline: TalkingHeadPipeline) -> None:
     assert all(shape == (len(frames), 16, 8, 8) for _, _, frames, shape in told)
 
 
+def test_a_callback_must_return_what_fits(pipeline: TalkingHeadPipeline) -> None:
+    def shorter(_owner: Any, _step: int, _time: torch.Tensor, tensors: dict[str, Any]) -> dict[str, Any]:
+        return {"latents": tensors["latents"][:0]}
+
+    def halved(_owner: Any, _step: int, _time: torch.Tensor, tensors: dict[str, Any]) -> dict[str, Any]:
+        return {"latents": tensors["latents"].half()}
+
+    with pytest.raises(ValueError, match=r"callback_on_step_end must return latents \[\d, 16, 8, 8\], not \[0, 16"):
+        next(pipeline.stream(**REQUEST, **FAST, callback_on_step_end=shorter))
+    latents = pipeline(**REQUEST, **FAST, callback_on_step_end=halved, output_type="latent").frames  # pyright: ignore[reportAttributeAccessIssue]
+    assert latents.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape"), [("pil", (0,)), ("np", (0, 32, 32, 3)), ("pt", (0, 3, 32, 32)), ("latent", (0, 16, 8, 8))]
+)
+def test_interruption_before_the_first_frame(pipeline: TalkingHeadPipeline, kind: Any, shape: tuple[int, ...]) -> None:
+    def stop(owner: Any, *_: Any) -> None:
+        owner._interrupt = True
+
+    found = pipeline(**REQUEST, **FAST, callback_on_step_end=stop, output_type=kind).frames  # pyright: ignore[reportAttributeAccessIssue]
+    assert np.shape(found) == shape
+
+
 def test_interruption_ends_the_frames(pipeline: TalkingHeadPipeline) -> None:
     def callback(owner: Any, step: int, timestep: torch.Tensor, tensors: dict[str, Any]) -> None:
         owner._interrupt = owner.current_frames.start >= 5
@@ -193,6 +224,17 @@ def test_runs_do_not_disturb_each_other(pipeline: TalkingHeadPipeline, frames: n
         ({"landmarks": np.where(np.arange(9)[:, None, None] == 4, np.nan, np.zeros((9, 468, 2)))}, "first in frame 4"),
         ({"reference_landmarks": None}, "give reference_landmarks"),
         ({"reference_landmarks": np.full((468, 2), np.nan)}, "no face was found in the reference"),
+        ({"landmarks": np.full((3, 468, 2), 300.0)}, "landmarks are far outside of the picture: give them divided by"),
+        ({"reference": np.zeros((0, 32, 3), np.uint8)}, "no pixels"),
+        ({"width": 0}, "width must be at least 1, not 0"),
+        ({"height": 32.0}, "height must be a whole number, not 32.0"),
+        ({"seed": None}, "seed must be a whole number, not None"),
+        ({"num_inference_steps": 2.5}, "num_inference_steps must be a whole number, not 2.5"),
+        ({"context_frames": 0}, "context_frames must be at least 1"),
+        ({"guidance_scale": None}, "guidance_scale must be a number"),
+        ({"generator": [torch.Generator()]}, "one torch.Generator"),
+        ({"latents": np.zeros((5, 16, 8, 8))}, "latents must be a tensor, not ndarray"),
+        ({"latents": torch.full((5, 16, 8, 8), torch.nan)}, "latents hold values that are not finite"),
         ({"num_inference_steps": 0}, "at least 1"),
         ({"num_inference_steps": 1001}, "at most 1000"),
         ({"guidance_scale": float("nan")}, "guidance_scale"),
@@ -209,8 +251,51 @@ def test_refused(pipeline: TalkingHeadPipeline, change: dict[str, Any], words: s
         pipeline.stream(**(REQUEST | FAST | change))
 
 
+def test_numpys_integers_are_the_same_seeds(pipeline: TalkingHeadPipeline, frames: np.ndarray) -> None:
+    assert np.array_equal(np.stack(list(pipeline.stream(**REQUEST, **FAST, seed=np.int64(0)))), frames)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "settings"),
+    [
+        (EulerAncestralDiscreteScheduler, {}),
+        (DDPMScheduler, {}),
+        (DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++"}),
+    ],
+)
+def test_samplers_that_add_noise_draw_it_by_the_seed(
+    pipeline: TalkingHeadPipeline, sampler: Any, settings: dict[str, Any]
+) -> None:
+    """And not from the global state."""
+    other = TalkingHeadPipeline(
+        **(pipeline.components | {"scheduler": sampler.from_config(PAPER.sampler().config, **settings)})
+    )
+    other.set_progress_bar_config(disable=True)
+    runs = []
+    for state, seed in ((1, 0), (2, 0), (1, 1)):
+        torch.manual_seed(state)
+        noise = torch.zeros(FRAMES, 16, 8, 8)
+        runs.append(np.stack(list(other.stream(**REQUEST, **FAST, latents=noise, seed=seed))))
+    assert np.array_equal(runs[0], runs[1])
+    assert not np.array_equal(runs[0], runs[2]), "the seed is also that of the noise in between"
+
+
+def test_half_precision_comes_without_warnings(caplog: pytest.LogCaptureFixture) -> None:
+    """diffusers says that a CPU cannot run it, which is wrong, and that `to` should not be used."""
+    logger = logging.getLogger("diffusers")
+    logger.addHandler(caplog.handler)
+    try:
+        tiny_pipeline().to(torch.float16).to("cpu")
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert not caplog.records
+
+
 def test_a_scheduler_that_does_not_fit_is_refused(pipeline: TalkingHeadPipeline) -> None:
     for scheduler, words in [
+        (FlowMatchEulerDiscreteScheduler.from_config(PAPER.sampler().config), "no setting beta_start"),
+        (HeunDiscreteScheduler.from_config(PAPER.sampler().config), "no setting rescale_betas_zero_snr"),
+        (CogVideoXDDIMScheduler.from_config(PAPER.sampler().config), "fit the networks. Its noise"),
         (DDIMScheduler(), "prediction_type"),
         (EulerDiscreteScheduler.from_config(PAPER.sampler().config, beta_schedule="linear"), "beta_schedule 'linear'"),
     ]:

@@ -12,12 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shards.loader import ClipLoader
-from shards.reader import ShardReader
+from shards.reader import Sample, ShardReader
 from talkinghead import rng
 from talkinghead.geometry.guidance import draw_guidance
 from talkinghead.models.picture_encoder import PictureEncoder
 from talkinghead.storage import Storage
 from tests.face_clips import LATENTS_VERSION, LENGTHS, SIDE, UNSEEN, add_latents, build_face_data, clip_key, landmarks
+from train.lmk2video import clip_pictures
 from train.lmk2video.clip_pictures import ClipPictures, PictureSize, region_weights
 from train.lmk2video.dataset import ItemConfig, Lmk2VideoDataset
 from train.lmk2video.window import WindowShape, draw_window
@@ -141,6 +142,16 @@ def test_items_depend_on_the_slot_alone(reader: ShardReader) -> None:
     for batch, slots in zip((next(iter(part)) for part in parts), ((0, 1), (2, 3)), strict=True):
         assert torch.equal(batch["target"], torch.stack([first[slot]["target"] for slot in slots]))
         assert batch["keys"] == [first[slot]["key"] for slot in slots]
+
+
+def test_a_clip_is_kept_without_holding_it_at_full_size(reader: ShardReader, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clip_pictures, "_AT_ONCE", 8, raising=False)
+    video, counts = Sample.video, []
+    monkeypatch.setattr(Sample, "video", lambda s, first, count: counts.append(count) or video(s, first, count))
+    sample, every = reader.find(clip_key(1)), np.arange(LENGTHS[1])
+    kept = ClipPictures(SIZE, keep=True).pictures(sample, every)
+    assert counts == [8, 8, 8, 8, 2]
+    assert np.array_equal(kept, ClipPictures(SIZE).pictures(sample, every))
 
 
 def same(one: dict[str, Any], two: dict[str, Any]) -> bool:

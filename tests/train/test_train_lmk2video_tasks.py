@@ -8,10 +8,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from shards.index import Index
+from shards.reader import ShardReader
 from talkinghead.models.parameter_hash import parameter_hash
 from talkinghead.models.picture_encoder import PictureEncoder
 from talkinghead.pipelines.talking_head import TalkingHeadPipeline
@@ -304,8 +307,6 @@ def test_the_papers_networks_learn_from_a_small_picture(stage: int) -> None:
 def test_the_export_is_a_pipeline_that_runs(stage1: Path, data: Storage) -> None:
     pipeline = TalkingHeadPipeline.from_pretrained(stage1 / "pretrained_model")
     assert pipeline.config["width"] == pipeline.config["height"] == 32
-    from shards.reader import ShardReader
-
     sample = ShardReader(data).find(clip_key(0))
     landmarks = sample.annotation("landmarks", 0, 3)
     pipeline.set_progress_bar_config(disable=True)
@@ -324,6 +325,7 @@ def test_the_export_is_a_pipeline_that_runs(stage1: Path, data: Storage) -> None
         ("stage1", {"size": "sd15", "sd15": "nowhere", "width": 64}, "take 768"),
         ("stage1", {"use_latents": "require"}, "run make latents"),
         ("stage1", {"persons": ("nobody",)}, "person or split group 'nobody'"),
+        ("stage2", {"num_frames": 40, "max_frames": 48}, r"has 40 frames \(the longest has 34\)"),
         ("stage1", {"annotation": "v9"}, "no annotation version 'v9'"),
         ("stage2", {"stage1": "nowhere"}, "no weights of stage 1 in nowhere"),
         ("stage2", {"motion_module": "nowhere.ckpt"}, "no file nowhere.ckpt"),
@@ -334,6 +336,33 @@ def test_what_cannot_be_trained_is_said_first(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         prepared(name, data, tmp_path / "task", **({"stage1": str(stage1)} | changes if name == "stage2" else changes))
+
+
+def test_a_person_who_is_held_out_is_not_said_to_have_no_face(
+    data: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ShardReader, "_of", lambda reader, persons: reader.index.equals("split", "val"))
+    with pytest.raises(ValueError, match=r"train split of .* has no clip of person-9 that the filters keep"):
+        prepared("stage1", data, tmp_path / "task", persons=("person-9",))
+
+
+def test_clips_without_latents_are_said_once(
+    data: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two of three clips could not be encoded: the training is poorer than its user thinks."""
+    assert data.local_root is not None
+    storage = Storage(shutil.copytree(data.local_root, tmp_path / "data"))
+    add_latents(storage, PictureEncoder.load("tiny", "tiny"), 32, 32)
+    has_member = Index.has_member
+
+    def encoded(index: Index, suffix: str) -> np.ndarray:
+        there = has_member(index, suffix)
+        return there & (np.arange(len(there)) == 0) if suffix == "latents.npy" else there
+
+    monkeypatch.setattr(Index, "has_member", encoded)
+    task = prepared("stage1", storage, tmp_path / "task")
+    assert task.clips.pinned.latents == LATENTS_VERSION
+    assert "only 1 of 3 training clips have latents" in caplog.text and "use_latents to no" in caplog.text
 
 
 def test_settings_that_do_not_go_together_are_refused() -> None:

@@ -13,6 +13,9 @@ from talkinghead.geometry.guidance import draw_guidance
 from talkinghead.media.picture_size import fit_pictures, middle_box
 from talkinghead.models.pose_guider import GUIDANCE_SCALE
 
+_AT_ONCE = 100
+"""Frames that are decoded at once when a whole clip is read: at full size they take much more than what is kept."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PictureSize:
@@ -62,7 +65,7 @@ class ClipPictures:
             first = int(frames[0])
             return self._read(sample, first, int(frames[-1]) - first + 1, frames - first)
         if sample.key not in self._pictures:
-            self._pictures[sample.key] = self._read(sample, 0, sample.num_frames, np.arange(sample.num_frames))
+            self._pictures[sample.key] = self._read_all(sample)
         return self._pictures[sample.key][frames]
 
     def guidance(self, sample: Sample, frames: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
@@ -89,6 +92,13 @@ class ClipPictures:
         placed[..., 0] = (placed[..., 0] * info.width - left) / width
         placed[..., 1] = (placed[..., 1] * info.height - top) / height
         return placed
+
+    def _read_all(self, sample: Sample) -> np.ndarray:
+        whole = np.empty((sample.num_frames, 3, self.size.height, self.size.width), np.uint8)
+        for first in range(0, len(whole), _AT_ONCE):
+            part = whole[first : first + _AT_ONCE]
+            part[...] = self._read(sample, first, len(part), np.arange(len(part)))
+        return whole
 
     def _read(self, sample: Sample, first: int, count: int, chosen: np.ndarray) -> np.ndarray:
         video = sample.video(first, count)[chosen]

@@ -50,15 +50,17 @@ class ClipSource:
         self.config, self.folder = config, folder
         self.storage = Storage(data)
 
-    def find(self, encoders: Mapping[str, Provenance]) -> Pinned:
+    def find(self, encoders: Mapping[str, Provenance], num_frames: int = 1) -> Pinned:
         """What there is to be read.
 
         Args:
             encoders: Of codec and image encoder: latents of others do not fit.
+            num_frames: Of a window: clips that are shorter are of no use.
 
         Raises:
             ValueError: There is no data set, it lacks a column, has no clip to train on, or no latents and they are
-                required.
+                required,
+                or all clips are too short.
         """
         config = self.config
         try:
@@ -66,7 +68,16 @@ class ClipSource:
         except FileNotFoundError as error:
             raise ValueError(str(error)) from error
         if not len(reader):
-            raise ValueError(f"no training clip of {reader.storage.uri} shows a face: look at make report")
+            whose = f" of {', '.join(config.persons)}" if config.persons else ""
+            raise ValueError(
+                f"the train split of {reader.storage.uri} has no clip{whose} that the filters keep: look at the splits"
+                " and the rejected clips in make report"
+            )
+        if (longest := int(reader.num_frames.max())) < num_frames:
+            raise ValueError(
+                f"no training clip of {reader.storage.uri} has {num_frames} frames (the longest has {longest}): take"
+                " shorter windows"
+            )
         latents = None
         if config.use_latents != "no":
             latents = find_latents(reader.manifest, encoders, config.width, config.height)
@@ -75,11 +86,8 @@ class ClipSource:
                     f"{reader.storage.uri} has no latents of these weights at {config.width}x{config.height}: run"
                     f" make latents DATA={reader.storage.uri}, or leave use_latents at auto"
                 )
-            if latents is not None and not len(self._open(reader.version, latents)):
-                raise ValueError(
-                    f"no training clip of {reader.storage.uri} has latents in {latents}: look at make quarantine, or"
-                    " set use_latents to no"
-                )
+            if latents is not None:
+                self._check_covered(reader, latents)
         entry = reader.manifest.annotation(reader.version)
         return Pinned(
             version=entry.version,
@@ -87,6 +95,23 @@ class ClipSource:
             latents=latents,
             latents_index=None if latents is None else reader.manifest.annotation(latents).index,
         )
+
+    def _check_covered(self, reader: ShardReader, latents: str) -> None:
+        """Clips that could not be encoded are missing in the training; say so once, with the way out."""
+        covered = len(self._open(reader.version, latents))
+        if not covered:
+            raise ValueError(
+                f"no training clip of {reader.storage.uri} has latents in {latents}: look at make quarantine, or set"
+                " use_latents to no"
+            )
+        if covered < len(reader):
+            log.warning(
+                "only %d of %d training clips have latents in %s, and only they are trained on: look at make"
+                " quarantine, or set use_latents to no",
+                covered,
+                len(reader),
+                latents,
+            )
 
     def pin(self, encoders: Mapping[str, Provenance]) -> None:
         """Keep what `find` finds; the folder must exist."""

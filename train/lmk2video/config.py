@@ -18,6 +18,8 @@ class Lmk2VideoConfig:
     width: int = 512
     """Of the pictures, pixels. Clips of another shape are cut to it around their middle."""
     height: int = 512
+    """Likewise. Both must be multiples of what codec and networks need: 64 with Stable Diffusion's codec, 32 with
+    `tiny`."""
     min_reference_gap: int = 0
     """Frames between the reference and the nearest target frame at least, so that the reference is not almost the
     answer; in clips that are too short, the farthest frames there are. 0: any frame, as published."""
@@ -41,7 +43,8 @@ class Lmk2VideoConfig:
     annotation: str | None = None
     """Annotation version; None: the newest when the run begins."""
     use_latents: UseLatents = "auto"
-    """Read what `make latents` wrote instead of encoding pictures in each step."""
+    """Read what `make latents` wrote instead of encoding pictures in each step. auto: where the data set has latents of
+    these weights at this size. require: refuse a data set without. no: always encode."""
     keep_in_memory_mb: int = 0
     """Keep pictures and guidance images in memory (of each reading process) when those of all training clips fit in so
     much; a small data set is then decoded and drawn once, not in every step."""

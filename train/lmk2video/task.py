@@ -70,7 +70,7 @@ class Lmk2VideoTask(abc.ABC, Generic[Config]):
         """See `train.task.Task`."""
         check_picture_size(self.config.width, self.config.height, self.encoder.vae)
         weights = self.first_weights()
-        self.clips.find(self.encoder.provenance())
+        self.clips.find(self.encoder.provenance(), self.window.num_frames)
         return weights
 
     def prepare(self) -> None:

@@ -146,11 +146,15 @@ def test_other_things(exported: Path, published: Path, tmp_path: Path) -> None:
     empty = _link(published / "pretrained_model", tmp_path / "empty")
     (empty / "pose_guider.pth").unlink()
     (empty / "pose_guider.pth").touch()
+    speech = tmp_path / "speech"  # a training of another model
+    for name in ("checkpoints", "pretrained_model"):
+        (speech / name).mkdir(parents=True)
     for path, message in [
         (tmp_path / "gone", "are not there"),
         (notes, "is a file"),
         (tmp_path, "no pipeline in"),
         (running, "has no pretrained_model yet"),
+        (speech, "no pipeline in"),
         (other, "holds StableDiffusionPipeline, but TalkingHeadPipeline is wanted"),
         (damaged, "is not JSON"),
         (partial, "has no denoiser"),
