@@ -18,10 +18,11 @@ from talkinghead.models.picture_encoder import latent_channels, latent_scale
 from talkinghead.models.pose_guider import PoseGuider
 from talkinghead.pipelines.context_windows import WindowLayout, lay_windows, usual_overlap
 from talkinghead.pipelines.memory import LOOK_ONCE, MemoryPreset
+from talkinghead.pipelines.wavefront import most_at_work
 
 _PROBE_SECONDS = 0.5
-_CPU_SIDE = 8
-"""Latents of what is measured on a CPU."""
+_CPU_SIDE = 32
+"""Latents of what is measured on a CPU: with fewer, reading weights takes longer than computing."""
 _SPARE = 1.15
 """Allocators hold more than tensors need, and kernels want workspaces."""
 _RUNTIME_BYTES = 500 << 20
@@ -116,11 +117,10 @@ def _kept_bytes(networks: HollowNetworks, request: Request, layout: WindowLayout
     scale = latent_scale(networks.vae)
     height, width = request.height // scale, request.width // scale
     widths = networks.denoiser.config["block_out_channels"]
-    # Before the first frame is finished about as many windows are at work as there are steps; see `wavefront`.
-    stride = len(layout.windows[0]) if len(layout.windows) == 1 else layout.windows[1][0]
-    at_work = min(request.frames, request.steps * stride + len(layout.windows[0]))
+    at_work, in_windows = most_at_work(layout, request.steps)
+    posed = at_work if networks.pose_guider.frames_are_independent else in_windows
     position = widths[0] + sum(channels / 4 ** (level + 1) for level, channels in enumerate([*widths[1:], 0]))
-    pose = at_work * position * height * width if preset.keep_pose == "device" else 0
+    pose = posed * position * height * width if preset.keep_pose == "device" else 0
     overlapping = sum(len(block) for block in layout.blocks if len(block.windows) > 1) / request.frames
     halves = 2 if request.guidance > 1 else 1
     begun = at_work * (overlapping if preset.share else 0) * (1 + halves) * widths[0] * height * width
@@ -137,12 +137,13 @@ def measured_speed(networks: HollowNetworks, request: Request, device: torch.dev
     """Operations per second of this device on the denoiser's first level, with first weights.
 
     That level has the largest share of the work, and all kinds of it: convolutions, attention over positions and
-    frames, and what stands between them. On a CPU a small picture tells enough: a large one would take minutes.
+    frames, and what stands between them. On a CPU one frame of at most 256 pixels is measured: a window of large ones
+    would take minutes.
 
     Args:
         networks: Whose sizes are taken.
         request: Whose picture size is taken.
-        device: To measure; takes a second or two.
+        device: To measure; takes a second or two, some ten on a CPU with networks of Stable Diffusion's size.
         dtype: Of the networks.
     """
     config = dict(networks.denoiser.config)
@@ -163,6 +164,7 @@ def measured_speed(networks: HollowNetworks, request: Request, device: torch.dev
     best = float("inf")
     with torch.no_grad():
         probe(*given)  # kernels are chosen and memory is taken the first time
+        _wait(device)
         began = time.perf_counter()
         while time.perf_counter() - began < _PROBE_SECONDS:
             _wait(device)

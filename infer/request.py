@@ -152,8 +152,8 @@ class PictureOptions:
     """How the pictures are made."""
 
     weights: Path
-    """Weights: a pipeline's folder (of `infer convert`, or a training), or a folder that holds one beside audio2mesh/
-    and audio2pose/."""
+    """Weights: a pipeline's folder (of `infer convert`, or the RUN of a training), AniPortrait's published files, or a
+    folder that holds one of these beside audio2mesh/ and audio2pose/."""
     crop: Literal["face", "none"] = "face"
     """What of the portrait is animated: a box around the face, or the whole picture."""
     paste_back: bool = False

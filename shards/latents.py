@@ -11,6 +11,8 @@ LATENTS = "latents"
 """Column of the latents' moments: float16 `[F, 2·C, h, w]`, mean and logarithm of the variance, unscaled."""
 EMBEDDING = "embedding"
 """Column of the pictures' embeddings: float16 `[F, D]`."""
+ENCODING = 1
+"""How pictures become these columns: raise it where the same networks and size would give others."""
 NETWORKS = ("vae", "image_encoder")
 """Names in a provenance: the codec that made the latents, and the encoder of the embeddings."""
 
@@ -31,9 +33,10 @@ def find_latents(
     Returns:
         Its name, for `ShardReader(extra=(name,))`; None when there is none. Of several the last in `DATASET.json`.
     """
-    wanted = (width, height, *(provenance[name]["sha256"] for name in NETWORKS))
+    wanted = (ENCODING, width, height, *(provenance[name]["sha256"] for name in NETWORKS))
     for entry in reversed(manifest.of_kind("latents")):
         about = entry.details
-        if (about["width"], about["height"], *(about[name]["sha256"] for name in NETWORKS)) == wanted:
+        hashes = (about[name]["sha256"] for name in NETWORKS)
+        if (about.get("encoding"), about["width"], about["height"], *hashes) == wanted:
             return entry.version
     return None

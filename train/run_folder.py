@@ -40,7 +40,7 @@ _FORMAT = 1
 _FREE = ("num_workers", "microbatch", "parallel", "guard", "checkpoint", "validation", "log")
 """Training settings that may change between two starts: they decide how fast and how often, not what is learned (but
 for the last bits of sums). Of `parallel` the precision decides, and so does `microbatch` under dropout, whose masks are
-drawn for a microbatch as a whole."""
+drawn for a microbatch as a whole. A task's own such settings are named by `free_settings` of its Config."""
 _OURS = {"logs", ".lock"}
 
 
@@ -161,6 +161,8 @@ class RunFolder:
 
     @staticmethod
     def _check_alike(there: RunConfig, asked: RunConfig, folder: Path) -> None:
+        if there.task != asked.task:
+            raise ValueError(f"RUN {folder} is a training of {there.task}, not of {asked.task}: take another RUN")
         if found := differences(there, asked):
             raise ValueError(
                 f"RUN {folder} was started otherwise (there -> asked): {'; '.join(found)}. Ask for the same, or take"
@@ -220,6 +222,8 @@ def _deciding(config: RunConfig) -> dict[str, Any]:
         deciding["microbatch"] = train["microbatch"]
     for name in _FREE:
         del train[name]
+    for name in getattr(config.recipe.config, "free_settings", ()):
+        del settings[name]
     if train["schedule"]["name"] == "constant":
         del train["steps"]
     for name, found in value["weights"].items():  # what they are counts, not where they lie

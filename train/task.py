@@ -28,7 +28,8 @@ Provenance = dict[str, str]
 class Task(Protocol):
     """A model in training. Made from (its config, the data set, the folder for what `prepare` derives).
 
-    A config whose module draws from PyTorch's global generator in training has a setting `dropout` above 0.
+    A config whose module draws from PyTorch's global generator in training has a setting `dropout` above 0. Settings
+    that may change when a run goes on are named by its class attribute `free_settings`.
     """
 
     def check(self) -> dict[str, Provenance]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,6 +12,20 @@ from infer.weights.pipeline_weights import PipelinePlace, find_pipeline
 from infer.weights.speech_weights import WeightsPlace, find_weights
 
 MODELS = ("audio2mesh", "audio2pose", "lmk2video")
+_VIDEO_ONLY = (
+    "frames",
+    "drive",
+    "width",
+    "height",
+    "steps",
+    "guidance",
+    "seed",
+    "device",
+    "identity_model",
+    "sync_model",
+    "fid_model",
+    "fvd_model",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +79,11 @@ class EvaluateRequest:
         given = [name for name in MODELS if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError("give one of --audio2mesh, --audio2pose and --lmk2video")
+        if self.lmk2video is None:
+            for setting in fields(self):
+                if setting.name in _VIDEO_ONLY and getattr(self, setting.name) != setting.default:
+                    option = setting.name.replace("_", "-")
+                    raise ValueError(f"--{option} is of --lmk2video only: {given[0]} makes no video")
         for name in ("limit", "frames", "width", "height", "steps"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -51,6 +51,8 @@ def mouth_shown_gain(clip: Clip) -> float:
     """
     asked, shown = _openings(clip)
     both = np.isfinite(shown) & np.isfinite(asked)
+    if not both.any() or np.std(asked[both]) < _STILL:
+        raise Unavailable("the asked mouth does not move where a face is found")
     asked, shown = asked[both] - asked[both].mean(), shown[both] - shown[both].mean()
     return float(asked @ shown / (asked @ asked))
 

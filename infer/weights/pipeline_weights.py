@@ -30,8 +30,6 @@ BESIDE = ("lmk2video", "stage2", "stage1")
 PUBLISHED_SIZE = (512, 512)
 
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt")
-_HALVINGS = 8
-"""The networks halve latents three times."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,8 +72,8 @@ def find_pipeline(path: Path) -> PipelinePlace:
             return published_place(PublishedFiles.named({}, folder))
         if (folder / "checkpoints").is_dir() and not (folder / EXPORT_FOLDER).is_dir():
             raise ValueError(
-                f"the training in {folder} has no {EXPORT_FOLDER} yet: it writes one when it ends, and with its"
-                " validations"
+                f"the training in {folder} has no {EXPORT_FOLDER} yet: it writes one when it ends; give its command"
+                " again to finish it"
             )
     raise ValueError(
         f"no pipeline in {path}: wanted is a folder with {INDEX_FILE} (a training's {EXPORT_FOLDER}, or made by python"
@@ -110,11 +108,11 @@ def _size_step(config: Path) -> int:
     """As `picture_encoder.check_picture_size` has it, without loading what that needs."""
     settings = _read_json(config)
     if settings.get("_class_name") == "CosineCodec":
-        return settings["patch"] * _HALVINGS
+        return settings["patch"]
     widths = settings.get("block_out_channels")
     if not isinstance(widths, list):
         raise ValueError(f"{config} does not describe a picture codec: copy the folder again")
-    return 2 ** (len(widths) - 1) * _HALVINGS
+    return 2 ** (len(widths) - 1)
 
 
 def _read_json(file: Path) -> dict[str, Any]:

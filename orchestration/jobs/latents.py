@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from orchestration.unit import Output, Unit
-from shards.latents import EMBEDDING, LATENTS, NETWORKS
+from shards.latents import EMBEDDING, ENCODING, LATENTS, NETWORKS
 from talkinghead.provenance import canonical_json, hash_bytes, library_versions, pretty_json, provenance_key
 from talkinghead.schema import ClipInfo, Member
 from talkinghead.storage import Storage
@@ -19,7 +19,6 @@ from talkinghead.storage import Storage
 if TYPE_CHECKING:
     from talkinghead.models.picture_encoder import PictureEncoder
 
-VERSION = 1
 PREFIX = "encode-"
 LIBRARIES = ("av", "opencv-contrib-python", "numpy", "torch", "diffusers", "transformers")
 _PIXELS_AT_ONCE = 1 << 20
@@ -66,7 +65,7 @@ def job_name(version: str) -> str:
 def version_name(settings: LatentSettings, provenance: Mapping[str, Mapping[str, str]]) -> str:
     """`latents-` and 12 hexadecimal digits: a function of weights and size, not of where the weights lie."""
     hashes = [provenance[name]["sha256"] for name in NETWORKS]
-    return f"latents-{hash_bytes(canonical_json([VERSION, *hashes, settings.width, settings.height]))[:12]}"
+    return f"latents-{hash_bytes(canonical_json([ENCODING, *hashes, settings.width, settings.height]))[:12]}"
 
 
 def plan_latents(
@@ -95,7 +94,7 @@ def plan_latents(
             key=clip.key,
             pkey=provenance_key(
                 "latents",
-                VERSION,
+                ENCODING,
                 parameters={"width": settings.width, "height": settings.height},
                 inputs={"key": clip.key, "shard": clip.file_sha256},
                 models=sha256,

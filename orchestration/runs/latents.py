@@ -21,7 +21,7 @@ from orchestration.runs.pack import pack_units
 from orchestration.runs.runner import Runner
 from orchestration.unit import RunError, Unit
 from shards.index import Index, read_index
-from shards.latents import NETWORKS
+from shards.latents import ENCODING, NETWORKS
 from shards.manifest import DatasetManifest, read_manifest
 from shards.plan import PlannedSample
 from talkinghead import dataroot
@@ -63,7 +63,7 @@ def run_latents(runner: Runner, settings: LatentSettings, version: str | None = 
     check_picture_size(settings.width, settings.height, encoder.vae)
     networks = encoder.provenance()
     version = check_version(version or latents.version_name(settings, networks))
-    about = {"width": settings.width, "height": settings.height, **networks}
+    about = {"encoding": ENCODING, "width": settings.width, "height": settings.height, **networks}
     before = _check_name(storage, manifest, version, about)
     index = read_index(storage, manifest.annotation())
     done = results.pack_records(storage, pack.annotation_job(version))
@@ -113,10 +113,11 @@ def _check_name(storage: Storage, manifest: DatasetManifest, version: str, about
         return {}
     before = read_plan(storage, name)
     same = all(before[network]["sha256"] == about[network]["sha256"] for network in NETWORKS)
-    if not same or (before["width"], before["height"]) != (about["width"], about["height"]):
+    settings = ("encoding", "width", "height")
+    if not same or any(before.get(name) != about[name] for name in settings):
         raise ValueError(
-            f"{version} was begun with other networks or another size ({before['width']}x{before['height']}): choose"
-            " another --version, or none"
+            f"{version} was begun by another release, with other networks or another size"
+            f" ({before['width']}x{before['height']}): choose another --version, or none"
         )
     return before["units"]
 

@@ -16,9 +16,6 @@ from talkinghead.models.picture_weights import described, fingerprint, load_imag
 
 Vae = AutoencoderKL | CosineCodec
 
-LATENT_MULTIPLE = 8
-"""The networks halve latents three times."""
-
 
 def latent_scale(vae: Vae) -> int:
     """Pixels per latent position along each axis: 8 for Stable Diffusion's codec."""
@@ -36,9 +33,9 @@ def check_picture_size(width: int, height: int, vae: Vae) -> None:
     """Refuse sizes of pictures that the networks cannot take, in training and in inference.
 
     Raises:
-        ValueError: Width or height is no multiple of what codec and networks need; names the nearest that are.
+        ValueError: Width or height is no multiple of `latent_scale`; names the nearest that are.
     """
-    step = latent_scale(vae) * LATENT_MULTIPLE
+    step = latent_scale(vae)
     if width > 0 and height > 0 and width % step == 0 and height % step == 0:
         return
     near = [sorted({max(step, side // step * step), max(step, -(-side // step) * step)}) for side in (width, height)]

@@ -185,7 +185,7 @@ def keyed_noise(seed: int, shape: tuple[int, int, int], device: torch.device) ->
     """
 
     def draw(frames: range) -> Tensor:
-        draws = [rng.generator(seed, "noise", frame).standard_normal(shape, dtype="float32") for frame in frames]
+        draws = [rng.generator(seed, "first noise", frame).standard_normal(shape, dtype="float32") for frame in frames]
         return torch.stack([torch.from_numpy(draw) for draw in draws]).to(device)
 
     return draw

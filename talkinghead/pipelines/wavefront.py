@@ -60,6 +60,37 @@ def plan(layout: WindowLayout, num_steps: int) -> Iterator[Action]:
         yield Finish(number)
 
 
+def most_at_work(layout: WindowLayout, num_steps: int) -> tuple[int, int]:
+    """Most frames that have begun and are not finished, at any time of `plan`.
+
+    Args:
+        layout: Of the windows.
+        num_steps: Of the sampler.
+
+    Returns:
+        Frames, each counted once; and once for every window over it that has begun and is not wholly finished.
+    """
+    unfinished = [len(set(blocks)) for blocks in layout.window_blocks]
+    begun_blocks: set[int] = set()
+    begun_windows: set[int] = set()
+    blocks = windows = most_blocks = most_windows = 0
+    for action in plan(layout, num_steps):
+        if isinstance(action, Predict) and action.window not in begun_windows:
+            begun_windows.add(action.window)
+            windows += len(layout.windows[action.window])
+            new = set(layout.window_blocks[action.window]) - begun_blocks
+            begun_blocks |= new
+            blocks += sum(len(layout.blocks[number]) for number in new)
+            most_blocks, most_windows = max(most_blocks, blocks), max(most_windows, windows)
+        elif isinstance(action, Finish):
+            blocks -= len(layout.blocks[action.block])
+            for window in layout.blocks[action.block].windows:
+                unfinished[window] -= 1
+                if not unfinished[window]:
+                    windows -= len(layout.windows[window])
+    return most_blocks, most_windows
+
+
 def _needed(layout: WindowLayout, block: int, num_steps: int, predicted: list[int]) -> list[Predict]:
     """Predictions without which a block cannot be finished, in an order in which they can be made.
 

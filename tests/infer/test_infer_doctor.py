@@ -44,7 +44,7 @@ def test_says_what_is_there_and_what_is_not(folder: Path, capfd: pytest.CaptureF
 
 def test_what_cannot_be_estimated(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     for options, message in (
-        (["--width", "70"], "the nearest width is 64 or 96"),
+        (["--width", "70"], "the nearest width is 68 or 72"),
         (["--seconds", "0"], "--seconds is 0"),
         (["--width", "0"], "--width is 0"),
         (["--guidance", "nan"], "--guidance is nan"),

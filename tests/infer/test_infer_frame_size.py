@@ -24,6 +24,7 @@ def test_what_suits_the_rest() -> None:
     assert sized(256, aspect=0.5) == (256, 512)
     assert sized(preview=True) == (256, 256) and sized(1024, 512, preview=True) == (256, 128)
     assert sized(64, 64, preview=True) == (64, 64)
+    assert sized(step=8) == (512, 512) and sized(aspect=16 / 9, step=8) == (680, 384)
 
 
 @given(aspect=st.floats(0.2, 5), step=st.sampled_from([32, 64]), trained=st.integers(1, 12), preview=st.booleans())

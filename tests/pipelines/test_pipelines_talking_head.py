@@ -152,6 +152,10 @@ def test_any_size_that_networks_take(pipeline: TalkingHeadPipeline) -> None:
     stock = tiny_pipeline(vae="tiny-kl")
     stock.set_progress_bar_config(disable=True)
     assert next(stock.stream(**tiny_request(1), **fast, num_inference_steps=1)).shape == (64, 64, 3)
+    # Latents of 15 x 9 and of 9 x 5, which do not halve without a rest.
+    uneven: dict[str, Any] = {"num_inference_steps": 1, "context_frames": 2, "context_overlap": 1}
+    assert next(pipeline.stream(**tiny_request(3, 60, 36), **uneven)).shape == (36, 60, 3)
+    assert next(stock.stream(**tiny_request(3, 72, 40), **uneven)).shape == (40, 72, 3)
 
 
 def test_callbacks(pipeline: TalkingHeadPipeline) -> None:

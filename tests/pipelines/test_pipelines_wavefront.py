@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from talkinghead.pipelines.context_windows import WindowLayout, open_windows, published_windows
-from talkinghead.pipelines.wavefront import Advance, Finish, Predict, plan
+from talkinghead.pipelines.wavefront import Advance, Finish, Predict, most_at_work, plan
 
 SIZES = st.integers(1, 9).flatmap(lambda size: st.tuples(st.just(size), st.integers(0, size - 1)))
 
@@ -50,6 +50,16 @@ def test_the_front_is_as_long_as_there_are_steps(frames: int) -> None:
             begun.discard(action.block)
         widest = max(widest, sum(len(layout.blocks[block]) for block in begun))
     assert widest <= (steps + 1) * 12 + 4
+    assert most_at_work(layout, steps)[0] == widest
+
+
+def test_a_closed_loop_has_a_front_at_both_ends() -> None:
+    """25 steps of a minute: twice as many frames at work, and windows of their own count each frame as they overlap."""
+    opened = most_at_work(WindowLayout(windows=open_windows(1500, 16, 4)), 25)
+    closed = most_at_work(WindowLayout(windows=published_windows(1500, 16, 4)), 25)
+    assert 300 < opened[0] < 330 and 580 < closed[0] < 640
+    assert 1.25 < opened[1] / opened[0] < 1.4 and 1.25 < closed[1] / closed[0] < 1.4
+    assert most_at_work(WindowLayout(windows=open_windows(5, 16, 4)), 25) == (5, 5)
 
 
 def test_the_first_frames_come_early() -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from shards.latents import find_latents
+from shards.latents import ENCODING, find_latents
 from shards.manifest import AnnotationEntry, DatasetManifest, read_manifest, write_manifest
 from talkinghead.storage import Storage
 
@@ -23,7 +23,8 @@ def test_round_trip_in_equal_bytes(built):
 
 def latents(version: str, vae: str, size: int, entry: AnnotationEntry) -> AnnotationEntry:
     networks = {"vae": {"sha256": vae}, "image_encoder": {"sha256": "c"}}
-    return replace(entry, version=version, kind="latents", details={"width": size, "height": size, **networks})
+    details = {"encoding": ENCODING, "width": size, "height": size, **networks}
+    return replace(entry, version=version, kind="latents", details=details)
 
 
 def test_latents_are_found_by_what_they_are_and_never_opened_by_default(built):
@@ -36,6 +37,8 @@ def test_latents_are_found_by_what_they_are_and_never_opened_by_default(built):
     networks = {"vae": {"sha256": "v"}, "image_encoder": {"sha256": "c", "name": "anything"}}
     assert find_latents(both, networks, 64, 64) == "c"
     assert find_latents(both, networks, 64, 32) is None
+    older = [replace(entry, details=entry.details | {"encoding": 0}) for entry in both.of_kind("latents")]
+    assert find_latents(replace(both, annotations=[face, *older]), networks, 64, 64) is None
     assert find_latents(both, networks | {"vae": {"sha256": "x"}}, 64, 64) is None
     assert find_latents(manifest, networks, 64, 64) is None
     with pytest.raises(ValueError, match="no annotations yet"):

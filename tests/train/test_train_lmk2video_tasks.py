@@ -319,7 +319,7 @@ def test_the_export_is_a_pipeline_that_runs(stage1: Path, data: Storage) -> None
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        ("stage1", {"width": 40}, "nearest width is 32 or 64"),
+        ("stage1", {"width": 42}, "nearest width is 40 or 44"),
         ("stage1", {"image_encoder": "small"}, "take 64: choose another image_encoder"),
         ("stage1", {"vae": "nowhere"}, "no folder 'nowhere'"),
         ("stage1", {"size": "sd15", "sd15": "nowhere", "width": 64}, "take 768"),

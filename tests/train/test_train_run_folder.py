@@ -72,8 +72,16 @@ def test_what_only_says_how_fast_may_change(path: Path) -> None:
         "validation": dataclasses.replace(train.validation, every=5),
         "log": dataclasses.replace(train.log, every=1),
     }
-    RunFolder.start(path, config(**changed))
+    RunFolder.start(path, config({"wait_s": 2.5}, **changed))
     assert RunFolder.open(path).recipe.train == dataclasses.replace(train, **changed), "the new ones hold"
+    assert RunFolder.open(path).recipe.config.wait_s == 2.5
+
+
+def test_the_run_of_another_task_is_named(path: Path) -> None:
+    started(path, config())
+    other = dataclasses.replace(config(), task="stage1")
+    with pytest.raises(ValueError, match="is a training of toy, not of stage1: take another RUN"):
+        RunFolder.start(path, other)
 
 
 @pytest.mark.parametrize(

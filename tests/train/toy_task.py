@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ NUM_INPUTS = 6
 class Config:
     """Of the toy; nothing of it is realistic."""
 
+    free_settings: ClassVar[tuple[str, ...]] = ("wait_s",)
     num_samples: int = 20
     width: int = 8
     num_blocks: int = 2

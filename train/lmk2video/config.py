@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 UseLatents = Literal["auto", "no", "require"]
 """`auto`: read latents where the data set has those of these weights and this size, else encode pictures in each step.
@@ -15,10 +15,20 @@ UseLatents = Literal["auto", "no", "require"]
 class Lmk2VideoConfig:
     """Settings of data, noise and loss."""
 
+    free_settings: ClassVar[tuple[str, ...]] = (
+        "keep_in_memory_mb",
+        "encode_chunk",
+        "validation_clips",
+        "validation_frames",
+        "validation_steps",
+        "validation_guidance",
+    )
+    """Settings that may change when a run goes on: they decide what it takes and shows, not what is learnt."""
+
     width: int = 512
     """Of the pictures, pixels. Clips of another shape are cut to it around their middle."""
     height: int = 512
-    """Likewise. Both must be multiples of what codec and networks need: 64 with Stable Diffusion's codec, 32 with
+    """Likewise. Both must be multiples of what codec and networks need: 8 with Stable Diffusion's codec, 4 with
     `tiny`."""
     min_reference_gap: int = 0
     """Frames between the reference and the nearest target frame at least, so that the reference is not almost the

@@ -23,6 +23,9 @@ from train.task import Batch, Losses, Provenance
 class SpeechConfig:
     """Settings that all models that hear speech have."""
 
+    free_settings: ClassVar[tuple[str, ...]] = ("validation_clips",)
+    """Settings that may change when a run goes on: they decide what it shows, not what is learnt."""
+
     wav2vec: str
     """Folder of a wav2vec 2.0 (or similar) model in transformers' layout; or `tiny`: small, random first weights."""
     freeze_cnn: bool = True

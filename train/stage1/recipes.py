@@ -46,7 +46,9 @@ def paper() -> Recipe:
     activations of two pictures come on top, and the frozen codec and CLIP (1.6 GB) where latents are not read. A
     sample costs 4.0 TFLOP forward, of which make latents saves 2.4, and twice the networks' 1.9 backward. The paper
     trained for two days on four A100; the published settings say 300,000 steps, their example loads 30,000.
-    Not published: bf16, moments in 32 bits, normalisation frame by frame, attention to the reference's landmarks.
+    Not published: bf16, moments in 32 bits, normalisation frame by frame, attention to the reference's landmarks, 1 x 1
+    layers behind each scale of the pose, conditions dropped for each sample (by zeros) rather than for a whole batch,
+    no weight decay on norms and biases.
     """
     config = Stage1Config(
         size="sd15",

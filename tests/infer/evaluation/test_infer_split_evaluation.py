@@ -59,6 +59,7 @@ def test_refused(data: Path, tiny_weights: Path, tmp_path: Path, capfd: pytest.C
         ([*weights, "--data", str(data), "--split", "test"], "no clip"),
         ([*weights, "--data", str(data), "--version", "v9"], "v9"),
         ([*weights, "--data", str(data), "--limit", "0"], "--limit"),
+        ([*weights, "--data", str(data), "--fid-model", "gone.pt"], "--fid-model is of --lmk2video only"),
     ]:
         assert main(["evaluate", *arguments]) == 2
         lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]

@@ -207,7 +207,7 @@ def test_from_the_command_line(data: Path, tmp_path: Path, capfd: pytest.Capture
         (["--drive", "next"], "fewer than two clips"),
         (["--split", "test"], "no clip that shows a face"),
         (["--frames", "0"], "--frames is 0"),
-        (["--width", "60"], "multiples of 32"),
+        (["--width", "62"], "multiples of 4;"),
         (["--fid-model", str(tmp_path / "gone.pt")], "gone.pt is not there"),
         (["--lmk2video", str(tmp_path / "nowhere")], "nowhere"),
     ]:

@@ -93,6 +93,11 @@ def test_what_has_no_answer() -> None:
         mouth_shown_correlation(of(face(), face(opening=0)))
     with pytest.raises(Unavailable, match="not asked to move"):
         mouth_shown_correlation(of(face(opening=0), face()))
+    with pytest.raises(Unavailable, match="does not move where a face is found"):
+        asked, shown = face(), face(opening=0.2)
+        asked[:10] = face(opening=0)[:10]
+        shown[10:] = np.nan
+        mouth_shown_gain(of(asked, shown))
     with pytest.raises(Unavailable, match="no extent"):
         landmark_distance(of(np.full((20, 468, 2), 0.5), face()))
 

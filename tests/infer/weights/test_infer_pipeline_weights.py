@@ -108,7 +108,7 @@ def test_found_where_users_put_them(exported: Path, tmp_path: Path) -> None:
     for path in (exported, exported / INDEX_FILE, exported.parent):
         place = find_pipeline(path)
         assert place.path == exported and place.published is None and place.origin == "trained"
-        assert (place.size, place.size_step) == ((64, 96), 32)
+        assert (place.size, place.size_step) == ((64, 96), 4)
     both = tmp_path / "both"
     _link(exported, both / "stage1" / "pretrained_model")
     assert find_pipeline(both).path == both / "stage1" / "pretrained_model"
@@ -122,7 +122,7 @@ def test_published_files_are_found_as_they_are_laid_out(published: Path, tmp_pat
     for path in (published, published / "pretrained_model"):
         place = find_pipeline(path)
         assert place.published is not None and place.path == published / "pretrained_model"
-        assert (place.origin, place.size, place.size_step) == ("published", (512, 512), 64)
+        assert (place.origin, place.size, place.size_step) == ("published", (512, 512), 8)
     folder = _link(published / "pretrained_model", tmp_path / "files")
     (folder / "motion_module.pth").unlink()
     shutil.rmtree(folder / "sd-vae-ft-mse")
