@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from annotate.engines.litert import NUM_LANDMARKS, LitertEngine
 from annotate.engines.region import Region
@@ -18,6 +20,8 @@ from talkinghead.face.model import FaceModel
 from talkinghead.geometry.camera import NUM_VERTICES
 from talkinghead.geometry.canonical import canonical_face
 from talkinghead.geometry.face_mesh import metric_mesh
+
+log = logging.getLogger(__name__)
 
 MANY_OUTSIDE = 0.02
 """Share of landmarks beyond the picture's border from which on a face counts as cut."""
@@ -113,7 +117,7 @@ def _measured(image: np.ndarray, face: Face, model: FaceModel) -> Portrait:
 
 
 def read_image(path: Path) -> np.ndarray:
-    """A picture as RGB uint8 `[H, W, 3]`, upright; of an animation the first picture.
+    """A picture as sRGB uint8 `[H, W, 3]`, upright; of an animation the first picture.
 
     Raises:
         ValueError: The file is not there, or no picture that can be read; the message names it.
@@ -123,7 +127,7 @@ def read_image(path: Path) -> np.ndarray:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as opened:
                 upright = ImageOps.exif_transpose(opened)
-                return np.array(_on_white(upright))
+                return np.array(_on_white(_in_srgb(upright, path)))
     except FileNotFoundError:
         raise ValueError(f"the picture {path} is not there") from None
     except IsADirectoryError:
@@ -134,6 +138,24 @@ def read_image(path: Path) -> np.ndarray:
         raise ValueError(f"the picture {path} is too large: {error}") from None
     except (OSError, SyntaxError, ValueError) as error:  # Pillow's decoders raise all three for damaged files
         raise ValueError(f"the picture {path} is damaged or cannot be read: {error}") from error
+
+
+def _in_srgb(image: Image.Image, path: Path) -> Image.Image:
+    """Colours by the picture's own profile (Display P3, Adobe RGB, CMYK) as sRGB's, which the networks have seen."""
+    embedded = image.info.get("icc_profile")
+    if not embedded or image.mode not in ("RGB", "RGBA", "L", "CMYK"):
+        return image
+    try:
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(embedded))
+        if "srgb" in ImageCms.getProfileDescription(profile).lower():
+            return image  # a transform to itself would only round
+        mode = "RGBA" if image.mode == "RGBA" else "RGB"
+        converted = ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode=mode)
+    except (ImageCms.PyCMSError, OSError) as error:
+        log.warning("warning: the colour profile in %s cannot be used (%s): its colours are taken as sRGB", path, error)
+        return image
+    assert converted is not None, "only a transform in place returns nothing"
+    return converted
 
 
 def _on_white(image: Image.Image) -> Image.Image:

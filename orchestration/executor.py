@@ -61,6 +61,9 @@ class Tally:
 
     planned: int = 0
     done_before: int = 0
+    """Without a need to run: committed by an earlier run, or quarantined by it."""
+    quarantined_before: int = 0
+    """Those of `done_before` that were quarantined."""
     committed: int = 0
     quarantined: int = 0
     wall_seconds: float = 0.0
@@ -92,7 +95,9 @@ def run_units(
     started = time.perf_counter()
     ledger = Ledger(storage, job)
     pending = [unit for unit in units if not ledger.is_done(unit)]
-    tally = Tally(planned=len(units), done_before=len(units) - len(pending))
+    left_out = ledger.quarantined - ledger.committed
+    before = sum((unit.key, unit.pkey) in left_out for unit in units)
+    tally = Tally(planned=len(units), done_before=len(units) - len(pending), quarantined_before=before)
     if pending:
         slots, gpus = cluster.gpu_slots(gpu_share) if gpu_share else (cluster.slots, 0.0)
         with Progress(job, len(units), tally.done_before) as progress:
@@ -100,8 +105,9 @@ def run_units(
         _check_committed(storage, job, pending)
     tally.wall_seconds = time.perf_counter() - started
     log.info(
-        "%s: %d units, %d done before, %d done now, %d quarantined, %.1f s",
-        job, tally.planned, tally.done_before, tally.committed, tally.quarantined, tally.wall_seconds,
+        "%s: %d units, %d done before, %d done now, %d quarantined, %d of them before, %.1f s",
+        job, tally.planned, tally.done_before - before, tally.committed, tally.quarantined + before, before,
+        tally.wall_seconds,
     )  # fmt: skip
     return tally
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from annotate.engines import make_engine
 from infer.portrait import MANY_OUTSIDE, find_faces, read_image, read_portrait
@@ -36,6 +37,46 @@ def test_exif_orientation(media: Path, face_model: FaceModel) -> None:
     lying = read_portrait(media / "derived" / "portrait_exif6.jpg", face_model)
     assert lying.image.shape == upright.image.shape
     assert np.abs(lying.face.points[:, :2] - upright.face.points[:, :2]).max() < 0.005
+
+
+def icc_profile(*primaries: tuple[float, float, float]) -> bytes:
+    """A colour profile (ICC.1:2001-04, matrix and gamma 2.2) with these columns of red, green and blue in XYZ (D50)."""
+
+    def fixed(*numbers: float) -> bytes:
+        return struct.pack(f">{len(numbers)}i", *(round(number * 65536) for number in numbers))
+
+    white = (0.9642, 1.0, 0.8249)
+    tags = {b"wtpt": b"XYZ \0\0\0\0" + fixed(*white)}
+    tags |= {b"%cXYZ" % name: b"XYZ \0\0\0\0" + fixed(*column) for name, column in zip(b"rgb", primaries, strict=True)}
+    tags |= {b"%cTRC" % name: b"curv\0\0\0\0" + struct.pack(">IHxx", 1, round(2.2 * 256)) for name in b"rgb"}
+    tags[b"desc"] = b"desc\0\0\0\0" + struct.pack(">I", 5) + b"wide\0" + bytes(79)
+    table, body, place = b"", b"", 132 + 12 * len(tags)
+    for name, content in tags.items():
+        table += name + struct.pack(">II", place + len(body), len(content))
+        body += content
+    header = struct.pack(">I4sI4s4s4s12x4s28x", place + len(body), b"", 0x02100000, b"mntr", b"RGB ", b"XYZ ", b"acsp")
+    return header + fixed(*white) + bytes(48) + struct.pack(">I", len(tags)) + table + body
+
+
+DISPLAY_P3 = ((0.51512, 0.2412, -0.00105), (0.29198, 0.69225, 0.04189), (0.1571, 0.06657, 0.78407))
+
+
+def test_colours_are_those_of_the_pictures_own_profile(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The reddest red of sRGB is no pure red in Display P3."""
+    pixels = np.array([[[234, 51, 35], [128, 128, 128]]], np.uint8)
+    for suffix in ("png", "tiff"):
+        file = tmp_path / f"wide.{suffix}"
+        Image.fromarray(pixels).save(file, icc_profile=icc_profile(*DISPLAY_P3))
+        found = read_image(file).astype(int)
+        assert np.abs(found - [[[255, 0, 0], [128, 128, 128]]]).max() <= 15, found
+    Image.fromarray(pixels).convert("RGBA").save(tmp_path / "clear.png", icc_profile=icc_profile(*DISPLAY_P3))
+    assert np.array_equal(read_image(tmp_path / "clear.png"), read_image(tmp_path / "wide.png"))
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    Image.fromarray(pixels).save(tmp_path / "srgb.png", icc_profile=srgb)
+    assert np.array_equal(read_image(tmp_path / "srgb.png"), pixels) and not caplog.text
+    Image.fromarray(pixels).save(tmp_path / "broken.png", icc_profile=b"no profile")
+    assert np.array_equal(read_image(tmp_path / "broken.png"), pixels)
+    assert "broken.png cannot be used" in caplog.text
 
 
 def test_several_faces(media: Path, face_model: FaceModel) -> None:

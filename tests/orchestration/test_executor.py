@@ -34,7 +34,7 @@ def run(storage: Storage, units: list[Unit]) -> Tally:
         return run_units(storage, "test", units, cluster, RETRY)
 
 
-def test_every_unit_ends_once_and_poison_harms_no_neighbour(tmp_path: Path) -> None:
+def test_every_unit_ends_once_and_poison_harms_no_neighbour(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     storage = Storage(tmp_path / "data")
     poison = ["segfault", "killed", "hang", "memory", "error"]
     units = [make_unit(tmp_path, f"good{i:02d}", "sample", sleep=0.05) for i in range(20)]
@@ -71,8 +71,12 @@ def test_every_unit_ends_once_and_poison_harms_no_neighbour(tmp_path: Path) -> N
     assert runs["segfault"] == 2
 
     # A second run has nothing to do, until a cause is released.
-    again = run(storage, units)
+    with caplog.at_level("INFO"):
+        again = run(storage, units)
     assert (again.done_before, again.committed, again.quarantined) == (27, 0, 0)
+    assert (
+        again.quarantined_before == 5 and "22 done before, 0 done now, 5 quarantined, 5 of them before" in caplog.text
+    )
     assert [record.key for record in release(storage, quarantined(storage), "crash:SIGKILL")] == ["killed"]
     assert causes(quarantined(storage))["crash:SIGKILL"] == 0
     assert len(storage.list("released", ".json")) == 1
