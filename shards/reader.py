@@ -231,14 +231,19 @@ class Sample:
                 found[member.suffix] = block[member.offset - first : member.offset - first + member.size]
         return found
 
-    def video(self, first: int = 0, count: int | None = None) -> np.ndarray:
-        """Frames `first … first + count - 1` as RGB, uint8 `[count, H, W, 3]`; only they are decoded."""
+    def video(self, first: int = 0, count: int | None = None, stride: int = 1) -> np.ndarray:
+        """`count` frames from `first` on, each `stride` after the other, as RGB: uint8 `[count, H, W, 3]`.
+
+        Nothing behind the last of them is decoded. Without a count: all that there are.
+        """
         from talkinghead.media.clip import decode_window
 
-        count = self._check_window(first, count)
+        if stride < 1:
+            raise ValueError(f"stride must be at least 1, not {stride}: frames are read in their order")
+        span = self._check_window(first, None if count is None else (count - 1) * stride + 1)
         path, member = self._reader.locate(self.row, "mp4")
         with self._reader.ranges.open(path, member.offset, member.size) as stream:
-            return decode_window(stream, first, count)
+            return decode_window(stream, first, (span - 1) // stride + 1, stride)
 
     def audio(self, first: int = 0, count: int | None = None) -> np.ndarray:
         """The audio of these frames, float32 `[count * 640]` in -1 .. 1."""

@@ -31,17 +31,19 @@ def decode_clip(mp4: bytes | BinaryIO) -> Iterator[np.ndarray]:
             yield converter.rgb(frame)
 
 
-def decode_window(mp4: bytes | BinaryIO, first: int, count: int) -> np.ndarray:
-    """Frames `first .. first + count - 1` as RGB uint8 `[count, H, W, 3]`, the same pixels as `decode_clip` gives.
+def decode_window(mp4: bytes | BinaryIO, first: int, count: int, stride: int = 1) -> np.ndarray:
+    """`count` frames from `first` on, each `stride` after the other: RGB uint8 `[count, H, W, 3]`.
 
-    Only the packets from the key frame before `first` on are read and decoded.
+    The same pixels as `decode_clip` gives. Only the packets from the key frame before `first` on are read and decoded;
+    frames that are passed over are not converted.
 
     Raises:
         ValueError: The clip cannot be opened, or has fewer frames.
         av.error.FFmpegError: A packet of it is damaged.
     """
-    if first < 0 or count < 1:
-        raise ValueError(f"a window of {count} frames from frame {first} on does not exist")
+    if first < 0 or count < 1 or stride < 1:
+        raise ValueError(f"a window of {count} frames from frame {first} on, each {stride} further, does not exist")
+    last = first + (count - 1) * stride
     converter = ClipConverter()
     images: np.ndarray | None = None
     found = 0
@@ -51,15 +53,15 @@ def decode_window(mp4: bytes | BinaryIO, first: int, count: int) -> np.ndarray:
             container.seek(round(Fraction(first, FPS) / tick), stream=stream)
         for frame in container.decode(stream):
             index = round(cast(int, frame.pts) * tick * FPS)
-            if index < first:
+            if index < first or (index - first) % stride:
                 continue
             if images is None:
                 images = np.empty((count, frame.height, frame.width, 3), np.uint8)
-            converter.rgb(frame, out=images[index - first])
+            converter.rgb(frame, out=images[(index - first) // stride])
             found += 1
             if found == count:
                 return images
-    raise ValueError(f"the clip has no frames {first} to {first + count - 1}: only {found} of {count} were found")
+    raise ValueError(f"the clip has no frames {first} to {last}: only {found} of {count} were found")
 
 
 @contextmanager

@@ -102,6 +102,11 @@ def test_video_windows(built):
         expected = clip_frames(number)[first : first + count]
         assert video.shape == expected.shape and video.dtype == np.uint8
         assert np.abs(video.astype(int) - expected).max() <= 3
+    sample = reader.find(sample_key(1))
+    whole = sample.video()
+    assert np.array_equal(sample.video(3, 5, 4), whole[3:20:4]) and np.array_equal(
+        sample.video(2, stride=7), whole[2::7]
+    )
 
 
 def test_window_outside_and_unknown_column(built):
@@ -110,6 +115,9 @@ def test_window_outside_and_unknown_column(built):
         for read in (sample.video, sample.audio, lambda f, c: sample.annotation("pose", f, c)):
             with pytest.raises(ValueError, match="frames"):
                 read(first, count)
+    for window in ((0, 2, 0), (5, 3, sample.num_frames)):
+        with pytest.raises(ValueError, match=r"stride|frames"):
+            sample.video(*window)
     with pytest.raises(ValueError, match="make reannotate"):
         sample.annotation("latents")
     with pytest.raises(ValueError, match="make reannotate"):

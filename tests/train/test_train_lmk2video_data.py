@@ -147,7 +147,7 @@ def test_items_depend_on_the_slot_alone(reader: ShardReader) -> None:
 def test_a_clip_is_kept_without_holding_it_at_full_size(reader: ShardReader, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clip_pictures, "_AT_ONCE", 8, raising=False)
     video, counts = Sample.video, []
-    monkeypatch.setattr(Sample, "video", lambda s, first, count: counts.append(count) or video(s, first, count))
+    monkeypatch.setattr(Sample, "video", lambda s, *window: counts.append(window[1]) or video(s, *window))
     sample, every = reader.find(clip_key(1)), np.arange(LENGTHS[1])
     kept = ClipPictures(SIZE, keep=True).pictures(sample, every)
     assert counts == [8, 8, 8, 8, 2]

@@ -60,10 +60,9 @@ class ClipPictures:
         self._drawn: dict[tuple[str, int], np.ndarray] = {}
 
     def pictures(self, sample: Sample, frames: np.ndarray) -> np.ndarray:
-        """Frames `[F]`, ascending → uint8 `[F, 3, H, W]`."""
+        """Frames `[F]`, ascending and evenly apart → uint8 `[F, 3, H, W]`."""
         if not self.keep:
-            first = int(frames[0])
-            return self._read(sample, first, int(frames[-1]) - first + 1, frames - first)
+            return self._read(sample, frames)
         if sample.key not in self._pictures:
             self._pictures[sample.key] = self._read_all(sample)
         return self._pictures[sample.key][frames]
@@ -97,11 +96,13 @@ class ClipPictures:
         whole = np.empty((sample.num_frames, 3, self.size.height, self.size.width), np.uint8)
         for first in range(0, len(whole), _AT_ONCE):
             part = whole[first : first + _AT_ONCE]
-            part[...] = self._read(sample, first, len(part), np.arange(len(part)))
+            part[...] = self._read(sample, first + np.arange(len(part)))
         return whole
 
-    def _read(self, sample: Sample, first: int, count: int, chosen: np.ndarray) -> np.ndarray:
-        video = sample.video(first, count)[chosen]
+    def _read(self, sample: Sample, frames: np.ndarray) -> np.ndarray:
+        stride = int(frames[1] - frames[0]) if len(frames) > 1 else 1
+        assert (np.diff(frames) == stride).all()
+        video = sample.video(int(frames[0]), len(frames), stride)
         return fit_pictures(video.transpose(0, 3, 1, 2), self.size.width, self.size.height)
 
     def _fits(self, sample: Sample) -> bool:
