@@ -105,8 +105,8 @@ def run_units(
         _check_committed(storage, job, pending)
     tally.wall_seconds = time.perf_counter() - started
     log.info(
-        "%s: %d units, %d done before, %d done now, %d quarantined, %d of them before, %.1f s",
-        job, tally.planned, tally.done_before - before, tally.committed, tally.quarantined + before, before,
+        "%s: %d units, %d done and %d quarantined before, %d done now, %d quarantined, %.1f s",
+        job, tally.planned, tally.done_before - before, before, tally.committed, tally.quarantined,
         tally.wall_seconds,
     )  # fmt: skip
     return tally

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from shards.index import build_index, read_index, write_index
-from shards.latents import EMBEDDING, LATENTS
+from shards.latents import EMBEDDING, ENCODING, LATENTS
 from shards.manifest import AnnotationEntry, read_manifest, write_manifest
 from shards.plan import PlannedSample
 from shards.reader import ShardReader
@@ -129,7 +129,7 @@ def add_latents(storage: Storage, encoder: PictureEncoder, width: int, height: i
         kept=len(rows),
         splits=dict(Counter(row.split for row in rows)),
         kind="latents",
-        details={"width": width, "height": height, **encoder.provenance()},
+        details={"encoding": ENCODING, "width": width, "height": height, **encoder.provenance()},
     )
     write_manifest(storage, dataclasses.replace(manifest, annotations=[*manifest.annotations, latents]))
 

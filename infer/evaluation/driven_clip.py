@@ -15,7 +15,7 @@ from infer.metrics.mouth_reader import MouthReader
 from shards.reader import Sample
 from talkinghead.geometry.camera import NUM_VERTICES
 from talkinghead.geometry.retarget import transfer
-from talkinghead.media.picture_size import fit_pictures, middle_box
+from talkinghead.media.picture_size import fit_landmarks, fit_pictures
 from talkinghead.pipelines.landmark_motion import place
 from talkinghead.timebase import FPS
 
@@ -188,5 +188,4 @@ class PictureCut:
 
     def points(self, points: np.ndarray) -> np.ndarray:
         """Landmarks `[…, 2]` in shares of the clip's picture → in shares of what is cut out of it, float32."""
-        left, top, across, down = middle_box(*self.clip, *self.size)
-        return ((points * self.clip - (left, top)) / (across, down)).astype(np.float32)
+        return fit_landmarks(points.astype(np.float32), self.clip, self.size)

@@ -79,3 +79,23 @@ def fit_pictures(pictures: Pictures, width: int, height: int) -> Pictures:
     """
     left, top, across, down = middle_box(pictures.shape[3], pictures.shape[2], width, height)
     return resize_pictures(pictures[:, :, top : top + down, left : left + across], width, height)
+
+
+def fit_landmarks(points: np.ndarray, picture: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
+    """Landmarks of a picture where `fit_pictures` puts them.
+
+    Args:
+        points: `[…, 2 or more]`, x and y in shares of the picture's width and height.
+        picture: Its width and height.
+        size: Width and height of what is made of it.
+
+    Returns:
+        The same shape and type, x and y in shares of what is made; other columns stay.
+    """
+    left, top, across, down = middle_box(*picture, *size)
+    if (across, down) == picture:
+        return points
+    placed = points.copy()
+    placed[..., 0] = (placed[..., 0] * picture[0] - left) / across
+    placed[..., 1] = (placed[..., 1] * picture[1] - top) / down
+    return placed

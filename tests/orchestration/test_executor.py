@@ -75,7 +75,7 @@ def test_every_unit_ends_once_and_poison_harms_no_neighbour(tmp_path: Path, capl
         again = run(storage, units)
     assert (again.done_before, again.committed, again.quarantined) == (27, 0, 0)
     assert (
-        again.quarantined_before == 5 and "22 done before, 0 done now, 5 quarantined, 5 of them before" in caplog.text
+        again.quarantined_before == 5 and "22 done and 5 quarantined before, 0 done now, 0 quarantined" in caplog.text
     )
     assert [record.key for record in release(storage, quarantined(storage), "crash:SIGKILL")] == ["killed"]
     assert causes(quarantined(storage))["crash:SIGKILL"] == 0

@@ -37,8 +37,8 @@ def plain_loop(pipeline: TalkingHeadPipeline, request: dict[str, Any], *, compat
     reference = pipeline.reference_net(pictures.mean(pictures.moments(portrait)), token)
     images = torch.stack([_image(points) for points in request["landmarks"]])
     beside = None if compat else _image(request["reference_landmarks"])[None]
-    noise = [rng.generator(5, "noise", frame).standard_normal((16, 8, 8), dtype="float32") for frame in range(FRAMES)]
-    latents = torch.from_numpy(np.stack(noise))
+    draws = [rng.generator(5, "first noise", frame) for frame in range(FRAMES)]
+    latents = torch.from_numpy(np.stack([draw.standard_normal((16, 8, 8), dtype="float32") for draw in draws]))
     scheduler = pipeline.scheduler
     scheduler.set_timesteps(STEPS)
     for timestep in scheduler.timesteps:

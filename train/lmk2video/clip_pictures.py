@@ -10,7 +10,7 @@ import numpy as np
 from shards.reader import Sample
 from talkinghead.geometry.face_regions import OUTER_LIPS
 from talkinghead.geometry.guidance import draw_guidance
-from talkinghead.media.picture_size import fit_pictures, middle_box
+from talkinghead.media.picture_size import fit_landmarks, fit_pictures
 from talkinghead.models.pose_guider import GUIDANCE_SCALE
 
 _AT_ONCE = 100
@@ -83,14 +83,8 @@ class ClipPictures:
 
     def place(self, sample: Sample, landmarks: np.ndarray) -> np.ndarray:
         """Landmarks of a clip `[…, 478, 3]`, x and y in shares of its picture → in shares of what is cut out of it."""
-        if self._fits(sample):
-            return landmarks
         info = sample.info
-        left, top, width, height = middle_box(info.width, info.height, self.size.width, self.size.height)
-        placed = landmarks.copy()
-        placed[..., 0] = (placed[..., 0] * info.width - left) / width
-        placed[..., 1] = (placed[..., 1] * info.height - top) / height
-        return placed
+        return fit_landmarks(landmarks, (info.width, info.height), (self.size.width, self.size.height))
 
     def _read_all(self, sample: Sample) -> np.ndarray:
         whole = np.empty((sample.num_frames, 3, self.size.height, self.size.width), np.uint8)
@@ -104,9 +98,6 @@ class ClipPictures:
         assert (np.diff(frames) == stride).all()
         video = sample.video(int(frames[0]), len(frames), stride)
         return fit_pictures(video.transpose(0, 3, 1, 2), self.size.width, self.size.height)
-
-    def _fits(self, sample: Sample) -> bool:
-        return sample.info.width * self.size.height == sample.info.height * self.size.width
 
 
 def region_weights(landmarks: np.ndarray, size: tuple[int, int], face: float, mouth: float) -> np.ndarray:

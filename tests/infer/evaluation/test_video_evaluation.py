@@ -137,8 +137,8 @@ def test_motion_modules_are_left_out_on_the_same_noise(clip: DrivenClip) -> None
     long, short = first_frames(clip, 6), first_frames(clip, 3)
     without = generate(alone, long, plain)
     assert (generate(moving, long, plain) != without).any()
-    # Frames that are made each for itself do not depend on the length.
-    np.testing.assert_array_equal(generate(alone, short, plain), without[:3])
+    # Frames that are made each for itself do not depend on the length, but for how sums are rounded.
+    np.testing.assert_allclose(generate(alone, short, plain).astype(int), without[:3], atol=1)
 
 
 def first_frames(clip: DrivenClip, count: int) -> DrivenClip:
