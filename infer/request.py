@@ -107,6 +107,12 @@ class SpeechOptions:
         _check_within("--fps", self.fps, 1, 240, " frames per second")
         _check_within("--template-fps", self.template_fps, 1, 240, " frames per second")
         _check_within("--pose-gain", self.pose_gain, -10, 10)
+        heard = {"--audio2pose": self.audio2pose, "--identity": self.identity}
+        for option, value in heard.items():
+            if value is not None and self.pose_source.kind != "audio":
+                raise ValueError(f"{option} is of --pose audio, and the head's motion comes from --pose {self.pose}")
+        if self.template_fps != TEMPLATE_FPS and self.pose_source.kind != "template":
+            raise ValueError(f"--template-fps is of --pose template:FILE.npy, not of --pose {self.pose}")
 
     @property
     def pose_source(self) -> PoseSource:

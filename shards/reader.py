@@ -274,7 +274,10 @@ class Sample:
             if name in COLUMN:
                 return decode_column(COLUMN[name], layout.array_bytes(rows))
         except ValueError as error:
-            raise ValueError(f"{self._reader.storage.describe(path)}: {self.key}.{member.suffix}: {error}") from error
+            where = self._reader.storage.describe(path)
+            raise ValueError(
+                f"{where}: {self.key}.{member.suffix}: {error}; make verify lists what is damaged"
+            ) from error
         return np.frombuffer(rows, layout.dtype).reshape(count, *layout.shape[1:])
 
     def _check_window(self, first: int, count: int | None) -> int:

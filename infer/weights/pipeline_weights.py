@@ -8,6 +8,7 @@ published files.
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
     from talkinghead.models.lmk2video_published import PoseGuiderMode
     from talkinghead.pipelines.talking_head import TalkingHeadPipeline
+
+log = logging.getLogger(__name__)
 
 INDEX_FILE = "model_index.json"
 PIPELINE_CLASS = "TalkingHeadPipeline"
@@ -63,10 +66,15 @@ def find_pipeline(path: Path) -> PipelinePlace:
         raise ValueError(f"the weights {path} are not there")
     if path.is_file():
         raise ValueError(f"{path} is a file: give the folder of a pipeline, or of the published files")
+    unfinished: list[Path] = []
     for folder in (path, *(path / name for name in BESIDE)):
         for place in (folder, folder / EXPORT_FOLDER):
             if (place / INDEX_FILE).is_file():
+                for other in unfinished:
+                    log.warning("warning: the training in %s has not ended: %s is taken", other, place)
                 return _of_folder(place)
+        if (folder / "checkpoints").is_dir():
+            unfinished.append(folder)
     for folder in (path, *(path / name for name in BESIDE)):
         if holds_published(folder):
             return published_place(PublishedFiles.named({}, folder))

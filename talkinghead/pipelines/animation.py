@@ -36,7 +36,7 @@ _DECODE_CHUNK = 4
 
 
 class Animation:
-    """One run. Nothing of it stays in the pipeline, so a pipeline can be in several runs at once.
+    """One run. A pipeline can be in several at once, but for its `interrupt` and `current_frames`: those are one.
 
     Args:
         pipeline: Its networks are put in evaluation mode.

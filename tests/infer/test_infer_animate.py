@@ -211,6 +211,8 @@ def test_a_driving_video_without_sound(
         ("video", {"-o": "MANIFEST.csv/o.mp4"}, "not a folder"),
         ("audio", {"--audio": "video/EDTalk_mouth_source.mp4"}, "no audio"),
         ("audio", {"--pose": "dance"}, "must be audio, still"),
+        ("audio", {"--pose": "still", "--identity": "0"}, "--identity is of --pose audio"),
+        ("audio", {"--template-fps": 30.5}, "--template-fps is of --pose template:"),
     ],
 )
 def test_what_is_wrong_is_one_line(

@@ -130,6 +130,14 @@ def test_published_files_are_found_as_they_are_laid_out(published: Path, tmp_pat
         find_pipeline(folder)
 
 
+def test_a_stage_that_has_not_ended_is_named(exported: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    _link(exported, tmp_path / "stage1")
+    assert find_pipeline(tmp_path).path == tmp_path / "stage1" and not caplog.text
+    (tmp_path / "stage2" / "checkpoints").mkdir(parents=True)
+    assert find_pipeline(tmp_path).path == tmp_path / "stage1"
+    assert f"the training in {tmp_path / 'stage2'} has not ended" in caplog.text
+
+
 def test_other_things(exported: Path, published: Path, tmp_path: Path) -> None:
     notes = tmp_path / "notes.txt"
     notes.write_text("no weights")
