@@ -14,16 +14,21 @@ class Ema:
     Args:
         parameters: Name → parameter, on any device; shards stay shards.
         config: The decay.
-
-    Attributes:
-        average: Name → float32 tensor; shaped, placed and sharded like the parameter.
     """
 
     def __init__(self, parameters: dict[str, nn.Parameter], config: EmaConfig) -> None:
         self.config = config
-        self._parameters = list(parameters.values())
-        self._follows = config.decay > 0  # else a copy would only take memory
-        self.average = {name: p.detach().clone() if self._follows else p.detach() for name, p in parameters.items()}
+        self._parameters = parameters
+        # Without a decay a copy would only take memory.
+        self._copies = {name: p.detach().clone() for name, p in parameters.items()} if config.decay else None
+
+    @property
+    def average(self) -> dict[str, torch.Tensor]:
+        """Name → float32 tensor; shaped, placed and sharded like the parameter."""
+        if self._copies is not None:
+            return self._copies
+        # Anew at each call: sharding may move a parameter to other memory.
+        return {name: p.detach() for name, p in self._parameters.items()}
 
     def decay(self, step: int) -> float:
         """Decay at update `step`, counted from 0; the warm-up is (1 + step) / (10 + step), as with TensorFlow's."""
@@ -32,7 +37,7 @@ class Ema:
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Take in the weights that update `step` made."""
-        if not self._follows:
+        if self._copies is None:
             return
-        averages = list(self.average.values())
-        torch._foreach_lerp_(averages, self._parameters, 1 - self.decay(step))  # pyright: ignore
+        averages, weights = list(self._copies.values()), list(self._parameters.values())
+        torch._foreach_lerp_(averages, weights, 1 - self.decay(step))  # pyright: ignore

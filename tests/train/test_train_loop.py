@@ -75,12 +75,13 @@ def kill_at(slot: int) -> Callable[[list[int]], None]:
     return kill
 
 
-@pytest.mark.parametrize("asynchronous", [False, True])
-def test_a_killed_training_goes_on_with_the_same_bits(tmp_path: Path, asynchronous: bool) -> None:
+@pytest.mark.parametrize(("asynchronous", "decay"), [(False, 0.9), (True, 0.9), (True, 0.0)])
+def test_a_killed_training_goes_on_with_the_same_bits(tmp_path: Path, asynchronous: bool, decay: float) -> None:
     chosen = recipe(
         {"dropout": 0.3},
         steps=11,
         checkpoint={"every": 3, "asynchronous": asynchronous},
+        ema={"decay": decay},
         log={"every": 1},
         schedule={"name": "cosine", "warmup_steps": 3},
     )

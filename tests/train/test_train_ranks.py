@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,20 @@ def test_two_ranks_resume(ranks: Ranks, tmp_path: Path, before: str, after: str)
     (first, second) = ranks.run(train, tmp_path / "run", recipe(noisy, parallel={"strategy": after}))
     assert_same(first, second)
     assert_same(first, whole, 0.0 if before == after else ROUNDING)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_without_averaging_the_weights_are_what_is_exported(ranks: Ranks, tmp_path: Path, strategy: str) -> None:
+    """Also where shards are uneven (9 rows on two ranks), and after a resume."""
+    chosen = recipe({"width": 9}, ema={"decay": 0.0}, parallel={"strategy": strategy})
+    whole, _ = ranks.run(train, tmp_path / "whole", chosen)
+    ranks.run(train, tmp_path / "run", dataclasses.replace(chosen, train=dataclasses.replace(chosen.train, steps=4)))
+    first, second = ranks.run(train, tmp_path / "run", chosen)
+    assert_same(first, second)
+    assert_same(first, whole)
+    exported = load_file(tmp_path / "run/out/weights.safetensors")
+    for name, value in first["ema"].items():
+        assert torch.equal(value, first["module"][name]) and torch.equal(value, exported[name])
 
 
 def test_one_rank_goes_on_where_two_ended_and_the_other_way(
