@@ -143,6 +143,9 @@ def read_image(path: Path) -> np.ndarray:
 def _in_srgb(image: Image.Image, path: Path) -> Image.Image:
     """Colours by the picture's own profile (Display P3, Adobe RGB, CMYK) as sRGB's, which the networks have seen."""
     embedded = image.info.get("icc_profile")
+    if image.mode == "P" or (image.mode == "RGB" and image.has_transparency_data):
+        # A transform would lose the palette, and which colour is transparent.
+        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
     if not embedded or image.mode not in ("RGB", "RGBA", "L", "CMYK"):
         return image
     try:

@@ -13,6 +13,8 @@ EMBEDDING = "embedding"
 """Column of the pictures' embeddings: float16 `[F, D]`."""
 ENCODING = 1
 """How pictures become these columns: raise it where the same networks and size would give others."""
+FIRST_ENCODING = 1
+"""Of latents from before it was written down."""
 NETWORKS = ("vae", "image_encoder")
 """Names in a provenance: the codec that made the latents, and the encoder of the embeddings."""
 
@@ -37,6 +39,6 @@ def find_latents(
     for entry in reversed(manifest.of_kind("latents")):
         about = entry.details
         hashes = (about[name]["sha256"] for name in NETWORKS)
-        if (about.get("encoding"), about["width"], about["height"], *hashes) == wanted:
+        if (about.get("encoding", FIRST_ENCODING), about["width"], about["height"], *hashes) == wanted:
             return entry.version
     return None

@@ -21,7 +21,7 @@ from orchestration.runs.pack import pack_units
 from orchestration.runs.runner import Runner
 from orchestration.unit import RunError, Unit
 from shards.index import Index, read_index
-from shards.latents import ENCODING, NETWORKS
+from shards.latents import ENCODING, FIRST_ENCODING, NETWORKS
 from shards.manifest import DatasetManifest, read_manifest
 from shards.plan import PlannedSample
 from talkinghead import dataroot
@@ -114,7 +114,7 @@ def _check_name(storage: Storage, manifest: DatasetManifest, version: str, about
     before = read_plan(storage, name)
     same = all(before[network]["sha256"] == about[network]["sha256"] for network in NETWORKS)
     settings = ("encoding", "width", "height")
-    if not same or any(before.get(name) != about[name] for name in settings):
+    if not same or any({"encoding": FIRST_ENCODING, **before}[name] != about[name] for name in settings):
         raise ValueError(
             f"{version} was begun by another release, with other networks or another size"
             f" ({before['width']}x{before['height']}): choose another --version, or none"

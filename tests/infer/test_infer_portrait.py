@@ -71,6 +71,12 @@ def test_colours_are_those_of_the_pictures_own_profile(tmp_path: Path, caplog: p
         assert np.abs(found - [[[255, 0, 0], [128, 128, 128]]]).max() <= 15, found
     Image.fromarray(pixels).convert("RGBA").save(tmp_path / "clear.png", icc_profile=icc_profile(*DISPLAY_P3))
     assert np.array_equal(read_image(tmp_path / "clear.png"), read_image(tmp_path / "wide.png"))
+    indexed = Image.fromarray(pixels).quantize(2)
+    indexed.save(tmp_path / "palette.png", icc_profile=icc_profile(*DISPLAY_P3))
+    assert np.array_equal(read_image(tmp_path / "palette.png"), read_image(tmp_path / "wide.png"))
+    see_through = {"icc_profile": icc_profile(*DISPLAY_P3), "transparency": (128, 128, 128)}
+    Image.fromarray(pixels).save(tmp_path / "key.png", **see_through)
+    assert read_image(tmp_path / "key.png")[0, 1].tolist() == [255, 255, 255]
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     Image.fromarray(pixels).save(tmp_path / "srgb.png", icc_profile=srgb)
     assert np.array_equal(read_image(tmp_path / "srgb.png"), pixels) and not caplog.text

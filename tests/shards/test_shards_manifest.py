@@ -37,6 +37,9 @@ def test_latents_are_found_by_what_they_are_and_never_opened_by_default(built):
     networks = {"vae": {"sha256": "v"}, "image_encoder": {"sha256": "c", "name": "anything"}}
     assert find_latents(both, networks, 64, 64) == "c"
     assert find_latents(both, networks, 64, 32) is None
+    unnamed = latents("d", "v", 64, face)
+    unnamed = replace(unnamed, details={name: value for name, value in unnamed.details.items() if name != "encoding"})
+    assert find_latents(replace(both, annotations=[face, unnamed]), networks, 64, 64) == "d"
     older = [replace(entry, details=entry.details | {"encoding": 0}) for entry in both.of_kind("latents")]
     assert find_latents(replace(both, annotations=[face, *older]), networks, 64, 64) is None
     assert find_latents(both, networks | {"vae": {"sha256": "x"}}, 64, 64) is None
