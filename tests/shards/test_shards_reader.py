@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import io
 import multiprocessing
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -144,13 +144,21 @@ def _sum_of(reader: ShardReader) -> float:
     return sum(float(reader[i].audio(2, 5).sum()) for i in range(len(reader)))
 
 
+def _sums_in_two_processes(method: str, reader: ShardReader) -> list[float]:
+    ranges.OPEN_FILES = 1
+    here = _sum_of(reader)  # files are open when the others begin
+    with multiprocessing.get_context(method).Pool(2) as pool:
+        return [here, *pool.map(_sum_of, [reader] * 2)]
+
+
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_other_processes_and_threads(built, method, monkeypatch):
     monkeypatch.setattr(ranges, "OPEN_FILES", 1)  # shards are closed and opened all the time
     reader = ShardReader(built)
     expected = _sum_of(reader)
-    with multiprocessing.get_context(method).Pool(2) as pool:
-        assert pool.map(_sum_of, [reader] * 2) == [expected] * 2
+    # From a process without threads: forking one that has threads can leave a child waiting for ever.
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as clean:
+        assert clean.submit(_sums_in_two_processes, method, reader).result() == [expected] * 3
     with ThreadPoolExecutor(8) as threads:
         assert list(threads.map(_sum_of, [reader] * 40)) == [expected] * 40
     assert _sum_of(copy.deepcopy(reader)) == expected
