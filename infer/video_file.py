@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -141,25 +140,6 @@ def _write_staged(
                 fps=np.float64(motion.fps),
             )
         document.write_bytes(pretty_json(describe()))
-
-
-def read_motion(path: Path) -> LandmarkMotion:
-    """The arrays beside a video, as they were written.
-
-    Raises:
-        ValueError: Not such a file.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as content:
-            arrays = {name: content[name] for name in ("mesh", "pose", "pose_matrix", "landmarks")}
-            return LandmarkMotion(**arrays, fps=float(content["fps"]))
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{path} does not hold the arrays of a landmark video: {error}") from error
-
-
-def read_sidecar(path: Path) -> dict[str, Any]:
-    """How a video was made."""
-    return json.loads(path.read_bytes())
 
 
 def _drawn(motion: LandmarkMotion, width: int, height: int, watch: Watch) -> Iterator[np.ndarray]:

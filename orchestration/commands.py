@@ -28,7 +28,6 @@ FIRST_VERSION = "v1"
 
 Names = tuple[str, ...]
 Data = Annotated[str, tyro.conf.arg(help="Data folder, or a URI such as s3://bucket/folder.")]
-LocalFolder = Annotated[Path, tyro.conf.arg(help="Folder for the sample and what is made of it.")]
 Version = Annotated[str | None, tyro.conf.arg(help="Annotation version (default: the newest there is, or v1).")]
 Engine = Annotated[str | None, tyro.conf.arg(help="Short for --annotate engine=…")]
 IngestNames = Annotated[

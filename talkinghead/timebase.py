@@ -19,11 +19,6 @@ def frame_time(frame: int) -> float:
     return frame / FPS
 
 
-def frame_at(time_s: float) -> int:
-    """The frame that shows `time_s` seconds (times that miss a frame border by rounding count as on it)."""
-    return math.floor(time_s * FPS + 1e-6)
-
-
 def frames_in(duration_s: float) -> int:
     """Number of whole frames in `duration_s` seconds."""
     return max(0, math.floor(duration_s * FPS + 1e-6))

@@ -1,4 +1,4 @@
-"""Smoothing, reenactment and pose templates."""
+"""Smoothing, drawing of a smoothed motion, and pose templates."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from talkinghead.geometry.guidance import draw_guidance
-from talkinghead.geometry.pose import matrix_from_pose, pose_from_matrix
-from talkinghead.geometry.pose_template import pose_template, relative_pose, resample, tile
+from talkinghead.geometry.pose import pose_from_matrix
+from talkinghead.geometry.pose_template import SMOOTHING_WINDOW, tile
 from talkinghead.geometry.projection import project
-from talkinghead.geometry.retarget import neutral_frame, retarget, retarget_pose
 from talkinghead.geometry.smoothing import moving_average
 
 Golden = Callable[[str], dict[str, np.ndarray]]
@@ -53,19 +52,12 @@ def test_smoothing_refuses_a_window_without_a_middle(window: int) -> None:
         moving_average(np.zeros((4, 6)), window)
 
 
-def test_retarget_goldens(golden: Golden) -> None:
+def test_smoothed_motion_goldens(golden: Golden) -> None:
     data = golden("smoothing")
-    source = (data["src.lmks3d"], data["src.trans_mat"], data["src.blendshapes"])
-    found = retarget(*source, reference_mesh=data["ref.lmks3d"], reference_pose_matrix=data["ref.trans_mat"])
-    assert found.neutral_frame == data["retarget.neutral_index"]
-    np.testing.assert_allclose(
-        retarget_pose(data["src.trans_mat"], data["ref.trans_mat"]), data["retarget.pose"], atol=1e-4
-    )
-    np.testing.assert_allclose(found.pose, data["retarget.pose_smooth"], atol=1e-4)
-    np.testing.assert_allclose(found.pose_matrix, data["retarget.matrices"], atol=1e-6)
-    np.testing.assert_allclose(found.mesh, data["retarget.vertices"], atol=1e-5)
+    np.testing.assert_allclose(moving_average(data["retarget.pose"], 3), data["retarget.pose_smooth"], atol=1e-4)
+    np.testing.assert_allclose(pose_from_matrix(data["retarget.matrices"]), data["retarget.pose_smooth"], atol=1e-4)
     width, height = map(int, data["size_wh"])
-    points = project(found.mesh, found.pose_matrix, width, height, compat=True)
+    points = project(data["retarget.vertices"], data["retarget.matrices"], width, height, compat=True)
     np.testing.assert_allclose(points, data["retarget.points"], atol=1e-3)
     for frame in range(3):
         image = draw_guidance(data["retarget.points"][frame] / (width, height), width, height)
@@ -73,63 +65,16 @@ def test_retarget_goldens(golden: Golden) -> None:
         np.testing.assert_array_equal(resized, data[f"retarget.image{frame}"])
 
 
-def test_retargeting_a_face_onto_itself_changes_nothing(golden: Golden) -> None:
-    data = golden("smoothing")
-    neutral = int(data["retarget.neutral_index"])
-    mesh, matrix = data["src.lmks3d"], data["src.trans_mat"]
-    found = retarget(
-        mesh,
-        matrix,
-        data["src.blendshapes"],
-        reference_mesh=mesh[neutral],
-        reference_pose_matrix=matrix[0],
-        window=1,
-    )
-    np.testing.assert_allclose(found.mesh, mesh, atol=1e-6)
-    np.testing.assert_allclose(found.pose, pose_from_matrix(matrix), atol=1e-9)
-
-
-def test_retarget_passes_over_frames_without_a_face(golden: Golden) -> None:
-    data = {name: value.copy() for name, value in golden("smoothing").items()}
-    gone = [0, int(data["retarget.neutral_index"])]
-    for name in ("src.lmks3d", "src.trans_mat", "src.blendshapes"):
-        data[name][gone] = np.nan
-    found = retarget(
-        data["src.lmks3d"],
-        data["src.trans_mat"],
-        data["src.blendshapes"],
-        reference_mesh=data["ref.lmks3d"],
-        reference_pose_matrix=data["ref.trans_mat"],
-    )
-    present = np.all(np.isfinite(found.pose), axis=1)
-    assert not present[gone].any() and present.sum() == len(present) - len(set(gone))
-    assert (np.isfinite(found.mesh).all(axis=(1, 2)) == present).all()
-    with pytest.raises(ValueError, match="face"):
-        retarget_pose(np.full((3, 4, 4), np.nan), np.eye(4))
-
-
-def test_neutral_frame_does_not_count_the_neutral_score() -> None:
-    scores = np.full((3, 52), 0.1)
-    scores[1, 1:] = 0.01
-    scores[1, 0] = 100.0
-    assert neutral_frame(scores) == neutral_frame(scores[:, 1:]) == 1
-    scores[1] = np.nan
-    assert neutral_frame(scores) == 0
-    with pytest.raises(ValueError, match="no frame"):
-        neutral_frame(np.full((2, 52), np.nan))
-    with pytest.raises(ValueError, match="52"):
-        neutral_frame(np.zeros((2, 50)))
-
-
 def test_template_goldens(golden: Golden) -> None:
     data = golden("smoothing")
-    fps = float(data["template_fps"])
-    relative = relative_pose(data["src.trans_mat"])
-    np.testing.assert_allclose(relative, data["template_relative"], atol=1e-4)
-    np.testing.assert_allclose(resample(relative, fps=fps, to_fps=30), data["template_resampled"], atol=1e-4)
-    template = pose_template(data["src.trans_mat"], fps=fps, template_fps=30)
-    np.testing.assert_allclose(template, data["template"], atol=1e-4)
-    np.testing.assert_allclose(tile(template, 100), data["template_tiled_100"], atol=1e-4)
+    smoothed = moving_average(data["template_resampled"], SMOOTHING_WINDOW)
+    np.testing.assert_allclose(smoothed, data["template"], atol=1e-4)
+    np.testing.assert_allclose(tile(data["template"], 100), data["template_tiled_100"], atol=1e-4)
+
+
+def test_an_empty_template_is_named() -> None:
+    with pytest.raises(ValueError, match="empty"):
+        tile(np.zeros((0, 6)), 5)
 
 
 @given(st.integers(1, 9), st.integers(0, 40))
@@ -140,23 +85,3 @@ def test_tiling_goes_to_and_fro(rows: int, frames: int) -> None:
     np.testing.assert_array_equal(found[:rows], template[:frames])
     if rows > 1:
         assert (np.abs(np.diff(found[:, 0])) == 1).all()
-
-
-def test_template_is_relative_to_its_first_frame() -> None:
-    """Wherever the head was, a template begins at zero, and playing it from there gives the head's motion back."""
-    poses = np.array([10, 20, -5, 1, 2, -40.0]) + np.random.default_rng(2).normal(0, 3, (20, 6))
-    matrix = matrix_from_pose(poses)
-    relative = relative_pose(matrix)
-    np.testing.assert_allclose(relative[0], 0, atol=1e-9)
-    np.testing.assert_allclose(matrix[0] @ matrix_from_pose(relative), matrix, atol=1e-9)
-
-
-def test_template_bad_input_is_named() -> None:
-    with pytest.raises(ValueError, match="face"):
-        pose_template(np.full((3, 4, 4), np.nan), fps=25, template_fps=30)
-    with pytest.raises(ValueError, match="face"):
-        relative_pose(np.zeros((0, 4, 4)))
-    with pytest.raises(ValueError, match="fps"):
-        resample(np.zeros((3, 6)), fps=25, to_fps=0)
-    with pytest.raises(ValueError, match="empty"):
-        tile(np.zeros((0, 6)), 5)
