@@ -58,7 +58,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@python3 -c 'import ensurepip' 2>/dev/null || { echo "error: python3 cannot make virtual environments. On Debian or Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 	python3 -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,download]'
-	$(PY) -m talkinghead.native
+	$(PY) -m talkinghead.runtime.native
 	@touch $@
 
 setup: $(STAMP) ## Make the virtual environment (does nothing when it is up to date)

@@ -15,7 +15,7 @@ import sys
 from tyro.extras import SubcommandApp
 
 from infer import commands
-from talkinghead.command_line import MACHINE_ERRORS, result_on_stdout
+from talkinghead.runtime.command_line import MACHINE_ERRORS, result_on_stdout
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -11,25 +11,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from infer.animation_files import animation_companions, write_animation
 from infer.crop import Crop, PasteBack, face_crop, whole_crop
-from infer.device import choose_device, named_dtype
+from infer.estimate import say_how_long
 from infer.frame_size import frame_size
 from infer.landmarks import warn_of_portrait
 from infer.motion.driving import Driving, DrivingSpeech, DrivingVideo
+from infer.output_files import animation_companions, check_target, write_animation
 from infer.portrait import Portrait, read_portrait
-from infer.progress import Progress
 from infer.request import AudioRequest, VideoRequest
 from infer.sidecar import describe_portrait, sidecar
-from infer.time_estimate import say_how_long
-from infer.video_file import check_target
 from infer.weights.pipeline_weights import PipelinePlace, find_pipeline, load_pipeline
 from talkinghead.face.model import FaceModel
 from talkinghead.face.resolve import resolve_face_model
+from talkinghead.files.atomic import check_writable
 from talkinghead.media.talking_video import check_video_size
-from talkinghead.pipelines.landmark_motion import LandmarkMotion
+from talkinghead.motion.landmark_motion import LandmarkMotion
 from talkinghead.pipelines.memory import out_of_memory_explained
-from talkinghead.staging import check_writable
+from talkinghead.runtime.device import choose_device, named_dtype
+from talkinghead.runtime.progress import Progress
 
 if TYPE_CHECKING:
     from talkinghead.pipelines.talking_head import TalkingHeadPipeline

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
+from infer.weights.conversion import Chunking, convert
 from infer.weights.published_files import PublishedFiles
-from infer.weights.speech_weights import ORIGIN_FILE, PUBLISHED_SUFFIXES, Kind, WeightsPlace, find_weights
-from talkinghead.provenance import hash_file, pretty_json
-from talkinghead.staging import check_writable, staged_folder
-
-Chunking = Literal["continue", "restart"]
+from infer.weights.speech_weights import PUBLISHED_SUFFIXES, Kind, WeightsPlace, find_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +73,7 @@ def convert_weights(request: ConvertRequest) -> Path:
         )
     if request.chunking is not None:
         raise ValueError("--chunking goes with --audio2pose alone: convert it first, then name the new folder")
-    from infer.weights.pipeline_bundle import Bundle, write_bundle
+    from infer.weights.conversion import Bundle, write_bundle
     from infer.weights.pipeline_weights import find_pipeline, published_place
 
     if request.lmk2video is not None:
@@ -108,43 +104,3 @@ def _speech(kind: Kind, given: Path | None, folder: Path | None) -> WeightsPlace
         place.exists() for place in (folder / kind, *(folder / f"{kind}{suffix}" for suffix in PUBLISHED_SUFFIXES))
     )
     return find_weights(kind, folder) if here and folder is not None else None
-
-
-def convert(kind: Kind, source: Path, folder: Path, *, chunking: Chunking | None = None) -> Path:
-    """Turn a published file into a folder with `config.json` and safetensors; prints the key report on stderr.
-
-    Args:
-        kind: What the file holds.
-        source: `audio2mesh.pt`, `audio2pose.pt`, or a safetensors file of it.
-        folder: New or empty.
-        chunking: How the pose model decodes long speech: `continue` (also when None), or `restart`, as its authors do:
-            every 5 s from pose 0, and the head jumps there.
-
-    Raises:
-        ValueError: A chunking for the mesh model; the file is damaged, or keys are missing, unexpected or of another
-            shape; or the folder is in use.
-        OSError: The disk is full, or the folder cannot be written.
-    """
-    if chunking is not None and kind != "audio2pose":
-        raise ValueError("--chunking is of the head pose model: leave it out for --audio2mesh")
-    if not source.is_file() or source.suffix not in PUBLISHED_SUFFIXES:
-        raise ValueError(f"{source} is no published file: wanted is {kind}.pt")
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise ValueError(f"{folder} is there already: give another name, or remove it first")
-    check_writable(folder / ORIGIN_FILE if folder.is_dir() else folder)
-    with staged_folder(folder) as scratch:
-        write_speech_model(kind, source, scratch, chunking=chunking)
-    return folder
-
-
-def write_speech_model(kind: Kind, source: Path, folder: Path, *, chunking: Chunking | None = None) -> None:
-    """Write the content of such a folder; see `convert`."""
-    from talkinghead.models.published import load_published
-
-    model, report = load_published(kind, source)
-    print(report, file=sys.stderr)
-    if chunking is not None:
-        model.register_to_config(chunking=chunking)
-    model.save_pretrained(folder)
-    origin = {"origin": "published", "kind": kind, "file": source.name, "sha256": hash_file(source)}
-    (folder / ORIGIN_FILE).write_bytes(pretty_json(origin))

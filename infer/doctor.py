@@ -11,16 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from infer.progress import duration
-from infer.weights.pipeline_weights import INDEX_FILE, PUBLISHED_SIZE, PipelinePlace, find_pipeline
+from infer.weights.pipeline_weights import INDEX_FILE, PipelinePlace, find_pipeline
+from infer.weights.published_files import PUBLISHED_SIZE
 from infer.weights.speech_weights import CLASSES, WeightsPlace, find_weights
 from talkinghead.provenance import library_versions
+from talkinghead.runtime.progress import duration
 
 if TYPE_CHECKING:
     import torch
 
     from infer.estimate import Request
-    from talkinghead.models.hollow_networks import HollowNetworks
+    from talkinghead.models.lmk2video.meta_networks import HollowNetworks
 
 _LIBRARIES = ("talkinghead", "torch", "diffusers", "transformers", "mediapipe", "av", "numpy")
 _PUBLISHED_FPS = 30.0
@@ -70,7 +71,7 @@ def diagnose(request: DoctorRequest) -> str:
     request.check()
     import torch
 
-    from infer.device import choose_device
+    from talkinghead.runtime.device import choose_device
 
     device = choose_device(request.device)
     lines = ["machine", *_machine(device), "weights"]
@@ -124,11 +125,11 @@ class _Case:
 def _case(request: DoctorRequest, place: PipelinePlace | None, device: str) -> _Case:
     import torch
 
-    from infer.device import named_dtype
     from infer.estimate import Request, with_guider
-    from talkinghead.models.hollow_networks import HollowNetworks
-    from talkinghead.models.lmk2video_published import published_pose_guider
-    from talkinghead.models.picture_encoder import check_picture_size
+    from talkinghead.models.image.codec import check_picture_size
+    from talkinghead.models.lmk2video.meta_networks import HollowNetworks
+    from talkinghead.models.lmk2video.published import published_pose_guider
+    from talkinghead.runtime.device import named_dtype
 
     if place is None or place.published is not None:
         # In the mode in which published files are run unless another is asked for.
@@ -154,8 +155,8 @@ def _case(request: DoctorRequest, place: PipelinePlace | None, device: str) -> _
 
 def _request(case: _Case, device: torch.device) -> Iterator[str]:
     from infer.estimate import device_bytes, layout_of, measured_speed, shape_of
-    from talkinghead.models.cost import published_cost, video_cost
-    from talkinghead.pipelines.context_windows import published_windows
+    from talkinghead.models.lmk2video.cost import published_cost, video_cost
+    from talkinghead.pipelines.lmk2video.context_windows import published_windows
     from talkinghead.pipelines.memory import PRESETS, device_memory
 
     asked, networks = case.asked, case.networks

@@ -3,6 +3,34 @@
 from __future__ import annotations
 
 from infer.request import PREVIEW_SIDE
+from talkinghead.media.talking_video import check_video_size
+
+
+def video_size(width: int, height: int, asked_width: int | None, asked_height: int | None) -> tuple[int, int]:
+    """Size of the video for a reference of `width` x `height` pixels.
+
+    What is not asked for follows from the other side; with neither it is the reference's size. Made even, downwards.
+
+    Raises:
+        ValueError: A size that cannot be encoded.
+    """
+    if asked_width is not None and asked_height is not None:
+        size = (asked_width, asked_height)
+    elif asked_width is not None:
+        size = (asked_width, _even(height * asked_width / width))
+    elif asked_height is not None:
+        size = (_even(width * asked_height / height), asked_height)
+    else:
+        size = (_even(width), _even(height))
+    try:
+        check_video_size(*size)
+    except ValueError as error:
+        raise ValueError(f"{error}; set --width and --height") from error
+    return size
+
+
+def _even(length: float) -> int:
+    return int(length) // 2 * 2
 
 
 def frame_size(

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from infer.device import choose_device
+from infer.frame_size import video_size
 from infer.motion.speech_motion import (
     SpeechInputs,
     find_speech_places,
@@ -15,15 +15,16 @@ from infer.motion.speech_motion import (
     read_speech_inputs,
     speech_motion,
 )
+from infer.output_files import check_target, companions, write_outputs
 from infer.portrait import MANY_OUTSIDE, Portrait, read_portrait
-from infer.progress import Progress
 from infer.request import LandmarkRequest, SpeechRequest
 from infer.sidecar import describe_portrait, describe_speech, sidecar
-from infer.video_file import check_target, companions, video_size, write_outputs
 from talkinghead.face.model import FaceModel
 from talkinghead.face.resolve import resolve_face_model
+from talkinghead.files.atomic import check_writable
 from talkinghead.provenance import hash_file
-from talkinghead.staging import check_writable
+from talkinghead.runtime.device import choose_device
+from talkinghead.runtime.progress import Progress
 
 log = logging.getLogger(__name__)
 

@@ -5,13 +5,45 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import tyro
 
-from infer.motion.pose_source import TEMPLATE_FPS, PoseSource
 from infer.weights.speech_weights import WeightsPlace, find_weights
-from talkinghead.geometry.blink import FASTEST_RATE
+from talkinghead.motion.blink import FASTEST_RATE
+
+if TYPE_CHECKING:
+    pass
+
+
+TEMPLATE_FPS = 30.0
+"""Frame rate of AniPortrait's template files, which do not say it themselves."""
+
+
+Kind = Literal["audio", "video", "template", "still"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoseSource:
+    """What `--pose` asks for."""
+
+    kind: Kind
+    path: Path | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> PoseSource:
+        """From `audio`, `still`, `video:FILE` or `template:FILE.npy`.
+
+        Raises:
+            ValueError: Another text; says what there is.
+        """
+        kind, colon, name = text.partition(":")
+        if kind in ("audio", "still") and not colon:
+            return cls(kind=cast(Kind, kind))
+        if kind in ("video", "template") and name:
+            return cls(kind=cast(Kind, kind), path=Path(name))
+        raise ValueError(f"--pose is {text!r}, must be audio, still, video:FILE or template:FILE.npy")
+
 
 PREVIEW_STEPS = 8
 PREVIEW_SIDE = 256

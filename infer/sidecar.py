@@ -8,8 +8,8 @@ from typing import Any
 
 from infer.portrait import Portrait
 from infer.speech import Speech
-from talkinghead.peak_memory import peak_memory as host_peak_memory
 from talkinghead.provenance import hash_file, library_versions
+from talkinghead.runtime.peak_memory import peak_memory as host_peak_memory
 
 _LIBRARIES = ("talkinghead", "torch", "transformers", "diffusers", "numpy", "opencv-contrib-python", "av")
 

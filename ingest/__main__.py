@@ -17,7 +17,7 @@ import tyro
 from ingest.catalog import Catalog, build_catalog, write_catalog
 from ingest.download import DownloadSettings, download, targets
 from ingest.download_log import LOG_NAME, DownloadResult
-from talkinghead.storage import Storage
+from talkinghead.files.storage import Storage
 
 Dataset = Literal["hdtf", "celebv-hq", "vfhq", "folder"]
 DownloadableDataset = Literal["hdtf", "celebv-hq", "vfhq"]

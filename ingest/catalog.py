@@ -18,9 +18,9 @@ from ingest.problem import Problem
 from ingest.source_listing import list_source
 from ingest.stored_path import display_path, from_stored, to_stored
 from talkinghead import dataroot
+from talkinghead.files.storage import Storage
 from talkinghead.provenance import canonical_json
 from talkinghead.schema import CATALOG_SCHEMA, CatalogRow
-from talkinghead.storage import Storage
 
 _EXTRAS = b"talkinghead.catalog"
 

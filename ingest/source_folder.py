@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 
 from ingest.stored_path import from_stored, to_stored
 from talkinghead import dataroot
+from talkinghead.files.storage import Storage
 from talkinghead.provenance import canonical_json, hash_bytes, hash_file
-from talkinghead.storage import Storage
 
 SOURCES_SCHEMA = pa.schema(
     [

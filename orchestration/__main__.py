@@ -15,9 +15,9 @@ import sys
 from tyro.extras import SubcommandApp
 
 from orchestration import commands
-from orchestration.unit import RunError
-from talkinghead.command_line import MACHINE_ERRORS, result_on_stdout
-from talkinghead.storage import UnreachableError
+from orchestration.units.unit import RunError
+from talkinghead.files.storage import UnreachableError
+from talkinghead.runtime.command_line import MACHINE_ERRORS, result_on_stdout
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from talkinghead.ray_address import CONNECT_SECONDS, check_answers, our_packages, use_token_that_is_there
+from talkinghead.runtime.ray_cluster import CONNECT_SECONDS, check_answers, our_packages, use_token_that_is_there
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -11,18 +11,18 @@ from typing import Annotated
 import tyro
 
 from annotate.filters import FilterSettings
+from annotate.latents import LatentSettings
 from annotate.settings import AnnotateSettings
 from ingest.settings import IngestSettings
 from orchestration.cluster import Cluster, ClusterSettings
-from orchestration.executor import RetrySettings
-from orchestration.jobs.latents import LatentSettings
+from orchestration.jobs.ingest import Source
+from orchestration.jobs.pack import ShardSettings
 from orchestration.overrides import names_of
-from orchestration.runs.ingest import Source
-from orchestration.runs.pack import ShardSettings
-from orchestration.runs.runner import Runner
-from orchestration.unit import RunError
+from orchestration.units.executor import RetrySettings
+from orchestration.units.runner import Runner
+from orchestration.units.unit import RunError
+from talkinghead.files.storage import Storage
 from talkinghead.schema import check_version
-from talkinghead.storage import Storage
 
 FIRST_VERSION = "v1"
 
@@ -53,7 +53,7 @@ def ingest(
     ingest: IngestNames = (),
 ) -> str:
     """Read a data set's own metadata; cut and crop its clips to 25 fps and 16 kHz."""
-    from orchestration.runs.ingest import run_ingest
+    from orchestration.jobs.ingest import run_ingest
     from talkinghead.face.resolve import resolve_face_model
 
     with _runner(data, cluster, retry) as runner:
@@ -88,9 +88,9 @@ def shards(
     filters: FilterNames = (),
 ) -> str:
     """Pack WebDataset shards with their index, after running what is missing before."""
-    from orchestration.runs.finish import finish
-    from orchestration.runs.ingest import run_ingest
-    from orchestration.runs.pack import run_pack
+    from orchestration.jobs.finish import finish
+    from orchestration.jobs.ingest import run_ingest
+    from orchestration.jobs.pack import run_pack
     from talkinghead.face.resolve import resolve_face_model
 
     with _runner(data, cluster, retry) as runner:
@@ -114,8 +114,8 @@ def reannotate(
     filters: FilterNames = (),
 ) -> str:
     """Annotate all clips anew as another version; packed media stay untouched (clips not yet packed are packed too)."""
-    from orchestration.runs.finish import finish
-    from orchestration.runs.pack import run_pack
+    from orchestration.jobs.finish import finish
+    from orchestration.jobs.pack import run_pack
     from shards.manifest import read_manifest
 
     check_version(version)
@@ -137,7 +137,7 @@ def latents(
     ] = None,
 ) -> str:
     """Encode every frame of the packed clips once, for trainings to read: latents and picture embeddings."""
-    from orchestration.runs.latents import run_latents
+    from orchestration.jobs.latents import run_latents
 
     with _runner(data, cluster, retry) as runner:
         run_latents(runner, networks, version)
@@ -155,8 +155,8 @@ def report(data: Data, version: Version = None) -> str:
 
 def quarantine(data: Data) -> str:
     """List the inputs that failed, by cause."""
-    from orchestration.ledger import causes
     from orchestration.results import current_quarantine
+    from orchestration.units.ledger import causes
 
     records = current_quarantine(Storage(data))
     for cause, number in causes(records).most_common():
@@ -171,8 +171,8 @@ def quarantine(data: Data) -> str:
 
 def retry(data: Data, cause: str | None = None) -> str:
     """Release inputs from quarantine (all, or those of one cause); the next run tries them again."""
-    from orchestration.ledger import causes, release, writer_lock
     from orchestration.results import current_quarantine
+    from orchestration.units.ledger import causes, release, writer_lock
 
     storage = Storage(data)
     if not storage.list("plans"):
@@ -210,8 +210,8 @@ def demo(
 
 
 def _annotate(runner: Runner, version: str | None, engine: str | None, overrides: Names) -> str:
-    from orchestration.runs.annotate import run_annotate
-    from orchestration.runs.finish import current_version
+    from orchestration.jobs.annotate import run_annotate
+    from orchestration.jobs.finish import current_version
     from talkinghead.face.resolve import resolve_face_model
 
     version = version or current_version(runner.storage) or FIRST_VERSION
@@ -224,7 +224,7 @@ def _annotate(runner: Runner, version: str | None, engine: str | None, overrides
 @contextlib.contextmanager
 def _runner(data: str, cluster: ClusterSettings, retry: RetrySettings) -> Iterator[Runner]:
     """DATA, locked for this process."""
-    from orchestration.ledger import writer_lock
+    from orchestration.units.ledger import writer_lock
 
     storage = Storage(data)
     with writer_lock(storage), Cluster(cluster) as running:

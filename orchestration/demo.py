@@ -13,9 +13,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from orchestration.unit import RunError
+from orchestration.units.unit import RunError
 from shards.reader import SPEECH, ShardReader
-from talkinghead.staging import staged_file
+from talkinghead.files.atomic import staged_file
 
 _ROOT = Path(__file__).resolve().parents[1]
 

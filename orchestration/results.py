@@ -6,11 +6,19 @@ import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from orchestration.jobs import annotate, ingest, latents, pack
-from orchestration.jobs.plans import plan_names, read_plan
-from orchestration.ledger import Ledger, quarantined
-from orchestration.records import QuarantineRecord, SampleRecord, UnitRecord
-from talkinghead.storage import Storage
+from orchestration.job_names import (
+    ENCODE_PREFIX,
+    INGEST_JOB,
+    INGEST_PLAN_PREFIX,
+    PACK_MEDIA_JOB,
+    PACK_PREFIX,
+    annotate_job,
+    encode_job,
+)
+from orchestration.plans import plan_names, read_plan
+from orchestration.units.ledger import Ledger, quarantined
+from orchestration.units.records import QuarantineRecord, SampleRecord, UnitRecord
+from talkinghead.files.storage import Storage
 
 Results = dict[str, UnitRecord | QuarantineRecord | None]
 """Key → commit record, quarantine record, or None while the unit is pending."""
@@ -19,14 +27,14 @@ Results = dict[str, UnitRecord | QuarantineRecord | None]
 def ingest_results(storage: Storage) -> Results:
     """Of the clips in every ingest plan."""
     pairs: dict[str, str] = {}
-    for name in plan_names(storage, ingest.PLAN_PREFIX):
+    for name in plan_names(storage, INGEST_PLAN_PREFIX):
         pairs |= read_plan(storage, name)["units"]
-    return Ledger(storage, ingest.JOB).results(pairs.items())
+    return Ledger(storage, INGEST_JOB).results(pairs.items())
 
 
 def annotate_results(storage: Storage, version: str) -> Results:
     """Of the samples in the version's plan; empty without a plan."""
-    name = annotate.job_name(version)
+    name = annotate_job(version)
     if name not in plan_names(storage, name):
         return {}
     return Ledger(storage, name).results(read_plan(storage, name)["units"].items())
@@ -34,7 +42,7 @@ def annotate_results(storage: Storage, version: str) -> Results:
 
 def encode_results(storage: Storage, version: str) -> Results:
     """Of the samples in the plan of a version of latents; empty without a plan."""
-    name = latents.job_name(version)
+    name = encode_job(version)
     if name not in plan_names(storage, name):
         return {}
     return Ledger(storage, name).results(read_plan(storage, name)["units"].items())
@@ -61,14 +69,14 @@ def ingested_samples(results: Mapping[str, UnitRecord | QuarantineRecord | None]
 def current_quarantine(storage: Storage) -> list[QuarantineRecord]:
     """What is in quarantine of the units that are planned now; an input that was mended or removed is not listed."""
     planned: dict[str, set[tuple[str, str]]] = {}
-    prefixes = (ingest.PLAN_PREFIX, annotate.job_name(""), latents.PREFIX)
+    prefixes = (INGEST_PLAN_PREFIX, annotate_job(""), ENCODE_PREFIX)
     for name in itertools.chain.from_iterable(plan_names(storage, prefix) for prefix in prefixes):
-        job = ingest.JOB if name.startswith(ingest.PLAN_PREFIX) else name
+        job = INGEST_JOB if name.startswith(INGEST_PLAN_PREFIX) else name
         planned.setdefault(job, set()).update(read_plan(storage, name)["units"].items())
     return [
         record
         for record in quarantined(storage)
-        if record.job.startswith(pack.PREFIX) or (record.key, record.pkey) in planned.get(record.job, ())
+        if record.job.startswith(PACK_PREFIX) or (record.key, record.pkey) in planned.get(record.job, ())
     ]
 
 
@@ -83,7 +91,7 @@ def packed_samples(storage: Storage) -> dict[str, tuple[str, SampleRecord]]:
     """Sample key → media shard and place in it, of every packed sample."""
     return {
         sample.key: (record.file, sample)
-        for record in pack_records(storage, pack.MEDIA_JOB).values()
+        for record in pack_records(storage, PACK_MEDIA_JOB).values()
         if record.file
         for sample in record.samples
     }

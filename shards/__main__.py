@@ -13,7 +13,7 @@ from rich.progress import Progress
 
 from shards.reader import ShardReader
 from shards.verify import VerifyReport, verify
-from talkinghead.storage import Storage
+from talkinghead.files.storage import Storage
 
 SHOWN = 50
 """Lines of one kind that are printed."""

@@ -20,9 +20,9 @@ import pyarrow.parquet as pq
 
 from shards.manifest import AnnotationEntry
 from talkinghead import dataroot
+from talkinghead.files.storage import Storage
 from talkinghead.provenance import hash_bytes
 from talkinghead.schema import SCHEMA_VERSION, SPLITS, Member, SampleIndex, check_version
-from talkinghead.storage import Storage
 
 Archive = Literal["media", "annotation"]
 

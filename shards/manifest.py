@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
 from talkinghead import dataroot
+from talkinghead.files.storage import Storage
 from talkinghead.provenance import pretty_json
 from talkinghead.schema import SCHEMA_VERSION, check_version
-from talkinghead.storage import Storage
 
 Kind = Literal["annotation", "latents"]
 """What a version holds: a face annotation, or latents and embeddings of the frames (see `shards.latents`)."""

@@ -18,6 +18,11 @@ import numpy as np
 from talkinghead import rng
 
 
+def spread(total: int, count: int) -> list[int]:
+    """`count` of the numbers 0 … `total` - 1 (all of them where there are fewer), evenly apart."""
+    return np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(int)).tolist()
+
+
 class SampleOrder:
     """Slots of training → (epoch, sample).
 

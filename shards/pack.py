@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shards.plan import PlannedSample
+from talkinghead.files.storage import Storage
 from talkinghead.sampletar import BLOCK, END_OF_ARCHIVE, member_header
 from talkinghead.schema import Member
-from talkinghead.storage import Storage
 
 FLUSH_BYTES = 16 << 20
 """After so many bytes the disk is told to write, so that the closing fsync finds little left to do."""

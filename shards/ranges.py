@@ -8,7 +8,7 @@ import threading
 from collections import OrderedDict
 from typing import Any, BinaryIO
 
-from talkinghead.storage import Storage
+from talkinghead.files.storage import Storage
 
 OPEN_FILES = 256
 """Local shards held open per process, well under the usual limit of 1024."""

@@ -22,8 +22,8 @@ from shards.manifest import read_manifest
 from shards.ranges import RangeReader
 from talkinghead import timebase
 from talkinghead.annotation import COLUMN, decode_column
+from talkinghead.files.storage import Storage
 from talkinghead.schema import ClipInfo, Member, SampleIndex, annotation_shard_name, media_shard_name
-from talkinghead.storage import Storage
 
 log = logging.getLogger(__name__)
 

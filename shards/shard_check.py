@@ -13,10 +13,10 @@ from shards.content import check_annotation, check_frames, check_media
 from shards.index import Archive, Index
 from shards.manifest import ShardEntry
 from talkinghead import rng
+from talkinghead.files.storage import Storage
 from talkinghead.provenance import hash_file
 from talkinghead.sampletar import END_OF_ARCHIVE, end_of
 from talkinghead.schema import Member, SampleIndex
-from talkinghead.storage import Storage
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ from shards.index import Index, parse_index
 from shards.manifest import AnnotationEntry, DatasetManifest, read_manifest
 from shards.shard_check import Problem, ShardCheck
 from talkinghead import dataroot
+from talkinghead.files.storage import TEMPORARY_FOLDER, Storage
 from talkinghead.provenance import hash_bytes
 from talkinghead.schema import SPLITS, annotation_shard_name, media_shard_name
-from talkinghead.storage import TEMPORARY_FOLDER, Storage
 
 
 @dataclass(kw_only=True)

@@ -11,19 +11,19 @@ import numpy as np
 import torch
 
 from shards.index import build_index, read_index, write_index
-from shards.latents import EMBEDDING, ENCODING, LATENTS
 from shards.manifest import AnnotationEntry, read_manifest, write_manifest
 from shards.plan import PlannedSample
 from shards.reader import ShardReader
 from talkinghead import dataroot
 from talkinghead.annotation import blank_arrays
+from talkinghead.derived import EMBEDDING, ENCODING, LATENTS
+from talkinghead.files.storage import Storage
 from talkinghead.geometry.canonical import mean_face
 from talkinghead.geometry.face_regions import LIPS
 from talkinghead.geometry.guidance import draw_guidance
 from talkinghead.media.picture_size import fit_pictures
-from talkinghead.models.picture_encoder import PictureEncoder
+from talkinghead.models.image.codec import PictureEncoder
 from talkinghead.schema import annotation_shard_name, check_key
-from talkinghead.storage import Storage
 from tests.packed_data import PackedClip, annotation_members, media_members, pack, pack_data, write_unit
 
 LENGTHS = (26, 34, 12, 30)

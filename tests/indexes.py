@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from shards.index import Index, read_index
 from shards.manifest import read_manifest
-from talkinghead.storage import Storage
+from talkinghead.files.storage import Storage
 
 
 def open_index(storage: Storage, version: str) -> Index:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from talkinghead.pipelines.landmark_motion import LandmarkMotion
+from talkinghead.motion.landmark_motion import LandmarkMotion
 
 
 def read_motion(path: Path) -> LandmarkMotion:

@@ -16,6 +16,7 @@ from shards.pack import PackedShard, pack_shard
 from shards.plan import PlannedSample, plan_hash, plan_shards
 from talkinghead import dataroot
 from talkinghead.annotation import ANNOTATION_MEMBERS, COLUMNS, encode_column
+from talkinghead.files.storage import Storage
 from talkinghead.media.encode import encode_mp4
 from talkinghead.media.encoder_settings import EncoderSettings
 from talkinghead.media.wav import encode_wav
@@ -28,7 +29,6 @@ from talkinghead.schema import (
     annotation_shard_name,
     media_shard_name,
 )
-from talkinghead.storage import Storage
 
 VERSION = "v1"
 

@@ -16,11 +16,11 @@ from annotate.settings import AnnotateSettings
 from talkinghead.annotation import Arrays
 from talkinghead.face.detector import FaceDetector
 from talkinghead.face.model import load_official
+from talkinghead.files.storage import Storage
 from talkinghead.geometry.canonical import canonical_face
 from talkinghead.media.audio import read_whole_audio
 from talkinghead.media.picture_size import fit_pictures
 from talkinghead.media.video_source import VideoSource
-from talkinghead.storage import Storage
 from tests.packed_data import PackedClip, annotation_members, media_members, pack_data
 
 WOMAN, OTHER = "Real3DPortrait_May_5s", "SadTalker_WDA_AlexandriaOcasioCortez_000"

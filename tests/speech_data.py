@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from talkinghead.annotation import blank_arrays
+from talkinghead.files.storage import Storage
 from talkinghead.geometry.canonical import mean_face
 from talkinghead.geometry.face_regions import LIPS
 from talkinghead.geometry.pose import matrix_from_pose
 from talkinghead.schema import check_key
-from talkinghead.storage import Storage
 from talkinghead.timebase import SAMPLES_PER_FRAME
 from tests.packed_data import PackedClip, annotation_members, media_members, pack_data
 

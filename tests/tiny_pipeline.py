@@ -11,14 +11,14 @@ from torch import nn
 
 from talkinghead.geometry.canonical import mean_face
 from talkinghead.geometry.pose import matrix_from_pose
-from talkinghead.models.denoiser import Denoiser
-from talkinghead.models.lmk2video_config import denoiser_config, pose_guider_config, reference_net_config
-from talkinghead.models.lmk2video_published import PoseGuiderMode, published_pose_guider
+from talkinghead.models.image.codec import PictureEncoder, latent_channels
+from talkinghead.models.lmk2video.denoiser import Denoiser
+from talkinghead.models.lmk2video.pose_guider import PoseGuider
+from talkinghead.models.lmk2video.published import PoseGuiderMode, published_pose_guider
+from talkinghead.models.lmk2video.reference_net import ReferenceNet
+from talkinghead.models.lmk2video.sizes import denoiser_config, pose_guider_config, reference_net_config
 from talkinghead.models.noise_schedule import PAPER, Sampler
-from talkinghead.models.picture_encoder import PictureEncoder, latent_channels
-from talkinghead.models.pose_guider import PoseGuider
-from talkinghead.models.reference_net import ReferenceNet
-from talkinghead.pipelines.landmark_motion import place
+from talkinghead.motion.landmark_motion import place
 from talkinghead.pipelines.talking_head import TalkingHeadPipeline
 from talkinghead.rng import key_bits
 

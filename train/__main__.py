@@ -17,10 +17,10 @@ from typing import Any
 
 from tyro.extras import SubcommandApp
 
-from talkinghead.command_line import MACHINE_ERRORS, result_on_stdout
-from talkinghead.storage import UnreachableError
+from talkinghead.files.storage import UnreachableError
+from talkinghead.runtime.command_line import MACHINE_ERRORS, result_on_stdout
 from train import commands
-from train.failure import Failure, PeerError, RunFailed
+from train.launch.failure import Failure, PeerError, RunFailed
 from train.recipe import TASKS
 
 
@@ -55,12 +55,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(arguments: list[str]) -> None:
     if arguments and arguments[0] in TASKS:
-        from train.task_command import parse, train
+        from train.commands import parse, train
 
         request = parse(arguments[0], arguments[1:])
         result_on_stdout(_of_rank_zero(train))(request)
         return
-    from train.task_command import describe_task
+    from train.commands import describe_task
 
     app = SubcommandApp()
     for task in TASKS:

@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import ast
+import importlib.util
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Generic, NoReturn, TypeVar
 
 import tyro
+from tyro.extras import SubcommandApp
+
+from shards.manifest import read_manifest
+from talkinghead.files.storage import Storage
+from train.config import TrainConfig
+from train.launch.start import LaunchSettings, start
+from train.recipe import TASKS, Recipe, recipes_of
+from train.run.run_folder import RunConfig
 
 Run = Annotated[str, tyro.conf.arg(help="Folder of the run.")]
 Parent = Annotated[int | None, tyro.conf.arg(help="End when this process ends, and leave the machine to it.")]
@@ -13,9 +26,9 @@ Parent = Annotated[int | None, tyro.conf.arg(help="End when this process ends, a
 
 def validate(run: Run, step: Annotated[int, tyro.conf.arg(help="Whose weights.")], parent: Parent = None) -> str:
     """Run the inference pipeline of a step's weights on held-out clips. A training does it by itself, beside itself."""
-    from train.run_folder import RunFolder
-    from train.validation import run_validation
-    from train.worker import data_of
+    from train.launch.worker import data_of
+    from train.run.run_folder import RunFolder
+    from train.run.validation import run_validation
 
     folder = RunFolder.open(run)
     return str(run_validation(folder, step, data_of(folder), parent))
@@ -23,8 +36,8 @@ def validate(run: Run, step: Annotated[int, tyro.conf.arg(help="Whose weights.")
 
 def overview(run: Run) -> str:
     """Write RUN/index.html: settings, curves, newest validation, where data and weights come from."""
-    from train.overview import write_overview
-    from train.run_folder import RunFolder
+    from train.run.overview import write_overview
+    from train.run.run_folder import RunFolder
 
     folder = RunFolder.open(run)
     write_overview(folder.path)
@@ -33,6 +46,123 @@ def overview(run: Run) -> str:
 
 def worker(run: Run, parent: Parent = None) -> None:
     """Be one rank of an existing run under torchrun. The other commands start it, and say the result."""
-    from train.torchrun import run_rank
+    from train.launch.torchrun import run_rank
 
     run_rank(Path(run), parent)
+
+
+C = TypeVar("C")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training(Generic[C]):
+    """What to train, where."""
+
+    data: str
+    """Data set: a folder, or a URI such as s3://bucket/folder."""
+    run: str
+    """Folder of the run: created, or gone on with when it was started with the same settings."""
+    where: tyro.conf.OmitArgPrefixes[LaunchSettings]
+    config: C
+    """The task's own settings."""
+    train: TrainConfig
+
+
+def describe_task(task: str) -> str:
+    """What a task trains, in a line, without importing what it needs."""
+    spec = importlib.util.find_spec(TASKS[task])
+    assert spec is not None and spec.origin is not None
+    text = ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))) or task
+    return text.splitlines()[0]
+
+
+@dataclass(frozen=True)
+class Request:
+    """A parsed command line."""
+
+    task: str
+    recipe: str
+    asked: Training[Any]
+
+
+def train(request: Request) -> str:
+    """Train, and return where the weights are.
+
+    Raises:
+        RunFailed: The run ended early.
+        ValueError: It cannot be started so.
+    """
+    asked = request.asked
+    if not asked.data.strip():
+        raise ValueError("--data is empty: name the folder or URI of the data set")
+    storage = Storage(asked.data)
+    config = RunConfig(
+        task=request.task,
+        recipe_name=request.recipe,
+        recipe=Recipe(config=asked.config, train=asked.train),
+        data=str(storage.local_root or storage.uri),
+        annotation=_annotation(storage, asked.config),
+    )
+    secret = storage.location if storage.location != config.data else None
+    return str(start(asked.run, config, asked.where, secret).export)
+
+
+def parse(task: str, arguments: list[str]) -> Request:
+    """What stands behind a task's name on the command line.
+
+    Raises:
+        ValueError: There is no such recipe.
+        SystemExit: Help was asked for, or an option is wrong; it is said.
+    """
+    recipes = recipes_of(task)
+    prog = f"python -m train {task}"
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in recipes:
+        raise ValueError(f"there is no recipe {arguments[0]!r} of {task}, only {', '.join(recipes)}")
+    if not arguments or arguments[0] not in recipes:
+        _explain(prog, task, arguments)
+    name = arguments[0]
+    recipe = recipes[name]()
+    asked = tyro.cli(
+        _kind(recipe),
+        prog=f"{prog} {name}",
+        description=_text(recipes[name]),
+        default=_default(recipe),
+        args=arguments[1:],
+    )
+    return Request(task, name, asked)
+
+
+def _explain(prog: str, task: str, arguments: list[str]) -> NoReturn:
+    """The help that lists the recipes, or the complaint about one that is not there."""
+    app = SubcommandApp()
+    for name, make in recipes_of(task).items():
+        app.command(name=name, help=_text(make))(_stand_in)
+    app.cli(prog=prog, description=f"{describe_task(task)}\n\n{prog} RECIPE --help lists the options.", args=arguments)
+    raise AssertionError("there is no such recipe, which was not said")
+
+
+def _stand_in() -> None:
+    raise AssertionError("a recipe parses its own arguments")
+
+
+def _kind(recipe: Recipe) -> Any:
+    return Training[type(recipe.config)]
+
+
+def _default(recipe: Recipe) -> Training[Any]:
+    return Training(
+        data=tyro.MISSING, run=tyro.MISSING, where=LaunchSettings(), config=recipe.config, train=recipe.train
+    )
+
+
+def _text(make: Any) -> str:
+    return inspect.cleandoc(make.__doc__ or "")
+
+
+def _annotation(storage: Storage, config: Any) -> Mapping[str, str]:
+    """Version and index of the annotations that a run begins with, as far as the data set says."""
+    try:
+        entry = read_manifest(storage).annotation(getattr(config, "annotation", None))
+    except FileNotFoundError:
+        return {}  # whether it needs a data set, the task knows
+    return {"version": entry.version, "index_sha256": entry.index_sha256}

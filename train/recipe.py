@@ -18,10 +18,10 @@ from train.config import TrainConfig
 from train.task import Task
 
 TASKS = {
-    "audio2mesh": "train.audio2mesh",
-    "audio2pose": "train.audio2pose",
-    "stage1": "train.stage1",
-    "stage2": "train.stage2",
+    "audio2mesh": "train.audio2lmk.audio2mesh",
+    "audio2pose": "train.audio2lmk.audio2pose",
+    "stage1": "train.lmk2video.stage1",
+    "stage2": "train.lmk2video.stage2",
 }
 """Task → the package that offers it."""
 

@@ -1,8 +1,8 @@
 """What a model adds to the trainer.
 
-A task knows the model, the annotations it needs and how well a prediction fits; the trainer (`train.loop`) knows steps,
-accumulation, checkpoints and ranks. A task keeps no state that training changes: everything that a resumed run needs is
-in the module, the optimizer and the step.
+A task knows the model, the annotations it needs and how well a prediction fits; the trainer (`train.trainer.loop`)
+knows steps, accumulation, checkpoints and ranks. A task keeps no state that training changes: everything that a resumed
+run needs is in the module, the optimizer and the step.
 """
 
 from __future__ import annotations

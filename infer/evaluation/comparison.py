@@ -13,10 +13,10 @@ import cv2
 import numpy as np
 
 from infer.evaluation.video_evaluation import GENERATED, NO_MOTION, TRUTH, VideoTrace
+from talkinghead.files.atomic import write_whole
 from talkinghead.geometry.guidance import draw_guidance
 from talkinghead.media.talking_video import write_talking_video
 from talkinghead.timebase import FPS
-from talkinghead.whole_writes import write_whole
 
 REFERENCE, ASKED = "reference", "asked"
 SHEET_COLUMNS = 8

@@ -14,9 +14,9 @@ import numpy as np
 from infer.metrics.mouth_reader import MouthReader
 from shards.reader import Sample
 from talkinghead.geometry.camera import NUM_VERTICES
-from talkinghead.geometry.retarget import transfer
 from talkinghead.media.picture_size import fit_landmarks, fit_pictures
-from talkinghead.pipelines.landmark_motion import place
+from talkinghead.motion.landmark_motion import place
+from talkinghead.motion.retarget import transfer
 from talkinghead.timebase import FPS
 
 COLUMNS = ("landmarks", "valid")

@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 from infer.metrics.registry import Result
 from talkinghead import timebase
+from talkinghead.files.atomic import write_whole
 from talkinghead.provenance import pretty_json
-from talkinghead.whole_writes import write_whole
 
 JSON_FILE = "validation.json"
 TABLE_FILE = "validation.txt"

@@ -1,7 +1,7 @@
 """Predictions for held-out clips against the truth, with baselines beside every number.
 
 Mesh: predicted offsets are added to the neutral mesh of the clip itself, estimated from its annotations by the rule of
-`talkinghead.geometry.neutral`, unless another neutral mesh is given. Pose: poses are relative to the clip's rest pose
+`talkinghead.motion.neutral`, unless another neutral mesh is given. Pose: poses are relative to the clip's rest pose
 (the median of each of its six numbers), or to its first frame with a face. Both: whole clips, of which the frames with
 a face are measured. Baselines: no motion at all (the neutral mesh; the zero pose), the mean over the training frames,
 and the true motion of the same clip, late by a fixed time: what a right motion at a wrong time gets.
@@ -19,9 +19,9 @@ from infer.evaluation.evaluation_result import ClipCount, Evaluation, Role, Subj
 from infer.metrics import METRICS, Clip, Measurement
 from shards.reader import Sample
 from talkinghead import timebase
-from talkinghead.geometry.neutral import neutral_mesh
-from talkinghead.geometry.pose import matrix_from_pose
-from talkinghead.speakers import Speakers, clip_rest_pose, relative_pose
+from talkinghead.motion.neutral import neutral_mesh
+from talkinghead.motion.rest_pose import pose_origin, previous_poses, relative_pose
+from talkinghead.motion.speakers import Speakers
 
 MESH_SHIFT_S = 0.4
 """By which the shifted truth comes late for a mesh: more than a syllable, and still where a lag is looked for."""
@@ -201,36 +201,6 @@ def evaluate_pose(
             watch(trace)
     whose = "rest pose" if origin == "rest" else "first frame"
     return measured.evaluation(f"Poses relative to the clip's {whose}; whole clips, frames with a face.")
-
-
-def pose_origin(pose_matrix: np.ndarray, valid: np.ndarray, origin: Literal["rest", "first"]) -> np.ndarray:
-    """What the poses of a clip are relative to, `[4, 4]` canonical → camera.
-
-    Args:
-        pose_matrix: `[F, 4, 4]`.
-        valid: `[F]` bool.
-        origin: `rest`: the median of each pose number; `first`: the first frame with a face.
-
-    Raises:
-        ValueError: No frame has a face.
-    """
-    if origin == "rest":
-        return clip_rest_pose(pose_matrix, valid)
-    if not valid.any():
-        raise ValueError("no frame has a face, so there is no first pose")
-    first = relative_pose(pose_matrix[valid.argmax()], np.eye(4))
-    return matrix_from_pose(first)
-
-
-def previous_poses(true: np.ndarray) -> np.ndarray:
-    """What a decoder sees before each frame, `[F, 6]` → `[F, 6]`: zero, then the true poses one frame late.
-
-    Over frames without a face (NaN) the last pose is held; before the first face it is zero.
-    """
-    present = np.isfinite(true).all(axis=1)
-    last = np.maximum.accumulate(np.where(present, np.arange(len(true)), -1))
-    held = np.where(last[:, None] >= 0, true[last], 0.0)
-    return np.concatenate((np.zeros((1, 6)), held[:-1]))
 
 
 class _Measured:

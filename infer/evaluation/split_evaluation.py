@@ -20,12 +20,12 @@ from infer.evaluation.motion_evaluation import (
     identity_of,
     read_clips,
 )
-from infer.progress import Progress
 from infer.weights.speech_weights import WeightsPlace, load_audio2mesh, load_audio2pose
 from shards.reader import SPEECH, Sample, ShardReader
+from talkinghead.files.atomic import check_writable
+from talkinghead.motion.resampling import resample_frames
 from talkinghead.pipelines.audio_to_landmarks import AudioToLandmarks
-from talkinghead.pipelines.frame_rate import resample_frames
-from talkinghead.staging import check_writable
+from talkinghead.runtime.progress import Progress
 from talkinghead.timebase import FPS
 
 KINDS: dict[str, Kind] = {"audio2mesh": "mesh", "audio2pose": "pose"}

@@ -22,9 +22,9 @@ from infer.metrics import METRICS, Clip, Measurement, Unavailable
 from infer.metrics.learned_measurement import LearnedMeasurement, LearnedModels, embed
 from infer.metrics.redetection import redetect
 from infer.metrics.scripted_model import ScriptedModel
-from talkinghead.models.denoiser import Denoiser
-from talkinghead.models.picture_encoder import PictureEncoder
-from talkinghead.pipelines.frames import as_bytes, decode
+from talkinghead.models.image.codec import PictureEncoder
+from talkinghead.models.lmk2video.denoiser import Denoiser
+from talkinghead.pipelines.lmk2video.frames import as_bytes, decode
 
 if TYPE_CHECKING:
     from talkinghead.pipelines.talking_head import TalkingHeadPipeline

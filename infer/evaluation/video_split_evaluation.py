@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from infer.device import choose_device
 from infer.evaluation.comparison import Comparison
 from infer.evaluation.driven_clip import COLUMNS, DRIVER_COLUMNS, DrivenClip, read_cross_driven, read_driven_clips
 from infer.evaluation.evaluate_request import EvaluateRequest
@@ -13,9 +12,10 @@ from infer.evaluation.evaluation_result import Evaluation
 from infer.evaluation.video_evaluation import Sampling, evaluate_pipeline
 from infer.metrics.learned_measurement import LearnedModels
 from infer.metrics.redetection import face_engine
-from infer.progress import Progress
 from infer.weights.pipeline_weights import PipelinePlace, load_pipeline
 from shards.reader import ShardReader
+from talkinghead.runtime.device import choose_device
+from talkinghead.runtime.progress import Progress
 
 
 def evaluate_video_split(place: PipelinePlace, request: EvaluateRequest) -> Evaluation:

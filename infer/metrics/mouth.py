@@ -8,7 +8,7 @@ from infer.metrics.mesh import MM_PER_CM
 from infer.metrics.registry import Clip, Unavailable, metric
 from talkinghead import timebase
 from talkinghead.geometry.face_regions import mouth_opening
-from talkinghead.geometry.smoothing import moving_average
+from talkinghead.motion.smoothing import moving_average
 
 MOST_LAG_S = 0.6
 """Lags are looked for in -0.6 … 0.6 s: 15 frames at 25 fps, as SyncNet does (Chung and Zisserman, 2016)."""

@@ -12,14 +12,14 @@ import numpy as np
 from infer.motion.driving_video import DrivingClip, bridged, read_driving_clip
 from infer.motion.motion_edit import edited
 from infer.portrait import Portrait
-from infer.progress import Progress
 from infer.request import VideoRequest
 from talkinghead.face.model import FaceModel
 from talkinghead.geometry.face_regions import mouth_opening
-from talkinghead.geometry.retarget import transfer
-from talkinghead.geometry.smoothing import moving_average
-from talkinghead.pipelines.frame_rate import resample_frames
-from talkinghead.pipelines.landmark_motion import LandmarkMotion, place
+from talkinghead.motion.landmark_motion import LandmarkMotion, place
+from talkinghead.motion.resampling import resample_frames
+from talkinghead.motion.retarget import transfer
+from talkinghead.motion.smoothing import moving_average
+from talkinghead.runtime.progress import Progress
 from talkinghead.timebase import FPS
 
 log = logging.getLogger(__name__)

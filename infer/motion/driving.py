@@ -16,12 +16,12 @@ from infer.motion.speech_motion import (
     speech_motion,
 )
 from infer.portrait import Portrait
-from infer.progress import Progress
 from infer.request import AudioRequest, VideoRequest
 from infer.sidecar import describe_speech
 from talkinghead.face.model import FaceModel
-from talkinghead.pipelines.landmark_motion import LandmarkMotion
+from talkinghead.motion.landmark_motion import LandmarkMotion
 from talkinghead.provenance import hash_file
+from talkinghead.runtime.progress import Progress
 from talkinghead.timebase import FPS
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from infer.request import PortraitOptions
-from talkinghead.geometry.blink import blink_closure, close_eyes
-from talkinghead.geometry.expression_transfer import uncrossed
-from talkinghead.pipelines.landmark_motion import LandmarkMotion, place
+from talkinghead.motion.blink import blink_closure, close_eyes
+from talkinghead.motion.expression_transfer import uncrossed
+from talkinghead.motion.landmark_motion import LandmarkMotion, place
 
 
 def edited(

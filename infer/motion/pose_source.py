@@ -5,49 +5,23 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from infer.motion.driving_video import Watch, bridged, read_driving_clip
-from talkinghead.geometry.pose_template import SMOOTHING_WINDOW, tile
-from talkinghead.geometry.smoothing import moving_average
-from talkinghead.pipelines.frame_rate import resample_frames
-from talkinghead.speakers import clip_rest_pose, relative_pose
+from talkinghead.motion.pose_template import SMOOTHING_WINDOW, tile
+from talkinghead.motion.resampling import resample_frames
+from talkinghead.motion.rest_pose import clip_rest_pose, relative_pose
+from talkinghead.motion.smoothing import moving_average
 from talkinghead.timebase import FPS
 
 if TYPE_CHECKING:
     from talkinghead.face.model import FaceModel
-
-TEMPLATE_FPS = 30.0
-"""Frame rate of AniPortrait's template files, which do not say it themselves."""
+from infer.request import TEMPLATE_FPS
 
 _MOST_DEGREES = 180.0
 _MOST_CM = 1000.0
-
-Kind = Literal["audio", "video", "template", "still"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class PoseSource:
-    """What `--pose` asks for."""
-
-    kind: Kind
-    path: Path | None = None
-
-    @classmethod
-    def parse(cls, text: str) -> PoseSource:
-        """From `audio`, `still`, `video:FILE` or `template:FILE.npy`.
-
-        Raises:
-            ValueError: Another text; says what there is.
-        """
-        kind, colon, name = text.partition(":")
-        if kind in ("audio", "still") and not colon:
-            return cls(kind=cast(Kind, kind))
-        if kind in ("video", "template") and name:
-            return cls(kind=cast(Kind, kind), path=Path(name))
-        raise ValueError(f"--pose is {text!r}, must be audio, still, video:FILE or template:FILE.npy")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,16 +10,17 @@ from typing import Any
 import numpy as np
 
 from infer.motion.motion_edit import edited
-from infer.motion.pose_source import DrivingPose, PoseSource, read_driving_video, read_template
+from infer.motion.pose_source import DrivingPose, read_driving_video, read_template
 from infer.portrait import Portrait
-from infer.progress import Progress
-from infer.request import SpeechOptions, SpeechRequest
+from infer.request import PoseSource, SpeechOptions, SpeechRequest
 from infer.speech import Speech, read_speech
-from infer.weights.speech_weights import EXPRESSION_FILE, Weights, WeightsPlace, load_audio2mesh, load_audio2pose
+from infer.weights.speech_weights import Weights, WeightsPlace, load_audio2mesh, load_audio2pose
 from talkinghead.face.model import FaceModel
 from talkinghead.geometry.blendshapes import PARTS
-from talkinghead.pipelines.landmark_motion import LandmarkMotion
+from talkinghead.motion.expression import EXPRESSION_FILE
+from talkinghead.motion.landmark_motion import LandmarkMotion
 from talkinghead.rng import generator
+from talkinghead.runtime.progress import Progress
 from talkinghead.timebase import FPS
 
 log = logging.getLogger(__name__)

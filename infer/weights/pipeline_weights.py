@@ -20,8 +20,9 @@ from talkinghead.provenance import hash_bytes, hash_file
 if TYPE_CHECKING:
     import torch
 
-    from talkinghead.models.lmk2video_published import PoseGuiderMode
+    from talkinghead.models.lmk2video.published import PoseGuiderMode
     from talkinghead.pipelines.talking_head import TalkingHeadPipeline
+from infer.weights.published_files import PUBLISHED_SIZE
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +31,6 @@ PIPELINE_CLASS = "TalkingHeadPipeline"
 NETWORKS = ("vae", "image_encoder", "reference_net", "denoiser", "pose_guider")
 BESIDE = ("lmk2video", "stage2", "stage1")
 """Folders below the one that is named, in which a pipeline or a run is looked for; the first one counts."""
-PUBLISHED_SIZE = (512, 512)
 
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt")
 

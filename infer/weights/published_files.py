@@ -9,7 +9,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    pass
+
+
+PUBLISHED_SIZE = (512, 512)
+
 
 _SUFFIXES = (".pth", ".safetensors", ".pt", ".bin", ".ckpt")
 _FILES = ("denoising_unet", "reference_unet", "motion_module", "pose_guider")

@@ -8,17 +8,16 @@ from typing import Any
 
 import torch
 
-from infer.weights.pipeline_weights import PUBLISHED_SIZE
-from infer.weights.published_files import PublishedFiles
-from talkinghead.models.lmk2video_published import (
+from infer.weights.published_files import PUBLISHED_SIZE, PublishedFiles
+from talkinghead.models.image.weights import load_image_encoder, load_vae
+from talkinghead.models.lmk2video.pose_guider import PoseGuider
+from talkinghead.models.lmk2video.published import (
     PoseGuiderMode,
     load_denoising_unet,
     load_pose_guider,
     load_reference_unet,
 )
 from talkinghead.models.noise_schedule import COMPAT_INFER
-from talkinghead.models.picture_weights import load_image_encoder, load_vae
-from talkinghead.models.pose_guider import PoseGuider
 from talkinghead.models.weight_file import KeyReport
 from talkinghead.pipelines.talking_head import TalkingHeadPipeline
 

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast
 from talkinghead.provenance import hash_file
 
 if TYPE_CHECKING:
-    from talkinghead.geometry.expression import ExpressionBasis
-    from talkinghead.models.audio2mesh import Audio2Mesh
-    from talkinghead.models.audio2pose import Audio2Pose
-    from talkinghead.speakers import Speakers
+    from talkinghead.models.audio2lmk.audio2mesh import Audio2Mesh
+    from talkinghead.models.audio2lmk.audio2pose import Audio2Pose
+    from talkinghead.motion.expression import ExpressionBasis
+    from talkinghead.motion.speakers import Speakers
+from talkinghead.motion.expression import EXPRESSION_FILE
 
 Kind = Literal["audio2mesh", "audio2pose"]
 CLASSES: dict[str, str] = {"audio2mesh": "Audio2Mesh", "audio2pose": "Audio2Pose"}
@@ -26,8 +27,6 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 ORIGIN_FILE = "origin.json"
 """In a folder of converted weights: which published file they come from."""
-EXPRESSION_FILE = "expression.safetensors"
-"""In a folder of trained weights: the basis that takes an expression out of a portrait's mesh."""
 EXPORT_FOLDER = "pretrained_model"
 PUBLISHED_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
 
@@ -129,7 +128,7 @@ def load_audio2pose(place: WeightsPlace, device: str = "cpu") -> Weights[Audio2P
 
 def _load(place: WeightsPlace, device: str) -> Weights[Any]:
     if place.is_file:
-        from talkinghead.models.published import load_published
+        from talkinghead.models.audio2lmk.published import load_published
 
         model, _ = load_published(place.kind, place.path)
         on_device: Any = model
@@ -142,9 +141,9 @@ def _load(place: WeightsPlace, device: str) -> Weights[Any]:
             expression=None,
         )
 
-    from talkinghead.geometry.expression import ExpressionBasis
-    from talkinghead.speakers import FILE as SPEAKERS_FILE
-    from talkinghead.speakers import Speakers
+    from talkinghead.motion.expression import ExpressionBasis
+    from talkinghead.motion.speakers import FILE as SPEAKERS_FILE
+    from talkinghead.motion.speakers import Speakers
 
     folder = place.path
     basis = folder / EXPRESSION_FILE
@@ -160,9 +159,9 @@ def _load(place: WeightsPlace, device: str) -> Weights[Any]:
 
 def _class_of(kind: Kind) -> Any:
     if kind == "audio2mesh":
-        from talkinghead.models.audio2mesh import Audio2Mesh
+        from talkinghead.models.audio2lmk.audio2mesh import Audio2Mesh
 
         return Audio2Mesh
-    from talkinghead.models.audio2pose import Audio2Pose
+    from talkinghead.models.audio2lmk.audio2pose import Audio2Pose
 
     return Audio2Pose

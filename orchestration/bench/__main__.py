@@ -74,8 +74,8 @@ def _measure(
     from orchestration.bench.train_rows import train_rows
     from orchestration.bench.video_rows import video_rows
     from talkinghead.face.resolve import resolve_face_model
+    from talkinghead.files.storage import Storage
     from talkinghead.provenance import library_versions
-    from talkinghead.storage import Storage
 
     prefer_shared_models()
     model = resolve_face_model()

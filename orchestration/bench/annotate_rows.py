@@ -20,13 +20,13 @@ from orchestration.bench.mediapipe_loops import picture_loop, video_loop, write_
 from orchestration.bench.row import Row
 from orchestration.bench.timing import Cost, in_turns, one_core
 from orchestration.jobs.annotate import plan_annotate
-from orchestration.jobs.face import pin_threads
-from orchestration.unit import Unit, run_unit
+from orchestration.jobs.worker_networks import pin_threads
+from orchestration.units.unit import Unit, run_unit
 from talkinghead.face.detector import FaceDetector
 from talkinghead.face.model import FaceModel
+from talkinghead.files.storage import Storage
 from talkinghead.geometry.canonical import canonical_face
 from talkinghead.media.clip import decode_clip
-from talkinghead.storage import Storage
 
 WORKERS = 2
 PASSES = 3

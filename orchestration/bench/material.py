@@ -8,9 +8,8 @@ from pathlib import Path
 
 from orchestration import results
 from orchestration.cluster import ROOT
-from orchestration.jobs.annotate import MediaSample
-from orchestration.runs.annotate import media_samples
-from talkinghead.storage import Storage
+from orchestration.jobs.annotate import MediaSample, media_samples
+from talkinghead.files.storage import Storage
 
 SHARED = ROOT.parent / "shared"
 REAL_CLIPS = SHARED / "media" / "video"

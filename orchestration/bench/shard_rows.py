@@ -20,9 +20,9 @@ from shards.order import SampleOrder
 from shards.pack import PackedShard, pack_shard
 from shards.plan import PlannedSample, plan_shards
 from shards.reader import ShardReader
+from talkinghead.files.storage import Storage
 from talkinghead.sampletar import pack_samples, write_sample
 from talkinghead.schema import MEDIA_MEMBERS, SampleIndex, media_shard_name
-from talkinghead.storage import Storage
 
 _SHARD_BYTES = 64 << 20
 

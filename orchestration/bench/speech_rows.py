@@ -13,10 +13,11 @@ from collections.abc import Callable
 import torch
 
 from orchestration.bench.row import Row
-from talkinghead.models.audio2mesh import Audio2Mesh
-from talkinghead.models.audio2pose import Audio2Pose
-from talkinghead.models.pretrained import encoder_settings
-from talkinghead.models.speech_features import normalise
+from talkinghead.models.audio2lmk.audio2mesh import Audio2Mesh
+from talkinghead.models.audio2lmk.audio2pose import Audio2Pose
+from talkinghead.models.audio2lmk.pose_decoding import decode, redecode
+from talkinghead.models.speech.encoder import normalise
+from talkinghead.models.speech.weights import encoder_settings
 from talkinghead.pipelines.audio_to_landmarks import AudioToLandmarks
 from talkinghead.timebase import SAMPLE_RATE
 
@@ -47,8 +48,8 @@ def speech_rows(repeats: int) -> list[Row]:
     ).eval()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as the pipeline decodes: a step is too small to share
-    decoded = 1000 * _seconds(lambda: published.decode(memory, 0), repeats)
-    decoded_again = 1000 * _seconds(lambda: published.redecode(memory, 0), 1)
+    decoded = 1000 * _seconds(lambda: decode(published, memory, 0), repeats)
+    decoded_again = 1000 * _seconds(lambda: redecode(published, memory, 0), 1)
     torch.set_num_threads(threads)
     return [
         Row(

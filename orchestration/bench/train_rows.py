@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 
 from orchestration.bench.row import Row
-from talkinghead.storage import Storage
+from talkinghead.files.storage import Storage
 from train.config import CheckpointConfig, LogConfig, ValidationConfig
+from train.launch.start import LaunchSettings, start
 from train.recipe import Recipe, make_task, recipes_of
-from train.run_folder import RunConfig
-from train.start import LaunchSettings, start
+from train.run.run_folder import RunConfig
 
 TASK = "audio2mesh"
 STEPS = 6

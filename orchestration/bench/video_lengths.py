@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from talkinghead.models.denoiser import Denoiser
-from talkinghead.models.lmk2video_config import denoiser_config, pose_guider_config, reference_net_config
+from talkinghead.models.image.codec import PictureEncoder, latent_channels
+from talkinghead.models.lmk2video.denoiser import Denoiser
+from talkinghead.models.lmk2video.pose_guider import PoseGuider
+from talkinghead.models.lmk2video.reference_net import ReferenceNet
+from talkinghead.models.lmk2video.sizes import denoiser_config, pose_guider_config, reference_net_config
 from talkinghead.models.noise_schedule import PAPER
-from talkinghead.models.picture_encoder import PictureEncoder, latent_channels
-from talkinghead.models.pose_guider import PoseGuider
-from talkinghead.models.reference_net import ReferenceNet
-from talkinghead.peak_memory import peak_memory
 from talkinghead.pipelines.talking_head import TalkingHeadPipeline
+from talkinghead.runtime.peak_memory import peak_memory
 
 LENGTHS_S = (2, 10, 60)
 FPS = 25

@@ -16,14 +16,14 @@ from orchestration.bench.row import Row
 from orchestration.bench.timing import in_turns
 from orchestration.bench.video_lengths import SIDE, STEPS
 from orchestration.cluster import ROOT
-from talkinghead.models.cost import VideoShape, published_cost, video_cost
-from talkinghead.models.denoiser import Condition, Denoiser
-from talkinghead.models.hollow_networks import HollowNetworks
-from talkinghead.models.lmk2video_config import denoiser_config, pose_guider_config, reference_net_config
-from talkinghead.models.picture_encoder import PictureEncoder
-from talkinghead.models.pose_guider import PoseGuider
-from talkinghead.models.reference_net import ReferenceNet
-from talkinghead.pipelines.context_windows import open_windows, published_windows
+from talkinghead.models.image.codec import PictureEncoder
+from talkinghead.models.lmk2video.cost import VideoShape, published_cost, video_cost
+from talkinghead.models.lmk2video.denoiser import Condition, Denoiser
+from talkinghead.models.lmk2video.meta_networks import HollowNetworks
+from talkinghead.models.lmk2video.pose_guider import PoseGuider
+from talkinghead.models.lmk2video.reference_net import ReferenceNet
+from talkinghead.models.lmk2video.sizes import denoiser_config, pose_guider_config, reference_net_config
+from talkinghead.pipelines.lmk2video.context_windows import open_windows, published_windows
 from train.lmk2video.module import Conditions, Lmk2Video
 
 GOAL_TFLOP, PUBLISHED_TFLOP = 75.0, 99.7

@@ -2,47 +2,51 @@
 
 from __future__ import annotations
 
-import io
-import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from orchestration.unit import Output, Unit
-from shards.latents import EMBEDDING, ENCODING, LATENTS, NETWORKS
+from orchestration.units.unit import Output, Unit
+from talkinghead.derived import ENCODING, LATENTS, NETWORKS
+from talkinghead.files.storage import Storage
 from talkinghead.provenance import canonical_json, hash_bytes, library_versions, pretty_json, provenance_key
 from talkinghead.schema import ClipInfo, Member
-from talkinghead.storage import Storage
 
 if TYPE_CHECKING:
-    from talkinghead.models.picture_encoder import PictureEncoder
+    from talkinghead.models.image.codec import PictureEncoder
+import logging
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-PREFIX = "encode-"
+from annotate.latents import LatentSettings, _npy, device, encode_frames
+from orchestration import results
+from orchestration.job_names import encode_job
+from orchestration.jobs import pack
+from orchestration.jobs.finish_latents import finish_latents
+from orchestration.jobs.pack import pack_units
+from orchestration.plans import plan_names, read_plan, write_plan
+from orchestration.units.executor import Tally
+from orchestration.units.ledger import Ledger
+from orchestration.units.records import UnitRecord
+from orchestration.units.runner import Runner
+from orchestration.units.unit import RunError
+from shards.index import Index, read_index
+from shards.manifest import DatasetManifest, read_manifest
+from shards.plan import PlannedSample
+from talkinghead import dataroot
+from talkinghead.derived import FIRST_ENCODING
+from talkinghead.schema import check_version, media_shard_name
+
+if TYPE_CHECKING:
+    from talkinghead.models.image.codec import PictureEncoder
+from orchestration.job_names import pack_annotation_job, shard_key
+
 LIBRARIES = ("av", "opencv-contrib-python", "numpy", "torch", "diffusers", "transformers")
-_PIXELS_AT_ONCE = 1 << 20
-"""Pixels of the pictures that are encoded in one call: 4 of 512 x 512. More costs memory and saves no time."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LatentSettings:
-    """Which networks encode which pictures."""
-
-    vae: str
-    """Codec: `tiny`, or a folder in the layout of diffusers (such as sd-vae-ft-mse)."""
-    image_encoder: str
-    """CLIP image encoder: `tiny`, `small`, or a folder in the layout of transformers."""
-    width: int = 512
-    """Of the pictures, pixels; clips of another shape are cut to it around their middle."""
-    height: int = 512
-    gpu_share: float = 0.5
-    """Share of a GPU that a worker takes, where the cluster has GPUs: two workers keep one busy, one reading while the
-    other encodes. 0: encode on CPUs."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.gpu_share <= 1:
-            raise ValueError(f"gpu_share must lie in 0 … 1, not {self.gpu_share}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,11 +59,6 @@ class PackedClip:
     file_sha256: str
     """Of the whole shard: with the key it names the content."""
     members: tuple[Member, ...]
-
-
-def job_name(version: str) -> str:
-    """`encode-<version>`: each version has a ledger of its own."""
-    return f"{PREFIX}{version}"
 
 
 def version_name(settings: LatentSettings, provenance: Mapping[str, Mapping[str, str]]) -> str:
@@ -90,7 +89,7 @@ def plan_latents(
     frame_s = 0.5 + 60.0 * settings.width * settings.height / 512**2
     return [
         Unit(
-            job=job_name(version),
+            job=encode_job(version),
             key=clip.key,
             pkey=provenance_key(
                 "latents",
@@ -118,8 +117,7 @@ def run(storage: Storage, unit: Unit) -> Output:
     """Encode one sample."""
     from av.error import FFmpegError
 
-    from orchestration.jobs.face import pin_threads
-    from orchestration.jobs.pictures import planned_encoder
+    from orchestration.jobs.worker_networks import pin_threads, planned_encoder
     from talkinghead.media.clip import decode_clip
     from talkinghead.media.errors import UnreadableMediaError
 
@@ -157,54 +155,171 @@ def run(storage: Storage, unit: Unit) -> Output:
     return Output(contents=[(unit.key, info.num_frames, dict(sorted(contents.items())))], details=about)
 
 
-def encode_frames(
-    encoder: PictureEncoder, frames: Iterable[np.ndarray], width: int, height: int
-) -> dict[str, np.ndarray]:
-    """The columns of a clip.
+log = logging.getLogger(__name__)
+
+
+Provenance = Mapping[str, Mapping[str, str]]
+
+
+_HALF = 2
+"""Bytes of a number."""
+
+
+def run_latents(runner: Runner, settings: LatentSettings, version: str | None = None) -> str:
+    """Encode every packed sample that is not encoded yet, pack the version's shards, and enter it in `DATASET.json`.
 
     Args:
-        encoder: The networks.
-        frames: RGB uint8 `[H, W, 3]` each.
-        width: Of the pictures that are encoded.
-        height: The same.
+        runner: DATA, with a finished data set.
+        settings: Networks and size.
+        version: Name of the version; None: `latents.version_name`.
 
     Returns:
-        `latents` float16 `[F, 2·C, h, w]` and `embedding` float16 `[F, D]`.
+        Name of the version.
+
+    Raises:
+        FileNotFoundError: There is no finished data set.
+        ValueError: Networks that cannot be read, a size that does not fit them, or a name that something else has.
+        RunError: The machine is at fault.
     """
-    import torch
+    from talkinghead.models.image.codec import PictureEncoder, check_picture_size
 
-    from talkinghead.media.picture_size import fit_pictures
-
-    parts: dict[str, list[np.ndarray]] = {LATENTS: [], EMBEDDING: []}
-    at_once = max(1, _PIXELS_AT_ONCE // (width * height))
-    for batch in _batches(iter(frames), at_once):
-        pictures = torch.from_numpy(fit_pictures(np.stack(batch).transpose(0, 3, 1, 2), width, height))
-        try:
-            parts[LATENTS].append(encoder.moments(pictures).cpu().numpy())
-            parts[EMBEDDING].append(encoder.embedding(pictures).cpu().numpy())
-        except RuntimeError as error:
-            if "allocate" not in str(error):  # PyTorch has no class of its own for memory of the CPU
-                raise
-            raise MemoryError(f"encoding {len(batch)} pictures of {width}x{height} needs more memory") from error
-    if not parts[LATENTS]:
-        raise ValueError("the clip has no frames")
-    return {name: np.concatenate(values) for name, values in parts.items()}
-
-
-def device(settings: LatentSettings) -> str:
-    """Where this process encodes: on the GPU that Ray gave it, else on the CPU."""
-    import torch
-
-    return "cuda" if settings.gpu_share and torch.cuda.is_available() else "cpu"
-
-
-def _batches(frames: Iterator[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
-    while batch := list(itertools.islice(frames, size)):
-        yield batch
+    storage = runner.storage
+    manifest = read_manifest(storage)
+    settings = _findable(settings)
+    encoder = PictureEncoder.load(settings.vae, settings.image_encoder)
+    check_picture_size(settings.width, settings.height, encoder.vae)
+    networks = encoder.provenance()
+    version = check_version(version or version_name(settings, networks))
+    about = {"encoding": ENCODING, "width": settings.width, "height": settings.height, **networks}
+    before = _check_name(storage, manifest, version, about)
+    index = read_index(storage, manifest.annotation())
+    done = results.pack_records(storage, pack_annotation_job(version))
+    packed = {sample.key for record in done.values() for sample in record.samples}
+    units = plan_latents(_clips(manifest, index), version, settings, networks, runner.retry.time_limit_s)
+    # Packed ones stay as they are, also under newer libraries.
+    units = [replace(unit, pkey=before.get(unit.key, unit.pkey)) if unit.key in packed else unit for unit in units]
+    frame_bytes = bytes_per_frame(encoder, settings)
+    _check_space(storage, version, units, index, frame_bytes)
+    write_plan(storage, encode_job(version), units, **about)
+    del encoder
+    tally = runner.run(encode_job(version), units, gpu_share=settings.gpu_share)
+    encoded = results.encode_results(storage, version)
+    _pack(runner, version, manifest, index, encoded)
+    finish_latents(storage, version, index, encoded, about)
+    _remove_unit_files(storage, version)
+    _tell(tally, version, frame_bytes)
+    return version
 
 
-def _npy(values: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    stored: Any = np.ascontiguousarray(values, "<f2")
-    np.lib.format.write_array(buffer, stored, version=(1, 0), allow_pickle=False)
-    return buffer.getvalue()
+def bytes_per_frame(encoder: PictureEncoder, settings: LatentSettings) -> int:
+    """What one frame's latents and embedding take."""
+    positions = (settings.width // encoder.scale) * (settings.height // encoder.scale)
+    return _HALF * (2 * encoder.channels * positions + encoder.embedding_size)
+
+
+def _findable(settings: LatentSettings) -> LatentSettings:
+    """Folders by their absolute path: a worker elsewhere has another working folder."""
+    from talkinghead.models.image.weights import IMAGE_ENCODERS, VAES
+
+    def absolute(source: str, names: tuple[str, ...]) -> str:
+        return source if source in names or not Path(source).is_dir() else str(Path(source).resolve())
+
+    return replace(
+        settings,
+        vae=absolute(settings.vae, VAES),
+        image_encoder=absolute(settings.image_encoder, IMAGE_ENCODERS),
+    )
+
+
+def _check_name(storage: Storage, manifest: DatasetManifest, version: str, about: Mapping[str, Any]) -> dict[str, str]:
+    """Refuse a name that stands for something else; the units that were planned under it before."""
+    if any(entry.version == version for entry in manifest.of_kind("annotation")):
+        raise ValueError(f"{version} is a face annotation: choose another --version for the latents")
+    name = encode_job(version)
+    if name not in plan_names(storage, name):
+        return {}
+    before = read_plan(storage, name)
+    same = all(before[network]["sha256"] == about[network]["sha256"] for network in NETWORKS)
+    settings = ("encoding", "width", "height")
+    if not same or any({"encoding": FIRST_ENCODING, **before}[name] != about[name] for name in settings):
+        raise ValueError(
+            f"{version} was begun by another release, with other networks or another size"
+            f" ({before['width']}x{before['height']}): choose another --version, or none"
+        )
+    return before["units"]
+
+
+def _clips(manifest: DatasetManifest, index: Index) -> list[PackedClip]:
+    """Every packed sample, kept by the filters or not: filters may change, shards do not."""
+    return [
+        PackedClip(
+            key=row.key,
+            num_frames=row.num_frames,
+            file=media_shard_name(row.shard),
+            file_sha256=manifest.media[row.shard].sha256,
+            members=tuple(row.media),
+        )
+        for row in index.rows()
+    ]
+
+
+def _check_space(storage: Storage, version: str, units: Sequence[Unit], index: Index, frame_bytes: int) -> None:
+    """Say before hours of work that their results will not fit."""
+    ledger = Ledger(storage, encode_job(version))
+    pending = {unit.key for unit in units if not ledger.is_done(unit)}
+    keys, lengths = index.texts("key"), index.numbers("num_frames")
+    frames = sum(int(length) for key, length in zip(keys, lengths, strict=True) if key in pending)
+    if not frames:
+        return
+    # Each result stands in its unit's file until it is packed.
+    wanted = 2 * frames * frame_bytes
+    log.info("%s: %d frames to encode, %.2f GB", version, frames, frames * frame_bytes / 1e9)
+    if storage.local_root is not None and (free := shutil.disk_usage(storage.local_root).free) < wanted:
+        raise RunError(
+            f"latents of {frames} frames at {frame_bytes / 1024:.1f} KiB each need {wanted / 1e9:.3g} GB while they are"
+            f" packed (half of it then stays); {storage.uri} has {free / 1e9:.3g} GB left: make room, or choose smaller"
+            " pictures"
+        )
+
+
+def _pack(runner: Runner, version: str, manifest: DatasetManifest, index: Index, encoded: results.Results) -> None:
+    """Pack the shards that are missing; what could not be encoded is missing in them."""
+    job = pack_annotation_job(version)
+    done = {key for key, _ in Ledger(runner.storage, job).committed}
+    units = []
+    for number in range(len(manifest.media)):
+        if shard_key(number) in done:
+            continue
+        samples, contents, failed = [], [], []
+        for key in index.texts("key")[index.shard_rows(number)]:
+            record = encoded[key]
+            if not isinstance(record, UnitRecord):
+                failed.append(key)
+                continue
+            assert record.file and record.file_sha256
+            sample = record.samples[0]
+            samples.append(
+                PlannedSample.of_members(
+                    key=key,
+                    file=record.file,
+                    members=sample.members,
+                    num_frames=sample.num_frames,
+                    sha256=sample.sha256,
+                )
+            )
+            contents.append(record.file_sha256)
+        limit = runner.retry.time_limit_s
+        units.append(pack.plan_pack(version, number, samples, contents, limit, failed))
+    pack_units(runner, job, units)
+
+
+def _remove_unit_files(storage: Storage, version: str) -> None:
+    """Latents are large, and a packed shard never changes: the units' own files are not needed any more."""
+    for file in storage.list(dataroot.units(encode_job(version)), ".tar"):
+        storage.delete(file.path)
+
+
+def _tell(tally: Tally, version: str, frame_bytes: int) -> None:
+    if tally.committed:
+        speed = tally.frames / max(tally.wall_seconds, 1e-9)
+        log.info("%s: %d frames, %.1f frames/s, %d bytes per frame", version, tally.frames, speed, frame_bytes)

@@ -21,8 +21,8 @@ from typing import Literal
 
 from annotate.filters import judge
 from ingest.stored_path import display_path
-from orchestration.records import QuarantineRecord, RejectedPiece, SampleRecord, UnitRecord
 from orchestration.report.state import RunState
+from orchestration.units.records import QuarantineRecord, RejectedPiece, SampleRecord, UnitRecord
 from talkinghead.schema import CatalogRow, SampleIndex
 
 Fate = Literal["sample", "rejected", "quarantined", "pending"]

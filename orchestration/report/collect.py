@@ -8,15 +8,15 @@ from collections import Counter
 from annotate.filters import FilterSettings
 from ingest.catalog import Catalog, read_catalog
 from orchestration import results
-from orchestration.jobs import pack
+from orchestration.job_names import PACK_MEDIA_JOB, pack_annotation_job
 from orchestration.report.latents import latents_states
 from orchestration.report.state import MetadataNotes, RunState
 from shards.index import read_index
 from shards.manifest import AnnotationEntry, read_manifest
 from talkinghead import dataroot
 from talkinghead.config import from_json
+from talkinghead.files.storage import Storage
 from talkinghead.schema import DATASETS
-from talkinghead.storage import Storage
 
 
 def run_state(storage: Storage, version: str | None) -> RunState:
@@ -33,8 +33,8 @@ def run_state(storage: Storage, version: str | None) -> RunState:
         raise ValueError(f"{version} holds {entry.kind}; a report is about a face annotation: {faces}")
     names = [name for name in DATASETS if storage.exists(dataroot.catalog(name))]
     catalogs = {name: read_catalog(storage, name) for name in names}
-    media = results.pack_records(storage, pack.MEDIA_JOB)
-    annotation = results.pack_records(storage, pack.annotation_job(entry.version))
+    media = results.pack_records(storage, PACK_MEDIA_JOB)
+    annotation = results.pack_records(storage, pack_annotation_job(entry.version))
     frames, seconds = _runs(storage)
     return RunState(
         version=entry.version,

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from orchestration.report.members import read_column
+from talkinghead.files.storage import Storage
 from talkinghead.schema import SampleIndex
-from talkinghead.storage import Storage
 
 PIXELS = 512
 """Landmark changes are given in pixels of an image of this size."""

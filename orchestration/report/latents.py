@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from orchestration import results
-from orchestration.jobs import pack
-from orchestration.records import QuarantineRecord, UnitRecord
-from shards.latents import NETWORKS
+from orchestration.job_names import pack_annotation_job
+from orchestration.units.records import QuarantineRecord, UnitRecord
 from shards.manifest import AnnotationEntry, DatasetManifest
-from talkinghead.storage import Storage
+from talkinghead.derived import NETWORKS
+from talkinghead.files.storage import Storage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ def latents_states(storage: Storage, manifest: DatasetManifest) -> list[LatentsS
         LatentsState(
             entry=entry,
             encode=results.encode_results(storage, entry.version),
-            pack=list(results.pack_records(storage, pack.annotation_job(entry.version)).values()),
+            pack=list(results.pack_records(storage, pack_annotation_job(entry.version)).values()),
         )
         for entry in manifest.of_kind("latents")
     ]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from talkinghead.annotation import COLUMN, QUALITY_FIELDS, decode_column
+from talkinghead.files.storage import Storage
 from talkinghead.schema import Member, SampleIndex, annotation_shard_name, media_shard_name
-from talkinghead.storage import Storage
 
 
 def read_media(storage: Storage, row: SampleIndex, suffix: str) -> bytes:

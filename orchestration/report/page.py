@@ -16,9 +16,9 @@ from orchestration.report.view import Pictures, render_page
 from shards.index import read_index
 from shards.manifest import DatasetManifest, read_manifest
 from talkinghead import dataroot
+from talkinghead.files.storage import Storage
 from talkinghead.provenance import pretty_json
 from talkinghead.schema import SampleIndex
-from talkinghead.storage import Storage
 
 PAGE = f"{dataroot.REPORT_FOLDER}/index.html"
 NUMBERS = f"{dataroot.REPORT_FOLDER}/report.json"

@@ -13,10 +13,10 @@ import cv2
 import numpy as np
 
 from orchestration.report.members import quality_field, read_column, read_media
+from talkinghead.files.storage import Storage
 from talkinghead.media.clip import decode_window
 from talkinghead.media.wav import decode_wav
 from talkinghead.schema import SampleIndex
-from talkinghead.storage import Storage
 from talkinghead.timebase import FPS
 
 TILE_HEIGHT = 288

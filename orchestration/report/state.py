@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from annotate.filters import FilterSettings
-from orchestration.records import QuarantineRecord, UnitRecord
 from orchestration.report.latents import LatentsState
+from orchestration.units.records import QuarantineRecord, UnitRecord
 from talkinghead.schema import CatalogRow, SampleIndex, check_version
 
 UnitState = UnitRecord | QuarantineRecord | None

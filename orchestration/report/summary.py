@@ -45,15 +45,15 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
-from orchestration.jobs import annotate, ingest, pack
-from orchestration.records import UnitRecord
+from orchestration.job_names import INGEST_JOB, PACK_MEDIA_JOB, annotate_job, pack_annotation_job
 from orchestration.report.accounting import FATES, Accounting, count_reasons
 from orchestration.report.diff import VersionDifference
 from orchestration.report.latents import latents_numbers
 from orchestration.report.state import RunState
+from orchestration.units.records import UnitRecord
 from shards.manifest import DatasetManifest, ShardEntry
+from talkinghead.files.storage import Storage
 from talkinghead.schema import SPLITS, SampleIndex, annotation_shard_name, media_shard_name
-from talkinghead.storage import Storage
 from talkinghead.timebase import FPS
 
 REPORT_VERSION = 1
@@ -131,7 +131,7 @@ def summarise(
 
 def job_speeds(state: RunState) -> dict[str, dict[str, Any]]:
     """Per job, in the order in which they run: units, time and speed, from the commit records."""
-    jobs = (ingest.JOB, annotate.job_name(state.version), pack.MEDIA_JOB, pack.annotation_job(state.version))
+    jobs = (INGEST_JOB, annotate_job(state.version), PACK_MEDIA_JOB, pack_annotation_job(state.version))
     records: dict[str, list[UnitRecord]] = {name: [] for name in jobs}
     units: list[Any] = [*state.ingest.values(), *state.annotate.values(), *state.pack]
     units.extend(record for latents in state.latents for record in latents.units)

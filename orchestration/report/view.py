@@ -14,12 +14,12 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from orchestration.records import Attempt, QuarantineRecord
 from orchestration.report.accounting import Accounting, InputOutcome
 from orchestration.report.charts import sparkline_svg, waveform_svg
 from orchestration.report.distributions import charts
 from orchestration.report.pictures import Picture, Strip, Tile
 from orchestration.report.state import RunState
+from orchestration.units.records import Attempt, QuarantineRecord
 from talkinghead.schema import SampleIndex
 
 MOST_REJECTED_ROWS = 60

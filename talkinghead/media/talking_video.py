@@ -24,13 +24,13 @@ from av.filter import Graph
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 from av.video.stream import VideoStream
 
+from talkinghead.files.atomic import staged_file
 from talkinghead.media.audio import to_mono
 from talkinghead.media.container import MediaFile, name_of, open_media, start_of
 from talkinghead.media.encoder_settings import EncoderSettings
 from talkinghead.media.errors import UnreadableMediaError
 from talkinghead.media.pixels import PixelConverter
 from talkinghead.media.probe import audio_stream
-from talkinghead.staging import staged_file
 from talkinghead.timebase import SAMPLE_RATE
 
 SMALLEST, LARGEST = 16, 8192

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from typing import Any
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 
 _WRAPPERS = ("state_dict", "module")
 """Under which names training programs put the weights when they save other things beside them."""
@@ -116,3 +117,25 @@ def _unpickle(path: Path) -> Any:
             raise
         # Written before PyTorch 1.6: no zip archive.
         return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def parameter_hash(module: nn.Module) -> str:
+    """SHA-256 of all parameters and persistent buffers.
+
+    Over (name, dtype, shape, bytes) in the order of the names, so neither the order of registration nor the device
+    matters. Buffers that `state_dict` leaves out do not count.
+
+    Args:
+        module: With whole tensors: gather sharded parameters first.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        content = tensor.detach().cpu().contiguous()
+        for part in (name, str(content.dtype), ",".join(map(str, content.shape))):
+            digest.update(f"{len(part)}:{part};".encode())
+        # Bytes rather than numbers: NumPy has no bfloat16, and -0.0 differs from 0.0.
+        digest.update(content.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from talkinghead.geometry.smoothing import moving_average
-from talkinghead.models.audio2mesh import Audio2Mesh
-from talkinghead.models.audio2pose import Audio2Pose
-from talkinghead.models.long_speech import Encode, encode_long
-from talkinghead.models.speech_features import frame_rate, normalise, num_frames
-from talkinghead.pipelines.frame_rate import resample_frames
-from talkinghead.pipelines.landmark_motion import LandmarkMotion, place
+from talkinghead.models.audio2lmk.audio2mesh import Audio2Mesh
+from talkinghead.models.audio2lmk.audio2pose import Audio2Pose
+from talkinghead.models.audio2lmk.pose_decoding import decode, generate
+from talkinghead.models.speech.encoder import frame_rate, normalise, num_frames
+from talkinghead.models.speech.long_speech import Encode, encode_long
+from talkinghead.motion.landmark_motion import LandmarkMotion, place
+from talkinghead.motion.resampling import resample_frames
+from talkinghead.motion.smoothing import moving_average
 from talkinghead.timebase import SAMPLE_RATE
 
 Watch = Callable[[str, int, int], None]
@@ -171,7 +172,7 @@ class AudioToLandmarks:
             raise ValueError("head motion from the speech needs an Audio2Pose model")
         prepared = _prepared(samples, model)
         if model.context is None and model.chunking == "restart":
-            raw = model.generate(prepared, identity)
+            raw = generate(model, prepared, identity)
         else:
             total = num_frames(len(samples), model.fps)
             encode = _watched(model.encode, "pose from speech", total, watch)
@@ -207,7 +208,7 @@ def _decoded(model: Audio2Pose, memory: torch.Tensor, identity: int, watch: Watc
         if watch is not None:
             watch("head motion", first, total)
         part = memory[:, first : first + _BLOCK]
-        poses, state = model.decode(part, identity, state=state, final=first + _BLOCK >= total)
+        poses, state = decode(model, part, identity, state=state, final=first + _BLOCK >= total)
         parts.append(poses[0])
     return torch.cat(parts)
 

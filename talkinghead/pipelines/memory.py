@@ -6,13 +6,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from diffusers.utils.torch_utils import empty_device_cache
 from torch import nn
 
-from talkinghead.pipelines.pose_features import KeepPose
+KeepPose = Literal["device", "cpu", "none"]
+"""Where features wait for the next step: where they were computed, in the computer's memory, or nowhere."""
+
 
 Network = TypeVar("Network", bound=nn.Module)
 

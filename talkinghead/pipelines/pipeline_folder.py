@@ -14,12 +14,12 @@ from typing import Any
 import diffusers
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
-from talkinghead.models.audio2mesh import Audio2Mesh
-from talkinghead.models.audio2pose import Audio2Pose
-from talkinghead.models.denoiser import Denoiser
-from talkinghead.models.picture_weights import load_image_encoder, load_vae
-from talkinghead.models.pose_guider import PoseGuider
-from talkinghead.models.reference_net import ReferenceNet
+from talkinghead.models.audio2lmk.audio2mesh import Audio2Mesh
+from talkinghead.models.audio2lmk.audio2pose import Audio2Pose
+from talkinghead.models.image.weights import load_image_encoder, load_vae
+from talkinghead.models.lmk2video.denoiser import Denoiser
+from talkinghead.models.lmk2video.pose_guider import PoseGuider
+from talkinghead.models.lmk2video.reference_net import ReferenceNet
 
 INDEX = "model_index.json"
 """Written last by `save_pretrained`: a folder without it is no whole pipeline."""

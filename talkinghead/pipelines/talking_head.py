@@ -13,21 +13,20 @@ import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import Tensor
 
-from talkinghead.models.audio2mesh import Audio2Mesh
-from talkinghead.models.audio2pose import Audio2Pose
-from talkinghead.models.denoiser import Denoiser
-from talkinghead.models.picture_encoder import Vae, latent_scale
-from talkinghead.models.pose_guider import PoseGuider
+from talkinghead.models.audio2lmk.audio2mesh import Audio2Mesh
+from talkinghead.models.audio2lmk.audio2pose import Audio2Pose
+from talkinghead.models.image.codec import Vae, latent_scale
+from talkinghead.models.lmk2video.denoiser import Denoiser
+from talkinghead.models.lmk2video.pose_guider import PoseGuider
+from talkinghead.models.lmk2video.reference_net import ReferenceNet
 from talkinghead.models.quiet_libraries import quiet_libraries
-from talkinghead.models.reference_net import ReferenceNet
-from talkinghead.pipelines.animation import Animation
+from talkinghead.motion.landmark_motion import LandmarkMotion
 from talkinghead.pipelines.audio_to_landmarks import AudioToLandmarks, Watch
-from talkinghead.pipelines.clip_request import CALLBACK_TENSORS, Callback, ClipRequest
-from talkinghead.pipelines.frames import OutputType, TalkingHeadOutput, as_bytes, check_output_type, collect
-from talkinghead.pipelines.landmark_motion import LandmarkMotion
+from talkinghead.pipelines.lmk2video.animation import Animation, check_request
+from talkinghead.pipelines.lmk2video.clip_request import CALLBACK_TENSORS, Callback, ClipRequest
+from talkinghead.pipelines.lmk2video.frames import OutputType, TalkingHeadOutput, as_bytes, check_output_type, collect
 from talkinghead.pipelines.memory import MemoryPreset, memory_preset, spread
 from talkinghead.pipelines.pipeline_folder import read_index, read_parts
-from talkinghead.pipelines.request_checks import check_request
 
 _SPEECH = ("audio2mesh", "audio2pose")
 """Always in single precision."""

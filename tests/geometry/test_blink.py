@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from talkinghead.geometry.blink import EYELIDS, HELD_S, OPEN_S, SHUT_S, blink_closure, blink_times, close_eyes
 from talkinghead.geometry.canonical import mean_face
 from talkinghead.geometry.face_regions import eye_opening
+from talkinghead.motion.blink import EYELIDS, HELD_S, OPEN_S, SHUT_S, blink_closure, blink_times, close_eyes
 
 FACE = mean_face().vertices.astype(np.float32)
 BROWS = [46, 53, 52, 65, 55, 70, 63, 105, 66, 107, 276, 283, 282, 295, 285, 300, 293, 334, 296, 336]

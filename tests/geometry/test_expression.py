@@ -9,8 +9,8 @@ import pytest
 
 from talkinghead.geometry.blendshapes import NAMES, PARTS
 from talkinghead.geometry.canonical import mean_face
-from talkinghead.geometry.expression import NUM_SCORES, ExpressionBasis, ExpressionFit
 from talkinghead.geometry.face_regions import LIPS, mouth_opening
+from talkinghead.motion.expression import NUM_SCORES, ExpressionBasis, ExpressionFit
 
 SMILE, BROW, JAW = NAMES.index("mouthSmileLeft"), NAMES.index("browInnerUp"), NAMES.index("jawOpen")
 

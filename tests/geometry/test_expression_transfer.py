@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from talkinghead.geometry.blink import EYELIDS, close_eyes
 from talkinghead.geometry.canonical import mean_face
-from talkinghead.geometry.expression_transfer import close_mouth, shape_ratio, transfer_expression, uncrossed
 from talkinghead.geometry.face_regions import LOWER_FACE, eye_opening, mouth_opening, mouth_width
 from talkinghead.geometry.pose import matrix_from_pose, pose_from_matrix
-from talkinghead.geometry.retarget import transfer, transfer_pose
+from talkinghead.motion.blink import EYELIDS, close_eyes
+from talkinghead.motion.expression_transfer import close_mouth, shape_ratio, transfer_expression, uncrossed
+from talkinghead.motion.retarget import transfer, transfer_pose
 
 Golden = Callable[[str], dict[str, np.ndarray]]
 FACE = mean_face().vertices

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from talkinghead.geometry.guidance import draw_guidance
 from talkinghead.geometry.pose import pose_from_matrix
-from talkinghead.geometry.pose_template import SMOOTHING_WINDOW, tile
 from talkinghead.geometry.projection import project
-from talkinghead.geometry.smoothing import moving_average
+from talkinghead.motion.pose_template import SMOOTHING_WINDOW, tile
+from talkinghead.motion.smoothing import moving_average
 
 Golden = Callable[[str], dict[str, np.ndarray]]
 

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from talkinghead.geometry import neutral
 from talkinghead.geometry.blendshapes import NAMES
 from talkinghead.geometry.canonical import mean_face
 from talkinghead.geometry.face_regions import mouth_opening
-from talkinghead.geometry.neutral import NeutralEstimator, neutral_mesh
+from talkinghead.motion import neutral
+from talkinghead.motion.neutral import NeutralEstimator, neutral_mesh
 
 Clip = tuple[np.ndarray, np.ndarray, np.ndarray]
 

@@ -29,9 +29,9 @@ def face_model(shared: Path) -> FaceModel:
 @pytest.fixture(scope="session")
 def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `audio2mesh/` and `audio2pose/`: small models that move. Not to be changed: copy it first."""
-    from talkinghead.models.audio2mesh import Audio2Mesh
-    from talkinghead.models.audio2pose import Audio2Pose
-    from talkinghead.models.pretrained import Pretrained
+    from talkinghead.models.audio2lmk.audio2mesh import Audio2Mesh
+    from talkinghead.models.audio2lmk.audio2pose import Audio2Pose
+    from talkinghead.models.speech.weights import Pretrained
 
     folder = tmp_path_factory.mktemp("weights")
     encoder = Pretrained("tiny").wav2vec_config()

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from annotate.engines import make_engine
-from infer import animate, estimate, time_estimate
+from infer import animate, estimate
 from infer.__main__ import main
 from infer.portrait import read_image
 from infer.weights.pipeline_weights import find_pipeline, load_pipeline
@@ -280,10 +280,10 @@ def test_large_networks_are_estimated_before(
     place = find_pipeline(weights)
     pipeline, _ = load_pipeline(place)
     asked: dict[str, Any] = {"size": (64, 64), "fps": 25, "steps": 2, "guidance": 1.0}
-    assert time_estimate.say_how_long(pipeline, place, frames=16, **asked) is None and not caplog.text
-    monkeypatch.setattr(time_estimate, "LARGE", 0)
+    assert estimate.say_how_long(pipeline, place, frames=16, **asked) is None and not caplog.text
+    monkeypatch.setattr(estimate, "LARGE", 0)
     monkeypatch.setattr(estimate, "measured_speed", lambda *_: 1e9)
-    seconds = time_estimate.say_how_long(pipeline, place, frames=16, **asked)
+    seconds = estimate.say_how_long(pipeline, place, frames=16, **asked)
     assert seconds is not None and seconds > 0
     assert "16 frames of 64x64 in 2 steps: about" in caplog.text
 

@@ -13,8 +13,8 @@ import torch
 from infer import estimate
 from infer.__main__ import main
 from infer.estimate import Request, device_bytes, layout_of, shape_of
-from talkinghead.models.cost import video_cost
-from talkinghead.models.hollow_networks import HollowNetworks
+from talkinghead.models.lmk2video.cost import video_cost
+from talkinghead.models.lmk2video.meta_networks import HollowNetworks
 from talkinghead.pipelines.memory import PRESETS
 from tests.tiny_pipeline import tiny_pipeline
 

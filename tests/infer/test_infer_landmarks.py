@@ -16,11 +16,11 @@ import pytest
 from infer.__main__ import main
 from infer.speech import read_speech
 from talkinghead.geometry.blendshapes import PARTS
-from talkinghead.geometry.expression import NUM_SCORES, ExpressionBasis
 from talkinghead.geometry.face_regions import mouth_opening
 from talkinghead.media.audio import read_whole_audio
 from talkinghead.media.probe import probe
 from talkinghead.media.wav import encode_wav
+from talkinghead.motion.expression import NUM_SCORES, ExpressionBasis
 from tests.landmark_files import read_motion
 from tests.small_disk import run_with_mounts
 

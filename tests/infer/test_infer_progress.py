@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from infer import progress as module
-from infer.progress import Progress, duration
+from talkinghead.runtime import progress as module
+from talkinghead.runtime.progress import Progress, duration
 
 
 def test_lines_and_seconds(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

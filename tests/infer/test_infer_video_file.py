@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from infer.video_file import check_target, video_size, write_outputs
+from infer.frame_size import video_size
+from infer.output_files import check_target, write_outputs
 from talkinghead.geometry.canonical import mean_face
 from talkinghead.geometry.guidance import draw_guidance
 from talkinghead.geometry.pose import matrix_from_pose
 from talkinghead.media.video_source import VideoSource
-from talkinghead.pipelines.landmark_motion import LandmarkMotion, place
+from talkinghead.motion.landmark_motion import LandmarkMotion, place
 from tests.landmark_files import read_motion
 
 

@@ -19,8 +19,8 @@ from ingest.catalog import Catalog, build_catalog, read_catalog, write_catalog
 from ingest.problem import Problem
 from ingest.source_folder import Fingerprint, fingerprint, read_fingerprints, write_fingerprints
 from talkinghead import dataroot
+from talkinghead.files.storage import Storage
 from talkinghead.schema import CATALOG_SCHEMA, DATASETS, CatalogRow
-from talkinghead.storage import Storage
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)

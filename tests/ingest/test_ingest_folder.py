@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from ingest.catalog import build_catalog, read_catalog, write_catalog
 from ingest.stored_path import display_path, from_stored, to_stored
+from talkinghead.files.storage import Storage
 from talkinghead.schema import KEY_PATTERN
-from talkinghead.storage import Storage
 
 AWKWARD = [
     *("a+b.mp4", "hash#1.mp4", "it's.mp4", 'say "hi".mp4', "x;rm -rf.mp4", "$(touch owned).mp4", "$HOME.mp4"),

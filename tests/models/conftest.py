@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from talkinghead.models.audio2pose import Audio2Pose
-from talkinghead.models.pretrained import Pretrained
+from talkinghead.models.audio2lmk.audio2pose import Audio2Pose
+from talkinghead.models.speech.weights import Pretrained
 
 SMALL_POSE: dict[str, Any] = {"width": 32, "layers": 2, "heads": 4, "feed_forward": 48, "num_identities": 5}
 

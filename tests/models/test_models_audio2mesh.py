@@ -11,9 +11,9 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from talkinghead.models.audio2mesh import Audio2Mesh
-from talkinghead.models.parameter_hash import parameter_hash
-from talkinghead.models.pretrained import Pretrained
+from talkinghead.models.audio2lmk.audio2mesh import Audio2Mesh
+from talkinghead.models.speech.weights import Pretrained
+from talkinghead.models.weight_file import parameter_hash
 
 
 @pytest.fixture

@@ -11,11 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from talkinghead.models.attention_bias import alibi_slopes, causal_bias, window_mask
-from talkinghead.models.audio2pose import Audio2Pose
-from talkinghead.models.parameter_hash import parameter_hash
-from talkinghead.models.pose_decoder import PoseDecoderLayer, PositionCode
-from talkinghead.models.pretrained import Pretrained
+from talkinghead.models.audio2lmk.audio2pose import Audio2Pose
+from talkinghead.models.audio2lmk.pose_decoder import (
+    PoseDecoderLayer,
+    PositionCode,
+    alibi_slopes,
+    causal_bias,
+    window_mask,
+)
+from talkinghead.models.speech.weights import Pretrained
+from talkinghead.models.weight_file import parameter_hash
 from tests.models.conftest import small_pose
 
 TINY = Pretrained("tiny").wav2vec_config()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from talkinghead.models.denoiser import Begun, Condition, Denoiser
+from talkinghead.models.lmk2video.denoiser import Begun, Condition, Denoiser
 from tests.models.lmk2video_networks import draw, inputs, rows, small_denoiser
 
 CLOSE: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-5}

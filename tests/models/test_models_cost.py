@@ -11,11 +11,11 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from talkinghead.models.cost import VideoShape, published_cost, video_cost
-from talkinghead.models.hollow_networks import NETWORKS, HollowNetworks
+from talkinghead.models.lmk2video.cost import VideoShape, published_cost, video_cost
+from talkinghead.models.lmk2video.meta_networks import NETWORKS, HollowNetworks
+from talkinghead.models.lmk2video.pose_guider import PoseGuider
 from talkinghead.models.meter import measure_cost
-from talkinghead.models.pose_guider import PoseGuider
-from talkinghead.pipelines.context_windows import open_windows, published_windows
+from talkinghead.pipelines.lmk2video.context_windows import open_windows, published_windows
 from tests.models.lmk2video_networks import small_guider
 from tests.tiny_pipeline import tiny_pipeline, tiny_request
 

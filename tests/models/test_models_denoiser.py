@@ -16,8 +16,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
-from talkinghead.models.denoiser import Denoiser
-from talkinghead.models.lmk2video_config import denoiser_config
+from talkinghead.models.lmk2video.denoiser import Denoiser
+from talkinghead.models.lmk2video.sizes import denoiser_config
 from tests.models.lmk2video_networks import SMALL, draw, inputs, rows, small_denoiser, small_reference_net
 
 STOCK: dict[str, Any] = {

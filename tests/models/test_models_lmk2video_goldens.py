@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from talkinghead.models.denoiser import Denoiser
-from talkinghead.models.lmk2video_published import Kind, fill, published_names, published_pose_guider
-from talkinghead.models.pose_guider import PoseGuider
-from talkinghead.models.reference_net import ReferenceNet
+from talkinghead.models.lmk2video.denoiser import Denoiser
+from talkinghead.models.lmk2video.pose_guider import PoseGuider
+from talkinghead.models.lmk2video.published import Kind, fill, published_names, published_pose_guider
+from talkinghead.models.lmk2video.reference_net import ReferenceNet
 from tests.golden_weights import golden_state
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]

@@ -12,9 +12,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from talkinghead.models.denoiser import Denoiser
-from talkinghead.models.lmk2video_config import denoiser_config, pose_guider_config, reference_net_config
-from talkinghead.models.lmk2video_published import (
+from talkinghead.models.lmk2video.denoiser import Denoiser
+from talkinghead.models.lmk2video.pose_guider import PoseGuider
+from talkinghead.models.lmk2video.published import (
     Kind,
     fill,
     kind_of,
@@ -26,8 +26,8 @@ from talkinghead.models.lmk2video_published import (
     published_pose_guider,
     read_sd15_unet,
 )
-from talkinghead.models.pose_guider import PoseGuider
-from talkinghead.models.reference_net import ReferenceNet
+from talkinghead.models.lmk2video.reference_net import ReferenceNet
+from talkinghead.models.lmk2video.sizes import denoiser_config, pose_guider_config, reference_net_config
 from talkinghead.models.weight_file import compare_keys, read_weights
 from tests.models.lmk2video_networks import inputs, small_denoiser, small_reference_net
 

@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from talkinghead.models.audio2mesh import Audio2Mesh
-from talkinghead.models.long_speech import encode_long, window_spans
-from talkinghead.models.speech_features import frame_rate, num_frames
+from talkinghead.models.audio2lmk.audio2mesh import Audio2Mesh
+from talkinghead.models.speech.encoder import frame_rate, num_frames
+from talkinghead.models.speech.long_speech import encode_long, window_spans
 
 RATES = st.sampled_from([24.0, 25.0, 29.97, 30.0, 30000 / 1001])
 

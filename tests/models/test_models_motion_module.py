@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D
 
-from talkinghead.models.motion_module import MotionModule
+from talkinghead.models.lmk2video.motion_module import MotionModule
 from tests.models.lmk2video_networks import draw, shake
 
 

@@ -13,15 +13,10 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from talkinghead.models.cosine_codec import CosineCodec
-from talkinghead.models.parameter_hash import parameter_hash
-from talkinghead.models.picture_encoder import (
-    PictureEncoder,
-    check_picture_size,
-    latent_channels,
-    latent_scale,
-)
-from talkinghead.models.picture_weights import load_image_encoder, load_vae
+from talkinghead.models.image.codec import PictureEncoder, check_picture_size, latent_channels, latent_scale
+from talkinghead.models.image.cosine_codec import CosineCodec
+from talkinghead.models.image.weights import load_image_encoder, load_vae
+from talkinghead.models.weight_file import parameter_hash
 
 STOCK = "diffusion_pytorch_model.safetensors"
 

@@ -10,10 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from talkinghead.models.audio2pose import Audio2Pose
-from talkinghead.models.pose_step import KeyValueCache
-from talkinghead.models.pretrained import Pretrained
-from talkinghead.models.published import published_config
+from talkinghead.models.audio2lmk.audio2pose import Audio2Pose
+from talkinghead.models.audio2lmk.pose_decoding import decode, generate, redecode
+from talkinghead.models.audio2lmk.pose_step import KeyValueCache
+from talkinghead.models.audio2lmk.published import published_config
+from talkinghead.models.speech.weights import Pretrained
 from tests.models.conftest import small_pose
 
 TINY = Pretrained("tiny").wav2vec_config()
@@ -40,14 +41,14 @@ def test_cached_decoding_equals_decoding_again(
     net = small_pose(TINY, **model)
     memory = torch.randn(batch, frames, 32, generator=torch.Generator().manual_seed(frames))
     identity = torch.arange(batch)
-    want = net.redecode(memory, identity)
-    got, _ = net.decode(memory, identity)
+    want = redecode(net, memory, identity)
+    got, _ = decode(net, memory, identity)
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
 
     cuts = sorted(data.draw(st.lists(st.integers(0, frames), max_size=4)))
     parts, state = [], None
     for first, end in zip([0, *cuts], [*cuts, frames], strict=True):
-        part, state = net.decode(memory[:, first:end], identity, state=state, final=end == frames)
+        part, state = decode(net, memory[:, first:end], identity, state=state, final=end == frames)
         parts.append(part)
     torch.testing.assert_close(torch.cat(parts, dim=1), want, rtol=1e-4, atol=1e-4)
 
@@ -58,7 +59,7 @@ def test_what_is_decoded_is_what_one_pass_over_it_predicts(context: int | None, 
     """Teacher forcing with the decoded poses gives them back: training and inference are one function."""
     net = small_pose(TINY, context=context, memory_attention=attention, memory_window=2)
     memory = torch.randn(1, frames, 32)
-    poses, _ = net.decode(memory, 1)
+    poses, _ = decode(net, memory, 1)
     previous = torch.cat([torch.zeros(1, 1, 6), poses[:, :-1]], dim=1)
     torch.testing.assert_close(net.decode_known(memory, previous, torch.tensor([1])), poses, rtol=1e-4, atol=1e-4)
 
@@ -66,18 +67,18 @@ def test_what_is_decoded_is_what_one_pass_over_it_predicts(context: int | None, 
 def test_decoding_repeats_bit_for_bit() -> None:
     net = small_pose(TINY, context=5)
     memory = torch.randn(1, 30, 32)
-    assert torch.equal(net.decode(memory, 1)[0], net.decode(memory, 1)[0])
+    assert torch.equal(decode(net, memory, 1)[0], decode(net, memory, 1)[0])
 
 
 def test_the_last_frames_wait_for_the_speech_they_hear() -> None:
     net = small_pose(TINY, context=5, memory_window=4)
     memory = torch.randn(1, 12, 32)
-    early, state = net.decode(memory[:, :3], 0, final=False)
+    early, state = decode(net, memory[:, :3], 0, final=False)
     assert early.shape == (1, 0, 6)
-    early, state = net.decode(memory[:, 3:9], 0, state=state, final=False)
+    early, state = decode(net, memory[:, 3:9], 0, state=state, final=False)
     assert early.shape == (1, 5, 6)
-    late, _ = net.decode(memory[:, 9:], 0, state=state)
-    torch.testing.assert_close(torch.cat([early, late], 1), net.redecode(memory, 0), rtol=1e-4, atol=1e-4)
+    late, _ = decode(net, memory[:, 9:], 0, state=state)
+    torch.testing.assert_close(torch.cat([early, late], 1), redecode(net, memory, 0), rtol=1e-4, atol=1e-4)
 
 
 @settings(deadline=None)
@@ -102,7 +103,7 @@ def test_state_of_long_speech_stays_small() -> None:
         net = small_pose(TINY, memory_window=3, **model)
         state, sizes = None, []
         for _ in range(6):
-            _, state = net.decode(torch.randn(1, 300, 32), 0, state=state, final=False)
+            _, state = decode(net, torch.randn(1, 300, 32), 0, state=state, final=False)
             sizes.append((state.memory.shape[1], len(state.poses), state.cache._block.numel()))
         assert len(set(sizes[1:])) == 1
         assert sizes[-1][0] <= 2 * 3 + 8
@@ -113,14 +114,14 @@ def test_an_unknown_identity_is_told() -> None:
     net = small_pose(TINY)
     for number in (-1, 5):
         with pytest.raises(ValueError, match=r"0 … 4"):
-            net.decode(torch.randn(1, 2, 32), number)
+            decode(net, torch.randn(1, 2, 32), number)
 
 
 @pytest.mark.parametrize("chunking", ["continue", "restart"])
 @pytest.mark.parametrize("samples", [1, 5000, 79_999, 80_000, 80_001, 160_000, 170_000])
 def test_recordings_of_any_length_have_a_pose_for_each_frame(chunking: str, samples: int) -> None:
     net = small_pose(TINY, fps=30.0, memory_attention="diagonal", chunking=chunking)
-    poses = net.generate(torch.randn(samples), 2)
+    poses = generate(net, torch.randn(samples), 2)
     assert poses.shape == (-(-samples * 30 // 16000), 6)
     assert poses.isfinite().all()
     assert net.finish(poses).shape == poses.shape
@@ -129,9 +130,9 @@ def test_recordings_of_any_length_have_a_pose_for_each_frame(chunking: str, samp
 def test_restarted_chunks_are_decoded_apart() -> None:
     net = small_pose(TINY, fps=25.0, chunking="restart", restart_frames=10)
     samples = torch.randn(27 * 640)
-    poses = net.generate(samples, 1)
+    poses = generate(net, samples, 1)
     for first, end in ((0, 10), (10, 27)):
-        alone, _ = net.decode(net.encode(samples[None, first * 640 : end * 640], end - first), 1)
+        alone, _ = decode(net, net.encode(samples[None, first * 640 : end * 640], end - first), 1)
         assert torch.equal(poses[first:end], alone[0])
 
 
@@ -152,9 +153,9 @@ def test_300_frames_of_the_published_size(capsys: pytest.CaptureFixture[str]) ->
     torch.nn.init.normal_(net.pose_map_r.weight, std=0.1)
     memory = torch.randn(1, 300, 512)
     begun = time.perf_counter()
-    got, _ = net.decode(memory, 3)
+    got, _ = decode(net, memory, 3)
     between = time.perf_counter()
-    want = net.redecode(memory, 3)
+    want = redecode(net, memory, 3)
     again = time.perf_counter() - between
     cached = between - begun
     torch.testing.assert_close(got, want, rtol=0, atol=1e-4)

@@ -10,11 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from talkinghead.models.lmk2video_config import pose_guider_config
-from talkinghead.models.lmk2video_published import PoseGuiderMode, fill, load_pose_guider, published_pose_guider
-from talkinghead.models.pose_guider import LandmarkAttention, PoseGuider
-from talkinghead.models.pose_normalisation import NORMALISATIONS
-from talkinghead.models.position_code import position_code
+from talkinghead.models.lmk2video.pose_guider import NORMALISATIONS, LandmarkAttention, PoseGuider, position_code
+from talkinghead.models.lmk2video.published import PoseGuiderMode, fill, load_pose_guider, published_pose_guider
+from talkinghead.models.lmk2video.sizes import pose_guider_config
 from tests.golden_weights import golden_state
 from tests.models.lmk2video_networks import draw, shake, small_denoiser, small_guider
 

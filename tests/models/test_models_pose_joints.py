@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from talkinghead.models.pose_joints import JointSpreader, restart_lengths
+from talkinghead.models.audio2lmk.seams import JointSpreader, restart_lengths
 
 
 @settings(deadline=None)

@@ -11,10 +11,10 @@ import safetensors.torch
 import torch
 from transformers import Wav2Vec2Config, Wav2Vec2ForCTC
 
-from talkinghead.models.audio2mesh import Audio2Mesh
-from talkinghead.models.parameter_hash import parameter_hash
-from talkinghead.models.pretrained import Pretrained
-from talkinghead.models.speech_features import build_encoder
+from talkinghead.models.audio2lmk.audio2mesh import Audio2Mesh
+from talkinghead.models.speech.encoder import build_encoder
+from talkinghead.models.speech.weights import Pretrained
+from talkinghead.models.weight_file import parameter_hash
 from talkinghead.provenance import hash_file
 
 

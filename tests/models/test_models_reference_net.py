@@ -8,8 +8,8 @@ import pytest
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
-from talkinghead.models.lmk2video_config import reference_net_config
-from talkinghead.models.reference_net import ReferenceNet
+from talkinghead.models.lmk2video.reference_net import ReferenceNet
+from talkinghead.models.lmk2video.sizes import reference_net_config
 from tests.models.lmk2video_networks import SMALL, draw, small_denoiser, small_reference_net
 
 

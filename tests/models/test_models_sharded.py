@@ -12,11 +12,11 @@ from torch._C._distributed_c10d import HashStore
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from talkinghead.models.audio2mesh import Audio2Mesh
-from talkinghead.models.pretrained import Pretrained
+from talkinghead.models.audio2lmk.audio2mesh import Audio2Mesh
+from talkinghead.models.speech.weights import Pretrained
 from tests.models.conftest import small_pose
 from train.config import ParallelConfig
-from train.parallel import parallelise
+from train.trainer.parallel import parallelise
 
 TINY = Pretrained("tiny").wav2vec_config()
 

@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from torch.nn import functional
 from transformers import AutoConfig
 
-from talkinghead.models.pretrained import Pretrained, encoder_settings
-from talkinghead.models.speech_features import (
+from talkinghead.models.speech.encoder import (
     build_encoder,
     encode_speech,
     freeze_feature_extractor,
@@ -24,6 +23,7 @@ from talkinghead.models.speech_features import (
     receptive_field,
     resample_features,
 )
+from talkinghead.models.speech.weights import Pretrained, encoder_settings
 
 
 def small_config(model_type: str, **settings: Any) -> dict[str, Any]:

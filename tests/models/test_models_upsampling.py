@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from talkinghead.models.upsampling import Upsampler
+from talkinghead.models.lmk2video.upsampling import Upsampler
 from tests.models.lmk2video_networks import draw
 
 

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import numpy as np
 
+from annotate.latents import LatentSettings
 from orchestration.cluster import Cluster, ClusterSettings
-from orchestration.executor import RetrySettings, Tally
-from orchestration.jobs.latents import LatentSettings
-from orchestration.ledger import Ledger
-from orchestration.records import QuarantineRecord
-from orchestration.runs.runner import Runner
-from orchestration.unit import RunError, Unit, failed_attempt, run_unit
+from orchestration.units.executor import RetrySettings, Tally
+from orchestration.units.ledger import Ledger
+from orchestration.units.records import QuarantineRecord
+from orchestration.units.runner import Runner
+from orchestration.units.unit import RunError, Unit, failed_attempt, run_unit
 from talkinghead import dataroot
 from talkinghead.annotation import blank_arrays
-from talkinghead.storage import Storage
+from talkinghead.files.storage import Storage
 from tests.packed_data import PackedClip, annotation_members, media_members, pack_data
 
 LENGTHS = (5, 9, 6, 30, 7)

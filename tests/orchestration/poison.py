@@ -8,10 +8,10 @@ import signal
 import time
 from pathlib import Path
 
-from orchestration.records import RejectedPiece
-from orchestration.unit import Output, Unit
+from orchestration.units.records import RejectedPiece
+from orchestration.units.unit import Output, Unit
+from talkinghead.files.storage import Storage
 from talkinghead.schema import Rejection
-from talkinghead.storage import Storage
 
 
 def behave(storage: Storage, unit: Unit) -> Output:
@@ -26,7 +26,7 @@ def behave(storage: Storage, unit: Unit) -> Output:
         case "threads":
             import cv2
 
-            from orchestration.jobs.face import pin_threads
+            from orchestration.jobs.worker_networks import pin_threads
 
             pin_threads()
             told = f"{cv2.getNumThreads()} {os.environ['OMP_NUM_THREADS']} {os.getpid()}"

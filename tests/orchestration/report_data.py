@@ -11,12 +11,13 @@ from typing import Literal
 import numpy as np
 
 from annotate.filters import FilterSettings
-from orchestration.jobs.annotate import job_name
-from orchestration.records import Attempt, QuarantineRecord, RejectedPiece, SampleRecord, UnitRecord
+from orchestration.job_names import annotate_job
 from orchestration.report.state import RunState, UnitState
+from orchestration.units.records import Attempt, QuarantineRecord, RejectedPiece, SampleRecord, UnitRecord
 from shards.index import build_index, write_index
 from shards.manifest import AnnotationEntry, DatasetManifest, ShardEntry, write_manifest
 from talkinghead.annotation import ANNOTATION_MEMBERS, COLUMNS, QUALITY_FIELDS, encode_column
+from talkinghead.files.storage import Storage
 from talkinghead.media.encode import encode_mp4
 from talkinghead.media.encoder_settings import EncoderSettings
 from talkinghead.media.wav import encode_wav
@@ -31,7 +32,6 @@ from talkinghead.schema import (
     annotation_shard_name,
     media_shard_name,
 )
-from talkinghead.storage import Storage
 from talkinghead.timebase import SAMPLES_PER_FRAME
 
 Kind = Literal["kept", "filtered", "unannotatable", "uncut", "unreadable", "waiting", "missing"]
@@ -182,7 +182,7 @@ def run_state(
     clips: Sequence[Clip], index: list[SampleIndex], versions: Sequence[str], filters: FilterSettings | None = None
 ) -> RunState:
     """The state of a run that ended as the clips say."""
-    job = job_name(versions[-1])
+    job = annotate_job(versions[-1])
     return RunState(
         version=versions[-1],
         catalog=[clip.row for clip in clips],

@@ -20,9 +20,9 @@ from orchestration.bench.row import Row, read_rows, show_rows, write_rows
 from orchestration.bench.timing import in_turns, measure, one_core
 from orchestration.cluster import ROOT
 from orchestration.jobs.annotate import MediaSample
+from talkinghead.files.storage import Storage
 from talkinghead.sampletar import pack_samples, write_sample
 from talkinghead.schema import MEDIA_MEMBERS
-from talkinghead.storage import Storage
 
 
 def _row(ours: float, baseline: float | None, better: Literal["higher", "lower"] = "higher", goal: float = 2.0) -> Row:

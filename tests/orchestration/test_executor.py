@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from orchestration.cluster import Cluster, ClusterSettings
-from orchestration.executor import RetrySettings, Tally, run_units
-from orchestration.ledger import Ledger, causes, quarantined, release, writer_lock
-from orchestration.records import QuarantineRecord, UnitRecord
-from orchestration.unit import Unit
-from talkinghead.storage import Storage
+from orchestration.units.executor import RetrySettings, Tally, run_units
+from orchestration.units.ledger import Ledger, causes, quarantined, release, writer_lock
+from orchestration.units.records import QuarantineRecord, UnitRecord
+from orchestration.units.unit import Unit
+from talkinghead.files.storage import Storage
 
 RETRY = RetrySettings(attempts=2, memory_gb=2.0)
 
@@ -87,7 +87,7 @@ def test_every_unit_ends_once_and_poison_harms_no_neighbour(tmp_path: Path, capl
 
 
 def test_workers_are_pinned_to_one_thread_and_renewed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestration.executor.UNITS_PER_PROCESS", 2)
+    monkeypatch.setattr("orchestration.units.executor.UNITS_PER_PROCESS", 2)
     storage = Storage(tmp_path / "data")
     units = [make_unit(tmp_path, f"unit{i}", "threads") for i in range(6)]
     tally = run(storage, units)

@@ -15,20 +15,21 @@ import pytest
 import torch
 
 from orchestration.cluster import Cluster, ClusterSettings
-from orchestration.executor import RetrySettings, run_units
+from orchestration.job_names import encode_job
 from orchestration.jobs import latents
-from orchestration.ledger import release
+from orchestration.jobs.latents import run_latents
 from orchestration.results import current_quarantine
-from orchestration.runs.latents import run_latents
-from orchestration.unit import RunError, Unit
+from orchestration.units.executor import RetrySettings, run_units
+from orchestration.units.ledger import release
+from orchestration.units.unit import RunError, Unit
 from shards.latents import find_latents
 from shards.manifest import read_manifest
 from shards.reader import ShardReader
 from shards.verify import verify
+from talkinghead.files.storage import Storage
 from talkinghead.media.picture_size import fit_pictures
-from talkinghead.models.picture_encoder import PictureEncoder
-from talkinghead.models.picture_weights import load_vae
-from talkinghead.storage import Storage
+from talkinghead.models.image.codec import PictureEncoder
+from talkinghead.models.image.weights import load_vae
 from tests.object_store import LocalS3
 from tests.orchestration.conftest import ROOT, Command
 from tests.orchestration.latent_data import LENGTHS, SETTINGS, build, clip_key, in_process
@@ -145,9 +146,9 @@ def test_a_second_run_does_nothing_and_another_place_gives_the_same_bytes(encode
 DYING = """
 import os, signal, sys
 from pathlib import Path
-import orchestration.jobs.face, orchestration.jobs.pictures, talkinghead.media.clip  # before the forks: they take long
-from talkinghead.storage import Storage
-from orchestration.runs.latents import run_latents
+import orchestration.jobs.worker_networks, talkinghead.media.clip  # before the forks: they take long
+from talkinghead.files.storage import Storage
+from orchestration.jobs.latents import run_latents
 from tests.orchestration.latent_data import SETTINGS, in_process
 commit = Storage._commit
 for number, folder in enumerate(sys.argv[1:], 1):
@@ -289,7 +290,7 @@ def test_weights_that_change_under_the_plan_stop_the_run(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a node of a cluster that has another file in the same place."""
-    from orchestration.jobs import pictures
+    from orchestration.jobs import worker_networks
 
     load_vae("tiny-kl").save_pretrained(tmp_path / "vae")
     settings = replace(SETTINGS, vae=str(tmp_path / "vae"), width=64, height=64)
@@ -300,22 +301,22 @@ def test_weights_that_change_under_the_plan_stop_the_run(
         vae = load_vae("tiny-kl")
         torch.nn.init.ones_(next(vae.parameters()))
         vae.save_pretrained(tmp_path / "vae")
-        pictures._encoder.cache_clear()
+        worker_networks._encoder.cache_clear()
         return units
 
     monkeypatch.setattr(latents, "plan_latents", plan_and_swap)
     with pytest.raises(RunError, match="this machine has the vae"):
         run_latents(in_process(data), settings)
     shutil.rmtree(tmp_path / "vae")
-    pictures._encoder.cache_clear()
+    worker_networks._encoder.cache_clear()
     with pytest.raises(ValueError, match="no folder"):
         run_latents(in_process(data), settings)
 
 
 def test_networks_are_loaded_once_for_all_units(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from orchestration.jobs import pictures
+    from orchestration.jobs import worker_networks
 
-    pictures._encoder.cache_clear()
+    worker_networks._encoder.cache_clear()
     loads = []
     load = PictureEncoder.load
     monkeypatch.setattr(PictureEncoder, "load", lambda *names: loads.append(names) or load(*names))
@@ -420,5 +421,5 @@ def test_an_object_store_gets_the_same_shards(encoded: Path, built: Path, s3: Lo
     version = run_latents(in_process(storage), SETTINGS)
     expected = content(encoded)
     assert {name: storage.read(name) for name in expected} == expected
-    assert not storage.list("units/" + latents.job_name(version)) and verify(storage).ok
+    assert not storage.list("units/" + encode_job(version)) and verify(storage).ok
     assert find_latents(read_manifest(storage), PictureEncoder.load("tiny", "tiny").provenance(), 32, 32) == version

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestration.ledger import quarantined
-from talkinghead.storage import Storage, UnreachableError
+from orchestration.units.ledger import quarantined
+from talkinghead.files.storage import Storage, UnreachableError
 from tests.object_store import SECRET, LocalS3
 from tests.orchestration.conftest import ROOT, TWO_SHARDS, Command
 
@@ -102,7 +102,7 @@ def test_killed_upload_leaves_no_object(s3: LocalS3) -> None:
     """Large enough for several parts; the process dies after some of them went out."""
     code = """
 import os, sys, threading, time
-from talkinghead.storage import Storage
+from talkinghead.files.storage import Storage
 storage = Storage(sys.argv[1])
 with storage.staged("large.tar") as path:
     with path.open("wb") as stream:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from shards.manifest import read_manifest
-from talkinghead.storage import Storage
+from talkinghead.files.storage import Storage
 from tests.indexes import open_index
 from tests.orchestration.conftest import ROOT, Command
 from tests.small_disk import run_with_mounts

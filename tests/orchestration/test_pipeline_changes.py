@@ -15,7 +15,7 @@ import pytest
 from orchestration.results import current_quarantine
 from shards.manifest import read_manifest
 from shards.reader import ShardReader
-from talkinghead.storage import Storage
+from talkinghead.files.storage import Storage
 from tests.indexes import open_index
 from tests.orchestration.conftest import ROOT, Command
 from tests.orchestration.test_pipeline import digests
@@ -163,7 +163,7 @@ def test_death_at_any_write_of_the_finish(data: Path, writes: int, command: Comm
     """The process ends at its n-th write: readers see the old data set or the new one, and a rerun ends it."""
     code = textwrap.dedent("""
         import os, sys
-        from talkinghead.storage import Storage
+        from talkinghead.files.storage import Storage
         left, commit = int(sys.argv.pop(1)), Storage._commit
         def dying(self, temporary, path):
             global left

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from report_data import Clip, Kind, Piece, run_state
 
 from annotate.filters import FilterSettings
-from orchestration.records import RejectedPiece, UnitRecord
 from orchestration.report.accounting import FATES, MISSING_SOURCE, account, input_name
 from orchestration.report.state import RunState
+from orchestration.units.records import RejectedPiece, UnitRecord
 from talkinghead.schema import Rejection, SampleIndex
 
 FATE_OF_KIND = {

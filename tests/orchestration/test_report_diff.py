@@ -10,8 +10,8 @@ import pytest
 from report_data import Clip, tiny_annotation, write_data
 
 from orchestration.report.diff import VersionDifference, compare_versions
+from talkinghead.files.storage import Storage
 from talkinghead.schema import SampleIndex
-from talkinghead.storage import Storage
 from tests.indexes import open_index
 
 SHIFT = 96 / 16384  # of the image: whole steps of the stored landmarks, and of the stored mesh

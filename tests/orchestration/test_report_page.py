@@ -16,8 +16,8 @@ from test_report_accounting import make_state
 from orchestration.report.page import write_report
 from orchestration.report.state import RunState
 from orchestration.report.view import bytes_text, decimal_text, duration_text
+from talkinghead.files.storage import Storage
 from talkinghead.schema import media_shard_name
-from talkinghead.storage import Storage
 
 HOSTILE = """<script>alert(1)</script> "a" & 'b' $(c) é.mp4"""
 CLIPS = [

@@ -6,7 +6,7 @@ import sys
 
 import torch
 
-from talkinghead.peak_memory import peak_memory
+from talkinghead.runtime.peak_memory import peak_memory
 from tests.tiny_pipeline import tiny_pipeline, tiny_request
 
 

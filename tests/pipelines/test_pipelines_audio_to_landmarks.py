@@ -11,10 +11,10 @@ import torch
 
 from talkinghead.geometry.canonical import mean_face
 from talkinghead.geometry.pose import matrix_from_pose
-from talkinghead.models.audio2mesh import Audio2Mesh
-from talkinghead.models.audio2pose import Audio2Pose
-from talkinghead.models.pretrained import Pretrained
-from talkinghead.models.published import load_published
+from talkinghead.models.audio2lmk.audio2mesh import Audio2Mesh
+from talkinghead.models.audio2lmk.audio2pose import Audio2Pose
+from talkinghead.models.audio2lmk.published import load_published
+from talkinghead.models.speech.weights import Pretrained
 from talkinghead.pipelines.audio_to_landmarks import AudioToLandmarks
 from tests.golden_weights import golden_shapes, golden_state
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from talkinghead.pipelines.context_windows import WindowLayout, open_windows, published_windows
+from talkinghead.pipelines.lmk2video.context_windows import WindowLayout, open_windows, published_windows
 
 SIZES = st.integers(1, 18).flatmap(lambda size: st.tuples(st.just(size), st.integers(0, size - 1)))
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from talkinghead.pipelines.frames import decode
+from talkinghead.pipelines.lmk2video.frames import decode
 from talkinghead.pipelines.talking_head import TalkingHeadPipeline
 from tests.tiny_pipeline import tiny_pipeline, tiny_request
 

@@ -14,8 +14,8 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from safetensors.torch import load_file, save_file
 
-from talkinghead.models.audio2mesh import Audio2Mesh
-from talkinghead.models.pretrained import Pretrained
+from talkinghead.models.audio2lmk.audio2mesh import Audio2Mesh
+from talkinghead.models.speech.weights import Pretrained
 from talkinghead.pipelines.talking_head import TalkingHeadPipeline
 from tests.tiny_pipeline import tiny_pipeline, tiny_request
 
@@ -124,7 +124,7 @@ def test_damaged_indexes_are_refused(copied: Path) -> None:
     refused("{", "is not JSON")
     refused({"_class_name": "StableDiffusionPipeline"}, "describes StableDiffusionPipeline; wanted is TalkingHead")
     refused({"denoiser": [None, None]}, "names no denoiser")
-    refused({"denoiser": ["talkinghead.models.reference_net", "ReferenceNet"]}, "holds Denoiser, but")
+    refused({"denoiser": ["talkinghead.models.lmk2video.reference_net", "ReferenceNet"]}, "holds Denoiser, but")
     refused({"scheduler": ["diffusers", "UNet2DConditionModel"]}, "the scheduler UNet2DConditionModel")
     file.unlink()
     with pytest.raises(ValueError, match="no pipeline in"):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from talkinghead.pipelines.frame_rate import resample_frames
+from talkinghead.motion.resampling import resample_frames
 
 RATES = st.sampled_from([12.5, 24.0, 25.0, 29.97, 30.0, 50.0])
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from talkinghead.geometry.pose import matrix_from_pose
-from talkinghead.pipelines.landmark_motion import place
+from talkinghead.motion.landmark_motion import place
 
 
 @pytest.fixture(scope="module")

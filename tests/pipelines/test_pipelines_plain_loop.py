@@ -11,8 +11,8 @@ from torch import Tensor
 
 from talkinghead import rng
 from talkinghead.geometry.guidance import draw_guidance
+from talkinghead.models.image.codec import PictureEncoder
 from talkinghead.models.noise_schedule import COMPAT_INFER
-from talkinghead.models.picture_encoder import PictureEncoder
 from talkinghead.pipelines.talking_head import TalkingHeadPipeline
 from tests.tiny_pipeline import published_guider, tiny_pipeline, tiny_request
 

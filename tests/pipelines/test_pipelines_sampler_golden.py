@@ -13,15 +13,15 @@ import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor, nn
 
-from talkinghead.models.denoiser import Denoiser
-from talkinghead.models.lmk2video_published import Kind, fill, published_names, published_pose_guider
+from talkinghead.models.lmk2video.denoiser import Denoiser
+from talkinghead.models.lmk2video.pose_guider import PoseGuider
+from talkinghead.models.lmk2video.published import Kind, fill, published_names, published_pose_guider
+from talkinghead.models.lmk2video.reference_net import ReferenceNet
 from talkinghead.models.noise_schedule import COMPAT_INFER
-from talkinghead.models.pose_guider import PoseGuider
-from talkinghead.models.reference_net import ReferenceNet
-from talkinghead.pipelines.context_windows import WindowLayout, published_windows
-from talkinghead.pipelines.pose_features import PoseFeatures
-from talkinghead.pipelines.sampling import ClipSampling, StepDone, given_noise
-from talkinghead.pipelines.velocity import GuidedVelocity, ReferenceConditions
+from talkinghead.pipelines.lmk2video.context_windows import WindowLayout, published_windows
+from talkinghead.pipelines.lmk2video.pose_features import PoseFeatures
+from talkinghead.pipelines.lmk2video.sampling import ClipSampling, StepDone, given_noise
+from talkinghead.pipelines.lmk2video.velocity import GuidedVelocity, ReferenceConditions
 from tests.golden_weights import golden_state
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from talkinghead.models.noise_schedule import COMPAT_INFER, PAPER, Sampler
-from talkinghead.pipelines.context_windows import WindowLayout, open_windows, published_windows
-from talkinghead.pipelines.sampling import ClipSampling, Finished, StepDone, given_noise, keyed_noise
+from talkinghead.pipelines.lmk2video.context_windows import WindowLayout, open_windows, published_windows
+from talkinghead.pipelines.lmk2video.sampling import ClipSampling, Finished, StepDone, given_noise, keyed_noise
 
 CPU = torch.device("cpu")
 LAYOUTS = {

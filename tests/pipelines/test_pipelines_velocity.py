@@ -9,13 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from talkinghead.models.denoiser import Denoiser
-from talkinghead.models.pose_guider import PoseGuider
-from talkinghead.models.reference_net import ReferenceNet
-from talkinghead.pipelines.context_windows import WindowLayout, open_windows
-from talkinghead.pipelines.pose_features import KeepPose, PoseFeatures, as_input, drawn
+from talkinghead.models.lmk2video.denoiser import Denoiser
+from talkinghead.models.lmk2video.pose_guider import PoseGuider
+from talkinghead.models.lmk2video.reference_net import ReferenceNet
+from talkinghead.pipelines.lmk2video.context_windows import WindowLayout, open_windows
+from talkinghead.pipelines.lmk2video.pose_features import PoseFeatures, as_input, drawn
+from talkinghead.pipelines.lmk2video.velocity import GuidedVelocity, ReferenceConditions
+from talkinghead.pipelines.memory import KeepPose
 from talkinghead.pipelines.talking_head import TalkingHeadPipeline
-from talkinghead.pipelines.velocity import GuidedVelocity, ReferenceConditions
 from tests.tiny_pipeline import published_guider, tiny_pipeline, tiny_request
 
 CPU = torch.device("cpu")

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from talkinghead.pipelines.context_windows import WindowLayout, open_windows, published_windows
-from talkinghead.pipelines.wavefront import Advance, Finish, Predict, most_at_work, plan
+from talkinghead.pipelines.lmk2video.context_windows import WindowLayout, open_windows, published_windows
+from talkinghead.pipelines.lmk2video.wavefront import Advance, Finish, Predict, most_at_work, plan
 
 SIZES = st.integers(1, 9).flatmap(lambda size: st.tuples(st.just(size), st.integers(0, size - 1)))
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from shard_data import build
 
+from talkinghead.files.storage import Storage
 from talkinghead.sampletar import pack_samples
-from talkinghead.storage import Storage
 from tests.tars import read_tar
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from talkinghead.annotation import COLUMNS
+from talkinghead.files.storage import Storage
 from talkinghead.schema import check_key
-from talkinghead.storage import Storage
 from tests.packed_data import PackedClip, annotation_members, media_members, pack_data
 
 LENGTHS = (31, 60, 26, 40, 45, 12, 33, 50, 38)

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shards.index import build_index, parse_index, write_index
+from talkinghead.files.storage import Storage
 from talkinghead.schema import Member, SampleIndex
-from talkinghead.storage import Storage
 
 
 def row(shard: int = 0, ordinal: int = 0, **changes) -> SampleIndex:

@@ -7,9 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from shards.latents import ENCODING, find_latents
+from shards.latents import find_latents
 from shards.manifest import AnnotationEntry, DatasetManifest, read_manifest, write_manifest
-from talkinghead.storage import Storage
+from talkinghead.derived import ENCODING
+from talkinghead.files.storage import Storage
 
 
 def test_round_trip_in_equal_bytes(built):

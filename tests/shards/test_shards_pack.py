@@ -7,8 +7,8 @@ import hashlib
 import pytest
 
 from shards.pack import pack_shard
+from talkinghead.files.storage import Storage
 from talkinghead.sampletar import pack_samples
-from talkinghead.storage import Storage
 from tests.packed_data import write_unit
 from tests.tars import read_tar
 

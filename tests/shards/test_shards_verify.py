@@ -15,8 +15,8 @@ from shards.index import build_index, write_index
 from shards.manifest import read_manifest, write_manifest
 from shards.verify import VerifyReport, verify
 from talkinghead.annotation import COLUMN, encode_column
+from talkinghead.files.storage import Storage
 from talkinghead.provenance import hash_file
-from talkinghead.storage import Storage
 from tests.indexes import open_index
 
 CLIPS, ANN = "clips-000001.tar", "ann/v1/ann-000001.tar"

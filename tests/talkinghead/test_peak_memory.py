@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-PROGRAM = "from talkinghead.peak_memory import peak_memory; {before}; print(peak_memory())"
+PROGRAM = "from talkinghead.runtime.peak_memory import peak_memory; {before}; print(peak_memory())"
 
 
 def measured(before: str) -> int:

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from talkinghead.geometry.neutral import NeutralMesh
 from talkinghead.geometry.pose import matrix_from_pose, pose_from_matrix
-from talkinghead.speakers import FILE, Speaker, Speakers, clip_rest_pose, relative_pose
+from talkinghead.motion.neutral import NeutralMesh
+from talkinghead.motion.rest_pose import clip_rest_pose, relative_pose
+from talkinghead.motion.speakers import FILE, Speaker, Speakers
 
 
 def speaker(name: str, frames: int = 10, offset: float = 0.0) -> Speaker:

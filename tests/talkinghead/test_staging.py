@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from talkinghead.staging import check_writable, staged_file, staged_folder
+from talkinghead.files.atomic import check_writable, staged_file, staged_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -76,7 +76,7 @@ def test_a_check_of_a_place_leaves_nothing(tmp_path: Path) -> None:
 _WRITER = """
 import sys, time
 from pathlib import Path
-from talkinghead.staging import staged_file
+from talkinghead.files.atomic import staged_file
 with staged_file(Path(sys.argv[1])) as scratch:
     scratch.write_bytes(b"half")
     print("half", flush=True)
@@ -108,7 +108,7 @@ def test_a_killed_writer_leaves_nothing_that_counts(tmp_path: Path) -> None:
 _FULL = """
 import sys
 from pathlib import Path
-from talkinghead.staging import staged_file
+from talkinghead.files.atomic import staged_file
 try:
     with staged_file(Path(sys.argv[1])) as scratch:
         scratch.write_bytes(b"x" * 200_000)

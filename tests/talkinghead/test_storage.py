@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from talkinghead.storage import Storage
+from talkinghead.files.storage import Storage
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -105,7 +105,7 @@ def test_killed_writer_leaves_the_old_file(tmp_path: Path) -> None:
     storage.write("file", b"old")
     code = """
 import sys
-from talkinghead.storage import Storage
+from talkinghead.files.storage import Storage
 storage = Storage(sys.argv[1])
 with storage.staged("file") as path:
     path.write_bytes(b"new but not whole")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from talkinghead.storage import Storage
-from talkinghead.uri import hide_secrets, without_credentials
+from talkinghead.files.storage import Storage
+from talkinghead.files.uri import hide_secrets, without_credentials
 
 
 @pytest.mark.parametrize(

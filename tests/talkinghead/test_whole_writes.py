@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from talkinghead.whole_writes import write_whole
+from talkinghead.files.atomic import write_whole
 
 
 def test_written_and_replaced(tmp_path: Path) -> None:
@@ -24,7 +24,7 @@ def test_no_space_leaves_what_was_there(tmp_path: Path) -> None:
     path = tmp_path / "file.bin"
     write_whole(path, b"old")
     code = (
-        "import resource, signal, sys; from pathlib import Path; from talkinghead.whole_writes import write_whole\n"
+        "import resource, signal, sys; from pathlib import Path; from talkinghead.files.atomic import write_whole\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
         "write_whole(Path(sys.argv[1]), bytes(100_000))\n"

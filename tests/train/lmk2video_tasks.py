@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from talkinghead.storage import Storage
+from talkinghead.files.storage import Storage
 from train.lmk2video.module import Conditions, Lmk2Video
 from train.lmk2video.task import Lmk2VideoTask
 from train.recipe import make_task, recipes_of

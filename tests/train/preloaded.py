@@ -3,11 +3,11 @@
 import torch._dynamo
 
 import train.__main__
-import train.loop
-import train.overview
-import train.task_command
-import train.torchrun
-import train.worker
+import train.commands
+import train.launch.torchrun
+import train.launch.worker
+import train.run.overview
+import train.trainer.loop
 from tests.train import toy_task
 from train.recipe import TASKS
 

@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from talkinghead.provenance import hash_file
 from tests.small_disk import run_with_mounts
 from tests.train.train_commands import ROOT
-from train.checkpoint import Checkpoints
-from train.checkpoint_files import folder_name
 from train.config import CheckpointConfig
+from train.trainer.checkpoint import Checkpoints
+from train.trainer.checkpoint_files import folder_name
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 

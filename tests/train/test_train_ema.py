@@ -9,7 +9,7 @@ from torch import nn
 
 from tests.train.training import recipe, train
 from train.config import EmaConfig
-from train.ema import Ema
+from train.trainer.ema import Ema
 
 
 def test_average_of_known_weights() -> None:

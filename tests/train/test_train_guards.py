@@ -9,7 +9,7 @@ import torch
 
 from tests.train.training import lines, recipe, start, train, trainer_of
 from train.config import GuardConfig
-from train.guards import NotFinite, SkipGuard, keys_of_bad_loss, only
+from train.trainer.guards import NotFinite, SkipGuard, keys_of_bad_loss, only
 
 
 @pytest.mark.parametrize("fault", ["bad_loss", "bad_gradient"])

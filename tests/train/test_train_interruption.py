@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from train.interruption import StopRequest
+from train.trainer.interruption import StopRequest
 
 
 def test_the_first_signal_is_a_request_and_the_second_has_its_effect() -> None:

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from shards.loader import ClipLoader
 from shards.reader import Sample, ShardReader
 from talkinghead import rng
+from talkinghead.files.storage import Storage
 from talkinghead.geometry.guidance import draw_guidance
-from talkinghead.models.picture_encoder import PictureEncoder
-from talkinghead.storage import Storage
+from talkinghead.models.image.codec import PictureEncoder
 from tests.face_clips import LATENTS_VERSION, LENGTHS, SIDE, UNSEEN, add_latents, build_face_data, clip_key, landmarks
 from train.lmk2video import clip_pictures
 from train.lmk2video.clip_pictures import ClipPictures, PictureSize, region_weights

@@ -15,20 +15,20 @@ from torch import Tensor, nn
 
 from shards.index import Index
 from shards.reader import ShardReader
-from talkinghead.models.parameter_hash import parameter_hash
-from talkinghead.models.picture_encoder import PictureEncoder
+from talkinghead.files.storage import Storage
+from talkinghead.models.image.codec import PictureEncoder
+from talkinghead.models.weight_file import parameter_hash
 from talkinghead.pipelines.talking_head import TalkingHeadPipeline
-from talkinghead.storage import Storage
 from tests.face_clips import LATENTS_VERSION, add_latents, build_face_data, clip_key
 from tests.train.lmk2video_tasks import batch_of, gradients, prepared, shake
 from train.config import ParallelConfig
-from train.guards import only
 from train.lmk2video.module import Lmk2Video
+from train.lmk2video.stage1 import make_module
 from train.lmk2video.task import Lmk2VideoTask
-from train.parallel import parallelise
 from train.recipe import make_task, recipe_from_json, recipe_to_json, recipes_of
-from train.stage1.task import make_module
 from train.task import Batch
+from train.trainer.guards import only
+from train.trainer.parallel import parallelise
 
 TASKS = ("stage1", "stage2")
 
@@ -253,7 +253,7 @@ def test_the_papers_networks_have_the_papers_sizes() -> None:
 
 
 def test_the_papers_motion_modules_have_the_papers_size() -> None:
-    from talkinghead.models.denoiser import Denoiser
+    from talkinghead.models.lmk2video.denoiser import Denoiser
 
     with torch.device("meta"):
         module = make_module("sd15", 4)
@@ -267,7 +267,7 @@ def test_the_papers_motion_modules_have_the_papers_size() -> None:
 @pytest.mark.parametrize("stage", [1, 2])
 def test_the_papers_networks_learn_from_a_small_picture(stage: int) -> None:
     """One real step's gradient at the paper's sizes, 64 x 64 pixels: finite, and of every trained parameter."""
-    from talkinghead.models.denoiser import Denoiser
+    from talkinghead.models.lmk2video.denoiser import Denoiser
     from train.lmk2video.module import Conditions
 
     torch.manual_seed(0)

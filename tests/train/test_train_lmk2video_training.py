@@ -16,10 +16,10 @@ from tests.train.lmk2video_tasks import SMALL
 from tests.train.train_commands import run_train, start_train, wait_for
 from tests.train.training import Ranks, assert_same, lines, tensors_of
 from train.config import CheckpointConfig, LogConfig, OptimizerConfig, ScheduleConfig, ValidationConfig
-from train.loop import Trainer
-from train.port import LocalPort
 from train.recipe import Recipe, make_task, recipes_of
-from train.run_folder import RunConfig, RunFolder
+from train.run.run_folder import RunConfig, RunFolder
+from train.trainer.loop import Trainer
+from train.trainer.port import LocalPort
 
 STEPS = 3
 

@@ -16,7 +16,7 @@ from tests.real_clips import build_real_data
 from tests.tiny_pipeline import tiny_pipeline
 from train.lmk2video.config import Lmk2VideoConfig
 from train.lmk2video.validation import CROSS, HELD_OUT, TRAINING, validate
-from train.overview import newest_validation, write_overview
+from train.run.overview import newest_validation, write_overview
 
 CPU = torch.device("cpu")
 QUICK = Lmk2VideoConfig(

@@ -16,9 +16,9 @@ from torch import nn
 
 from tests.train import toy_task
 from tests.train.training import assert_same, lines, recipe, start, train, trainer_of
-from train import loop
-from train.interruption import Interrupted
-from train.port import LocalPort
+from train.trainer import loop
+from train.trainer.interruption import Interrupted
+from train.trainer.port import LocalPort
 
 TIMES = {"samples_per_s", "step_s", "data_wait", "memory_gb"}
 

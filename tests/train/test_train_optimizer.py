@@ -10,7 +10,7 @@ from torch import nn
 
 from tests.train.toy_task import Config, ToyModel
 from train.config import OptimizerConfig, ScheduleConfig
-from train.optimizer import clip_gradient, learning_rate, make_optimizer, trainable_parameters
+from train.trainer.optimizer import clip_gradient, learning_rate, make_optimizer, trainable_parameters
 
 
 @given(st.sampled_from(["constant", "cosine", "linear"]), st.integers(1, 60), st.integers(0, 80), st.floats(0, 1))

@@ -12,12 +12,12 @@ import pytest
 
 from infer.evaluation.evaluation_result import write_evaluations
 from infer.evaluation.motion_evaluation import TrueClip, evaluate_pose
-from talkinghead.geometry.neutral import NeutralMesh
 from talkinghead.geometry.pose import matrix_from_pose
+from talkinghead.motion.neutral import NeutralMesh
+from talkinghead.motion.speakers import Speaker, Speakers
 from talkinghead.provenance import hash_bytes
-from talkinghead.speakers import Speaker, Speakers
-from train.overview import flat, newest_validation, write_overview
-from train.plots import ValidationFigures
+from train.run.overview import flat, newest_validation, write_overview
+from train.run.plots import ValidationFigures
 
 VOID = {"meta", "img", "br", "link", "input"}
 

@@ -12,7 +12,7 @@ from torch import nn
 from tests.train.toy_task import Block, Config, ToyModel
 from tests.train.training import assert_same, recipe, train
 from train.config import ParallelConfig
-from train.parallel import choose_device, parallelise
+from train.trainer.parallel import choose_device, parallelise
 
 CPU = torch.device("cpu")
 

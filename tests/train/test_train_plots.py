@@ -11,8 +11,8 @@ import pytest
 
 from infer.evaluation.motion_evaluation import Trace, TrueClip
 from talkinghead.geometry.canonical import mean_face
-from train.curves import Curve, Metrics, Skip, read_metrics
-from train.plots import PREDICTIONS, TRUTH, ValidationFigures, plot_loss, plot_mouth_opening, plot_pose, plot_small
+from train.run.curves import Curve, Metrics, Skip, read_metrics
+from train.run.plots import PREDICTIONS, TRUTH, ValidationFigures, plot_loss, plot_mouth_opening, plot_pose, plot_small
 
 
 def lines(path: Path, *rows: object) -> Path:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from tests.train import toy_task
 from tests.train.training import Ranks, assert_same, lines, recipe, train
 from train.config import ParallelConfig
-from train.parallel import parallelise
+from train.trainer.parallel import parallelise
 
 ROUNDING = 2e-5  # of float32 sums in another order, through Adam's division, over a few steps
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from torch.utils.data import DataLoader, IterableDataset
 from tests.train import toy_task
 from tests.train.training import recipe, start, trainer_of
-from train.interruption import Interrupted
+from train.trainer.interruption import Interrupted
 
 
 class Stream(IterableDataset):

@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-from talkinghead.storage import Storage
+from talkinghead.files.storage import Storage
 from tests.train import toy_task
-from train import task_command
-from train.beginning import begin
+from train import commands
 from train.config import ParallelConfig, ScheduleConfig
+from train.launch.preflight import begin
+from train.launch.start import LaunchSettings
 from train.recipe import TASKS, Recipe
-from train.run_folder import RunConfig, RunFolder, check_place, differences
-from train.start import LaunchSettings
+from train.run.run_folder import RunConfig, RunFolder, check_place, differences
 
 TASKS["toy"] = toy_task.__name__
 
@@ -225,13 +225,11 @@ def test_credentials_of_the_data_stay_out_of_the_run(path: Path, monkeypatch: py
         seen.update(data=data)
         return RunFolder.start(run, asked)
 
-    monkeypatch.setattr(task_command, "start", start)
-    monkeypatch.setattr(task_command, "_annotation", lambda storage, config: {})
-    task_command.train(task_command.parse("toy", ["tiny", "--data", uri, "--run", str(path)]))
+    monkeypatch.setattr(commands, "start", start)
+    monkeypatch.setattr(commands, "_annotation", lambda storage, config: {})
+    commands.train(commands.parse("toy", ["tiny", "--data", uri, "--run", str(path)]))
     assert seen["data"] == Storage(uri).location
     assert "secret" not in (path / "config.json").read_text()
-    task_command.train(
-        task_command.parse("toy", ["tiny", "--data", "some/data", "--run", str(path.with_name("other"))])
-    )
+    commands.train(commands.parse("toy", ["tiny", "--data", "some/data", "--run", str(path.with_name("other"))]))
     assert seen["data"] is None, "config.json names it in full, wherever it is read"
     assert RunFolder.open(path.with_name("other")).data == str(Path("some/data").absolute())

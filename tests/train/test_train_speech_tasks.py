@@ -11,17 +11,18 @@ import pytest
 import torch
 
 from infer.evaluation.motion_evaluation import Trace, TrueClip
-from talkinghead.geometry.neutral import neutral_mesh
+from shards.order import spread
+from talkinghead.files.storage import Storage
 from talkinghead.geometry.pose import matrix_from_pose
-from talkinghead.models.parameter_hash import parameter_hash
-from talkinghead.models.speech_features import normalise
-from talkinghead.speakers import relative_pose
-from talkinghead.storage import Storage
+from talkinghead.models.speech.encoder import normalise
+from talkinghead.models.weight_file import parameter_hash
+from talkinghead.motion.neutral import neutral_mesh
+from talkinghead.motion.rest_pose import relative_pose
 from tests.speech_data import LENGTHS, UNSEEN, arrays, build_speech_data, clip_key
+from train.audio2lmk import validation
+from train.audio2lmk.corpus import Corpus, CorpusConfig
+from train.audio2lmk.window import speech_window
 from train.recipe import make_task, recipe_from_json, recipe_to_json, recipes_of
-from train.speech import trace_video
-from train.speech.corpus import Corpus, CorpusConfig, spread
-from train.speech.window import speech_window
 from train.task import Batch, Task
 
 
@@ -277,15 +278,15 @@ def test_validation_measures_held_out_and_training_clips(name, data, tmp_path):
 def test_a_head_that_leaves_the_camera_is_black(tmp_path, monkeypatch):
     """A model that has diverged still gets its video, and after it its figures."""
     shown: list[Any] = []
-    monkeypatch.setattr(trace_video, "write_talking_video", lambda path, frames, **_: shown.extend(frames))
+    monkeypatch.setattr(validation, "write_talking_video", lambda path, frames, **_: shown.extend(frames))
     pose = np.zeros((4, 6))
     pose[1, 5], pose[2], pose[3, :3] = 100, 1e30, 1e6
     clip = TrueClip(key="a", speaker="b", valid=np.ones(4, bool), audio=np.zeros(4 * 640, np.float32))
     true = np.zeros((4, 6))
     true[0] = np.nan
     trace = Trace(clip=clip, kind="pose", still=np.eye(4), true=true, predictions={"prediction": pose})
-    trace_video.write_trace_video(trace, tmp_path / "trace.mp4")
-    halves = np.stack(shown).reshape(4, trace_video.SIDE, 2, -1)
+    validation.write_trace_video(trace, tmp_path / "trace.mp4")
+    halves = np.stack(shown).reshape(4, validation.SIDE, 2, -1)
     left, right = np.any(halves, axis=(1, 3)).T.tolist()
     assert left == [False, True, True, True]
     assert right[:3] == [True, False, False]

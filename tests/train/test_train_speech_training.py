@@ -13,10 +13,10 @@ import torch.distributed as dist
 from tests.speech_data import build_speech_data
 from tests.train.training import Ranks, assert_same, lines, tensors_of
 from train.config import CheckpointConfig, LogConfig, ScheduleConfig, ValidationConfig
-from train.loop import Trainer
-from train.port import LocalPort
 from train.recipe import Recipe, make_task, recipes_of
-from train.run_folder import RunConfig, RunFolder
+from train.run.run_folder import RunConfig, RunFolder
+from train.trainer.loop import Trainer
+from train.trainer.port import LocalPort
 
 NAMES = ("audio2mesh", "audio2pose")
 STEPS = 5

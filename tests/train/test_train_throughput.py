@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from train.throughput import Throughput
+from train.trainer.throughput import Throughput
 
 
 def test_shares_of_an_interval() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from tests.train.training import lines, recipe, train
 from train.config import LogConfig
-from train.tracker import Tracker, check_online, cut
+from train.run.tracker import Tracker, check_online, cut
 
 
 def tracker(folder: Path, step: int = 0, **config: Any) -> Tracker:

@@ -16,8 +16,8 @@ from tests.train import toy_task
 from tests.train.train_commands import ROOT, SITE, run_train, toy, wait_for
 from train.config import ValidationConfig
 from train.recipe import TASKS, Recipe
-from train.run_folder import RunConfig, RunFolder
-from train.validation import Validations, run_validation
+from train.run.run_folder import RunConfig, RunFolder
+from train.run.validation import Validations, run_validation
 
 TASKS["toy"] = toy_task.__name__
 

@@ -103,8 +103,8 @@ def _main(arguments: list[str], folder: str, environment: dict[str, str]) -> Non
         os.dup2(descriptor, number)
     sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    from train import overview
     from train.__main__ import main
+    from train.run import overview
 
     if "OVERVIEW" not in environment:  # drawing its curves takes longer than these trainings
         overview.write_overview = lambda run: run / "index.html"

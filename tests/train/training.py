@@ -15,11 +15,11 @@ import torch
 import torch.distributed as dist
 
 from tests.train import toy_task
-from train.loop import Trainer
-from train.parallel import full
-from train.port import LocalPort
 from train.recipe import TASKS, Recipe, make_task
-from train.run_folder import RunConfig, RunFolder
+from train.run.run_folder import RunConfig, RunFolder
+from train.trainer.loop import Trainer
+from train.trainer.parallel import full
+from train.trainer.port import LocalPort
 
 TASKS["toy"] = "tests.train.toy_task"
 

@@ -11,7 +11,7 @@ from shards.reader import Sample
 from talkinghead.geometry.face_regions import OUTER_LIPS
 from talkinghead.geometry.guidance import draw_guidance
 from talkinghead.media.picture_size import fit_landmarks, fit_pictures
-from talkinghead.models.pose_guider import GUIDANCE_SCALE
+from talkinghead.models.lmk2video.pose_guider import GUIDANCE_SCALE
 
 _AT_ONCE = 100
 """Frames that are decoded at once when a whole clip is read: at full size they take much more than what is kept."""

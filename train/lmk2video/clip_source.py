@@ -9,12 +9,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from shards.latents import EMBEDDING, LATENTS, find_latents
+from shards.latents import find_latents
 from shards.reader import ShardReader
 from talkinghead.config import from_json
+from talkinghead.derived import EMBEDDING, LATENTS
+from talkinghead.files.atomic import write_whole
+from talkinghead.files.storage import Storage
 from talkinghead.provenance import pretty_json
-from talkinghead.storage import Storage
-from talkinghead.whole_writes import write_whole
 from train.lmk2video.config import Lmk2VideoConfig
 from train.task import Provenance
 

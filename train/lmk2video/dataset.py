@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from shards.latents import EMBEDDING, LATENTS
 from shards.order import SampleOrder
 from shards.reader import Sample, ShardReader
 from talkinghead import rng
+from talkinghead.derived import EMBEDDING, LATENTS
 from train.lmk2video.clip_pictures import ClipPictures, PictureSize, region_weights
 from train.lmk2video.window import Window, WindowShape, draw_window
 

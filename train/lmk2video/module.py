@@ -8,9 +8,9 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from talkinghead.models.denoiser import Denoiser
-from talkinghead.models.pose_guider import PoseGuider
-from talkinghead.models.reference_net import ReferenceNet
+from talkinghead.models.lmk2video.denoiser import Denoiser
+from talkinghead.models.lmk2video.pose_guider import PoseGuider
+from talkinghead.models.lmk2video.reference_net import ReferenceNet
 
 
 class Conditions(NamedTuple):

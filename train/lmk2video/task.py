@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from shards.loader import ClipLoader
+from talkinghead.models.image.codec import PictureEncoder, check_picture_size
 from talkinghead.models.noise_schedule import PAPER
-from talkinghead.models.picture_encoder import PictureEncoder, check_picture_size
 from train.lmk2video.clip_pictures import PictureSize
 from train.lmk2video.clip_source import ClipSource
 from train.lmk2video.config import Lmk2VideoConfig

@@ -15,10 +15,10 @@ from infer.evaluation.driven_clip import DRIVER_COLUMNS, DrivenClip, read_cross_
 from infer.evaluation.evaluation_result import Evaluation, write_evaluations
 from infer.evaluation.video_evaluation import Sampling, evaluate_pipeline
 from infer.metrics.redetection import face_engine
+from shards.order import spread
 from shards.reader import Sample, ShardReader
 from talkinghead.pipelines.talking_head import TalkingHeadPipeline
 from train.lmk2video.config import Lmk2VideoConfig
-from train.speech.corpus import spread
 
 log = logging.getLogger(__name__)
 

@@ -20,16 +20,15 @@ from infer.evaluation.motion_evaluation import (
     TrueClip,
     evaluate_mesh,
     evaluate_pose,
-    previous_poses,
     read_clips,
 )
 from infer.metrics import METRICS
 from shards.reader import ShardReader
 from talkinghead.annotation import blank_arrays
 from talkinghead.geometry.canonical import mean_face
-from talkinghead.geometry.neutral import neutral_mesh
 from talkinghead.geometry.pose import matrix_from_pose
-from talkinghead.speakers import clip_rest_pose, relative_pose
+from talkinghead.motion.neutral import neutral_mesh
+from talkinghead.motion.rest_pose import clip_rest_pose, previous_poses, relative_pose
 from tests.packed_data import PackedClip, annotation_members, media_members, pack_data
 
 

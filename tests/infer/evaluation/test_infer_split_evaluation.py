@@ -40,8 +40,8 @@ def test_written_to_a_folder(data: Path, tiny_weights: Path, tmp_path: Path, cap
 
 def test_a_model_of_another_frame_rate(data: Path, tmp_path: Path) -> None:
     """One that predicts no offsets is as good as the neutral mesh, at whatever rate it does so."""
-    from talkinghead.models.audio2mesh import Audio2Mesh
-    from talkinghead.models.pretrained import Pretrained
+    from talkinghead.models.audio2lmk.audio2mesh import Audio2Mesh
+    from talkinghead.models.speech.weights import Pretrained
 
     Audio2Mesh(wav2vec=Pretrained("tiny").wav2vec_config(), fps=30.0).save_pretrained(tmp_path / "still")
     evaluation = evaluate_split(find_weights("audio2mesh", tmp_path / "still"), str(data), "train", limit=1)

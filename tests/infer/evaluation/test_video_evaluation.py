@@ -34,7 +34,7 @@ from infer.evaluation.video_evaluation import (
 from infer.metrics.learned_metrics import LEARNED
 from shards.reader import ShardReader
 from talkinghead.face.model import FaceModel
-from talkinghead.models.picture_encoder import PictureEncoder
+from talkinghead.models.image.codec import PictureEncoder
 from tests.real_clips import build_real_data
 from tests.tiny_pipeline import tiny_pipeline
 

@@ -25,8 +25,8 @@ from infer.metrics.upright_cut import cut_upright, similarity
 from talkinghead.face.model import FaceModel
 from talkinghead.geometry.canonical import mean_face
 from talkinghead.geometry.face_regions import LIPS
-from talkinghead.models.picture_encoder import PictureEncoder
-from talkinghead.pipelines.frames import as_bytes, decode
+from talkinghead.models.image.codec import PictureEncoder
+from talkinghead.pipelines.lmk2video.frames import as_bytes, decode
 from tests.real_clips import FRAMES, OTHER, WOMAN, RealClip, blurred, noisy, real_clip
 
 WINDOW = slice(30, 80)

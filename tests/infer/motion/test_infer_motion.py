@@ -17,8 +17,8 @@ from infer.request import AudioRequest, VideoRequest
 from talkinghead.face.model import FaceModel
 from talkinghead.geometry.face_regions import LOWER_FACE, eye_opening, mouth_opening
 from talkinghead.geometry.pose import pose_from_matrix
-from talkinghead.geometry.retarget import transfer
-from talkinghead.pipelines.landmark_motion import place
+from talkinghead.motion.landmark_motion import place
+from talkinghead.motion.retarget import transfer
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from infer.motion.pose_source import DrivingPose, PoseSource, read_driving_video, read_template
+from infer.motion.pose_source import DrivingPose, read_driving_video, read_template
+from infer.request import PoseSource
 from talkinghead.face.model import FaceModel
-from talkinghead.geometry.pose_template import tile
 from talkinghead.media.video_source import VideoSource
+from talkinghead.motion.pose_template import tile
 from tests.media.media_files import write_video
 
 

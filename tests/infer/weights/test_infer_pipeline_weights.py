@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from infer.__main__ import main
 from infer.weights.pipeline_weights import INDEX_FILE, NETWORKS, find_pipeline, load_pipeline
 from infer.weights.speech_weights import ORIGIN_FILE, find_weights, load_audio2mesh
-from talkinghead.models import lmk2video_published
-from talkinghead.models.denoiser import Denoiser
-from talkinghead.models.lmk2video_config import denoiser_config, pose_guider_config, reference_net_config
-from talkinghead.models.lmk2video_published import published_names, published_pose_guider
-from talkinghead.models.pose_guider import PoseGuider
-from talkinghead.models.reference_net import ReferenceNet
+from talkinghead.models.lmk2video import published as lmk2video_published
+from talkinghead.models.lmk2video.denoiser import Denoiser
+from talkinghead.models.lmk2video.pose_guider import PoseGuider
+from talkinghead.models.lmk2video.published import published_names, published_pose_guider
+from talkinghead.models.lmk2video.reference_net import ReferenceNet
+from talkinghead.models.lmk2video.sizes import denoiser_config, pose_guider_config, reference_net_config
 from talkinghead.pipelines.talking_head import TalkingHeadPipeline
 from tests.tiny_pipeline import keyed, tiny_pipeline, tiny_request
 

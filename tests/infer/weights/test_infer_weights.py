@@ -14,17 +14,10 @@ import torch
 
 from infer.__main__ import main
 from infer.motion.speech_motion import choose_identity
-from infer.weights.speech_weights import (
-    EXPRESSION_FILE,
-    ORIGIN_FILE,
-    WEIGHTS_FILE,
-    find_weights,
-    load_audio2mesh,
-    load_audio2pose,
-)
-from talkinghead.geometry.expression import NUM_SCORES, ExpressionBasis
-from talkinghead.geometry.neutral import NeutralMesh
-from talkinghead.speakers import Speaker, Speakers
+from infer.weights.speech_weights import ORIGIN_FILE, WEIGHTS_FILE, find_weights, load_audio2mesh, load_audio2pose
+from talkinghead.motion.expression import EXPRESSION_FILE, NUM_SCORES, ExpressionBasis
+from talkinghead.motion.neutral import NeutralMesh
+from talkinghead.motion.speakers import Speaker, Speakers
 
 
 def test_found_where_users_put_them(tiny_weights: Path, tmp_path: Path) -> None:
@@ -158,7 +151,8 @@ def test_the_chunking_of_a_converted_pose_model_can_be_chosen(
     file = tmp_path / "audio2pose.pt"
     file.write_bytes(b"stands for the published file")
     monkeypatch.setattr(
-        "talkinghead.models.published.load_published", lambda *_: (load_audio2pose(published).model, "all keys")
+        "talkinghead.models.audio2lmk.published.load_published",
+        lambda *_: (load_audio2pose(published).model, "all keys"),
     )
     for chunking in ("continue", "restart"):
         folder = tmp_path / chunking

@@ -1,0 +1,108 @@
+"""A unit alone in a child process of its own, under a wall-clock and a memory limit.
+
+A unit that took its worker down is retried here, so that a second crash hurts nobody else and leaves a precise cause:
+the signal, the time-out, or the exception, with the end of stderr.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from orchestration.units.records import Attempt, UnitRecord
+from orchestration.units.unit import RunError, Unit, failed_attempt, run_unit
+from talkinghead.files.storage import Storage
+from talkinghead.runtime.child_process import end_with_parent
+
+ROOT = Path(__file__).resolve().parents[2]
+_TRACE_BYTES = 4000
+
+
+def run_alone(storage: Storage, unit: Unit, *, attempts: int, memory_gb: float) -> UnitRecord | Attempt:
+    """Run a unit in a fresh child process.
+
+    Returns:
+        The commit record, or what went wrong.
+
+    Raises:
+        RunError: The machine is at fault.
+    """
+    request = json.dumps(
+        {"storage": storage.location, "unit": unit.to_json(), "attempts": attempts, "memory_gb": memory_gb}
+    )
+    started = time.perf_counter()
+    child = subprocess.Popen(
+        [sys.executable, "-m", "orchestration.units.alone"],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        stdout, stderr = child.communicate(request.encode(), timeout=unit.time_limit_s)
+    except subprocess.TimeoutExpired:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+        _, stderr = child.communicate()
+        message = f"took longer than {unit.time_limit_s:g} s"
+        return _attempt("timeout", message, stderr, time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    if child.returncode < 0:
+        name = signal.Signals(-child.returncode).name
+        return _attempt(f"crash:{name}", f"the process was ended by {name}", stderr, seconds)
+    reply = json.loads(stdout) if child.returncode == 0 and stdout else None
+    if reply is None:
+        return _attempt(f"crash:exit{child.returncode}", "the process ended without a result", stderr, seconds)
+    if "run_error" in reply:
+        raise RunError(reply["run_error"])
+    if "record" in reply:
+        return UnitRecord.from_json(json.dumps(reply["record"]).encode())
+    return Attempt(**reply["attempt"])
+
+
+def _attempt(cause: str, message: str, stderr: bytes, seconds: float) -> Attempt:
+    trace = stderr[-_TRACE_BYTES:].decode(errors="replace")
+    return Attempt(cause=cause, message=message, trace=trace, alone=True, seconds=round(seconds, 3))
+
+
+def limit_memory(gigabytes: float) -> None:
+    """Make this process fail with `MemoryError` beyond so much private memory, instead of starving the machine."""
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (int(gigabytes * 2**30), hard))
+
+
+def main() -> None:
+    """The child: one request on stdin, one reply on stdout."""
+    end_with_parent()
+    faulthandler.enable()
+    request = json.load(sys.stdin)
+    unit = Unit.from_json(request["unit"])
+    # Libraries print to stdout too; the reply goes to a private copy of it.
+    reply_stream = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    limit_memory(request["memory_gb"])
+    faulthandler.dump_traceback_later(max(1.0, unit.time_limit_s - 1.0))
+    started = time.perf_counter()
+    try:
+        record = run_unit(Storage(request["storage"]), unit, attempts=request["attempts"])
+        reply = {"record": asdict(record)}
+    except RunError as error:
+        reply = {"run_error": str(error)}
+    except Exception as error:  # noqa: BLE001  every failure of an input becomes an attempt on its record
+        reply = {"attempt": asdict(failed_attempt(error, alone=True, seconds=time.perf_counter() - started))}
+    json.dump(reply, reply_stream)
+    reply_stream.close()
+
+
+if __name__ == "__main__":
+    main()

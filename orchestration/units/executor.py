@@ -1,0 +1,264 @@
+"""Runs units on Ray: each exactly once, none lost, a poison input alone and then in quarantine.
+
+Plain Ray tasks, one unit each, rather than Ray Data: a unit's failure must stay its own (Ray Data drops whole blocks),
+a rejected or quarantined unit must count as done (a Ray Data checkpoint knows only rows that reach the sink), and only
+paths and records cross the object store, so its block machinery has nothing to carry. Tasks rather than actors: a
+worker process holds nothing worth keeping but loaded networks, which a task's process keeps too, and `max_calls`
+renews the process before MediaPipe's leak of about 0.5 MB per clip matters.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from orchestration.cluster import Cluster
+from orchestration.units.alone import limit_memory, run_alone
+from orchestration.units.ledger import Ledger
+from orchestration.units.records import Attempt, QuarantineRecord, UnitRecord
+from orchestration.units.unit import RunError, Unit, failed_attempt, run_unit
+from talkinghead import dataroot
+from talkinghead.files.storage import Storage
+from talkinghead.runtime.progress import UnitProgress
+
+log = logging.getLogger(__name__)
+
+Result = UnitRecord | Attempt | RunError
+
+UNITS_PER_PROCESS = 200
+"""Units after which a worker process is renewed (MediaPipe leaks about 0.5 MB per landmarker)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrySettings:
+    """How hard a failing unit is tried before it is quarantined."""
+
+    attempts: int = 3
+    """Tries of a unit that crashed, hung or ran out of memory; all but the first run alone."""
+    memory_gb: float = 8.0
+    """Memory that a unit's process may take."""
+    time_limit_s: float | None = None
+    """Wall-clock limit of one unit (default: from the length of its clip)."""
+
+    def __post_init__(self) -> None:
+        if self.attempts < 1:
+            raise ValueError(f"--attempts is {self.attempts}, must be at least 1")
+        if self.memory_gb < 1:
+            raise ValueError(f"--memory-gb is {self.memory_gb}, must be at least 1")
+        if self.time_limit_s is not None and self.time_limit_s <= 0:
+            raise ValueError(f"--time-limit-s is {self.time_limit_s}, must be positive")
+
+
+@dataclass
+class Tally:
+    """What one run did."""
+
+    planned: int = 0
+    done_before: int = 0
+    """Without a need to run: committed by an earlier run, or quarantined by it."""
+    quarantined_before: int = 0
+    """Those of `done_before` that were quarantined."""
+    committed: int = 0
+    quarantined: int = 0
+    wall_seconds: float = 0.0
+    frames: int = 0
+
+
+def run_units(
+    storage: Storage,
+    job: str,
+    units: Sequence[Unit],
+    cluster: Cluster,
+    retry: RetrySettings,
+    *,
+    gpu_share: float = 0.0,
+) -> Tally:
+    """Run every unit that has no record yet.
+
+    Args:
+        storage: DATA.
+        job: Name of the job.
+        units: Its units.
+        cluster: Where they run.
+        retry: How hard a failing one is tried.
+        gpu_share: Share of a GPU that a unit takes, where the cluster has GPUs.
+
+    Raises:
+        RunError: DATA cannot be written; everything committed so far stays and a rerun goes on from there.
+    """
+    started = time.perf_counter()
+    ledger = Ledger(storage, job)
+    pending = [unit for unit in units if not ledger.is_done(unit)]
+    left_out = ledger.quarantined - ledger.committed
+    before = sum((unit.key, unit.pkey) in left_out for unit in units)
+    tally = Tally(planned=len(units), done_before=len(units) - len(pending), quarantined_before=before)
+    if pending:
+        slots, gpus = cluster.gpu_slots(gpu_share) if gpu_share else (cluster.slots, 0.0)
+        with UnitProgress(job, len(units), tally.done_before) as progress:
+            _Run(storage, retry, slots, gpus, tally, progress).run(pending)
+        _check_committed(storage, job, pending)
+    tally.wall_seconds = time.perf_counter() - started
+    log.info(
+        "%s: %d units, %d done and %d quarantined before, %d done now, %d quarantined, %.1f s",
+        job, tally.planned, tally.done_before - before, before, tally.committed, tally.quarantined,
+        tally.wall_seconds,
+    )  # fmt: skip
+    return tally
+
+
+def _check_committed(storage: Storage, job: str, units: Sequence[Unit]) -> None:
+    """Workers elsewhere must have written where this process reads."""
+    ledger = Ledger(storage, job)
+    lost = [unit for unit in units if not ledger.is_done(unit)]
+    if lost:
+        raise RunError(
+            f"{len(lost)} units were run but left no record in {storage.uri} (first: {lost[0].source}): "
+            "DATA must be a place that every node of the cluster reaches"
+        )
+
+
+class _Run:
+    """One pass over the pending units: the pool first, then what failed there, alone."""
+
+    def __init__(
+        self, storage: Storage, retry: RetrySettings, slots: int, gpus: float, tally: Tally, progress: UnitProgress
+    ) -> None:
+        import ray
+
+        self.ray = ray
+        self.storage = storage
+        self.retry = retry
+        self.slots = slots
+        self.tally = tally
+        self.progress = progress
+        self.failures: dict[str, list[Attempt]] = {}
+        # No retries by Ray: a unit that took a worker down must not meet its neighbours again.
+        options: dict[str, Any] = {"num_cpus": 1, "num_gpus": gpus or None, "max_retries": 0}
+        self.pool_task = ray.remote(max_calls=UNITS_PER_PROCESS, **options)(_pool_task)
+        self.alone_task = ray.remote(**options)(_alone_task)
+
+    def run(self, pending: Sequence[Unit]) -> None:
+        again: deque[Unit] = deque()
+        self._drain(deque(pending), again, self._submit_pool)
+        while again:
+            queue, again = again, deque()
+            self._drain(queue, again, self._submit_alone)
+
+    def _submit_pool(self, unit: Unit) -> Any:
+        return self.pool_task.remote(self.storage.location, unit.to_json(), self.retry.memory_gb)
+
+    def _submit_alone(self, unit: Unit) -> Any:
+        attempts = len(self.failures[unit.key]) + 1
+        return self.alone_task.remote(self.storage.location, unit.to_json(), attempts, self.retry.memory_gb)
+
+    def _drain(self, queue: deque[Unit], again: deque[Unit], submit: Callable[[Unit], Any]) -> None:
+        from ray.exceptions import RayError
+
+        running: dict[Any, tuple[Unit, float]] = {}
+        try:
+            while queue or running:
+                # No more than can run at once: then a unit's time is counted from when it starts.
+                while queue and len(running) < self.slots:
+                    unit = queue.popleft()
+                    running[submit(unit)] = (unit, time.perf_counter())
+                finished, _ = self.ray.wait(list(running), num_returns=1)
+                for reference in finished:
+                    unit, started = running.pop(reference)
+                    self._settle(unit, self._result(reference, unit, time.perf_counter() - started), again)
+        except RayError as error:
+            raise RunError(f"Ray ended while units were running: {str(error).strip().splitlines()[0]}") from error
+        finally:
+            for reference in running:
+                with contextlib.suppress(RayError):
+                    self.ray.cancel(reference, force=True)
+
+    def _result(self, reference: Any, unit: Unit, seconds: float) -> UnitRecord | Attempt:
+        from ray import exceptions
+
+        try:
+            result: Result = self.ray.get(reference)
+        except exceptions.OutOfMemoryError as error:
+            return Attempt(cause="memory", message="the machine ran out of memory", trace=str(error)[-4000:])
+        except exceptions.LocalRayletDiedError as error:
+            raise RunError("Ray ended on this machine while units were running") from error
+        except (exceptions.WorkerCrashedError, exceptions.NodeDiedError) as error:
+            if not self._nodes_alive():
+                raise RunError("the Ray cluster has no node left") from error
+            hung = seconds >= unit.time_limit_s
+            cause = "timeout" if hung else "crash"
+            message = f"took longer than {unit.time_limit_s:g} s" if hung else "the worker process died"
+            return Attempt(cause=cause, message=message, trace=str(error)[-4000:], seconds=round(seconds, 3))
+        except exceptions.RayError as error:
+            # The task catches what a unit raises, so this is the cluster's: no environment, no access, no packages.
+            raise RunError(f"Ray could not run {unit.source}: {str(error).strip().splitlines()[-1]}") from error
+        if isinstance(result, RunError):
+            raise result
+        return result
+
+    def _nodes_alive(self) -> bool:
+        """Whether units can still run somewhere; else their failures are not theirs."""
+        from ray.exceptions import RayError
+
+        try:
+            return any(node["Alive"] for node in self.ray.nodes())
+        except RayError:
+            return False
+
+    def _settle(self, unit: Unit, result: UnitRecord | Attempt, again: deque[Unit]) -> None:
+        if isinstance(result, UnitRecord):
+            self.tally.committed += 1
+            self.tally.frames += result.frames
+            self.progress.advance(result.frames)
+            return
+        attempts = self.failures.setdefault(unit.key, [])
+        attempts.append(result)
+        log.debug("%s: %s (%s)", unit.source, result.message, result.cause)
+        if len(attempts) < self.retry.attempts and may_pass_later(result):
+            again.append(unit)
+            return
+        record = QuarantineRecord(job=unit.job, key=unit.key, pkey=unit.pkey, source=unit.source, attempts=attempts)
+        self.storage.create(dataroot.quarantine(unit.job, unit.key, unit.pkey), record.to_json())
+        self.tally.quarantined += 1
+        self.progress.advance(0)
+        log.warning("quarantined %s: %s (%s)", unit.source, result.message, result.cause)
+
+
+def may_pass_later(attempt: Attempt) -> bool:
+    """Whether a retry can help: crashes, hangs, memory and system errors yes; what a job says of its input, no."""
+    if attempt.cause.startswith("media:"):
+        return False
+    if not attempt.cause.startswith("error:"):
+        return True
+    name = attempt.cause.removeprefix("error:")
+    never = {"ValueError", "FileNotFoundError", "PermissionError", "IsADirectoryError"}
+    return name not in never
+
+
+def _pool_task(storage_uri: str, unit_json: str, memory_gb: float) -> Result:
+    """One unit in a pool worker. A hang ends the process (the watchdog thread needs no interpreter lock)."""
+    unit = Unit.from_json(unit_json)
+    limit_memory(memory_gb)
+    faulthandler.dump_traceback_later(unit.time_limit_s, exit=True)
+    started = time.perf_counter()
+    try:
+        return run_unit(Storage(storage_uri), unit, attempts=1)
+    except RunError as error:
+        return error
+    except Exception as error:  # noqa: BLE001  every failure of an input becomes an attempt on its record
+        return failed_attempt(error, alone=False, seconds=time.perf_counter() - started)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+def _alone_task(storage_uri: str, unit_json: str, attempts: int, memory_gb: float) -> Result:
+    """One unit in a child process of a pool worker."""
+    try:
+        return run_alone(Storage(storage_uri), Unit.from_json(unit_json), attempts=attempts, memory_gb=memory_gb)
+    except RunError as error:
+        return error

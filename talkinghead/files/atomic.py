@@ -1,0 +1,211 @@
+"""Files and folders that stand whole or not at all, through kills and power cuts, on a local or shared file system.
+
+`write_whole` and `commit_folder` are for bytes at hand and for folders that replace one another; `staged_file` and
+`staged_folder` for a single result that is written piece by piece next to the user's own files. The files of a data set
+go through `talkinghead.files.storage`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Replace a file as a whole; its content is on the disk when this returns.
+
+    A writer that is killed leaves at most a hidden `.<name>.tmp-<random>`; one that fails leaves nothing.
+
+    Args:
+        path: The file; folders above it are made.
+        data: Its whole content.
+
+    Raises:
+        OSError: The folder cannot be written, or is full.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex[:8]}")
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync(path.parent)
+
+
+def temporary_folder(target: Path) -> Path:
+    """A new empty folder beside `target`, to be filled and given to `commit_folder`."""
+    folder = target.with_name(f".{target.name}.tmp-{uuid.uuid4().hex[:8]}")
+    folder.mkdir(parents=True)
+    return folder
+
+
+def commit_folder(folder: Path, target: Path) -> None:
+    """Make a filled temporary folder stand as `target`, in place of what stood there."""
+    sync_tree(folder)
+    if target.exists() and not _exchange(folder, target):
+        # No file system call for it here: for a moment, and if just then the power goes, there is no `target`.
+        old = temporary_folder(target)
+        target.rename(old / target.name)
+        folder.rename(target)
+        folder = old
+    elif not target.exists():
+        folder.rename(target)
+    sync(target.parent)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed writers left directly in a folder. Only when no writer runs."""
+    for leftover in folder.glob(".*.tmp-*"):
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
+
+
+def sync_tree(folder: Path) -> None:
+    """Bring all files below a folder to the disk."""
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            sync(Path(parent) / name)
+        sync(Path(parent))
+
+
+def sync(path: Path) -> None:
+    """Bring a folder's list of names, or a file, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Swap two folders in one step; False where the system cannot."""
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
+    if renameat2 is None:
+        return False
+    return renameat2(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE) == 0
+
+
+_SUFFIX = ".part"
+
+
+@contextlib.contextmanager
+def staged_file(path: Path) -> Iterator[Path]:
+    """A scratch file in the same folder, which replaces `path` when the block ends without an error.
+
+    After an error (an interrupt too) the scratch file is removed and `path` is as it was. The block writes into the
+    file that is there rather than putting another in its place.
+
+    Raises:
+        ValueError: `path` is a folder, or lies in a file.
+        OSError: The folder cannot be written to, or is full.
+    """
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder, but a file is to be written there: give it a file name")
+    _prepare_parent(path)
+    descriptor, name = tempfile.mkstemp(prefix=_prefix(path), suffix=_SUFFIX, dir=path.parent)
+    scratch = Path(name)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        os.fchmod(descriptor, 0o666 & ~_umask())  # scratch files are private; results are not
+        yield scratch
+        os.fsync(descriptor)
+        scratch.replace(path)
+    finally:
+        os.close(descriptor)
+        scratch.unlink(missing_ok=True)
+    sync(path.parent)
+
+
+@contextlib.contextmanager
+def staged_folder(path: Path) -> Iterator[Path]:
+    """An empty scratch folder beside `path`, which becomes `path` when the block ends without an error.
+
+    Raises:
+        ValueError: `path` is there already and is not an empty folder.
+        OSError: The folder above cannot be written to, or is full.
+    """
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise ValueError(f"{path} is there already: give another name, or remove it first")
+    _prepare_parent(path)
+    scratch = Path(tempfile.mkdtemp(prefix=_prefix(path), suffix=_SUFFIX, dir=path.parent))
+    descriptor = os.open(scratch, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        scratch.chmod(0o777 & ~_umask())
+        yield scratch
+        for entry in scratch.rglob("*"):
+            entry.chmod((0o777 if entry.is_dir() else 0o666) & ~_umask())  # some libraries make their files private
+            sync(entry)
+        os.fsync(descriptor)
+        scratch.replace(path)
+    finally:
+        os.close(descriptor)
+        shutil.rmtree(scratch, ignore_errors=True)
+    sync(path.parent)
+
+
+def check_writable(path: Path) -> None:
+    """Find out now whether `path` can be staged, rather than after the work that makes it. Leaves nothing behind.
+
+    Raises:
+        ValueError: `path` is a folder, or lies in a file.
+        OSError: The folder cannot be written to; says which.
+    """
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder, but a file is to be written there: give it a file name")
+    folder = path.parent
+    try:
+        while not folder.exists():  # it will be made in the nearest one that is there
+            folder = folder.parent
+        if not folder.is_dir():
+            raise ValueError(f"{path} cannot be written: {folder} is a file, not a folder")
+        with tempfile.NamedTemporaryFile(prefix=_prefix(path), suffix=_SUFFIX, dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(error.errno, f"cannot write to {folder}: {error.strerror or error}") from error
+
+
+def _prefix(path: Path) -> str:
+    return f".{path.name}-"
+
+
+def _prepare_parent(path: Path) -> None:
+    """Make the folder above, and remove what killed writers of `path` left there: what nobody holds a lock on."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ValueError(f"{path} cannot be written: {error.filename} is a file, not a folder") from error
+    for entry in path.parent.iterdir():
+        if not (entry.name.startswith(_prefix(path)) and entry.name.endswith(_SUFFIX)):
+            continue
+        with contextlib.suppress(FileNotFoundError, PermissionError, BlockingIOError):
+            descriptor = os.open(entry, os.O_RDONLY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+            finally:
+                os.close(descriptor)
+
+
+def _umask() -> int:
+    """The process's mask of permissions, which can only be read by setting it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask

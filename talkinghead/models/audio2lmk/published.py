@@ -1,0 +1,82 @@
+"""AniPortrait's published files: `audio2mesh.pt` and `audio2pose.pt` (Apache-2.0, arXiv 2403.17694)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import AutoConfig
+
+from talkinghead.models.audio2lmk.audio2mesh import Audio2Mesh
+from talkinghead.models.audio2lmk.audio2pose import Audio2Pose
+from talkinghead.models.speech.weights import encoder_settings
+from talkinghead.models.weight_file import KeyReport, compare_keys, read_weights
+
+Kind = Literal["audio2mesh", "audio2pose"]
+
+_FPS = 30.0
+_WEIGHT_NORM = {".parametrizations.weight.original0": ".weight_g", ".parametrizations.weight.original1": ".weight_v"}
+"""How PyTorch names a weight norm's tensors now → when the files were made."""
+
+
+def published_config(kind: Kind, chunking: Literal["continue", "restart"] = "continue") -> dict[str, Any]:
+    """Settings of the published system: wav2vec2-base at 30 fps, attention to the own frame, halved angles.
+
+    Args:
+        kind: Which model.
+        chunking: Of long speech by Audio2Pose; `restart` is the published way, with a jump every five seconds.
+    """
+    wav2vec = encoder_settings(AutoConfig.for_model("wav2vec2"), dropout=0.1)
+    if kind == "audio2mesh":
+        return {"wav2vec": wav2vec, "fps": _FPS}
+    return {
+        "wav2vec": wav2vec,
+        "fps": _FPS,
+        "memory_attention": "diagonal",
+        "angle_gain": 0.5,
+        "smoothing": 7,
+        "pose_origin": "first",
+        "chunking": chunking,
+    }
+
+
+def load_published(
+    kind: Kind, file: str | Path, chunking: Literal["continue", "restart"] = "continue"
+) -> tuple[Audio2Mesh | Audio2Pose, KeyReport]:
+    """A model with the weights of a published file.
+
+    Args:
+        kind: Which model the file is of.
+        file: `.pt` as published, or `.safetensors` with the same names.
+        chunking: See `published_config`.
+
+    Returns:
+        The model in evaluation mode, float32, and the report of its keys.
+
+    Raises:
+        ValueError: The file is missing, damaged, or holds other tensors than the model needs; the report is in the
+            text.
+    """
+    path = Path(file)
+    found = {_published_name(key): value for key, value in read_weights(path).items()}
+    # On the meta device: no time and memory for first weights that are replaced at once.
+    with torch.device("meta"):
+        model = (Audio2Mesh if kind == "audio2mesh" else Audio2Pose)(**published_config(kind, chunking))
+    wanted = model.state_dict()
+    report = compare_keys(path.name, kind, found, {_published_name(key): value.shape for key, value in wanted.items()})
+    if not report.complete:
+        other = "audio2pose" if kind == "audio2mesh" else "audio2mesh"
+        mark = "pose_map.weight" if other == "audio2pose" else "out_fn.weight"
+        hint = f"\nIt looks like the file of {other}" if mark in found else ""
+        raise ValueError(f"{path} does not hold the weights of {kind}\n{report}{hint}")
+    state = {key: found[_published_name(key)].to(torch.float32) for key in wanted}
+    model.load_state_dict(state, assign=True)
+    assert not any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
+    return model.eval(), report
+
+
+def _published_name(key: str) -> str:
+    for new, old in _WEIGHT_NORM.items():
+        key = key.replace(new, old)
+    return key

@@ -1,0 +1,1 @@
+"""Image networks that several families share: VAE, image encoder, and their weights."""

@@ -1,0 +1,193 @@
+"""Pictures for networks: latents by a codec, and one token by CLIP. The same in training, caching and inference."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from torch import Tensor
+from torch.nn import functional
+from transformers import CLIPVisionModelWithProjection
+from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+from talkinghead.models.image.cosine_codec import CosineCodec
+from talkinghead.models.image.weights import described, fingerprint, load_image_encoder, load_vae
+
+Vae = AutoencoderKL | CosineCodec
+
+
+def latent_scale(vae: Vae) -> int:
+    """Pixels per latent position along each axis: 8 for Stable Diffusion's codec."""
+    if isinstance(vae, CosineCodec):
+        return vae.config["patch"]
+    return 2 ** (len(vae.config["block_out_channels"]) - 1)
+
+
+def latent_channels(vae: Vae) -> int:
+    """Channels of the latents: 4 for Stable Diffusion's codec."""
+    return vae.config["latent_channels"]
+
+
+def check_picture_size(width: int, height: int, vae: Vae) -> None:
+    """Refuse sizes of pictures that the networks cannot take, in training and in inference.
+
+    Raises:
+        ValueError: Width or height is no multiple of `latent_scale`; names the nearest that are.
+    """
+    step = latent_scale(vae)
+    if width > 0 and height > 0 and width % step == 0 and height % step == 0:
+        return
+    near = [sorted({max(step, side // step * step), max(step, -(-side // step) * step)}) for side in (width, height)]
+    fitting = [" or ".join(map(str, sides)) for sides in near]
+    raise ValueError(
+        f"pictures of {width}x{height} do not fit the networks: width and height must be multiples of {step}; the"
+        f" nearest width is {fitting[0]}, the nearest height {fitting[1]}"
+    )
+
+
+class PictureEncoder:
+    """A codec and a CLIP image encoder, frozen. No module, so that no checkpoint or optimizer takes them in.
+
+    Args:
+        vae: Codec of the latents.
+        image_encoder: Encoder of the picture token.
+    """
+
+    def __init__(self, vae: Vae, image_encoder: CLIPVisionModelWithProjection) -> None:
+        self.vae: Any = vae.eval().requires_grad_(False)
+        self.image_encoder: Any = image_encoder.eval().requires_grad_(False)
+        self._provenance: dict[str, dict[str, str]] | None = None
+
+    @classmethod
+    def load(cls, vae: str, image_encoder: str) -> Self:
+        """The networks of two sources, in single precision.
+
+        Args:
+            vae: See `picture_weights.load_vae`.
+            image_encoder: See `picture_weights.load_image_encoder`.
+
+        Raises:
+            ValueError: A folder is missing, damaged, or holds something else; says what is wanted.
+        """
+        encoder = cls(load_vae(vae), load_image_encoder(image_encoder))
+        encoder._provenance = {
+            "vae": described(vae, encoder.vae),
+            "image_encoder": described(image_encoder, encoder.image_encoder),
+        }
+        return encoder
+
+    @property
+    def scale(self) -> int:
+        """See `latent_scale`."""
+        return latent_scale(self.vae)
+
+    @property
+    def channels(self) -> int:
+        """See `latent_channels`."""
+        return latent_channels(self.vae)
+
+    @property
+    def embedding_size(self) -> int:
+        """D of the picture token."""
+        return self.image_encoder.config.projection_dim
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        return self.vae.device
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
+        """Move the networks, in place; provenance stays that of the weights as they were given."""
+        if dtype not in (None, self.vae.dtype):
+            self.provenance()
+        options = {"device": device, "dtype": dtype}
+        for network in (self.vae, self.image_encoder):
+            network.to(**{name: value for name, value in options.items() if value is not None})
+        return self
+
+    def provenance(self) -> dict[str, dict[str, str]]:
+        """What to write beside results: per network its kind, name and sha256."""
+        if self._provenance is None:
+            self._provenance = {
+                name: {"kind": "network", "name": type(network).__name__, "sha256": fingerprint(network)}
+                for name, network in (("vae", self.vae), ("image_encoder", self.image_encoder))
+            }
+        return {name: dict(about) for name, about in self._provenance.items()}
+
+    @torch.no_grad()
+    def moments(self, pictures: Tensor) -> Tensor:
+        """Mean and logarithm of the variance of each picture's latents, unscaled.
+
+        Always rounded to half precision, so that what is computed equals what was stored.
+
+        Args:
+            pictures: uint8 `[N, 3, H, W]`.
+
+        Returns:
+            float16 `[N, 2·C, H / scale, W / scale]`, on the networks' device.
+        """
+        with self._plain():
+            pixels = self._moved(pictures).to(self.vae.dtype) / 127.5 - 1.0
+            posterior = self.vae.encode(pixels).latent_dist
+        return torch.cat([posterior.mean, posterior.logvar], dim=1).to(torch.float16)
+
+    def sample(self, moments: Tensor, noise: Tensor) -> Tensor:
+        """Latents drawn from moments.
+
+        Args:
+            moments: `[N, 2·C, h, w]`, see `moments`.
+            noise: `[N, C, h, w]`, standard normal.
+
+        Returns:
+            float32 `[N, C, h, w]`, in the scale of the networks.
+        """
+        mean, log_variance = moments.float().chunk(2, dim=1)
+        return self._scaled(mean + torch.exp(0.5 * log_variance) * noise.float())
+
+    def mean(self, moments: Tensor) -> Tensor:
+        """The most probable latents: float32 `[N, C, h, w]`, in the scale of the networks."""
+        return self._scaled(moments.float().chunk(2, dim=1)[0])
+
+    @torch.no_grad()
+    def embedding(self, pictures: Tensor) -> Tensor:
+        """CLIP's embedding of each whole picture, squashed to the encoder's square; rounded to half precision.
+
+        Args:
+            pictures: uint8 `[N, 3, H, W]`.
+
+        Returns:
+            float16 `[N, D]`, on the networks' device.
+        """
+        side = self.image_encoder.config.image_size
+        with self._plain():
+            pixels = self._moved(pictures).float()
+            if pixels.shape[2:] != (side, side):
+                pixels = functional.interpolate(pixels, size=(side, side), mode="bicubic", antialias=True)
+                pixels = pixels.round().clamp(0.0, 255.0)  # as picture files hold them, which CLIP was trained on
+            mean, deviation = (pixels.new_tensor(value)[:, None, None] for value in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
+            pixels = (pixels / 255.0 - mean) / deviation
+            return self.image_encoder(pixel_values=pixels.to(self.image_encoder.dtype)).image_embeds.to(torch.float16)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents in the scale of the networks `[N, C, h, w]` → pictures, float32 `[N, 3, H, W]` in [-1, 1]."""
+        with self._plain():
+            unscaled = latents.float() / self.vae.config["scaling_factor"] + self._shift
+            return self.vae.decode(unscaled.to(self.vae.dtype)).sample.float().clamp(-1.0, 1.0)
+
+    @property
+    def _shift(self) -> float:
+        return self.vae.config.get("shift_factor") or 0.0
+
+    def _scaled(self, latents: Tensor) -> Tensor:
+        return (latents - self._shift) * self.vae.config["scaling_factor"]
+
+    def _moved(self, pictures: Tensor) -> Tensor:
+        if pictures.dtype != torch.uint8 or pictures.ndim != 4 or pictures.shape[1] != 3:
+            raise ValueError(f"pictures must be uint8 [N, 3, H, W], not {pictures.dtype} {list(pictures.shape)}")
+        return pictures.to(self.device)
+
+    def _plain(self) -> torch.autocast:
+        """Under a trainer's autocast too, the networks run in their own precision: stored moments know no autocast."""
+        return torch.autocast(self.device.type, enabled=False)

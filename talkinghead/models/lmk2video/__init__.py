@@ -1,0 +1,1 @@
+"""Lmk2Video: denoiser, ReferenceNet, PoseGuider, and loading of the published weights."""

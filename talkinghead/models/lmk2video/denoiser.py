@@ -1,0 +1,232 @@
+"""The network that predicts the velocity of noisy latents from reference, pose, and picture token."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor, nn
+
+from talkinghead.models.lmk2video.spatial_transformer import KeyValue
+from talkinghead.models.lmk2video.unet import Features, UNetShape, UNetTrunk
+from talkinghead.models.lmk2video.unet_levels import NORM_EPS, Conditioning
+
+References = Features | Mapping[str, KeyValue]
+"""What `ReferenceNet` returns, or what `Denoiser.project_reference` makes of it."""
+
+
+class Condition(NamedTuple):
+    """What distinguishes two predictions from the same latents."""
+
+    token: Tensor
+    """`[B, 1, D]` of the reference pictures; zeros: unconditional."""
+    reference: References | None
+    """Of B references; None: plain self-attention."""
+
+
+class Begun(NamedTuple):
+    """The work on latents up to the first motion module, in which each frame is alone.
+
+    It is the same whatever other frames stand beside: windows that overlap can share it.
+    """
+
+    state: Tensor
+    """`[B, F, C, h, w]` for the way up, the same under every condition."""
+    hidden: Tensor
+    """`[B, F, C, h, w]` behind the first layer's transformer."""
+
+
+class Denoiser(UNetTrunk):
+    """Stable Diffusion 1.5's UNet, frame by frame, with reference attention, pose features and (optional) motion.
+
+    After Animate Anyone (arXiv 2311.17117), AnimateDiff (arXiv 2307.04725) and AniPortrait (arXiv 2403.17694). Names
+    and shapes of the spatial parameters are those of `diffusers` and of the published `denoising_unet.pth`; motion
+    modules are named as in `diffusers.UNetMotionModel`. All conditions are arguments: the network keeps nothing between
+    calls.
+    The defaults are Stable Diffusion 1.5's sizes.
+
+    Args:
+        in_channels: Of the latents.
+        out_channels: Of the prediction.
+        block_out_channels: Of each level, from the finest.
+        layers_per_block: Layers of a level on the way down.
+        attention_levels: Which levels have transformers.
+        num_attention_heads: In every attention over positions.
+        cross_attention_dim: D of the picture token.
+        norm_num_groups: Of every group norm.
+        motion: Whether there are motion modules (stage 2): behind every layer, also in the middle.
+        motion_frames: Longest window of the motion modules.
+        motion_heads: In every attention over time.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        in_channels: int = 4,
+        out_channels: int = 4,
+        block_out_channels: Sequence[int] = (320, 640, 1280, 1280),
+        layers_per_block: int = 2,
+        attention_levels: Sequence[bool] = (True, True, True, False),
+        num_attention_heads: int = 8,
+        cross_attention_dim: int = 768,
+        norm_num_groups: int = 32,
+        motion: bool = False,
+        motion_frames: int = 32,
+        motion_heads: int = 8,
+    ) -> None:
+        super().__init__()
+        self.max_frames = motion_frames if motion else None
+        self._build(
+            UNetShape(
+                in_channels=in_channels,
+                block_out_channels=block_out_channels,
+                layers_per_block=layers_per_block,
+                attention_levels=attention_levels,
+                num_attention_heads=num_attention_heads,
+                cross_attention_dim=cross_attention_dim,
+                norm_num_groups=norm_num_groups,
+                motion_frames=self.max_frames,
+                motion_heads=motion_heads,
+            )
+        )
+        first = block_out_channels[0]
+        self.conv_norm_out = nn.GroupNorm(norm_num_groups, first, eps=NORM_EPS)
+        self.conv_act = nn.SiLU()
+        self.conv_out = nn.Conv2d(first, out_channels, kernel_size=3, padding=1)
+
+    def forward(
+        self,
+        latents: Tensor | Begun,
+        timestep: Tensor | int,
+        token: Tensor,
+        *,
+        reference: References | None = None,
+        dropped: Tensor | None = None,
+        pose: Sequence[Tensor] | None = None,
+        fold: bool = False,
+    ) -> Tensor:
+        """Predict.
+
+        Args:
+            latents: `[B, F, C, h, w]`, noisy, or what `begin` made of them under the same conditions.
+            timestep: `[B]`, or one for all.
+            token: `[B, 1, D]` of the reference pictures; zeros: unconditional.
+            reference: By name of the transformer block, features or keys and values of B references; None: plain
+                self-attention.
+            dropped: `[B]` bool: samples that do without the reference (training). Reference and latents must be of one
+                size. At inference call once without a reference instead, which costs less.
+            pose: Of `PoseGuider`, `[B, F, C, h, w]` each; None: no pose.
+            fold: Add the attention to the single token as the constant that it is; see `SpatialTransformer.forward`.
+
+        Returns:
+            `[B, F, C, h, w]`.
+
+        Raises:
+            ValueError: More frames than the motion modules have positions for, or conditions that do not fit.
+        """
+        begun = isinstance(latents, Begun)
+        shape = latents.state.shape if begun else latents.shape
+        batch, num_frames, _, height, width = shape
+        if self.max_frames is not None and num_frames > self.max_frames:
+            raise ValueError(
+                f"{num_frames} frames at once, and the motion modules know {self.max_frames}: use shorter windows"
+            )
+        if dropped is not None and dropped.shape != (batch,):
+            raise ValueError(f"dropped must be [{batch}], not {list(dropped.shape)}")
+        self._check_pose(shape, pose)
+        self._check_condition(batch, token, reference)
+        given = Conditioning(self._embed_time(timestep, batch, num_frames), token, num_frames, dropped, fold)
+        pictures = (latents.state.flatten(0, 1), latents.hidden.flatten(0, 1)) if begun else latents.flatten(0, 1)
+        hidden, _ = self._run(pictures, given, reference, _each_frame(pose))
+        hidden = self.conv_out(self.conv_act(self.conv_norm_out(hidden)))
+        return hidden.view(batch, num_frames, -1, height, width)
+
+    def begin(
+        self,
+        latents: Tensor,
+        timestep: Tensor | int,
+        conditions: Sequence[Condition],
+        *,
+        pose: Sequence[Tensor] | None = None,
+        fold: bool = False,
+    ) -> list[Begun]:
+        """The part of a call in which frames do not meet yet, under several conditions.
+
+        What no condition enters is computed once for all of them. Equal to the same part of a call but for rounding,
+        which can depend on how many frames are computed at once.
+
+        Args:
+            latents: `[B, F, C, h, w]`, noisy; any number of frames.
+            timestep: `[B]`, or one for all.
+            conditions: At least one.
+            pose: As in a call.
+            fold: As in a call.
+
+        Returns:
+            For each condition, what to give to a call instead of the latents.
+
+        Raises:
+            ValueError: Conditions that do not fit.
+        """
+        batch, num_frames = latents.shape[:2]
+        self._check_pose(latents.shape, pose)
+        for token, reference in conditions:
+            self._check_condition(batch, token, reference)
+        time = self._embed_time(timestep, batch, num_frames)
+        each = [(Conditioning(time, token, num_frames, None, fold), reference) for token, reference in conditions]
+        state, hidden = self._begin(latents.flatten(0, 1), each, _each_frame(pose))
+        state = state.unflatten(0, (batch, num_frames))
+        return [Begun(state, value.unflatten(0, (batch, num_frames))) for value in hidden]
+
+    def _check_pose(self, shape: torch.Size, pose: Sequence[Tensor] | None) -> None:
+        batch, num_frames, _, height, width = shape
+        if pose is None:
+            return
+        levels = len(self.down_blocks)
+        if len(pose) != levels + 1:
+            raise ValueError(f"{len(pose)} pose features for {levels} levels: wanted are {levels + 1}")
+        if pose[0].shape[:2] != (batch, num_frames) or pose[0].shape[-2:] != (height, width):
+            raise ValueError(
+                f"pose features {list(pose[0].shape)} do not fit latents {list(shape)}: guidance images must be of the"
+                " size of the pictures"
+            )
+
+    def _check_condition(self, batch: int, token: Tensor, reference: References | None) -> None:
+        if token.shape[:2] != (batch, 1):
+            raise ValueError(f"token must be [{batch}, 1, D], one for each sample, not {list(token.shape)}")
+        if reference is not None:
+            missing = [name for name in self.transformers() if name not in reference]
+            if missing:
+                raise ValueError(f"the reference has no feature of {missing[0]}: it is of a network of another shape")
+            first = next(iter(reference.values()))
+            rows = len(first.key if isinstance(first, KeyValue) else first)
+            if rows != batch:
+                raise ValueError(f"{rows} references for {batch} samples: wanted is one for each")
+
+    @torch.no_grad()
+    def project_reference(self, reference: Features) -> dict[str, KeyValue]:
+        """Keys and values of references in every transformer, to compute once for many calls. Not for training."""
+        return {name: module.project(reference[name]) for name, module in self.transformers().items()}
+
+    def motion_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Names and parameters of the motion modules: what stage 2 trains."""
+        return ((name, value) for name, value in self.named_parameters() if ".motion_modules." in name)
+
+    @torch.no_grad()
+    def load_spatial(self, state: Mapping[str, Tensor]) -> None:
+        """Take all but the motion modules from a stage-1 denoiser's or Stable Diffusion's `state_dict`.
+
+        Raises:
+            ValueError: A tensor is missing or of another shape.
+        """
+        wanted = {key: value for key, value in self.state_dict().items() if ".motion_modules." not in key}
+        wrong = [key for key, value in wanted.items() if key not in state or state[key].shape != value.shape]
+        if wrong:
+            raise ValueError(f"{len(wrong)} tensors are missing or of another shape, such as {wrong[0]}")
+        self.load_state_dict({key: state[key] for key in wanted}, strict=False)
+
+
+def _each_frame(pose: Sequence[Tensor] | None) -> list[Tensor] | None:
+    return None if pose is None else [feature.flatten(0, 1) for feature in pose]

@@ -1,0 +1,90 @@
+"""The networks of a pipeline without their weights, to be measured and counted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self, cast
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+from talkinghead.models.image.codec import Vae
+from talkinghead.models.image.cosine_codec import CosineCodec
+from talkinghead.models.lmk2video.denoiser import Denoiser
+from talkinghead.models.lmk2video.pose_guider import PoseGuider
+from talkinghead.models.lmk2video.published import published_pose_guider
+from talkinghead.models.lmk2video.reference_net import ReferenceNet
+
+NETWORKS = ("vae", "image_encoder", "reference_net", "denoiser", "pose_guider")
+_SD_VAE: dict[str, Any] = {
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "block_out_channels": (128, 256, 512, 512),
+    "layers_per_block": 2,
+    "latent_channels": 4,
+    "sample_size": 512,
+}
+_CLIP_L: dict[str, Any] = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "patch_size": 14,
+    "image_size": 224,
+    "projection_dim": 768,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class HollowNetworks:
+    """The networks of a pipeline, on the meta device."""
+
+    vae: Vae
+    image_encoder: CLIPVisionModelWithProjection
+    reference_net: ReferenceNet
+    denoiser: Denoiser
+    pose_guider: PoseGuider
+
+    @classmethod
+    def published(cls) -> Self:
+        """Of the published sizes: sd-vae-ft-mse, CLIP ViT-L/14, Stable Diffusion 1.5."""
+        configs = {"vae": _SD_VAE, "image_encoder": _CLIP_L, "denoiser": {"motion": True}}
+        return cls.described({"pose_guider": published_pose_guider("running"), "reference_net": {}} | configs)
+
+    @classmethod
+    def described(cls, configs: Mapping[str, Mapping[str, Any]]) -> Self:
+        """By the settings of each network; those of the codec name its class (`_class_name`) unless it is Stable
+        Diffusion's."""
+        codec = CosineCodec if configs["vae"].get("_class_name") == "CosineCodec" else AutoencoderKL
+        classes = {"vae": codec, "reference_net": ReferenceNet, "denoiser": Denoiser, "pose_guider": PoseGuider}
+        with torch.device("meta"):
+            made: dict[str, Any] = {name: cast(Any, kind).from_config(configs[name]) for name, kind in classes.items()}
+            clip = CLIPVisionConfig.from_dict(dict(configs["image_encoder"]))
+            made["image_encoder"] = CLIPVisionModelWithProjection(cast(CLIPVisionConfig, clip))
+        return cls(**{name: network.eval() for name, network in made.items()})
+
+    @classmethod
+    def of_folder(cls, folder: Path) -> Self:
+        """Of a pipeline's folder, of which only the configurations are read.
+
+        Raises:
+            ValueError: One is missing or damaged.
+        """
+        try:
+            return cls.described({name: json.loads((folder / name / "config.json").read_bytes()) for name in NETWORKS})
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{folder} does not describe a whole pipeline ({error}): copy it again") from error
+
+    def parameters(self) -> dict[str, int]:
+        """Numbers in each network."""
+        return {name: sum(value.numel() for value in getattr(self, name).parameters()) for name in NETWORKS}
+
+    def to(self, dtype: torch.dtype) -> Self:
+        """Cast all of them, in place."""
+        for name in NETWORKS:
+            getattr(self, name).to(dtype)
+        return self

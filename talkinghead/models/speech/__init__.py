@@ -1,0 +1,1 @@
+"""The speech encoder that several families share, and its weights."""

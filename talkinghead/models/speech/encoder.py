@@ -1,0 +1,186 @@
+"""Speech to one feature vector per video frame, with a wav2vec 2.0-like encoder.
+
+The frames are made between the convolutions and the Transformer: the convolutions' features (about 50 a second) are
+interpolated to the video's frame rate, so the Transformer works on video frames (as in FaceFormer and AniPortrait).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AutoConfig, AutoModel, PreTrainedModel
+
+from talkinghead.models.strict_model import StrictModel
+from talkinghead.timebase import SAMPLE_RATE
+
+MODEL_TYPES = ("wav2vec2", "hubert", "wavlm", "data2vec-audio")
+"""`model_type` of the encoders that consist of `feature_extractor`, `feature_projection` and `encoder`."""
+
+
+def build_encoder(config: Mapping[str, Any]) -> PreTrainedModel:
+    """A speech encoder with first weights from PyTorch's global generator.
+
+    Args:
+        config: Of a `transformers` model; `model_type` is one of `MODEL_TYPES`.
+
+    Raises:
+        ValueError: Another `model_type`, or an adapter, which would change the number of frames.
+    """
+    settings = dict(config)
+    model_type = settings.pop("model_type", None)
+    if model_type not in MODEL_TYPES:
+        raise ValueError(f"speech encoder of type {model_type!r} cannot be used: take one of {', '.join(MODEL_TYPES)}")
+    if settings.get("add_adapter"):
+        raise ValueError("the speech encoder has an adapter (add_adapter), which changes the number of frames")
+    encoder = AutoModel.from_config(AutoConfig.for_model(model_type, **settings))
+    if hasattr(encoder, "masked_spec_embed"):
+        # Only SpecAugment uses it, which `encode_speech` leaves out: it would wait for a gradient that never comes.
+        encoder.masked_spec_embed.requires_grad_(False)
+    return encoder
+
+
+def freeze_feature_extractor(encoder: PreTrainedModel) -> None:
+    """Keep the convolutions of a speech encoder as they are: no gradients, no activations kept for them."""
+    extractor = cast(Any, encoder.feature_extractor)
+    extractor.requires_grad_(False)
+    extractor._requires_grad = False  # `transformers` would ask for the gradient of the samples otherwise
+
+
+def repeated_blocks(encoder: PreTrainedModel) -> list[nn.Module]:
+    """The Transformer layers: units of sharding, compiling and activation checkpointing."""
+    return list(cast(Any, encoder.encoder).layers)
+
+
+def normalise(samples: Tensor) -> Tensor:
+    """Zero mean and unit variance over the last axis: (x - mean) / sqrt(var + 1e-7), as the encoders were trained.
+
+    Over the whole recording, before any cutting. Silence becomes zeros.
+
+    Args:
+        samples: `[..., N]` float.
+
+    Returns:
+        `[..., N]`.
+    """
+    mean = samples.mean(dim=-1, keepdim=True)
+    variance = samples.var(dim=-1, keepdim=True, correction=0)
+    return standardise(samples, mean, variance)
+
+
+def standardise(samples: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+    """`normalise` for a part of a recording, from the mean and variance of the whole.
+
+    Args:
+        samples: `[..., N]` float.
+        mean: `[..., 1]`.
+        variance: `[..., 1]`.
+    """
+    return (samples - mean) / torch.sqrt(variance + 1e-7)
+
+
+def num_frames(num_samples: int, fps: float) -> int:
+    """Video frames that `num_samples` audio samples touch: ceil(num_samples / 16000 · fps), without rounding errors."""
+    return math.ceil(num_samples * frame_rate(fps) / SAMPLE_RATE)
+
+
+def frame_rate(fps: float) -> Fraction:
+    """A frame rate as a fraction (29.97 is 2997/100); `ValueError` unless it is above 0."""
+    if not 0 < fps < 1000:
+        raise ValueError(f"fps {fps} is no frame rate: it must be above 0 and below 1000")
+    return Fraction(fps).limit_denominator(100_000)
+
+
+def receptive_field(kernels: Sequence[int], strides: Sequence[int]) -> int:
+    """Audio samples that the first feature of a stack of convolutions sees."""
+    samples = 1
+    for kernel, stride in zip(reversed(kernels), reversed(strides), strict=True):
+        samples = (samples - 1) * stride + kernel
+    return samples
+
+
+def encode_speech(encoder: PreTrainedModel, samples: Tensor, num_frames: int, mask: Tensor | None = None) -> Tensor:
+    """Features of each video frame.
+
+    Args:
+        encoder: Of `build_encoder`.
+        samples: `[B, N]`, normalised (`normalise`), zeros where a recording is over. Shorter ones than the convolutions
+            see are lengthened with zeros.
+        num_frames: T, the video frames that the samples span.
+        mask: `[B, T]`, True up to a recording's end and False after it; no frame before the end hears what is behind.
+
+    Returns:
+        `[B, T, D]`: the last hidden state.
+    """
+    # wav2vec 2.0 base and its like average over the whole row after the first convolution, zeros behind the end too.
+    if mask is not None and getattr(encoder.config, "feat_extract_norm", "layer") == "group":
+        features = _features_of_rows(encoder, samples, mask)
+    else:
+        features = _features(encoder, samples, num_frames)
+    projected = cast(Any, encoder.feature_projection)(features)
+    # wav2vec 2.0 and WavLM also return the normalised features, which only their pre-training uses.
+    hidden = projected[0] if isinstance(projected, tuple) else projected
+    return cast(Any, encoder.encoder)(hidden, attention_mask=mask).last_hidden_state
+
+
+def _features(encoder: PreTrainedModel, samples: Tensor, num_frames: int) -> Tensor:
+    """Of the convolutions, one per frame: `[B, N]` → `[B, T, C]`."""
+    config = cast(Any, encoder.config)
+    missing = receptive_field(config.conv_kernel, config.conv_stride) - samples.shape[-1]
+    if missing > 0:
+        samples = functional.pad(samples, (0, missing))
+    features = cast(Any, encoder.feature_extractor)(samples)
+    return resample_features(features, num_frames).transpose(1, 2)
+
+
+def _features_of_rows(encoder: PreTrainedModel, samples: Tensor, mask: Tensor) -> Tensor:
+    """`_features` of each row's own samples, zeros behind its end.
+
+    Row by row also where rows are equally long: the number of calls is then the same on every rank.
+    """
+    total = mask.shape[1]
+    rows: list[Tensor] = []
+    for row, count in zip(samples, mask.sum(dim=1).tolist(), strict=True):
+        count = max(1, int(count))
+        own = row[None, : math.ceil(len(row) * count / total)]
+        rows.append(functional.pad(_features(encoder, own, count), (0, 0, 0, total - count)))
+    return torch.cat(rows)
+
+
+def resample_features(features: Tensor, num_frames: int) -> Tensor:
+    """Linear interpolation in time, first on first and last on last feature.
+
+    Args:
+        features: `[B, C, F]`.
+        num_frames: T.
+
+    Returns:
+        `[B, C, T]`.
+    """
+    length = features.shape[-1]
+    stride, rest = divmod(length - 1, num_frames - 1) if num_frames > 1 else (1, 0)
+    if rest == 0 and stride > 0:
+        # At 25 fps every second feature falls on a frame. Same numbers, and a gradient that is deterministic on GPUs.
+        return features[..., : (num_frames - 1) * stride + 1 : stride]
+    return functional.interpolate(features, size=num_frames, mode="linear", align_corners=True)
+
+
+class SpeechModel(StrictModel):
+    """A model whose first part, `audio_encoder`, is a speech encoder."""
+
+    audio_encoder: PreTrainedModel
+    _supports_gradient_checkpointing = True
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The repeated layers: units of sharding, compiling and activation checkpointing."""
+        return repeated_blocks(self.audio_encoder)
+
+    def freeze_cnn(self) -> None:
+        """Do not train the convolutions of the speech encoder."""
+        freeze_feature_extractor(self.audio_encoder)

@@ -1,0 +1,1 @@
+"""What moves: rest pose, speakers, expression, retargeting, blinks, smoothing, resampling."""

@@ -1,0 +1,182 @@
+"""How each blendshape moves the face mesh, learned from annotated clips; and a face with its expression taken out.
+
+Model. mesh ≈ neutral mesh + (scores - rest) · offsets, one offset per score and coordinate, the same for everyone. The
+scores are the 52 blendshapes and, as a 53rd that belongs to the mouth, the lip opening measured on the mesh itself in
+cm: blendshapes alone leave a mouth half open. `rest` are the scores that annotated faces get when they look neutral:
+they are not 0 (a squint of 0.5 can be a person's anatomy). The offsets are fitted by ridge regression, scores and mesh
+both taken relative to their mean over the clip, so that neither a person's shape nor a person's usual scores enter. The
+ridge shrinks what the clips do not show: a blendshape that never moved gets no offset.
+
+Source of the estimator: A. E. Hoerl and R. W. Kennard, "Ridge Regression: Biased Estimation for Nonorthogonal
+Problems", 1970.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from talkinghead.files.atomic import write_whole
+from talkinghead.geometry.blendshapes import NUM_BLENDSHAPES, PARTS
+from talkinghead.geometry.camera import NUM_VERTICES
+from talkinghead.geometry.face_regions import mouth_opening
+
+if TYPE_CHECKING:
+    pass
+
+
+EXPRESSION_FILE = "expression.safetensors"
+"""In a folder of trained weights: the basis that takes an expression out of a portrait's mesh."""
+
+
+RIDGE = 5e-3
+"""Variance of a score that the ridge adds to each: scores that move less than its root (0.07) count little."""
+NUM_SCORES = NUM_BLENDSHAPES + 1
+"""Blendshapes, then the lip opening in cm."""
+_NEUTRAL_SHARE = 0.1  # of a clip's frames, those with the least offset, tell the scores at rest
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpressionBasis:
+    """Offsets of the scores."""
+
+    offsets: np.ndarray
+    """`[53, 468, 3]` float32, cm: of a blendshape that rises by 1 (`_neutral`: 0), and of lips 1 cm further apart."""
+    rest: np.ndarray
+    """`[53]` float32: scores of a neutral face, the mean over the clips that were fitted."""
+
+    def __post_init__(self) -> None:
+        if self.offsets.shape != (NUM_SCORES, NUM_VERTICES, 3) or self.rest.shape != (NUM_SCORES,):
+            raise ValueError(f"an expression basis has no shapes {self.offsets.shape} and {self.rest.shape}")
+        if not np.isfinite(self.offsets).all() or not np.isfinite(self.rest).all():
+            raise ValueError("an expression basis must be finite")
+
+    @classmethod
+    def fit(
+        cls, mesh: np.ndarray, neutral: np.ndarray, blendshapes: np.ndarray, *, ridge: float = RIDGE
+    ) -> ExpressionBasis:
+        """The basis of one clip; see `ExpressionFit.add`."""
+        fit = ExpressionFit()
+        fit.add(mesh, neutral, blendshapes)
+        return fit.basis(ridge=ridge)
+
+    def expression(self, mesh: np.ndarray, blendshapes: np.ndarray, parts: Iterable[str] = tuple(PARTS)) -> np.ndarray:
+        """Offset from the neutral mesh that the expression of some parts makes.
+
+        Args:
+            mesh: `[..., 468, 3]` cm.
+            blendshapes: `[..., 52]` of the same face.
+            parts: Names of `PARTS`.
+
+        Returns:
+            `[..., 468, 3]` float32, cm.
+
+        Raises:
+            ValueError: No such part; no scores.
+        """
+        parts = tuple(parts)
+        if unknown := [part for part in parts if part not in PARTS]:
+            raise ValueError(f"there is no part {', '.join(unknown)} of a face; there are {', '.join(PARTS)}")
+        if blendshapes.shape[-1:] != (NUM_BLENDSHAPES,) or not np.isfinite(blendshapes).all():
+            raise ValueError("an expression can be taken out only where the face model gives 52 blendshapes")
+        chosen = sorted(column for part in parts for column in PARTS[part]) + [NUM_BLENDSHAPES] * ("mouth" in parts)
+        away = (_scores(mesh, blendshapes) - self.rest)[..., chosen]
+        return np.tensordot(away.astype(np.float32), self.offsets[chosen], axes=1)
+
+    def neutralise(
+        self, mesh: np.ndarray, blendshapes: np.ndarray, parts: Iterable[str] = ("mouth", "smile")
+    ) -> np.ndarray:
+        """The mesh without the expression of some parts.
+
+        Args:
+            mesh: `[..., 468, 3]` cm.
+            blendshapes: `[..., 52]` of the same face.
+            parts: Names of `PARTS`: `mouth` closes the mouth, `smile` relaxes its corners and the cheeks, …
+
+        Returns:
+            `[..., 468, 3]` float32, cm.
+        """
+        return (mesh - self.expression(mesh, blendshapes, parts)).astype(np.float32)
+
+    def save(self, path: Path) -> None:
+        """Write a `.safetensors` file, whole or not at all."""
+        write_whole(path, save_tensors({"offsets": self.offsets, "rest": self.rest}))
+
+    @classmethod
+    def load(cls, path: Path) -> ExpressionBasis:
+        """Inverse of `save`.
+
+        Raises:
+            ValueError: Not such a file.
+            OSError: It cannot be read.
+        """
+        try:
+            tensors = load_tensors(path.read_bytes())
+            return cls(offsets=tensors["offsets"], rest=tensors["rest"])
+        except (SafetensorError, KeyError, ValueError) as error:
+            raise ValueError(f"{path} is no expression basis: {error}") from error
+
+
+class ExpressionFit:
+    """Fits a basis over any number of clips in constant memory: only sums of products are kept."""
+
+    def __init__(self) -> None:
+        self._frames = 0
+        self._gram = np.zeros((NUM_SCORES, NUM_SCORES))
+        self._cross = np.zeros((NUM_SCORES, NUM_VERTICES * 3))
+        self._rest = np.zeros(NUM_SCORES)
+        self._clips = 0
+
+    def add(self, mesh: np.ndarray, neutral: np.ndarray, blendshapes: np.ndarray) -> None:
+        """Take in the frames of one clip of one person.
+
+        Args:
+            mesh: `[F, 468, 3]` cm; NaN frames are passed over.
+            neutral: `[468, 3]` cm, the person's neutral mesh.
+            blendshapes: `[F, 52]`; NaN frames are passed over.
+
+        Raises:
+            ValueError: Shapes that do not fit each other.
+        """
+        frames = len(mesh)
+        if mesh.shape != (frames, NUM_VERTICES, 3) or blendshapes.shape != (frames, NUM_BLENDSHAPES):
+            raise ValueError(f"mesh {mesh.shape} and blendshapes {blendshapes.shape} do not fit each other")
+        seen = np.isfinite(mesh).all(axis=(1, 2)) & np.isfinite(blendshapes).all(axis=1)
+        if not seen.any():
+            return
+        offset = (mesh[seen].astype(np.float64) - neutral).reshape(int(seen.sum()), -1)
+        scores = _scores(mesh[seen], blendshapes[seen])
+        nearest = np.argsort(np.abs(offset).sum(axis=1), kind="stable")[: max(1, round(_NEUTRAL_SHARE * len(offset)))]
+        self._rest += np.median(scores[nearest], axis=0)
+        self._clips += 1
+        scores -= scores.mean(axis=0)
+        self._gram += scores.T @ scores
+        self._cross += scores.T @ (offset - offset.mean(axis=0))
+        self._frames += len(offset)
+
+    def basis(self, *, ridge: float = RIDGE) -> ExpressionBasis:
+        """Solve for the basis.
+
+        Raises:
+            ValueError: No frame had blendshapes.
+        """
+        if not self._frames:
+            raise ValueError("no frame has blendshapes: annotate with a face model that gives them (make reannotate)")
+        counted = np.arange(1, NUM_SCORES)  # without `_neutral`
+        system = self._gram[np.ix_(counted, counted)] / self._frames + ridge * np.eye(len(counted))
+        offsets = np.zeros((NUM_SCORES, NUM_VERTICES, 3), np.float32)
+        solved = np.linalg.solve(system, self._cross[counted] / self._frames)
+        offsets[counted] = solved.reshape(-1, NUM_VERTICES, 3)
+        return ExpressionBasis(offsets=offsets, rest=(self._rest / self._clips).astype(np.float32))
+
+
+def _scores(mesh: np.ndarray, blendshapes: np.ndarray) -> np.ndarray:
+    """`[..., 468, 3]` and `[..., 52]` → `[..., 53]` float64."""
+    return np.concatenate((blendshapes, mouth_opening(mesh)[..., None]), axis=-1, dtype=np.float64)

@@ -1,0 +1,71 @@
+"""TODO docstring."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+
+from talkinghead.geometry.pose import matrix_from_pose, pose_from_matrix, rigid_inverse
+
+
+def clip_rest_pose(pose_matrix: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """Where a clip's head rests: the matrix of the median of each of the six pose numbers.
+
+    Args:
+        pose_matrix: `[F, 4, 4]` canonical → camera.
+        valid: `[F]` bool; other frames are passed over.
+
+    Returns:
+        `[4, 4]` float64.
+
+    Raises:
+        ValueError: No frame has a face.
+    """
+    pose = pose_from_matrix(pose_matrix[valid.astype(bool)])
+    if not len(pose):
+        raise ValueError("no frame has a face, so the head has no rest pose")
+    return matrix_from_pose(np.median(pose, axis=0))
+
+
+def relative_pose(pose_matrix: np.ndarray, rest: np.ndarray) -> np.ndarray:
+    """Head motion about a rest pose: the pose of inverse(rest) · M, in the canonical axes of the rest pose.
+
+    Args:
+        pose_matrix: `[F, 4, 4]`; NaN stays NaN.
+        rest: `[4, 4]`, of `clip_rest_pose`.
+
+    Returns:
+        `[F, 6]` float64, degrees and cm. `rest @ matrix_from_pose(result)` is `pose_matrix` again.
+    """
+    return pose_from_matrix(rigid_inverse(rest) @ np.asarray(pose_matrix, dtype=np.float64))
+
+
+def pose_origin(pose_matrix: np.ndarray, valid: np.ndarray, origin: Literal["rest", "first"]) -> np.ndarray:
+    """What the poses of a clip are relative to, `[4, 4]` canonical → camera.
+
+    Args:
+        pose_matrix: `[F, 4, 4]`.
+        valid: `[F]` bool.
+        origin: `rest`: the median of each pose number; `first`: the first frame with a face.
+
+    Raises:
+        ValueError: No frame has a face.
+    """
+    if origin == "rest":
+        return clip_rest_pose(pose_matrix, valid)
+    if not valid.any():
+        raise ValueError("no frame has a face, so there is no first pose")
+    first = relative_pose(pose_matrix[valid.argmax()], np.eye(4))
+    return matrix_from_pose(first)
+
+
+def previous_poses(true: np.ndarray) -> np.ndarray:
+    """What a decoder sees before each frame, `[F, 6]` → `[F, 6]`: zero, then the true poses one frame late.
+
+    Over frames without a face (NaN) the last pose is held; before the first face it is zero.
+    """
+    present = np.isfinite(true).all(axis=1)
+    last = np.maximum.accumulate(np.where(present, np.arange(len(true)), -1))
+    held = np.where(last[:, None] >= 0, true[last], 0.0)
+    return np.concatenate((np.zeros((1, 6)), held[:-1]))

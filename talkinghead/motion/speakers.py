@@ -1,0 +1,149 @@
+"""The speakers of a data set: neutral mesh, mean offset and number of each; and head poses about a clip's rest pose.
+
+Kept as `speakers.safetensors`, which holds everything, and `speakers.json`, the same without arrays, for people.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from talkinghead.files.atomic import write_whole
+from talkinghead.geometry.camera import NUM_VERTICES
+from talkinghead.motion.neutral import NeutralMesh
+from talkinghead.provenance import canonical_json, pretty_json
+
+FILE = "speakers.safetensors"
+READABLE_FILE = "speakers.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speaker:
+    """One person (or, where nobody is named, one source video)."""
+
+    name: str
+    neutral: NeutralMesh
+    mean_offset: np.ndarray
+    """`[468, 3]` float32, cm: mean over the frames of mesh minus neutral mesh; what one predicts without any input."""
+    num_frames: int
+    """Frames with a face."""
+
+    def __post_init__(self) -> None:
+        for name, values in (("neutral mesh", self.neutral.mesh), ("mean offset", self.mean_offset)):
+            if values.shape != (NUM_VERTICES, 3) or not np.isfinite(values).all():
+                raise ValueError(f"speaker {self.name}: the {name} must be finite [{NUM_VERTICES}, 3]")
+
+
+class Speakers(Mapping[str, Speaker]):
+    """Name → speaker. The identity of a speaker is its place in the sorted names, so it does not hang on clip order."""
+
+    def __init__(self, speakers: list[Speaker]) -> None:
+        """Raises `ValueError` when two have the same name, or there are none."""
+        self._speakers = {speaker.name: speaker for speaker in sorted(speakers, key=lambda speaker: speaker.name)}
+        if len(self._speakers) != len(speakers):
+            raise ValueError("two speakers have the same name")
+        if not speakers:
+            raise ValueError("there are no speakers: no sample of the split has a face")
+        self._identities = {name: number for number, name in enumerate(self._speakers)}
+
+    def __getitem__(self, name: str) -> Speaker:
+        return self._speakers[name]
+
+    def __iter__(self) -> Any:
+        return iter(self._speakers)
+
+    def __len__(self) -> int:
+        return len(self._speakers)
+
+    def identity(self, name: str) -> int:
+        """Number of a speaker, 0 …
+
+        Raises:
+            ValueError: No such speaker; names those that are there.
+        """
+        if name not in self._identities:
+            shown = ", ".join(list(self._speakers)[:8]) + (", …" if len(self) > 8 else "")
+            raise ValueError(f"there is no speaker {name!r}; there are {shown}")
+        return self._identities[name]
+
+    @property
+    def mean_offset(self) -> np.ndarray:
+        """`[468, 3]` float32, cm: mean offset over the frames of all speakers."""
+        frames = np.array([speaker.num_frames for speaker in self.values()], np.float64)
+        offsets = np.stack([speaker.mean_offset for speaker in self.values()])
+        return np.average(offsets, axis=0, weights=frames).astype(np.float32)
+
+    def to_json(self) -> dict[str, Any]:
+        """Names, identities, frame counts and rules, without the arrays."""
+        return {
+            "format": FORMAT,
+            "speakers": [
+                {
+                    "name": speaker.name,
+                    "identity": self.identity(speaker.name),
+                    "num_frames": speaker.num_frames,
+                    "neutral_num_frames": speaker.neutral.num_frames,
+                    "neutral_rule": speaker.neutral.rule,
+                }
+                for speaker in self.values()
+            ],
+        }
+
+    def save(self, folder: Path) -> None:
+        """Write both files into a folder; each is whole or as it was before."""
+        tensors = {
+            "neutral_mesh": np.stack([speaker.neutral.mesh for speaker in self.values()]).astype(np.float32),
+            "mean_offset": np.stack([speaker.mean_offset for speaker in self.values()]).astype(np.float32),
+        }
+        table = self.to_json()
+        write_whole(folder / FILE, save_tensors(tensors, metadata={"speakers": canonical_json(table).decode()}))
+        write_whole(folder / READABLE_FILE, pretty_json(table))
+
+    @classmethod
+    def load(cls, folder: Path) -> Speakers:
+        """Inverse of `save`.
+
+        Raises:
+            ValueError: No such file there, or it is damaged or of another version.
+        """
+        path = folder / FILE
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError as error:
+            raise ValueError(f"{folder} has no {FILE}: it is no folder of a trained or prepared model") from error
+        try:
+            tensors = load_tensors(data)
+            table = _metadata(data)
+            if table["format"] != FORMAT:
+                raise ValueError(f"it has format {table['format']}, this code reads {FORMAT}")
+            return cls([_speaker(row, tensors) for row in table["speakers"]])
+        except (SafetensorError, KeyError, IndexError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is no table of speakers: {error}") from error
+
+
+def _speaker(row: dict[str, Any], tensors: dict[str, np.ndarray]) -> Speaker:
+    number = row["identity"]
+    neutral = NeutralMesh(
+        mesh=tensors["neutral_mesh"][number], num_frames=row["neutral_num_frames"], rule=row["neutral_rule"]
+    )
+    return Speaker(
+        name=row["name"], neutral=neutral, mean_offset=tensors["mean_offset"][number], num_frames=row["num_frames"]
+    )
+
+
+def _metadata(data: bytes) -> dict[str, Any]:
+    """The table in a safetensors file's header: 8 bytes of length, then JSON (the format's own description)."""
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    return json.loads(header["__metadata__"]["speakers"])
+
+
+# --- head pose --------------------------------------------------------------------------------------------------------

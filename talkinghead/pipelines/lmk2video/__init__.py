@@ -1,0 +1,1 @@
+"""The parts of Lmk2Video's pipeline: windows, sampling, wavefront, conditions."""

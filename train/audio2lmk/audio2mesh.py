@@ -1,0 +1,140 @@
+"""Audio2Mesh in training: speech windows in, offsets of the metric mesh from the speaker's neutral mesh out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from infer.evaluation.motion_evaluation import Evaluation, TrueClip, Watch, evaluate_mesh, read_clips
+from shards.reader import Sample
+from talkinghead.geometry.face_regions import LIPS
+from talkinghead.models.audio2lmk.audio2mesh import Audio2Mesh
+from talkinghead.pipelines.audio_to_landmarks import AudioToLandmarks
+from train.audio2lmk.corpus import Corpus, CorpusConfig
+from train.audio2lmk.task import SpeechConfig, SpeechTask
+from train.audio2lmk.validation import validate_clips
+from train.audio2lmk.window import frame_mean, frame_steps, speech_window
+from train.task import Batch, Losses
+
+if TYPE_CHECKING:
+    pass
+
+from train.audio2lmk.recipes import paper_training, tiny_training
+from train.recipe import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audio2MeshConfig(SpeechConfig):
+    """Settings of the model and its loss."""
+
+    hidden: int = 512
+    """Width between the two fully connected layers."""
+    lip_weight: float = 0.0
+    """Added weight of the lips' vertices in the loss: 0 is plain L1, 4 counts them five times."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.lip_weight < 0:
+            raise ValueError("lip_weight must be at least 0")
+
+
+class Audio2MeshTask(SpeechTask[Audio2MeshConfig]):
+    """See `train.task.Task`.
+
+    Args:
+        config: Settings.
+        data: Data set: folder or URI.
+        folder: Where it keeps speakers and statistics.
+    """
+
+    name = "audio2mesh"
+    columns = ("mesh", "valid")
+
+    def __init__(self, config: Audio2MeshConfig, data: str, folder: Path) -> None:
+        super().__init__(config, CorpusConfig(data=data, persons=config.persons, annotation=config.annotation), folder)
+        self._vertex_weights = torch.ones(468)
+        self._vertex_weights[list(LIPS)] += config.lip_weight
+
+    def make_model(self, wav2vec: dict[str, Any]) -> Audio2Mesh:
+        """The model around an encoder of this configuration."""
+        return Audio2Mesh(wav2vec=wav2vec, hidden=self.config.hidden, smoothing=self.config.smoothing)
+
+    def loss(self, module: nn.Module, batch: Batch, *, seed: int) -> Losses:
+        """Mean absolute error in cm over the frames with a face, and the velocities' where asked for."""
+        levels = self.corpus.speech_levels(batch["keys"])
+        samples, mask = speech_window(batch, levels, min_frames=self.config.min_window_frames, seed=seed)
+        predicted = module(samples, mask.shape[1], mask).float()
+        neutral = self.corpus.neutral_meshes(batch["keys"]).to(predicted.device)
+        target = batch["mesh"] - neutral[:, None]
+        seen = mask & batch["valid"]
+        error = torch.where(seen[..., None, None], predicted - target, 0.0)
+        mesh = frame_mean(self._over_vertices(error), seen)
+        losses = {"loss": mesh, "mesh_l1_cm": mesh.detach()}
+        if self.config.velocity_weight:
+            steps, pairs = frame_steps(error, seen)
+            velocity = frame_mean(self._over_vertices(steps), pairs)
+            losses["velocity_l1_cm"] = velocity.detach()
+            losses["loss"] = mesh + self.config.velocity_weight * velocity
+        return losses
+
+    def validate(self, weights: Path, folder: Path, device: torch.device) -> dict[str, float]:
+        """Whole held-out clips, and training clips to see the fit, against the baselines."""
+
+        return validate(self.config, self.corpus, weights, folder, device)
+
+    def _over_vertices(self, error: torch.Tensor) -> torch.Tensor:
+        """Weighted mean absolute error, `[B, F, 468, 3]` → `[B, F]`."""
+        weights = self._vertex_weights.to(error.device)
+        return (error.abs().mean(dim=-1) * weights).sum(dim=-1) / weights.sum()
+
+
+def validate(
+    config: Audio2MeshConfig, corpus: Corpus, weights: Path, folder: Path, device: torch.device
+) -> dict[str, float]:
+    """See `train.task.Task.validate`."""
+    model = Audio2Mesh.from_pretrained(weights).eval()
+    nn.Module.to(model, device)
+    pipeline = AudioToLandmarks(model)
+
+    def predict(clip: TrueClip) -> np.ndarray:
+        return pipeline.predict_offsets(clip.audio)
+
+    def evaluate(samples: Sequence[Sample], *, held_out: bool, watch: Watch) -> Evaluation:
+        return evaluate_mesh(
+            predict,
+            read_clips(samples, "mesh"),
+            mean_offset=corpus.speakers.mean_offset,
+            # A held-out speaker's is estimated from the clip, as it would be taken from a portrait.
+            neutral=None if held_out else lambda clip: corpus.speakers[clip.speaker].neutral.mesh,
+            watch=watch,
+        )
+
+    return validate_clips(corpus, "mesh", config.validation_clips, folder, evaluate)
+
+
+def tiny() -> Recipe:
+    """A small audio encoder with random first weights: fits a handful of clips on a CPU in minutes."""
+    config = Audio2MeshConfig(wav2vec="tiny", freeze_cnn=False, window_frames=50)
+    return Recipe(config=config, train=tiny_training())
+
+
+def paper() -> Recipe:
+    """AniPortrait's: wav2vec 2.0 base, all but its CNN trained, plain L1, Adam 1e-5, slices of random length.
+
+    Its authors train on about an hour of one actor's frontal speech, at 30 fps; here it is 25. Batch size, number of
+    steps, warm-up, clipping of the gradient and averaging of the weights were not published, so those are ours. Set
+    `--config.wav2vec` to a folder with wav2vec2-base-960h.
+    """
+    config = Audio2MeshConfig(wav2vec="wav2vec2-base-960h", window_frames=250, min_window_frames=50)
+    return Recipe(config=config, train=paper_training(steps=50_000))
+
+
+RECIPES = {"tiny": tiny, "paper": paper}
+Config = Audio2MeshConfig
+make = Audio2MeshTask

@@ -1,0 +1,304 @@
+"""Audio2Pose in training: speech and the previous poses in, the head pose of each frame out.
+
+All frames of a window are learnt in one pass (teacher forcing): the decoder sees the true poses before each frame. At
+inference it sees its own, so the true ones are disturbed with noise, else it learns to copy and not to listen.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from infer.evaluation.motion_evaluation import Evaluation, TrueClip, Watch, evaluate_pose, identity_of, read_clips
+from shards.reader import Sample
+from talkinghead import rng
+from talkinghead.models.audio2lmk.audio2pose import Audio2Pose
+from talkinghead.models.speech.encoder import normalise
+from talkinghead.motion.rest_pose import pose_origin, previous_poses, relative_pose
+from talkinghead.pipelines.audio_to_landmarks import AudioToLandmarks
+from train.audio2lmk.corpus import Corpus, CorpusConfig
+from train.audio2lmk.task import SpeechConfig, SpeechTask
+from train.audio2lmk.validation import validate_clips
+from train.audio2lmk.window import frame_mean, frame_steps, speech_window
+from train.task import Batch, Losses
+
+if TYPE_CHECKING:
+    pass
+
+import dataclasses
+
+from train.audio2lmk.recipes import paper_training, tiny_training
+from train.recipe import Recipe
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audio2PoseConfig(SpeechConfig):
+    """Settings of the model and its loss."""
+
+    width: int = 512
+    """Of the decoder."""
+    layers: int = 8
+    heads: int = 8
+    feed_forward: int = 1024
+    dropout: float = 0.0
+    """Of the decoder in training."""
+    num_identities: int | None = None
+    """Rows of the identity embedding; with fewer rows than training speakers, some share one. None: one for each."""
+    memory_attention: Literal["window", "diagonal"] = "window"
+    """Which audio features a frame sees: those of a window around it (the paper), or its own only (as published)."""
+    memory_window: int = 12
+    """Frames of the window on each side."""
+    context: int | None = 125
+    """Frames of the past that self-attention sees, however long the speech is. Windows are longer, so that training
+    meets what inference does: a past that moves on. None: all, as published."""
+    position_period: int = 25
+    """Frames after which the position code repeats (FaceFormer's periodic position code)."""
+    restart_frames: int = 125
+    """Without context: frames of the past that speech goes on with once twice as many were decoded."""
+    pose_origin: Literal["rest", "first"] = "rest"
+    """What poses are relative to: the clip's median pose, or its first frame (as published)."""
+    normalise_pose: bool = True
+    """Divide poses by the training data's standard deviation inside the network."""
+    history_noise: float = 0.3
+    """Standard deviation of the noise on the previous poses, in standard deviations of the training poses; drawn per
+    window between 0 and this."""
+    window_frames: int = 250
+    """Frames of a window at 25 fps."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.history_noise < 0:
+            raise ValueError("history_noise must be at least 0")
+        if self.num_identities is not None and self.num_identities < 1:
+            raise ValueError("num_identities must be at least 1, or None")
+        if self.heads < 1 or self.width % self.heads or self.width % 2:
+            raise ValueError(f"width {self.width} must be even and a multiple of heads {self.heads}")
+        if self.memory_window < 0 or (self.context is not None and self.context < 1):
+            raise ValueError("memory_window must be at least 0, context at least 1 or None")
+        if self.context is None and not 0 < self.restart_frames < self.position_period:
+            raise ValueError(
+                f"restart_frames {self.restart_frames} must lie between 0 and position_period {self.position_period};"
+                " or bound the past with context"
+            )
+        name, past = "context", self.context
+        if past is None:
+            name, past = "2 x restart_frames", min(2 * self.restart_frames, self.position_period)
+        if past > self.window_frames:
+            raise ValueError(
+                f"at inference a frame sees up to {past} frames of the past ({name}), of which windows of"
+                f" {self.window_frames} frames teach nothing: lower {name}, or take a longer window_frames"
+            )
+
+
+class Audio2PoseTask(SpeechTask[Audio2PoseConfig]):
+    """See `train.task.Task`.
+
+    Args:
+        config: Settings.
+        data: Data set: folder or URI.
+        folder: Where it keeps speakers and statistics.
+    """
+
+    name = "audio2pose"
+    columns = ("pose_matrix", "valid")
+
+    def __init__(self, config: Audio2PoseConfig, data: str, folder: Path) -> None:
+        chosen = CorpusConfig(
+            data=data, persons=config.persons, annotation=config.annotation, pose_origin=config.pose_origin
+        )
+        super().__init__(config, chosen, folder)
+
+    def prepare(self) -> None:
+        """Rest poses, identities and statistics; see `train.audio2lmk.corpus`."""
+        super().prepare()
+        if self.num_identities < (known := len(self.corpus.speakers)):
+            log.warning(
+                "%d training speakers share %d identities, so a speaker's name picks a mixture of several: leave"
+                " num_identities at None for one each",
+                known,
+                self.num_identities,
+            )
+
+    @property
+    def num_identities(self) -> int:
+        """Rows of the identity embedding."""
+        return self.config.num_identities or len(self.corpus.speakers)
+
+    def make_model(self, wav2vec: dict[str, Any]) -> Audio2Pose:
+        """The model around an encoder of this configuration."""
+        config = self.config
+        statistics = self.corpus.statistics
+        return Audio2Pose(
+            wav2vec=wav2vec,
+            width=config.width,
+            layers=config.layers,
+            heads=config.heads,
+            feed_forward=config.feed_forward,
+            dropout=config.dropout,
+            num_identities=self.num_identities,
+            memory_attention=config.memory_attention,
+            memory_window=config.memory_window,
+            context=config.context,
+            position_period=config.position_period,
+            restart_frames=config.restart_frames,
+            pose_origin=config.pose_origin,
+            pose_scale=self._scale,
+            smoothing=config.smoothing,
+            max_step=statistics.pose_step_p99,
+        )
+
+    def loss(self, module: nn.Module, batch: Batch, *, seed: int) -> Losses:
+        """Mean absolute error over the six numbers (in standard deviations when normalised) and the frames."""
+        levels = self.corpus.speech_levels(batch["keys"])
+        samples, mask = speech_window(batch, levels, min_frames=self.config.min_window_frames, seed=seed)
+        pose, previous = self._poses(batch)
+        if self.config.history_noise:
+            previous[:, 1:] += self._noise(batch["slot"], previous[:, 1:].shape, seed)
+        pose, previous = pose.to(samples.device), previous.to(samples.device)
+        seen = mask & batch["valid"]
+        scale = pose.new_tensor(self._scale)
+        identity = torch.tensor(self.corpus.identities(batch["keys"]), device=samples.device)
+        predicted = module(samples, previous, identity % self.num_identities, mask).float()
+        error = torch.where(seen[..., None], (predicted - pose) / scale, 0.0)
+        loss = frame_mean(error.abs().mean(dim=-1), seen)
+        degrees = frame_mean((error[..., :3].detach().abs() * scale[:3]).mean(dim=-1), seen)
+        losses = {"loss": loss, "rotation_l1_deg": degrees}
+        if self.config.velocity_weight:
+            steps, pairs = frame_steps(error, seen)
+            velocity = frame_mean(steps.abs().mean(dim=-1), pairs)
+            losses["loss"] = loss + self.config.velocity_weight * velocity
+        return losses
+
+    def validate(self, weights: Path, folder: Path, device: torch.device) -> dict[str, float]:
+        """Whole held-out clips, and training clips to see the fit, against the baselines."""
+
+        return validate(self.config, self.corpus, weights, folder, device)
+
+    @property
+    def _scale(self) -> tuple[float, ...]:
+        """What poses are divided by inside the network and in the loss."""
+        return self.corpus.statistics.pose_std if self.config.normalise_pose else (1.0,) * 6
+
+    def _poses(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Relative poses `[B, F, 6]` in degrees and cm (0 in frames without a face, which do not count), and what the
+        decoder sees before each of them, as in `infer.evaluation.motion_evaluation`."""
+        matrices = batch["pose_matrix"].cpu().numpy().astype(np.float64)
+        seen = batch["valid"].cpu().numpy()
+        matrices[~seen] = np.nan
+        poses, previous = (np.zeros((*seen.shape, 6), np.float32) for _ in range(2))
+        for row, origin in enumerate(self.corpus.rest_poses(batch["keys"])):
+            if not seen[row].any():
+                continue
+            if self.config.pose_origin == "first":
+                origin = pose_origin(matrices[row], seen[row], "first")
+            true = relative_pose(matrices[row], origin)
+            poses[row] = np.nan_to_num(true)
+            previous[row] = previous_poses(true)
+        return torch.from_numpy(poses), torch.from_numpy(previous)
+
+    def _noise(self, slots: torch.Tensor, shape: torch.Size, seed: int) -> torch.Tensor:
+        noise = np.zeros(shape, np.float32)
+        for row, slot in enumerate(slots.tolist()):
+            generator = rng.generator(seed, "history noise", slot)
+            noise[row] = generator.random() * generator.standard_normal(shape[1:], np.float32)
+        return torch.from_numpy(
+            noise * self.config.history_noise * np.array(self.corpus.statistics.pose_std, np.float32)
+        )
+
+
+def validate(
+    config: Audio2PoseConfig, corpus: Corpus, weights: Path, folder: Path, device: torch.device
+) -> dict[str, float]:
+    """See `train.task.Task.validate`."""
+    model = Audio2Pose.from_pretrained(weights).eval()
+    nn.Module.to(model, device)
+    pipeline = AudioToLandmarks(None, model)
+
+    def identity(clip: TrueClip) -> int:
+        return identity_of(clip.speaker, corpus.speakers, model.id_embed.num_embeddings)
+
+    def free_running(clip: TrueClip) -> np.ndarray:
+        return pipeline.predict_pose(clip.audio, identity=identity(clip))
+
+    @torch.inference_mode()
+    def teacher_forced(clip: TrueClip, previous: np.ndarray) -> np.ndarray:
+        samples = normalise(torch.from_numpy(clip.audio))[None].to(device)
+        known = torch.from_numpy(previous).float()[None].to(device)
+        return model(samples, known, torch.tensor([identity(clip)], device=device)).float()[0].cpu().numpy()
+
+    def evaluate(samples: Sequence[Sample], *, held_out: bool, watch: Watch) -> Evaluation:
+        del held_out  # poses are relative to each clip's own origin
+        return evaluate_pose(
+            free_running,
+            read_clips(samples, "pose"),
+            teacher_forced=teacher_forced,
+            mean_pose=np.array(corpus.statistics.pose_mean),
+            origin=config.pose_origin,
+            watch=watch,
+        )
+
+    return validate_clips(corpus, "pose", config.validation_clips, folder, evaluate)
+
+
+def tiny() -> Recipe:
+    """A small encoder and decoder with random first weights: fits a handful of clips on a CPU in minutes."""
+    config = Audio2PoseConfig(
+        wav2vec="tiny",
+        freeze_cnn=False,
+        width=128,
+        layers=2,
+        heads=4,
+        feed_forward=256,
+        window_frames=75,
+        context=38,
+        history_noise=1.0,
+    )
+    return Recipe(config=config, train=tiny_training())
+
+
+def paper() -> Recipe:
+    """The paper's: wav2vec 2.0 base, an eight-layer decoder that looks at a window of the speech, L1, Adam 1e-5, HDTF.
+
+    Ours are: poses about the clip's rest pose, in standard deviations; a bounded past with a repeating position code;
+    noise on the history; no dropout; 25 fps; batch size, number of steps, warm-up, clipping of the gradient and
+    averaging of the weights, which were not published. Set `--config.wav2vec` to a folder with wav2vec2-base-960h.
+    """
+    return Recipe(config=Audio2PoseConfig(wav2vec="wav2vec2-base-960h"), train=paper_training(steps=100_000))
+
+
+def compat() -> Recipe:
+    """The published network's attention: each frame sees its own audio feature only (a diagonal mask), 600 positions
+    counted from the window's start, poses relative to the first frame, 100 identities, no noise on the history.
+
+    It learns on 2 to 10 s; at inference, speech of more than 10 s goes on in chunks that begin with 5 s of the one
+    before.
+    """
+    recipe = paper()
+    config = dataclasses.replace(
+        recipe.config,
+        num_identities=100,
+        memory_attention="diagonal",
+        context=None,
+        position_period=600,
+        restart_frames=125,
+        pose_origin="first",
+        history_noise=0.0,
+        normalise_pose=False,
+        window_frames=250,
+        min_window_frames=50,
+    )
+    return dataclasses.replace(recipe, config=config)
+
+
+RECIPES = {"tiny": tiny, "paper": paper, "compat": compat}
+Config = Audio2PoseConfig
+make = Audio2PoseTask

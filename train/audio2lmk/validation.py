@@ -1,0 +1,107 @@
+"""What validation of a model that hears speech shows: the same clips at every step, held-out ones first."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from infer.evaluation.evaluation_result import write_evaluations
+from infer.evaluation.motion_evaluation import COLUMNS, Evaluation, Kind, Trace, Watch
+from shards.order import spread
+from shards.reader import Sample
+from talkinghead import timebase
+from talkinghead.geometry.canonical import mean_face
+from talkinghead.geometry.guidance import draw_guidance
+from talkinghead.geometry.pose import matrix_from_pose
+from talkinghead.geometry.projection import project, transform
+from talkinghead.media.talking_video import write_talking_video
+from train.audio2lmk.corpus import Corpus
+from train.run.plots import ValidationFigures
+
+SIDE = 256
+
+
+FRONTAL = np.array([0.0, 0.0, 0.0, 0.0, 0.0, -30.0])
+"""Pose of the head in the pictures: looking ahead, filling about two thirds of the height."""
+
+
+def write_trace_video(trace: Trace, path: Path) -> None:
+    """Write the video with the clip's speech.
+
+    A mesh is shown under a still head, a pose under a still face. Frames without a face are black on the left; so are
+    those on the right in which a model that has diverged puts the head behind the camera.
+    """
+    predicted = next(iter(trace.predictions.values()))
+    frames = (np.hstack(pair) for pair in zip(_drawn(trace, trace.true), _drawn(trace, predicted), strict=True))
+    write_talking_video(path, frames, width=2 * SIDE, height=SIDE, fps=timebase.FPS, speech=trace.clip.audio)
+
+
+def _drawn(trace: Trace, values: np.ndarray) -> Iterator[np.ndarray]:
+    black = np.zeros((SIDE, SIDE, 3), np.uint8)
+    for value in values:
+        if not np.isfinite(value).all():
+            yield black
+            continue
+        mesh, pose = (value, np.zeros(6)) if trace.kind == "mesh" else (mean_face().vertices, value)
+        matrix = matrix_from_pose(FRONTAL) @ matrix_from_pose(pose)
+        in_front = bool((transform(mesh, matrix)[:, 2] < 0).all())
+        yield draw_guidance(project(mesh, matrix, SIDE, SIDE) / SIDE, SIDE, SIDE) if in_front else black
+
+
+log = logging.getLogger(__name__)
+
+HELD_OUT, TRAINING = "held-out clips", "training clips"
+
+
+class Evaluate(Protocol):
+    """Measures some clips."""
+
+    def __call__(self, samples: Sequence[Sample], *, held_out: bool, watch: Watch) -> Evaluation:
+        """`watch` draws; see `infer.evaluation.motion_evaluation`."""
+        ...
+
+
+def validate_clips(corpus: Corpus, kind: Kind, count: int, folder: Path, evaluate: Evaluate) -> dict[str, float]:
+    """Evaluate, draw, and write the numbers.
+
+    Args:
+        corpus: Of the run.
+        kind: What is predicted.
+        count: Clips of each split.
+        folder: Where `validation.json`, its table, plots and videos (of held-out clips) go.
+        evaluate: Measures the clips.
+
+    Returns:
+        What to log, such as `held-out/mesh_l1`.
+    """
+    evaluations: dict[str, Evaluation] = {}
+    for title, samples in _chosen(corpus, COLUMNS[kind], count).items():
+        held_out = title == HELD_OUT
+        figures = ValidationFigures(folder / _short(title), write_trace_video if held_out else None)
+        evaluations[title] = evaluate(samples, held_out=held_out, watch=figures)
+    write_evaluations(folder, evaluations)
+    return {
+        f"{_short(title)}/{name}": value
+        for title, evaluation in evaluations.items()
+        for name, value in evaluation.numbers().items()
+    }
+
+
+def _chosen(corpus: Corpus, columns: Sequence[str], count: int) -> dict[str, list[Sample]]:
+    """`count` clips from all over the `val` split, and as many of the training split to see the fit."""
+    chosen: dict[str, list[Sample]] = {}
+    for title, split in ((HELD_OUT, "val"), (TRAINING, "train")):
+        reader = corpus.reader(columns, split)
+        chosen[title] = [reader[number] for number in spread(len(reader), count)]
+    if not chosen[HELD_OUT]:
+        log.warning("the data set has no clip with speech in its val split: only training clips are validated")
+        del chosen[HELD_OUT]
+    return chosen
+
+
+def _short(title: str) -> str:
+    return title.split()[0]

@@ -1,0 +1,1 @@
+"""Who starts the ranks of a training, and what each rank runs."""

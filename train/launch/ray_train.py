@@ -1,0 +1,132 @@
+"""Ray Train as a launcher: the ranks are its workers, started again when one fails, fewer or more as nodes come and go.
+
+Only this file of the job knows Ray. Checkpoints are not Ray's: a worker group that starts again goes on from the newest
+one in RUN, which must be a folder that all nodes share.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from talkinghead.runtime.ray_cluster import (
+    ray_cluster,
+)
+from train.launch.failure import Failure, FailureLog, RunFailed
+from train.launch.watch import Watch
+from train.launch.worker import run_worker
+from train.run.run_folder import RunFolder
+from train.trainer.checkpoint_files import whole_steps
+from train.trainer.port import RayPort
+
+log = logging.getLogger(__name__)
+
+
+def run_ray(
+    run: RunFolder,
+    address: str | None,
+    *,
+    workers: int,
+    min_workers: int | None = None,
+    max_failures: int = 0,
+    data: str | None = None,
+) -> None:
+    """Train with workers of Ray and wait for the end. Ctrl-C writes a checkpoint first; a second one does not.
+
+    Args:
+        run: The run.
+        address: Of the cluster; None: a private one on this machine.
+        workers: Ranks.
+        min_workers: Be content with so many; None: with all only.
+        max_failures: Start again so many times after a worker failed.
+        data: The data set, when config.json must not name it in full.
+
+    Raises:
+        RunFailed: It ended early; says what the first failing worker said.
+        ValueError: There is no such cluster.
+    """
+    failures = FailureLog(run.logs)
+    failures.clear()
+    run.stop_file.unlink(missing_ok=True)
+    watch = Watch(run)
+    with ray_cluster(address, cpus=max(workers, len(os.sched_getaffinity(0)))), watch:
+        error = _fit(run, (min_workers, workers) if min_workers else workers, max_failures, data, watch)
+    shutil.rmtree(run.logs / "ray", ignore_errors=True)
+    if error is None:
+        return
+    if watch.asked:
+        raise RunFailed(_interrupted(run)) from error
+    said = failures.first()
+    # A worker that was killed says nothing, and the others say only that they lost it; Ray knows more.
+    raise RunFailed(said if said is not None and said.kind != "peer" else _failure(error)) from error
+
+
+def _fit(
+    run: RunFolder, workers: int | tuple[int, int], max_failures: int, data: str | None, watch: Watch
+) -> Exception | None:
+    """Run Ray Train to its end; what ended it early."""
+    os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
+    import ray
+    from ray import train
+    from ray.exceptions import RayError
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    class Trainer(TorchTrainer):
+        """Ray's would end the workers at once on Ctrl-C."""
+
+        def _register_sigint_handler(self, controller: Any) -> None:
+            watch.over(lambda: ray.kill(controller))
+
+    parallel = run.recipe.train.parallel
+    gpus = parallel.device != "cpu" and ray.cluster_resources().get("GPU", 0) >= 1
+    trainer = Trainer(
+        _worker,
+        train_loop_config={"run": str(run.path), "data": data},
+        torch_config=TorchConfig(
+            backend="cpu:gloo,cuda:nccl" if gpus else "gloo", timeout_s=max(1, int(parallel.timeout_s))
+        ),
+        scaling_config=train.ScalingConfig(num_workers=workers, use_gpu=gpus),
+        run_config=train.RunConfig(
+            name=f"start-{time.time_ns()}",
+            storage_path=str(run.logs / "ray"),
+            failure_config=train.FailureConfig(max_failures=max_failures),
+            logging_config=train.LoggingConfig(log_level="ERROR"),
+        ),
+    )
+    try:
+        trainer.fit()
+    except (RayError, train.TrainingFailedError) as error:
+        return error
+    return None
+
+
+def _worker(config: dict[str, Any]) -> None:
+    """One rank, in a thread of one of Ray's workers."""
+    from ray import train
+
+    path = Path(config["run"])
+    run_worker(path, RayPort(train, RunFolder.open(path).stop_file), config["data"])
+
+
+def _interrupted(run: RunFolder) -> Failure:
+    step = max(whole_steps(run.checkpoints), default=None)
+    where = "before the first checkpoint" if step is None else f"the newest checkpoint is of step {step}"
+    return Failure(kind="interrupted", message=f"interrupted; {where}; the same command continues")
+
+
+def _failure(error: Exception) -> Failure:
+    """What a failing worker raised, or how it died, in one line."""
+    ranks: dict[int, Exception] = getattr(error, "worker_failures", {})
+    rank = min(ranks, default=0)
+    cause: BaseException = ranks.get(rank, error)
+    cause = getattr(cause, "_base_exc", cause)
+    if isinstance(cause, RunFailed):
+        return cause.failure
+    text = next((line.strip() for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
+    if isinstance(cause, ValueError):
+        return Failure(kind="user", message=text, rank=rank)
+    return Failure(kind="fault", message=f"rank {rank} failed: {type(cause).__name__}: {text}", rank=rank)

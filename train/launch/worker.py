@@ -1,0 +1,167 @@
+"""What every rank runs, whoever started it: the run in RUN, from where it stands to its exported weights."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
+
+from talkinghead.files.atomic import commit_folder, temporary_folder, write_whole
+from talkinghead.provenance import pretty_json
+from train.config import ParallelConfig
+from train.launch.failure import FailureLog, PeerError
+from train.recipe import make_task
+from train.run.run_folder import RunFolder
+from train.trainer.port import Port
+
+log = logging.getLogger(__name__)
+
+DATA_VARIABLE = "TALKINGHEAD_TRAIN_DATA"
+"""Where the data set is, for child processes, when config.json must not say it in full (credentials)."""
+TRAINING_FILE = "training.json"
+"""In pretrained_model/: which training the weights come from, and which weights and data it began with."""
+_LOCK_PATIENCE_S = 20.0
+_PATIENCE = timedelta(days=7)
+_OURS = ("train", "infer", "shards", "talkinghead")
+"""Whose progress goes into the log; Ray's workers say much more."""
+
+
+def run_worker(path: Path, port: Port, data: str | None = None) -> None:
+    """Train as one rank of a run: resume, train, export, and wait for the validations.
+
+    Args:
+        path: RUN; must have been started (`RunFolder.start`).
+        port: This rank's place.
+        data: The data set, when config.json must not name it in full.
+
+    Raises:
+        RunFailed: Whatever ended it early. The traceback is in RUN/logs.
+        ValueError: There is no run to be seen from here.
+    """
+    run = RunFolder.open(path)
+    failures = FailureLog(run.logs)
+    if data is not None:
+        os.environ[DATA_VARIABLE] = data
+    with _log_to(failures.rank_file(port.rank)), failures.recorded(port.rank):
+        torch.set_num_threads(cpu_threads(run.recipe.train.parallel, port))
+        with process_group(run.recipe.train.parallel, port), contextlib.ExitStack() as stack:
+            group = dist.new_group(backend="gloo", timeout=_PATIENCE)
+
+            def begin() -> None:
+                stack.enter_context(run.locked(_LOCK_PATIENCE_S))
+                failures.clear()
+                _prepare(run)
+
+            on_rank_zero(begin, port.rank, group)
+            _train(run, port, group)
+
+
+def _train(run: RunFolder, port: Port, group: Any) -> None:
+    from train.run.overview import write_overview
+    from train.trainer.loop import Trainer
+
+    task = make_task(run.task, run.recipe.config, data_of(run), run.task_folder)
+    trainer = Trainer(task, run.recipe.train, run, port)
+    try:
+        trainer.fit()
+        folder = temporary_folder(run.export) if port.rank == 0 else run.export
+        trainer.export(folder)
+        on_rank_zero(lambda: _publish(run, folder, trainer.step), port.rank, group)
+        if port.rank == 0:
+            trainer.validations.wait()
+            write_overview(run.path)
+    finally:
+        trainer.close()
+
+
+def _publish(run: RunFolder, folder: Path, step: int) -> None:
+    """Put exported weights where they are looked for, with where they come from beside them (but no place of ours)."""
+    known = run.config.to_json()
+    names = ("task", "recipe_name", "annotation", "weights", "libraries")
+    write_whole(folder / TRAINING_FILE, pretty_json({"step": step} | {name: known[name] for name in names}))
+    commit_folder(folder, run.export)
+
+
+def data_of(run: RunFolder) -> str:
+    """Where the run's data set is."""
+    return os.environ.get(DATA_VARIABLE) or run.data
+
+
+def cpu_threads(config: ParallelConfig, port: Port) -> int:
+    """Threads of a rank's arithmetic, the same whoever starts it: sums on a CPU depend on it in their last bits."""
+    return config.threads or max(1, len(os.sched_getaffinity(0)) // port.local_world)
+
+
+def backend_of(config: ParallelConfig) -> str:
+    """Of the process group: CPU tensors travel by gloo, those of GPUs by NCCL."""
+    return "gloo" if config.device == "cpu" or not torch.cuda.is_available() else "cpu:gloo,cuda:nccl"
+
+
+@contextlib.contextmanager
+def process_group(config: ParallelConfig, port: Port) -> Iterator[None]:
+    """The default process group, unless the launcher has made it; also for one rank, so that nothing else differs."""
+    if dist.is_initialized():
+        yield
+        return
+    options: dict[str, Any] = {"store": HashStore()} if port.world == 1 else {"init_method": "env://"}
+    timeout = timedelta(seconds=config.timeout_s)
+    dist.init_process_group(backend_of(config), rank=port.rank, world_size=port.world, timeout=timeout, **options)
+    done = False
+    try:
+        yield
+        done = True
+    finally:
+        if done or port.world == 1:  # with a dead rank in the group, leaving it might wait
+            dist.destroy_process_group()
+
+
+def on_rank_zero(function: Callable[[], None], rank: int, group: Any) -> None:
+    """Call a function on rank 0 while the others wait for it.
+
+    Raises:
+        PeerError: It failed; on the other ranks.
+    """
+    done = [False]
+    try:
+        if rank == 0:
+            function()
+            done[0] = True
+    finally:
+        dist.broadcast_object_list(done, src=0, group=group)
+    if not done[0]:
+        raise PeerError("rank 0 failed")
+
+
+def _prepare(run: RunFolder) -> None:
+    if run.task_folder.is_dir():
+        return
+    started = time.perf_counter()
+    folder = temporary_folder(run.task_folder)
+    make_task(run.task, run.recipe.config, data_of(run), folder).prepare()
+    commit_folder(folder, run.task_folder)
+    log.info("prepared %s from %s in %.1f s", run.task, run.data, time.perf_counter() - started)
+
+
+@contextlib.contextmanager
+def _log_to(file: Path) -> Iterator[None]:
+    handler = logging.FileHandler(file, encoding="utf-8")
+    handler.addFilter(lambda record: record.name.startswith(_OURS) or record.levelno >= logging.WARNING)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    if root.level > logging.INFO or root.level == logging.NOTSET:
+        root.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        handler.close()

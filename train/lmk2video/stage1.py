@@ -1,0 +1,167 @@
+"""Lmk2Video, stage 1: denoiser, reference network and PoseGuider learn single frames."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from talkinghead.models.first_weights import first_weights
+from talkinghead.models.lmk2video.denoiser import Denoiser
+from talkinghead.models.lmk2video.pose_guider import PoseGuider
+from talkinghead.models.lmk2video.published import read_sd15_unet
+from talkinghead.models.lmk2video.reference_net import ReferenceNet
+from talkinghead.models.lmk2video.sizes import Size, denoiser_config, pose_guider_config, reference_net_config
+from talkinghead.models.weight_file import parameter_hash
+from train.config import ParallelConfig
+from train.lmk2video.config import Lmk2VideoConfig
+from train.lmk2video.module import Lmk2Video
+from train.lmk2video.recipes import paper_training, small_training, tiny_training
+from train.lmk2video.task import Lmk2VideoTask
+from train.lmk2video.window import WindowShape
+from train.recipe import Recipe
+from train.task import Provenance
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage1Config(Lmk2VideoConfig):
+    """Settings of stage 1."""
+
+    size: Size
+    """Of the networks."""
+    vae: str
+    """Folder of the codec in diffusers' layout; or `tiny`: one that needs no training."""
+    image_encoder: str
+    """Folder of the CLIP image encoder in transformers' layout; or `tiny`, `small`: first weights from a fixed seed."""
+    sd15: str | None = None
+    """Folder of Stable Diffusion 1.5, from whose UNet denoiser and reference network begin (size sd15 only); None:
+    first weights from a fixed seed."""
+    fold_token: bool = True
+    """Leave queries and keys of the attention to the single picture token untrained: their gradient is 0."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        reference_net_config(self.size)
+        if self.sd15 is not None and self.size != "sd15":
+            raise ValueError(f"weights of Stable Diffusion 1.5 do not fit networks of size {self.size}: take size sd15")
+
+
+class Stage1Task(Lmk2VideoTask[Stage1Config]):
+    """See `train.task.Task`."""
+
+    name = "stage1"
+
+    @property
+    def window(self) -> WindowShape:
+        """Single frames."""
+        return WindowShape()
+
+    @property
+    def picture_networks(self) -> tuple[str, str]:
+        """Sources of codec and image encoder."""
+        return self.config.vae, self.config.image_encoder
+
+    def first_weights(self) -> dict[str, Provenance]:
+        """Codec, image encoder, and Stable Diffusion where it is given."""
+        found = self.encoder.provenance()
+        wanted = reference_net_config(self.config.size).get("cross_attention_dim", 768)
+        if (width := self.encoder.embedding_size) != wanted:
+            raise ValueError(
+                f"the image encoder {self.config.image_encoder} makes {width} numbers of a picture, and networks of"
+                f" size {self.config.size} take {wanted}: choose another image_encoder or size"
+            )
+        if self.config.sd15 is None:
+            return found
+        if self.encoder.channels != 4:
+            raise ValueError(f"Stable Diffusion 1.5 has latents of 4 channels, vae {self.config.vae} others")
+        with torch.device("meta"):
+            unet = Denoiser()
+        unet.load_state_dict(read_sd15_unet(self.config.sd15), assign=True)
+        name = Path(self.config.sd15).resolve().name
+        return found | {"sd15": {"kind": "folder", "name": name, "sha256": parameter_hash(unet)}}
+
+    def build(self) -> Lmk2Video:
+        """The module with its first weights."""
+        with first_weights(self.name):
+            module = make_module(self.config.size, self.encoder.channels)
+        if self.config.sd15 is not None:
+            state = read_sd15_unet(self.config.sd15)
+            module.denoiser.load_spatial(state)
+            module.reference_net.load_denoiser(state)
+        module.train_pictures(fold=self.config.fold_token)
+        return module
+
+
+def make_module(size: Size, channels: int) -> Lmk2Video:
+    """The networks of stage 1, with weights from the global generator.
+
+    Args:
+        size: Of all three.
+        channels: Of the latents.
+    """
+    denoiser, reference = denoiser_config(size, motion=False), reference_net_config(size)
+    denoiser["in_channels"] = denoiser["out_channels"] = reference["in_channels"] = channels
+    return Lmk2Video(
+        Denoiser(**denoiser),
+        ReferenceNet(**reference),
+        PoseGuider(**pose_guider_config(size)),
+    )
+
+
+def tiny() -> Recipe:
+    """Small networks with first weights, pictures of 64 pixels, a codec that needs no training: a handful of clips on a
+    CPU in minutes."""
+    config = Stage1Config(
+        size="tiny",
+        vae="tiny",
+        image_encoder="tiny",
+        width=64,
+        height=64,
+        mouth_weight=4.0,
+        keep_in_memory_mb=512,
+    )
+    return Recipe(config=config, train=tiny_training(steps=800, global_batch=8, learning_rate=3e-3))
+
+
+def small() -> Recipe:
+    """Networks of a fraction of the paper's width with first weights, pictures of 128 pixels, a codec that needs no
+    training: what can be learnt without any weights to begin from, on one GPU in hours."""
+    config = Stage1Config(
+        size="small",
+        vae="tiny",
+        image_encoder="small",
+        width=128,
+        height=128,
+        mouth_weight=2.0,
+    )
+    return Recipe(config=config, train=small_training(steps=60_000, global_batch=32))
+
+
+def paper() -> Recipe:
+    """The published settings: Stable Diffusion 1.5's sizes at 512 x 512, batches of 8 on four GPUs, AdamW 1e-5.
+
+    Set `--config.sd15`, `--config.vae` and `--config.image_encoder` to folders with Stable Diffusion 1.5,
+    sd-vae-ft-mse and the image encoder of sd-image-variations. 1.89 billion parameters are trained: weights,
+    gradients and both moments take 30 GB in all, the averaged weights 7.5 GB, shared out among the ranks (FSDP2); the
+    activations of two pictures come on top, and the frozen codec and CLIP (1.6 GB) where latents are not read. A
+    sample costs 4.0 TFLOP forward, of which make latents saves 2.4, and twice the networks' 1.9 backward. The paper
+    trained for two days on four A100; the published settings say 300,000 steps, their example loads 30,000.
+    Not published: bf16, moments in 32 bits, normalisation frame by frame, attention to the reference's landmarks, 1 x 1
+    layers behind each scale of the pose, conditions dropped for each sample (by zeros) rather than for a whole batch,
+    no weight decay on norms and biases.
+    """
+    config = Stage1Config(
+        size="sd15",
+        vae="sd-vae-ft-mse",
+        image_encoder="image_encoder",
+        sd15="stable-diffusion-v1-5",
+        fold_token=False,
+    )
+    parallel = ParallelConfig(strategy="fsdp2", precision="bf16")
+    return Recipe(config=config, train=paper_training(30_000, 8, parallel))
+
+
+RECIPES = {"tiny": tiny, "small": small, "paper": paper}
+Config = Stage1Config
+make = Stage1Task

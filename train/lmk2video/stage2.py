@@ -1,0 +1,186 @@
+"""Lmk2Video, stage 2: motion modules learn windows of frames; everything else is frozen."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from talkinghead.models.first_weights import first_weights
+from talkinghead.models.lmk2video.denoiser import Denoiser
+from talkinghead.models.lmk2video.pose_guider import PoseGuider
+from talkinghead.models.lmk2video.published import load_motion_module
+from talkinghead.models.lmk2video.reference_net import ReferenceNet
+from talkinghead.models.weight_file import parameter_hash
+from talkinghead.provenance import canonical_json, hash_bytes, hash_file
+from train.config import ParallelConfig
+from train.lmk2video.config import Lmk2VideoConfig
+from train.lmk2video.module import Lmk2Video
+from train.lmk2video.recipes import paper_training, small_training, tiny_training
+from train.lmk2video.task import Lmk2VideoTask
+from train.lmk2video.window import WindowShape
+from train.recipe import Recipe
+from train.task import Provenance
+
+log = logging.getLogger(__name__)
+
+_INDEX = "model_index.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage2Config(Lmk2VideoConfig):
+    """Settings of stage 2."""
+
+    stage1: str
+    """What to add motion to: the RUN of stage 1, its pretrained_model, or converted weights. Its codec and image
+    encoder are used, too."""
+    motion_module: str | None = None
+    """File of motion modules to begin with, such as AnimateDiff's mm_sd_v15_v2.ckpt (networks of Stable Diffusion 1.5's
+    size only); None: those of `stage1` where it has any, else first weights from a fixed seed."""
+    num_frames: int = 16
+    """Of a window."""
+    long_stride: int = 4
+    """Frames from one of a window to the next in the windows that show slow motion fast."""
+    long_probability: float = 0.5
+    """Share of those windows; the others are of consecutive frames."""
+    max_frames: int = 32
+    """Longest window that the motion modules will know, where they are made here."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 2 <= self.num_frames <= self.max_frames:
+            raise ValueError(f"num_frames must be in 2 … {self.max_frames} (max_frames), not {self.num_frames}")
+        WindowShape(num_frames=self.num_frames, long_stride=self.long_stride, long_probability=self.long_probability)
+
+
+class Stage2Task(Lmk2VideoTask[Stage2Config]):
+    """See `train.task.Task`."""
+
+    name = "stage2"
+
+    @property
+    def window(self) -> WindowShape:
+        """Frames of a sample."""
+        config = self.config
+        return WindowShape(
+            num_frames=config.num_frames, long_stride=config.long_stride, long_probability=config.long_probability
+        )
+
+    @property
+    def picture_networks(self) -> tuple[str, str]:
+        """Those of stage 1."""
+        return str(self.pictures / "vae"), str(self.pictures / "image_encoder")
+
+    @functools.cached_property
+    def pictures(self) -> Path:
+        """Folder of the pipeline that stage 1 made.
+
+        Raises:
+            ValueError: There is none.
+        """
+        given = Path(self.config.stage1)
+        for place in (given, given / "pretrained_model"):
+            if (place / _INDEX).is_file():
+                return place
+        raise ValueError(
+            f"there are no weights of stage 1 in {given}: give the RUN of make train-stage1 once it has ended, or"
+            " converted weights, as --config.stage1"
+        )
+
+    def first_weights(self) -> dict[str, Provenance]:
+        """Stage 1's, and motion modules where they are given."""
+        trained = self._trained_size()
+        if trained not in ((None, None), (wanted := (self.config.width, self.config.height))):
+            log.warning(
+                "stage 1 was trained on pictures of %s x %s, and stage 2 shall be on %s x %s", *trained, *wanted
+            )
+        module = self._module()
+        parts = {name: about["sha256"] for name, about in self.encoder.provenance().items()}
+        sha256 = hash_bytes(canonical_json(parts | {"networks": parameter_hash(module)}))
+        name = Path(self.config.stage1).resolve().name
+        found: dict[str, Provenance] = {"stage1": {"kind": "folder", "name": name, "sha256": sha256}}
+        if self.config.motion_module is not None:
+            file = Path(self.config.motion_module)
+            load_motion_module(module.denoiser, file)
+            found["motion_module"] = {"kind": "file", "name": file.name, "sha256": hash_file(file)}
+        return found
+
+    def build(self) -> Lmk2Video:
+        """The module with its first weights."""
+        module = self._module()
+        if self.config.motion_module is not None:
+            report = load_motion_module(module.denoiser, self.config.motion_module)
+            log.info("%s", report)
+        module.train_motion()
+        return module
+
+    def _module(self) -> Lmk2Video:
+        folder = self.pictures
+        known = Denoiser.from_pretrained(folder / "denoiser")
+        return Lmk2Video(
+            self._with_motion(known),
+            ReferenceNet.from_pretrained(folder / "reference_net"),
+            PoseGuider.from_pretrained(folder / "pose_guider"),
+        )
+
+    def _with_motion(self, known: Denoiser) -> Denoiser:
+        if known.max_frames is None:
+            settings: dict[str, Any] = {name: value for name, value in known.config.items() if not name.startswith("_")}
+            heads = settings["num_attention_heads"]
+            settings |= {"motion": True, "motion_frames": self.config.max_frames, "motion_heads": heads}
+            with first_weights(self.name):
+                denoiser = Denoiser(**settings)
+            denoiser.load_spatial(known.state_dict())
+            return denoiser
+        if self.config.num_frames > known.max_frames:
+            raise ValueError(
+                f"the motion modules of {self.config.stage1} know {known.max_frames} frames: lower num_frames"
+                f" {self.config.num_frames}"
+            )
+        return known
+
+    def _trained_size(self) -> tuple[int | None, int | None]:
+        index = json.loads((self.pictures / _INDEX).read_bytes())
+        return index.get("width"), index.get("height")
+
+
+def tiny() -> Recipe:
+    """Motion modules on top of stage 1's `tiny`: a handful of clips on a CPU in minutes."""
+    config = Stage2Config(
+        stage1="stage1",
+        width=64,
+        height=64,
+        num_frames=8,
+        mouth_weight=4.0,
+        keep_in_memory_mb=512,
+    )
+    return Recipe(config=config, train=tiny_training(steps=240, global_batch=2, learning_rate=6e-3))
+
+
+def small() -> Recipe:
+    """Motion modules on top of stage 1's `small`, on one GPU in hours."""
+    config = Stage2Config(stage1="stage1", width=128, height=128, mouth_weight=2.0)
+    return Recipe(config=config, train=small_training(steps=30_000, global_batch=4))
+
+
+def paper() -> Recipe:
+    """The published settings: windows of 16 frames at 512 x 512 (of every frame, or of every fourth), batches of 4 on
+    four GPUs, AdamW 1e-5, 40,000 steps, motion modules that begin as AnimateDiff's.
+
+    Set `--config.stage1` to the RUN of stage 1 and `--config.motion_module` to mm_sd_v15_v2.ckpt. 453 million of 2.3
+    billion parameters are trained: weights take 9.4 GB, gradients and moments 5.4 GB, averaged weights 1.8 GB on each
+    GPU; activations are computed again in the backward pass. A sample costs 23 TFLOP forward, and 19 more for encoding
+    its pictures where latents are not read: run make latents first. The paper trained for two days on four A100.
+    Not published: bf16, moments in 32 bits.
+    """
+    config = Stage2Config(stage1="stage1", motion_module="mm_sd_v15_v2.ckpt")
+    parallel = ParallelConfig(precision="bf16", activation_checkpointing=True)
+    return Recipe(config=config, train=paper_training(40_000, 4, parallel))
+
+
+RECIPES = {"tiny": tiny, "small": small, "paper": paper}
+Config = Stage2Config
+make = Stage2Task

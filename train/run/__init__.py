@@ -1,0 +1,1 @@
+"""The folder of a run: settings, tracked figures, plots, overview page, validation."""

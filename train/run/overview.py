@@ -1,0 +1,234 @@
+"""RUN/index.html: one page that shows a training: how far it is, what it learnt, from which data, with which settings.
+
+The page holds its pictures itself; videos stay beside it in RUN and are linked. Whatever is not there yet
+(a validation, weights) is left out, so the page can be made at any moment of a run, also of a broken one.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from infer.evaluation.evaluation_result import Evaluation, number, read_evaluations
+from infer.metrics import METRICS
+from infer.metrics.learned_metrics import LEARNED
+from talkinghead.files.atomic import write_whole
+from talkinghead.provenance import hash_file
+from train.run.curves import Curve, Metrics, read_metrics
+from train.run.plots import plot_all, plot_loss
+
+PAGE = "index.html"
+MOST_SKIPS = 20
+TITLES = {
+    "learning_rate": "learning rate",
+    "gradient_norm": "gradient norm",
+    "samples_per_s": "samples per second",
+    "step_s": "seconds per step",
+    "data_wait": "share of time waiting for data",
+    "memory_gb": "memory (GB)",
+}
+"""Plain words for figures of `metrics.jsonl`; others show their own name."""
+_HIDDEN = {"loss", "skipped"}
+_WEIGHTS = ("*.safetensors", "*.bin", "*.pt")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A plot inside the page."""
+
+    title: str
+    uri: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Video:
+    """A video beside the page."""
+
+    title: str
+    href: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validation:
+    """The newest validation with results."""
+
+    step: int
+    evaluations: Mapping[str, Evaluation]
+    pictures: Sequence[Picture]
+    videos: Sequence[Video]
+    error: str | None = None
+
+    @property
+    def of_videos(self) -> bool:
+        """Whether videos were validated: pictures are contact sheets then, and videos show several side by side."""
+        return any(evaluation.kind == "video" for evaluation in self.evaluations.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightFile:
+    """One file of exported weights."""
+
+    name: str
+    """Path in the folder of the export."""
+    size: int
+    sha256: str
+
+
+def write_overview(run: Path) -> Path:
+    """Write RUN/index.html, whole or not at all.
+
+    Args:
+        run: The run's folder.
+
+    Returns:
+        The page.
+
+    Raises:
+        ValueError: There is no run.
+        OSError: The folder cannot be read or written.
+    """
+    config = _json(run / "config.json")
+    if not config:
+        raise ValueError(f"there is no run at {run}: it has no readable config.json")
+    metrics = read_metrics(run / "metrics.jsonl")
+    page = render(run, config, metrics, newest_validation(run))
+    write_whole(run / PAGE, page.encode("utf-8", "backslashreplace"))
+    return run / PAGE
+
+
+def render(run: Path, config: Mapping[str, Any], metrics: Metrics, validation: Validation | None) -> str:
+    """The page of a run."""
+    folder = Path(__file__).parent
+    environment = Environment(
+        loader=FileSystemLoader(folder),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": _whole, "value": number, "bytes": _bytes}
+    train = _nested(config, "recipe", "train")
+    loss = metrics.training.get("loss")
+    small = {TITLES.get(name, name): curve for name, curve in metrics.training.items() if name not in _HIDDEN}
+    return environment.get_template("overview.html.j2").render(
+        style=Markup((folder / "overview.css").read_text(encoding="utf-8")),
+        name=run.name,
+        run=str(run),
+        config=config,
+        steps=train.get("steps"),
+        metrics=metrics,
+        skips=metrics.skips[-MOST_SKIPS:],
+        loss_first=_first(loss),
+        loss_last=loss.last if loss else None,
+        last={key: curve.last for key, curve in metrics.training.items()},
+        loss_plot=_picture("loss", plot_loss(loss, metrics.skips)) if loss else None,
+        training_plots=_pictures(small),
+        validation_plots=_pictures({key: curve for key, curve in metrics.validation.items() if len(curve.steps) > 1}),
+        validation=validation,
+        meanings={key: metric.meaning for key, metric in (METRICS | LEARNED).items()},
+        settings={"model and loss": flat(_nested(config, "recipe", "config")), "training": flat(train)},
+        speakers=_json(run / "task" / "speakers.json").get("speakers", []),
+        statistics=flat(_json(run / "task" / "statistics.json")),
+        weights=weight_files(run / "pretrained_model"),
+    )
+
+
+def newest_validation(run: Path) -> Validation | None:
+    """The validation of the latest step that left results; None when there is none."""
+    for folder in sorted((run / "validation").glob("step-*"), reverse=True):
+        step = folder.name.removeprefix("step-")
+        if not step.isdigit() or not (folder / "validation.json").exists():
+            continue
+        evaluations: dict[str, Evaluation] = {}
+        error = None
+        try:
+            evaluations = read_evaluations(folder)
+        except ValueError as damaged:
+            error = str(damaged)
+        return Validation(
+            step=int(step),
+            evaluations=evaluations,
+            pictures=[_picture(_title(path, folder), path.read_bytes()) for path in sorted(folder.rglob("*.png"))],
+            videos=[
+                Video(title=_title(path, folder), href=quote(path.relative_to(run).as_posix()))
+                for path in sorted(folder.rglob("*.mp4"))
+            ],
+            error=error,
+        )
+    return None
+
+
+def weight_files(folder: Path) -> list[WeightFile]:
+    """The exported weights with their hashes."""
+    found = sorted(path for pattern in _WEIGHTS for path in folder.rglob(pattern))
+    return [
+        WeightFile(name=path.relative_to(folder).as_posix(), size=path.stat().st_size, sha256=hash_file(path))
+        for path in found
+    ]
+
+
+def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as `optimizer.learning_rate` → value."""
+    found: dict[str, Any] = {}
+    for name, item in value.items():
+        if isinstance(item, Mapping):
+            found |= flat(item, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = item
+    return found
+
+
+def _pictures(curves: Mapping[str, Curve]) -> list[Picture]:
+    return [_picture(name, data) for name, data in plot_all(curves).items()]
+
+
+def _picture(title: str, data: bytes) -> Picture:
+    return Picture(title=title, uri="data:image/png;base64," + base64.b64encode(data).decode())
+
+
+def _title(path: Path, folder: Path) -> str:
+    return path.relative_to(folder).with_suffix("").as_posix()
+
+
+def _first(curve: Curve | None) -> float | None:
+    if curve is None:
+        return None
+    return next((float(value) for value in curve.values if math.isfinite(value)), None)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """An object from a file; empty where there is none or it is damaged: the page shows what there is."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _nested(value: Mapping[str, Any], *names: str) -> Mapping[str, Any]:
+    for name in names:
+        item = value.get(name)
+        value = item if isinstance(item, Mapping) else {}
+    return value
+
+
+def _whole(value: float) -> str:
+    """12 345, with thin spaces between thousands."""
+    return f"{round(value):,}".replace(",", "\u202f")
+
+
+def _bytes(size: float) -> str:
+    for unit in ("B", "KB", "MB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} GB"

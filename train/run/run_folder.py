@@ -1,0 +1,278 @@
+"""RUN: everything that one training leaves, and what it needs to go on.
+
+config.json                 task, recipe, data, versions: what decides how the run comes out
+task/                       what the task derived from the data
+checkpoints/step-00001000/  to resume from; checkpoints/last names the newest
+metrics.jsonl               a line for every few steps; tensorboard/ shows the same
+validation/step-00001000/   figures, plots and videos of held-out clips
+pretrained_model/           the averaged weights, to use
+index.html                  overview
+logs/                       what the ranks wrote, with the traceback of what ended them
+.lock                       held by rank 0 of the training that runs
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import logging
+import os
+import shutil
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from talkinghead.files.atomic import sweep, write_whole
+from talkinghead.provenance import library_versions, pretty_json
+from train.recipe import Recipe, recipe_from_json, recipe_to_json
+from train.task import Provenance
+
+log = logging.getLogger(__name__)
+
+LIBRARIES = ("torch", "numpy", "transformers", "diffusers", "talkinghead")
+CONFIG = "config.json"
+_FORMAT = 1
+_FREE = ("num_workers", "microbatch", "parallel", "guard", "checkpoint", "validation", "log")
+"""Training settings that may change between two starts: they decide how fast and how often, not what is learned (but
+for the last bits of sums). Of `parallel` the precision decides, and so does `microbatch` under dropout, whose masks are
+drawn for a microbatch as a whole. A task's own such settings are named by `free_settings` of its Config."""
+_OURS = {"logs", ".lock"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """What decides how a run comes out."""
+
+    task: str
+    recipe_name: str
+    recipe: Recipe
+    data: str
+    """The data set: folder or URI, without credentials."""
+    annotation: Mapping[str, str] = field(default_factory=dict)
+    """Version and index hash of the annotations that the run began with; empty when the data set does not say."""
+    weights: Mapping[str, Provenance] = field(default_factory=dict)
+    """Weights that it began with (`Task.check`): setting that says where they lie → what lay there."""
+    libraries: Mapping[str, str] = field(default_factory=lambda: library_versions(*LIBRARIES))
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of config.json."""
+        return {
+            "format": _FORMAT,
+            "task": self.task,
+            "recipe_name": self.recipe_name,
+            "recipe": recipe_to_json(self.recipe),
+            "data": self.data,
+            "annotation": dict(self.annotation),
+            "weights": {name: dict(found) for name, found in self.weights.items()},
+            "libraries": dict(self.libraries),
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> RunConfig:
+        """Inverse of `to_json`; raises `KeyError`, `TypeError` or `ValueError` for anything else."""
+        if value["format"] != _FORMAT:
+            raise ValueError(f"it has format {value['format']}, this code reads {_FORMAT}")
+        recipe = recipe_from_json(value["task"], value["recipe"])
+        rest = {name: item for name, item in value.items() if name not in ("format", "recipe")}
+        return cls(recipe=recipe, **rest)
+
+
+class RunFolder:
+    """An existing RUN. Made by `start` (create or go on) or `open` (only read).
+
+    Attributes:
+        path: Absolute.
+        config: Its `RunConfig`.
+    """
+
+    def __init__(self, path: Path, config: RunConfig) -> None:
+        self.path = path
+        self.config = config
+        self.task = config.task
+        self.recipe = config.recipe
+        self.data = config.data
+        self.task_folder = path / "task"
+        self.checkpoints = path / "checkpoints"
+        self.metrics = path / "metrics.jsonl"
+        self.tensorboard = path / "tensorboard"
+        self.validation = path / "validation"
+        self.export = path / "pretrained_model"
+        self.overview = path / "index.html"
+        self.logs = path / "logs"
+        self.stop_file = path / "logs" / "stop"
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunFolder:
+        """The run that stands at `path`.
+
+        Raises:
+            ValueError: There is none, or its config.json is damaged or of another version.
+        """
+        folder = check_place(path)
+        file = folder / CONFIG
+        try:
+            return cls(folder, RunConfig.from_json(json.loads(file.read_bytes())))
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise ValueError(f"there is no run at {folder} (no {CONFIG}, seen from {socket.gethostname()})") from error
+        except (KeyError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise ValueError(f"{file} is damaged ({reason}): bring back a copy of it, or take another RUN") from error
+        except ValueError as error:
+            raise ValueError(f"{file} cannot be read: {error}; take another RUN") from error
+
+    @classmethod
+    def start(cls, path: str | Path, config: RunConfig) -> RunFolder:
+        """Create a run, or go on with the one that stands there if it was started alike.
+
+        Settings that only say how fast or how often may have changed; the new ones hold from now on. A run without a
+        checkpoint has nothing to lose: asked for otherwise, it is started anew.
+
+        Raises:
+            ValueError: Another run, another folder, or a running training stands there.
+        """
+        folder = check_place(path)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise ValueError(f"RUN {folder} is no folder") from error
+        with _locked(folder, patience_s=0.0):
+            if (folder / CONFIG).exists():
+                there = cls.open(folder).config
+                if _has_trained(folder):
+                    cls._check_alike(there, config, folder)
+                    # What the task derived is of the annotations that the run began with.
+                    config = dataclasses.replace(config, annotation=there.annotation)
+                elif there.annotation != config.annotation or differences(there, config):
+                    log.warning("RUN %s has no checkpoint and is started anew: something else is asked for", folder)
+                    _clear(folder)
+            elif others := sorted(entry.name for entry in folder.iterdir() if entry.name not in _OURS):
+                raise ValueError(f"RUN {folder} holds {others[0]!r} but no {CONFIG}: take an empty or a new folder")
+            sweep(folder)
+            run = cls(folder, config)
+            for made in (run.checkpoints, run.logs):
+                made.mkdir(exist_ok=True)
+            write_whole(folder / CONFIG, pretty_json(config.to_json()))
+        return run
+
+    @staticmethod
+    def _check_alike(there: RunConfig, asked: RunConfig, folder: Path) -> None:
+        if there.task != asked.task:
+            raise ValueError(f"RUN {folder} is a training of {there.task}, not of {asked.task}: take another RUN")
+        if found := differences(there, asked):
+            raise ValueError(
+                f"RUN {folder} was started otherwise (there -> asked): {'; '.join(found)}. Ask for the same, or take"
+                " another RUN"
+            )
+        for name, version in asked.libraries.items():
+            if (before := there.libraries.get(name)) != version:
+                log.warning(
+                    "%s is %s now, was %s: the run may come out otherwise in the last bits", name, version, before
+                )
+
+    @contextlib.contextmanager
+    def locked(self, patience_s: float = 0.0) -> Iterator[None]:
+        """Be the only training in this RUN.
+
+        Args:
+            patience_s: Wait so long for one that is just ending.
+
+        Raises:
+            ValueError: Another one runs.
+        """
+        with _locked(self.path, patience_s):
+            yield
+
+
+def check_place(path: str | Path) -> Path:
+    """The absolute path of a RUN; object stores, and no name at all, are refused."""
+    if not str(path).strip():
+        raise ValueError("RUN is empty: name the folder of the run")
+    if "://" in str(path):
+        raise ValueError(
+            f"RUN is {path}: it must be a folder, since checkpoints are renamed when they are whole; take a local or"
+            " shared folder and copy pretrained_model/ to the object store afterwards"
+        )
+    return Path(path).expanduser().absolute()
+
+
+def differences(there: RunConfig, asked: RunConfig) -> list[str]:
+    """What differs between two runs and decides how they come out, as `name: there -> asked`."""
+    before, after = _deciding(there), _deciding(asked)
+    missing = object()
+    found = []
+    for name in sorted(before.keys() | after.keys()):
+        old, new = before.get(name, missing), after.get(name, missing)
+        if old != new:
+            texts = ("none" if value is missing else json.dumps(value, ensure_ascii=False) for value in (old, new))
+            found.append(f"{name}: {' -> '.join(texts)}")
+    return found
+
+
+def _deciding(config: RunConfig) -> dict[str, Any]:
+    # Through JSON, so that tuples and what was read from a file compare equal.
+    value = json.loads(pretty_json(config.to_json()))
+    settings, train = value["recipe"]["config"], value["recipe"]["train"]
+    deciding = {"parallel": {"precision": train["parallel"]["precision"]}}
+    if settings.get("dropout"):
+        deciding["microbatch"] = train["microbatch"]
+    for name in _FREE:
+        del train[name]
+    for name in getattr(config.recipe.config, "free_settings", ()):
+        del settings[name]
+    if train["schedule"]["name"] == "constant":
+        del train["steps"]
+    for name, found in value["weights"].items():  # what they are counts, not where they lie
+        settings[name] = f"sha256 {found['sha256'][:16]}"
+    return dict(_leaves({"task": value["task"], "data": value["data"], "config": settings, "train": train | deciding}))
+
+
+def _has_trained(folder: Path) -> bool:
+    """Whether something is lost when a run starts anew."""
+    return any((folder / "checkpoints").glob("step-*")) or (folder / "pretrained_model").exists()
+
+
+def _clear(folder: Path) -> None:
+    """Remove what a run without a checkpoint has left, but for its logs."""
+    for name in ("task", "checkpoints", "tensorboard", "validation"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in ("metrics.jsonl", "index.html"):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _leaves(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, item in value.items():
+        if isinstance(item, Mapping):
+            yield from _leaves(item, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", item
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, patience_s: float) -> Iterator[None]:
+    # A record lock belongs to this process alone: its reading workers do not inherit it, and the kernel drops it when
+    # it dies. It also holds between machines on a shared file system.
+    deadline = time.monotonic() + patience_s
+    try:
+        handle = (folder / ".lock").open("a+")
+    except OSError as error:
+        raise OSError(error.errno, f"cannot write to RUN {folder}: {error.strerror}") from error
+    with handle:
+        while True:
+            try:
+                fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except (BlockingIOError, PermissionError):
+                if time.monotonic() >= deadline:
+                    handle.seek(0)
+                    who = handle.read().strip()
+                    raise ValueError(f"a training runs in {folder} ({who}): wait for it or stop it") from None
+                time.sleep(0.1)
+        handle.truncate(0)
+        handle.write(f"process {os.getpid()} on {socket.gethostname()}")
+        handle.flush()
+        yield

@@ -1,0 +1,214 @@
+"""Validation beside the training: a child process per validation, so that no rank waits for its figures.
+
+Rank 0 writes a copy of the weights into RUN/validation/step-…/weights (for this the ranks wait, as long as the disk
+takes) and starts `python -m train validate` on it, one at a time and with low priority. The copy goes when the figures
+are in; as long as it stands, the validation is not done, so a resumed run does it again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from talkinghead.files.atomic import sweep, temporary_folder, write_whole
+from talkinghead.runtime.child_process import end_with
+from train.config import ValidationConfig
+from train.recipe import make_task
+from train.run.run_folder import RunFolder
+
+log = logging.getLogger(__name__)
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULT = "result.json"
+LOG = "validation.log"
+_MAX_WAITING = 2
+_NICENESS = 10
+_OF_THE_RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+class Validations:
+    """The validations of a run. Every rank makes one; only rank 0's does something.
+
+    Args:
+        run: The run.
+        config: How often, and on which device.
+        rank: This process.
+        log_figures: Gets the step and the figures of each validation that is done.
+    """
+
+    def __init__(
+        self, run: RunFolder, config: ValidationConfig, rank: int, log_figures: Callable[[int, dict[str, float]], None]
+    ) -> None:
+        self.run, self.config, self.rank = run, config, rank
+        self._log_figures = log_figures
+        self._waiting: list[int] = []
+        self._child: tuple[int, subprocess.Popen[bytes]] | None = None
+        self._failed: int | None = None
+
+    def resume(self, step: int) -> None:
+        """Begin at a step: what was not finished is done again, what lies behind the step is forgotten."""
+        if self.rank != 0:
+            return
+        for folder in sorted(self.run.validation.glob("step-*")):
+            number = folder.name.removeprefix("step-")
+            if not number.isdigit():
+                continue
+            sweep(folder)
+            if int(number) > step:
+                shutil.rmtree(folder)
+            elif (folder / "weights").is_dir():
+                self._waiting.append(int(number))
+
+    def submit(self, step: int, export: Callable[[Path], None]) -> None:
+        """Validate the weights that `export` writes into the empty folder it gets; it is called at once, on rank 0.
+
+        Submit before the checkpoint of the same step is saved: else a kill between the two would lose it.
+        """
+        if self.rank != 0:
+            return
+        weights = self.folder(step) / "weights"
+        temporary = temporary_folder(weights)
+        export(temporary)
+        shutil.rmtree(weights, ignore_errors=True)
+        (self.folder(step) / RESULT).unlink(missing_ok=True)
+        temporary.rename(weights)
+        self._waiting.append(step)
+        for late in self._waiting[:-_MAX_WAITING]:
+            log.warning("step %d is not validated: validation takes longer than the steps between two", late)
+            shutil.rmtree(self.folder(late), ignore_errors=True)
+        self._waiting = self._waiting[-_MAX_WAITING:]
+        self.poll()
+
+    def poll(self) -> None:
+        """Hand out figures that are in, and start what waits. Never waits itself."""
+        if self._child is not None:
+            step, child = self._child
+            if child.poll() is None:
+                return
+            self._child = None
+            self._collect(step, child.returncode)
+        while self._waiting and self._child is None:
+            step = self._waiting.pop(0)
+            if (self.folder(step) / RESULT).exists():  # done, but its figures were not handed out before a kill
+                self._collect(step, 0)
+            else:
+                self._child = step, _start(self.run, step, self.config)
+
+    def wait(self) -> None:
+        """Return when all are done."""
+        self.poll()
+        while self._child is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._child[1].wait(timeout=1.0)
+            self.poll()
+
+    def close(self) -> None:
+        """End the child that runs. A resumed run does it again."""
+        if self._child is not None:
+            _, child = self._child
+            self._child = None
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+
+    def folder(self, step: int) -> Path:
+        """Where a validation writes."""
+        return self.run.validation / f"step-{step:08d}"
+
+    def _collect(self, step: int, code: int) -> None:
+        folder = self.folder(step)
+        if code == 0:
+            self._log_figures(step, json.loads((folder / RESULT).read_bytes()))
+            shutil.rmtree(folder / "weights")
+            return
+        log.warning("the validation of step %d failed, training goes on: %s", step, _reason(folder / LOG, code))
+        if self._failed is not None:
+            shutil.rmtree(self.folder(self._failed) / "weights", ignore_errors=True)
+        self._failed = step  # these weights stay for a look by hand
+
+
+def run_validation(run: RunFolder, step: int, data: str, parent: int | None = None) -> Path:
+    """Validate the weights of a step in this process.
+
+    Args:
+        run: The run.
+        step: Whose weights.
+        data: The data set.
+        parent: End, and lower the priority, as the child of this process.
+
+    Returns:
+        The folder with what the validation wrote.
+
+    Raises:
+        ValueError: The weights of that step are not there.
+    """
+    if parent is not None:
+        end_with(parent)
+        os.nice(_NICENESS)
+    folder = run.validation / f"step-{step:08d}"
+    weights = folder / "weights"
+    if not weights.is_dir():
+        there = sorted(int(entry.parent.name.removeprefix("step-")) for entry in run.validation.glob("step-*/weights"))
+        raise ValueError(
+            f"the weights of step {step} are not in {run.validation}: they stay only until they are validated"
+            f" (there: {', '.join(map(str, there)) or 'none'}); python -m infer evaluate measures {run.export}"
+        )
+    started = time.perf_counter()
+    task = make_task(run.task, run.recipe.config, data, run.task_folder)
+    figures = task.validate(weights, folder, device_of(run.recipe.train.validation))
+    write_whole(folder / RESULT, json.dumps(figures).encode())
+    log.info("validated step %d in %.1f s", step, time.perf_counter() - started)
+    return folder
+
+
+def device_of(config: ValidationConfig) -> torch.device:
+    """Where to validate.
+
+    Raises:
+        ValueError: cuda was asked for, and there is none.
+    """
+    there = torch.cuda.is_available()
+    if config.device == "cuda" and not there:
+        raise ValueError("validation.device is cuda, and there is no GPU here: take validation.device cpu")
+    return torch.device("cuda" if there and config.device != "cpu" else "cpu")
+
+
+def _start(run: RunFolder, step: int, config: ValidationConfig) -> subprocess.Popen[bytes]:
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in _OF_THE_RANKS and not name.startswith("TORCHELASTIC_")
+    }
+    environment["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // 4))
+    if config.device == "cpu":
+        environment["CUDA_VISIBLE_DEVICES"] = ""
+    command = ["-m", "train", "validate", "--run", str(run.path), "--step", str(step), "--parent", str(os.getpid())]
+    with (run.validation / f"step-{step:08d}" / LOG).open("wb") as output:
+        return subprocess.Popen(
+            [sys.executable, *command],
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def _reason(file: Path, code: int) -> str:
+    lines = [line for line in file.read_text(errors="replace").splitlines() if line.startswith("error: ")]
+    if lines:
+        return f"{lines[-1].removeprefix('error: ')} (see {file})"
+    how = f"ended by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+    return f"{how}, see {file}"

@@ -1,0 +1,1 @@
+"""The trainer: steps, accumulation, averaging, guards, checkpoints; nothing about faces."""

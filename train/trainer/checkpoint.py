@@ -1,0 +1,254 @@
+"""Checkpoints to resume from: distributed, written in the background, whole or not there, good for any world size."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import shutil
+import uuid
+import warnings
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.checkpoint._nested_dict import flatten_state_dict
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import async_save, save
+
+from talkinghead.files.atomic import sweep
+from train.config import CheckpointConfig
+from train.trainer.checkpoint_files import CheckpointReader, CheckpointWriter, find_damage, folder_name, whole_steps
+from train.trainer.ema import Ema
+
+log = logging.getLogger(__name__)
+
+# One process without a process group is a case of its own there, and says so at each call.
+warnings.filterwarnings("ignore", message="torch.distributed is (disabled|unavailable)")
+
+T = TypeVar("T")
+State = dict[str, Any]
+"""Nested dicts of tensors, DTensors, int, float and bool."""
+
+
+class Checkpoints:
+    """The checkpoints of a run. Every rank makes one, and all call the same methods in the same order.
+
+    Args:
+        folder: RUN/checkpoints, on a file system that all ranks share.
+        config: How many to keep, and whether to write in the background.
+        rank: This process.
+        world: Number of processes; above 1 the default process group must be there.
+        timeout_s: How long a rank waits for the others.
+    """
+
+    def __init__(
+        self, folder: Path, config: CheckpointConfig, rank: int = 0, world: int = 1, timeout_s: float = 600.0
+    ) -> None:
+        self.folder, self.config, self.rank, self.world = folder, config, rank, world
+        assert world == 1 or dist.is_initialized()
+        # A group of its own: the background thread's messages must not mix with those of the training.
+        timeout = timedelta(seconds=timeout_s)
+        self._group: Any = dist.new_group(backend="gloo", timeout=timeout) if dist.is_initialized() else None
+        cuda = torch.cuda.is_available()
+        self._stager = DefaultStager(StagingOptions(cuda, False, False, cuda))
+        self._pending: Future[Any] | None = None
+        self._pending_step = 0
+        # A rank that outlived a killed run may still be writing: names of this start are its own.
+        self._token = self._from_rank_zero(self._open)
+        self._newest = self.latest()
+
+    def _open(self) -> str:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        sweep(self.folder)
+        return uuid.uuid4().hex[:8]
+
+    def latest(self) -> int | None:
+        """Step of the newest whole checkpoint."""
+        return self._from_rank_zero(lambda: max(whole_steps(self.folder), default=None))
+
+    def save(self, step: int, state: State, *, block: bool = False) -> None:
+        """Write a checkpoint, unless this step has one already.
+
+        Waits for an earlier one, then takes a copy of the state; the rest happens in the background, where the
+        settings say so. The state may change as soon as this returns.
+
+        Args:
+            step: Steps that are done.
+            state: What to keep.
+            block: Return when it is whole.
+
+        Raises:
+            OSError: No space left, or another fault of the machine. Earlier checkpoints are as they were.
+            ValueError: The ranks do not share a file system.
+        """
+        self.wait()
+        if step == self._newest:
+            return
+        target = self.folder / folder_name(step)
+        writer = CheckpointWriter(self._temporary(step), target, self.config.keep)
+        options: dict[str, Any] = {"storage_writer": writer, "process_group": self._group, "no_dist": self._alone}
+        self._pending_step = step
+        if self.config.asynchronous and not block:
+            future = async_save(_tensors(state), async_stager=self._stager, **options)
+            assert isinstance(future, Future)
+            self._pending = future
+        else:
+            self._finish(lambda: save(_tensors(state), **options))
+
+    def poll(self) -> None:
+        """Raise what went wrong in the background, as `save` does. Never waits."""
+        if self._pending is not None and self._pending.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Return when nothing is being written; raises as `save` does."""
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            self._finish(pending.result)
+
+    def load(self, step: int, state: State) -> None:
+        """Fill a state of the same shape: tensors in place, numbers in their dicts.
+
+        Raises:
+            ValueError: The checkpoint is damaged, or is not of this model; says what to do.
+        """
+        folder = self.folder / folder_name(step)
+        damage = self._from_all(find_damage(folder, self.rank, self.world))
+        if found := next((text for text in damage if text is not None), None):
+            raise ValueError(self._damaged(step, found))
+        tensors = _tensors(state)
+        try:
+            reader = CheckpointReader(folder)
+            _check_names(folder, set(reader.read_metadata().state_dict_metadata), set(flatten_state_dict(tensors)[0]))
+            load(tensors, storage_reader=reader, process_group=self._group, no_dist=self._alone)
+        except CheckpointException as error:
+            cause = _first(error)
+            if isinstance(cause, OSError):
+                raise ValueError(self._damaged(step, f"{cause.filename}: {cause.strerror}")) from error
+            raise ValueError(f"checkpoint {folder} does not fit: {cause}; take another RUN") from error
+        _write_back(state, tensors)
+        self._newest = step
+
+    def close(self) -> None:
+        """Wait for what is being written, and leave. What fails now is only logged: something else ended the run."""
+        try:
+            self.wait()
+        except (OSError, ValueError, RuntimeError) as error:
+            log.warning("%s", error)
+        finally:
+            self._stager.close()
+
+    def _finish(self, writing: Callable[[], Any]) -> None:
+        step = self._pending_step
+        try:
+            writing()
+        except CheckpointException as error:
+            if self.rank == 0:
+                shutil.rmtree(self._temporary(step), ignore_errors=True)
+            raise self._explained(step, _first(error)) from error
+        self._newest = step
+
+    def _explained(self, step: int, error: BaseException) -> BaseException:
+        if not isinstance(error, OSError):
+            return error
+        there = f"the one of step {self._newest} is whole" if self._newest is not None else "there is none yet"
+        text = f"cannot write the checkpoint of step {step} to {self.folder}: {error.strerror or error} ({there})"
+        return OSError(error.errno or errno.EIO, text)
+
+    def _damaged(self, step: int, found: str) -> str:
+        earlier = [other for other in whole_steps(self.folder) if other < step]
+        way = f"to go on from step {earlier[-1]}" if earlier else "to begin anew (there is no earlier one)"
+        return f"checkpoint {self.folder / folder_name(step)} is damaged: {found}; delete that folder {way}"
+
+    def _temporary(self, step: int) -> Path:
+        return self.folder / f".{folder_name(step)}.tmp-{self._token}"
+
+    @property
+    def _alone(self) -> bool:
+        return self._group is None
+
+    def _from_rank_zero(self, function: Callable[[], T]) -> T:
+        """What `function` returns on rank 0, on every rank; its `OSError` likewise."""
+        answer: list[Any] = [None, None]
+        if self.rank == 0:
+            try:
+                answer[0] = function()
+            except OSError as error:
+                answer[1] = error
+        if self._group is not None:
+            dist.broadcast_object_list(answer, src=0, group=self._group)
+        if answer[1] is not None:
+            raise answer[1]
+        return answer[0]
+
+    def _from_all(self, value: T) -> list[T]:
+        if self._group is None:
+            return [value]
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value, group=self._group)
+        return values
+
+
+def _first(error: CheckpointException) -> BaseException:
+    """What the lowest failing rank said."""
+    return error.failures[min(error.failures)][0]
+
+
+def _tensors(state: Mapping[str, Any]) -> State:
+    """The same nesting with tensors only: a number would be stored as a pickle. Empty dicts are left out."""
+    found: State = {}
+    for name, value in state.items():
+        if isinstance(value, Mapping):
+            if inner := _tensors(value):
+                found[name] = inner
+        elif isinstance(value, torch.Tensor):
+            found[name] = value.detach()
+        else:
+            assert isinstance(value, (bool, int, float)), f"{name} is a {type(value).__name__}"
+            found[name] = torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else None)
+    return found
+
+
+def _write_back(state: State, tensors: State) -> None:
+    for name, value in state.items():
+        if isinstance(value, Mapping):
+            assert isinstance(value, dict)
+            _write_back(value, tensors.get(name, {}))
+        elif not isinstance(value, torch.Tensor):
+            state[name] = tensors[name].item()
+
+
+def _check_names(folder: Path, there: set[str], asked: set[str]) -> None:
+    parts = [f"{text} {min(names)}" for text, names in (("lacks", asked - there), ("has", there - asked)) if names]
+    if parts:
+        raise ValueError(
+            f"checkpoint {folder} is of another model: it {' and '.join(parts)} (of {len(asked ^ there)} such names);"
+            " take another RUN"
+        )
+
+
+_OPTIONS = StateDictOptions(ignore_frozen_params=True, flatten_optimizer_state_dict=True)
+
+
+def training_state(module: nn.Module, optimizer: torch.optim.Optimizer, ema: Ema) -> dict[str, Any]:
+    """Weights, moments and averages by the names of the bare module, so that any wrapping and world size can load them.
+
+    Frozen parameters are left out: they come from where `Task.build` has them. So are the optimizer's settings: they
+    come from the recipe. The tensors are those of the training, not copies: filling them restores it.
+
+    Args:
+        module: As wrapped for the ranks.
+        optimizer: Over its trainable parameters, with its state in place.
+        ema: Of the same.
+    """
+    weights, flat = get_state_dict(module, optimizer, options=_OPTIONS)
+    moments = {name: value for name, value in flat.items() if name.startswith("state.")}
+    return {"module": weights, "optimizer": moments, "ema": ema.average}

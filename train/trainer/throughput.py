@@ -1,0 +1,79 @@
+"""How fast the training is, and where its time goes, from one line of `metrics.jsonl` to the next."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+
+from talkinghead.runtime.peak_memory import peak_memory
+from train.trainer.parallel import over_ranks
+
+
+class Throughput:
+    """Clock of one rank over a logging interval.
+
+    Args:
+        device: Of the training: a step counts as ended when the device has finished it, so end `step` behind a
+            read of its result.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.restart()
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """A whole step."""
+        start = time.perf_counter()
+        yield
+        self._step_s += time.perf_counter() - start
+        self._steps += 1
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """The part of a step in which it waits for data."""
+        start = time.perf_counter()
+        yield
+        self._wait_s += time.perf_counter() - start
+
+    def interval(self, global_batch: int) -> dict[str, float]:
+        """Figures since the last call; collective.
+
+        Args:
+            global_batch: Samples of a step over all ranks.
+
+        Returns:
+            `samples_per_s` (over all ranks, with checkpoints and whatever else took time), `step_s`, `data_wait` (share
+            of the steps' time), `memory_gb` (10⁹ bytes): each of the rank where it is worst. Memory is what tensors
+            took at most on the GPU; on a CPU the largest resident size of the process so far, because no system keeps
+            it for intervals.
+        """
+        elapsed = time.perf_counter() - self._start
+        mine = [elapsed, self._step_s / max(1, self._steps), self._wait_s / max(self._step_s, 1e-9), self._memory_gb()]
+        steps = self._steps
+        slowest, step_s, data_wait, memory_gb = over_ranks(
+            torch.tensor(mine, dtype=torch.float64, device=self.device), dist.ReduceOp.MAX
+        )
+        self.restart()
+        return {
+            "samples_per_s": steps * global_batch / slowest,
+            "step_s": step_s,
+            "data_wait": data_wait,
+            "memory_gb": memory_gb,
+        }
+
+    def restart(self) -> None:
+        """Begin an interval here."""
+        self._start = time.perf_counter()
+        self._steps, self._step_s, self._wait_s = 0, 0.0, 0.0
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+
+    def _memory_gb(self) -> float:
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) / 1e9
+        return peak_memory() / 1e9
