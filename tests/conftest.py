@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-if TYPE_CHECKING:
-    from tests.object_store import LocalS3
+from tests.support.paths import SHARED
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
+if TYPE_CHECKING:
+    from tests.support.hdtf_original import Original
+    from tests.support.object_store import LocalS3
+
 
 # Beside other test processes a computation on several threads mostly waits for them. Read when PyTorch is imported.
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -45,8 +47,16 @@ def media(shared: Path) -> Path:
 @pytest.fixture(scope="session")
 def s3() -> Iterator[LocalS3]:
     """A local S3 server."""
-    from tests.object_store import LocalS3
+    from tests.support.object_store import LocalS3
 
     server = LocalS3()
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def original(media: Path) -> Original:
+    """A published clip of HDTF, to be put back into a raw source."""
+    from tests.support.hdtf_original import read_original
+
+    return read_original(media)

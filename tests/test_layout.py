@@ -1,8 +1,9 @@
-"""The layout that every part relies on: imports point one way, heavy imports stay where they are needed, names hold."""
+"""The layout that every part relies on: imports point one way, without circles; tests mirror the tree; names hold."""
 
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.support.paths import ROOT
 
 ALLOWED = {
     "talkinghead": set(),
@@ -21,6 +22,21 @@ ALLOWED = {
     "train": {"talkinghead", "ingest", "annotate", "shards", "infer"},
     "orchestration": {"talkinghead", "ingest", "annotate", "shards", "infer", "train"},
 }
+FLOORS = (
+    ("",),  # the files at the library's top
+    ("files", "runtime"),
+    ("media", "face"),
+    ("geometry",),
+    ("motion",),
+    ("features",),
+    ("models",),
+    ("pipelines",),
+)
+"""Folders of the library, lowest first: a floor imports itself and what is below it."""
+FAMILIES = {"audio2lmk": set(), "lmk2video": set()}
+"""Family of models → the families it builds on. Shared kinds of models import no family."""
+RAY = ("orchestration", "train/launch", "talkinghead/runtime/ray_cluster.py")
+"""Who may import Ray."""
 TARGETS = {
     "setup", "models", "demo", "test", "bench", "lint", "help",
     "ingest", "annotate", "shards", "verify", "report", "reannotate", "quarantine", "retry",
@@ -32,23 +48,105 @@ def modules() -> list[Path]:
     return [path for package in ALLOWED for path in sorted((ROOT / package).rglob("*.py"))]
 
 
-def imported_packages(path: Path) -> set[str]:
+def name_of(path: Path) -> str:
+    """`talkinghead/files/uri.py` → `talkinghead.files.uri`, a package's `__init__.py` → the package."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+@functools.cache
+def our_names() -> frozenset[str]:
+    return frozenset(map(name_of, modules()))
+
+
+@functools.cache
+def imports(path: Path) -> frozenset[str]:
+    """Every module that a file imports, wherever in it: at the top, in a function, for type checkers only."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-            found.add(node.module.split(".")[0])
-    return found
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, f"{path}: imports are absolute"
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                found.add(inner if inner in our_names() else node.module)
+    return frozenset(found)
+
+
+def packages(path: Path) -> set[str]:
+    return {name.split(".")[0] for name in imports(path)}
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_imports_point_one_way(path: Path) -> None:
     package = path.relative_to(ROOT).parts[0]
-    ours = imported_packages(path) & ALLOWED.keys() - {package}
+    ours = packages(path) & ALLOWED.keys() - {package}
     assert ours <= ALLOWED[package], f"{package} must not import {ours - ALLOWED[package]}"
-    if package != "orchestration" and path != ROOT / "train/launch/ray_train.py":
-        assert "ray" not in imported_packages(path), "only orchestration and train/launch/ray_train.py know Ray"
+    if not path.relative_to(ROOT).as_posix().startswith(RAY):
+        assert "ray" not in packages(path), f"only {', '.join(RAY)} know Ray"
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    """Also not through an import in a function, or one for type checkers only."""
+    graph = {name_of(path): imports(path) & our_names() for path in modules()}
+    for path in modules():
+        # A package's __init__ runs before what is in it, but that is no import of its own.
+        graph[name_of(path)] -= {name_of(path)}
+    done: set[str] = set()
+    way: list[str] = []
+
+    def visit(name: str) -> None:
+        assert name not in way, " → ".join([*way[way.index(name) :], name])
+        if name in done:
+            return
+        way.append(name)
+        for other in sorted(graph[name]):
+            visit(other)
+        way.pop()
+        done.add(name)
+
+    for name in graph:
+        visit(name)
+
+
+def floor(name: str) -> int:
+    folder = name.split(".")[1] if name.count(".") else ""
+    return next((number for number, folders in enumerate(FLOORS) if folder in folders), 0)
+
+
+def family(name: str) -> str | None:
+    parts = name.split(".")
+    return parts[2] if len(parts) > 2 and parts[1] == "models" and parts[2] in FAMILIES else None
+
+
+@pytest.mark.parametrize("path", [p for p in modules() if p.is_relative_to(ROOT / "talkinghead")], ids=name_of)
+def test_the_library_stands_on_its_lower_floors(path: Path) -> None:
+    name = name_of(path)
+    for other in imports(path) & our_names():
+        assert floor(other) <= floor(name), f"{name} is below {other}"
+        if floor(name) == floor(other) == FLOORS.index(("models",)) and family(other) != family(name):
+            builds_on = FAMILIES.get(family(name) or "", set())
+            assert family(other) is None or family(other) in builds_on, f"{name} must not import {other}"
+
+
+def test_every_folder_of_the_library_has_a_floor() -> None:
+    folders = {path.parent.name for path in (ROOT / "talkinghead").glob("*/__init__.py")}
+    assert folders <= {folder for row in FLOORS for folder in row}
+
+
+def test_tests_mirror_the_tree() -> None:
+    """`tests/a/b/test_c.py`, or `test_c_<aspect>.py`, tests `a/b/c.py`, or the folder `a/b` or `a/b/c` as a whole."""
+    for test in sorted((ROOT / "tests").rglob("test_*.py")):
+        folder = ROOT / test.parent.relative_to(ROOT / "tests")
+        if folder == ROOT:
+            assert test == Path(__file__)
+            continue
+        known = {path.stem for path in folder.glob("*.py")} | {path.name for path in folder.glob("*/")} | {folder.name}
+        stem = test.stem.removeprefix("test_")
+        assert any(stem == name or stem.startswith(f"{name}_") for name in known), f"{test} mirrors nothing"
+    helpers = {path for path in (ROOT / "tests").rglob("*.py") if not path.name.startswith("test_")}
+    apart = {p for p in helpers if p.name != "conftest.py" and not p.is_relative_to(ROOT / "tests" / "support")}
+    assert not apart, "helpers of tests stand in tests/support"
 
 
 def test_importing_the_library_stays_fast() -> None:

@@ -2,39 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from ingest.sample import make_sample
-
-ROOT = Path(__file__).resolve().parents[2]
-
-TWO_SHARDS = ("--workers", "2", "--shards", "min_shards=2")
-
-Command = Callable[..., subprocess.CompletedProcess[str]]
-
-
-def run_command(*arguments: object, check: bool = True, **options: object) -> subprocess.CompletedProcess[str]:
-    """`python -m <arguments>` from the repository root."""
-    done = subprocess.run(
-        [sys.executable, "-m", *map(str, arguments)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        env=os.environ.copy(),
-        timeout=240,
-        check=False,
-        **options,  # type: ignore[call-overload]
-    )
-    if check and done.returncode != 0:
-        pytest.fail(f"{arguments} ended with {done.returncode}:\n{done.stderr[-4000:]}")
-    return done
+from tests.support.job_commands import Command, run_command
 
 
 @pytest.fixture(scope="session")

@@ -20,8 +20,7 @@ import pytest
 
 from orchestration.cluster import package
 from talkinghead.face.resolve import resolve_face_model
-from tests.orchestration.conftest import ROOT, TWO_SHARDS, Command
-from tests.orchestration.test_pipeline import digests
+from tests.support.job_commands import ROOT, TWO_SHARDS, Command, digests
 
 
 def free_port() -> int:

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from shard_data import build
 
 from talkinghead.files.storage import Storage
 from talkinghead.sampletar import pack_samples
-from tests.tars import read_tar
+from tests.support.shard_data import build
+from tests.support.tars import read_tar
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.train.training import Ranks
+from tests.support.training import Ranks
 
 
 @pytest.fixture(scope="session")

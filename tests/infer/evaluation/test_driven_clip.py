@@ -20,7 +20,7 @@ from infer.evaluation.driven_clip import (
 from shards.reader import Sample, ShardReader
 from talkinghead.geometry.face_regions import mouth_opening
 from talkinghead.media.picture_size import fit_pictures
-from tests.real_clips import FRAMES, OTHER, SIDE, WOMAN, build_real_data, real_clip
+from tests.support.real_clips import FRAMES, OTHER, SIDE, WOMAN, build_real_data, real_clip
 
 FACES = st.lists(st.booleans(), min_size=1, max_size=60).filter(any).map(np.array)
 

@@ -35,8 +35,8 @@ from infer.metrics.learned_metrics import LEARNED
 from shards.reader import ShardReader
 from talkinghead.face.model import FaceModel
 from talkinghead.models.image.codec import PictureEncoder
-from tests.real_clips import build_real_data
-from tests.tiny_pipeline import tiny_pipeline
+from tests.support.real_clips import build_real_data
+from tests.support.tiny_pipeline import tiny_pipeline
 
 QUICK = Sampling(steps=2, guidance=2.0, seed=1)
 

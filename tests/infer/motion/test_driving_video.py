@@ -1,0 +1,97 @@
+"""Driving videos: every frame at 25 fps from 0:00 on, gaps bridged up to a limit, what is odd about them said."""
+
+from __future__ import annotations
+
+import itertools
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from infer.motion.driving_video import LONGEST_GAP_S, DrivingClip, bridged, read_driving_clip
+from talkinghead.face.model import FaceModel
+from talkinghead.geometry.pose import matrix_from_pose, pose_from_matrix
+from talkinghead.media.video_source import VideoSource
+from tests.support.media_files import write_video
+
+LIMIT = round(LONGEST_GAP_S * 25)
+
+
+def clip(valid: list[bool]) -> DrivingClip:
+    """A head that turns and a mesh that grows by the frame; NaN where there is no face."""
+    frames = np.arange(len(valid), dtype=np.float64)
+    pose = np.stack([0 * frames, 0.5 * frames, 0 * frames, frames, 0 * frames, -40 + 0 * frames], axis=1)
+    mesh = np.broadcast_to(frames[:, None, None], (len(valid), 468, 3)).astype(np.float32).copy()
+    gone = ~np.array(valid)
+    pose[gone] = mesh[gone] = np.nan
+    return DrivingClip(
+        path=Path("d.mp4"),
+        mesh=mesh,
+        pose_matrix=matrix_from_pose(pose),
+        blendshapes=np.full((len(valid), 52), np.nan, np.float32),
+        width=64,
+        height=64,
+        has_audio=False,
+    )
+
+
+@given(valid=st.lists(st.booleans(), min_size=1, max_size=LIMIT).filter(any))
+def test_gaps_are_bridged_in_a_straight_line(valid: list[bool]) -> None:
+    found = bridged(clip(valid))
+    first, last = valid.index(True), len(valid) - 1 - valid[::-1].index(True)
+    wanted = np.clip(np.arange(len(valid)), first, last)
+    np.testing.assert_allclose(found.mesh[:, 0, 0], wanted, atol=1e-4)
+    np.testing.assert_allclose(pose_from_matrix(found.pose_matrix)[:, 1], 0.5 * wanted, atol=1e-6)
+    assert found.valid.all() and found.interpolated == valid.count(False)
+
+
+@pytest.mark.parametrize(
+    ("before", "behind", "said"),
+    [
+        (30, 30, "from 1.20 to 2.24 s.*--limit-seconds 1.2"),
+        (30, 0, "from 1.20 to 2.24 s.*--limit-seconds 1.2"),
+        (0, 30, "from 0.00 to 1.04 s.*begins with the face"),
+    ],
+)
+def test_a_face_that_is_away_for_too_long(before: int, behind: int, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        bridged(clip([True] * before + [False] * (LIMIT + 1) + [True] * behind))
+    assert bridged(clip([True] * before + [False] * LIMIT + [True] * behind)).interpolated == LIMIT
+
+
+def frames_of(path: Path, count: int) -> list[np.ndarray]:
+    with VideoSource(path) as source:
+        return [frame.image for frame in itertools.islice(source.frames(), count)]
+
+
+def test_a_video_that_begins_late_stands_until_then(media: Path, face_model: FaceModel, tmp_path: Path) -> None:
+    """Frame k is what a player shows at k/25 s, so that the sound fits; also at other rates."""
+    images = frames_of(media / "video" / "Real3DPortrait_May_5s.mp4", 12)
+    silence = np.zeros((1, 44100), np.float32)
+    ticks = [*range(6, 18)]
+    path = write_video(tmp_path / "late.mp4", images, rate=25, ticks=ticks, time_base=Fraction(1, 25), audio=silence)
+    found = read_driving_clip(path, face_model)
+    assert len(found) == 18 and found.has_audio and found.valid.all()
+    assert np.array_equal(found.mesh[:7], found.mesh[[6] * 7]) and not np.array_equal(found.mesh[7], found.mesh[6])
+    short = read_driving_clip(path, face_model, seconds=0.3)
+    assert len(short) == 8 and np.array_equal(short.mesh, found.mesh[:8])
+    doubled = read_driving_clip(write_video(tmp_path / "fast.mp4", images, rate=50), face_model)
+    assert len(doubled) == 6
+
+
+def test_cuts_and_several_faces_are_told(
+    media: Path, face_model: FaceModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    images = frames_of(media / "derived" / "identity_cut.mp4", 95)[55:]
+    path = write_video(tmp_path / "cut.mp4", images)
+    read_driving_clip(path, face_model)
+    assert "has a cut at 0.80 s" in caplog.text and "several faces:" not in caplog.text
+    caplog.clear()
+    read_driving_clip(media / "derived" / "two_people.mp4", face_model, seconds=0.4)
+    assert "several faces: the one at" in caplog.text
+    caplog.clear()
+    read_driving_clip(media / "video" / "SadTalker_WDA_AlexandriaOcasioCortez_000.mp4", face_model, seconds=1)
+    assert not caplog.text

@@ -1,0 +1,99 @@
+"""The files that are written: sizes, arrays that come back, and names that would overwrite an input."""
+
+from __future__ import annotations
+
+import errno
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from infer.frame_size import video_size
+from infer.output_files import check_target, write_outputs
+from talkinghead.geometry.canonical import mean_face
+from talkinghead.geometry.guidance import draw_guidance
+from talkinghead.geometry.pose import matrix_from_pose
+from talkinghead.media.video_source import VideoSource
+from talkinghead.motion.landmark_motion import LandmarkMotion, place
+from tests.support.landmark_files import read_motion
+
+
+def motion(frames: int) -> LandmarkMotion:
+    mesh = mean_face().vertices.astype(np.float32)[None].repeat(frames, axis=0)
+    pose = np.linspace(0, 10, frames)[:, None] * (0, 1.0, 0, 0, 0, 0)
+    reference = matrix_from_pose(np.array([0, 0, 0, 0, 0, -40.0]))
+    return place(mesh, pose, reference_pose_matrix=reference, width=96, height=64, fps=25)
+
+
+def write(path: Path, frames: int = 10, **options: Any) -> None:
+    speech = path.parent / "speech.wav"
+    if not speech.exists():
+        from talkinghead.media.wav import encode_wav
+
+        speech.write_bytes(encode_wav(np.zeros(frames * 640, np.float32)))
+    steps: list[Any] = []
+    settings = {"width": 96, "height": 64, "describe": lambda: {"seed": 1}, "watch": lambda *step: steps.append(step)}
+    write_outputs(path, motion(frames), speech, **(settings | options))
+    assert steps[0] == ("draw and encode", 0, frames) and steps[-1] == ("draw and encode", frames, frames)
+
+
+def test_arrays_and_pictures_come_back(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "out.mp4"
+    path.parent.mkdir()
+    write(path)
+    assert {file.name for file in path.parent.iterdir()} == {"out.mp4", "out.npz", "out.json", "speech.wav"}
+    assert json.loads(path.with_suffix(".json").read_bytes()) == {"seed": 1}
+    again, wanted = read_motion(path.with_suffix(".npz")), motion(10)
+    for name in ("mesh", "pose", "pose_matrix", "landmarks", "fps"):
+        assert np.array_equal(getattr(again, name), getattr(wanted, name)), name
+    with VideoSource(path) as video:
+        pictures = [frame.image for frame in video.frames()]
+    assert len(pictures) == 10 and pictures[0].shape == (64, 96, 3)
+    drawn = draw_guidance(wanted.landmarks[9], 96, 64)
+    assert np.abs(pictures[9].astype(int) - drawn).mean() < 6, "the last frame's drawing, after H.264"
+    assert np.abs(pictures[0].astype(int) - drawn).mean() > np.abs(pictures[9].astype(int) - drawn).mean()
+
+
+def test_an_error_on_the_way_leaves_what_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "out.mp4"
+    write(path)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+
+    def fail() -> dict[str, Any]:
+        raise RuntimeError
+
+    def fill_up() -> dict[str, Any]:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(RuntimeError):
+        write(path, describe=fail)
+    with pytest.raises(OSError, match=rf"cannot write {path} .*No space left") as full:
+        write(path, describe=fill_up)
+    assert full.value.errno == errno.ENOSPC
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_sizes() -> None:
+    assert video_size(653, 660, None, None) == (652, 660)
+    assert video_size(653, 660, 512, None) == (512, 516)
+    assert video_size(653, 660, None, 256) == (252, 256)
+    assert video_size(653, 660, 512, 512) == (512, 512)
+    for size in [(20, 10, None, None), (640, 480, 33, None), (640, 480, 20000, None), (640, 480, 64, 0)]:
+        with pytest.raises(ValueError, match="--width"):
+            video_size(*size)
+
+
+def test_names_that_cannot_be_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"must end in \.mp4"):
+        check_target(tmp_path / "out.avi")
+    speech = tmp_path / "speech.mp4"
+    speech.touch()
+    (tmp_path / "link.mp4").symlink_to(speech)
+    for output in ("speech.mp4", "link.mp4"):
+        with pytest.raises(ValueError, match="would replace the input"):
+            check_target(tmp_path / output, speech)
+    check_target(tmp_path / "other.mp4", speech)
+    with pytest.raises(ValueError, match="would replace the input"):
+        check_target(tmp_path / "out.mp4", tmp_path / "out.npz")

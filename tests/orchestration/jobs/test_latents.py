@@ -1,0 +1,425 @@
+"""Latents as a version: exactly once, whatever dies; readers, verify and the report take them as they are."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import textwrap
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from orchestration.cluster import Cluster, ClusterSettings
+from orchestration.job_names import encode_job
+from orchestration.jobs import latents
+from orchestration.jobs.latents import run_latents
+from orchestration.results import current_quarantine
+from orchestration.units.executor import RetrySettings, run_units
+from orchestration.units.ledger import release
+from orchestration.units.unit import RunError, Unit
+from shards.latents import find_latents
+from shards.manifest import read_manifest
+from shards.reader import ShardReader
+from shards.verify import verify
+from talkinghead.files.storage import Storage
+from talkinghead.media.picture_size import fit_pictures
+from talkinghead.models.image.codec import PictureEncoder
+from talkinghead.models.image.weights import load_vae
+from tests.support.job_commands import ROOT, Command
+from tests.support.latent_data import LENGTHS, SETTINGS, build, clip_key, in_process
+from tests.support.object_store import LocalS3
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set without latents; not to be changed."""
+    folder = tmp_path_factory.mktemp("latents") / "data"
+    build(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def encoded(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with latents; not to be changed."""
+    folder = Path(shutil.copytree(built, tmp_path_factory.mktemp("latents") / "encoded"))
+    run_latents(in_process(folder), SETTINGS)
+    return folder
+
+
+@pytest.fixture
+def data(built: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(built, tmp_path / "data"))
+
+
+def version_of(data: Path) -> str:
+    [entry] = read_manifest(Storage(data)).of_kind("latents")
+    return entry.version
+
+
+def content(data: Path) -> dict[str, bytes]:
+    """What readers see: everything but records and run times."""
+    files = [data / "DATASET.json", *data.glob("clips-*.tar"), *data.rglob("ann-*.tar"), *data.glob("index/*")]
+    return {path.relative_to(data).as_posix(): path.read_bytes() for path in files}
+
+
+def test_the_columns_are_what_training_would_encode(encoded: Path) -> None:
+    version = version_of(encoded)
+    encoder = PictureEncoder.load(SETTINGS.vae, SETTINGS.image_encoder)
+    reader = ShardReader(encoded, split=None, kept=False, extra=(version,), columns=("latents", "embedding"))
+    assert reader.version == "v1" and len(reader) == len(LENGTHS)
+    for position in range(len(reader)):
+        sample = reader[position]
+        pictures = fit_pictures(sample.video().transpose(0, 3, 1, 2), 32, 32)
+        moments = encoder.moments(torch.from_numpy(pictures)).numpy()
+        tokens = encoder.embedding(torch.from_numpy(pictures)).numpy()
+        stored = sample.annotation("latents"), sample.annotation("embedding")
+        assert stored[0].shape == (sample.num_frames, 32, 8, 8) and stored[0].dtype == np.float16
+        np.testing.assert_array_equal(stored[0], moments)
+        np.testing.assert_allclose(stored[1].astype(np.float32), tokens.astype(np.float32), rtol=2e-3, atol=2e-3)
+        assert np.array_equal(sample.annotation("latents", 2, 3), stored[0][2:5])
+        about = json.loads(sample.member("latents.json"))
+        assert (about["width"], about["height"]) == (32, 32) and about["vae"]["name"] == "tiny"
+        assert sample.member("ann.json") != sample.member("latents.json")
+
+
+def test_readers_that_do_not_ask_see_no_difference(built: Path, encoded: Path) -> None:
+    plain, other = (ShardReader(folder, split=None) for folder in (built, encoded))
+    assert plain.version == other.version == "v1" and plain.keys == other.keys
+    assert other.manifest.annotation().version == "v1"
+    before, after = (content(folder) for folder in (built, encoded))
+    assert {name: after[name] for name in before if name != "DATASET.json"} == {
+        name: data for name, data in before.items() if name != "DATASET.json"
+    }
+    with pytest.raises(ValueError, match=rf"it is in {version_of(encoded)}, to be named"):
+        ShardReader(encoded, columns=("latents",))
+    with pytest.raises(ValueError, match="run make latents"):
+        ShardReader(built, extra=("latents-0123456789ab",))
+
+
+def test_verify_and_the_index(encoded: Path) -> None:
+    report = verify(Storage(encoded), deep=True)
+    assert report.ok and report.versions == ["v1", version_of(encoded)] and not report.unknown, report
+    assert not [path for path in encoded.glob("units/encode-*/**/*") if path.is_file()], "large, and packed"
+    shard = next(encoded.glob("ann/latents-*/ann-000001.tar"))
+    damaged = bytearray(shard.read_bytes())
+    damaged[3000] ^= 1
+    copy = encoded.parent / "damaged"
+    shutil.copytree(encoded, copy)
+    (copy / shard.relative_to(encoded)).write_bytes(damaged)
+    problems = verify(Storage(copy)).problems
+    assert {problem.kind for problem in problems} >= {"sha256"} and "latents-" in problems[0].file
+    alone = ShardReader(encoded, version=version_of(encoded), split=None)
+    assert len(alone) == len(LENGTHS), "also what the filters leave out: thresholds may change, shards do not"
+
+
+def test_find_latents_goes_by_weights_and_size(encoded: Path, tmp_path: Path) -> None:
+    manifest = read_manifest(Storage(encoded))
+    networks = PictureEncoder.load("tiny", "tiny").provenance()
+    assert find_latents(manifest, networks, 32, 32) == version_of(encoded)
+    assert find_latents(manifest, networks, 32, 64) is None
+    assert find_latents(manifest, PictureEncoder.load("tiny-kl", "tiny").provenance(), 32, 32) is None
+    assert find_latents(manifest, PictureEncoder.load("tiny", "small").provenance(), 32, 32) is None
+    # The same weights out of a folder are the same weights.
+    load_vae("tiny").save_pretrained(tmp_path / "vae")
+    other = PictureEncoder.load(str(tmp_path), "tiny").provenance()
+    assert other["vae"]["kind"] == "folder" and find_latents(manifest, other, 32, 32) == version_of(encoded)
+    settings = replace(SETTINGS, vae=str(tmp_path))
+    assert latents.version_name(settings, other) == latents.version_name(SETTINGS, networks) == version_of(encoded)
+
+
+def test_a_second_run_does_nothing_and_another_place_gives_the_same_bytes(encoded: Path, data: Path) -> None:
+    run_latents(in_process(data), SETTINGS)
+    assert content(data) == content(encoded)
+    times = {path: path.stat().st_mtime_ns for path in data.rglob("*") if path.is_file()}
+    run_latents(in_process(data), SETTINGS)
+    after = {path: path.stat().st_mtime_ns for path in data.rglob("*") if path.is_file()}
+    changed = {path.name for path in after if after[path] != times.get(path)}
+    assert after.keys() == times.keys() and changed <= {"DATASET.json", next(data.glob("index/latents-*")).name}
+    assert content(data) == content(encoded)
+
+
+DYING = """
+import os, signal, sys
+from pathlib import Path
+import orchestration.jobs.worker_networks, talkinghead.media.clip  # before the forks: they take long
+from talkinghead.files.storage import Storage
+from orchestration.jobs.latents import run_latents
+from tests.support.latent_data import SETTINGS, in_process
+commit = Storage._commit
+for number, folder in enumerate(sys.argv[1:], 1):
+    if child := os.fork():
+        _, status = os.waitpid(child, 0)
+        print(number, os.WTERMSIG(status))
+        continue
+    left = number
+    def dying(self, temporary, path):
+        global left
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        commit(self, temporary, path)
+    Storage._commit = dying
+    run_latents(in_process(Path(folder)), SETTINGS)
+    os._exit(0)
+"""
+
+
+def test_death_at_any_write(built: Path, encoded: Path, tmp_path: Path) -> None:
+    """The process is killed at its n-th write: the plan, five units, two shards, the index, DATASET.json."""
+    copies = [Path(shutil.copytree(built, tmp_path / str(writes))) for writes in range(1, 11)]
+    arguments = [sys.executable, "-c", textwrap.dedent(DYING), *map(str, copies)]
+    done = subprocess.run(arguments, cwd=ROOT, timeout=240, check=False, capture_output=True, text=True)
+    assert done.stdout.split("\n")[:-1] == [f"{number} 9" for number in range(1, 11)], done.stderr[-2000:]
+    for data in copies:
+        assert read_manifest(Storage(data)).of_kind("latents") == []
+        assert len(ShardReader(data)) == 3 and verify(Storage(data)).ok
+        done_before = {path: path.stat().st_mtime_ns for path in data.glob("records/encode-*/**/*.json")}
+        run_latents(in_process(data), SETTINGS)
+        assert content(data) == content(encoded) and verify(Storage(data)).ok
+        assert all(path.stat().st_mtime_ns == then for path, then in done_before.items()), "encoded once"
+
+
+def test_a_poison_clip_alone_is_missing(tmp_path: Path, command: Command) -> None:
+    """Through the real command line: the neighbours of a clip that cannot be decoded are encoded."""
+    data = tmp_path / "data"
+    storage = build(data, poison=(1,))
+    arguments = ("orchestration", "latents", "--data", data, "--vae", "tiny", "--image-encoder", "tiny")
+    size = ("--width", 32, "--height", 32, "--workers", 1)
+    done = command(*arguments, *size)
+    assert done.stdout.splitlines()[-1] == str(data / "DATASET.json")
+    assert "bytes per frame" in done.stderr and "4 done now, 1 quarantined" in done.stderr
+    [failure] = current_quarantine(storage)
+    assert failure.key == clip_key(1) and failure.cause == "media:not_media"
+    version = version_of(data)
+    entry = read_manifest(storage).annotation(version)
+    assert (entry.samples, entry.kept, entry.splits) == (5, 4, {"train": 3, "val": 1})
+    reader = ShardReader(data, split=None, kept=False, extra=(version,), columns=("latents",))
+    assert len(reader) == 4 and clip_key(1) not in reader.keys
+    whole = ShardReader(data, split=None, kept=False, extra=(version,))
+    with pytest.raises(ValueError, match=r"no latents\.npy: .*\(make quarantine\)"):
+        whole.find(clip_key(1)).annotation("latents")
+    problems = [problem for problem in verify(storage).problems if "mp4" not in problem.detail]
+    assert problems == []
+    assert run_latents(in_process(data), SETTINGS) == version
+    assert release(storage, current_quarantine(storage)) and current_quarantine(storage) == []
+
+
+def test_a_late_success_changes_no_packed_shard(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    storage = build(tmp_path / "data", poison=(1,))
+    version = run_latents(in_process(storage), SETTINGS)
+    before = content(tmp_path / "data")
+    release(storage, current_quarantine(storage))
+    whole = build(tmp_path / "whole")
+    # The clip is mended in its shard: as if a codec had been missing when it failed.
+    for name in ("clips-000000.tar", "clips-000001.tar"):
+        storage.write(name, whole.read(name))
+    manifest = read_manifest(whole)
+    patched = replace(read_manifest(storage), media=manifest.media)
+    storage.write("DATASET.json", patched.to_json())
+    shutil.copytree(tmp_path / "whole/index", tmp_path / "data/index", dirs_exist_ok=True)
+    entries = [*manifest.annotations, *patched.of_kind("latents")]
+    storage.write("DATASET.json", replace(patched, annotations=entries).to_json())
+    assert run_latents(in_process(storage), SETTINGS) == version
+    assert "only after their shard" in caplog.text
+    after = content(tmp_path / "data")
+    shards = [name for name in before if name.startswith("ann/latents-")]
+    assert shards and all(after[name] == before[name] for name in shards)
+    assert run_latents(in_process(storage), SETTINGS, "again") == "again"
+    assert read_manifest(storage).annotation("again").kept == len(LENGTHS)
+    # By name: the more complete one is not preferred, but both are found to fit.
+    assert [entry.version for entry in read_manifest(storage).annotations] == ["v1", "again", version]
+
+
+def test_a_clip_that_breaks_in_the_middle_is_not_readable_media(
+    data: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not tried again, and listed by the cause that all unreadable media have; the version says what it lacks."""
+    storage = Storage(data)
+    sample = ShardReader(storage, split=None, kept=False).find(clip_key(3))
+    file, member = sample._reader.locate(sample.row, "mp4")
+    read_range = Storage.read_range
+
+    def damaged(self: Storage, path: str, offset: int, size: int) -> bytes:
+        content = read_range(self, path, offset, size)
+        if (path, offset) != (file, member.offset):
+            return content
+        start = content.index(b"mdat") + 4  # the pictures; the table of contents stays whole
+        stop = start - 8 + int.from_bytes(content[start - 8 : start - 4], "big")
+        return content[:start] + b"\xff" * (stop - start) + content[stop:]
+
+    monkeypatch.setattr(Storage, "read_range", damaged)
+    run_latents(in_process(storage), SETTINGS)
+    [failure] = current_quarantine(storage)
+    assert (failure.key, failure.cause) == (clip_key(3), "media:undecodable")
+    assert "lacks 1 of 5 samples that could not be encoded" in caplog.text
+
+
+def test_names_and_sizes_that_cannot_be(data: Path) -> None:
+    runner = in_process(data)
+    for settings, version, said in (
+        (replace(SETTINGS, width=42), None, "multiples of 4"),
+        (replace(SETTINGS, vae="nowhere"), None, "no folder 'nowhere'"),
+        (replace(SETTINGS, image_encoder=str(data)), None, "no image_encoder in"),
+        (SETTINGS, "v1", "is a face annotation"),
+        (SETTINGS, "a b", "must be 1 to 31 characters"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            run_latents(runner, settings, version)
+    assert not list(data.glob("plans/encode-*")) and read_manifest(Storage(data)).of_kind("latents") == []
+    run_latents(runner, SETTINGS, "mine")
+    with pytest.raises(ValueError, match=r"mine was begun by another release, .* or another size \(32x32\)"):
+        run_latents(runner, replace(SETTINGS, width=64), "mine")
+    with pytest.raises(FileNotFoundError, match="make shards"):
+        run_latents(in_process(data / "empty"), SETTINGS)
+
+
+def test_no_space_is_said_before_anything_is_encoded(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(data)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(RunError, match=r"latents of 57 frames at 4\.1 KiB each need .* make room"):
+        run_latents(in_process(data), SETTINGS)
+    assert not list(data.rglob("records/encode-*/**/*.json"))
+
+
+def test_weights_that_change_under_the_plan_stop_the_run(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a node of a cluster that has another file in the same place."""
+    from orchestration.jobs import worker_networks
+
+    load_vae("tiny-kl").save_pretrained(tmp_path / "vae")
+    settings = replace(SETTINGS, vae=str(tmp_path / "vae"), width=64, height=64)
+    given = latents.plan_latents
+
+    def plan_and_swap(*arguments: object) -> object:
+        units = given(*arguments)  # type: ignore[arg-type]
+        vae = load_vae("tiny-kl")
+        torch.nn.init.ones_(next(vae.parameters()))
+        vae.save_pretrained(tmp_path / "vae")
+        worker_networks._encoder.cache_clear()
+        return units
+
+    monkeypatch.setattr(latents, "plan_latents", plan_and_swap)
+    with pytest.raises(RunError, match="this machine has the vae"):
+        run_latents(in_process(data), settings)
+    shutil.rmtree(tmp_path / "vae")
+    worker_networks._encoder.cache_clear()
+    with pytest.raises(ValueError, match="no folder"):
+        run_latents(in_process(data), settings)
+
+
+def test_networks_are_loaded_once_for_all_units(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from orchestration.jobs import worker_networks
+
+    worker_networks._encoder.cache_clear()
+    loads = []
+    load = PictureEncoder.load
+    monkeypatch.setattr(PictureEncoder, "load", lambda *names: loads.append(names) or load(*names))
+    run_latents(in_process(data), SETTINGS)
+    assert len(loads) == 2, "by the plan, and by the one worker"
+
+
+def test_values_beyond_half_precision_are_refused(data: Path, tmp_path: Path) -> None:
+    vae = load_vae("tiny-kl")
+    with torch.no_grad():
+        vae.quant_conv.bias.fill_(1e6)  # pyright: ignore
+    vae.save_pretrained(tmp_path / "vae")
+    settings = replace(SETTINGS, vae=str(tmp_path / "vae"), width=64, height=64)
+    run_latents(in_process(data), settings)
+    failures = current_quarantine(Storage(data))
+    assert len(failures) == len(LENGTHS) and "not finite" in failures[0].attempts[0].message
+
+
+@pytest.mark.slow
+def test_units_share_the_gpus_of_a_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray is told of two GPUs that are not there: each unit sees one, and no more run at once than have a share."""
+    monkeypatch.setenv("RAY_OVERRIDE_RESOURCES", '{"GPU": 2}')
+    storage = Storage(tmp_path / "data")
+    units = [
+        Unit(
+            job="test",
+            key=f"unit{number}",
+            pkey="0123456789abcdef",
+            function="tests.support.poison:behave",
+            payload={"behaviour": "gpus", "runs": str(tmp_path / "runs"), "sleep": 0.2},
+            source="",
+            time_limit_s=60.0,
+        )
+        for number in range(6)
+    ]
+    with Cluster(ClusterSettings(workers=4)) as cluster:
+        assert cluster.gpu_slots(0.5) == (4, 0.5) and cluster.gpu_slots(1.0) == (2, 1.0)
+        assert cluster.gpu_slots(0.0) == (4, 0.0)
+        assert run_units(storage, "test", units, cluster, RetrySettings(), gpu_share=0.5).committed == 6
+    seen = {storage.read(file.path)[512:514].strip(b"\0") for file in storage.list("units", ".tar")}
+    assert seen <= {b"0", b"1"} and seen
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_latents_live_through_what_happens_to_a_data_set(
+    finished: Path, sample_source: Path, tmp_path: Path, command: Command
+) -> None:
+    """Other thresholds, another annotation version, new clips: never a data set that contradicts itself."""
+    data = Path(shutil.copytree(finished, tmp_path / "data"))
+    encode = ("orchestration", "latents", "--data", data, "--vae", "tiny", "--image-encoder", "tiny")
+    encode = (*encode, "--width", 64, "--height", 64, "--workers", 2)
+
+    def sound() -> dict[str, object]:
+        command("shards", "verify", "--data", data)
+        command("orchestration", "report", "--data", data)
+        numbers = json.loads((data / "report/report.json").read_text())
+        assert numbers["errors"] == [] and numbers["pending"] == 0
+        return numbers
+
+    command(*encode)
+    version = version_of(data)
+    [about] = sound()["latents"]  # pyright: ignore
+    assert about["version"] == version and about["missing"] == 0 and about["bytes_per_frame"] > 2 * 2 * 16 * 16 * 16
+    assert f"encode-{version}" in sound()["jobs"] and version in (data / "report/index.html").read_text()  # type: ignore
+    command("orchestration", "shards", "--data", data, "--filters", "max_yaw_abs_median=30")
+    manifest = read_manifest(Storage(data))
+    assert [entry.version for entry in manifest.annotations] == [
+        "v1",
+        version,
+    ] and manifest.annotation().version == "v1"
+    command("orchestration", "reannotate", "--data", data, "--version", "v2", "--annotate", "detector_every=2")
+    manifest = read_manifest(Storage(data))
+    assert [entry.version for entry in manifest.annotations] == ["v1", "v2", version]
+    assert manifest.annotation().version == "v2" and sound()["previous_version"] == "v1"
+    assert len(ShardReader(data, split=None, extra=(version,), columns=("latents", "mesh"))) > 0
+    refused = command("orchestration", "report", "--data", data, "--version", version, check=False)
+    assert refused.returncode == 2 and "holds latents" in refused.stderr
+    refused = command("orchestration", "reannotate", "--data", data, "--version", version, check=False)
+    assert refused.returncode == 2 and "holds latents" in refused.stderr
+
+    source = Path(shutil.copytree(sample_source, tmp_path / "source"))
+    shutil.copy(sorted(source.glob("astronaut*"))[0], source / "another.mp4")
+    done = command("orchestration", "shards", "--source", source, "--data", data)
+    assert f"latents {version} does not cover the new shards: make latents extends it" in done.stderr
+    assert read_manifest(Storage(data)).of_kind("latents") == []
+    sound()
+    before = {path: path.read_bytes() for path in data.glob("ann/latents-*/*.tar")}
+    done = command(*encode)
+    assert "1 done now" in done.stderr and version_of(data) == version
+    assert all(path.read_bytes() == then for path, then in before.items())
+    assert len(list(data.glob("ann/latents-*/*.tar"))) == len(before) + 1
+    sound()
+    command("orchestration", "retry", "--data", data)
+
+
+def test_an_object_store_gets_the_same_shards(encoded: Path, built: Path, s3: LocalS3) -> None:
+    storage, local = Storage(s3.uri("latents")), Storage(built)
+    for path in sorted(path for path in built.rglob("*") if path.is_file() and not path.name.startswith(".")):
+        name = path.relative_to(built).as_posix()
+        storage.write(name, local.read(name))
+    version = run_latents(in_process(storage), SETTINGS)
+    expected = content(encoded)
+    assert {name: storage.read(name) for name in expected} == expected
+    assert not storage.list("units/" + encode_job(version)) and verify(storage).ok
+    assert find_latents(read_manifest(storage), PictureEncoder.load("tiny", "tiny").provenance(), 32, 32) == version

@@ -1,0 +1,120 @@
+"""SIGKILL to workers and to the driver at random moments: the shards come out bit-identical, nothing is lost."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.support.job_commands import ROOT, TWO_SHARDS, Command, digests
+
+KILLS = 20
+
+
+def start(source: Path, data: Path) -> subprocess.Popen[bytes]:
+    arguments = ["shards", "--source", source, "--data", data, *TWO_SHARDS]
+    return subprocess.Popen(
+        [sys.executable, "-m", "orchestration", *map(str, arguments)],
+        cwd=ROOT,
+        env=os.environ | {"TALKINGHEAD_TEST_RUN": str(data)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+
+
+def processes_of(data: Path, *, units_only: bool = True) -> list[int]:
+    """Ids of the processes that Ray runs for this DATA (the environment marks them as ours): the workers that run a
+    unit just now, or all, Ray's own servers and agents too."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        try:
+            if folder.name.isdigit() and f"TALKINGHEAD_TEST_RUN={data}".encode() in (folder / "environ").read_bytes():
+                title = (folder / "cmdline").read_bytes()
+                if title.startswith((b"ray::_pool_task", b"ray::_alone_task")) or not units_only:
+                    found.append(int(folder.name))
+        except OSError:
+            continue
+    return sorted(found)
+
+
+def wait_until_gone(data: Path) -> None:
+    """A killed driver takes its private Ray with it; wait for that, so that one run at a time is tested."""
+    deadline = time.monotonic() + 30
+    while processes_of(data) and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_twenty_kills_change_nothing(finished: Path, sample_source: Path, tmp_path: Path, command: Command) -> None:
+    """The driver and one of Ray's processes in turn. A run goes on where the last one died; one that gets through is
+    compared, and the next starts from nothing."""
+    chance = random.Random(20)
+    expected = digests(finished)
+    killed: Counter[str] = Counter()
+    data = tmp_path / "data0"
+    while sum(killed.values()) < KILLS:
+        run = start(sample_source, data)
+        deadline = time.monotonic() + chance.uniform(3.0, 14.0)
+        while time.monotonic() < deadline and run.poll() is None:
+            time.sleep(0.05)
+        if run.poll() is None:
+            whom = "other" if sum(killed.values()) % 2 else "driver"
+            others = [process for process in processes_of(data, units_only=False) if process != run.pid]
+            victim = run.pid if whom == "driver" or not others else chance.choice(others)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(victim, signal.SIGKILL)
+                killed["driver" if victim == run.pid else "other"] += 1
+        _, errors = run.communicate(timeout=240)
+        wait_until_gone(data)
+        if run.returncode == 0:
+            assert digests(data) == expected
+            data = tmp_path / f"data{sum(killed.values())}-{time.monotonic_ns()}"
+        elif run.returncode == 1:  # Ray itself was hit
+            assert b"error: " in errors or b"GCS" in errors, errors.decode()[-3000:]
+        else:
+            assert run.returncode == -signal.SIGKILL
+    assert killed["driver"] and killed["other"]
+
+    command("orchestration", "shards", "--source", sample_source, "--data", data, *TWO_SHARDS)
+    assert digests(data) == expected
+    command("shards", "verify", "--data", data, "--deep")
+    command("orchestration", "report", "--data", data)
+    command("orchestration", "report", "--data", finished)
+    outcomes = [list(csv.DictReader((d / "report/inputs.csv").open())) for d in (data, finished)]
+    assert outcomes[0] == outcomes[1]
+
+
+def test_one_killed_worker_and_one_killed_driver(
+    finished: Path, sample_source: Path, tmp_path: Path, command: Command
+) -> None:
+    """The short form of the above, for every test run: the driver dies while clips are cut, then a worker."""
+    data = tmp_path / "data"
+    run = start(sample_source, data)
+    while run.poll() is None and not (data / "records").exists():
+        time.sleep(0.05)
+    run.send_signal(signal.SIGKILL)
+    run.communicate()
+    wait_until_gone(data)
+    assert not list(data.glob("clips-*.tar"))
+
+    run = start(sample_source, data)
+    hit = False
+    while run.poll() is None and not hit:
+        for worker in processes_of(data)[:1]:
+            os.kill(worker, signal.SIGKILL)
+            hit = True
+        time.sleep(0.02)
+    _, errors = run.communicate(timeout=240)
+    assert hit and run.returncode == 0, errors.decode()[-3000:]
+    assert digests(data) == digests(finished)
+    assert not list((data / "tmp").iterdir())

@@ -1,0 +1,166 @@
+"""Batches do not depend on world size, workers or interruptions, and hold what the clips hold."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from shards.loader import ClipLoader, WindowConfig, WindowDataset
+from shards.reader import ShardReader
+from tests.support.shard_data import LENGTHS, clip_arrays, clip_audio, clip_frames
+
+CONFIG = WindowConfig(num_frames=20, columns=("video", "audio", "landmarks", "valid"))
+LIGHT = WindowConfig(num_frames=20, columns=("audio", "pose"))
+
+
+@pytest.fixture(scope="module")
+def reader(built):
+    return ShardReader(built, split=None)
+
+
+def loader_of(reader: ShardReader, config: WindowConfig, *, seed: int = 0, **options: Any) -> ClipLoader:
+    return ClipLoader(WindowDataset(reader, config, seed), **options)
+
+
+def take(loader: ClipLoader, count: int) -> list[dict]:
+    found = []
+    for batch in loader:
+        found.append(batch)
+        if len(found) == count:
+            break
+    return found
+
+
+def joined(parts: list[dict]) -> dict:
+    """The ranks' parts of a global batch as one."""
+    batch = {"keys": [key for part in parts for key in part["keys"]]}
+    return batch | {name: torch.cat([p[name] for p in parts]) for name in parts[0] if name != "keys"}
+
+
+def same(a: dict, b: dict) -> bool:
+    return a["keys"] == b["keys"] and all(
+        torch.equal(torch.nan_to_num(a[name].float()), torch.nan_to_num(b[name].float()))
+        for name in a
+        if name != "keys"
+    )
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_same_batches_for_any_world_and_workers(reader, world, workers):
+    expected = take(loader_of(reader, LIGHT, global_batch=4, seed=5), 6)
+    ranks = [
+        take(loader_of(reader, LIGHT, global_batch=4, seed=5, rank=r, world=world, num_workers=workers), 6)
+        for r in range(world)
+    ]
+    for batch, *parts in zip(expected, *ranks, strict=True):
+        assert same(batch, joined(parts))
+
+
+@pytest.mark.parametrize(("stop", "world", "workers"), [(1, 1, 0), (3, 2, 0), (3, 1, 2), (5, 4, 0)])
+def test_resume_continues_exactly(reader, stop, world, workers):
+    """8 samples in batches of 4 x 3: stops in the middle of an epoch, continues on another world."""
+    unbroken = take(loader_of(reader, LIGHT, global_batch=12, seed=1), 7)
+    first = loader_of(reader, LIGHT, global_batch=12, seed=1, num_workers=workers)
+    take(first, stop)
+    state = first.state_dict()
+    assert state == {"slots": 12 * stop}
+    parts = []
+    for rank in range(world):
+        loader = loader_of(reader, LIGHT, global_batch=12, seed=1, rank=rank, world=world)
+        loader.load_state_dict(state)
+        parts.append(take(loader, 7 - stop))
+    for batch, *ranks in zip(unbroken[stop:], *parts, strict=True):
+        assert same(batch, joined(ranks))
+
+
+def test_every_sample_once_per_epoch_in_new_windows(reader):
+    loader = loader_of(reader, LIGHT, global_batch=3, seed=0, epochs=3)
+    batches = list(loader)
+    assert len(batches) == 8 and loader.epoch == 3
+    seen = [(k, f) for batch in batches for k, f in zip(batch["keys"], batch["first"].tolist(), strict=True)]
+    epochs = [seen[n : n + 8] for n in (0, 8, 16)]
+    for epoch in epochs:
+        assert sorted(key for key, _ in epoch) == sorted(reader.keys)
+    assert len({tuple(key for key, _ in epoch) for epoch in epochs}) == 3
+    assert len({tuple(sorted(epoch)) for epoch in epochs}) == 3
+    slots = [slot for batch in batches for slot in batch["slot"].tolist()]
+    assert slots == list(range(24))
+    assert len(list(loader_of(reader, LIGHT, global_batch=6, epochs=1))) == 2  # the last is filled up
+    assert not list(loader)
+
+
+def test_contents_and_types(reader):
+    (batch,) = take(loader_of(reader, CONFIG, global_batch=8), 1)
+    assert batch["video"].shape == (8, 20, 3, 64, 64) and batch["video"].dtype == torch.uint8
+    assert batch["audio"].shape == (8, 20 * 640) and batch["audio"].dtype == torch.float32
+    assert batch["landmarks"].shape == (8, 20, 478, 3) and batch["valid"].dtype == torch.bool
+    for n, (key, first) in enumerate(zip(batch["keys"], batch["first"].tolist(), strict=True)):
+        number = int(key.split("_")[1][:2])
+        window = slice(first, first + 20)
+        audio = clip_audio(number)[first * 640 : (first + 20) * 640]
+        assert np.array_equal(batch["audio"][n].numpy(), audio)
+        difference = batch["video"][n].permute(0, 2, 3, 1).numpy().astype(int) - clip_frames(number)[window]
+        assert np.abs(difference).max() <= 3
+        np.testing.assert_allclose(batch["landmarks"][n].numpy(), clip_arrays(number)["landmarks"][window], atol=4e-5)
+        assert np.array_equal(batch["valid"][n].numpy(), clip_arrays(number)["valid"][window])
+        assert batch["mask"][n].all()
+
+
+def test_short_clips_are_padded_with_a_mask_or_skipped(reader):
+    config = WindowConfig(num_frames=40, columns=("video", "audio", "valid"))
+    dataset = WindowDataset(reader, config, seed=0)
+    assert len(dataset) == 8
+    for slot in range(8):
+        item = dataset[slot]
+        frames = min(40, LENGTHS[int(item["key"].split("_")[1][:2])])
+        assert item["mask"].tolist() == [True] * frames + [False] * (40 - frames)
+        assert item["video"].shape[0] == 40 and item["audio"].shape == (40 * 640,)
+        if frames < 40:
+            assert (item["video"][frames:] == item["video"][frames - 1]).all()
+            assert not item["audio"][frames * 640 :].any()
+    skipping = WindowDataset(reader, WindowConfig(num_frames=40, columns=("audio",), short="skip"), seed=0)
+    assert Counter(skipping[slot]["key"] for slot in range(len(skipping))).keys() == {
+        key for key, frames in zip(reader.keys, reader.num_frames, strict=True) if frames >= 40
+    }
+
+
+def test_wrong_use_is_refused(reader, built):
+    with pytest.raises(ValueError, match="use a multiple"):
+        loader_of(reader, LIGHT, global_batch=6, world=4)
+    with pytest.raises(ValueError, match="make reannotate"):
+        loader_of(reader, WindowConfig(num_frames=4, columns=("video", "latents")), global_batch=1)
+    with pytest.raises(ValueError, match="none of the 8 samples has 400 frames"):
+        loader_of(reader, WindowConfig(num_frames=400, short="skip"), global_batch=1)
+    with pytest.raises(ValueError, match="no samples to train on"):
+        loader_of(ShardReader(built, split="test"), LIGHT, global_batch=1)
+    wrong: dict[str, Any]
+    for wrong in (
+        {"num_frames": 0},
+        {"num_frames": 4, "columns": ("audio", "audio")},
+        {"num_frames": 4, "columns": ()},
+    ):
+        with pytest.raises(ValueError):
+            WindowConfig(**wrong)
+
+
+class Numbers:
+    """Any dataset of slots will do."""
+
+    def __len__(self) -> int:
+        return 5
+
+    def __getitem__(self, slot: int) -> dict[str, Any]:
+        return {"key": f"k-{slot % 5}", "slot": slot, "square": torch.tensor([slot * slot])}
+
+
+def test_any_dataset_of_slots_is_read():
+    loader = ClipLoader(Numbers(), global_batch=4, rank=1, world=2, num_workers=1)
+    first, second = take(loader, 2)
+    assert first["keys"] == ["k-2", "k-3"] and second["slot"].tolist() == [6, 7]
+    assert second["square"].tolist() == [[36], [49]]
+    assert loader.epoch == 8 / 5

@@ -1,0 +1,140 @@
+"""A small data set of drawn faces that turn and speak, with landmarks that fit them; and their latents."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from shards.index import build_index, read_index, write_index
+from shards.manifest import AnnotationEntry, read_manifest, write_manifest
+from shards.plan import PlannedSample
+from shards.reader import ShardReader
+from talkinghead import dataroot
+from talkinghead.annotation import blank_arrays
+from talkinghead.derived import EMBEDDING, ENCODING, LATENTS
+from talkinghead.files.storage import Storage
+from talkinghead.geometry.canonical import mean_face
+from talkinghead.geometry.face_regions import LIPS
+from talkinghead.geometry.guidance import draw_guidance
+from talkinghead.media.picture_size import fit_pictures
+from talkinghead.models.image.codec import PictureEncoder
+from talkinghead.schema import annotation_shard_name, check_key
+from tests.support.packed_data import PackedClip, annotation_members, media_members, pack, pack_data, write_unit
+
+LENGTHS = (26, 34, 12, 30)
+"""Frames of the clips; the last is held out."""
+SIDE = 64
+"""Pixels of a picture's side."""
+UNSEEN = slice(8, 11)
+"""Frames of clip 1 without a face."""
+LATENTS_VERSION = "latents-0123456789ab"
+
+
+def clip_key(number: int) -> str:
+    """Key of a clip."""
+    return check_key(f"folder-face_{number}-abcd")
+
+
+def landmarks(number: int) -> np.ndarray:
+    """`[F, 478, 3]`: a face that wanders, and whose lower lip falls and rises."""
+    count = LENGTHS[number]
+    time = np.arange(count) / 25
+    vertices = mean_face().vertices
+    flat = 0.5 + np.stack([vertices[:, 0], -vertices[:, 1], -vertices[:, 2]], axis=1) * 0.035
+    points = np.repeat(flat[None], count, axis=0)
+    lips = np.array(LIPS)
+    low = lips[points[0, lips, 1] > points[0, lips, 1].mean()]
+    points[:, low, 1] += 0.04 * (0.5 - 0.5 * np.cos(2 * np.pi * (2 + number) * time))[:, None]
+    points[..., 0] += 0.08 * np.sin(2 * np.pi * (0.7 + 0.2 * number) * time)[:, None]
+    return np.concatenate([points, np.full((count, 10, 3), 0.5)], axis=1).astype(np.float32)
+
+
+def frames(number: int) -> np.ndarray:
+    """`[F, 64, 64, 3]`: the landmarks, drawn on a wall of the clip's own colour."""
+    wall = np.array([40 + 50 * number, 160 - 40 * number, 90], np.uint8)
+    drawn = np.stack([draw_guidance(points, SIDE, SIDE) for points in landmarks(number)])
+    return np.where(drawn.any(axis=-1, keepdims=True), drawn, wall)
+
+
+def arrays(number: int) -> dict[str, np.ndarray]:
+    """The annotation."""
+    found = blank_arrays(LENGTHS[number])
+    found["landmarks"][:] = landmarks(number)
+    found["mesh"][:] = mean_face().vertices
+    found["pose"][:] = [0, 0, 0, 0, 0, -40]
+    found["pose_matrix"][:] = np.eye(4)
+    found["pose_matrix"][:, 2, 3] = -40
+    found["blendshapes"][:] = 0.0
+    found["quality"][:] = 1.0
+    found["valid"][:] = True
+    if number == 1:
+        for name, values in found.items():
+            values[UNSEEN] = False if name == "valid" else np.nan
+    return found
+
+
+def build_face_data(root: Path) -> Storage:
+    """Four clips of two people in two shards."""
+    clips = []
+    for number, length in enumerate(LENGTHS):
+        key, group = clip_key(number), f"person-{number // 2}"
+        silence = np.zeros(length * 640, np.float32)
+        clips.append(
+            PackedClip(
+                key=key,
+                num_frames=length,
+                media=media_members(key, frames(number), silence, source_id=f"face_{number}", group=group),
+                annotation=annotation_members(key, arrays(number)),
+                split="val" if number == 3 else "train",
+                split_group=group,
+                scores={"audio_missing": 0.0, "audio_silent": 1.0},
+            )
+        )
+    return pack_data(root, clips, min_shards=2)
+
+
+def add_latents(storage: Storage, encoder: PictureEncoder, width: int, height: int) -> None:
+    """A version with the latents of all clips, as the job writes it."""
+    manifest = read_manifest(storage)
+    reader = ShardReader(storage, split=None)
+    planned: dict[str, PlannedSample] = {}
+    for sample in (reader[number] for number in range(len(reader))):
+        pictures = torch.from_numpy(fit_pictures(sample.video().transpose(0, 3, 1, 2), width, height))
+        columns = {LATENTS: encoder.moments(pictures), EMBEDDING: encoder.embedding(pictures)}
+        members = {f"{name}.npy": _npy(value.numpy()) for name, value in columns.items()}
+        unit = write_unit(storage, dataroot.unit("encode", sample.key, "0" * 16), [(sample.key, members)])
+        planned[sample.key] = dataclasses.replace(unit[sample.key], num_frames=sample.num_frames)
+    rows, shards = [], []
+    old = read_index(storage, manifest.annotation())
+    for number in range(len(manifest.media)):
+        same = [old.row(row) for row in range(len(old)) if old.row(row).shard == number]
+        name = annotation_shard_name(LATENTS_VERSION, number)
+        packed, entry = pack(storage, name, [planned[row.key] for row in same])
+        shards.append(entry)
+        rows += [
+            dataclasses.replace(row, annotation=new.members) for row, new in zip(same, packed.samples, strict=True)
+        ]
+    index, sha256 = write_index(storage, build_index(LATENTS_VERSION, rows))
+    latents = AnnotationEntry(
+        version=LATENTS_VERSION,
+        index=index,
+        index_sha256=sha256,
+        shards=shards,
+        samples=len(rows),
+        kept=len(rows),
+        splits=dict(Counter(row.split for row in rows)),
+        kind="latents",
+        details={"encoding": ENCODING, "width": width, "height": height, **encoder.provenance()},
+    )
+    write_manifest(storage, dataclasses.replace(manifest, annotations=[*manifest.annotations, latents]))
+
+
+def _npy(values: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, values)
+    return buffer.getvalue()

@@ -1,0 +1,93 @@
+"""A small data set for the latents job, and a runner that needs no Ray: the same units, one after the other."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from annotate.latents import LatentSettings
+from orchestration.cluster import Cluster, ClusterSettings
+from orchestration.units.executor import RetrySettings, Tally
+from orchestration.units.ledger import Ledger
+from orchestration.units.records import QuarantineRecord
+from orchestration.units.runner import Runner
+from orchestration.units.unit import RunError, Unit, failed_attempt, run_unit
+from talkinghead import dataroot
+from talkinghead.annotation import blank_arrays
+from talkinghead.files.storage import Storage
+from tests.support.packed_data import PackedClip, annotation_members, media_members, pack_data
+
+LENGTHS = (5, 9, 6, 30, 7)
+SETTINGS = LatentSettings(vae="tiny", image_encoder="tiny", width=32, height=32)
+
+
+def clip_key(number: int) -> str:
+    return f"folder-clip_{number}-{number:06x}"
+
+
+def clip_frames(number: int) -> np.ndarray:
+    """`[F, 64, 64, 3]`: a coloured square that moves over a slope."""
+    frames = np.zeros((LENGTHS[number], 64, 64, 3), np.uint8)
+    frames[...] = np.arange(64, dtype=np.uint8)[:, None] * 3
+    for position, frame in enumerate(frames):
+        frame[10:30, position : position + 20] = (40 * number, 120, 250 - 40 * number)
+    return frames
+
+
+def build(root: Path, poison: Sequence[int] = ()) -> Storage:
+    """A data set of two shards; the videos of clips in `poison` are no videos."""
+    clips = []
+    for number, length in enumerate(LENGTHS):
+        audio = np.zeros(length * 640, np.float32)
+        media = media_members(
+            clip_key(number), clip_frames(number), audio, source_id=f"c{number}", group=f"group-{number}"
+        )
+        if number in poison:
+            media["mp4"] = b"no video" * 100
+        clips.append(
+            PackedClip(
+                key=clip_key(number),
+                num_frames=length,
+                media=media,
+                annotation=annotation_members(clip_key(number), blank_arrays(length)),
+                split="val" if number == 4 else "train",
+                split_group=f"group-{number}",
+                reason="no_face" if number == 2 else None,
+            )
+        )
+    return pack_data(root, clips, min_shards=2)
+
+
+class InProcessRunner(Runner):
+    """Runs units here, one after the other; a failure is quarantined at once."""
+
+    def run(self, job: str, units: Sequence[Unit], *, gpu_share: float = 0.0) -> Tally:
+        """Run what is pending."""
+        del gpu_share
+        started = time.perf_counter()
+        ledger = Ledger(self.storage, job)
+        pending = [unit for unit in units if not ledger.is_done(unit)]
+        tally = Tally(planned=len(units), done_before=len(units) - len(pending))
+        for unit in pending:
+            try:
+                tally.frames += run_unit(self.storage, unit, attempts=1).frames
+                tally.committed += 1
+            except RunError:
+                raise
+            except Exception as error:  # noqa: BLE001  as the executor does
+                attempt = failed_attempt(error, alone=False, seconds=0.0)
+                record = QuarantineRecord(
+                    job=unit.job, key=unit.key, pkey=unit.pkey, source=unit.source, attempts=[attempt]
+                )
+                self.storage.create(dataroot.quarantine(unit.job, unit.key, unit.pkey), record.to_json())
+                tally.quarantined += 1
+        tally.wall_seconds = time.perf_counter() - started
+        return tally
+
+
+def in_process(data: Storage | Path) -> Runner:
+    storage = data if isinstance(data, Storage) else Storage(data)
+    return InProcessRunner(storage=storage, cluster=Cluster(ClusterSettings()), retry=RetrySettings())

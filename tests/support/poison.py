@@ -1,0 +1,57 @@
+"""Job functions that misbehave for real, for the tests of the executor. Run by name: `tests.support.poison:…`."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import time
+from pathlib import Path
+
+from orchestration.units.records import RejectedPiece
+from orchestration.units.unit import Output, Unit
+from talkinghead.files.storage import Storage
+from talkinghead.schema import Rejection
+
+
+def behave(storage: Storage, unit: Unit) -> Output:
+    """Do what the payload says; `runs` counts how often the unit was started."""
+    payload = unit.payload
+    with Path(payload["runs"]).open("a") as runs:
+        runs.write(unit.key + "\n")
+    time.sleep(payload.get("sleep", 0.0))
+    match payload["behaviour"]:
+        case "sample":
+            return Output(contents=[(unit.key, 3, {"txt": unit.key.encode() * 100})])
+        case "threads":
+            import cv2
+
+            from orchestration.jobs.worker_networks import pin_threads
+
+            pin_threads()
+            told = f"{cv2.getNumThreads()} {os.environ['OMP_NUM_THREADS']} {os.getpid()}"
+            return Output(contents=[(unit.key, 1, {"txt": told.encode()})])
+        case "gpus":
+            return Output(contents=[(unit.key, 1, {"txt": os.environ.get("CUDA_VISIBLE_DEVICES", "all").encode()})])
+        case "reject":
+            rejection = Rejection(reason="no_face", score=0.25, detail="a quarter of the frames")
+            return Output(rejected=[RejectedPiece(key=unit.key, rejection=rejection)])
+        case "error":
+            raise ValueError("clip.mp4 is not a video")
+        case "segfault":
+            ctypes.string_at(0)
+        case "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "hang":  # in C, holding the interpreter lock, as a decoder that never returns does
+            ctypes.PyDLL(None).sleep(1000)
+        case "memory":
+            hoard = []
+            while True:
+                hoard.append(bytearray(256 << 20))
+        case "crash_once":
+            marker = Path(payload["marker"])
+            if not marker.exists():
+                marker.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return Output(contents=[(unit.key, 3, {"txt": b"second time lucky"})])
+    raise AssertionError(payload["behaviour"])

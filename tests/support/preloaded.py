@@ -1,0 +1,16 @@
+"""What a training imports, imported ahead; and the toy task, registered."""
+
+import torch._dynamo
+
+import train.__main__
+import train.commands
+import train.launch.torchrun
+import train.launch.worker
+import train.run.overview
+import train.trainer.loop
+from tests.support import toy_task
+from train.recipe import TASKS
+
+TASKS["toy"] = toy_task.__name__
+
+__all__ = ["torch", "train"]

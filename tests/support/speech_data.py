@@ -1,0 +1,88 @@
+"""A small data set in which faces and heads move with the loudness of their audio, so that it can be learnt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from talkinghead.annotation import blank_arrays
+from talkinghead.files.storage import Storage
+from talkinghead.geometry.canonical import mean_face
+from talkinghead.geometry.face_regions import LIPS
+from talkinghead.geometry.pose import matrix_from_pose
+from talkinghead.schema import check_key
+from talkinghead.timebase import SAMPLES_PER_FRAME
+from tests.support.packed_data import PackedClip, annotation_members, media_members, pack_data
+
+LENGTHS = (40, 55, 30, 48, 36)
+"""Frames of the clips; the last is held out, the one before it cannot be heard."""
+UNSEEN = 7
+"""Every so-manieth frame of clip 1 has no face."""
+
+
+def clip_key(number: int) -> str:
+    """Key of a clip."""
+    return check_key(f"folder-speech_{number}-abcd")
+
+
+def loudness(number: int) -> np.ndarray:
+    """0 .. 1 per frame, `[F]`."""
+    time = np.arange(LENGTHS[number]) / 25
+    return 0.5 - 0.5 * np.cos(2 * np.pi * (1.3 + 0.2 * number) * time)
+
+
+def speech(number: int) -> np.ndarray:
+    """A tone as loud as the frame says, `[F * 640]`."""
+    time = np.arange(LENGTHS[number] * SAMPLES_PER_FRAME) / 16000
+    return (np.repeat(loudness(number), SAMPLES_PER_FRAME) * 0.4 * np.sin(2 * np.pi * 220 * time)).astype(np.float32)
+
+
+def arrays(number: int) -> dict[str, np.ndarray]:
+    """Annotation: the lower half of the lips falls with the loudness, the head nods with it."""
+    count = LENGTHS[number]
+    loud = loudness(number).astype(np.float32)
+    found = blank_arrays(count)
+    mesh = np.repeat(mean_face().vertices[None].astype(np.float32), count, axis=0)
+    lips = list(LIPS)
+    middle = mesh[0, lips, 1].mean()
+    lower = [vertex for vertex in lips if mesh[0, vertex, 1] < middle]
+    mesh[:, lower, 1] -= loud[:, None]
+    pose = np.zeros((count, 6))
+    pose[:, 0] = 4 * loud + number
+    pose[:, 5] = -40
+    found |= {"mesh": mesh, "pose": pose.astype(np.float32), "pose_matrix": matrix_from_pose(pose).astype(np.float32)}
+    found["landmarks"][:] = 0.5
+    found["blendshapes"][:] = 0.0
+    found["quality"][:] = 1.0
+    found["valid"][:] = True
+    if number == 1:
+        for name, values in found.items():
+            values[::UNSEEN] = False if name == "valid" else np.nan
+    return found
+
+
+def build_speech_data(root: Path) -> Storage:
+    """Five clips of three speakers in two shards."""
+    clips = []
+    for number, length in enumerate(LENGTHS):
+        key, group = clip_key(number), f"speaker-{number // 2}"
+        silent = number == 3
+        clips.append(
+            PackedClip(
+                key=key,
+                num_frames=length,
+                media=media_members(
+                    key,
+                    np.zeros((length, 64, 64, 3), np.uint8),
+                    speech(number) * (not silent),
+                    source_id=f"speech_{number}",
+                    group=group,
+                ),
+                annotation=annotation_members(key, arrays(number)),
+                split="val" if number == 4 else "train",
+                split_group=group,
+                scores={"audio_missing": 0.0, "audio_silent": float(silent)},
+            )
+        )
+    return pack_data(root, clips, min_shards=2)

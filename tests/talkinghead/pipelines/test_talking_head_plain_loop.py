@@ -1,0 +1,77 @@
+"""The whole pipeline equals the loop that everybody would write first: all windows at each step, nothing reused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from talkinghead import rng
+from talkinghead.geometry.guidance import draw_guidance
+from talkinghead.models.image.codec import PictureEncoder
+from talkinghead.models.noise_schedule import COMPAT_INFER
+from talkinghead.pipelines.talking_head import TalkingHeadPipeline
+from tests.support.tiny_pipeline import published_guider, tiny_pipeline, tiny_request
+
+FRAMES, STEPS, SCALE = 7, 3, 2.5
+WINDOWS = {
+    False: [[0, 1, 2, 3], [2, 3, 4, 5], [3, 4, 5, 6]],
+    True: [[0, 1, 2, 3], [2, 3, 4, 5], [4, 5, 6, 0], [6, 0, 1, 2]],
+}
+
+
+def compat_pipeline() -> TalkingHeadPipeline:
+    """As the published weights want it: pose features that depend on the window, no attention to the reference's."""
+    return tiny_pipeline(compat=True, scheduler=COMPAT_INFER.sampler("ddim"), pose_guider=published_guider())
+
+
+@torch.no_grad()
+def plain_loop(pipeline: TalkingHeadPipeline, request: dict[str, Any], *, compat: bool) -> Tensor:
+    """Latents of all frames, `[F, C, h, w]`."""
+    pictures = PictureEncoder(pipeline.vae, pipeline.image_encoder)
+    portrait = torch.from_numpy(request["reference"]).permute(2, 0, 1)[None]
+    token = pictures.embedding(portrait).float()[:, None]
+    reference = pipeline.reference_net(pictures.mean(pictures.moments(portrait)), token)
+    images = torch.stack([_image(points) for points in request["landmarks"]])
+    beside = None if compat else _image(request["reference_landmarks"])[None]
+    draws = [rng.generator(5, "first noise", frame) for frame in range(FRAMES)]
+    latents = torch.from_numpy(np.stack([draw.standard_normal((16, 8, 8), dtype="float32") for draw in draws]))
+    scheduler = pipeline.scheduler
+    scheduler.set_timesteps(STEPS)
+    for timestep in scheduler.timesteps:
+        total, weight = torch.zeros_like(latents), torch.zeros(FRAMES, 1, 1, 1)
+        for window in WINDOWS[compat]:
+            shares = torch.tensor([1.0, 1, 1, 1] if compat else [1.0, 2, 2, 1])[:, None, None, None]
+            given: dict[str, Any] = {"latents": latents[None, window], "timestep": timestep}
+            given["pose"] = pipeline.pose_guider(images[None, window], beside)
+            conditional = pipeline.denoiser(**given, token=token, reference=reference)[0]
+            unconditional = pipeline.denoiser(**given, token=torch.zeros_like(token))[0]
+            total[window] += shares * (unconditional + SCALE * (conditional - unconditional))
+            weight[window] += shares
+        latents = scheduler.step(total / weight, timestep, latents).prev_sample
+    return latents
+
+
+def _image(points: np.ndarray) -> Tensor:
+    return torch.from_numpy(draw_guidance(points, 64, 64)).permute(2, 0, 1) / 127.5 - 1
+
+
+@pytest.mark.parametrize("compat", [False, True])
+def test_equals_the_plain_loop(compat: bool) -> None:
+    pipeline = compat_pipeline() if compat else tiny_pipeline()
+    pipeline.set_progress_bar_config(disable=True)
+    request = tiny_request(FRAMES, 32, 32)
+    found = pipeline(
+        **request,
+        num_inference_steps=STEPS,
+        guidance_scale=SCALE,
+        seed=5,
+        context_frames=4,
+        context_overlap=2,
+        output_type="latent",
+    ).frames  # pyright: ignore[reportAttributeAccessIssue]
+    want = plain_loop(pipeline, request, compat=compat)
+    assert float((found - want).norm() / want.norm()) < 1e-4 and want.std() > 0.3

@@ -1,0 +1,138 @@
+"""Validation beside the training: never waited for, done again after a kill, and no reason to end."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tests.support import toy_task
+from tests.support.train_commands import ROOT, SITE, run_train, toy, wait_for
+from train.config import ValidationConfig
+from train.recipe import TASKS, Recipe
+from train.run.run_folder import RunConfig, RunFolder
+from train.run.validation import Validations, run_validation
+
+TASKS["toy"] = toy_task.__name__
+
+
+@pytest.fixture(autouse=True)
+def children_know_the_toy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([SITE, str(ROOT)]))
+
+
+class Figures(dict[int, dict[str, float]]):
+    """What was handed out, by step."""
+
+    def take(self, step: int, values: dict[str, float]) -> None:
+        assert step not in self, "handed out twice"
+        self[step] = values
+
+
+def run_of(path: Path, **toy_settings: Any) -> RunFolder:
+    tiny = toy_task.tiny()
+    recipe = Recipe(config=dataclasses.replace(tiny.config, **toy_settings), train=tiny.train)
+    return RunFolder.start(path, RunConfig(task="toy", recipe_name="tiny", recipe=recipe, data="none"))
+
+
+def make(run: RunFolder, figures: Figures, rank: int = 0) -> Validations:
+    return Validations(run, ValidationConfig(every=1), rank, figures.take)
+
+
+def export(folder: Path) -> None:
+    torch.manual_seed(1)
+    save_file(toy_task.ToyModel(toy_task.Config()).state_dict(), folder / toy_task.WEIGHTS)
+
+
+def test_it_runs_beside_the_training_and_again_after_a_kill(tmp_path: Path) -> None:
+    run, figures = run_of(tmp_path / "run ü", validate_s=0.3), Figures()
+    first = make(run, figures)
+    longest = 0.0
+    for step in (10, 20, 30, 40):
+        started = time.perf_counter()
+        first.submit(step, export)
+        first.poll()
+        longest = max(longest, time.perf_counter() - started)
+    assert longest < 0.25, "starting a process takes no longer"
+    assert not first.folder(20).exists(), "of those that wait the newest two stay"
+    assert first._child is not None
+    child = first._child[1].pid
+    wait_for(lambda: os.getpriority(os.PRIO_PROCESS, child) == 10 or first._child[1].poll() is not None)
+    assert first._child[1].poll() is None
+    first.close()
+    assert not Path(f"/proc/{child}").exists() and not figures
+    assert first.folder(10).joinpath("weights").is_dir(), "not done"
+
+    second = make(run, figures)
+    second.resume(30)
+    assert not second.folder(40).exists(), "behind the checkpoint it will be made again"
+    second.wait()
+    assert sorted(figures) == [10, 30] and figures[10] == figures[30]
+    assert not list(run.validation.glob("*/weights"))
+    assert sorted(entry.name for entry in second.folder(30).iterdir()) == [
+        "result.json",
+        "validation.json",
+        "validation.log",
+    ]
+
+
+def test_figures_that_were_not_handed_out_before_a_kill_are_not_computed_again(tmp_path: Path) -> None:
+    run, figures = run_of(tmp_path), Figures()
+    validations = make(run, Figures())
+    validations._waiting = []
+    export_to = validations.folder(5) / "weights"
+    export_to.mkdir(parents=True)
+    export(export_to)
+    run_validation(run, 5, "none")
+    again = make(run, figures)
+    again.resume(5)
+    again.poll()
+    assert again._child is None and sorted(figures) == [5] and not export_to.exists()
+
+
+def test_a_failing_one_is_reported_and_ends_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run, figures = run_of(tmp_path), Figures()
+    validations = make(run, figures)
+    validations.submit(1, lambda folder: (folder / toy_task.WEIGHTS).write_bytes(b"torn"))
+    validations.wait()
+    assert not figures
+    (said,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert said.startswith("the validation of step 1 failed, training goes on: ") and "validation.log" in said
+    assert (validations.folder(1) / "weights").is_dir(), "for a look by hand"
+
+
+def test_other_ranks_do_nothing(tmp_path: Path) -> None:
+    run = run_of(tmp_path)
+    validations = make(run, Figures(), rank=1)
+    validations.resume(0)
+    validations.submit(1, export)
+    validations.poll()
+    validations.wait()
+    validations.close()
+    assert not run.validation.exists()
+
+
+def test_weights_that_are_gone_are_named(tmp_path: Path) -> None:
+    run = run_of(tmp_path)
+    with pytest.raises(ValueError, match="weights of step 7 are not in"):
+        run_validation(run, 7, "none")
+
+
+@pytest.mark.slow
+def test_steps_take_as_long_with_validation_as_without(tmp_path: Path) -> None:
+    """The child sleeps, so that on any machine only waiting for it could show."""
+    seconds = []
+    for every in (0, 10):
+        run = tmp_path / str(every)
+        options = ["--train.steps", 40, "--train.log.every", 40, "--config.step-s", 0.02, "--config.validate-s", 2]
+        done = run_train(tmp_path / f"out{every}", *toy(run, *options, "--train.validation.every", every))
+        assert done.wait() == 0, done.stderr
+        line = next(text for text in (run / "metrics.jsonl").read_text().splitlines() if '"step_s"' in text)
+        seconds.append(float(line.split('"step_s": ')[1].split(",")[0]))
+    assert seconds[1] < seconds[0] + 0.05, seconds

@@ -1,0 +1,38 @@
+"""Moving average of the weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from tests.support.training import recipe, train
+from train.config import EmaConfig
+from train.trainer.ema import Ema
+
+
+def test_average_of_known_weights() -> None:
+    weight = nn.Parameter(torch.tensor([1.0]))
+    ema = Ema({"w": weight}, EmaConfig(decay=0.75, warmup=False))
+    for step, value in enumerate((2.0, 3.0)):
+        weight.data.fill_(value)
+        ema.update(step)
+    assert ema.average["w"].item() == 0.75 * (0.75 * 1 + 0.25 * 2) + 0.25 * 3
+
+
+def test_decay_rises_to_its_value() -> None:
+    ema = Ema({"w": nn.Parameter(torch.zeros(1))}, EmaConfig(decay=0.9))
+    decays = [ema.decay(step) for step in range(200)]
+    assert decays[0] == 0.1 and decays[10] == 11 / 20 and decays[-1] == 0.9
+    assert decays == sorted(decays)
+
+
+def test_without_decay_it_is_the_newest_weights(tmp_path: Path) -> None:
+    outcome = train(tmp_path / "run", recipe(ema={"decay": 0.0}))
+    assert all(torch.equal(outcome["module"][name], value) for name, value in outcome["ema"].items())
+
+
+def test_it_is_not_the_weights_and_keeps_their_memory_apart(tmp_path: Path) -> None:
+    outcome = train(tmp_path / "run", recipe(ema={"decay": 0.9}))
+    assert not any(torch.equal(outcome["module"][name], value) for name, value in outcome["ema"].items())

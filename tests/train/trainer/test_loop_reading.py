@@ -1,0 +1,66 @@
+"""Reading processes and the signals that end a training."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.support.paths import ROOT
+
+PROGRAM = """
+import os, signal, sys
+from pathlib import Path
+from torch.utils.data import DataLoader, IterableDataset
+from tests.train import toy_task
+from tests.support.training import recipe, start, trainer_of
+from train.trainer.interruption import Interrupted
+
+
+class Stream(IterableDataset):
+    def __init__(self, loader):
+        self.loader = loader
+
+    def __iter__(self):
+        return iter(self.loader)
+
+
+class Loader(toy_task.ToyLoader):
+    def __iter__(self):
+        yield from DataLoader(Stream(toy_task.ToyLoader(self.config, **self.options())), batch_size=None, num_workers=1)
+
+    def options(self):
+        return {"global_batch": self.global_batch, "seed": self.seed, "rank": self.rank, "world": self.world}
+
+
+class Task(toy_task.ToyTask):
+    def loader(self, *, num_workers, **options):
+        return Loader(self.config, **options)
+
+    def loss(self, module, batch, *, seed):
+        if 4 * 4 in batch["slot"].tolist():
+            os.killpg(os.getpid(), signal.SIGTERM)
+        return super().loss(module, batch, seed=seed)
+
+
+os.setsid()
+path = Path(sys.argv[1])
+chosen = recipe({"step_s": 0.02, "dropout": 0.1}, steps=40)
+start(path, chosen)
+trainer = trainer_of(path, chosen, task=Task(chosen.config, "none", path))
+try:
+    trainer.fit()
+except Interrupted as end:
+    trainer.close()
+    print(end)
+"""
+
+
+def test_a_signal_to_the_whole_group_does_not_take_the_readers_first(tmp_path: Path) -> None:
+    """As torchrun and cluster schedulers send it."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(tmp_path / "run")], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "interrupted at step 5" in done.stdout
+    assert (tmp_path / "run/checkpoints/step-00000005").is_dir()
