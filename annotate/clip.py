@@ -29,7 +29,7 @@ from talkinghead.provenance import pretty_json
 from talkinghead.schema import SCHEMA_VERSION
 
 INFO_FIELDS = ("annotate_key", "engine", "model", "model_sha256")
-"""What `encode_annotation` must be told, beside the columns."""
+"""What `encode_annotation` must be told, next to the columns."""
 
 
 def annotate_clip(

@@ -19,7 +19,7 @@ class FilterSettings:
     min_seen_fraction: float | None = 0.1
     """`no_face`: share of frames with landmarks. Below it what was found is taken for chance."""
     max_multi_face_fraction: float | None = 0.2
-    """`several_faces`: share of frames with more than one face, in the clip or beside its crop in the source. TalkVid
+    """`several_faces`: share of frames with more than one face, in the clip or next to its crop in the source. TalkVid
     asks for 80 of 100 points with 20 lost for each bad frame in five; LatentSync's high-resolution filter asks for
     exactly one face in every frame."""
     min_frames: int | None = 30

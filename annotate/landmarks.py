@@ -28,7 +28,7 @@ class LandmarkEngine(Protocol):
     """Landmarks of a clip. One call is one clip: no state passes from a call to the next."""
 
     name: str
-    """As `annotate.engines.make_engine` takes it: `litert`, `litert-tracking`, `tasks`, `tasks-image`."""
+    """Name by which `annotate.engines.make_engine` knows it: `litert`, `litert-tracking`, `tasks`, `tasks-image`."""
 
     def __call__(self, frames: Iterable[np.ndarray]) -> Landmarks:
         """Annotate the frames of one clip (RGB uint8 `[H, W, 3]`, all of one size, 25 fps, in order)."""

@@ -1,21 +1,27 @@
-"""TODO docstring."""
+"""Latents of a clip: what training would encode in every step, encoded once, and stored as columns.
+
+`latents` are the mean and the log-variance that a VAE gives for each frame, `embedding` is what a CLIP image encoder
+says of it. Both are stored in half precision.
+"""
 
 from __future__ import annotations
 
 import io
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from talkinghead.derived import EMBEDDING, LATENTS
+from talkinghead.provenance import pretty_json
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # PyTorch takes seconds to import, and the command line needs only the settings
     from talkinghead.models.image.codec import PictureEncoder
 
-
+STORED = np.dtype("<f2")
+"""Type of the columns' numbers."""
 _PIXELS_AT_ONCE = 1 << 20
 """Pixels of the pictures that are encoded in one call: 4 of 512 x 512. More costs memory and saves no time."""
 
@@ -29,8 +35,9 @@ class LatentSettings:
     image_encoder: str
     """CLIP image encoder: `tiny`, `small`, or a folder in the layout of transformers."""
     width: int = 512
-    """Of the pictures, pixels; clips of another shape are cut to it around their middle."""
+    """Width of the images, pixels; clips of another shape are cut to it around their middle."""
     height: int = 512
+    """Height of the images, pixels."""
     gpu_share: float = 0.5
     """Share of a GPU that a worker takes, where the cluster has GPUs: two workers keep one busy, one reading while the
     other encodes. 0: encode on CPUs."""
@@ -38,6 +45,12 @@ class LatentSettings:
     def __post_init__(self) -> None:
         if not 0 <= self.gpu_share <= 1:
             raise ValueError(f"gpu_share must lie in 0 … 1, not {self.gpu_share}")
+
+
+def bytes_per_frame(encoder: PictureEncoder, settings: LatentSettings) -> int:
+    """What one frame's latents and embedding take."""
+    positions = (settings.width // encoder.scale) * (settings.height // encoder.scale)
+    return STORED.itemsize * (2 * encoder.channels * positions + encoder.embedding_size)
 
 
 def encode_frames(
@@ -48,11 +61,15 @@ def encode_frames(
     Args:
         encoder: The networks.
         frames: RGB uint8 `[H, W, 3]` each.
-        width: Of the pictures that are encoded.
-        height: The same.
+        width: Width of the images that are encoded, pixels.
+        height: Their height, pixels.
 
     Returns:
         `latents` float16 `[F, 2·C, h, w]` and `embedding` float16 `[F, D]`.
+
+    Raises:
+        ValueError: No frames.
+        MemoryError: The networks need more than there is.
     """
     import torch
 
@@ -74,20 +91,34 @@ def encode_frames(
     return {name: np.concatenate(values) for name, values in parts.items()}
 
 
-def device(settings: LatentSettings) -> str:
-    """Where this process encodes: on the GPU that Ray gave it, else on the CPU."""
-    import torch
-
-    return "cuda" if settings.gpu_share and torch.cuda.is_available() else "cpu"
-
-
 def _batches(frames: Iterator[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
     while batch := list(itertools.islice(frames, size)):
         yield batch
 
 
+def encode_latents(key: str, columns: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> dict[str, bytes]:
+    """A clip's latents as tar members.
+
+    Args:
+        key: The clip's key, for messages.
+        columns: What `encode_frames` gives.
+        about: How they were made, for `latents.json`.
+
+    Returns:
+        Suffix → content, in tar order.
+
+    Raises:
+        ValueError: Values that half precision cannot hold.
+    """
+    for name, values in columns.items():
+        if not np.isfinite(values).all():
+            raise ValueError(f"the {name} of {key} are not finite in half precision: these weights do not fit")
+    members = {f"{name}.npy": _npy(values) for name, values in columns.items()} | {"latents.json": pretty_json(about)}
+    return dict(sorted(members.items()))
+
+
 def _npy(values: np.ndarray) -> bytes:
     buffer = io.BytesIO()
-    stored: Any = np.ascontiguousarray(values, "<f2")
+    stored: Any = np.ascontiguousarray(values, STORED)
     np.lib.format.write_array(buffer, stored, version=(1, 0), allow_pickle=False)
     return buffer.getvalue()

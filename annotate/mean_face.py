@@ -9,13 +9,14 @@ counts as looking straight ahead. The official bundle is needed: its canonical f
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated
 
 import av
 import numpy as np
+import tyro
 
 from annotate.engines import make_engine
 from annotate.landmarks import LandmarkEngine
@@ -23,24 +24,26 @@ from talkinghead.face.resolve import resolve_face_model
 from talkinghead.geometry.canonical import CanonicalFace, canonical_face
 from talkinghead.geometry.face_mesh import metric_mesh
 from talkinghead.provenance import hash_file
+from talkinghead.runtime.command_line import run_command_line
 
 MIN_FRAMES = 30
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m annotate.mean_face", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("clips", nargs="+", type=Path, metavar="CLIP", help="video of one face, upright")
-    parser.add_argument("-o", "--out", required=True, type=Path, help="the .npz file to write")
-    options = parser.parse_args(arguments)
-    try:
-        model = resolve_face_model("official")
-        face = canonical_face(model.geometry_metadata)
-        engine = make_engine("tasks", model)
-        means = [clip_mean(clip, engine, face) for clip in options.clips]
-    except (ValueError, OSError) as error:
-        print(f"mean_face: {error}", file=sys.stderr)
-        return 1
+def make_mean_face(
+    clips: tyro.conf.Positional[tuple[Path, ...]], out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
+) -> str:
+    """Make the project's own canonical face: the mean metric mesh of real clips.
+
+    Args:
+        clips: Videos of one face each, upright.
+        out: The .npz file to write.
+    """
+    if not clips:
+        raise ValueError("no clips: name videos of one face each")
+    model = resolve_face_model("official")
+    face = canonical_face(model.geometry_metadata)
+    engine = make_engine("tasks", model)
+    means = [clip_mean(clip, engine, face) for clip in clips]
     vertices = symmetric(np.mean(means, axis=0), face)
     offset = np.linalg.norm(vertices - face.vertices, axis=1)
     print(
@@ -48,11 +51,15 @@ def main(arguments: list[str] | None = None) -> int:
         f"largest {offset.max():.2f} cm",
         file=sys.stderr,
     )
-    with options.out.open("wb") as file:
-        hashes = np.array([hash_file(clip) for clip in options.clips])
+    with out.open("wb") as file:
+        hashes = np.array([hash_file(clip) for clip in clips])
         np.savez(file, vertices=vertices.astype(np.float32), source_sha256=hashes)
-    print(options.out)
-    return 0
+    return str(out)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    return run_command_line(make_mean_face, arguments, prog="python -m annotate.mean_face")
 
 
 def clip_mean(clip: Path, engine: LandmarkEngine, face: CanonicalFace) -> np.ndarray:

@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 
 from talkinghead.annotation import QUALITY_FIELDS
-from talkinghead.geometry.camera import NUM_VERTICES
+from talkinghead.geometry.face_regions import NUM_VERTICES, mouth_opening_ratio
 
 if TYPE_CHECKING:
     from talkinghead.face.detector import Detection
@@ -32,7 +32,6 @@ JITTER_SIZE = 512
 _MIN_BOX = 8  # pixels; a face box that is cut narrower by the image's border is not measured
 _MIN_OVERLAP = 0.1  # intersection over union below which a detection is not the annotated face
 _BOX, _SCORE, _SHARPNESS, _BRIGHTNESS = slice(0, 4), 4, 5, 6
-_LIP_TOP, _LIP_BOTTOM, _MOUTH_RIGHT, _MOUTH_LEFT = 13, 14, 61, 291
 
 
 class Detector(Protocol):
@@ -131,7 +130,7 @@ def frame_quality(landmarks: np.ndarray, mesh: np.ndarray, pose: np.ndarray, met
     Returns:
         `[F, 11]` float32 in the order of `QUALITY_FIELDS`. A frame without a face is NaN but for `num_faces`. In a
         frame with one, `detection_score` is 0 and sharpness and brightness may be NaN where the detector has not found
-        the annotated face, and `jitter_px` is NaN beside a frame without a face and at the clip's ends.
+        the annotated face, and `jitter_px` is NaN next to a frame without a face and at the clip's ends.
     """
     frames = len(landmarks)
     assert frames == len(meter.faces) == len(mesh) == len(pose)
@@ -153,7 +152,7 @@ def frame_quality(landmarks: np.ndarray, mesh: np.ndarray, pose: np.ndarray, met
         "pitch_deg": pose[:, 0],
         "yaw_deg": pose[:, 1],
         "roll_deg": pose[:, 2],
-        "mouth_opening": mouth_opening(mesh),
+        "mouth_opening": mouth_opening_ratio(mesh),
         "jitter_px": jitter(points * JITTER_SIZE / size.max()),
     }
     return np.stack([columns[name] for name in QUALITY_FIELDS], axis=1).astype(np.float32)
@@ -172,12 +171,6 @@ def _annotated_face(seen: np.ndarray, box: np.ndarray) -> np.ndarray:
         if overlap[best] >= _MIN_OVERLAP:
             return seen[best, [_SCORE, _SHARPNESS, _BRIGHTNESS]]
     return np.array([0.0, np.nan, np.nan])
-
-
-def mouth_opening(mesh: np.ndarray) -> np.ndarray:
-    """Inner lip distance over mouth width `[F]` of metric meshes `[F, 468, 3]`: about 0 closed, 0.5 wide open."""
-    gap = np.linalg.norm(mesh[:, _LIP_TOP] - mesh[:, _LIP_BOTTOM], axis=1)
-    return gap / np.linalg.norm(mesh[:, _MOUTH_RIGHT] - mesh[:, _MOUTH_LEFT], axis=1)
 
 
 def jitter(points: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from talkinghead.annotation import QUALITY_FIELDS
-from talkinghead.geometry.camera import NUM_VERTICES
+from talkinghead.geometry.face_regions import NUM_VERTICES
 from talkinghead.schema import ClipInfo
 from talkinghead.timebase import samples_in
 

@@ -1,4 +1,4 @@
-"""What shapes an annotation, beside the model."""
+"""What shapes an annotation, next to the model."""
 
 from __future__ import annotations
 

@@ -7,31 +7,30 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
 
-from infer.crop import Crop, PasteBack, face_crop, whole_crop
 from infer.estimate import say_how_long
-from infer.frame_size import frame_size
-from infer.landmarks import warn_of_portrait
-from infer.motion.driving import Driving, DrivingSpeech, DrivingVideo
-from infer.output_files import animation_companions, check_target, write_animation
-from infer.portrait import Portrait, read_portrait
+from infer.framing import Crop, PasteBack, face_crop, frame_size, whole_crop
+from infer.motion.driven_motion import DrivingVideo
+from infer.motion.driving import Driving
+from infer.motion.speech_motion import DrivingSpeech
+from infer.output_files import animation_companions, check_target, sidecar, write_animation
+from infer.portrait import Portrait, describe_portrait, read_portrait, warn_of_portrait
 from infer.request import AudioRequest, VideoRequest
-from infer.sidecar import describe_portrait, sidecar
 from infer.weights.pipeline_weights import PipelinePlace, find_pipeline, load_pipeline
 from talkinghead.face.model import FaceModel
 from talkinghead.face.resolve import resolve_face_model
 from talkinghead.files.atomic import check_writable
 from talkinghead.media.talking_video import check_video_size
+from talkinghead.models.noise_schedule import NoiseSchedule
 from talkinghead.motion.landmark_motion import LandmarkMotion
-from talkinghead.pipelines.memory import out_of_memory_explained
+from talkinghead.pipelines.memory import device_memory, fitting_preset, memory_preset, out_of_memory_explained
+from talkinghead.pipelines.talking_head import TalkingHeadPipeline
 from talkinghead.runtime.device import choose_device, named_dtype
 from talkinghead.runtime.progress import Progress
-
-if TYPE_CHECKING:
-    from talkinghead.pipelines.talking_head import TalkingHeadPipeline
 
 log = logging.getLogger(__name__)
 
@@ -48,10 +47,10 @@ class _Stage:
     cropped: Portrait
     """The part that is animated."""
     size: tuple[int, int]
-    """Of the generated pictures."""
+    """Width and height of the generated images."""
     face_model: FaceModel
     place: PipelinePlace
-    """Of the weights, not loaded."""
+    """Where the pipeline's weights lie; they are not loaded."""
     device: str
 
 
@@ -81,18 +80,26 @@ def animate(request: AudioRequest | VideoRequest, driving: Driving) -> Path:
     """
     started = time.monotonic()
     with Progress() as progress:
+        # Everything that the user gave, read and checked.
         stage = _prepare(request, driving, progress)
-        place, device = stage.place, stage.device
+
+        # The networks, on their device.
         progress("load weights", 0, 1)
-        pipeline, weights = _load(request, place, device)
+        pipeline, weights = _load(request, stage.place, stage.device)
         settings = pipeline.config
+
+        # The motion: how the face moves, frame by frame.
         with out_of_memory_explained(pipeline.memory, pipeline.denoiser.device, "the motion"):
             motion, facts = driving.move(
-                stage.cropped, progress, fps=settings["fps"], compat=settings["compat"], device=device
+                stage.cropped, progress, fps=settings["fps"], compat=settings["compat"], device=stage.device
             )
         _warn_of_motion(motion, stage.cropped)
+
+        # What the long part will take, said before it.
         progress("estimate", 0, 1)
         estimate = _estimate(request, stage, pipeline, motion)
+
+        # The frames: made while they are written, and described when they are through.
         progress("draw landmarks", 0, 1)
         paste = PasteBack(stage.portrait.image, stage.crop) if request.paste_back else None
 
@@ -106,7 +113,7 @@ def animate(request: AudioRequest | VideoRequest, driving: Driving) -> Path:
                 weights=weights | driving.provenance(),
                 result=facts | _describe_result(request, stage, pipeline, motion),
                 seconds={**progress.seconds, **estimate, "all": time.monotonic() - started},
-                device=device,
+                device=stage.device,
             )
 
         write_animation(
@@ -123,12 +130,12 @@ def animate(request: AudioRequest | VideoRequest, driving: Driving) -> Path:
 
 def _prepare(request: AudioRequest | VideoRequest, driving: Driving, progress: Progress) -> _Stage:
     """Check and read all that the user gave: the cheapest first, weights not at all."""
-    beside = animation_companions(request.output)
-    check_target(request.output, request.reference, *driving.files, beside=beside)
+    companions = animation_companions(request.output)
+    check_target(request.output, companions, request.reference, *driving.files)
     place = find_pipeline(request.weights)
     driving.find(place.path)
     device = choose_device(request.device)
-    for target in (request.output, *beside):
+    for target in (request.output, *companions):
         check_writable(target)
     progress("read inputs", 0, 1)
     stage = _read_stage(request, place, device)
@@ -176,11 +183,6 @@ def _load(
     request: AudioRequest | VideoRequest, place: PipelinePlace, device: str
 ) -> tuple[TalkingHeadPipeline, dict[str, Any]]:
     """The pipeline on its device, within its memory, with its sampler; and where its weights are from."""
-    import torch
-
-    from talkinghead.models.noise_schedule import NoiseSchedule
-    from talkinghead.pipelines.memory import device_memory, fitting_preset, memory_preset
-
     target = torch.device(device)
     total = device_memory(target)
     preset = None
@@ -192,7 +194,7 @@ def _load(
         pipeline, weights = load_pipeline(
             place, dtype=named_dtype(request.dtype), device="cpu", pose_guider_mode=request.pose_guider_mode
         )
-        # Speech is heard before, by models that may be others and that bring more along.
+        # Speech is done before, by models that may be others and that bring more along.
         pipeline.register_modules(audio2mesh=None, audio2pose=None)
         if preset is not None:
             pipeline.apply_preset(preset.gigabytes, target, named_dtype(request.dtype))

@@ -13,21 +13,21 @@ Flat = tyro.conf.OmitArgPrefixes
 
 
 def audio(request: Flat[AudioRequest]) -> str:
-    """Let a portrait speak: a video from a picture and speech, and beside it the landmark video and a sidecar."""
+    """Let a portrait speak: a video from a picture and speech, and next to it the landmark video and a sidecar."""
     from infer.animate import make_audio_video
 
     return str(make_audio_video(request))
 
 
 def video(request: Flat[VideoRequest]) -> str:
-    """Let a portrait follow the face of a video, with its sound; beside it the landmark video and a sidecar."""
+    """Let a portrait follow the face of a video, with its sound; next to it the landmark video and a sidecar."""
     from infer.animate import make_driven_video
 
     return str(make_driven_video(request))
 
 
 def landmarks(request: Flat[LandmarkRequest]) -> str:
-    """Animate a portrait's landmarks from speech: the drawn video with the speech, and the arrays beside it."""
+    """Animate a portrait's landmarks from speech: the drawn video with the speech, and the arrays next to it."""
     from infer.landmarks import make_landmark_video
 
     return str(make_landmark_video(request))
@@ -48,7 +48,7 @@ def doctor(request: Flat[DoctorRequest]) -> str:
 
 
 def evaluate(request: Flat[EvaluateRequest]) -> str:
-    """Measure weights on the annotated clips of a split, with baselines beside every number; prints the table."""
+    """Measure weights on the annotated clips of a split, with baselines next to every number; prints the table."""
     from infer.evaluation.split_evaluation import evaluate_and_write
 
     return evaluate_and_write(request)

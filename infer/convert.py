@@ -8,9 +8,17 @@ from typing import Annotated, Literal
 
 import tyro
 
-from infer.weights.conversion import Chunking, convert
+from infer.weights.pipeline_weights import find_pipeline, published_place
 from infer.weights.published_files import PublishedFiles
-from infer.weights.speech_weights import PUBLISHED_SUFFIXES, Kind, WeightsPlace, find_weights
+from infer.weights.speech_weights import (
+    ORIGIN_FILE,
+    PUBLISHED_SUFFIXES,
+    Chunking,
+    Kind,
+    WeightsPlace,
+    find_weights,
+)
+from talkinghead.files.atomic import check_writable, staged_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +31,7 @@ class ConvertRequest:
     """Folder of AniPortrait's files (denoising_unet.pth, reference_unet.pth, motion_module.pth, pose_guider.pth,
     sd-vae-ft-mse/, image_encoder/; audio2mesh.pt and audio2pose.pt where they are there)."""
     lmk2video: Path | None = None
-    """A training of Lmk2Video (its RUN), or another pipeline's folder, to put speech models beside."""
+    """A training of Lmk2Video (its RUN), or another pipeline's folder, to put speech models next to."""
     denoising_unet: Path | None = None
     """AniPortrait's denoising_unet.pth. This and the following stand for what --weights has in one folder."""
     reference_unet: Path | None = None
@@ -39,7 +47,7 @@ class ConvertRequest:
     audio2mesh: Path | None = None
     """audio2mesh.pt, or a folder of such weights: alone, or to go into the pipeline's folder."""
     audio2pose: Path | None = None
-    """audio2pose.pt, likewise."""
+    """audio2pose.pt, or a folder of such weights: alone, or to go into the pipeline's folder."""
     pose_guider_mode: Literal["published", "trained", "running"] | None = None
     """How the published PoseGuider normalises. published (default): as the published program, over the frames of a
     window. trained: as in its training. running: each frame for itself, so that features are computed once."""
@@ -56,26 +64,46 @@ def convert_weights(request: ConvertRequest) -> Path:
     """Do what the request asks for; returns the new folder.
 
     Raises:
-        ValueError: What is named does not go together, or see `convert` and `pipeline_bundle.write_bundle`.
-        OSError: See there.
+        ValueError: What is named does not go together, or weights are damaged, missing or of another shape, or the
+            folder is in use.
+        OSError: The disk is full, or the folder cannot be written.
     """
-    whole = request.weights or request.lmk2video or any(request.files.values())
-    if not whole:
-        if request.pose_guider_mode is not None:
-            raise ValueError("--pose-guider-mode is of a whole pipeline: give --weights too")
-        if request.audio2mesh is not None and request.audio2pose is None:
-            return convert("audio2mesh", request.audio2mesh, request.output, chunking=request.chunking)
-        if request.audio2pose is not None and request.audio2mesh is None:
-            return convert("audio2pose", request.audio2pose, request.output, chunking=request.chunking)
+    if request.weights or request.lmk2video or any(request.files.values()):
+        return _convert_pipeline(request)
+    return _convert_speech_model(request)
+
+
+def _convert_speech_model(request: ConvertRequest) -> Path:
+    """One model for speech, alone."""
+    # What can be said before the networks' code is loaded.
+    if request.pose_guider_mode is not None:
+        raise ValueError("--pose-guider-mode is of a whole pipeline: give --weights too")
+    both: dict[Kind, Path | None] = {"audio2mesh": request.audio2mesh, "audio2pose": request.audio2pose}
+    named: list[tuple[Kind, Path]] = [(kind, path) for kind, path in both.items() if path is not None]
+    if len(named) != 1:
         raise ValueError(
             "give one of --audio2mesh and --audio2pose (one file makes one folder), or a whole pipeline: --weights,"
             " --lmk2video, or the single files"
         )
+    kind, source = named[0]
+    if request.chunking is not None and kind != "audio2pose":
+        raise ValueError("--chunking is of the head pose model: leave it out for --audio2mesh")
+    if not source.is_file() or source.suffix not in PUBLISHED_SUFFIXES:
+        raise ValueError(f"{source} is no published file: wanted is {kind}.pt")
+    _check_free(request.output)
+
+    from infer.weights.conversion import write_speech_model
+
+    with staged_folder(request.output) as scratch:
+        write_speech_model(kind, source, scratch, chunking=request.chunking)
+    return request.output
+
+
+def _convert_pipeline(request: ConvertRequest) -> Path:
+    """A whole pipeline: the networks that make images, and the models for speech that are named or lie there."""
+    # What can be said before the networks' code is loaded.
     if request.chunking is not None:
         raise ValueError("--chunking goes with --audio2pose alone: convert it first, then name the new folder")
-    from infer.weights.conversion import Bundle, write_bundle
-    from infer.weights.pipeline_weights import find_pipeline, published_place
-
     if request.lmk2video is not None:
         if request.weights is not None or any(request.files.values()):
             raise ValueError("--lmk2video names the whole of a pipeline: leave --weights and single files out")
@@ -85,15 +113,27 @@ def convert_weights(request: ConvertRequest) -> Path:
     else:
         assert request.weights is not None
         pipeline = find_pipeline(request.weights)
-    bundle = Bundle(
-        pipeline=pipeline,
-        audio2mesh=_speech("audio2mesh", request.audio2mesh, request.weights),
-        audio2pose=_speech("audio2pose", request.audio2pose, request.weights),
-        pose_guider_mode=request.pose_guider_mode,
-    )
-    if pipeline.published is None and not bundle.speech and bundle.pose_guider_mode is None:
+    both: dict[Kind, WeightsPlace | None] = {
+        "audio2mesh": _speech("audio2mesh", request.audio2mesh, request.weights),
+        "audio2pose": _speech("audio2pose", request.audio2pose, request.weights),
+    }
+    speech: dict[Kind, WeightsPlace] = {kind: place for kind, place in both.items() if place is not None}
+    if pipeline.published is None and not speech and request.pose_guider_mode is None:
         raise ValueError(f"{pipeline.path} is a pipeline's folder already: there is nothing to convert")
-    return write_bundle(bundle, request.output)
+    _check_free(request.output)
+
+    from infer.weights.conversion import write_pipeline
+
+    with staged_folder(request.output) as scratch:
+        write_pipeline(pipeline, speech, scratch, pose_guider_mode=request.pose_guider_mode)
+    return request.output
+
+
+def _check_free(folder: Path) -> None:
+    """Find out before the work whether the new folder can stand there."""
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise ValueError(f"{folder} is there already: give another name, or remove it first")
+    check_writable(folder / ORIGIN_FILE if folder.is_dir() else folder)
 
 
 def _speech(kind: Kind, given: Path | None, folder: Path | None) -> WeightsPlace | None:

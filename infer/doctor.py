@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from infer.weights.pipeline_weights import INDEX_FILE, PipelinePlace, find_pipeline
 from infer.weights.published_files import PUBLISHED_SIZE
-from infer.weights.speech_weights import CLASSES, WeightsPlace, find_weights
+from infer.weights.speech_weights import CLASSES, find_weights
 from talkinghead.provenance import library_versions
 from talkinghead.runtime.progress import duration
 
@@ -32,12 +32,12 @@ class DoctorRequest:
     """A request to estimate, and where it shall run."""
 
     weights: Path | None = None
-    """As for `audio`: a pipeline's folder, or one that holds it beside audio2mesh/ and audio2pose/. Without: the
-    published sizes are estimated."""
+    """Weights as `audio` takes them: a pipeline's folder, or one that holds it next to audio2mesh/ and audio2pose/.
+    Without: the published sizes are estimated."""
     width: int | None = None
-    """Of the video, in pixels; default: what the weights have learnt."""
+    """Width of the video in pixels; default: what the weights have learnt."""
     height: int | None = None
-    """Likewise."""
+    """Height of the video in pixels; default: what the weights have learnt."""
     seconds: float = 10.0
     """Length of the video."""
     fps: float | None = None
@@ -105,7 +105,7 @@ def _weights(path: Path | None) -> tuple[PipelinePlace | None, list[str]]:
         lines.append(f"  pipeline      not usable: {error}")
     for kind in CLASSES:
         try:
-            place: WeightsPlace = find_weights(kind, path)  # pyright: ignore[reportArgumentType]
+            place = find_weights(kind, path)
             lines.append(f"  {kind:13} {'published file' if place.is_file else 'weights in'} {place.path}")
         except ValueError as error:
             lines.append(f"  {kind:13} not usable: {error}")

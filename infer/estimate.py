@@ -1,4 +1,8 @@
-"""What a request will cost, before anything is loaded: operations, memory under each preset, and time."""
+"""What a video will cost: operations, memory under each preset, and time.
+
+`infer doctor` asks before anything is loaded; `infer audio` and `infer video` say it before the long part begins
+(`say_how_long`).
+"""
 
 from __future__ import annotations
 
@@ -7,25 +11,27 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from infer.weights.pipeline_weights import PipelinePlace
 from talkinghead.models.image.codec import latent_channels, latent_scale
-from talkinghead.models.lmk2video.cost import VideoCost, VideoShape
+from talkinghead.models.lmk2video.cost import VideoCost, VideoShape, video_cost
 from talkinghead.models.lmk2video.denoiser import Denoiser
 from talkinghead.models.lmk2video.meta_networks import HollowNetworks
 from talkinghead.models.lmk2video.pose_guider import PoseGuider
 from talkinghead.models.meter import measure_cost
-from talkinghead.pipelines.lmk2video.context_windows import WindowLayout, lay_windows, usual_overlap
-from talkinghead.pipelines.lmk2video.wavefront import most_at_work
+from talkinghead.pipelines.lmk2video.context_windows import WindowLayout, lay_windows, most_at_work, usual_overlap
 from talkinghead.pipelines.memory import LOOK_ONCE, MemoryPreset
+from talkinghead.pipelines.talking_head import TalkingHeadPipeline
 from talkinghead.runtime.progress import duration
 
-if TYPE_CHECKING:
-    from talkinghead.pipelines.talking_head import TalkingHeadPipeline
+log = logging.getLogger(__name__)
 
+LARGE = 50_000_000
+"""Parameters of a denoiser whose first prediction is worth an estimate before it; those of smaller ones come at once,
+and tell it better."""
 
 _PROBE_SECONDS = 0.5
 _CPU_SIDE = 32
@@ -38,7 +44,7 @@ _RUNTIME_BYTES = 500 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What is asked for."""
+    """The video that is asked for."""
 
     width: int
     height: int
@@ -47,20 +53,20 @@ class Request:
     steps: int
     guidance: float
     context_frames: int = 16
-    """Of a window; the pipeline's settings have it."""
+    """Frames of a window; the pipeline's settings have it."""
 
     @property
     def frames(self) -> int:
-        """At least one."""
+        """Frames of the video, at least one."""
         return max(1, round(self.seconds * self.fps))
 
 
 def with_guider(networks: HollowNetworks, config: Mapping[str, Any]) -> HollowNetworks:
-    """The same with the PoseGuider of a pipeline at hand: its way to normalise decides how often it is asked.
+    """The networks with the PoseGuider of a pipeline at hand: its way to normalise decides how often it is asked.
 
     Args:
-        networks: Stay as they are.
-        config: Of that PoseGuider.
+        networks: Networks, which stay as they are.
+        config: Configuration of that PoseGuider.
     """
     mode = config["normalisation"]
     # What takes the statistics of the frames at hand cannot be counted on one small frame; running ones cost the same.
@@ -84,7 +90,7 @@ def layout_of(request: Request, networks: HollowNetworks, *, compat: bool) -> Wi
 
 
 def shape_of(request: Request, layout: WindowLayout) -> VideoShape:
-    """The same for the cost model; one frame decoded at once."""
+    """The request for the cost model; one frame decoded at once."""
     return VideoShape(
         width=request.width,
         height=request.height,
@@ -99,14 +105,14 @@ def shape_of(request: Request, layout: WindowLayout) -> VideoShape:
 def device_bytes(
     networks: HollowNetworks, request: Request, layout: WindowLayout, preset: MemoryPreset, cost: VideoCost
 ) -> int:
-    """Most memory on the device under a preset, with what allocators and libraries take beside it.
+    """Most memory on the device under a preset, with what allocators and libraries take next to it, bytes.
 
     Args:
-        networks: In any precision.
-        request: Asked for.
-        layout: Of its windows.
-        preset: Supposed.
-        cost: Of the request's shape, counted with these networks and one frame decoded at once.
+        networks: Networks in any precision.
+        request: What is asked for.
+        layout: Its windows.
+        preset: The preset that is supposed.
+        cost: Cost of the request's shape, counted with these networks and one frame decoded at once.
     """
     size = preset.dtype.itemsize
     peak = {part: count * size // networks.denoiser.dtype.itemsize for part, count in cost.peak_bytes.items()}
@@ -148,10 +154,10 @@ def measured_speed(networks: HollowNetworks, request: Request, device: torch.dev
     would take minutes.
 
     Args:
-        networks: Whose sizes are taken.
-        request: Whose picture size is taken.
-        device: To measure; takes a second or two, some ten on a CPU with networks of Stable Diffusion's size.
-        dtype: Of the networks.
+        networks: Networks whose sizes are taken.
+        request: What is asked for; its size is taken.
+        device: Device to measure; takes a second or two, some ten on a CPU with networks of Stable Diffusion's size.
+        dtype: Precision of the networks.
     """
     config = dict(networks.denoiser.config)
     channels = config["block_out_channels"][0]
@@ -183,17 +189,10 @@ def measured_speed(networks: HollowNetworks, request: Request, device: torch.dev
 
 
 def _wait(device: torch.device) -> None:
+    """Until the device has done what it was given."""
     if device.type != "cpu":
         module: Any = torch.get_device_module(device)
         module.synchronize()
-
-
-log = logging.getLogger(__name__)
-
-
-LARGE = 50_000_000
-"""Parameters of a denoiser whose first prediction is worth an estimate before it; those of smaller ones come at once,
-and tell it better."""
 
 
 def say_how_long(
@@ -209,22 +208,21 @@ def say_how_long(
     """Measure the device for a second or two, and say what the video will take.
 
     Args:
-        pipeline: On its device.
+        pipeline: The pipeline, on its device.
         place: Where it is from.
-        size: Of the pictures, pixels.
-        frames: Of the video.
-        fps: Of the video.
-        steps: Of the sampler.
-        guidance: Scale.
+        size: Width and height of the video, pixels.
+        frames: Frames of the video.
+        fps: Its frame rate.
+        steps: Steps of the sampler.
+        guidance: Guidance scale.
 
     Returns:
         Seconds; None where the networks are so small that the first predictions will tell.
     """
     if sum(value.numel() for value in pipeline.denoiser.parameters()) < LARGE:
         return None
-    from talkinghead.models.lmk2video.cost import video_cost
-    from talkinghead.models.lmk2video.meta_networks import HollowNetworks
 
+    # The networks without their weights, and what is asked of them.
     networks = HollowNetworks.published() if place.published else HollowNetworks.of_folder(place.path)
     networks = with_guider(networks, pipeline.pose_guider.config)
     request = Request(
@@ -239,6 +237,8 @@ def say_how_long(
     shape = shape_of(request, layout_of(request, networks, compat=pipeline.config["compat"]))
     if pipeline.memory is not None:
         shape = dataclasses.replace(shape, share=pipeline.memory.share, keep_pose=pipeline.memory.keep_pose != "none")
+
+    # Operations, over what the device does per second.
     flops = sum(video_cost(networks, shape).flops.values())
     speed = measured_speed(networks, request, pipeline.denoiser.device, pipeline.denoiser.dtype)
     seconds = flops / speed

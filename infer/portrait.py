@@ -8,18 +8,20 @@ import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from annotate.engines.litert import NUM_LANDMARKS, LitertEngine
 from annotate.engines.region import Region
-from infer.crop import Crop
+from infer.framing import Crop
 from talkinghead.face.detector import FaceDetector
 from talkinghead.face.model import FaceModel
-from talkinghead.geometry.camera import NUM_VERTICES
 from talkinghead.geometry.canonical import canonical_face
 from talkinghead.geometry.face_mesh import metric_mesh
+from talkinghead.geometry.face_regions import NUM_VERTICES
+from talkinghead.provenance import hash_file
 
 log = logging.getLogger(__name__)
 
@@ -66,12 +68,12 @@ class Portrait:
 
     @property
     def width(self) -> int:
-        """In pixels."""
+        """Width in pixels."""
         return self.image.shape[1]
 
     @property
     def height(self) -> int:
-        """In pixels."""
+        """Height in pixels."""
         return self.image.shape[0]
 
     @property
@@ -114,6 +116,27 @@ def _measured(image: np.ndarray, face: Face, model: FaceModel) -> Portrait:
     metric = canonical_face(model.geometry_metadata)
     mesh, matrix = metric_mesh(face.points[None], width, height, metric)
     return Portrait(image=image, face=face, mesh=mesh[0].astype(np.float32), pose_matrix=matrix[0])
+
+
+def warn_of_portrait(path: Path, portrait: Portrait) -> None:
+    """Say what is odd about a portrait that can be animated nevertheless."""
+    if portrait.face.outside > MANY_OUTSIDE:
+        log.warning(
+            "warning: the face in %s is cut by the picture's border (%.0f %% of its landmarks lie outside, where they"
+            " are guessed): a portrait with the whole face moves better",
+            path,
+            100 * portrait.face.outside,
+        )
+
+
+def describe_portrait(path: Path, portrait: Portrait, face_model: str) -> dict[str, Any]:
+    """The portrait, for a sidecar's `inputs`; `face_model` is the hash of the model that measured it."""
+    return {
+        "sha256": hash_file(path),
+        "size": [portrait.width, portrait.height],
+        "face": [round(value, 5) for value in portrait.face.extent],
+        "face_model": face_model,
+    }
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -196,8 +219,8 @@ def choose_face(faces: list[Face], width: int, height: int, choice: str | None, 
 
     Args:
         faces: Left to right.
-        width: Of the picture, in pixels.
-        height: Of the picture, in pixels.
+        width: Width of the picture, pixels.
+        height: Height of the picture, pixels.
         choice: Number, `largest`, `X,Y` or None.
         name: The picture's name, for messages.
     """

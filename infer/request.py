@@ -5,29 +5,29 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, cast
+from typing import Annotated, Literal, cast
 
 import tyro
 
 from infer.weights.speech_weights import WeightsPlace, find_weights
 from talkinghead.motion.blink import FASTEST_RATE
 
-if TYPE_CHECKING:
-    pass
-
-
 TEMPLATE_FPS = 30.0
 """Frame rate of AniPortrait's template files, which do not say it themselves."""
 
+PREVIEW_STEPS = 8
+PREVIEW_SIDE = 256
+PREVIEW_SECONDS = 2.0
+"""What `--preview` reduces steps, the longer side of the video, and the length to."""
 
-Kind = Literal["audio", "video", "template", "still"]
+PoseKind = Literal["audio", "video", "template", "still"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class PoseSource:
     """What `--pose` asks for."""
 
-    kind: Kind
+    kind: PoseKind
     path: Path | None = None
 
     @classmethod
@@ -39,26 +39,20 @@ class PoseSource:
         """
         kind, colon, name = text.partition(":")
         if kind in ("audio", "still") and not colon:
-            return cls(kind=cast(Kind, kind))
+            return cls(kind=cast(PoseKind, kind))
         if kind in ("video", "template") and name:
-            return cls(kind=cast(Kind, kind), path=Path(name))
+            return cls(kind=cast(PoseKind, kind), path=Path(name))
         raise ValueError(f"--pose is {text!r}, must be audio, still, video:FILE or template:FILE.npy")
-
-
-PREVIEW_STEPS = 8
-PREVIEW_SIDE = 256
-PREVIEW_SECONDS = 2.0
-"""What `--preview` reduces steps, the longer side of the picture, and the length to."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PortraitOptions:
-    """The portrait, the video, and what moves beside that which drives it."""
+    """The portrait, the video, and what is laid over the motion that drives it."""
 
     reference: Path
     """Portrait: a picture with a face, best with the mouth closed."""
     output: Annotated[Path, tyro.conf.arg(aliases=("-o",))]
-    """Video to write (.mp4); what belongs to it goes beside it."""
+    """Video to write (.mp4); what belongs to it goes next to it."""
     face: str | None = None
     """Which of several faces in the portrait: its number from 0, left to right; `largest`; or `X,Y`, one at a pixel."""
     expression_gain: float = 1.0
@@ -70,7 +64,7 @@ class PortraitOptions:
     width: int | None = None
     """Width of the video in pixels; default: what suits --height, the weights or the portrait."""
     height: int | None = None
-    """Height of the video in pixels, likewise."""
+    """Height of the video in pixels; default: what suits --width, the weights or the portrait."""
     limit_seconds: float | None = None
     """Only the first so many seconds."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -107,14 +101,14 @@ class PortraitOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class SpeechOptions:
-    """Speech, the models that hear it, and how the head moves to it."""
+    """Speech, the models that attend to it, and how the head moves to it."""
 
     audio: Path
     """Speech: an audio or video file."""
     audio2mesh: Path | None = None
     """Weights of the mesh model: a folder (a training's pretrained_model, or converted) or the published file."""
     audio2pose: Path | None = None
-    """Weights of the head pose model, likewise; needed for --pose audio."""
+    """Weights of the head pose model, in the same forms; needed for --pose audio."""
     pose: str = "audio"
     """Where the head's motion comes from: `audio` (the speech), `video:FILE`, `template:FILE.npy`, or `still`."""
     pose_gain: float | None = None
@@ -133,14 +127,13 @@ class SpeechOptions:
     """Frame rate of the video; default: the weights' own."""
 
     def check_speech(self) -> None:
-        """As `PortraitOptions.check`."""
+        """Raise `ValueError` for a value that no input could make right."""
         _check_window("--smooth", self.smooth)
         _check_window("--smooth-mesh", self.smooth_mesh)
         _check_within("--fps", self.fps, 1, 240, " frames per second")
         _check_within("--template-fps", self.template_fps, 1, 240, " frames per second")
         _check_within("--pose-gain", self.pose_gain, -10, 10)
-        heard = {"--audio2pose": self.audio2pose, "--identity": self.identity}
-        for option, value in heard.items():
+        for option, value in {"--audio2pose": self.audio2pose, "--identity": self.identity}.items():
             if value is not None and self.pose_source.kind != "audio":
                 raise ValueError(f"{option} is of --pose audio, and the head's motion comes from --pose {self.pose}")
         if self.template_fps != TEMPLATE_FPS and self.pose_source.kind != "template":
@@ -163,7 +156,12 @@ class SpeechOptions:
         return find_weights("audio2mesh", path)
 
     def find_audio2pose(self, weights: Path | None) -> WeightsPlace | None:
-        """Where the pose model lies, None when the head's motion comes from elsewhere; raises like the above."""
+        """Where the pose model lies, in a folder of weights if nothing else is said; None when the head's motion comes
+        from elsewhere.
+
+        Raises:
+            ValueError: It is not there.
+        """
         if self.pose_source.kind != "audio":
             return None
         path = self.audio2pose or weights
@@ -180,7 +178,7 @@ class SpeechRequest(SpeechOptions, PortraitOptions):
     """A portrait and speech: what `landmarks` and `audio` have in common."""
 
     def check(self) -> None:
-        """As `PortraitOptions.check`."""
+        """Raise `ValueError` for a value that no input could make right."""
         super().check()
         self.check_speech()
 
@@ -190,8 +188,8 @@ class PictureOptions:
     """How the pictures are made."""
 
     weights: Path
-    """Weights: a pipeline's folder (of `infer convert`, or the RUN of a training), AniPortrait's published files, or a
-    folder that holds one of these beside audio2mesh/ and audio2pose/."""
+    """Weights: a pipeline's folder (made by `infer convert`, or the RUN of a training), AniPortrait's published files,
+    or a folder that holds one of these next to audio2mesh/ and audio2pose/."""
     crop: Literal["face", "none"] = "face"
     """What of the portrait is animated: a box around the face, or the whole picture."""
     paste_back: bool = False
@@ -205,7 +203,7 @@ class PictureOptions:
     dtype: Literal["fp32", "bf16", "fp16"] | None = None
     """Precision of the networks; default: fp32 on a CPU, else fp16."""
     pose_guider_mode: Literal["published", "trained", "running"] | None = None
-    """Of published weights: how their PoseGuider normalises. As their program runs it, as it was trained, or with the
+    """How the PoseGuider of published weights normalises: as their program runs it, as it was trained, or with the
     running statistics, which makes frames independent of each other; default: as converted, or `published`."""
     memory: Literal["auto", "8", "12", "16", "24"] = "auto"
     """Gigabytes of the device's memory to get by with."""
@@ -213,7 +211,7 @@ class PictureOptions:
     """A quick look: few steps, a small picture, the first 2 seconds."""
 
     def check_pictures(self) -> None:
-        """As `PortraitOptions.check`."""
+        """Raise `ValueError` for a value that no input could make right."""
         if not 1 <= self.steps <= 1000:
             raise ValueError(f"--steps is {self.steps}, must be 1 to 1000")
         _check_within("--guidance", self.guidance, 0, 100)
@@ -243,7 +241,7 @@ class AudioRequest(PictureOptions, SpeechRequest):
     """A portrait and speech, and how the portrait shall speak it."""
 
     def check(self) -> None:
-        """As `PortraitOptions.check`."""
+        """Raise `ValueError` for a value that no input could make right."""
         super().check()
         self.check_pictures()
 
@@ -269,7 +267,7 @@ class VideoRequest(PictureOptions, PortraitOptions):
     """Frame rate of the video; default: the weights' own."""
 
     def check(self) -> None:
-        """As `PortraitOptions.check`."""
+        """Raise `ValueError` for a value that no input could make right."""
         super().check()
         self.check_pictures()
         _check_window("--smooth", self.smooth)

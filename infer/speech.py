@@ -6,11 +6,13 @@ import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from talkinghead.media.audio import SILENCE_PEAK, read_whole_audio
 from talkinghead.media.errors import UnreadableMediaError
+from talkinghead.provenance import hash_file
 from talkinghead.timebase import SAMPLE_RATE
 
 log = logging.getLogger(__name__)
@@ -18,7 +20,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Speech:
-    """Speech as the models hear it."""
+    """Speech as the models take it."""
 
     path: Path
     samples: np.ndarray
@@ -28,12 +30,12 @@ class Speech:
 
     @property
     def duration_s(self) -> float:
-        """In seconds."""
+        """Length in seconds."""
         return len(self.samples) / SAMPLE_RATE
 
     @property
     def silent(self) -> bool:
-        """Whether nothing is heard in it."""
+        """Whether nothing can be heard in it."""
         return self.peak < SILENCE_PEAK
 
 
@@ -67,3 +69,8 @@ def read_speech(path: Path, *, seconds: float | None = None) -> Speech:
             speech.peak,
         )
     return speech
+
+
+def describe_speech(path: Path, speech: Speech) -> dict[str, Any]:
+    """The speech, for a sidecar's `inputs`."""
+    return {"sha256": hash_file(path), "seconds": round(speech.duration_s, 6), "silent": speech.silent}

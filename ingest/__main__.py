@@ -1,106 +1,89 @@
-"""`python -m ingest …`: build a data set's catalog, download its videos, make the embedded sample.
-
-The result's path is the last line on stdout; everything else goes to stderr. Exit code 0: done; 1: it failed, or a
-part of it did; 2: the arguments are wrong.
-"""
+"""`python -m ingest …`: build a data set's catalog, download its videos, make the embedded sample."""
 
 from __future__ import annotations
 
 import sys
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
 from ingest.catalog import Catalog, build_catalog, write_catalog
-from ingest.download import DownloadSettings, download, targets
-from ingest.download_log import LOG_NAME, DownloadResult
+from ingest.download import LOG_NAME, DownloadResult, DownloadSettings, targets
+from ingest.download import download as fetch
 from talkinghead.files.storage import Storage
-
-Dataset = Literal["hdtf", "celebv-hq", "vfhq", "folder"]
-DownloadableDataset = Literal["hdtf", "celebv-hq", "vfhq"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class CatalogCommand:
-    """Read a data set's metadata, find each clip's video in SOURCE, and write DATA/catalog/<dataset>.parquet."""
-
-    dataset: Dataset
-    source: Path
-    """Folder with the downloaded videos (or any media, for `folder`)."""
-    data: str
-    """Folder or URI (s3://, gs://, …) of the data set that is being built."""
-    metadata: Path | None = None
-    """Folder or file with the official metadata; default: SOURCE/metadata, then SOURCE."""
-    limit: int | None = None
-    """Keep this many clips, those with a video first."""
-
-    def run(self) -> int:
-        """Build, write, summarise."""
-        storage = Storage(self.data)
-        exclude = [storage.local_root] if storage.local_root else []
-        catalog = build_catalog(self.dataset, self.source, self.metadata, self.limit, exclude=exclude)
-        path = write_catalog(storage, catalog)
-        _summarise(catalog)
-        print(storage.describe(path))
-        return 0
+from talkinghead.runtime.command_line import GOES_ON, Incomplete, run_command_line
+from talkinghead.schema import Dataset, DownloadableDataset
 
 
-@dataclass(frozen=True, kw_only=True)
-class DownloadCommand:
+def catalog(dataset: Dataset, source: Path, data: str, metadata: Path | None = None, limit: int | None = None) -> str:
+    """Read a data set's metadata, find each clip's video in SOURCE, and write DATA/catalog/<dataset>.parquet.
+
+    Args:
+        source: Folder with the downloaded videos (or any media, for `folder`).
+        data: Folder or URI (s3://, gs://, …) of the data set that is being built.
+        metadata: Folder or file with the official metadata; default: SOURCE/metadata, then SOURCE.
+        limit: Keep this many clips, those with a video first.
+    """
+    storage = Storage(data)
+    exclude = [storage.local_root] if storage.local_root else []
+    built = build_catalog(dataset, source, metadata, limit, exclude=exclude)
+    path = write_catalog(storage, built)
+    _summarise(built)
+    return storage.describe(path)
+
+
+def download(
+    dataset: DownloadableDataset,
+    source: Path,
+    settings: Annotated[DownloadSettings, tyro.conf.arg(name="")],
+    metadata: Path | None = None,
+    limit: int | None = None,
+) -> str | Incomplete:
     """Fetch the missing videos of a data set with yt-dlp, slowly; run it again to go on where it stopped.
 
     Every try is a line of SOURCE/download.jsonl: ok; gone (removed or private: not tried again); failed (refused,
     timed out, …: tried again by the next run).
+
+    Args:
+        source: Folder for the videos; what is there is not fetched again.
+        settings: How hard to ask.
+        metadata: Folder or file with the official metadata; default: SOURCE/metadata, then SOURCE.
+        limit: Fetch the videos of this many clips only, counting those whose video is there.
     """
+    source.mkdir(parents=True, exist_ok=True)
+    listed = build_catalog(dataset, source, metadata, limit)
+    wanted = targets(listed.rows)
+    _log(f"{len(listed.rows)} clips; {len(listed.paths)} videos are there, {len(wanted)} to fetch")
+    started = time.monotonic()
 
-    dataset: DownloadableDataset
-    source: Path
-    """Folder for the videos; what is there is not fetched again."""
-    metadata: Path | None = None
-    """Folder or file with the official metadata; default: SOURCE/metadata, then SOURCE."""
-    limit: int | None = None
-    """Fetch the videos of this many clips only, counting those whose video is there."""
-    settings: Annotated[DownloadSettings, tyro.conf.arg(name="")] = field(default_factory=DownloadSettings)
+    def report(result: DownloadResult, done: int, total: int) -> None:
+        left = (time.monotonic() - started) / done * (total - done)
+        what = f"{result.bytes / 1e6:.1f} MB" if result.status == "ok" else result.reason
+        _log(f"[{done}/{total}, {left / 60:.0f} min left] {result.name}: {result.status}, {what}")
 
-    def run(self) -> int:
-        """Fetch what is missing; 1 when something failed or was left."""
-        self.source.mkdir(parents=True, exist_ok=True)
-        catalog = build_catalog(self.dataset, self.source, self.metadata, self.limit)
-        wanted = targets(catalog.rows)
-        _log(f"{len(catalog.rows)} clips; {len(catalog.paths)} videos are there, {len(wanted)} to fetch")
-        started = time.monotonic()
-
-        def report(result: DownloadResult, done: int, total: int) -> None:
-            left = (time.monotonic() - started) / done * (total - done)
-            what = f"{result.bytes / 1e6:.1f} MB" if result.status == "ok" else result.reason
-            _log(f"[{done}/{total}, {left / 60:.0f} min left] {result.name}: {result.status}, {what}")
-
-        summary = download(wanted, self.source, self.settings, on_result=report, on_message=_log)
-        counts = ", ".join(f"{summary.count(status)} {status}" for status in ("ok", "gone", "failed"))
-        _log(f"{counts}, {summary.skipped_gone} known to be gone, {summary.not_tried} not tried")
-        if summary.not_tried:
-            stop = self.settings.stop_after
-            _log(f"stopped after {stop} failures in a row: the site is refusing; run it again later")
-        print(self.source / LOG_NAME)
-        return 1 if summary.count("failed") or summary.not_tried else 0
+    summary = fetch(wanted, source, settings, on_result=report, on_message=_log)
+    counts = ", ".join(f"{summary.count(status)} {status}" for status in ("ok", "gone", "failed"))
+    _log(f"{counts}, {summary.skipped_gone} known to be gone, {summary.not_tried} not tried")
+    result = str(source / LOG_NAME)
+    if summary.not_tried:
+        stop = f"stopped after {settings.stop_after} failures in a row: the site is refusing"
+        return Incomplete(result, f"{stop}; run the same command again later")
+    if failed := summary.count("failed"):
+        return Incomplete(result, f"{failed} videos could not be fetched; run the same command again to try them again")
+    return result
 
 
-@dataclass(frozen=True, kw_only=True)
-class SampleCommand:
-    """Make the embedded sample: short talking clips from a public-domain portrait, as a folder of videos."""
+def sample(out: tyro.conf.Positional[Path]) -> str:
+    """Make the embedded sample: short talking clips from a public-domain portrait, as a folder of videos.
 
-    out: tyro.conf.Positional[Path]
-    """Folder for the videos."""
+    Args:
+        out: Folder for the videos.
+    """
+    from ingest.sample import make_sample
 
-    def run(self) -> int:
-        """Render it."""
-        from ingest.sample import make_sample
-
-        print(make_sample(self.out))
-        return 0
+    return str(make_sample(out))
 
 
 def _summarise(catalog: Catalog) -> None:
@@ -127,27 +110,12 @@ def _log(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
-Command = (
-    Annotated[CatalogCommand, tyro.conf.subcommand("catalog")]
-    | Annotated[DownloadCommand, tyro.conf.subcommand("download")]
-    | Annotated[SampleCommand, tyro.conf.subcommand("sample")]
-)
+COMMANDS = (catalog, download, sample)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; returns the exit code."""
-    try:
-        command = tyro.cli(Command, prog="python -m ingest", description=__doc__, args=arguments)  # pyright: ignore
-        return command.run()
-    except ValueError as error:
-        _log(f"error: {error}")
-        return 2
-    except OSError as error:
-        _log(f"error: {error.strerror}: {error.filename}" if error.filename else f"error: {error}")
-        return 1
-    except KeyboardInterrupt:
-        _log("error: interrupted; run the same command again to go on")
-        return 1
+    """Run one command; returns the exit status."""
+    return run_command_line(COMMANDS, arguments, prog="python -m ingest", about=__doc__, advice=GOES_ON)
 
 
 if __name__ == "__main__":

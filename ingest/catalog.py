@@ -14,9 +14,7 @@ import pyarrow.parquet as pq
 
 from ingest.adapters import adapter_of
 from ingest.adapters.metadata import Adapter
-from ingest.problem import Problem
-from ingest.source_listing import list_source
-from ingest.stored_path import display_path, from_stored, to_stored
+from ingest.source_listing import Problem, display_path, from_stored, list_source, to_stored
 from talkinghead import dataroot
 from talkinghead.files.storage import Storage
 from talkinghead.provenance import canonical_json

@@ -17,11 +17,10 @@ from ingest.frame_folder import FrameFolder
 from ingest.scan import FrameReader, Scan, ShownFrame, clip_frames, scan_clip
 from ingest.settings import IngestSettings
 from ingest.shots import Stretch, split
-from talkinghead.media.audio import AudioSpan, read_audio
+from talkinghead.media.audio import AudioSpan, encode_wav, read_audio
 from talkinghead.media.encode import encode_mp4
-from talkinghead.media.probe import MediaInfo, VideoInfo, probe
+from talkinghead.media.media_file import MediaInfo, VideoInfo, probe
 from talkinghead.media.video_source import VideoSource
-from talkinghead.media.wav import encode_wav
 from talkinghead.provenance import canonical_json
 from talkinghead.schema import MEDIA_MEMBERS, CatalogRow, ClipInfo, Rejection, cut_key
 from talkinghead.timebase import frame_time, samples_in
@@ -68,13 +67,19 @@ def ingest_clip(
         if video.width * video.height > settings.max_source_pixels:
             detail = f"frames of {video.width}x{video.height}"
             return [_rejected(row.key, 0, "frame_too_large", video.width * video.height, detail)]
+
+        # First pass: cuts and faces, looked for in the data set's box where there is one.
         listed = None if row.box is None else listed_crop(row, video.width, video.height, settings)
         scan = scan_clip(reader, row.start_s, row.end_s, listed and listed.box, detector, settings)
         if not scan.times:
             detail = f"{source.name} has no frame between {row.start_s} and {row.end_s} s"
             return [_rejected(row.key, 0, "empty_interval", 0.0, detail)]
+
+        # Where it is split, and what the pieces are called.
         stretches = split(len(scan.times), scan.cuts, scan.steps, scan.sightings, settings)
         keys = [row.key] if len(stretches) == 1 else [cut_key(row.key, i) for i in range(len(stretches))]
+
+        # Second pass: each piece is cut out and encoded, or passed over.
         facts = _Facts(row, source, scan, video, None if row.frame_fps else probe(source), settings, ingest_key)
         pieces = []
         frames = clip_frames(reader, row.start_s, row.end_s)[1]
@@ -207,7 +212,7 @@ def _describe(facts: _Facts, key: str, stretch: Stretch, crop: Crop, audio: Audi
 
 
 def _multi_face_fraction(stretch: Stretch, sightings: list[Sighting]) -> float | None:
-    """Share of the looks at the piece's face that found another face of similar size beside it."""
+    """Share of the looks at the piece's face that found another face of similar size next to it."""
     if stretch.face is None:
         return None
     own = {

@@ -108,8 +108,8 @@ def cut_out(part_of: Callable[[int, int, int, int], np.ndarray], width: int, hei
 
     Args:
         part_of: Gives the pixels `[y1 - y0, x1 - x0, 3]` of x0, y0, x1, y1 inside the frame.
-        width: Of the frame.
-        height: Of the frame.
+        width: Width of the frame, pixels.
+        height: Height of the frame, pixels.
         crop: What to cut.
     """
     x0, y0, x1, y1 = max(0, crop.x0), max(0, crop.y0), min(width, crop.x1), min(height, crop.y1)

@@ -15,23 +15,34 @@ Each try ends in one line of `SOURCE/download.jsonl`:
 
 from __future__ import annotations
 
+import heapq
+import json
+import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import av
+from av.container import InputContainer
+from av.error import FFmpegError
+from av.packet import Packet
+from av.stream import Stream
 
 from ingest.adapters.metadata import youtube_id
-from ingest.download_log import DownloadResult, append_log, read_log
-from ingest.remux import check_video, mux, muxed_suffix
 from ingest.source_listing import has_video_suffix
 from talkinghead.schema import CatalogRow, slug
 
+LOG_NAME = "download.jsonl"
 PART_FOLDER = ".download"
+_MP4_FAMILY = (".mp4", ".m4v", ".m4a", ".mov")
 
-# What a site says when trying again may help, even where the words of `_GONE` stand beside it.
+Status = Literal["ok", "gone", "failed"]
+
+# What a site says when trying again may help, even where the words of `_GONE` stand next to it.
 _PASSING = re.compile(
     r"try again later|not a bot|sign in to confirm|HTTP Error (?:403|429|5\d\d)|rate.?limit|timed out"
     r"|your (?:country|location)",
@@ -81,15 +92,30 @@ class Target:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DownloadResult:
+    """How one try at a video ended."""
+
+    name: str
+    """File name without suffix: the YouTube id, or the data set's name of the video."""
+    url: str | None
+    status: Status
+    """`ok`: the file is there. `gone`: removed or private, not tried again. `failed`: tried again by the next run."""
+    reason: str = ""
+    file: str | None = None
+    bytes: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class DownloadSummary:
-    """What a run did."""
+    """What a download did."""
 
     results: list[DownloadResult]
-    """Of the videos tried in this run."""
+    """Results of the videos that were tried."""
     skipped_gone: int
-    """Videos not tried because an earlier run found them gone."""
+    """Videos not tried because an earlier download found them gone."""
     not_tried: int
-    """Videos left when the run stopped early."""
+    """Videos left when it stopped early."""
 
     def count(self, status: str) -> int:
         """Number of results with this status."""
@@ -270,3 +296,76 @@ def _judge(message: str) -> tuple[str, str]:
     if _GONE.search(text) and not _PASSING.search(text):
         return "gone", text
     return "failed", text
+
+
+def read_log(source: Path) -> dict[str, DownloadResult]:
+    """Name → its last result in `SOURCE/download.jsonl`. A line that was left half written by a kill does not count."""
+    try:
+        lines = (source / LOG_NAME).read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        return {}
+    results = {}
+    for line in lines:
+        try:
+            result = DownloadResult(**json.loads(line))
+        except (ValueError, TypeError):
+            continue
+        results[result.name] = result
+    return results
+
+
+def append_log(source: Path, result: DownloadResult) -> None:
+    """Add one line to `SOURCE/download.jsonl`, on the disk when this returns."""
+    with (source / LOG_NAME).open("ab+") as stream:
+        if stream.tell() > 0:
+            stream.seek(-1, os.SEEK_END)
+            if stream.read(1) != b"\n":
+                stream.write(b"\n")
+        stream.write(json.dumps(asdict(result), sort_keys=True).encode() + b"\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def muxed_suffix(video: Path, audio: Path) -> str:
+    """`.mp4` when both come out of MP4, which keeps their exact times; otherwise `.mkv`, which holds any codec."""
+    return ".mp4" if all(path.suffix.lower() in _MP4_FAMILY for path in (video, audio)) else ".mkv"
+
+
+def mux(video: Path, audio: Path, target: Path) -> None:
+    """Write the first video stream of one file and the first audio stream of another into `target`.
+
+    Raises `ValueError` when a stream is missing or the container cannot hold it.
+    """
+    try:
+        with av.open(str(video)) as first, av.open(str(audio)) as second, av.open(str(target), "w") as output:
+            if not first.streams.video or not second.streams.audio:
+                raise ValueError(f"{video.name} has no video or {audio.name} no audio stream")
+            inputs = [(first, first.streams.video[0]), (second, second.streams.audio[0])]
+            outputs = [output.add_stream_from_template(template=stream) for _, stream in inputs]
+            packets = [_packets(container, stream, i) for i, (container, stream) in enumerate(inputs)]
+            for _, index, packet in heapq.merge(*packets, key=lambda item: item[0]):
+                packet.stream = outputs[index]
+                output.mux(packet)
+    except FFmpegError as error:
+        raise ValueError(f"{video.name} and {audio.name} cannot be put into one file: {error.strerror}") from error
+
+
+def _packets(container: InputContainer, stream: Stream, index: int) -> Iterator[tuple[float, int, Packet]]:
+    """Decoding time in seconds, `index` and packet, in the order of the file."""
+    time = 0.0
+    for packet in container.demux(stream):
+        if packet.size == 0:  # the end of the stream
+            continue
+        if packet.dts is not None and packet.time_base is not None:
+            time = float(packet.dts * packet.time_base)
+        yield time, index, packet
+
+
+def check_video(path: Path) -> None:
+    """Raise `ValueError` unless the file opens and has a video stream."""
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise ValueError("what was downloaded has no video stream")
+    except FFmpegError as error:
+        raise ValueError(f"what was downloaded is not a video: {error.strerror}") from error

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from talkinghead.media.errors import UnreadableMediaError
-from talkinghead.media.probe import VideoInfo
+from talkinghead.media.media_file import VideoInfo
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 _LAST_NUMBER = re.compile(r"(\d+)(?!.*\d)")

@@ -8,11 +8,11 @@ from typing import Protocol
 
 import numpy as np
 
-from ingest.cuts import CutDetector
 from ingest.faces import Box, Detector, Sighting
 from ingest.settings import IngestSettings
-from talkinghead.media.frame_clock import constant_rate
-from talkinghead.media.probe import VideoInfo
+from ingest.shots import CutDetector
+from talkinghead.media.media_file import VideoInfo
+from talkinghead.media.video_source import constant_rate
 
 _VIEW = 640  # longer side of the image that the detectors see
 _SMALL = 0.25  # a face below this part of the image's longer side is looked at again

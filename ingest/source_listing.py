@@ -1,4 +1,4 @@
-"""What lies in SOURCE: every file, without opening any, and the lookup of a video by its name.
+"""What lies in SOURCE: every file, without opening any, the lookup of a video by its name, and file names as text.
 
 Hidden files and folders are left out. Links are followed, each folder is read once: folders that are reached without
 a link come first, so a link back to a parent ends nowhere and a second way to a folder is listed as a problem.
@@ -15,8 +15,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from ingest.problem import Problem
-from ingest.stored_path import display_path
+from talkinghead.runtime.errors import is_machine_error
 
 VIDEO_SUFFIXES = (
     *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".flv", ".wmv", ".ts", ".m2ts", ".mts"),
@@ -26,6 +25,22 @@ VIDEO_SUFFIXES = (
 
 BRACKETED_ID = re.compile(r"\[([A-Za-z0-9_-]{11})\]$")
 """How yt-dlp names a file when it is not told otherwise: `Title [<YouTube id>].mp4`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """A part of the metadata, or of SOURCE, that gives no catalog row. It is listed with the catalog, never dropped
+    silently."""
+
+    file: str
+    """Name of the metadata file, or path in SOURCE."""
+    line: int | None = None
+    """Line in it, counted from 1; None when the problem is not in one line."""
+    message: str
+
+    def __str__(self) -> str:
+        place = self.file if self.line is None else f"{self.file}:{self.line}"
+        return f"{place}: {self.message}"
 
 
 def has_video_suffix(name: str) -> bool:
@@ -146,6 +161,8 @@ class _Walk:
             with os.scandir(full) as entries:
                 found = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda e: e.name)
         except OSError as error:
+            if is_machine_error(error):
+                raise  # not without the clips in it
             self._problem(folder, f"folder cannot be read: {error.strerror}")
             return []
         return [path for entry in reversed(found) if (path := self._place(folder, entry)) is not None]
@@ -169,3 +186,24 @@ class _Walk:
         else:
             return path
         return None
+
+
+def to_stored(path: str) -> str:
+    """A path as Parquet can hold it: the path itself when it is valid Unicode already. Inverse: `from_stored`.
+
+    Python holds the bytes of a POSIX name that are not valid UTF-8 as lone surrogates (`surrogateescape`), which UTF-8,
+    and so Parquet, cannot hold. A name cannot contain NUL, so NUL followed by two hexadecimal digits stands for such a
+    byte.
+    """
+    return re.sub("[\udc80-\udcff]", lambda match: f"\0{ord(match[0]) - 0xDC00:02x}", path)
+
+
+def from_stored(text: str) -> str:
+    """The path that `to_stored` was given."""
+    return re.sub("\0([0-9a-f]{2})", lambda match: chr(0xDC00 + int(match[1], 16)), text)
+
+
+def display_path(path: str) -> str:
+    """The path for people: undecodable bytes and control characters (newlines too) as backslash escapes."""
+    text = path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)

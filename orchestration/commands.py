@@ -15,12 +15,18 @@ from annotate.latents import LatentSettings
 from annotate.settings import AnnotateSettings
 from ingest.settings import IngestSettings
 from orchestration.cluster import Cluster, ClusterSettings
-from orchestration.jobs.ingest import Source
-from orchestration.jobs.pack import ShardSettings
+from orchestration.jobs.annotate import run_annotate
+from orchestration.jobs.finish import current_version, finish
+from orchestration.jobs.ingest import Source, run_ingest
+from orchestration.jobs.pack import run_pack
 from orchestration.overrides import names_of
-from orchestration.units.executor import RetrySettings
-from orchestration.units.runner import Runner
+from orchestration.plans import current_quarantine
+from orchestration.units.executor import RetrySettings, Runner
+from orchestration.units.ledger import causes, release, writer_lock
 from orchestration.units.unit import RunError
+from shards.manifest import read_manifest
+from shards.plan import ShardSettings
+from talkinghead.face.resolve import resolve_face_model
 from talkinghead.files.storage import Storage
 from talkinghead.schema import check_version
 
@@ -53,9 +59,6 @@ def ingest(
     ingest: IngestNames = (),
 ) -> str:
     """Read a data set's own metadata; cut and crop its clips to 25 fps and 16 kHz."""
-    from orchestration.jobs.ingest import run_ingest
-    from talkinghead.face.resolve import resolve_face_model
-
     with _runner(data, cluster, retry) as runner:
         run_ingest(runner, source, ingest, resolve_face_model())
     return runner.storage.uri
@@ -88,11 +91,6 @@ def shards(
     filters: FilterNames = (),
 ) -> str:
     """Pack WebDataset shards with their index, after running what is missing before."""
-    from orchestration.jobs.finish import finish
-    from orchestration.jobs.ingest import run_ingest
-    from orchestration.jobs.pack import run_pack
-    from talkinghead.face.resolve import resolve_face_model
-
     with _runner(data, cluster, retry) as runner:
         if source.source is not None:
             run_ingest(runner, source, ingest, resolve_face_model())
@@ -114,10 +112,6 @@ def reannotate(
     filters: FilterNames = (),
 ) -> str:
     """Annotate all clips anew as another version; packed media stay untouched (clips not yet packed are packed too)."""
-    from orchestration.jobs.finish import finish
-    from orchestration.jobs.pack import run_pack
-    from shards.manifest import read_manifest
-
     check_version(version)
     with _runner(data, cluster, retry) as runner:
         read_manifest(runner.storage)
@@ -146,8 +140,8 @@ def latents(
 
 def report(data: Data, version: Version = None) -> str:
     """Write DATA/report: index.html, report.json, inputs.csv."""
-    from orchestration.report.collect import run_state
     from orchestration.report.page import write_report
+    from orchestration.report.state import run_state
 
     storage = Storage(data)
     return storage.describe(write_report(storage, run_state(storage, version)))
@@ -155,9 +149,6 @@ def report(data: Data, version: Version = None) -> str:
 
 def quarantine(data: Data) -> str:
     """List the inputs that failed, by cause."""
-    from orchestration.results import current_quarantine
-    from orchestration.units.ledger import causes
-
     records = current_quarantine(Storage(data))
     for cause, number in causes(records).most_common():
         print(f"{cause}: {number}", file=sys.stderr)
@@ -171,9 +162,6 @@ def quarantine(data: Data) -> str:
 
 def retry(data: Data, cause: str | None = None) -> str:
     """Release inputs from quarantine (all, or those of one cause); the next run tries them again."""
-    from orchestration.results import current_quarantine
-    from orchestration.units.ledger import causes, release, writer_lock
-
     storage = Storage(data)
     if not storage.list("plans"):
         raise ValueError(f"nothing is ingested in {storage.uri}")
@@ -210,10 +198,6 @@ def demo(
 
 
 def _annotate(runner: Runner, version: str | None, engine: str | None, overrides: Names) -> str:
-    from orchestration.jobs.annotate import run_annotate
-    from orchestration.jobs.finish import current_version
-    from talkinghead.face.resolve import resolve_face_model
-
     version = version or current_version(runner.storage) or FIRST_VERSION
     if engine is not None:
         overrides = (*overrides, f"engine={engine}")
@@ -224,8 +208,6 @@ def _annotate(runner: Runner, version: str | None, engine: str | None, overrides
 @contextlib.contextmanager
 def _runner(data: str, cluster: ClusterSettings, retry: RetrySettings) -> Iterator[Runner]:
     """DATA, locked for this process."""
-    from orchestration.units.ledger import writer_lock
-
     storage = Storage(data)
     with writer_lock(storage), Cluster(cluster) as running:
         yield Runner(storage=storage, cluster=running, retry=retry)

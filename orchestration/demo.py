@@ -13,11 +13,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from orchestration import ROOT
 from orchestration.units.unit import RunError
 from shards.reader import SPEECH, ShardReader
 from talkinghead.files.atomic import staged_file
-
-_ROOT = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,7 @@ class DemoStep:
 
     title: str
     arguments: list[str]
-    """Behind `python -m`."""
+    """What comes after `python -m`."""
 
 
 def demo_steps(folder: Path) -> list[DemoStep]:
@@ -35,7 +34,8 @@ def demo_steps(folder: Path) -> list[DemoStep]:
     The recipes are `tiny` with fewer steps: enough to see each model learn within minutes on two cores.
 
     Args:
-        folder: Of the demo; `data` in it is the data set, `portrait.png` and `speech.wav` the input to animate.
+        folder: Where the demo stands; `data` in it is the data set, `portrait.png` and `speech.wav` are what is
+            animated.
     """
 
     def training(task: str, title: str, *settings: str) -> DemoStep:
@@ -78,7 +78,7 @@ def run_demo(folder: Path, make_shards: Callable[[], None]) -> Path:
     for number, step in enumerate(steps, 1):
         _say(f"[{number}/{len(steps)}] {step.title}: python -m {' '.join(step.arguments)}")
         began = time.monotonic()
-        done = subprocess.run([sys.executable, "-m", *step.arguments], cwd=_ROOT, stdout=subprocess.DEVNULL)
+        done = subprocess.run([sys.executable, "-m", *step.arguments], cwd=ROOT, stdout=subprocess.DEVNULL)
         if done.returncode:
             raise RunError(f"the demo's step {number}, {step.title}, ended with exit status {done.returncode}")
         _say(f"[{number}/{len(steps)}] {step.title}: {time.monotonic() - began:.0f} s")

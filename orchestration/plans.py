@@ -1,15 +1,60 @@
-"""Plan files: which units belong to a job now, so that later jobs need nothing but DATA."""
+"""What DATA says of the jobs: under which name each commits, which units belong to it now, and what became of them.
+
+A plan lists the units of a job by key and provenance key, so that later jobs need nothing but DATA. A unit that was
+done under another provenance key is not done: the plan decides which of several records of one key counts.
+"""
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+from orchestration.units.ledger import Ledger, quarantined
+from orchestration.units.records import QuarantineRecord, SampleRecord, UnitRecord
 from orchestration.units.unit import Unit
 from talkinghead import dataroot
 from talkinghead.files.storage import Storage
 from talkinghead.provenance import pretty_json
+from talkinghead.schema import media_shard_name
+
+# --- names ------------------------------------------------------------------------------------------------------------
+
+INGEST_JOB = "ingest"
+INGEST_PLAN_PREFIX = "ingest-"
+ENCODE_PREFIX = "encode-"
+PACK_PREFIX = "pack-"
+PACK_MEDIA_JOB = f"{PACK_PREFIX}media"
+
+
+def ingest_plan_name(dataset: str) -> str:
+    """`ingest-<dataset>`: each data set of DATA has an ingest plan of its own."""
+    return f"{INGEST_PLAN_PREFIX}{dataset}"
+
+
+def annotate_job(version: str) -> str:
+    """`annotate-<version>`: each annotation version has a ledger of its own."""
+    return f"annotate-{version}"
+
+
+def encode_job(version: str) -> str:
+    """`encode-<version>`: each version of latents has a ledger of its own."""
+    return f"{ENCODE_PREFIX}{version}"
+
+
+def pack_annotation_job(version: str) -> str:
+    """`pack-<version>`."""
+    return f"{PACK_PREFIX}{version}"
+
+
+def shard_key(shard: int) -> str:
+    """Key of a shard's pack unit, `clips-000042` (media) as well as annotation."""
+    return media_shard_name(shard).removesuffix(".tar")
+
+
+# --- plans ------------------------------------------------------------------------------------------------------------
 
 
 def write_plan(
@@ -40,7 +85,109 @@ def read_plan(storage: Storage, name: str) -> dict[str, Any]:
     return json.loads(storage.read(dataroot.plan(name)))
 
 
+def find_plan(storage: Storage, name: str) -> dict[str, Any] | None:
+    """The plan's content, None where nothing was planned under this name."""
+    return read_plan(storage, name) if storage.exists(dataroot.plan(name)) else None
+
+
 def plan_names(storage: Storage, prefix: str) -> list[str]:
     """Names of the plans that start with `prefix`, sorted."""
     names = [file.path.removeprefix("plans/").removesuffix(".json") for file in storage.list("plans", ".json")]
     return [name for name in names if name.startswith(prefix)]
+
+
+def keep_packed(units: Iterable[Unit], before: Mapping[str, str], packed: set[str]) -> list[Unit]:
+    """Units as they are to be planned: what is packed stays as it was made, also under newer libraries.
+
+    Args:
+        units: What the job would make now.
+        before: Key → provenance key, from the plan before.
+        packed: Keys whose output stands in a shard.
+    """
+    return [replace(unit, pkey=before.get(unit.key, unit.pkey)) if unit.key in packed else unit for unit in units]
+
+
+# --- results ----------------------------------------------------------------------------------------------------------
+
+UnitState = UnitRecord | QuarantineRecord | None
+"""What became of one unit: its commit record, its quarantine record, or None while it has neither."""
+Results = dict[str, UnitState]
+"""Key → what became of the unit."""
+
+
+def ingest_results(storage: Storage) -> Results:
+    """What became of the clips in every ingest plan."""
+    pairs: dict[str, str] = {}
+    for name in plan_names(storage, INGEST_PLAN_PREFIX):
+        pairs |= read_plan(storage, name)["units"]
+    return Ledger(storage, INGEST_JOB).results(pairs.items())
+
+
+def annotate_results(storage: Storage, version: str) -> Results:
+    """What became of the samples in the version's plan; empty without a plan."""
+    return _planned_results(storage, annotate_job(version))
+
+
+def encode_results(storage: Storage, version: str) -> Results:
+    """What became of the samples in the plan of a version of latents; empty without a plan."""
+    return _planned_results(storage, encode_job(version))
+
+
+def _planned_results(storage: Storage, job: str) -> Results:
+    plan = find_plan(storage, job)
+    return Ledger(storage, job).results(plan["units"].items()) if plan else {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class IngestedSample:
+    """A sample of ingest, with the record of the clip that it came from."""
+
+    record: UnitRecord
+    sample: SampleRecord
+
+
+def ingested_samples(storage: Storage) -> dict[str, IngestedSample]:
+    """Sample key → sample, of every committed clip."""
+    return {
+        sample.key: IngestedSample(record=record, sample=sample)
+        for record in ingest_results(storage).values()
+        if isinstance(record, UnitRecord)
+        for sample in record.samples
+    }
+
+
+def current_quarantine(storage: Storage) -> list[QuarantineRecord]:
+    """What is in quarantine of the units that are planned now; an input that was mended or removed is not listed."""
+    planned: dict[str, set[tuple[str, str]]] = {}
+    prefixes = (INGEST_PLAN_PREFIX, annotate_job(""), ENCODE_PREFIX)
+    for name in itertools.chain.from_iterable(plan_names(storage, prefix) for prefix in prefixes):
+        job = INGEST_JOB if name.startswith(INGEST_PLAN_PREFIX) else name
+        planned.setdefault(job, set()).update(read_plan(storage, name)["units"].items())
+    return [
+        record
+        for record in quarantined(storage)
+        if record.job.startswith(PACK_PREFIX) or (record.key, record.pkey) in planned.get(record.job, ())
+    ]
+
+
+def pack_records(storage: Storage, job: str) -> dict[str, UnitRecord]:
+    """Shard key → record, of every packed shard of a job (a shard is packed once and stays)."""
+    ledger = Ledger(storage, job)
+    results = ledger.results(sorted(ledger.committed))
+    return {key: record for key, record in results.items() if isinstance(record, UnitRecord)}
+
+
+def packed_samples(storage: Storage) -> dict[str, tuple[str, SampleRecord]]:
+    """Sample key → media shard and place in it, of every packed sample."""
+    return {
+        sample.key: (record.file, sample)
+        for record in pack_records(storage, PACK_MEDIA_JOB).values()
+        if record.file
+        for sample in record.samples
+    }
+
+
+def packed_clips(storage: Storage) -> set[str]:
+    """Keys of the clips that have a sample in a media shard."""
+    ingested = ingested_samples(storage)
+    return {ingested[key].record.key for key in packed_samples(storage) if key in ingested}

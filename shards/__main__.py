@@ -3,112 +3,85 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
-
-import tyro
-from rich.console import Console
-from rich.progress import Progress
 
 from shards.reader import ShardReader
-from shards.verify import VerifyReport, verify
+from shards.verify import VerifyReport
+from shards.verify import verify as find_problems
 from talkinghead.files.storage import Storage
+from talkinghead.runtime.command_line import Incomplete, run_command_line
+from talkinghead.runtime.progress import Progress
 
 SHOWN = 50
 """Lines of one kind that are printed."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Verify:
-    """Check hashes, counts, key order, member places, and that annotations and media agree."""
+def verify(data: str, version: str | None = None, deep: bool = False) -> str | Incomplete:
+    """Check hashes, counts, key order, member places, and that annotations and media agree.
 
-    data: str
-    """The data set: folder or URI."""
-    version: str | None = None
-    """Annotation version; all when not given."""
-    deep: bool = False
-    """Decode every clip instead of one per shard."""
-
-    def run(self) -> int:
-        """Returns the exit code."""
-        storage = Storage(self.data)
-        with _progress() as bar:
-            task = bar.add_task("verify", total=None)
-            report = verify(
-                storage,
-                version=self.version,
-                deep=self.deep,
-                progress=lambda done, total: bar.update(task, completed=done, total=total),
-            )
-        _show(report)
-        print(
-            f"{storage.uri}: {'ok' if report.ok else f'{len(report.problems)} problems'}, {report.samples} samples,"
-            f" {report.frames} frames, {report.shards} shards, {report.bytes / 2**20:.1f} MiB,"
-            f" {report.decoded} clips decoded, annotations {', '.join(report.versions)}"
+    Args:
+        data: The data set: folder or URI.
+        version: Annotation version; all when not given.
+        deep: Decode every clip instead of one per shard.
+    """
+    storage = Storage(data)
+    with Progress() as progress:
+        report = find_problems(
+            storage, version=version, deep=deep, progress=lambda done, total: progress("verify", done, total)
         )
-        return 0 if report.ok else 1
+    _show(report)
+    found = len(report.problems)
+    result = (
+        f"{storage.uri}: {'ok' if report.ok else f'{found} problems'}, {report.samples} samples,"
+        f" {report.frames} frames, {report.shards} shards, {report.bytes / 2**20:.1f} MiB,"
+        f" {report.decoded} clips decoded, annotations {', '.join(report.versions)}"
+    )
+    if report.ok:
+        return result
+    advice = "put the files named above back from a copy, or make the data set anew in another DATA"
+    return Incomplete(result, f"{found} problems in {storage.uri}: {advice}")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Ls:
-    """List the samples, one line each: key, shard, ordinal, frames, split, and why it is not kept."""
+def ls(data: str, version: str | None = None, split: str | None = None) -> str | None:
+    """List the samples, one line each: key, shard, ordinal, frames, split, and why it is not kept.
 
-    data: str
-    """The data set: folder or URI."""
-    version: str | None = None
-    """Annotation version; the newest when not given."""
-    split: str | None = None
-    """Only this split."""
-
-    def run(self) -> int:
-        """Returns the exit code."""
-        reader = ShardReader(self.data, version=self.version, split=self.split, kept=False)
-        for row in reader.rows:
-            sample = reader.index.row(int(row))
-            score = "" if sample.reason_score is None else f"={sample.reason_score:.3g}"
-            verdict = "kept" if sample.keep else f"{sample.reason}{score}"
-            print(sample.key, sample.shard, sample.ordinal, sample.num_frames, sample.split, verdict, sep="\t")
-        return 0
+    Args:
+        data: The data set: folder or URI.
+        version: Annotation version; the newest when not given.
+        split: Only this split.
+    """
+    reader = ShardReader(data, version=version, split=split, kept=False)
+    lines = []
+    for row in reader.rows:
+        sample = reader.index.row(int(row))
+        score = "" if sample.reason_score is None else f"={sample.reason_score:.3g}"
+        verdict = "kept" if sample.keep else f"{sample.reason}{score}"
+        lines.append(f"{sample.key}\t{sample.shard}\t{sample.ordinal}\t{sample.num_frames}\t{sample.split}\t{verdict}")
+    return "\n".join(lines) or None
 
 
-@dataclass(frozen=True, kw_only=True)
-class ExportAniportrait:
-    """Write samples as PNG frames, landmark files and the JSON that AniPortrait's training reads."""
+def export_aniportrait(
+    data: str, out: Path, version: str | None = None, split: str | None = "train", limit: int | None = None
+) -> str:
+    """Write samples as PNG frames, landmark files and the JSON that AniPortrait's training reads.
 
-    data: str
-    """The data set: folder or URI."""
-    out: Path
-    """New or empty folder."""
-    version: str | None = None
-    """Annotation version; the newest when not given."""
-    split: str | None = "train"
-    """Only this split."""
-    limit: int | None = None
-    """At most so many samples."""
+    Args:
+        data: The data set: folder or URI.
+        out: New or empty folder.
+        version: Annotation version; the newest when not given.
+        split: Only this split.
+        limit: At most so many samples.
+    """
+    from shards import export_aniportrait as export
 
-    def run(self) -> int:
-        """Returns the exit code."""
-        from shards.export_aniportrait import COLUMNS, export_aniportrait
-
-        reader = ShardReader(self.data, version=self.version, split=self.split, columns=COLUMNS)
-        with _progress() as bar:
-            task = bar.add_task("export", total=len(reader))
-            report = export_aniportrait(
-                reader,
-                self.out,
-                limit=self.limit,
-                progress=lambda done, total: bar.update(task, completed=done, total=total),
-            )
-        for key, reason in report.left_out.items():
-            print(f"left out {key}: {reason}", file=sys.stderr)
-        print(report.training_json)
-        return 0
-
-
-def _progress() -> Progress:
-    """A bar with the time left, on a terminal only."""
-    return Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
+    reader = ShardReader(data, version=version, split=split, columns=export.COLUMNS)
+    with Progress() as progress:
+        report = export.export_aniportrait(
+            reader, out, limit=limit, progress=lambda done, total: progress("export", done, total)
+        )
+    for key, reason in report.left_out.items():
+        print(f"left out {key}: {reason}", file=sys.stderr)
+    return str(report.training_json)
 
 
 def _show(report: VerifyReport) -> None:
@@ -119,21 +92,12 @@ def _show(report: VerifyReport) -> None:
             print(f"… and {len(lines) - SHOWN} more of this kind", file=sys.stderr)
 
 
-Command = (
-    Annotated[Verify, tyro.conf.subcommand("verify")]
-    | Annotated[Ls, tyro.conf.subcommand("ls")]
-    | Annotated[ExportAniportrait, tyro.conf.subcommand("export-aniportrait")]
-)
+COMMANDS = (verify, ls, export_aniportrait)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; returns 0, 1 (problems found, or it failed) or 2 (wrong usage)."""
-    command = tyro.cli(Command, prog="python -m shards", description=__doc__, args=arguments)
-    try:
-        return command.run()
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    """Run one command; returns the exit status."""
+    return run_command_line(COMMANDS, arguments, prog="python -m shards", about=__doc__)
 
 
 if __name__ == "__main__":

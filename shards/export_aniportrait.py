@@ -14,6 +14,7 @@ absolute paths: the folder cannot be moved.
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -102,12 +103,18 @@ def _write_clip(sample: Sample, chosen: np.ndarray, folder: Path) -> dict[str, l
             stems.append(stem)
             _write_png(frames / f"{stem}.png", images[frame - first])
             for name, column in values.items():
-                np.save(landmarks / f"{stem}_{name}.npy", column[frame])
+                _write_array(landmarks / f"{stem}_{name}.npy", column[frame])
     return {
         "frame_name_list": [f"{sample.key}/{stem}.png" for stem in stems],
         "frame_path_list": [str(frames / f"{stem}.png") for stem in stems],
         "lmks_list": [str(landmarks / f"{stem}_lmks.npy") for stem in stems],
     }
+
+
+def _write_array(path: Path, array: np.ndarray) -> None:
+    data = io.BytesIO()
+    np.save(data, array)
+    path.write_bytes(data.getvalue())  # NumPy's own writing to a file does not say that the disk is full
 
 
 def _write_png(path: Path, image: np.ndarray) -> None:

@@ -29,7 +29,7 @@ class SlotDataset(Protocol):
     """
 
     def __len__(self) -> int:
-        """Samples of an epoch; there are slots behind it, too."""
+        """Samples of an epoch; there are slots after it, too."""
         ...
 
     def __getitem__(self, slot: int, /) -> Batch:
@@ -83,7 +83,7 @@ class WindowDataset(Dataset[Batch]):
         self.order = SampleOrder(len(self.samples), seed)
 
     def __len__(self) -> int:
-        """Samples of an epoch; there are slots behind it, too."""
+        """Samples of an epoch; there are slots after it, too."""
         return len(self.samples)
 
     def __getitem__(self, slot: int) -> Batch:
@@ -137,7 +137,7 @@ class ClipLoader:
         rank: This process.
         world: Number of processes; must divide `global_batch`.
         num_workers: Reading processes; 0: in this one.
-        epochs: Stop behind so many epochs; the last batch is filled up with the first slots of the next epoch
+        epochs: Stop after so many epochs; the last batch is filled up with the first slots of the next epoch
             (`slot` tells them apart), so that all ranks stop together. None: endless.
         pin_memory: For copies to a GPU.
 

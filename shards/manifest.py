@@ -6,16 +6,18 @@ Everything else is found through it: a shard or an index that it does not name d
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
 from talkinghead import dataroot
+from talkinghead.derived import ENCODING, FIRST_ENCODING, NETWORKS
 from talkinghead.files.storage import Storage
 from talkinghead.provenance import pretty_json
 from talkinghead.schema import SCHEMA_VERSION, check_version
 
 Kind = Literal["annotation", "latents"]
-"""What a version holds: a face annotation, or latents and embeddings of the frames (see `shards.latents`)."""
+"""What a version holds: a face annotation, or latents and embeddings of the frames (see `find_latents`)."""
 
 _MEND = "move it away and run make shards ANN=<version> to write it again"
 
@@ -145,6 +147,36 @@ def read_manifest(storage: Storage) -> DatasetManifest:
     return DatasetManifest.from_json(data, name)
 
 
+def find_manifest(storage: Storage) -> DatasetManifest | None:
+    """The data set, None where there is no finished one. Raises `ValueError` like `read_manifest`."""
+    return read_manifest(storage) if storage.exists(dataroot.DATASET_JSON) else None
+
+
 def write_manifest(storage: Storage, manifest: DatasetManifest) -> None:
     """Replace `DATASET.json`. Everything that it names must be committed."""
     storage.write(dataroot.DATASET_JSON, manifest.to_json())
+
+
+def find_latents(
+    manifest: DatasetManifest, provenance: Mapping[str, Mapping[str, Any]], width: int, height: int
+) -> str | None:
+    """The version whose columns `latents` and `embedding` are those of these networks.
+
+    Networks are told apart by the hash of their weights; where they were read from does not matter.
+
+    Args:
+        manifest: What the data set is.
+        provenance: Network (`vae`, `image_encoder`) → `sha256`, as `PictureEncoder.provenance` gives it.
+        width: Width of the images that were encoded, pixels.
+        height: Their height, pixels.
+
+    Returns:
+        Its name, for `ShardReader(extra=(name,))`; None when there is none. Of several the last in `DATASET.json`.
+    """
+    wanted = (ENCODING, width, height, *(provenance[name]["sha256"] for name in NETWORKS))
+    for entry in reversed(manifest.of_kind("latents")):
+        about = entry.details
+        hashes = (about[name]["sha256"] for name in NETWORKS)
+        if (about.get("encoding", FIRST_ENCODING), about["width"], about["height"], *hashes) == wanted:
+            return entry.version
+    return None

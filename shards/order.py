@@ -28,7 +28,7 @@ class SampleOrder:
 
     Args:
         num_samples: Samples of an epoch, N.
-        seed: Of the shuffling.
+        seed: Seed of the shuffling.
     """
 
     def __init__(self, num_samples: int, seed: int) -> None:

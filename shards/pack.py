@@ -64,7 +64,7 @@ def pack_shard(storage: Storage, samples: Sequence[PlannedSample], sink: Path) -
     digest = hashlib.sha256()
     packed: list[PackedSample] = []
     position = flushed = 0
-    # The hash and the disk run beside the copying: both leave the interpreter free while they work.
+    # The hash and the disk run next to the copying: both leave the interpreter free while they work.
     with sink.open("wb", buffering=0) as stream, ThreadPoolExecutor(2) as hasher, ThreadPoolExecutor(1) as flusher:
         hashing = checking = hasher.submit(digest.update, b"")
         flushing = flusher.submit(os.fdatasync, stream.fileno())
@@ -101,7 +101,7 @@ def _check_content(storage: Storage, sample: PlannedSample, block: bytes) -> Non
 
 def _write_all(stream: io.FileIO, block: bytes) -> None:
     written = stream.write(block)
-    while written < len(block):  # an unbuffered write may stop early, e.g. behind 2 GiB
+    while written < len(block):  # an unbuffered write may stop early, e.g. after 2 GiB
         written += stream.write(memoryview(block)[written:])
 
 
@@ -121,7 +121,7 @@ def _read_sample(storage: Storage, sample: PlannedSample) -> bytes:
             )
         if any(block[content + member.size : content + member.size + -member.size % BLOCK]):
             raise ValueError(
-                f"{storage.describe(sample.file)} is damaged behind {sample.key}.{member.suffix}: padding is not zero."
+                f"{storage.describe(sample.file)} is damaged after {sample.key}.{member.suffix}: padding is not zero."
                 " Delete its record and run the job again"
             )
     return block

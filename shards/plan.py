@@ -1,21 +1,66 @@
-"""Which sample goes into which shard: a pure function of keys, sizes and the seed.
+"""Which sample goes into which shard, and into which split: pure functions of keys, groups, sizes and the seed.
 
 Media shards are immutable, so a plan only ever grows: the shards that exist stay as they are, and new samples fill new
-shards behind them. Within the new shards the order is pseudo-random by key, so that a shard mixes sources.
+shards after them. Within the new shards the order is pseudo-random by key, so that a shard mixes sources.
+
+Splits are by person or source video, never by clip. The split of a group is a hash of (seed, group) compared with the
+fractions. So it depends on no other group: adding data never moves anybody, and no state has to be kept. The price is
+that fractions hold only on average: of ten groups with 5 % validation there may be none or two in `val`, and nothing
+corrects that, since a correction would depend on the other groups. A small data set that needs a validation split takes
+larger fractions or another seed (`make shards ARGS='--shards val_fraction=0.2'`).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from talkinghead import rng
 from talkinghead.provenance import canonical_json, hash_bytes
 from talkinghead.sampletar import BLOCK, end_of
-from talkinghead.schema import Member, check_key
+from talkinghead.schema import SPLITS, Member, check_key
 
-TARGET_BYTES = 128 << 20
-"""Default shard size: large enough for sequential reading, small enough to give many shards to many workers."""
+# --- settings ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardSettings:
+    """How samples are dealt out to shards and splits."""
+
+    target_mib: int = 128
+    """Size of a media shard: large enough for sequential reading, small enough to give many shards to many workers."""
+    min_shards: int = 1
+    """At least so many shards (training wants 4 per reading worker), as far as there are samples."""
+    seed: int = 0
+    """Seed of the order in which samples are dealt out, and of the splits."""
+    val_fraction: float = 0.05
+    """Expected share of the split groups (persons, source videos) in the validation split."""
+    test_fraction: float = 0.05
+    """Expected share of the split groups in the test split."""
+
+    @property
+    def fractions(self) -> dict[str, float]:
+        """Share of each split."""
+        train = 1.0 - self.val_fraction - self.test_fraction
+        return {"train": train, "val": self.val_fraction, "test": self.test_fraction}
+
+    def __post_init__(self) -> None:
+        if self.target_mib < 1 or self.min_shards < 1:
+            raise ValueError(f"target_mib ({self.target_mib}) and min_shards ({self.min_shards}) must be at least 1")
+        _check_fractions(self.fractions)
+
+
+def _check_fractions(fractions: Mapping[str, float]) -> None:
+    if unknown := fractions.keys() - set(SPLITS):
+        raise ValueError(f"unknown split {', '.join(sorted(unknown))}; there are {', '.join(SPLITS)}")
+    if min(fractions.values(), default=0.0) < 0 or not math.isclose(sum(fractions.values()), 1.0, abs_tol=1e-6):
+        raise ValueError(f"split fractions {dict(fractions)} must be at least 0 and sum to 1")
+
+
+DEFAULTS = ShardSettings()
+
+# --- shards -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +78,7 @@ class PlannedSample:
     """Offsets in `file`, in tar order."""
     num_frames: int
     sha256: str | None = None
-    """Of the byte range, to be checked while it is copied; None: unknown."""
+    """SHA-256 of the byte range, to be checked while it is copied; None: unknown."""
 
     def __post_init__(self) -> None:
         position = self.offset
@@ -68,9 +113,9 @@ class PlannedSample:
 def plan_shards(
     sizes: Mapping[str, int],
     *,
-    target_bytes: int = TARGET_BYTES,
-    min_shards: int = 1,
-    seed: int = 0,
+    target_bytes: int = DEFAULTS.target_mib << 20,
+    min_shards: int = DEFAULTS.min_shards,
+    seed: int = DEFAULTS.seed,
     existing: Sequence[Sequence[str]] = (),
 ) -> list[list[str]]:
     """Put every sample into a shard.
@@ -80,7 +125,7 @@ def plan_shards(
         target_bytes: Wanted size of a shard. New shards are equally full, at most a sample above or below.
         min_shards: At least so many shards in all, as far as there are samples: training wants at least
             4 x workers, and a small data set should still give several.
-        seed: Of the order in which new samples are dealt out.
+        seed: Seed of the order in which new samples are dealt out.
         existing: Keys of the shards that are there, in shard order. They come back unchanged, in front, also where
             a key is no longer in `sizes`.
 
@@ -107,7 +152,7 @@ def _deal(keys: list[str], sizes: Mapping[str, int], count: int) -> list[list[st
     runs: list[list[str]] = [[]]
     before = 0
     for position, key in enumerate(keys):
-        full = 2 * count * before + count * sizes[key] > 2 * total * len(runs)  # its middle lies behind the run's end
+        full = 2 * count * before + count * sizes[key] > 2 * total * len(runs)  # its middle lies past the run's end
         must = len(keys) - position == count - len(runs)  # as many keys left as runs to open
         if runs[-1] and len(runs) < count and (full or must):
             runs.append([])
@@ -119,3 +164,38 @@ def _deal(keys: list[str], sizes: Mapping[str, int], count: int) -> list[list[st
 def plan_hash(plan: Sequence[Sequence[str]]) -> str:
     """SHA-256 of the plan: names the set of shards."""
     return hash_bytes(canonical_json([list(shard) for shard in plan]))
+
+
+# --- splits -----------------------------------------------------------------------------------------------------------
+
+
+def assign_splits(
+    groups: Iterable[str], *, seed: int = DEFAULTS.seed, fractions: Mapping[str, float] = DEFAULTS.fractions
+) -> dict[str, str]:
+    """The split of each group.
+
+    Args:
+        groups: `split_group` of the samples; may repeat.
+        seed: Another seed gives another, equally random division.
+        fractions: Split → expected share of the groups. `test` takes the lowest hash values, then `val`, then `train`,
+            so that a larger `val` takes groups from `train` only.
+
+    Returns:
+        Group → split.
+
+    Raises:
+        ValueError: Fractions of unknown splits, or that do not sum to 1.
+    """
+    _check_fractions(fractions)
+    bounds: list[tuple[float, str]] = []
+    bound = 0.0
+    for split in reversed(SPLITS):
+        bound += fractions.get(split, 0.0)
+        bounds.append((bound, split))
+    last = next(split for split in SPLITS if fractions.get(split, 0.0) > 0)  # rounding may leave its bound under 1
+    assigned: dict[str, str] = {}
+    for group in groups:
+        if group not in assigned:
+            value = rng.uniform(seed, "split", group)
+            assigned[group] = next((split for bound, split in bounds if value < bound), last)
+    return assigned

@@ -23,6 +23,7 @@ from shards.ranges import RangeReader
 from talkinghead import timebase
 from talkinghead.annotation import COLUMN, decode_column
 from talkinghead.files.storage import Storage
+from talkinghead.sampletar import read_members
 from talkinghead.schema import ClipInfo, Member, SampleIndex, annotation_shard_name, media_shard_name
 
 log = logging.getLogger(__name__)
@@ -224,17 +225,13 @@ class Sample:
             places.setdefault(path, []).append(member)
         found: dict[str, memoryview] = {}
         for path, members in places.items():
-            first = min(member.offset for member in members)
-            stop = max(member.offset + member.size for member in members)
-            block = memoryview(self._reader.ranges.read(path, first, stop - first))
-            for member in members:
-                found[member.suffix] = block[member.offset - first : member.offset - first + member.size]
+            found |= read_members(self._reader.ranges.read, path, self.key, members)
         return found
 
     def video(self, first: int = 0, count: int | None = None, stride: int = 1) -> np.ndarray:
         """`count` frames from `first` on, each `stride` after the other, as RGB: uint8 `[count, H, W, 3]`.
 
-        Nothing behind the last of them is decoded. Without a count: all that there are.
+        Nothing after the last of them is decoded. Without a count: all that there are.
         """
         from talkinghead.media.clip import decode_window
 
@@ -285,3 +282,24 @@ class Sample:
         if first < 0 or count < 1 or first + count > self.num_frames:
             raise ValueError(f"frames {first} … {first + count - 1} are not in {self.key}: it has {self.num_frames}")
         return count
+
+
+def read_media(storage: Storage, row: SampleIndex, suffix: str) -> bytes:
+    """Content of `<key>.<suffix>` of a media shard, for who holds a row of the index and needs no reader.
+
+    Raises:
+        ValueError: The index lists no such member.
+        OSError: The shard cannot be read there (`EOFError` when it is too short).
+    """
+    return bytes(read_members(storage.read_range, media_shard_name(row.shard), row.key, row.media, suffix)[suffix])
+
+
+def read_column(storage: Storage, version: str, row: SampleIndex, name: str) -> np.ndarray:
+    """One annotation column of a sample, float32 with NaN where a frame has no face (`valid`: bool).
+
+    Raises as `read_media` does; also `ValueError` when the member is no such column.
+    """
+    suffix = COLUMN[name].member
+    shard = annotation_shard_name(version, row.shard)
+    found = read_members(storage.read_range, shard, row.key, row.annotation, suffix)
+    return decode_column(COLUMN[name], bytes(found[suffix]))

@@ -56,7 +56,7 @@ def verify(
         storage: The data set.
         version: Annotation version to check; None: all.
         deep: Decode every clip instead of one per shard.
-        progress: Called with (bytes checked, bytes in all) behind every shard.
+        progress: Called with (bytes checked, bytes in all) after every shard.
 
     Raises:
         FileNotFoundError: There is no data set.

@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -55,6 +56,12 @@ def hash_file(path: Path) -> str:
     """SHA-256 of a file's content."""
     with path.open("rb") as stream:
         return hash_stream(stream)
+
+
+def hash_files(paths: Sequence[Path]) -> str:
+    """SHA-256 of a file's content; of several, such as the parts of a network's weights, over their hashes in order."""
+    hashes = [hash_file(path) for path in paths]
+    return hashes[0] if len(hashes) == 1 else hash_bytes("".join(hashes).encode())
 
 
 def library_versions(*distributions: str) -> dict[str, str]:

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import io
 import tarfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import BinaryIO
 
 from talkinghead.schema import Member, check_key
 
 BLOCK = 512
 END_OF_ARCHIVE = bytes(2 * BLOCK)
+
+ReadRange = Callable[[str, int, int], bytes]
+"""(path, offset, length) → bytes, as `Storage.read_range`."""
 
 
 def member_bytes(key: str, suffix: str, content: bytes) -> bytes:
@@ -44,8 +47,36 @@ def write_sample(sink: BinaryIO, offset: int, key: str, contents: Mapping[str, b
     return members
 
 
+def read_members(
+    read: ReadRange, path: str, key: str, members: Iterable[Member], *suffixes: str
+) -> dict[str, memoryview]:
+    """Contents of one sample's members, with one read from the first of them to the last.
+
+    Args:
+        read: How ranges of files are read.
+        path: The tar, of one unit or a whole shard.
+        key: The sample's key.
+        members: Where its members lie.
+        suffixes: Which of them to read; none named: all.
+
+    Returns:
+        Suffix → content.
+
+    Raises:
+        ValueError: The sample has no such member. What `read` raises goes through.
+    """
+    places = {member.suffix: member for member in members}
+    if missing := [suffix for suffix in suffixes if suffix not in places]:
+        raise ValueError(f"{path} has no {', '.join(f'{key}.{suffix}' for suffix in missing)}")
+    wanted = [places[suffix] for suffix in suffixes or places]
+    first = min(member.offset for member in wanted)
+    stop = max(member.offset + member.size for member in wanted)
+    block = memoryview(read(path, first, stop - first))
+    return {member.suffix: block[member.offset - first :][: member.size] for member in wanted}
+
+
 def end_of(members: Iterable[Member]) -> int:
-    """Offset of the first byte behind the last member."""
+    """Offset of the first byte after the last member."""
     return max(member.offset + padded(member.size) for member in members)
 
 

@@ -11,13 +11,16 @@ import json
 import re
 import unicodedata
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import pyarrow as pa
 
 SCHEMA_VERSION = 1
 
-DATASETS = ("hdtf", "celebv-hq", "vfhq", "folder")
+DownloadableDataset = Literal["hdtf", "celebv-hq", "vfhq"]
+"""Data sets whose metadata says where their videos are to be had."""
+Dataset = Literal[DownloadableDataset, "folder"]
+DATASETS: tuple[Dataset, ...] = get_args(Dataset)
 SPLITS = ("train", "val", "test")
 
 # --- keys -------------------------------------------------------------------------------------------------------------
@@ -170,7 +173,7 @@ class ClipInfo:
     """x0, y0, x1, y1 of the crop in pixels of the upright, square-pixel source frame; may leave the frame (padded)."""
     crop_rule: Literal["box", "face", "none"]
     source_width: int
-    """Of the upright frame, after rotation and sample aspect ratio."""
+    """Width of the upright frame, after rotation and sample aspect ratio."""
     source_height: int
     source_fps: float | None
     source_codec: str
@@ -186,7 +189,7 @@ class ClipInfo:
     audio_offset_samples: int
     """Samples of silence that were put before the first audio of the source inside this clip."""
     audio_padded_samples: int
-    """Samples of silence that were put behind the last one."""
+    """Samples of silence that were put after the last one."""
     av_duration_difference_s: float | None
     """Audio stream end minus video stream end in the source, seconds."""
     person: str | None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ import pytest
 from tests.support.paths import SHARED
 
 if TYPE_CHECKING:
+    from talkinghead.geometry.canonical import CanonicalFace
     from tests.support.hdtf_original import Original
     from tests.support.object_store import LocalS3
 
@@ -42,6 +44,26 @@ def shared() -> Path:
 def media(shared: Path) -> Path:
     """Real clips, portraits and speech."""
     return shared / "media"
+
+
+@pytest.fixture(scope="session")
+def task_file(shared: Path) -> Path:
+    """The official face model bundle."""
+    return shared / "models" / "face_landmarker.task"
+
+
+@pytest.fixture(scope="session")
+def geometry_metadata(task_file: Path) -> bytes:
+    """The geometry metadata inside the bundle."""
+    return zipfile.ZipFile(task_file).read("geometry_pipeline_metadata_landmarks.binarypb")
+
+
+@pytest.fixture(scope="session")
+def official_face(geometry_metadata: bytes) -> CanonicalFace:
+    """MediaPipe's canonical face."""
+    from talkinghead.geometry.canonical import canonical_face
+
+    return canonical_face(geometry_metadata)
 
 
 @pytest.fixture(scope="session")

@@ -1,92 +1,44 @@
-"""`python -m train <task> <recipe>` trains; the other commands look at a run.
-
-The result is the last line on stdout; everything else goes to stderr. Exit status: 0 done, 1 it could not be finished
-(interrupted, the disk is full, a rank died: mend it and run the same command again, it goes on from the newest
-checkpoint), 2 what was asked for is not possible (wrong option, setting, data or place).
-"""
+"""`python -m train <task> <recipe>` trains; the other commands look at a run."""
 
 from __future__ import annotations
 
 import functools
-import logging
 import os
-import signal
 import sys
 from collections.abc import Callable
 from typing import Any
 
-from tyro.extras import SubcommandApp
-
-from talkinghead.files.storage import UnreachableError
-from talkinghead.runtime.command_line import MACHINE_ERRORS, result_on_stdout
+from talkinghead.runtime.command_line import GOES_ON, Ending, call_command, end_by_policy, result_on_stdout
 from train import commands
-from train.launch.failure import Failure, PeerError, RunFailed
-from train.recipe import TASKS
+from train.launch.failure import PeerError, RunFailed
+from train.recipe import TASKS, full_name
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    call = functools.partial(_call, arguments)
     # Ranks other than 0 log to their files only.
-    quiet = os.environ.get("RANK", "0") != "0"
-    level = logging.ERROR if quiet else logging.INFO
-    stream = logging.StreamHandler(sys.stderr)
-    stream.setLevel(level)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[stream])
-    try:
-        _run(arguments)
-    except RunFailed as error:
-        return _say(error.failure, aloud=error.first or "TORCHELASTIC_RUN_ID" not in os.environ)
-    except PeerError:
-        return 1  # rank 0 says why
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on from here", file=sys.stderr)
-        return 1
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
-        return 1 if error.errno in MACHINE_ERRORS or isinstance(error, UnreachableError) else 2
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return end_by_policy(call, advice=GOES_ON, explain=_ending, quiet=os.environ.get("RANK", "0") != "0")
 
 
-def _run(arguments: list[str]) -> None:
-    if arguments and arguments[0] in TASKS:
-        from train.commands import parse, train
-
-        request = parse(arguments[0], arguments[1:])
-        result_on_stdout(_of_rank_zero(train))(request)
-        return
-    from train.commands import describe_task
-
-    app = SubcommandApp()
-    for task in TASKS:
-        app.command(name=task, help=describe_task(task))(_stand_in)
-    for command in (commands.validate, commands.overview, commands.worker):
-        app.command(result_on_stdout(_of_rank_zero(command)))
-    app.cli(prog="python -m train", description=__doc__, args=arguments)
+def _call(arguments: list[str]) -> int:
+    """Run what the command line asks for. A task's options depend on the recipe, so it reads them by itself."""
+    if arguments and full_name(arguments[0]) in TASKS:
+        request = commands.parse(arguments[0], arguments[1:])
+        return result_on_stdout(_said_by_rank_zero(commands.train))(request)
+    looking = (commands.validate, commands.overview, commands.worker)
+    return call_command(
+        [_said_by_rank_zero(command) for command in looking],
+        arguments,
+        prog="python -m train",
+        about=__doc__,
+        described=[(task, commands.describe_task(task)) for task in TASKS],
+    )
 
 
-def _stand_in() -> None:
-    raise AssertionError("tasks parse their own arguments")
-
-
-def _say(failure: Failure, *, aloud: bool) -> int:
-    if not aloud:
-        pass
-    elif failure.kind == "interrupted":
-        print(failure.message, file=sys.stderr)
-    else:
-        hint = "" if failure.kind == "user" else "; run the same command again when it is mended, it goes on from here"
-        print(f"error: {failure.message}{hint}", file=sys.stderr)
-    return 2 if failure.kind == "user" else 1
-
-
-def _of_rank_zero(command: Callable[..., str | None]) -> Callable[..., str | None]:
-    """Of several ranks that torchrun started, one says the result."""
+def _said_by_rank_zero(command: Callable[..., str | None]) -> Callable[..., str | None]:
+    """Among several ranks that torchrun started, one says the result."""
 
     @functools.wraps(command)
     def run(*arguments: Any, **options: Any) -> str | None:
@@ -94,6 +46,22 @@ def _of_rank_zero(command: Callable[..., str | None]) -> Callable[..., str | Non
         return result if os.environ.get("RANK", "0") == "0" else None
 
     return run
+
+
+def _ending(error: BaseException) -> Ending | None:
+    """How a run ends that failed: the rank that failed first says why."""
+    if isinstance(error, PeerError):
+        return Ending(1)  # rank 0 says why
+    if not isinstance(error, RunFailed):
+        return None
+    failure = error.failure
+    status = 2 if failure.kind == "user" else 1
+    if not error.first and "TORCHELASTIC_RUN_ID" in os.environ:
+        return Ending(status)
+    if failure.kind == "interrupted":
+        return Ending(status, failure.message)
+    hint = "" if failure.kind == "user" else f"; {GOES_ON.mended}"
+    return Ending(status, f"error: {failure.message}{hint}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The commands of `python -m train` beside the trainings: each a function whose arguments are its options."""
+"""The commands of `python -m train` next to the trainings: each a function whose arguments are its options."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from shards.manifest import read_manifest
 from talkinghead.files.storage import Storage
 from train.config import TrainConfig
 from train.launch.start import LaunchSettings, start
-from train.recipe import TASKS, Recipe, recipes_of
+from train.recipe import SHORT_NAMES, TASKS, Recipe, full_name, recipes_of
 from train.run.run_folder import RunConfig
 
 Run = Annotated[str, tyro.conf.arg(help="Folder of the run.")]
@@ -25,7 +25,7 @@ Parent = Annotated[int | None, tyro.conf.arg(help="End when this process ends, a
 
 
 def validate(run: Run, step: Annotated[int, tyro.conf.arg(help="Whose weights.")], parent: Parent = None) -> str:
-    """Run the inference pipeline of a step's weights on held-out clips. A training does it by itself, beside itself."""
+    """Run the inference pipeline of a step's weights on held-out clips. A training does it by itself."""
     from train.launch.worker import data_of
     from train.run.run_folder import RunFolder
     from train.run.validation import run_validation
@@ -69,11 +69,13 @@ class Training(Generic[C]):
 
 
 def describe_task(task: str) -> str:
-    """What a task trains, in a line, without importing what it needs."""
-    spec = importlib.util.find_spec(TASKS[task])
+    """What a task trains, in a line, and its short name if it has one; without importing what it needs."""
+    name = full_name(task)
+    spec = importlib.util.find_spec(TASKS[name])
     assert spec is not None and spec.origin is not None
-    text = ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))) or task
-    return text.splitlines()[0]
+    text = ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))) or name
+    short = [f" Short: {known}." for known, meant in SHORT_NAMES.items() if meant == name]
+    return text.splitlines()[0] + "".join(short)
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ def train(request: Request) -> str:
 
 
 def parse(task: str, arguments: list[str]) -> Request:
-    """What stands behind a task's name on the command line.
+    """What stands after a task's name on the command line.
 
     Raises:
         ValueError: There is no such recipe.
@@ -129,7 +131,7 @@ def parse(task: str, arguments: list[str]) -> Request:
         default=_default(recipe),
         args=arguments[1:],
     )
-    return Request(task, name, asked)
+    return Request(full_name(task), name, asked)
 
 
 def _explain(prog: str, task: str, arguments: list[str]) -> NoReturn:

@@ -66,7 +66,7 @@ class ParallelConfig:
 
     strategy: Literal["ddp", "fsdp2"] = "ddp"
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Of the arithmetic; weights, gradients' sums and optimizer state are float32 always. A run keeps it."""
+    """Precision of the arithmetic; weights, gradients' sums and optimizer state are float32 always. A run keeps it."""
     activation_checkpointing: bool = False
     compile: bool = False
     """`torch.compile` on each repeated block of the model rather than on the whole."""
@@ -112,7 +112,7 @@ class CheckpointConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ValidationConfig:
-    """Validation in a process beside the training: the ranks wait until a copy of the weights is written, no longer."""
+    """Validation in a process of its own: the ranks wait until a copy of the weights is written, no longer."""
 
     every: int = 1000
     """Steps from one to the next, and once at the end; 0: never."""

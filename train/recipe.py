@@ -1,7 +1,8 @@
 """A recipe: everything that decides how a run comes out, except the data.
 
-A task's package (`train/<task>/`) offers `Config` (its settings), `RECIPES` (name → function returning a `Recipe`) and
-`make(config, data, folder)` (the `Task`). A resolved recipe is kept in the run folder as JSON and comes back equal.
+A task is one file, `train/<family>/<task>.py`, which offers `Config` (its settings), `RECIPES` (name → function
+returning a `Recipe`) and `make(config, data, folder)` (the `Task`). A resolved recipe is kept in the run folder as JSON
+and comes back equal.
 """
 
 from __future__ import annotations
@@ -20,10 +21,12 @@ from train.task import Task
 TASKS = {
     "audio2mesh": "train.audio2lmk.audio2mesh",
     "audio2pose": "train.audio2lmk.audio2pose",
-    "stage1": "train.lmk2video.stage1",
-    "stage2": "train.lmk2video.stage2",
+    "lmk2video-stage1": "train.lmk2video.stage1",
+    "lmk2video-stage2": "train.lmk2video.stage2",
 }
-"""Task → the package that offers it."""
+"""Task → the module that offers it."""
+SHORT_NAMES = {"stage1": "lmk2video-stage1", "stage2": "lmk2video-stage2"}
+"""Short name of a task → its name. Older runs know only the short one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,25 +38,30 @@ class Recipe:
     train: TrainConfig
 
 
+def full_name(task: str) -> str:
+    """The name of a task that is called by its name or its short name; any other word stays."""
+    return SHORT_NAMES.get(task, task)
+
+
 def recipes_of(task: str) -> Mapping[str, Callable[[], Recipe]]:
     """The named recipes of a task."""
-    return _package(task).RECIPES
+    return _module(task).RECIPES
 
 
 def make_task(task: str, config: Any, data: str, folder: Path) -> Task:
     """The task over a data set.
 
     Args:
-        task: Its name.
+        task: Its name, or its short name.
         config: Its settings.
         data: The data set: folder or URI.
         folder: Where it keeps what it derives from the data.
     """
-    return _package(task).make(config, data, folder)
+    return _module(task).make(config, data, folder)
 
 
 def recipe_to_json(recipe: Recipe) -> dict[str, Any]:
-    """As JSON."""
+    """A recipe as JSON."""
     return {"config": dataclasses.asdict(recipe.config), "train": dataclasses.asdict(recipe.train)}
 
 
@@ -63,12 +71,11 @@ def recipe_from_json(task: str, value: Mapping[str, Any]) -> Recipe:
     Raises:
         ValueError: Written by another version, or values that the settings refuse.
     """
-    return Recipe(
-        config=from_json(_package(task).Config, value["config"]), train=from_json(TrainConfig, value["train"])
-    )
+    return Recipe(config=from_json(_module(task).Config, value["config"]), train=from_json(TrainConfig, value["train"]))
 
 
-def _package(task: str) -> Any:
-    if task not in TASKS:
+def _module(task: str) -> Any:
+    name = full_name(task)
+    if name not in TASKS:
         raise ValueError(f"there is no task {task!r}; there are {', '.join(TASKS)}")
-    return importlib.import_module(TASKS[task])
+    return importlib.import_module(TASKS[name])

@@ -16,13 +16,13 @@ from torch import nn
 from shards.loader import ClipLoader
 
 Batch = dict[str, Any]
-"""Of `shards.loader`: tensors `[B, …]`, `keys` (list of B sample keys) and `slot` (`[B]`, unique in a run)."""
+"""A batch of `shards.loader`: tensors `[B, …]`, `keys` (list of B sample keys) and `slot` (`[B]`, unique in a run)."""
 
 Losses = dict[str, torch.Tensor]
 """Per sample `[B]`. `loss` is minimised; the others are logged."""
 
 Provenance = dict[str, str]
-"""Of weights: `kind` (folder, file or the name of built-in ones), `name` and `sha256`, as `Pretrained.provenance`."""
+"""Where weights come from: `kind` (folder, file or the name of built-in ones), `name` and `sha256`."""
 
 
 class Task(Protocol):

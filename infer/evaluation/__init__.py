@@ -1,1 +1,1 @@
-"""Weights measured on the clips of a data set, with baselines beside every number."""
+"""Weights measured on the clips of a data set, with baselines next to every number."""

@@ -1,4 +1,4 @@
-"""What a person looks at: contact sheets and videos of generated frames beside what was asked for and the truth.
+"""What a person looks at: contact sheets and videos of generated frames next to what was asked for and the truth.
 
 From left to right (videos), or from top to bottom (sheets): the reference, the landmarks that were asked for, what was
 generated, the same without motion modules where there are any, and the true frames where there are any.

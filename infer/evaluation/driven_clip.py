@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from infer.metrics.mouth_reader import MouthReader
+from infer.metrics.face_reading import MouthReader
 from shards.reader import Sample
-from talkinghead.geometry.camera import NUM_VERTICES
+from talkinghead.geometry.face_regions import NUM_VERTICES
 from talkinghead.media.picture_size import fit_landmarks, fit_pictures
 from talkinghead.motion.landmark_motion import place
 from talkinghead.motion.retarget import transfer
@@ -22,8 +22,8 @@ from talkinghead.timebase import FPS
 COLUMNS = ("landmarks", "valid")
 """Annotation columns of a clip that drives itself."""
 DRIVER_COLUMNS = (*COLUMNS, "mesh", "pose_matrix", "blendshapes")
-"""Of clips that drive one another."""
-_AROUND = 75  # frames before and behind the measured ones from which to learn how to read the mouth
+"""Annotation columns of clips that drive one another."""
+_AROUND = 75  # frames before and after the measured ones from which to learn how to read the mouth
 _MOST_KNOWN = 150
 
 
@@ -61,10 +61,10 @@ def read_driven_clips(
     """Clips that drive themselves, one at a time; those without a face are left out.
 
     Args:
-        samples: Of a reader of `COLUMNS`.
-        width: Of the pictures, in pixels.
-        height: Of the pictures.
-        frames: Of each clip, from its middle; None: all.
+        samples: What a reader of `COLUMNS` gives.
+        width: Width of the images in pixels.
+        height: Height of the images in pixels.
+        frames: Frames of each clip, from its middle; None: all.
     """
     for sample in samples:
         valid = sample.annotation("valid").astype(bool)
@@ -78,11 +78,11 @@ def read_cross_driven(
     """A clip's reference frame, driven by another clip's expression and head motion.
 
     Args:
-        reference: Of a reader of `DRIVER_COLUMNS`.
-        driver: Likewise; its frames are chosen as those of a clip that drives itself.
-        width: Of the pictures, in pixels.
-        height: Of the pictures.
-        frames: Of the driving clip; None: all.
+        reference: What a reader of `DRIVER_COLUMNS` gives.
+        driver: What the same reader gives; its frames are chosen as those of a clip that drives itself.
+        width: Width of the images in pixels.
+        height: Height of the images in pixels.
+        frames: Frames of the driving clip; None: all.
 
     Raises:
         ValueError: One of the two shows no face.
@@ -91,9 +91,11 @@ def read_cross_driven(
     for sample, there in ((reference, valid), (driver, driving)):
         if not there.any():
             raise ValueError(f"{sample.key} shows no face")
+    # The reference frame, and what its own clip tells of its mouth.
     cut = PictureCut.of(reference, width, height)
     own = _own(reference, valid, cut, frames)
     still = _reference_frame(valid, _window(valid, frames))
+    # The driver's motion on the reference's face, over the whole clip, since rest is found from all of it.
     moved = transfer(
         driver.annotation("mesh"),
         driver.annotation("pose_matrix"),
@@ -101,6 +103,7 @@ def read_cross_driven(
         reference_mesh=reference.annotation("mesh", still, 1)[0],
         reference_pose_matrix=(matrix := reference.annotation("pose_matrix", still, 1)[0]),
     )
+    # Of that, the frames to be measured, where the reference's head is.
     window = _window(driving, frames)
     chosen = slice(window.start, window.stop)
     motion = place(
@@ -125,8 +128,11 @@ def read_cross_driven(
 
 
 def _own(sample: Sample, valid: np.ndarray, cut: PictureCut, frames: int | None) -> DrivenClip:
+    """A clip that drives itself."""
+    # Which frames are measured, and which one is the reference.
     window = _window(valid, frames)
     still = _reference_frame(valid, window)
+    # Landmarks and true images, with those around from which reading the mouth is learned.
     points = cut.points(sample.annotation("landmarks")[:, :NUM_VERTICES, :2])
     around = range(max(window.start - _AROUND, 0), min(window.stop + _AROUND, len(valid)))
     pictures = cut.pictures(sample.video(around.start, len(around)))
@@ -175,7 +181,7 @@ class PictureCut:
     clip: tuple[int, int]
     """Width and height of the clip, in pixels."""
     size: tuple[int, int]
-    """Of what is made of it."""
+    """Width and height of what is made of it, in pixels."""
 
     @classmethod
     def of(cls, sample: Sample, width: int, height: int) -> PictureCut:

@@ -49,20 +49,20 @@ class EvaluateRequest:
     output: Annotated[Path | None, tyro.conf.arg(aliases=("-o",))] = None
     """Folder for validation.json and validation.txt; of the video pipeline also contact sheets and videos."""
     frames: int | None = 50
-    """Of the video pipeline: frames of each clip, from its middle; None: all."""
+    """Frames of each clip, from its middle, for the video pipeline; None: all."""
     drive: Literal["own", "next"] = "own"
-    """Of the video pipeline: whose landmarks drive a clip's reference frame: its own, which are compared with the true
+    """Whose landmarks drive a clip's reference frame in the video pipeline: its own, which are compared with the true
     frames, or the next clip's, of which there is no truth but whether the face follows."""
     width: int | None = None
-    """Of the pictures, in pixels; default: what the weights have learnt."""
+    """Width of the images in pixels; default: what the weights have learnt."""
     height: int | None = None
-    """Likewise."""
+    """Height of the images in pixels; default: what the weights have learnt."""
     steps: int = 25
     """Steps of the sampler."""
     guidance: float = 3.5
     """Guidance scale; 1 or less turns guidance off."""
     seed: int = 0
-    """Of the noise."""
+    """Seed of the noise."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where the video pipeline runs."""
     identity_model: Path | None = None

@@ -97,7 +97,7 @@ class Evaluation:
         return numbers
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON."""
+        """All of it, and the counts, as a JSON object."""
         return {"num_clips": len(self.clips), "num_frames": self.num_frames, "num_invalid": self.num_invalid} | asdict(
             self
         )

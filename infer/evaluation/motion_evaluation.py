@@ -1,4 +1,4 @@
-"""Predictions for held-out clips against the truth, with baselines beside every number.
+"""Predictions for held-out clips against the truth, with baselines next to every number.
 
 Mesh: predicted offsets are added to the neutral mesh of the clip itself, estimated from its annotations by the rule of
 `talkinghead.motion.neutral`, unless another neutral mesh is given. Pose: poses are relative to the clip's rest pose
@@ -26,7 +26,7 @@ from talkinghead.motion.speakers import Speakers
 MESH_SHIFT_S = 0.4
 """By which the shifted truth comes late for a mesh: more than a syllable, and still where a lag is looked for."""
 POSE_SHIFT_S = 1.0
-"""Likewise for a pose, which moves more slowly."""
+"""By which it comes late for a pose, which moves more slowly."""
 
 NO_MOTION = {"mesh": "neutral mesh", "pose": "zero pose"}
 TRAINING_MEAN, SHIFTED_TRUTH, TRUTH = "training mean", "shifted truth", "truth"
@@ -59,7 +59,7 @@ class TrueClip:
 
     @property
     def num_frames(self) -> int:
-        """Of the whole clip."""
+        """Frames of the whole clip."""
         return len(self.valid)
 
 
@@ -84,7 +84,7 @@ def read_clips(samples: Iterable[Sample], kind: Kind, *, most_frames: int | None
     """The clips of samples, one at a time.
 
     Args:
-        samples: Of a reader.
+        samples: What a reader gives.
         kind: What will be evaluated: the other annotations are not read.
         most_frames: Only the first so many frames of each.
     """
@@ -111,7 +111,7 @@ def identity_of(speaker: str, known: Speakers | None, rows: int) -> int:
     Args:
         speaker: `TrueClip.speaker`.
         known: Who the model was trained on; None: nobody knows.
-        rows: Of the embedding.
+        rows: Rows of the embedding.
     """
     return known.identity(speaker) % rows if known is not None and speaker in known else 0
 
@@ -132,7 +132,7 @@ def evaluate_mesh(
         clips: With mesh; may come from a generator.
         mean_offset: `[468, 3]` cm, mean over the training frames (`Speakers.mean_offset`).
         neutral: Clip → neutral mesh `[468, 3]`; None: estimated from the clip.
-        shift_s: Of the shifted truth, seconds.
+        shift_s: Delay of the shifted truth in seconds.
         watch: Called with every clip that was evaluated.
 
     Raises:
@@ -143,7 +143,9 @@ def evaluate_mesh(
         assert clip.mesh is not None, "read_clips(…, 'mesh') reads the mesh"
         if not measured.count(clip):
             continue
+        # What the offsets are added to.
         still = neutral(clip) if neutral else neutral_mesh(clip.mesh, clip.blendshapes, clip.valid).mesh
+        # The prediction, next to the baselines.
         predictions = {PREDICTION: still + _checked(predict(clip), clip, (468, 3))}
         trace = Trace(clip=clip, kind="mesh", still=still, true=clip.mesh, predictions=predictions)
         measured.add(trace, no_motion=still, mean=None if mean_offset is None else still + mean_offset)
@@ -172,7 +174,7 @@ def evaluate_pose(
             frames without a face the last one is held) → poses `[F, 6]`.
         mean_pose: `[6]`, mean over the training frames.
         origin: What poses are relative to: the clip's rest pose, or its first frame with a face.
-        shift_s: Of the shifted truth, seconds.
+        shift_s: Delay of the shifted truth in seconds.
         watch: Called with every clip that was evaluated.
 
     Raises:
@@ -187,8 +189,10 @@ def evaluate_pose(
         assert clip.pose_matrix is not None, "read_clips(…, 'pose') reads the pose_matrix"
         if not measured.count(clip):
             continue
+        # The truth, about the pose that the model's poses are about.
         still = pose_origin(clip.pose_matrix, clip.valid, origin)
         true = relative_pose(clip.pose_matrix, still)
+        # The predictions, next to the baselines.
         predictions: dict[str, np.ndarray] = {}
         if free_running:
             predictions[FREE_RUNNING] = _checked(free_running(clip), clip, (6,))
@@ -232,6 +236,7 @@ class _Measured:
             self._measure(TRAINING_MEAN, "baseline", trace, np.broadcast_to(mean, true.shape), valid)
         if previous is not None:
             self._measure(PREVIOUS_POSE, "baseline", trace, previous, valid)
+        # The right motion at a wrong time: what is not there yet is not measured.
         late = np.full_like(true, np.nan)
         shift = round(self.shift_s * timebase.FPS)
         late[shift:] = true[: max(len(true) - shift, 0)]

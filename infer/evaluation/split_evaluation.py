@@ -1,4 +1,4 @@
-"""`infer evaluate`: weights against the annotated clips of a split, with baselines beside every number."""
+"""`infer evaluate`: weights against the annotated clips of a split, with baselines next to every number."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The video pipeline against true frames, with baselines beside every number.
+"""The video pipeline against true frames, with baselines next to every number.
 
 A clip's own reference frame is driven by its own landmarks, so that the true frames are known, or by another clip's.
 Baselines: the reference frame itself, which never moves; the same pipeline without its motion modules, on the same
@@ -19,8 +19,8 @@ from annotate.landmarks import LandmarkEngine
 from infer.evaluation.driven_clip import DrivenClip
 from infer.evaluation.evaluation_result import ClipCount, Evaluation, Role, Subject
 from infer.metrics import METRICS, Clip, Measurement, Unavailable
-from infer.metrics.learned_measurement import LearnedMeasurement, LearnedModels, embed
-from infer.metrics.redetection import redetect
+from infer.metrics.face_reading import redetect
+from infer.metrics.learned_metrics import LearnedMeasurement, LearnedModels, embed
 from infer.metrics.scripted_model import ScriptedModel
 from talkinghead.models.image.codec import PictureEncoder
 from talkinghead.models.lmk2video.denoiser import Denoiser
@@ -96,12 +96,14 @@ def evaluate_pipeline(
     Raises:
         ValueError: The pipeline cannot make these clips, a model cannot be loaded, or two clips have one key.
     """
+    # What measures, and the pipeline without its motion modules to compare with.
     networks = (models or LearnedModels()).load()
     measured = _Measured(engine, networks)
     alone = without_motion(pipeline) if compare_motion else None
     for clip in clips:
         if not measured.count(clip):
             continue
+        # The videos of the clip: generated, and the baselines.
         videos: dict[str, tuple[Role, np.ndarray]] = {
             GENERATED: ("prediction", generate(pipeline, clip, sampling, progress, GENERATED)),
             REFERENCE_COPY: ("baseline", np.broadcast_to(clip.reference, (clip.num_frames, *clip.reference.shape))),
@@ -111,6 +113,7 @@ def evaluate_pipeline(
         if clip.truth is not None:
             videos[CODEC] = ("baseline", through_codec(pipeline, clip.truth))
             videos[TRUTH] = ("truth", clip.truth)
+        # Their numbers; the videos themselves are let go.
         measured.add(clip, videos)
         if watch:
             watch(VideoTrace(clip=clip, videos={name: video for name, (_, video) in videos.items()}))
@@ -149,6 +152,7 @@ def without_motion(pipeline: TalkingHeadPipeline) -> TalkingHeadPipeline | None:
         return None
     settings = {name: value for name, value in denoiser.config.items() if not name.startswith("_")}
     settings["motion"] = False
+    # A denoiser of the same weights but those of the motion modules, without a copy.
     with torch.device("meta"):
         still = Denoiser(**settings)
     state: dict[str, Any] = denoiser.state_dict()

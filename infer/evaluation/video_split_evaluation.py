@@ -10,8 +10,8 @@ from infer.evaluation.driven_clip import COLUMNS, DRIVER_COLUMNS, DrivenClip, re
 from infer.evaluation.evaluate_request import EvaluateRequest
 from infer.evaluation.evaluation_result import Evaluation
 from infer.evaluation.video_evaluation import Sampling, evaluate_pipeline
-from infer.metrics.learned_measurement import LearnedModels
-from infer.metrics.redetection import face_engine
+from infer.metrics.face_reading import face_engine
+from infer.metrics.learned_metrics import LearnedModels
 from infer.weights.pipeline_weights import PipelinePlace, load_pipeline
 from shards.reader import ShardReader
 from talkinghead.runtime.device import choose_device
@@ -22,7 +22,7 @@ def evaluate_video_split(place: PipelinePlace, request: EvaluateRequest) -> Eval
     """Run the pipeline over clips and measure it; with an output folder, draw contact sheets and videos into it.
 
     Args:
-        place: Of the weights.
+        place: Where the weights lie.
         request: The rest.
 
     Raises:
@@ -30,6 +30,7 @@ def evaluate_video_split(place: PipelinePlace, request: EvaluateRequest) -> Eval
             a face.
         OSError: There is no data set.
     """
+    # The clips.
     own = request.drive == "own"
     reader = ShardReader(
         request.data, version=request.version, split=request.split, columns=COLUMNS if own else DRIVER_COLUMNS
@@ -37,11 +38,13 @@ def evaluate_video_split(place: PipelinePlace, request: EvaluateRequest) -> Eval
     if len(reader) < (1 if own else 2):
         wanted = "no clip that shows a face" if own else "fewer than two clips that show a face"
         raise ValueError(f"the split {request.split!r} of {request.data} has {wanted}")
+    # What measures.
     models = LearnedModels(
         identity=request.identity_model, sync=request.sync_model, fid=request.fid_model, fvd=request.fvd_model
     )
     models.load()  # what is wrong with them is said before the weights are loaded
     engine = face_engine()
+    # What is measured, clip by clip.
     device = choose_device(request.device)
     with Progress() as progress:
         progress("load weights", 0, 1)

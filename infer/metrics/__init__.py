@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 # Importing a module registers its metrics; the order here is the order of every table.
-from infer.metrics import mesh, mouth, eyes, pose, rhythm, pictures, flicker, shown_face  # noqa: F401  # isort: skip
+from infer.metrics import mesh, pose, images, shown_face  # noqa: F401  # isort: skip
 from infer.metrics.registry import METRICS, Better, Clip, Measurement, Metric, Result, Unavailable, measure, metric
 
 __all__ = ["METRICS", "Better", "Clip", "Measurement", "Metric", "Result", "Unavailable", "measure", "metric"]

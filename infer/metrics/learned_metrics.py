@@ -8,7 +8,7 @@ TorchScript (`infer.metrics.scripted_model`) with a forward of this form, all va
               their sound `[N, 3200]`, 16 kHz in -1 … 1 → embeddings of both `[N, D]`, `[N, D]`, near each other
               where they belong together (SyncNet)
     fid       pictures `[N, 3, H, W]`, RGB in 0 … 255, of any size → features `[N, D]` (Inception-v3 for FID)
-    fvd       videos `[N, 3, 16, H, W]`, likewise → features `[N, D]` (I3D for FVD)
+    fvd       videos `[N, 3, 16, H, W]`, of the same values → features `[N, D]` (I3D for FVD)
 
 The switches `return_features`, `rescale` and `resize` of the files that are published for the last two are set where
 they exist. Values compare only between runs with the same file: its sha256 is in the result.
@@ -16,9 +16,24 @@ they exist. Values compare only between runs with the same file: its sha256 is i
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from functools import cache
+from pathlib import Path
 
-from infer.metrics.registry import Better
+import numpy as np
+
+from infer.metrics.face_reading import aligned_faces
+from infer.metrics.lip_sync import sync_score
+from infer.metrics.registry import Better, Clip, Result, Tally, Unavailable
+from infer.metrics.scripted_model import ScriptedModel
+
+BATCH = 16
+FVD_FRAMES = 16
+FVD_STRIDE = 8
+"""Frames between the beginnings of two videos of a clip."""
+FEWEST = 2
+"""Features that a distance between two sets needs of each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,4 +85,156 @@ LEARNED: dict[str, LearnedMetric] = {
         meaning="Fréchet distance between the features of generated and true videos of 16 frames (FVD)",
     ),
 }
-"""Name → what the measure is, in the order in which they are printed, behind those of the registry."""
+"""Name → what the measure is, in the order in which they are printed, after those of the registry."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnedModels:
+    """The files of the user."""
+
+    identity: Path | None = None
+    sync: Path | None = None
+    fid: Path | None = None
+    fvd: Path | None = None
+
+    def load(self) -> dict[str, ScriptedModel]:
+        """Purpose → network, of those that were given.
+
+        Raises:
+            ValueError: A file cannot be loaded.
+        """
+        given = {item.name: getattr(self, item.name) for item in fields(self)}
+        return {name: ScriptedModel.load(name, path) for name, path in given.items() if path is not None}
+
+
+@dataclass
+class LearnedMeasurement:
+    """Measures clips one after another; only numbers and features are kept of each."""
+
+    models: Mapping[str, ScriptedModel]
+    _weights: dict[str, int] = field(default_factory=dict)
+    _tallies: dict[str, Tally] = field(default_factory=lambda: {name: Tally() for name in LEARNED})
+    _features: dict[str, tuple[list[np.ndarray], list[np.ndarray]]] = field(default_factory=dict)
+
+    def add(self, clip: Clip, reference: np.ndarray | None) -> None:
+        """Measure one clip.
+
+        Args:
+            clip: With predicted_video; for identity also shown_landmarks, for sync also asked_landmarks and audio.
+            reference: `[D]` embedding of the reference's face (`embed`); None: it is not found.
+
+        Raises:
+            ValueError: A network does not do what its purpose asks.
+        """
+        self._weights[clip.key] = clip.num_valid
+        # One number of each clip.
+        if "identity" in self.models:
+            self._tallies["identity_similarity"].note(clip.key, lambda: self._identity(clip, reference))
+        if "sync" in self.models:
+            score = cache(lambda: sync_score(clip, self.models["sync"], BATCH))
+            self._tallies["sync_confidence"].note(clip.key, lambda: score().confidence)
+            self._tallies["sync_distance"].note(clip.key, lambda: score().distance)
+            self._tallies["sync_offset"].note(clip.key, lambda: score().offset)
+        # Features, of which the distances are taken at the end.
+        for purpose, cut in (("fid", _pictures), ("fvd", _videos)):
+            if purpose in self.models and clip.true_video is not None and clip.predicted_video is not None:
+                for kept, video in zip(self._kept(purpose), (clip.predicted_video, clip.true_video), strict=True):
+                    batches = cut(video, clip.valid)
+                    kept.extend(self.models[purpose].features(batch) for batch in batches)
+
+    def results(self) -> list[Result]:
+        """Every measure over the clips so far."""
+        return [self._result(name, entry) for name, entry in LEARNED.items()]
+
+    def _identity(self, clip: Clip, reference: np.ndarray | None) -> float:
+        shown = embed(clip, self.models["identity"])
+        if reference is None:
+            raise Unavailable("no face is found in the reference")
+        size = np.linalg.norm(shown, axis=1) * np.linalg.norm(reference)
+        return float((shown @ reference / np.maximum(size, 1e-12)).mean())
+
+    def _kept(self, purpose: str) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        return self._features.setdefault(purpose, ([], []))
+
+    def _result(self, name: str, entry: LearnedMetric) -> Result:
+        found = self._tallies[name].result(name, entry.unit, entry.better, self._weights)
+        if entry.model not in self.models:
+            return replace(found, reason_unavailable=f"no {entry.model} model was given")
+        if entry.model in ("fid", "fvd"):
+            value, reason = self._distance(entry.model)
+            return replace(found, value=value, reason_unavailable=reason)
+        return found
+
+    def _distance(self, purpose: str) -> tuple[float | None, str | None]:
+        one, other = (np.concatenate(kept) if kept else np.empty((0, 1)) for kept in self._kept(purpose))
+        if len(one) < FEWEST:
+            what = "frames" if purpose == "fid" else f"videos of {FVD_FRAMES} frames"
+            return None, f"fewer than {FEWEST} {what} have a truth to compare with"
+        return frechet_distance(one, other), None
+
+
+def embed(clip: Clip, model: ScriptedModel) -> np.ndarray:
+    """Identity embeddings of the measured frames in which a face is found, `[M, D]`.
+
+    Raises:
+        Unavailable: There is no such frame.
+    """
+    if clip.predicted_video is None or clip.shown_landmarks is None:
+        raise Unavailable("needs predicted_video and shown_landmarks")
+    seen = clip.valid & np.isfinite(clip.shown_landmarks).all(axis=(1, 2))
+    if not seen.any():
+        raise Unavailable("no face is found in the pictures")
+    faces = aligned_faces(clip.predicted_video[seen], clip.shown_landmarks[seen])
+    planes = np.ascontiguousarray(np.moveaxis(faces, 3, 1)).astype(np.float32) / 127.5 - 1
+    return np.concatenate([model.features(planes[at : at + BATCH]) for at in range(0, len(planes), BATCH)])
+
+
+def _pictures(video: np.ndarray, valid: np.ndarray) -> list[np.ndarray]:
+    """Batches `[N, 3, H, W]` of the measured frames."""
+    frames = np.flatnonzero(valid)
+    return [_planes(video[frames[at : at + BATCH]]) for at in range(0, len(frames), BATCH)]
+
+
+def _videos(video: np.ndarray, valid: np.ndarray) -> list[np.ndarray]:
+    """Batches `[1, 3, 16, H, W]` of the runs of 16 measured frames."""
+    starts = range(0, len(video) - FVD_FRAMES + 1, FVD_STRIDE)
+    whole = [start for start in starts if valid[start : start + FVD_FRAMES].all()]
+    return [np.ascontiguousarray(_planes(video[start : start + FVD_FRAMES]).swapaxes(0, 1))[None] for start in whole]
+
+
+def _planes(frames: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(np.moveaxis(frames, 3, 1)).astype(np.float32)
+
+
+def frechet_distance(one: np.ndarray, other: np.ndarray) -> float:
+    """|μ₁ - μ₂|² + tr(Σ₁ + Σ₂ - 2 (Σ₁ Σ₂)^½) of two sets of features.
+
+    Source: D. C. Dowson and B. V. Landau, 1982; as a measure of pictures Heusel et al., 2017 (FID), of videos
+    Unterthiner et al., 2018 (FVD). The trace of the root is the nuclear norm of A₁ᵀ A₂ with Σ = A Aᵀ, where A is the
+    centred features over √(N - 1): exact also where there are fewer samples than dimensions, and without the root of a
+    matrix that is not symmetric.
+
+    Args:
+        one: `[N, D]`, N ≥ 2.
+        other: `[M, D]`, M ≥ 2.
+
+    Returns:
+        At least 0; biased upwards for few samples, so that values compare only over equal numbers.
+
+    Raises:
+        ValueError: Too few samples, or of other sizes.
+    """
+    if min(len(one), len(other)) < FEWEST or one.shape[1:] != other.shape[1:] or one.ndim != 2:
+        raise ValueError(f"features {one.shape} and {other.shape} must be [{FEWEST} or more, D] with one D")
+    apart = one.mean(axis=0, dtype=np.float64) - other.mean(axis=0, dtype=np.float64)
+    first, second = _root(one), _root(other)
+    traces = float(np.square(first).sum() + np.square(second).sum())
+    shared = float(np.linalg.svd(first @ second.T, compute_uv=False).sum())
+    return max(float(apart @ apart) + traces - 2 * shared, 0.0)
+
+
+def _root(features: np.ndarray) -> np.ndarray:
+    """`[min(N, D), D]` whose product with itself transposed from the left is the covariance."""
+    centred = features.astype(np.float64) - features.mean(axis=0, dtype=np.float64)
+    centred /= np.sqrt(len(features) - 1)
+    return np.asarray(np.linalg.qr(centred, mode="r")) if len(centred) > centred.shape[1] else centred

@@ -7,20 +7,20 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from infer.metrics.face_alignment import SIDE, aligned_faces
+from infer.metrics.face_reading import SIDE, aligned_faces
 from infer.metrics.registry import Clip, Unavailable
 from infer.metrics.scripted_model import ScriptedModel
 from talkinghead.timebase import FPS, SAMPLES_PER_FRAME
 
 FRAMES = 5
-"""Of one look: 0.2 s."""
+"""Frames of one look: 0.2 s."""
 MOST_OFFSET = 15
 """Frames by which lips and sound are shifted against each other, to each side."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SyncScore:
-    """Of one clip."""
+    """How well lips and sound of one clip fit."""
 
     confidence: float
     distance: float
@@ -43,14 +43,15 @@ def sync_score(clip: Clip, model: ScriptedModel, batch: int) -> SyncScore:
         raise Unavailable("needs audio and asked_landmarks and predicted_video")
     if clip.fps != FPS:
         raise Unavailable(f"the clip is not at {FPS:g} frames per second")
+    # Every look, through both networks.
     starts = _starts(clip.valid)
     mouths = lower_halves(clip)
     lips, sounds = [], []
     for at in range(0, len(starts), batch):
         some = starts[at : at + batch]
         seen = np.stack([mouths[start : start + FRAMES] for start in some])
-        heard = np.stack([_sound(clip.audio, start) for start in some])
-        pair = model.pair(np.ascontiguousarray(np.moveaxis(seen, 4, 2)).astype(np.float32) / 255, heard)
+        sound = np.stack([_sound(clip.audio, start) for start in some])
+        pair = model.pair(np.ascontiguousarray(np.moveaxis(seen, 4, 2)).astype(np.float32) / 255, sound)
         lips.append(pair[0])
         sounds.append(pair[1])
     return _score(np.concatenate(lips), np.concatenate(sounds), starts)
@@ -96,8 +97,8 @@ def _score(lips: np.ndarray, sounds: np.ndarray, starts: np.ndarray) -> SyncScor
     for offset in range(-MOST_OFFSET, MOST_OFFSET + 1):
         pairs = [(row, row_of[start - offset]) for start, row in row_of.items() if start - offset in row_of]
         if pairs:
-            seen, heard = np.array(pairs).T
-            means[offset] = float(np.linalg.norm(lips[seen] - sounds[heard], axis=1).mean())
+            seen, with_sound = np.array(pairs).T
+            means[offset] = float(np.linalg.norm(lips[seen] - sounds[with_sound], axis=1).mean())
     if len(means) < 2 * MOST_OFFSET + 1:
         raise Unavailable(f"too few frames have a partner {MOST_OFFSET} frames away")
     best = min(means, key=lambda offset: (means[offset], abs(offset)))

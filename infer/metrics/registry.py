@@ -8,14 +8,15 @@ there and says why; it is never 0 instead.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 
 from talkinghead import timebase
-from talkinghead.geometry.camera import NUM_VERTICES
+from talkinghead.geometry.face_regions import NUM_VERTICES
 
 Better = Literal["lower", "higher"] | None
 """Which way a metric gets better; None: it is a property to compare with the truth's."""
@@ -44,7 +45,7 @@ class Clip:
     predicted_video: np.ndarray | None = None
     """`[F, H, W, 3]` RGB uint8."""
     true_video: np.ndarray | None = None
-    """Of the same size."""
+    """The same shape and type."""
     asked_landmarks: np.ndarray | None = None
     """`[F, 468, 2]` x/width, y/height: where the face was to be."""
     shown_landmarks: np.ndarray | None = None
@@ -134,7 +135,7 @@ def metric(
 
     Args:
         name: Stable word with underscores.
-        unit: Of the value; "" for a plain number.
+        unit: Unit of the value; "" for a plain number.
         needs: Fields of `Clip` without which it is unavailable.
         better: Which way it gets better.
     """
@@ -165,8 +166,44 @@ class Result:
     """Sample key → its value."""
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON."""
+        """All fields as a JSON object."""
         return {item.name: getattr(self, item.name) for item in fields(self)}
+
+
+@dataclass
+class Tally:
+    """What one metric found in each clip, and why in some of them nothing."""
+
+    values: dict[str, float | None] = field(default_factory=dict)
+    """Sample key → value, in the order in which the clips came."""
+    reasons: dict[str, None] = field(default_factory=dict)
+    """Each once, in the order in which they came up."""
+
+    def note(self, key: str, measure: Callable[[], float]) -> None:
+        """Keep what `measure` gives for a clip, or why it is `Unavailable`."""
+        try:
+            self.values[key] = measure()
+        except Unavailable as reason:
+            self.values[key] = None
+            self.reasons[str(reason)] = None
+
+    def result(self, name: str, unit: str, better: Better, weights: Mapping[str, int]) -> Result:
+        """The metric over all clips: their mean, weighted by the frames of each (sample key → frames)."""
+        there = {key: value for key, value in self.values.items() if value is not None}
+        total = math.fsum(weights[key] * value for key, value in there.items())
+        reason = "; ".join(self.reasons) or None
+        if reason and there:
+            reason = f"{len(self.values) - len(there)} of {len(self.values)} clips: {reason}"
+        if not self.values:
+            reason = "there are no clips"
+        return Result(
+            name=name,
+            unit=unit,
+            better=better,
+            value=total / sum(weights[key] for key in there) if there else None,
+            reason_unavailable=reason,
+            per_clip=dict(self.values),
+        )
 
 
 @dataclass
@@ -176,14 +213,12 @@ class Measurement:
     metrics: tuple[str, ...] = ()
     """Names of the metrics; empty: all."""
     _weights: dict[str, int] = field(default_factory=dict)
-    _values: dict[str, dict[str, float | None]] = field(default_factory=dict)
-    _reasons: dict[str, dict[str, int]] = field(default_factory=dict)
+    _tallies: dict[str, Tally] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if unknown := [name for name in self.metrics if name not in METRICS]:
             raise ValueError(f"there is no metric {', '.join(unknown)}; there are {', '.join(METRICS)}")
-        for name in self.metrics or METRICS:
-            self._values[name], self._reasons[name] = {}, {}
+        self._tallies = {name: Tally() for name in self.metrics or METRICS}
 
     def add(self, clip: Clip) -> None:
         """Measure one clip.
@@ -194,35 +229,13 @@ class Measurement:
         if clip.key in self._weights:
             raise ValueError(f"clip {clip.key} is measured twice")
         self._weights[clip.key] = clip.num_valid
-        for name, values in self._values.items():
-            try:
-                values[clip.key] = METRICS[name].of(clip)
-            except Unavailable as reason:
-                values[clip.key] = None
-                self._reasons[name][str(reason)] = self._reasons[name].get(str(reason), 0) + 1
+        for name, tally in self._tallies.items():
+            tally.note(clip.key, partial(METRICS[name].of, clip))
 
     def results(self) -> list[Result]:
         """Every metric over the clips so far."""
-        return [self._result(METRICS[name], values) for name, values in self._values.items()]
-
-    def _result(self, metric: Metric, values: dict[str, float | None]) -> Result:
-        there = {key: value for key, value in values.items() if value is not None}
-        weight = sum(self._weights[key] for key in there)
-        total = math.fsum(self._weights[key] * value for key, value in there.items())
-        reasons = self._reasons[metric.name]
-        reason = "; ".join(reasons) if reasons else None
-        if reason and there:
-            reason = f"{len(values) - len(there)} of {len(values)} clips: {reason}"
-        if not values:
-            reason = "there are no clips"
-        return Result(
-            name=metric.name,
-            unit=metric.unit,
-            better=metric.better,
-            value=total / weight if there else None,
-            reason_unavailable=reason,
-            per_clip=dict(values),
-        )
+        found = ((METRICS[name], tally) for name, tally in self._tallies.items())
+        return [tally.result(metric.name, metric.unit, metric.better, self._weights) for metric, tally in found]
 
 
 def measure(clips: Iterable[Clip], metrics: tuple[str, ...] = ()) -> list[Result]:

@@ -1,7 +1,7 @@
 """Whether the face in the pictures is the face that was asked for, as our own landmark engine sees it.
 
 Asked are the landmarks that drove the pipeline, shown those that the engine finds in the generated pictures
-(`infer.metrics.redetection`). Distances are in % of the face's size, the square root of the area of the box around the
+(`infer.metrics.face_reading`). Distances are in % of the face's size, the square root of the area of the box around the
 asked landmarks (as in face alignment, e.g. Bulat and Tzimiropoulos, 2017), so that they do not depend on the picture's.
 """
 
@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from infer.metrics.mouth import FEWEST_PAIRS, correlation
+from infer.metrics.mesh import FEWEST_PAIRS, correlation
 from infer.metrics.registry import Clip, Unavailable, metric
-from talkinghead.geometry.face_regions import LIPS, mouth_opening
+from talkinghead.geometry.face_regions import LIPS, lip_gap
 
 PERCENT = 100.0
 _STILL = 0.05  # % of the face's size: a mouth whose opening varies less (standard deviation) does not move
@@ -61,7 +61,7 @@ def mouth_shown_gain(clip: Clip) -> float:
 def mouth_read_correlation(clip: Clip) -> float:
     """Pearson correlation of the asked mouth opening with the one read from the pixels, without finding a face.
 
-    See `infer.metrics.mouth_reader`: also for pictures that are too small or too coarse for the landmark engine.
+    See `infer.metrics.face_reading`: also for pictures that are too small or too coarse for the landmark engine.
     """
     assert clip.mouth_reading is not None
     reading = np.where(clip.valid, clip.mouth_reading, np.nan)
@@ -111,7 +111,7 @@ def _asked_opening(clip: Clip) -> np.ndarray:
     assert clip.asked_landmarks is not None
     size = _size(clip)
     whole = _checked_size(clip.asked_landmarks[clip.valid], size).mean()
-    opening = PERCENT * mouth_opening(clip.asked_landmarks * size) / whole
+    opening = PERCENT * lip_gap(clip.asked_landmarks * size) / whole
     if np.std(opening[clip.valid]) < _STILL:
         raise Unavailable("the mouth is not asked to move")
     return np.where(clip.valid, opening, np.nan)
@@ -125,7 +125,7 @@ def _openings(clip: Clip) -> tuple[np.ndarray, np.ndarray]:
     if seen.sum() < FEWEST_PAIRS:
         raise Unavailable(f"a face is found in fewer than {FEWEST_PAIRS} pictures")
     whole = _checked_size(clip.asked_landmarks[clip.valid], size).mean()
-    shown = np.where(seen, PERCENT * mouth_opening(clip.shown_landmarks * size) / whole, np.nan)
+    shown = np.where(seen, PERCENT * lip_gap(clip.shown_landmarks * size) / whole, np.nan)
     if np.nanstd(shown) < _STILL:
         raise Unavailable("the shown mouth does not move")
     return _asked_opening(clip), shown

@@ -1,4 +1,4 @@
-"""A portrait's motion from a driving video: its face, its way, in the other's time."""
+"""A portrait's motion from a driving video: the portrait's face does what the driving face does, when it does it."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ from typing import Any
 
 import numpy as np
 
+from infer.motion.driving import edited
 from infer.motion.driving_video import DrivingClip, bridged, read_driving_clip
-from infer.motion.motion_edit import edited
 from infer.portrait import Portrait
 from infer.request import VideoRequest
 from talkinghead.face.model import FaceModel
-from talkinghead.geometry.face_regions import mouth_opening
+from talkinghead.geometry.face_regions import lip_gap
+from talkinghead.media.media_file import probe
 from talkinghead.motion.landmark_motion import LandmarkMotion, place
 from talkinghead.motion.resampling import resample_frames
 from talkinghead.motion.retarget import transfer
 from talkinghead.motion.smoothing import moving_average
+from talkinghead.provenance import hash_file
 from talkinghead.runtime.progress import Progress
 from talkinghead.timebase import FPS
 
@@ -26,6 +28,56 @@ log = logging.getLogger(__name__)
 
 _STAGE = "motion of the video"
 _OPEN_MOUTH_CM = 0.4
+
+
+class DrivingVideo:
+    """The face of a video; a `Driving`."""
+
+    command = "video"
+
+    def __init__(self, request: VideoRequest) -> None:
+        self._request = request
+        self.files = [request.driving]
+        self._clip: DrivingClip | None = None
+
+    def find(self, pipeline: Path) -> None:
+        """Look whether the video is there; it needs nothing of the pipeline."""
+        if not self._request.driving.exists():
+            raise ValueError(f"the driving video {self._request.driving} is not there")
+
+    def read(self, portrait: Portrait, model: FaceModel, progress: Progress, seconds: float | None) -> None:
+        """Find the face in every frame of the video."""
+        self._clip = read_driving(self._request.driving, model, progress, seconds)
+
+    @property
+    def sound(self) -> Path | None:
+        """The driving video's own, where it has any."""
+        assert self._clip is not None
+        return self._clip.path if self._clip.has_audio else None
+
+    def describe(self) -> dict[str, Any]:
+        """The video."""
+        clip = self._clip
+        assert clip is not None
+        return {
+            "driving": {
+                "sha256": hash_file(clip.path),
+                "size": [clip.width, clip.height],
+                "seconds": round(len(clip) / FPS, 6),
+                "sound": clip.has_audio,
+            }
+        }
+
+    def move(
+        self, portrait: Portrait, progress: Progress, *, fps: float, compat: bool, device: str
+    ) -> tuple[LandmarkMotion, dict[str, Any]]:
+        """Let the portrait's face do what the driving face does; needs no weights."""
+        assert self._clip is not None
+        return driven_motion(self._request, self._clip, portrait, fps=fps, compat=compat)
+
+    def provenance(self) -> dict[str, Any]:
+        """No weights take part."""
+        return {}
 
 
 def read_driving(path: Path, model: FaceModel, progress: Progress, seconds: float | None) -> DrivingClip:
@@ -40,17 +92,15 @@ def read_driving(path: Path, model: FaceModel, progress: Progress, seconds: floa
     Raises:
         ValueError: It cannot be read, or shows no face, or none for too long.
     """
-    from talkinghead.media.probe import probe
-
     info = probe(path)
     length = info.duration_s if info.duration_s is not None else 0.0
     frames = max(1, math.ceil(min(length, seconds if seconds is not None else math.inf) * FPS))
     progress(_STAGE, 0, frames)
 
-    def watch(done: int) -> None:
+    def on_frame(done: int) -> None:
         progress(_STAGE, min(done, frames), frames)
 
-    clip = bridged(read_driving_clip(path, model, seconds=seconds, watch=watch))
+    clip = bridged(read_driving_clip(path, model, seconds=seconds, on_frame=on_frame))
     if not clip.has_audio:
         log.info("the driving video %s has no sound, so neither has the result", path)
     return clip
@@ -71,12 +121,13 @@ def driven_motion(
     Returns:
         The motion, and what was decided on the way (for the sidecar).
     """
-    if request.neutralise == "none" and (opening := float(mouth_opening(portrait.mesh))) > _OPEN_MOUTH_CM:
+    if request.neutralise == "none" and (opening := float(lip_gap(portrait.mesh))) > _OPEN_MOUTH_CM:
         log.warning(
             "warning: the portrait's mouth is %.1f cm open, and with --neutralise none it will not close further",
             opening,
         )
-    rate = request.fps or fps
+
+    # The driving face's motion on the portrait's face, at the video's own times.
     transferred = transfer(
         moving_average(clip.mesh, request.smooth_mesh) if request.smooth_mesh > 1 else clip.mesh,
         clip.pose_matrix,
@@ -89,18 +140,18 @@ def driven_motion(
         relax_mouth=request.neutralise == "mouth",
     )
     pose = np.zeros_like(transferred.pose) if request.pose == "still" else transferred.pose
+
+    # In the result's frame rate, in the portrait's camera.
+    rate = request.fps or fps
     count = max(1, round(len(clip) * rate / FPS))
-    geometry: dict[str, Any] = {
-        "reference_pose_matrix": portrait.pose_matrix,
-        "width": portrait.width,
-        "height": portrait.height,
-        "compat": compat,
-    }
     motion = place(
         resample_frames(transferred.mesh.astype(np.float32), FPS, rate, count),
         resample_frames(pose, FPS, rate, count),
+        reference_pose_matrix=portrait.pose_matrix,
+        width=portrait.width,
+        height=portrait.height,
         fps=rate,
-        **geometry,
+        compat=compat,
     )
     facts = {
         "compat_projection": compat,
@@ -108,4 +159,4 @@ def driven_motion(
         "neutral_frames": transferred.neutral.num_frames,
         "neutral_rule": transferred.neutral.rule,
     }
-    return edited(motion, request, reference_mesh=transferred.rest, **geometry), facts
+    return edited(motion, request, portrait, reference_mesh=transferred.rest, compat=compat), facts

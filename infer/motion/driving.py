@@ -1,37 +1,31 @@
-"""What drives a portrait: speech, or the face of a video. One interface, so that everything around it stands once."""
+"""What drives a portrait: one interface over speech and the face of a video, and what is laid over the motion of both.
+
+`DrivingSpeech` stands in `speech_motion`, `DrivingVideo` in `driven_motion`.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any, Protocol
 
-from infer.motion.driven_motion import driven_motion, read_driving
-from infer.motion.driving_video import DrivingClip
-from infer.motion.speech_motion import (
-    SpeechInputs,
-    SpeechPlaces,
-    find_speech_places,
-    load_speech_models,
-    read_speech_inputs,
-    speech_motion,
-)
+import numpy as np
+
 from infer.portrait import Portrait
-from infer.request import AudioRequest, VideoRequest
-from infer.sidecar import describe_speech
+from infer.request import PortraitOptions
 from talkinghead.face.model import FaceModel
-from talkinghead.motion.landmark_motion import LandmarkMotion
-from talkinghead.provenance import hash_file
+from talkinghead.motion.blink import blink_closure, close_eyes
+from talkinghead.motion.landmark_motion import LandmarkMotion, place
+from talkinghead.motion.retarget import uncrossed
 from talkinghead.runtime.progress import Progress
-from talkinghead.timebase import FPS
 
 
 class Driving(Protocol):
     """Called in the order of its methods; each raises `ValueError` for what the user gave wrongly."""
 
     command: str
-    """Of `python -m infer`."""
+    """Name of the command of `python -m infer`."""
     files: list[Path]
-    """The user's, which no output may replace."""
+    """The user's files, which no output may replace."""
 
     def find(self, pipeline: Path) -> None:
         """Look whether all files and weights are there; `pipeline` is the folder of the pipeline that was found."""
@@ -61,102 +55,39 @@ class Driving(Protocol):
         ...
 
 
-class DrivingSpeech:
-    """Speech, heard by Audio2Mesh and Audio2Pose."""
+def edited(
+    motion: LandmarkMotion,
+    request: PortraitOptions,
+    portrait: Portrait,
+    *,
+    reference_mesh: np.ndarray,
+    compat: bool,
+) -> LandmarkMotion:
+    """The motion with the request's `expression_gain` and `blink`; itself where neither is asked for.
 
-    command = "audio"
-
-    def __init__(self, request: AudioRequest) -> None:
-        self._request = request
-        source = request.pose_source.path
-        self.files = [request.audio, *([source] if source else [])]
-        self._places: SpeechPlaces | None = None
-        self._inputs: SpeechInputs | None = None
-        self._provenance: dict[str, Any] = {}
-
-    def find(self, pipeline: Path) -> None:
-        """See `Driving`. Speech models may be parts of the pipeline, or stand beside it."""
-        weights = self._request.weights
-        beside = any(weights.glob("audio2mesh*"))
-        self._places = find_speech_places(self._request, weights if beside else pipeline)
-
-    def read(self, portrait: Portrait, model: FaceModel, progress: Progress, seconds: float | None) -> None:
-        """See `Driving`."""
-        assert self._places is not None
-        self._inputs = read_speech_inputs(self._request, self._places, portrait, model, progress, seconds)
-
-    @property
-    def sound(self) -> Path:
-        """The speech."""
-        return self._request.audio
-
-    def describe(self) -> dict[str, Any]:
-        """See `Driving`."""
-        assert self._inputs is not None
-        found: dict[str, Any] = {"audio": describe_speech(self._request.audio, self._inputs.speech)}
-        source = self._request.pose_source.path
-        return found if source is None else found | {"pose": {"sha256": hash_file(source)}}
-
-    def move(
-        self, portrait: Portrait, progress: Progress, *, fps: float, compat: bool, device: str
-    ) -> tuple[LandmarkMotion, dict[str, Any]]:
-        """See `Driving`."""
-        assert self._inputs is not None
-        # Not kept: what they take of the device's memory is free then.
-        models = load_speech_models(self._inputs, device)
-        self._provenance = models.provenance()
-        return speech_motion(self._request, self._inputs, models, portrait, progress, fps=fps, compat=compat)
-
-    def provenance(self) -> dict[str, Any]:
-        """See `Driving`."""
-        return self._provenance
-
-
-class DrivingVideo:
-    """The face of a video."""
-
-    command = "video"
-
-    def __init__(self, request: VideoRequest) -> None:
-        self._request = request
-        self.files = [request.driving]
-        self._clip: DrivingClip | None = None
-
-    def find(self, pipeline: Path) -> None:
-        """See `Driving`."""
-        if not self._request.driving.exists():
-            raise ValueError(f"the driving video {self._request.driving} is not there")
-
-    def read(self, portrait: Portrait, model: FaceModel, progress: Progress, seconds: float | None) -> None:
-        """See `Driving`."""
-        self._clip = read_driving(self._request.driving, model, progress, seconds)
-
-    @property
-    def sound(self) -> Path | None:
-        """The driving video's own, where it has any."""
-        assert self._clip is not None
-        return self._clip.path if self._clip.has_audio else None
-
-    def describe(self) -> dict[str, Any]:
-        """See `Driving`."""
-        clip = self._clip
-        assert clip is not None
-        return {
-            "driving": {
-                "sha256": hash_file(clip.path),
-                "size": [clip.width, clip.height],
-                "seconds": round(len(clip) / FPS, 6),
-                "sound": clip.has_audio,
-            }
-        }
-
-    def move(
-        self, portrait: Portrait, progress: Progress, *, fps: float, compat: bool, device: str
-    ) -> tuple[LandmarkMotion, dict[str, Any]]:
-        """See `Driving`."""
-        assert self._clip is not None
-        return driven_motion(self._request, self._clip, portrait, fps=fps, compat=compat)
-
-    def provenance(self) -> dict[str, Any]:
-        """See `Driving`."""
-        return {}
+    Args:
+        motion: Motion as the models or the driving video give it.
+        request: What is asked for.
+        portrait: The portrait in which the motion was placed.
+        reference_mesh: `[468, 3]` cm: what the motion's mesh is relative to.
+        compat: Whether the motion was projected as AniPortrait does.
+    """
+    rate = request.blink_rate
+    if request.expression_gain == 1 and rate is None:
+        return motion
+    mesh = motion.mesh
+    if request.expression_gain != 1:
+        reference = np.asarray(reference_mesh, np.float32)
+        mesh = uncrossed(reference + np.float32(request.expression_gain) * (mesh - reference), reference, mesh)
+    if rate is not None:
+        closure = blink_closure(len(motion), motion.fps, rate=rate, seed=request.seed)
+        mesh = close_eyes(mesh, closure)
+    return place(
+        mesh,
+        motion.pose,
+        reference_pose_matrix=portrait.pose_matrix,
+        width=portrait.width,
+        height=portrait.height,
+        fps=motion.fps,
+        compat=compat,
+    )

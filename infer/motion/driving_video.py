@@ -1,4 +1,4 @@
-"""A video that drives a portrait: its face in every frame at 25 fps, and what to do where there is none."""
+"""A video that drives a portrait: its face in every frame at 25 fps, what to do where there is none, what is odd."""
 
 from __future__ import annotations
 
@@ -8,16 +8,20 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from infer.motion.driving_checks import DrivingChecks
+from annotate.engines import DEFAULT_ENGINE, make_engine
+from ingest.settings import CutSettings
+from ingest.shots import CutDetector
+from talkinghead.face.detector import FaceDetector
+from talkinghead.face.model import FaceModel
+from talkinghead.geometry.canonical import canonical_face
+from talkinghead.geometry.face_mesh import metric_mesh
+from talkinghead.geometry.pose import matrix_from_pose, pose_from_matrix
+from talkinghead.media.media_file import probe
+from talkinghead.media.video_source import VideoSource, constant_rate
 from talkinghead.timebase import FPS
-
-if TYPE_CHECKING:
-    from talkinghead.face.model import FaceModel
-    from talkinghead.media.video_source import VideoSource
 
 log = logging.getLogger(__name__)
 
@@ -27,9 +31,9 @@ LONGEST_GAP_S = 1.0
 """A face that is away longer has done what nobody can guess."""
 
 _CHUNK = 500  # frames whose mesh is fitted at once: more would cost memory, not time
-
-Watch = Callable[[int], None]
-"""Told how many frames are done."""
+_LOOK_EVERY = 12
+"""Frames from one count of faces to the next: twice a second."""
+_MANY_LOOKS = 0.2  # share of the looks in which there is a second face, from which on it is no mistake of the detector
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +63,7 @@ class DrivingClip:
 
 
 def read_driving_clip(
-    path: Path, model: FaceModel, *, seconds: float | None = None, watch: Watch | None = None
+    path: Path, model: FaceModel, *, seconds: float | None = None, on_frame: Callable[[int], None] | None = None
 ) -> DrivingClip:
     """Find the face in every 25th of a second of a video, as the annotation does.
 
@@ -70,29 +74,27 @@ def read_driving_clip(
         path: Video file, of any size and rate.
         model: Face model.
         seconds: Read no more than this.
-        watch: Told the number of frames done.
+        on_frame: Told the number of frames done.
 
     Raises:
         ValueError: The file cannot be read, or no frame of it has a face.
     """
-    from annotate.engines import DEFAULT_ENGINE, make_engine
-    from talkinghead.geometry.canonical import canonical_face
-    from talkinghead.geometry.face_mesh import metric_mesh
-    from talkinghead.media.probe import probe
-    from talkinghead.media.video_source import VideoSource
-
-    checks = DrivingChecks(model)
     has_audio = probe(path).audio is not None
     limit = None if seconds is None else max(1, math.ceil(seconds * FPS))
+
+    # Landmarks of every frame; what is odd about the video is seen in passing.
+    checks = _Checks(model)
     with VideoSource(path) as source:
         width, height = source.info.width, source.info.height
-        found = make_engine(DEFAULT_ENGINE, model)(_images(source, limit, checks, watch))
+        found = make_engine(DEFAULT_ENGINE, model)(_images(source, limit, checks, on_frame))
     points = found.points
     if not len(points):
         raise ValueError(f"the driving video {path} has no frame that can be decoded")
     if not found.valid.any():
         raise ValueError(f"no face was found in the first {len(points)} frames of the driving video {path}")
     checks.warn(path, points)
+
+    # Mesh and pose, fitted to the landmarks.
     face = canonical_face(model.geometry_metadata)
     mesh = np.empty((len(points), face.vertices.shape[0], 3), np.float32)
     pose_matrix = np.empty((len(points), 4, 4))
@@ -110,10 +112,10 @@ def read_driving_clip(
     )
 
 
-def _images(source: VideoSource, limit: int | None, checks: DrivingChecks, watch: Watch | None) -> Iterator[np.ndarray]:
-    """Pictures at 25 fps from 0:00 on, no larger than `LARGEST_SIDE`."""
-    from talkinghead.media.frame_clock import constant_rate
-
+def _images(
+    source: VideoSource, limit: int | None, checks: _Checks, on_frame: Callable[[int], None] | None
+) -> Iterator[np.ndarray]:
+    """Images at 25 fps from 0:00 on, no larger than `LARGEST_SIDE`."""
     info = source.info
     shrink = min(1.0, LARGEST_SIDE / max(info.width, info.height))
     size = (round(info.width * shrink), round(info.height * shrink))
@@ -127,8 +129,49 @@ def _images(source: VideoSource, limit: int | None, checks: DrivingChecks, watch
         image = frame.image if shrink == 1.0 else frame.reduced(*size)
         checks.add(image)
         yield image
-        if watch is not None:
-            watch(number)
+        if on_frame is not None:
+            on_frame(number)
+
+
+class _Checks:
+    """Looks at the frames of a driving video, one after the other, for cuts and for more than one face."""
+
+    def __init__(self, model: FaceModel) -> None:
+        self._cuts = CutDetector(CutSettings())
+        self._detector = FaceDetector(model)
+        self._frames = self._looks = self._several = 0
+
+    def add(self, frame: np.ndarray) -> None:
+        """Take the next frame, RGB uint8 `[H, W, 3]`."""
+        self._cuts.add(frame)
+        if self._frames % _LOOK_EVERY == 0:
+            self._looks += 1
+            self._several += len(self._detector.detect(frame)) > 1
+        self._frames += 1
+
+    def warn(self, path: Path, points: np.ndarray) -> None:
+        """Say what was seen.
+
+        Args:
+            path: The video, for the text.
+            points: `[F, N, 3]`: the landmarks that were followed.
+        """
+        if cuts := self._cuts.cuts():
+            times = ", ".join(f"{cut / FPS:.2f}" for cut in cuts[:5]) + (", …" if len(cuts) > 5 else "")
+            log.warning(
+                "warning: the driving video %s has a cut at %s s: where another face follows, the portrait's is"
+                " twisted; take one shot of it (--limit-seconds, or cut the video)",
+                path,
+                times,
+            )
+        if self._several > _MANY_LOOKS * self._looks:
+            x = float(np.nanmedian(points[:, :, 0]))
+            log.warning(
+                "warning: the driving video %s shows several faces: the one at %.0f %% of its width drives; crop the"
+                " video to take another",
+                path,
+                100 * x,
+            )
 
 
 def bridged(clip: DrivingClip) -> DrivingClip:
@@ -139,8 +182,6 @@ def bridged(clip: DrivingClip) -> DrivingClip:
     Raises:
         ValueError: A gap of more than `LONGEST_GAP_S`; says where it is and what to do.
     """
-    from talkinghead.geometry.pose import matrix_from_pose, pose_from_matrix
-
     valid = clip.valid
     missing = int((~valid).sum())
     if not missing:
@@ -156,7 +197,7 @@ def bridged(clip: DrivingClip) -> DrivingClip:
 
 
 def _gaps(valid: np.ndarray) -> list[tuple[int, int]]:
-    """Runs of frames without a face: first, and first behind."""
+    """Stretches of frames without a face: the first one, and the first one after them."""
     edges = np.flatnonzero(np.diff(np.concatenate(([True], valid, [True])).astype(np.int8)))
     return [(int(begin), int(end)) for begin, end in zip(edges[::2], edges[1::2], strict=True)]
 

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from infer.motion.driving_video import Watch, bridged, read_driving_clip
-from talkinghead.motion.pose_template import SMOOTHING_WINDOW, tile
-from talkinghead.motion.resampling import resample_frames
-from talkinghead.motion.rest_pose import clip_rest_pose, relative_pose
-from talkinghead.motion.smoothing import moving_average
-from talkinghead.timebase import FPS
-
-if TYPE_CHECKING:
-    from talkinghead.face.model import FaceModel
+from infer.motion.driving_video import bridged, read_driving_clip
 from infer.request import TEMPLATE_FPS
+from talkinghead.face.model import FaceModel
+from talkinghead.motion.resampling import resample_frames, tile
+from talkinghead.motion.rest_pose import clip_rest_pose, relative_pose
+from talkinghead.motion.smoothing import TEMPLATE_WINDOW, moving_average
+from talkinghead.timebase import FPS
 
 _MOST_DEGREES = 180.0
 _MOST_CM = 1000.0
@@ -79,7 +76,9 @@ def read_template(path: Path, fps: float = TEMPLATE_FPS) -> DrivingPose:
     return DrivingPose(pose=pose.astype(np.float64), fps=fps, smoothing=1)
 
 
-def read_driving_video(path: Path, seconds: float, model: FaceModel, watch: Watch | None = None) -> DrivingPose:
+def read_driving_video(
+    path: Path, seconds: float, model: FaceModel, on_frame: Callable[[int], None] | None = None
+) -> DrivingPose:
     """The head motion of a video, frame by frame as the annotation sees it, relative to its rest pose.
 
     The rest pose is the median, not the first frame as in pose templates: a video that begins with a turned head would
@@ -90,17 +89,17 @@ def read_driving_video(path: Path, seconds: float, model: FaceModel, watch: Watc
         path: Video file; only its first `seconds` are read.
         seconds: How much motion is needed.
         model: Face model.
-        watch: Told the number of frames done, now and then.
+        on_frame: Told the number of frames done, now and then.
 
     Raises:
         ValueError: The file cannot be read, no frame of it has a face, or the face is away for too long.
     """
-    clip = read_driving_clip(path, model, seconds=seconds, watch=watch)
+    clip = read_driving_clip(path, model, seconds=seconds, on_frame=on_frame)
     rest = clip_rest_pose(clip.pose_matrix, clip.valid)
     whole = bridged(clip)
     return DrivingPose(
         pose=relative_pose(whole.pose_matrix, rest),
         fps=FPS,
-        smoothing=SMOOTHING_WINDOW,
+        smoothing=TEMPLATE_WINDOW,
         interpolated=whole.interpolated,
     )

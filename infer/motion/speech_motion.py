@@ -5,20 +5,22 @@ from __future__ import annotations
 import functools
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from infer.motion.motion_edit import edited
+from infer.motion.driving import edited
 from infer.motion.pose_source import DrivingPose, read_driving_video, read_template
 from infer.portrait import Portrait
-from infer.request import PoseSource, SpeechOptions, SpeechRequest
-from infer.speech import Speech, read_speech
+from infer.request import AudioRequest, LandmarkRequest, PoseSource, SpeechOptions, SpeechRequest
+from infer.speech import Speech, describe_speech, read_speech
 from infer.weights.speech_weights import Weights, WeightsPlace, load_audio2mesh, load_audio2pose
 from talkinghead.face.model import FaceModel
 from talkinghead.geometry.blendshapes import PARTS
 from talkinghead.motion.expression import EXPRESSION_FILE
 from talkinghead.motion.landmark_motion import LandmarkMotion
+from talkinghead.provenance import hash_file
 from talkinghead.rng import generator
 from talkinghead.runtime.progress import Progress
 from talkinghead.timebase import FPS
@@ -30,95 +32,129 @@ NEUTRALISED = {"mouth": ("mouth",), "all": tuple(PARTS)}
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpeechPlaces:
+class _Places:
     """What is found before anything is read."""
 
     audio2mesh: WeightsPlace
     audio2pose: WeightsPlace | None
     template: DrivingPose | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class SpeechInputs:
-    """What moves the face, read and checked; no weights yet."""
-
-    audio2mesh: WeightsPlace
-    audio2pose: WeightsPlace | None
-    speech: Speech
-    driving: DrivingPose | None
+    """The pose template of `--pose template:FILE.npy`: small, so it is read at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SpeechModels:
-    """The models that hear."""
+    """The models that are driven by speech."""
 
     mesh: Weights[Any]
     pose: Weights[Any] | None
 
     def provenance(self) -> dict[str, Any]:
-        """For the sidecar."""
+        """Where they are from, for the sidecar."""
         return {w.place.kind: w.provenance() for w in (self.mesh, self.pose) if w is not None}
 
 
-def find_speech_places(request: SpeechRequest, weights: Any) -> SpeechPlaces:
-    """Find the models' weights in what the user gave, and read the small pose template; raises `ValueError`."""
-    source = request.pose_source
-    return SpeechPlaces(
-        audio2mesh=request.find_audio2mesh(weights),
-        audio2pose=request.find_audio2pose(weights),
-        template=read_template(source.path, request.template_fps)
-        if source.kind == "template" and source.path
-        else None,
-    )
+class DrivingSpeech:
+    """Speech, to which Audio2Mesh and Audio2Pose attend; a `Driving`."""
 
+    command = "audio"
 
-def read_speech_inputs(
-    request: SpeechRequest,
-    places: SpeechPlaces,
-    portrait: Portrait,
-    model: FaceModel,
-    progress: Progress,
-    seconds: float | None,
-) -> SpeechInputs:
-    """Read the speech and what moves the head.
+    def __init__(self, request: AudioRequest | LandmarkRequest) -> None:
+        self._request = request
+        source = request.pose_source.path
+        self.files = [request.audio, *([source] if source else [])]
+        self._places: _Places | None = None
+        self._speech: Speech | None = None
+        self._driving: DrivingPose | None = None
+        self._provenance: dict[str, Any] = {}
 
-    Args:
-        request: What is asked for.
-        places: Found before.
-        portrait: The portrait.
-        model: Face model.
-        progress: Told of the driving video.
-        seconds: No more than this of the speech.
+    def find(self, pipeline: Path | None) -> None:
+        """Find the models' weights: parts of the pipeline, or next to it, or named one by one.
 
-    Raises:
-        ValueError: A file that cannot be read, or `--neutralise` without what it needs.
-    """
-    check_neutralise(request, places.audio2mesh, portrait)
-    speech = read_speech(request.audio, seconds=seconds)
-    driving = places.template or _driving_video(request.pose_source, speech.duration_s, model, progress)
-    return SpeechInputs(audio2mesh=places.audio2mesh, audio2pose=places.audio2pose, speech=speech, driving=driving)
+        Raises:
+            ValueError: Weights or the pose template are not there, or are none.
+        """
+        request = self._request
+        next_to_it = request.weights is not None and any(request.weights.glob("audio2mesh*"))
+        folder = request.weights if next_to_it else pipeline
+        source = request.pose_source
+        self._places = _Places(
+            audio2mesh=request.find_audio2mesh(folder),
+            audio2pose=request.find_audio2pose(folder),
+            template=read_template(source.path, request.template_fps)
+            if source.kind == "template" and source.path
+            else None,
+        )
+
+    def read(self, portrait: Portrait, model: FaceModel, progress: Progress, seconds: float | None) -> None:
+        """Read the speech, no more than so many seconds of it, and what moves the head.
+
+        Raises:
+            ValueError: A file that cannot be read, or `--neutralise` without what it needs.
+        """
+        assert self._places is not None
+        check_neutralise(self._request, self._places.audio2mesh, portrait)
+        self._speech = read_speech(self._request.audio, seconds=seconds)
+        self._driving = self._places.template or _driving_video(
+            self._request.pose_source, self._speech.duration_s, model, progress
+        )
+
+    @property
+    def sound(self) -> Path:
+        """The speech."""
+        return self._request.audio
+
+    def describe(self) -> dict[str, Any]:
+        """The speech, and the file that moves the head where there is one."""
+        assert self._speech is not None
+        found: dict[str, Any] = {"audio": describe_speech(self._request.audio, self._speech)}
+        source = self._request.pose_source.path
+        return found if source is None else found | {"pose": {"sha256": hash_file(source)}}
+
+    def move(
+        self,
+        portrait: Portrait,
+        progress: Progress,
+        *,
+        fps: float | None = None,
+        compat: bool | None = None,
+        device: str,
+    ) -> tuple[LandmarkMotion, dict[str, Any]]:
+        """Load the models and let the portrait's face speak; arguments and result as of `speech_motion`.
+
+        Raises:
+            ValueError: Weights are damaged.
+        """
+        assert self._places is not None and self._speech is not None
+        places = self._places
+        # Not kept: what they take of the device's memory is free then.
+        models = SpeechModels(
+            mesh=load_audio2mesh(places.audio2mesh, device),
+            pose=None if places.audio2pose is None else load_audio2pose(places.audio2pose, device),
+        )
+        self._provenance = models.provenance()
+        return speech_motion(
+            self._request, self._speech, self._driving, models, portrait, progress, fps=fps, compat=compat
+        )
+
+    def provenance(self) -> dict[str, Any]:
+        """The models' weights."""
+        return self._provenance
 
 
 def _driving_video(source: PoseSource, seconds: float, model: FaceModel, progress: Progress) -> DrivingPose | None:
+    """The head's motion in a video; None where the head's motion comes from elsewhere."""
     if source.kind != "video" or source.path is None:
         return None
     frames = max(1, round(seconds * FPS))
     progress("head motion of the video", 0, frames)
-    watch = functools.partial(progress, "head motion of the video", total=frames)
-    return read_driving_video(source.path, seconds, model, watch)
-
-
-def load_speech_models(inputs: SpeechInputs, device: str) -> SpeechModels:
-    """Load the models; raises `ValueError` for damaged files."""
-    return SpeechModels(
-        mesh=load_audio2mesh(inputs.audio2mesh, device),
-        pose=None if inputs.audio2pose is None else load_audio2pose(inputs.audio2pose, device),
-    )
+    on_frame = functools.partial(progress, "head motion of the video", total=frames)
+    return read_driving_video(source.path, seconds, model, on_frame)
 
 
 def speech_motion(
     request: SpeechRequest,
-    inputs: SpeechInputs,
+    speech: Speech,
+    driving: DrivingPose | None,
     models: SpeechModels,
     portrait: Portrait,
     progress: Progress,
@@ -130,8 +166,9 @@ def speech_motion(
 
     Args:
         request: What is asked for.
-        inputs: Read before.
-        models: Loaded.
+        speech: The speech.
+        driving: Motion of the head, where another file shows it.
+        models: The models, on their device.
         portrait: The portrait as it is animated (its crop).
         progress: Told how far it is.
         fps: Frame rate where the request leaves it open; None: the mesh model's.
@@ -143,27 +180,29 @@ def speech_motion(
     from talkinghead.pipelines.audio_to_landmarks import AudioToLandmarks
 
     compat = models.mesh.published if compat is None else compat
-    pose_model = None if models.pose is None else models.pose.model
-    pipeline = AudioToLandmarks(models.mesh.model, pose_model, compat=compat)
-    samples = inputs.speech.samples
+    samples = speech.samples
     rate = request.fps or fps or models.mesh.model.fps
     facts: dict[str, Any] = {"compat_projection": compat}
+    pipeline = AudioToLandmarks(models.mesh.model, None if models.pose is None else models.pose.model, compat=compat)
+
+    # How the head moves: by what another file shows, or by the pose model, as one of its speakers.
     pose: Any = request.pose_source.kind
-    if inputs.driving is not None:
+    if driving is not None:
         frames = pipeline.num_frames(samples, rate)
-        pose = inputs.driving.play(frames, rate, gain=request.pose_gain, smoothing=request.smooth)
-        facts["interpolated_pose_frames"] = inputs.driving.interpolated
+        pose = driving.play(frames, rate, gain=request.pose_gain, smoothing=request.smooth)
+        facts["interpolated_pose_frames"] = driving.interpolated
     identity = 0
     if models.pose is not None:
         identity = facts["identity"] = choose_identity(request.identity, request.seed, models.pose)
-    place: dict[str, Any] = {
-        "reference_mesh": _reference_mesh(request, portrait, models.mesh),
-        "reference_pose_matrix": portrait.pose_matrix,
-        "width": portrait.width,
-        "height": portrait.height,
-    }
+
+    # How the face moves, in the portrait's camera.
+    reference_mesh = _reference_mesh(request, portrait, models.mesh)
     motion = pipeline(
         samples,
+        reference_mesh=reference_mesh,
+        reference_pose_matrix=portrait.pose_matrix,
+        width=portrait.width,
+        height=portrait.height,
         pose=pose,
         identity=identity,
         pose_gain=request.pose_gain,
@@ -171,9 +210,8 @@ def speech_motion(
         mesh_smoothing=request.smooth_mesh,
         fps=rate,
         watch=progress,
-        **place,
     )
-    return edited(motion, request, compat=compat, **place), facts
+    return edited(motion, request, portrait, reference_mesh=reference_mesh, compat=compat), facts
 
 
 def choose_identity(asked: str | None, seed: int, weights: Weights[Any]) -> int:
@@ -216,7 +254,7 @@ def check_neutralise(request: SpeechOptions, place: WeightsPlace, portrait: Port
         return
     if place.is_file or not (place.path / EXPRESSION_FILE).is_file():
         raise ValueError(
-            f"--neutralise {request.neutralise} needs {EXPRESSION_FILE} beside the weights, and {place.path} has none"
+            f"--neutralise {request.neutralise} needs {EXPRESSION_FILE} next to the weights, and {place.path} has none"
             " (published weights never have): take weights of an own training, or a portrait with a closed mouth"
         )
     if portrait.face.blendshapes is None:

@@ -1,6 +1,6 @@
-"""One folder that holds a whole pipeline: AniPortrait's files converted, or trainings put together.
+"""Folders of ours made of published files: one model for speech, or a whole pipeline, also out of trainings.
 
-The networks are written one after the other, so that memory for the largest one is enough.
+The networks of a pipeline are written one after the other, so that memory for the largest one is enough.
 """
 
 from __future__ import annotations
@@ -8,60 +8,35 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Container, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from infer.weights.pipeline_weights import INDEX_FILE, NETWORKS, PipelinePlace, weight_hash
-from infer.weights.speech_weights import CLASSES, ORIGIN_FILE, Kind, WeightsPlace
-from talkinghead.files.atomic import check_writable, staged_folder
-from talkinghead.provenance import pretty_json
-
-if TYPE_CHECKING:
-    from infer.weights.published_files import PublishedFiles
-    from talkinghead.models.lmk2video.published import PoseGuiderMode
-
-from typing import Literal
-
 from infer.weights.published_files import PublishedFiles
-from infer.weights.speech_weights import PUBLISHED_SUFFIXES
-from talkinghead.provenance import hash_file
+from infer.weights.published_pipeline import SETTINGS, print_report, published_networks, with_mode
+from infer.weights.speech_weights import CLASSES, ORIGIN_FILE, Chunking, Kind, WeightsPlace
+from talkinghead.models.audio2lmk.published import load_published
+from talkinghead.models.lmk2video.meta_networks import HollowNetworks
+from talkinghead.models.lmk2video.pose_guider import PoseGuider
+from talkinghead.models.lmk2video.published import PoseGuiderMode
+from talkinghead.models.noise_schedule import COMPAT_INFER
+from talkinghead.pipelines.talking_head import TalkingHeadPipeline
+from talkinghead.provenance import hash_file, pretty_json
 
-Chunking = Literal["continue", "restart"]
 
-
-def convert(kind: Kind, source: Path, folder: Path, *, chunking: Chunking | None = None) -> Path:
-    """Turn a published file into a folder with `config.json` and safetensors; prints the key report on stderr.
+def write_speech_model(kind: Kind, source: Path, folder: Path, *, chunking: Chunking | None = None) -> None:
+    """Write a published file as `config.json` and safetensors; prints the key report on stderr.
 
     Args:
         kind: What the file holds.
         source: `audio2mesh.pt`, `audio2pose.pt`, or a safetensors file of it.
-        folder: New or empty.
-        chunking: How the pose model decodes long speech: `continue` (also when None), or `restart`, as its authors do:
-            every 5 s from pose 0, and the head jumps there.
+        folder: Empty folder.
+        chunking: How the pose model decodes long speech; None: `continue`.
 
     Raises:
-        ValueError: A chunking for the mesh model; the file is damaged, or keys are missing, unexpected or of another
-            shape; or the folder is in use.
-        OSError: The disk is full, or the folder cannot be written.
+        ValueError: The file is damaged, or keys are missing, unexpected or of another shape.
+        OSError: The disk is full.
     """
-    if chunking is not None and kind != "audio2pose":
-        raise ValueError("--chunking is of the head pose model: leave it out for --audio2mesh")
-    if not source.is_file() or source.suffix not in PUBLISHED_SUFFIXES:
-        raise ValueError(f"{source} is no published file: wanted is {kind}.pt")
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise ValueError(f"{folder} is there already: give another name, or remove it first")
-    check_writable(folder / ORIGIN_FILE if folder.is_dir() else folder)
-    with staged_folder(folder) as scratch:
-        write_speech_model(kind, source, scratch, chunking=chunking)
-    return folder
-
-
-def write_speech_model(kind: Kind, source: Path, folder: Path, *, chunking: Chunking | None = None) -> None:
-    """Write the content of such a folder; see `convert`."""
-    from talkinghead.models.audio2lmk.published import load_published
-
     model, report = load_published(kind, source)
     print(report, file=sys.stderr)
     if chunking is not None:
@@ -71,55 +46,40 @@ def write_speech_model(kind: Kind, source: Path, folder: Path, *, chunking: Chun
     (folder / ORIGIN_FILE).write_bytes(pretty_json(origin))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Bundle:
-    """What goes into one folder."""
-
-    pipeline: PipelinePlace
-    audio2mesh: WeightsPlace | None = None
-    audio2pose: WeightsPlace | None = None
-    pose_guider_mode: PoseGuiderMode | None = None
-    """Of published weights; None: as they are, or `published`."""
-
-    @property
-    def speech(self) -> dict[Kind, WeightsPlace]:
-        """The models for speech that there are."""
-        both: dict[Kind, WeightsPlace | None] = {"audio2mesh": self.audio2mesh, "audio2pose": self.audio2pose}
-        return {kind: place for kind, place in both.items() if place is not None}
-
-
-def write_bundle(bundle: Bundle, folder: Path) -> Path:
-    """Write a folder that `TalkingHeadPipeline.from_pretrained` and `--weights` take; prints key reports on stderr.
+def write_pipeline(
+    pipeline: PipelinePlace,
+    speech: Mapping[Kind, WeightsPlace],
+    folder: Path,
+    *,
+    pose_guider_mode: PoseGuiderMode | None = None,
+) -> None:
+    """Write what `TalkingHeadPipeline.from_pretrained` and `--weights` take; prints key reports on stderr.
 
     Args:
-        bundle: What goes into it.
-        folder: New or empty. It appears when it is whole.
+        pipeline: Published files, or a pipeline's folder.
+        speech: The models for speech that go into it.
+        folder: Empty folder.
+        pose_guider_mode: How the PoseGuider of published weights normalises; None: as it is, or `published`.
 
     Raises:
-        ValueError: Weights are damaged, missing or of another shape; or the folder is in use.
-        OSError: The disk is full, or the folder cannot be written.
+        ValueError: Weights are damaged, missing or of another shape.
+        OSError: The disk is full.
     """
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise ValueError(f"{folder} is there already: give another name, or remove it first")
-    check_writable(folder / ORIGIN_FILE if folder.is_dir() else folder)
-    place = bundle.pipeline
-    with staged_folder(folder) as scratch:
-        if place.published is not None:
-            _convert(place.published, bundle.pose_guider_mode or "published", scratch)
-        else:
-            _copy(bundle, scratch)
-        for kind, speech in bundle.speech.items():
-            _write_speech(kind, speech, scratch / kind)
-        _name_speech(scratch, bundle.speech)
-    return folder
+    if pipeline.published is not None:
+        _convert(pipeline.published, pose_guider_mode or "published", folder)
+    else:
+        _copy(pipeline.path, folder, leave_out=speech, pose_guider_mode=pose_guider_mode)
+    for kind, place in speech.items():
+        _add_speech(kind, place, folder / kind)
+    # The index names the models for speech, as the pipeline itself would.
+    index = json.loads((folder / INDEX_FILE).read_bytes())
+    for kind in speech:
+        index[kind] = [f"talkinghead.models.audio2lmk.{kind}", CLASSES[kind]]
+    (folder / INDEX_FILE).write_bytes(pretty_json(index))
 
 
 def _convert(files: PublishedFiles, mode: PoseGuiderMode, folder: Path) -> None:
-    from infer.weights.published_pipeline import SETTINGS, print_report, published_networks
-    from talkinghead.models.lmk2video.meta_networks import HollowNetworks
-    from talkinghead.models.noise_schedule import COMPAT_INFER
-    from talkinghead.pipelines.talking_head import TalkingHeadPipeline
-
+    """AniPortrait's files as a pipeline's folder."""
     for name, network in published_networks(files, mode, print_report):
         network.save_pretrained(folder / name)
         del network  # before the next one is read
@@ -132,38 +92,26 @@ def _convert(files: PublishedFiles, mode: PoseGuiderMode, folder: Path) -> None:
     (folder / ORIGIN_FILE).write_bytes(pretty_json(origin))
 
 
-def _copy(bundle: Bundle, folder: Path) -> None:
-    """A pipeline's folder, and what lies beside it; its models for speech only where none are given."""
-    source = bundle.pipeline.path
+def _copy(source: Path, folder: Path, *, leave_out: Container[str], pose_guider_mode: PoseGuiderMode | None) -> None:
+    """A pipeline's folder with all that lies in it but the models for speech that come from elsewhere."""
     print(f"{source}: {', '.join(NETWORKS)}", file=sys.stderr)
     for entry in sorted(source.iterdir()):
-        if entry.name in bundle.speech:
+        if entry.name in leave_out:
             continue
         if entry.is_dir():
             shutil.copytree(entry, folder / entry.name)
         else:
             shutil.copyfile(entry, folder / entry.name)
-    if bundle.pose_guider_mode is not None:
-        from infer.weights.published_pipeline import with_mode
-        from talkinghead.models.lmk2video.pose_guider import PoseGuider
-
-        guider = with_mode(PoseGuider.from_pretrained(source / "pose_guider"), bundle.pose_guider_mode)
+    if pose_guider_mode is not None:
+        guider = with_mode(PoseGuider.from_pretrained(source / "pose_guider"), pose_guider_mode)
         guider.save_config(folder / "pose_guider")
 
 
-def _write_speech(kind: Kind, place: WeightsPlace, folder: Path) -> None:
-    """A model for speech with what its training left beside it, or converted."""
+def _add_speech(kind: Kind, place: WeightsPlace, folder: Path) -> None:
+    """A model for speech with what its training left next to it, or converted."""
     if place.is_file:
         folder.mkdir()
         write_speech_model(kind, place.path, folder)
     else:
         print(f"{place.path}: {kind}", file=sys.stderr)
         shutil.copytree(place.path, folder)
-
-
-def _name_speech(folder: Path, kinds: Iterable[Kind]) -> None:
-    """Name the models for speech in the pipeline's index, as the pipeline itself would."""
-    index = json.loads((folder / INDEX_FILE).read_bytes())
-    for kind in kinds:
-        index[kind] = [f"talkinghead.models.audio2lmk.{kind}", CLASSES[kind]]
-    (folder / INDEX_FILE).write_bytes(pretty_json(index))

@@ -1,8 +1,8 @@
 """The weights of a whole pipeline: found and looked at first, loaded later, and described in the sidecar.
 
-What may be named: a pipeline's folder (of `infer convert`, or a training's `pretrained_model/`), the RUN folder of a
-training of Lmk2Video, a folder that holds such in `lmk2video/`, `stage2/` or `stage1/`, or the folder of AniPortrait's
-published files.
+What may be named: a pipeline's folder (made by `infer convert`, or a training's `pretrained_model/`), the RUN folder
+of a training of Lmk2Video, a folder that holds such in `lmk2video/`, `stage2/` or `stage1/`, or the folder of
+AniPortrait's published files.
 """
 
 from __future__ import annotations
@@ -13,16 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from infer.weights.published_files import PublishedFiles, holds_published
+from infer.weights.published_files import PUBLISHED_SIZE, PublishedFiles, holds_published
 from infer.weights.speech_weights import CONFIG_FILE, EXPORT_FOLDER, ORIGIN_FILE
-from talkinghead.provenance import hash_bytes, hash_file
+from talkinghead.provenance import hash_bytes, hash_file, hash_files
 
 if TYPE_CHECKING:
     import torch
 
     from talkinghead.models.lmk2video.published import PoseGuiderMode
     from talkinghead.pipelines.talking_head import TalkingHeadPipeline
-from infer.weights.published_files import PUBLISHED_SIZE
 
 log = logging.getLogger(__name__)
 
@@ -101,6 +100,7 @@ def published_place(files: PublishedFiles) -> PipelinePlace:
 
 
 def _of_folder(folder: Path) -> PipelinePlace:
+    """The pipeline that a folder holds by its index."""
     index = _read_json(folder / INDEX_FILE)
     found = index.get("_class_name")
     if found != PIPELINE_CLASS:
@@ -113,7 +113,7 @@ def _of_folder(folder: Path) -> PipelinePlace:
 
 
 def _size_step(config: Path) -> int:
-    """As `picture_encoder.check_picture_size` has it, without loading what that needs."""
+    """Step of both sides, as `check_picture_size` of the codecs has it, without loading what that needs."""
     settings = _read_json(config)
     if settings.get("_class_name") == "CosineCodec":
         return settings["patch"]
@@ -145,10 +145,10 @@ def load_pipeline(
     """Load a pipeline; published files straight from where they are.
 
     Args:
-        place: Of `find_pipeline`.
-        dtype: Of the networks; None: single precision.
+        place: What `find_pipeline` found.
+        dtype: Precision of the networks; None: single.
         device: Where they go.
-        pose_guider_mode: Of published weights: how their PoseGuider normalises. None: as converted, or as published.
+        pose_guider_mode: How the PoseGuider of published weights normalises. None: as converted, or as published.
 
     Returns:
         The pipeline in evaluation mode, and for the sidecar `{"pipeline": …}`: path, origin, hashes of the weights.
@@ -194,6 +194,5 @@ def weight_hash(path: Path) -> str | None:
     for suffix in _WEIGHT_SUFFIXES:
         parts = sorted(path.glob(f"*{suffix}"))
         if parts:
-            hashes = [hash_file(part) for part in parts]
-            return hashes[0] if len(hashes) == 1 else hash_bytes("".join(hashes).encode())
+            return hash_files(parts)
     return None

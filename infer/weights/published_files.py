@@ -1,22 +1,18 @@
 """AniPortrait's published Lmk2Video files: found in a folder, or named one by one; nothing is loaded.
 
-The folder is laid out as AniPortrait's README says: `denoising_unet.pth`, `reference_unet.pth`, `motion_module.pth` and
-`pose_guider.pth` beside the folders `sd-vae-ft-mse` and `image_encoder`. A `.safetensors` of the same tensors may stand
-for each `.pth`.
+The folder is laid out as AniPortrait's README says: `denoising_unet.pth`, `reference_unet.pth`, `motion_module.pth`
+and `pose_guider.pth` next to the folders `sd-vae-ft-mse` and `image_encoder`. A `.safetensors` of the same tensors may
+stand for each `.pth`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
-
-if TYPE_CHECKING:
-    pass
-
+from typing import Self
 
 PUBLISHED_SIZE = (512, 512)
-
+"""Width and height that the published networks have learnt, pixels."""
 
 _SUFFIXES = (".pth", ".safetensors", ".pt", ".bin", ".ckpt")
 _FILES = ("denoising_unet", "reference_unet", "motion_module", "pose_guider")

@@ -18,7 +18,7 @@ from talkinghead.models.lmk2video.published import (
     load_reference_unet,
 )
 from talkinghead.models.noise_schedule import COMPAT_INFER
-from talkinghead.models.weight_file import KeyReport
+from talkinghead.models.weights import KeyReport
 from talkinghead.pipelines.talking_head import TalkingHeadPipeline
 
 PUBLISHED_FPS = 30.0
@@ -28,7 +28,7 @@ SETTINGS: dict[str, Any] = {
     "width": PUBLISHED_SIZE[0],
     "height": PUBLISHED_SIZE[1],
 }
-"""Of the pipeline."""
+"""Settings of the pipeline."""
 
 
 def published_networks(
@@ -38,7 +38,7 @@ def published_networks(
 
     Args:
         files: Where they lie.
-        mode: See `lmk2video_published.load_pose_guider`.
+        mode: How the PoseGuider normalises; see `load_pose_guider`.
         report: Told how the keys of each file compare.
 
     Raises:
@@ -74,7 +74,7 @@ def load_published_pipeline(
     """All of it; prints the key reports on stderr.
 
     Raises:
-        ValueError: See `published_networks`.
+        ValueError: A file is damaged, or holds other tensors; the report is in the text.
     """
     networks: dict[str, Any] = {}
     for name, network in published_networks(files, mode, print_report):
@@ -83,7 +83,7 @@ def load_published_pipeline(
 
 
 def print_report(report: KeyReport) -> None:
-    """On stderr."""
+    """Print how a file's keys compare, on stderr."""
     print(report, file=sys.stderr)
 
 

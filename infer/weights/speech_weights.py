@@ -1,4 +1,4 @@
-"""The weights a user names: found and looked at first, loaded later, and described in the sidecar.
+"""The weights of a model for speech: found and looked at first, loaded later, and described in the sidecar.
 
 What may be named: a folder that a training exported (`pretrained_model/`) or `infer convert` made, the RUN folder of a
 training, a published file (`audio2mesh.pt`, `audio2pose.pt`, or a .safetensors of it), or a folder that holds these.
@@ -11,17 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast
 
+from talkinghead.motion.expression import EXPRESSION_FILE, ExpressionBasis
+from talkinghead.motion.speakers import FILE as SPEAKERS_FILE
+from talkinghead.motion.speakers import Speakers
 from talkinghead.provenance import hash_file
 
 if TYPE_CHECKING:
     from talkinghead.models.audio2lmk.audio2mesh import Audio2Mesh
     from talkinghead.models.audio2lmk.audio2pose import Audio2Pose
-    from talkinghead.motion.expression import ExpressionBasis
-    from talkinghead.motion.speakers import Speakers
-from talkinghead.motion.expression import EXPRESSION_FILE
 
 Kind = Literal["audio2mesh", "audio2pose"]
-CLASSES: dict[str, str] = {"audio2mesh": "Audio2Mesh", "audio2pose": "Audio2Pose"}
+Chunking = Literal["continue", "restart"]
+"""How the pose model decodes long speech: on and on, or every 5 s from pose 0, as its authors do."""
+CLASSES: dict[Kind, str] = {"audio2mesh": "Audio2Mesh", "audio2pose": "Audio2Pose"}
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
@@ -49,7 +51,7 @@ class WeightsPlace:
 
 @dataclass(frozen=True, kw_only=True)
 class Weights(Generic[Model]):
-    """A model with its weights, and what lies beside it."""
+    """A model with its weights, and what lies next to it."""
 
     place: WeightsPlace
     model: Model
@@ -61,7 +63,7 @@ class Weights(Generic[Model]):
     expression: ExpressionBasis | None
 
     def provenance(self) -> dict[str, Any]:
-        """For the sidecar."""
+        """Where they are from and their hash, for the sidecar."""
         origin = "published" if self.published else "trained"
         return {"path": str(self.place.path), "sha256": self.sha256, "origin": origin}
 
@@ -140,10 +142,6 @@ def _load(place: WeightsPlace, device: str) -> Weights[Any]:
             speakers=None,
             expression=None,
         )
-
-    from talkinghead.motion.expression import ExpressionBasis
-    from talkinghead.motion.speakers import FILE as SPEAKERS_FILE
-    from talkinghead.motion.speakers import Speakers
 
     folder = place.path
     basis = folder / EXPRESSION_FILE

@@ -7,7 +7,7 @@
     ,VideoId,SaveIdName,Time,Bbox
     0,M2Ohb0FAaJU,M2Ohb0FAaJU_1.mp4,"(81.62, 86.17)","[0.0, 0.8815, 0.1964, 0.6922]"      top, bottom, left, right
 
-A clip name is never split on `_`: ids may hold and begin with `_` or `-`, and 6,898 names have two numbers behind the
+A clip name is never split on `_`: ids may hold and begin with `_` or `-`, and 6,898 names have two numbers after the
 id. The id is `ytb_id`, or the first 11 characters.
 
 Crop, as in the published `download_and_process.py`: each side of the box moved out by 0.02 of the frame and clamped to
@@ -33,14 +33,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ingest.adapters.metadata import YOUTUBE_ID, Adapter, Parsed, youtube_url
-from ingest.problem import Problem
-from ingest.source_listing import SourceListing
+from ingest.adapters.metadata import YOUTUBE_ID, Adapter, Parsed, YoutubeSet
+from ingest.source_listing import Problem, SourceListing
 from talkinghead.schema import CatalogRow
 
-VERSION = 1
-LICENCE = "CelebV-HQ agreement: non-commercial research only, no redistribution"
-TERMS_URL = "https://github.com/CelebV-HQ/CelebV-HQ#agreement"
+CELEBV_HQ = YoutubeSet(
+    dataset="celebv-hq",
+    adapter_version=1,
+    licence="CelebV-HQ agreement: non-commercial research only, no redistribution",
+    terms_url="https://github.com/CelebV-HQ/CelebV-HQ#agreement",
+)
 INFO_FILE = "celebvhq_info.json"
 CSV_COLUMNS = ("VideoId", "SaveIdName", "Time", "Bbox")
 EXPAND = 0.02
@@ -180,28 +182,20 @@ def read(metadata: Path, listing: SourceListing) -> Parsed:
 
 def _row(clip: CelebvClip, listing: SourceListing) -> CatalogRow:
     source, notes = listing.find([clip.video_id])
-    return CatalogRow(
-        key=f"celebv-hq-{clip.name}",
-        dataset="celebv-hq",
-        source_id=clip.video_id,
+    return CELEBV_HQ.row(
+        f"celebv-hq-{clip.name}",
+        clip.video_id,
         source=source,
-        url=youtube_url(clip.video_id),
-        start_s=clip.start_s,
-        end_s=clip.end_s,
+        interval=(clip.start_s, clip.end_s),
         box=expanded_box(clip.bbox),
-        box_width=1.0,
-        box_height=1.0,
-        split_group=clip.video_id,
-        licence=LICENCE,
-        terms_url=TERMS_URL,
+        box_size=(1.0, 1.0),
         notes=notes,
-        attributes=json.dumps({"box_square": "min", **clip.labels}, sort_keys=True),
-        adapter_version=VERSION,
+        attributes={"box_square": "min", **clip.labels},
     )
 
 
 ADAPTER = Adapter(
-    dataset="celebv-hq",
+    dataset=CELEBV_HQ.dataset,
     read=read,
     official_files=f"{INFO_FILE} (or a CSV with the columns {', '.join(CSV_COLUMNS)})",
     has_metadata=lambda path: find_metadata(path) is not None,

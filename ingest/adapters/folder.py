@@ -10,8 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ingest.adapters.metadata import Adapter, Parsed
-from ingest.source_listing import SourceListing
-from ingest.stored_path import display_path
+from ingest.source_listing import SourceListing, display_path
 from talkinghead.schema import CatalogRow, path_key
 
 VERSION = 1

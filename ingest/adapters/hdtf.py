@@ -29,8 +29,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from ingest.adapters.metadata import Adapter, Parsed, read_lines, youtube_id, youtube_url
-from ingest.problem import Problem
-from ingest.source_listing import SourceListing
+from ingest.source_listing import Problem, SourceListing
 from talkinghead.schema import CatalogRow
 
 VERSION = 1

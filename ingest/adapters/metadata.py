@@ -1,14 +1,15 @@
-"""What the adapters share: lines of a metadata file, and what an adapter gives back."""
+"""What the adapters share: what an adapter is and gives back, lines of a metadata file, YouTube's ids and rows."""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from ingest.problem import Problem
-from ingest.source_listing import SourceListing, has_video_suffix
+from ingest.source_listing import Problem, SourceListing, has_video_suffix
 from talkinghead.schema import CatalogRow
 
 YOUTUBE_ID = re.compile(r"[A-Za-z0-9_-]{11}")
@@ -65,3 +66,67 @@ def youtube_id(url: str | None) -> str | None:
 def youtube_url(video_id: str) -> str:
     """The page of a YouTube video."""
     return f"https://www.youtube.com/watch?v={video_id}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class YoutubeSet:
+    """What the rows of a data set of YouTube videos have in common.
+
+    Nothing says whether two videos show one person, so the clips of one video form a split group.
+    """
+
+    dataset: str
+    adapter_version: int
+    licence: str
+    terms_url: str
+
+    def row(
+        self,
+        key: str,
+        video_id: str,
+        *,
+        source: str | None,
+        interval: tuple[float, float] | None,
+        box: tuple[float, float, float, float] | None,
+        box_size: tuple[float, float] | None,
+        frame_fps: float | None = None,
+        person: str | None = None,
+        notes: tuple[str, ...],
+        attributes: dict[str, Any],
+    ) -> CatalogRow:
+        """The row of one clip.
+
+        Args:
+            key: Key of the clip, with the data set's name.
+            video_id: YouTube's id of the video.
+            source: Path of the video in SOURCE; None where it is not there.
+            interval: Start and end in the video, seconds; None: all of it.
+            box: Crop as x0, y0, x1, y1; None: around the face.
+            box_size: Width and height of the frame that the box refers to.
+            frame_fps: Rate of a source that is a folder of frames.
+            person: Who is shown, where it is known.
+            notes: What is to be known about the clip.
+            attributes: What else the metadata says.
+        """
+        start_s, end_s = interval or (None, None)
+        box_width, box_height = box_size or (None, None)
+        return CatalogRow(
+            key=key,
+            dataset=self.dataset,
+            source_id=video_id,
+            source=source,
+            url=youtube_url(video_id),
+            start_s=start_s,
+            end_s=end_s,
+            box=box,
+            box_width=box_width,
+            box_height=box_height,
+            frame_fps=frame_fps,
+            person=person,
+            split_group=video_id,
+            licence=self.licence,
+            terms_url=self.terms_url,
+            notes=notes,
+            attributes=json.dumps(attributes, sort_keys=True),
+            adapter_version=self.adapter_version,
+        )

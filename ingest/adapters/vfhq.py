@@ -21,7 +21,6 @@ meta file, or at 25 with a note.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import zipfile
@@ -29,14 +28,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ingest.adapters.metadata import Adapter, Parsed, read_lines, youtube_url
-from ingest.problem import Problem
-from ingest.source_listing import SourceListing, has_video_suffix
+from ingest.adapters.metadata import Adapter, Parsed, YoutubeSet, read_lines
+from ingest.source_listing import Problem, SourceListing, has_video_suffix
 from talkinghead.schema import CatalogRow
 
-VERSION = 1
-LICENCE = "VFHQ: non-commercial research only; the videos belong to their YouTube owners"
-TERMS_URL = "https://liangbinxie.github.io/projects/vfhq/"
+VFHQ = YoutubeSet(
+    dataset="vfhq",
+    adapter_version=1,
+    licence="VFHQ: non-commercial research only; the videos belong to their YouTube owners",
+    terms_url="https://liangbinxie.github.io/projects/vfhq/",
+)
 LIST_FILES = ("id_train.txt", "id_test.txt")
 DEFAULT_FRAME_FPS = 25.0
 
@@ -73,7 +74,7 @@ class VfhqName:
 
 @dataclass(frozen=True, kw_only=True)
 class VfhqMeta:
-    """What a meta file says beside its name."""
+    """What a meta file says, but for its name."""
 
     width: int
     height: int
@@ -170,26 +171,23 @@ def _row(name: VfhqName, meta: VfhqMeta | None, where: str | None, listing: Sour
     elif meta is None:
         notes += ("no meta file, so no rate and no crop: only a released clip can be its source",)
     cut = meta if not released else None
-    attributes = {"frames": [name.first, name.last], "person_index": name.person, "clip_index": name.clip}
-    return CatalogRow(
-        key=name.key,
-        dataset="vfhq",
-        source_id=name.video_id,
+    return VFHQ.row(
+        name.key,
+        name.video_id,
         source=source,
-        url=youtube_url(name.video_id),
-        start_s=(name.first + 1) / cut.fps if cut else None,
-        end_s=name.last / cut.fps if cut else None,
+        interval=((name.first + 1) / cut.fps, name.last / cut.fps) if cut else None,
         box=cut.crop if cut else None,
-        box_width=float(cut.width) if cut else None,
-        box_height=float(cut.height) if cut else None,
+        box_size=(float(cut.width), float(cut.height)) if cut else None,
         frame_fps=(fps or DEFAULT_FRAME_FPS) if frames else None,
         person=f"{name.video_id}-P{name.person}",
-        split_group=name.video_id,
-        licence=LICENCE,
-        terms_url=TERMS_URL,
         notes=notes,
-        attributes=json.dumps({**attributes, "list": where, "fps": fps}, sort_keys=True),
-        adapter_version=VERSION,
+        attributes={
+            "frames": [name.first, name.last],
+            "person_index": name.person,
+            "clip_index": name.clip,
+            "list": where,
+            "fps": fps,
+        },
     )
 
 
@@ -209,7 +207,7 @@ def is_unit_folder(name: str) -> bool:
 
 
 ADAPTER = Adapter(
-    dataset="vfhq",
+    dataset=VFHQ.dataset,
     read=read,
     official_files="meta_info.zip, or its Clip+….txt files, or id_train.txt / id_test.txt",
     has_metadata=has_metadata,

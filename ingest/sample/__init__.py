@@ -18,7 +18,7 @@ def make_sample(out: Path, *, seed: int = SEED) -> Path:
 
     Args:
         out: Folder; made when it is not there. Files of the same names in it are replaced.
-        seed: Of the speech and the motion.
+        seed: Seed of the speech and the motion.
 
     Returns:
         `out`.

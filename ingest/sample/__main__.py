@@ -9,22 +9,23 @@ from typing import Annotated
 import tyro
 
 from ingest.sample import SEED, make_sample
+from talkinghead.runtime.command_line import run_command_line
 
 
-def main(out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("build/sample"), seed: int = SEED) -> int:
+def sample(out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("build/sample"), seed: int = SEED) -> str:
     """Write the embedded sample: a few seconds of talking-head video made by our own code.
 
     Args:
         out: Folder for the video files.
         seed: Of the speech and the motion.
     """
-    try:
-        print(make_sample(out, seed=seed))
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return str(make_sample(out, seed=seed))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    return run_command_line(sample, arguments, prog="python -m ingest.sample")
 
 
 if __name__ == "__main__":
-    sys.exit(tyro.cli(main))
+    sys.exit(main())

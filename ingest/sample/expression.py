@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from ingest.sample import portrait as face
-from ingest.sample.portrait import TEXTURE_SCALE, Eye
+from ingest.sample.portrait import TEXTURE_SCALE, Eye, smoothstep
 
 MOST_OPEN = 3.4
 """Opening 1 parts the inner lips by this many times the gap of the picture's smile."""
@@ -84,11 +84,6 @@ def _unfold(y: np.ndarray, source: list[np.ndarray], moved: list[np.ndarray]) ->
         height = np.maximum(moved[row + 1] - moved[row], _TINY)
         before += np.clip((y - moved[row]) / height, 0, 1) * (source[row + 1] - source[row])
     return before + np.maximum(y - moved[-1], 0)
-
-
-def _smoothstep(value: np.ndarray) -> np.ndarray:
-    value = np.clip(value, 0, 1)
-    return value * value * (3 - 2 * value)
 
 
 def _coverage(distance: np.ndarray) -> np.ndarray:
@@ -163,12 +158,12 @@ def _interior(
     """
     gap = np.maximum(bottom - top, _TINY)
     depth = y - top
-    tongue = 0.75 * _smoothstep((y - bottom) / 5 + 1) * _smoothstep((gap - 5) / 6)
+    tongue = 0.75 * smoothstep((y - bottom) / 5 + 1) * smoothstep((gap - 5) / 6)
     result = _CAVITY + tongue[..., None] * (_TONGUE - _CAVITY)
     length = lower - upper - 0.9  # of the teeth that the smile shows
     teeth = _sample(texture, x, upper + np.clip(depth, 0, np.maximum(length, 0))).astype(np.float32)
-    shade = 0.2 + 0.72 * _smoothstep(gap / 5)
-    shown = _smoothstep((length - depth) / 0.9 + 0.5) * _smoothstep((length - 1.0) / 2.5)
+    shade = 0.2 + 0.72 * smoothstep(gap / 5)
+    shown = smoothstep((length - depth) / 0.9 + 0.5) * smoothstep((length - 1.0) / 2.5)
     return result + (shown[..., None]) * (teeth * shade[..., None] - result)
 
 
@@ -177,8 +172,8 @@ def _pose_eye(texture: np.ndarray, eye: Eye, patch: _Patch, blink: float) -> np.
     upper, lower = eye.upper(patch.x[0]) + 0.6, eye.lower(patch.x[0]) + 0.9
     crease = upper - 6.5
     lid = upper + blink * np.maximum(lower - upper, 0)
-    behind = _unfold(patch.y, [crease[None], upper[None]], [crease[None], lid[None]])
+    before = _unfold(patch.y, [crease[None], upper[None]], [crease[None], lid[None]])
     covered = _coverage(lid[None] - patch.y)[..., None]
-    skin = _sample(texture, patch.x, np.minimum(behind, upper[None])).astype(np.float32)
+    skin = _sample(texture, patch.x, np.minimum(before, upper[None])).astype(np.float32)
     eyeball = texture[patch.rows, patch.columns]
     return np.clip(eyeball + covered * (skin - eyeball) + 0.5, 0, 255).astype(np.uint8)

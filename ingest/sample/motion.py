@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 
 from ingest.sample import portrait as face
+from ingest.sample.portrait import smoothstep
 from talkinghead.rng import generator
 
 _HEAD_DEPTH = 52.0  # pixels of the picture between the tip of the face and the plane in which the head turns
@@ -95,11 +96,6 @@ class View:
         return x, y
 
 
-def _smoothstep(value: np.ndarray) -> np.ndarray:
-    value = np.clip(value, 0, 1)
-    return value * value * (3 - 2 * value)
-
-
 def _displacement(x: np.ndarray, y: np.ndarray, motion: HeadMotion, frame: int) -> tuple[np.ndarray, np.ndarray]:
     """How far the head's motion carries the picture's point (x, y), pixels."""
     centre_x, centre_y = face.HEAD_CENTRE
@@ -119,7 +115,7 @@ def _displacement(x: np.ndarray, y: np.ndarray, motion: HeadMotion, frame: int) 
     moved_y = growth * (turned_x * sin + turned_y * cos) + motion.shift[frame, 1]
 
     distance = np.hypot(x - centre_x, (y - centre_y) * 0.95) / _HEAD_RADIUS
-    follows = (1 - _smoothstep((distance - 1) / 0.9)) * (1 - _smoothstep((y - 172) / 62))
+    follows = (1 - smoothstep((distance - 1) / 0.9)) * (1 - smoothstep((y - 172) / 62))
     return follows * (moved_x - along_x), follows * (moved_y - along_y)
 
 

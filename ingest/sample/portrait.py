@@ -1,4 +1,4 @@
-"""The portrait behind the embedded sample, and where its mouth, eyes and jaw are.
+"""The portrait of the embedded sample, and where its mouth, eyes and jaw are.
 
 The picture is NASA's official portrait of Eileen Collins (public domain), which scikit-image ships inside its wheel as
 `skimage.data.astronaut()`: nothing is downloaded. The contours below were measured once on that picture, in pixels of
@@ -30,43 +30,55 @@ class Contour:
         return np.interp(x, known[:, 0], known[:, 1])
 
 
-def contour(points: str) -> Contour:
-    """A contour written as `x,y x,y …`."""
-    return Contour(tuple((float(x), float(y)) for x, y in (point.split(",") for point in points.split())))
+def _read_contours(table: str) -> dict[str, Contour]:
+    """Contours by name, from words: a name, and the points after it as `x,y`."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for word in table.split():
+        x, comma, y = word.partition(",")
+        if comma:
+            found[next(reversed(found))].append((float(x), float(y)))
+        else:
+            found[word] = []
+    return {name: Contour(tuple(points)) for name, points in found.items()}
 
 
-# Contours of the mouth, from the left of the picture to the right. The lips are parted by a smile: 6 px in the middle.
-UPPER_LIP_OUTER = contour(
+# From the left of the picture to the right. The lips are parted by a smile: 6 px in the middle.
+_CONTOURS = _read_contours(
     """
-    202.3,139.2 204.7,138.9 207.8,138.9 211.7,139.1 217.3,139.4 223.4,140.6 229.7,139.8 235.2,139.9
-    239.2,140.0 242.2,140.2 244.5,140.6
+    upper-lip-outer
+        202.3,139.2 204.7,138.9 207.8,138.9 211.7,139.1 217.3,139.4 223.4,140.6 229.7,139.8 235.2,139.9
+        239.2,140.0 242.2,140.2 244.5,140.6
+    upper-lip-inner
+        203.9,139.7 206.4,140.1 209.4,140.7 213.1,141.4 217.7,142.4 223.3,143.2 229.0,142.8 233.7,142.2
+        237.4,141.7 240.4,141.4 242.9,141.1
+    lower-lip-inner
+        203.9,139.7 206.9,142.9 209.5,145.1 213.2,147.1 217.6,148.4 223.0,149.2 228.3,148.9 233.0,147.7
+        236.7,146.0 239.5,144.0 242.9,141.1
+    lower-lip-outer
+        202.3,139.2 204.4,143.4 207.2,147.5 211.2,151.3 216.5,153.7 222.7,154.7 229.1,154.1 234.4,152.0
+        238.7,148.5 242.0,144.6 244.5,140.6
+    jaw
+        181.3,128.8 182.6,139.8 185.3,149.0 189.1,156.1 194.6,162.7 199.7,167.7 205.3,172.3 212.2,175.9
+        221.4,177.4 230.7,176.9 238.0,174.1 244.1,170.1 249.7,165.5 256.1,159.4 260.9,152.7 265.0,143.9
+        267.7,133.3
+    left-eye-upper
+        195.3,100.6 196.1,99.9 197.2,99.1 199.2,98.2 202.6,97.8 206.1,98.4 209.7,100.1 212.4,102.3 213.6,103.6
+    left-eye-lower
+        195.3,100.6 196.7,101.9 198.3,102.9 200.7,103.7 204.2,104.2 207.6,104.0 210.8,103.8 212.8,103.8
+        213.6,103.6
+    right-eye-upper
+        236.4,104.9 237.8,103.6 240.6,101.7 244.3,100.3 248.1,100.2 251.4,101.0 253.5,102.2 254.6,103.1
+        255.3,103.8
+    right-eye-lower
+        236.4,104.9 237.3,105.1 239.2,105.4 242.3,106.0 245.9,106.5 249.4,106.4 252.0,105.8 253.7,105.0
+        255.3,103.8
     """
 )
-UPPER_LIP_INNER = contour(
-    """
-    203.9,139.7 206.4,140.1 209.4,140.7 213.1,141.4 217.7,142.4 223.3,143.2 229.0,142.8 233.7,142.2
-    237.4,141.7 240.4,141.4 242.9,141.1
-    """
-)
-LOWER_LIP_INNER = contour(
-    """
-    203.9,139.7 206.9,142.9 209.5,145.1 213.2,147.1 217.6,148.4 223.0,149.2 228.3,148.9 233.0,147.7
-    236.7,146.0 239.5,144.0 242.9,141.1
-    """
-)
-LOWER_LIP_OUTER = contour(
-    """
-    202.3,139.2 204.4,143.4 207.2,147.5 211.2,151.3 216.5,153.7 222.7,154.7 229.1,154.1 234.4,152.0
-    238.7,148.5 242.0,144.6 244.5,140.6
-    """
-)
-JAW = contour(
-    """
-    181.3,128.8 182.6,139.8 185.3,149.0 189.1,156.1 194.6,162.7 199.7,167.7 205.3,172.3 212.2,175.9
-    221.4,177.4 230.7,176.9 238.0,174.1 244.1,170.1 249.7,165.5 256.1,159.4 260.9,152.7 265.0,143.9
-    267.7,133.3
-    """
-)
+UPPER_LIP_OUTER = _CONTOURS["upper-lip-outer"]
+UPPER_LIP_INNER = _CONTOURS["upper-lip-inner"]
+LOWER_LIP_INNER = _CONTOURS["lower-lip-inner"]
+LOWER_LIP_OUTER = _CONTOURS["lower-lip-outer"]
+JAW = _CONTOURS["jaw"]
 MOUTH_CENTRE = (223.4, 143.5)
 SMILE_GAP = 6.0
 """Distance of the inner lips in the picture, pixels."""
@@ -89,34 +101,8 @@ class Eye:
 
 
 EYES = (
-    Eye(
-        upper=contour(
-            """
-            195.3,100.6 196.1,99.9 197.2,99.1 199.2,98.2 202.6,97.8 206.1,98.4 209.7,100.1 212.4,102.3
-            213.6,103.6
-            """
-        ),
-        lower=contour(
-            """
-            195.3,100.6 196.7,101.9 198.3,102.9 200.7,103.7 204.2,104.2 207.6,104.0 210.8,103.8 212.8,103.8
-            213.6,103.6
-            """
-        ),
-    ),
-    Eye(
-        upper=contour(
-            """
-            236.4,104.9 237.8,103.6 240.6,101.7 244.3,100.3 248.1,100.2 251.4,101.0 253.5,102.2 254.6,103.1
-            255.3,103.8
-            """
-        ),
-        lower=contour(
-            """
-            236.4,104.9 237.3,105.1 239.2,105.4 242.3,106.0 245.9,106.5 249.4,106.4 252.0,105.8 253.7,105.0
-            255.3,103.8
-            """
-        ),
-    ),
+    Eye(upper=_CONTOURS["left-eye-upper"], lower=_CONTOURS["left-eye-lower"]),
+    Eye(upper=_CONTOURS["right-eye-upper"], lower=_CONTOURS["right-eye-lower"]),
 )
 
 HEAD_CENTRE = (226.0, 112.0)
@@ -130,3 +116,9 @@ def portrait_texture() -> np.ndarray:
     assert picture.shape == (SIZE, SIZE, 3), f"scikit-image's astronaut is {picture.shape}"
     size = (SIZE * TEXTURE_SCALE, SIZE * TEXTURE_SCALE)
     return cv2.resize(picture, size, interpolation=cv2.INTER_CUBIC)
+
+
+def smoothstep(value: np.ndarray) -> np.ndarray:
+    """A soft edge between two parts of the picture: 0 up to 0, 1 from 1 on, any shape."""
+    value = np.clip(value, 0, 1)
+    return value * value * (3 - 2 * value)

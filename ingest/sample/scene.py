@@ -1,12 +1,16 @@
-"""The sample's clips: three framings of the talking portrait, one with no face, and one broken file."""
+"""The sample's clips, drawn and written: three framings of the talking portrait, one without a face, one broken file.
+
+They are written with PyAV, each with its own frame rate, size, container and sound format.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
+import av
 import cv2
 import numpy as np
 import skimage.data
@@ -14,10 +18,12 @@ import skimage.data
 from ingest.sample import portrait as face
 from ingest.sample.expression import Expression, pose_face
 from ingest.sample.motion import View, head_motion, portrait_map
-from ingest.sample.movie import write_movie
 from ingest.sample.portrait import portrait_texture
 from ingest.sample.speech import Speech, synthesise
 from talkinghead.rng import generator
+
+_THREADS = 2  # fixed, because the encoder's output depends on it
+_BLOCK = 1024  # samples of sound that are encoded at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,12 +115,54 @@ def write_sources(folder: Path, seed: int) -> list[Path]:
         speech = synthesise(seed, scene.file, scene.seconds, scene.sample_rate)
         path = folder / scene.file
         frames = scene_frames(scene, speech, seed)
-        write_movie(path, frames, scene.rate, speech.audio, scene.sample_rate, audio_codec=scene.audio_codec)
+        _write_movie(path, frames, scene.rate, speech.audio, scene.sample_rate, audio_codec=scene.audio_codec)
         paths.append(path)
     noise = generator(seed, "sample-room").standard_normal(3 * 44_100).astype(np.float32)
     paths.append(folder / NO_FACE)
-    write_movie(paths[-1], _rocket_frames(25, 3.0), Fraction(25), 0.01 * noise, 44_100)
+    _write_movie(paths[-1], _rocket_frames(25, 3.0), Fraction(25), 0.01 * noise, 44_100)
     whole = paths[0].read_bytes()
     paths.append(folder / BROKEN)
     paths[-1].write_bytes(whole[: len(whole) * 2 // 3])  # the table of contents stands at the end, so it is lost
     return paths
+
+
+def _write_movie(
+    path: Path,
+    frames: Iterable[np.ndarray],
+    rate: Fraction,
+    audio: np.ndarray,
+    sample_rate: int,
+    *,
+    audio_codec: str = "aac",
+) -> None:
+    """Write frames and sound as H.264 (yuv420p) and `audio_codec`; the suffix of `path` says the container.
+
+    Args:
+        path: File to write.
+        frames: `[H, W, 3]` uint8 RGB each, all of one even size.
+        rate: Frames per second.
+        audio: `[N]` float32 mono.
+        sample_rate: Rate of `audio`, Hz.
+        audio_codec: `aac` or `pcm_s16le`.
+    """
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("libx264", rate=rate, options={"preset": "veryfast", "crf": "17"})
+        video.pix_fmt = "yuv420p"
+        video.codec_context.thread_count = _THREADS
+        sound = container.add_stream(audio_codec, rate=sample_rate, layout="mono")
+        assert isinstance(sound, av.AudioStream)
+        # The frames.
+        for number, frame in enumerate(frames):
+            if number == 0:
+                video.height, video.width = frame.shape[:2]
+            picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
+            picture.pts, picture.time_base = number, 1 / rate
+            container.mux(video.encode(picture))
+        container.mux(video.encode(None))
+        # The sound.
+        for start in range(0, len(audio), _BLOCK):
+            block = (audio[start : start + _BLOCK] * 32767).round().astype(np.int16)
+            piece = av.AudioFrame.from_ndarray(block[None], format="s16", layout="mono")
+            piece.sample_rate, piece.pts, piece.time_base = sample_rate, start, Fraction(1, sample_rate)
+            container.mux(sound.encode(piece))
+        container.mux(sound.encode(None))

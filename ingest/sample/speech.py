@@ -82,7 +82,7 @@ def synthesise(seed: int, name: str, duration_s: float, sample_rate: int) -> Spe
         seed: Seed of the sample.
         name: Clip.
         duration_s: Length in seconds.
-        sample_rate: Of the sound, Hz.
+        sample_rate: Rate of the sound, Hz.
     """
     score = _write_score(seed, name, round(duration_s * CONTROL_RATE))
     count = round(duration_s * sample_rate)

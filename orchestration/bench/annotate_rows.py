@@ -20,7 +20,7 @@ from orchestration.bench.mediapipe_loops import picture_loop, video_loop, write_
 from orchestration.bench.row import Row
 from orchestration.bench.timing import Cost, in_turns, one_core
 from orchestration.jobs.annotate import plan_annotate
-from orchestration.jobs.worker_networks import pin_threads
+from orchestration.jobs.worker import pin_threads
 from orchestration.units.unit import Unit, run_unit
 from talkinghead.face.detector import FaceDetector
 from talkinghead.face.model import FaceModel

@@ -9,8 +9,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from orchestration import ROOT
 from orchestration.bench.row import Row
-from orchestration.cluster import ROOT
 
 
 @dataclass(frozen=True)

@@ -6,17 +6,17 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestration import results
-from orchestration.cluster import ROOT
-from orchestration.jobs.annotate import MediaSample, media_samples
+from orchestration import ROOT
+from orchestration.jobs.media import MediaSample, ingested_media
 from talkinghead.files.storage import Storage
+from talkinghead.sampletar import read_members
 
 SHARED = ROOT.parent / "shared"
 REAL_CLIPS = SHARED / "media" / "video"
 
 
 def prefer_shared_models() -> None:
-    """Use the face model beside the repository, if it is there and the user has not named a folder."""
+    """Use the face model next to the repository, if it is there and the user has not named a folder."""
     if (SHARED / "models").is_dir():
         os.environ.setdefault("TALKINGHEAD_MODELS", str(SHARED / "models"))
 
@@ -31,7 +31,7 @@ class Source:
 
 
 def find_source(given: Path | None, scratch: Path) -> Source:
-    """The given folder, or the real clips beside the repository, or the embedded sample (made in `scratch`)."""
+    """The given folder, or the real clips next to the repository, or the embedded sample (made in `scratch`)."""
     if given is not None:
         if not given.is_dir():
             raise ValueError(f"{given} is no folder: --source takes a folder with videos")
@@ -60,8 +60,7 @@ class Material:
 
     def member(self, sample: MediaSample, suffix: str) -> bytes:
         """One media member of a sample."""
-        (member,) = (member for member in sample.members if member.suffix == suffix)
-        return self.storage.read_range(sample.file, member.offset, member.size)
+        return bytes(read_members(self.storage.read_range, sample.file, sample.key, sample.members, suffix)[suffix])
 
 
 def read_material(storage: Storage, frames: int) -> Material:
@@ -70,8 +69,7 @@ def read_material(storage: Storage, frames: int) -> Material:
     Raises:
         ValueError: It has none.
     """
-    ingested = results.ingested_samples(results.ingest_results(storage))
-    samples = sorted(media_samples(storage, ingested), key=lambda sample: sample.key)
+    samples = sorted(ingested_media(storage), key=lambda sample: sample.key)
     if not samples:
         raise ValueError(f"the bench's videos gave no samples: see make quarantine DATA={storage.uri}")
     chosen: list[MediaSample] = []

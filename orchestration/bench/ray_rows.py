@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import statistics
 import time
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from orchestration.bench.annotate_rows import WORKERS
 from orchestration.bench.material import Material
 from orchestration.bench.row import Row
+from talkinghead.runtime.ray_cluster import ray_cluster
 
 _OBJECT_STORE_BYTES = 1 << 30
 
@@ -35,16 +35,9 @@ def ray_rows(material: Material, ours: float, scratch: Path, repeats: int) -> li
 
 
 def _read_videos_speed(paths: list[str], num_frames: int, repeats: int) -> float:
-    import ray
+    with ray_cluster(None, WORKERS, object_store_bytes=_OBJECT_STORE_BYTES):
+        import ray
 
-    ray.init(
-        num_cpus=WORKERS,
-        object_store_memory=_OBJECT_STORE_BYTES,
-        include_dashboard=False,
-        logging_level=logging.ERROR,
-        log_to_driver=False,
-    )
-    try:
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         _count_frames(paths[:1])  # starts the workers
@@ -55,8 +48,6 @@ def _read_videos_speed(paths: list[str], num_frames: int, repeats: int) -> float
             walls.append(time.perf_counter() - started)
             assert found == num_frames, f"read_videos gave {found} of {num_frames} frames"
         return num_frames / statistics.median(walls)
-    finally:
-        ray.shutdown()
 
 
 def _count_frames(paths: list[str]) -> int:

@@ -25,7 +25,7 @@ DECODED_FRAMES = 300
 SPEECH_S = 30
 CONTEXT = 125
 WIDTH = 512
-"""Of the published decoder."""
+"""Width of the published decoder."""
 
 
 def speech_rows(repeats: int) -> list[Row]:

@@ -21,7 +21,7 @@ class Cost:
 
     wall: float
     cpu: float
-    """Of this process and all its threads."""
+    """CPU time of this process and all its threads."""
 
 
 def pin_threads() -> None:

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from orchestration import ROOT
 from orchestration.bench.row import Row
 from orchestration.bench.timing import in_turns
 from orchestration.bench.video_lengths import SIDE, STEPS
-from orchestration.cluster import ROOT
 from talkinghead.models.image.codec import PictureEncoder
 from talkinghead.models.lmk2video.cost import VideoShape, published_cost, video_cost
 from talkinghead.models.lmk2video.denoiser import Condition, Denoiser

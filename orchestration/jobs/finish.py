@@ -1,36 +1,58 @@
-"""The data set as readers see it: the index of an annotation version, and `DATASET.json`, replaced last."""
+"""The data set as readers see it: the index of a version, and `DATASET.json`, replaced last.
+
+`finish` enters a face annotation, `finish_latents` a version of latents. Both read records only, no media, and write an
+index of the same samples in the same places, so that the columns of several versions are joined row by row.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any
 
 from annotate.filters import FilterSettings, judge
-from orchestration import results
-from orchestration.job_names import PACK_MEDIA_JOB, annotate_job, pack_annotation_job, shard_key
+from orchestration import plans
 from orchestration.jobs.pack import SHARD_PLAN, shard_settings
 from orchestration.overrides import settings_with
-from orchestration.plans import read_plan
+from orchestration.plans import PACK_MEDIA_JOB, shard_key
 from orchestration.units.records import SampleRecord, UnitRecord
 from shards.index import Index, build_index, write_index
-from shards.manifest import AnnotationEntry, DatasetManifest, ShardEntry, read_manifest, write_manifest
-from shards.plan import plan_hash
-from shards.splits import assign_splits
+from shards.manifest import (
+    AnnotationEntry,
+    DatasetManifest,
+    Kind,
+    ShardEntry,
+    find_manifest,
+    read_manifest,
+    write_manifest,
+)
+from shards.plan import assign_splits, plan_hash
 from talkinghead import dataroot
+from talkinghead.derived import EMBEDDING, LATENTS
 from talkinghead.files.storage import Storage
 from talkinghead.provenance import library_versions
-from talkinghead.schema import Rejection, SampleIndex
+from talkinghead.schema import Member, Rejection, SampleIndex
 
 log = logging.getLogger(__name__)
 
-FAILED = "annotate_failed"
+ANNOTATE_FAILED, ENCODE_FAILED = "annotate_failed", "encode_failed"
+"""Reasons of samples that are not kept because a version has nothing of them."""
 TOOLS = ("talkinghead", "av", "mediapipe", "ai-edge-litert", "opencv-contrib-python", "numpy", "ray")
 
 
+def current_version(storage: Storage) -> str | None:
+    """The newest face annotation, None when there is no finished data set."""
+    manifest = find_manifest(storage)
+    return manifest.annotation().version if manifest else None
+
+
+# --- a face annotation ------------------------------------------------------------------------------------------------
+
+
 def finish(storage: Storage, version: str, overrides: Sequence[str] = ()) -> DatasetManifest:
-    """Write the version's index and replace `DATASET.json`. Reads records only, no media.
+    """Write the annotation version's index and replace `DATASET.json`.
 
     So filter thresholds can be changed and applied again at any time.
 
@@ -39,57 +61,68 @@ def finish(storage: Storage, version: str, overrides: Sequence[str] = ()) -> Dat
         version: Annotation version.
         overrides: `FilterSettings` as NAME=VALUE; the others stay as they are in `DATASET.json`.
     """
-    before = _manifest(storage)
+    before = find_manifest(storage)
     filters = settings_with(FilterSettings, _known_filters(before, version), overrides)
-    plan = read_plan(storage, SHARD_PLAN)["shards"]
-    shards = _packed(storage, version, len(plan))
-    index = build_index(version, _rows(storage, version, shards, filters))
-    path, index_sha256 = write_index(storage, index)
-    entry = _entry(storage, index, path, index_sha256, shards, filters)
-    others = _other_versions(before, version, len(plan))
-    manifest = _describe(index, shards, plan, in_order(storage, [*others, entry]))
-    write_manifest(storage, manifest)
-    remove_old_indexes(storage, before, manifest)
-    return manifest
+
+    # The index: every packed sample, where it lies, and whether the filters keep it.
+    shards = plans.read_plan(storage, SHARD_PLAN)["shards"]
+    media = _packed(storage, PACK_MEDIA_JOB, len(shards))
+    columns = _packed(storage, plans.pack_annotation_job(version), len(shards))
+    index = build_index(version, _annotation_rows(storage, version, media, columns, filters))
+
+    # `DATASET.json`: what the data set is now, with this version among the others.
+    about = plans.read_plan(storage, plans.annotate_job(version))
+    details = {
+        "engine": about["settings"]["engine"],
+        "settings": about["settings"],
+        "model": about["model"],
+        "model_sha256": about["model_sha256"],
+        "filters": asdict(filters),
+    }
+    entry = _write_version(storage, index, columns, "annotation", details)
+    others = _other_versions(before, version, len(shards))
+    after = _describe(index, media, shards, _in_order(storage, [*others, entry]))
+    write_manifest(storage, after)
+    _remove_old_indexes(storage, before, after)
+    return after
 
 
-@dataclass(frozen=True, kw_only=True)
-class PackedPair:
-    """One shard: its media and its annotation."""
-
-    media: UnitRecord
-    annotation: UnitRecord
-
-
-def _packed(storage: Storage, version: str, num_shards: int) -> list[PackedPair]:
-    media = results.pack_records(storage, PACK_MEDIA_JOB)
-    annotation = results.pack_records(storage, pack_annotation_job(version))
-    names = [shard_key(number) for number in range(num_shards)]
-    return [PackedPair(media=media[name], annotation=annotation[name]) for name in names]
+def _known_filters(before: DatasetManifest | None, version: str) -> dict[str, float | bool | None]:
+    """Thresholds of the version, else of the newest one: a new version is judged like the one before."""
+    faces = before.of_kind("annotation") if before else []
+    if not faces:
+        return {}
+    entries = {entry.version: entry for entry in faces}
+    return entries.get(version, faces[-1]).details["filters"]
 
 
-def _rows(
-    storage: Storage, version: str, shards: Sequence[PackedPair], filters: FilterSettings
+def _annotation_rows(
+    storage: Storage,
+    version: str,
+    media: Sequence[UnitRecord],
+    columns: Sequence[UnitRecord],
+    filters: FilterSettings,
 ) -> Iterator[SampleIndex]:
-    ingested = results.ingested_samples(results.ingest_results(storage))
-    annotated = results.annotate_results(storage, version)
+    ingested = plans.ingested_samples(storage)
+    annotated = plans.annotate_results(storage, version)
     groups = (item.record.details["split_group"] for item in ingested.values())
     settings = shard_settings(storage)
     splits = assign_splits(groups, seed=settings.seed, fractions=settings.fractions)
     late = 0
-    for number, pair in enumerate(shards):
-        blank = pair.annotation.details.get("blank", ())
-        for ordinal, (clip, columns) in enumerate(zip(pair.media.samples, pair.annotation.samples, strict=True)):
-            assert clip.key == columns.key
+    for number, (media_shard, column_shard) in enumerate(zip(media, columns, strict=True)):
+        blank = column_shard.details.get("blank", ())
+        for ordinal, (clip, annotation) in enumerate(zip(media_shard.samples, column_shard.samples, strict=True)):
+            assert clip.key == annotation.key
             record = annotated.get(clip.key)
             scores: dict[str, float | None] = {}
-            verdict: Rejection | None = Rejection(reason=FAILED)
+            verdict: Rejection | None = Rejection(reason=ANNOTATE_FAILED)
             if clip.key in blank:
                 late += isinstance(record, UnitRecord)
             elif isinstance(record, UnitRecord):
                 scores = record.samples[0].scores
                 verdict = judge(scores, filters)
-            yield _row(number, ordinal, ingested[clip.key].record, splits, clip, columns, scores, verdict)
+            about = ingested[clip.key].record
+            yield _row(number, ordinal, about, splits, clip, annotation, scores, verdict)
     if late:
         log.warning(
             "%d samples were annotated only after their shard of %s was packed without them; "
@@ -101,9 +134,9 @@ def _row(
     shard: int,
     ordinal: int,
     about: UnitRecord,
-    splits: dict[str, str],
+    splits: Mapping[str, str],
     clip: SampleRecord,
-    columns: SampleRecord,
+    annotation: SampleRecord,
     scores: dict[str, float | None],
     verdict: Rejection | None,
 ) -> SampleIndex:
@@ -123,36 +156,26 @@ def _row(
         reason=verdict.reason if verdict else None,
         reason_score=verdict.score if verdict else None,
         media=clip.members,
-        annotation=columns.members,
+        annotation=annotation.members,
         scores=scores,
     )
 
 
-def _entry(
-    storage: Storage, index: Index, path: str, sha256: str, shards: Sequence[PackedPair], filters: FilterSettings
-) -> AnnotationEntry:
-    about = read_plan(storage, annotate_job(index.version))
-    keep = index.numbers("keep")
-    return AnnotationEntry(
-        version=index.version,
-        index=path,
-        index_sha256=sha256,
-        shards=[shard_entry(pair.annotation) for pair in shards],
-        samples=len(index),
-        kept=int(keep.sum()),
-        splits=dict(sorted(Counter(index.texts("split")[keep]).items())),
-        details={
-            "engine": about["settings"]["engine"],
-            "settings": about["settings"],
-            "model": about["model"],
-            "model_sha256": about["model_sha256"],
-            "filters": asdict(filters),
-        },
-    )
+def _other_versions(before: DatasetManifest | None, version: str, num_shards: int) -> list[AnnotationEntry]:
+    """Entries of the other versions that cover every shard; new shards leave an older version out."""
+    entries = []
+    for entry in before.annotations if before else ():
+        if len(entry.shards) < num_shards and entry.version != version:
+            name = entry.version
+            how = "make latents" if entry.kind == "latents" else f"make reannotate ANN={name}"
+            log.warning("%s %s does not cover the new shards: %s extends it", entry.kind, name, how)
+        elif entry.version != version:
+            entries.append(entry)
+    return entries
 
 
 def _describe(
-    index: Index, shards: Sequence[PackedPair], plan: list[list[str]], annotations: list[AnnotationEntry]
+    index: Index, media: Sequence[UnitRecord], shards: list[list[str]], annotations: list[AnnotationEntry]
 ) -> DatasetManifest:
     frames, keep = index.numbers("num_frames"), index.numbers("keep")
     return DatasetManifest(
@@ -165,13 +188,90 @@ def _describe(
         },
         licences=dict(sorted(Counter(index.texts("licence")).items())),
         tool_versions=library_versions(*TOOLS),
-        plan_hash=plan_hash(plan),
-        media=[shard_entry(pair.media) for pair in shards],
+        plan_hash=plan_hash(shards),
+        media=[_shard_entry(record) for record in media],
         annotations=annotations,
     )
 
 
-def shard_entry(record: UnitRecord) -> ShardEntry:
+# --- a version of latents ---------------------------------------------------------------------------------------------
+
+
+def finish_latents(
+    storage: Storage, version: str, samples: Index, encoded: plans.Results, about: Mapping[str, Any]
+) -> None:
+    """Write the index of a version of latents and replace `DATASET.json`.
+
+    Args:
+        storage: DATA; every shard of the version is packed.
+        version: Its name.
+        samples: Index of a face annotation: which samples there are, and where.
+        encoded: What became of them.
+        about: Size and networks.
+    """
+    before = read_manifest(storage)
+    columns = _packed(storage, plans.pack_annotation_job(version), len(before.media))
+    places = {sample.key: sample.members for record in columns for sample in record.samples}
+    if late := sum(key not in places and isinstance(record, UnitRecord) for key, record in encoded.items()):
+        log.warning(
+            "%d samples were encoded only after their shard of %s was packed without them; make latents with another"
+            " --version takes them in", late, version,
+        )  # fmt: skip
+    if missing := len(samples) - len(places):
+        log.warning(
+            "%s lacks %d of %d samples that could not be encoded: make quarantine", version, missing, len(samples)
+        )
+    index = build_index(version, _latent_rows(samples, places))
+    entry = _write_version(storage, index, columns, "latents", {**about, "columns": [EMBEDDING, LATENTS]})
+    others = [other for other in before.annotations if other.version != version]
+    after = replace(before, annotations=_in_order(storage, [*others, entry]))
+    write_manifest(storage, after)
+    _remove_old_indexes(storage, before, after)
+
+
+def _latent_rows(samples: Index, places: Mapping[str, list[Member]]) -> Iterator[SampleIndex]:
+    """The same samples in the same places; what could not be encoded has no members and is not kept."""
+    for row in samples.rows():
+        members = places.get(row.key, [])
+        yield replace(
+            row,
+            keep=bool(members),
+            reason=None if members else ENCODE_FAILED,
+            reason_score=None,
+            annotation=members,
+            scores={},
+        )
+
+
+# --- what both do -----------------------------------------------------------------------------------------------------
+
+
+def _packed(storage: Storage, job: str, num_shards: int) -> list[UnitRecord]:
+    """Records of a job's shards, by number."""
+    records = plans.pack_records(storage, job)
+    return [records[shard_key(number)] for number in range(num_shards)]
+
+
+def _write_version(
+    storage: Storage, index: Index, columns: Sequence[UnitRecord], kind: Kind, details: dict[str, Any]
+) -> AnnotationEntry:
+    """Write a version's index; the version as `DATASET.json` lists it."""
+    path, sha256 = write_index(storage, index)
+    keep = index.numbers("keep")
+    return AnnotationEntry(
+        version=index.version,
+        index=path,
+        index_sha256=sha256,
+        shards=[_shard_entry(record) for record in columns],
+        samples=len(index),
+        kept=int(keep.sum()),
+        splits=dict(sorted(Counter(index.texts("split")[keep]).items())),
+        kind=kind,
+        details=details,
+    )
+
+
+def _shard_entry(record: UnitRecord) -> ShardEntry:
     """A packed shard as `DATASET.json` lists it."""
     assert record.file and record.file_sha256
     return ShardEntry(
@@ -183,52 +283,20 @@ def shard_entry(record: UnitRecord) -> ShardEntry:
     )
 
 
-def _manifest(storage: Storage) -> DatasetManifest | None:
-    return read_manifest(storage) if storage.exists(dataroot.DATASET_JSON) else None
-
-
-def _known_filters(before: DatasetManifest | None, version: str) -> dict[str, float | bool | None]:
-    """Thresholds of the version, else of the newest one: a new version is judged like the one before."""
-    faces = before.of_kind("annotation") if before else []
-    if not faces:
-        return {}
-    entries = {entry.version: entry for entry in faces}
-    return entries.get(version, faces[-1]).details["filters"]
-
-
-def _other_versions(before: DatasetManifest | None, version: str, num_shards: int) -> list[AnnotationEntry]:
-    """Entries of the other versions that cover every shard; new shards leave an older version behind."""
-    entries = []
-    for entry in before.annotations if before else ():
-        if len(entry.shards) < num_shards and entry.version != version:
-            name = entry.version
-            how = "make latents" if entry.kind == "latents" else f"make reannotate ANN={name}"
-            log.warning("%s %s does not cover the new shards: %s extends it", entry.kind, name, how)
-        elif entry.version != version:
-            entries.append(entry)
-    return entries
-
-
-def in_order(storage: Storage, entries: Sequence[AnnotationEntry]) -> list[AnnotationEntry]:
+def _in_order(storage: Storage, entries: Sequence[AnnotationEntry]) -> list[AnnotationEntry]:
     """Face annotations in the order in which they were first made: the last is what readers open by default. Then
     the others, by name."""
     faces = [entry for entry in entries if entry.kind == "annotation"]
     others = [entry for entry in entries if entry.kind != "annotation"]
     # Only where it matters: data sets of one version need no plans (they may have been copied without).
     if len(faces) > 1:
-        faces.sort(key=lambda entry: read_plan(storage, annotate_job(entry.version))["order"])
+        faces.sort(key=lambda entry: plans.read_plan(storage, plans.annotate_job(entry.version))["order"])
     return faces + sorted(others, key=lambda entry: entry.version)
 
 
-def remove_old_indexes(storage: Storage, before: DatasetManifest | None, after: DatasetManifest) -> None:
+def _remove_old_indexes(storage: Storage, before: DatasetManifest | None, after: DatasetManifest) -> None:
     """Keep the indexes that the new and the last `DATASET.json` name: somebody may just be opening the last one."""
     named = {entry.index for manifest in (before, after) if manifest for entry in manifest.annotations}
     for file in storage.list(dataroot.INDEX_FOLDER):
         if file.path not in named:
             storage.delete(file.path)
-
-
-def current_version(storage: Storage) -> str | None:
-    """The newest face annotation, None when there is no finished data set."""
-    manifest = _manifest(storage)
-    return manifest.annotation().version if manifest else None

@@ -1,42 +1,172 @@
-"""Ingest as units: one per catalog row whose source is there."""
+"""The ingest job: a data set's own metadata becomes a catalog, and each of its clips a unit that cuts and crops it.
+
+`run_ingest` reads the metadata, fingerprints the sources, plans a unit per catalog row whose source is there, and runs
+them; `run` is what a worker does with one. Clips that are in a shard never change: a source that is gone leaves them as
+they are, and one that has other content than was packed is refused.
+"""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ingest.catalog import Catalog, build_catalog, read_catalog, write_catalog
+from ingest.fingerprints import Fingerprint, fingerprint, has_changed, read_fingerprints, write_fingerprints
 from ingest.settings import IngestSettings
+from orchestration import plans
+from orchestration.overrides import settings_with
+from orchestration.plans import INGEST_JOB, INGEST_PLAN_PREFIX
+from orchestration.units.executor import Runner, Tally
+from orchestration.units.records import RejectedPiece
 from orchestration.units.unit import Output, Unit
+from talkinghead import dataroot
 from talkinghead.config import from_json
+from talkinghead.face.model import FaceModel
 from talkinghead.files.storage import Storage
 from talkinghead.provenance import library_versions, provenance_key
-from talkinghead.schema import CatalogRow
+from talkinghead.schema import CatalogRow, Dataset
 
-if TYPE_CHECKING:
-    from ingest.source_folder import Fingerprint
-import logging
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
-
-from orchestration import results
-from orchestration.job_names import INGEST_JOB
-from orchestration.overrides import settings_with
-from orchestration.plans import plan_names, read_plan, write_plan
-from orchestration.units.executor import Tally
-from orchestration.units.runner import Runner
-from talkinghead import dataroot
-
-if TYPE_CHECKING:
-    from ingest.catalog import Catalog
-    from ingest.source_folder import Fingerprint
-    from talkinghead.face.model import FaceModel
-from orchestration.job_names import INGEST_PLAN_PREFIX, ingest_plan_name
+log = logging.getLogger(__name__)
 
 VERSION = 1
 LIBRARIES = ("av", "opencv-contrib-python", "numpy", "ai-edge-litert")
+GONE = "packed; its source is no longer in SOURCE"
 _WHOLE_FILE_LIMIT_S = 1800.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Which data set, and where its videos lie."""
+
+    dataset: Dataset = "folder"
+    """Data set whose metadata is read; `folder`: any media."""
+    source: str | None = None
+    """Folder with the videos. Without one, what DATA holds already is used."""
+    metadata: str | None = None
+    """Folder (or file) with the data set's own metadata (default: looked for in SOURCE)."""
+    limit: int | None = None
+    """Take only so many clips, those with a source file first."""
+
+
+# --- the whole job ----------------------------------------------------------------------------------------------------
+
+
+def run_ingest(runner: Runner, source: Source, overrides: Sequence[str], model: FaceModel) -> Tally:
+    """Read the metadata, fingerprint the sources, cut and crop every clip.
+
+    Args:
+        runner: DATA.
+        source: What to ingest.
+        overrides: Settings as NAME=VALUE; the others stay as the data set was ingested before.
+        model: Its detector finds the faces.
+
+    Raises:
+        ValueError: No such source or setting; a packed clip's source has changed; another clip size than is packed.
+        RunError: The machine is at fault.
+    """
+    if source.source is None:
+        raise ValueError("SOURCE is missing: the folder with the videos")
+    storage, folder, name = runner.storage, Path(source.source).absolute(), plans.ingest_plan_name(source.dataset)
+
+    # Settings: what the user names, else what the data set was ingested with before.
+    before = plans.find_plan(storage, name) or {"units": {}, "contents": {}, "settings": {}}
+    settings = settings_with(IngestSettings, before["settings"], overrides)
+    packed = plans.packed_clips(storage)
+    _check_size(storage, name, packed, settings)
+
+    # What there is: the catalog, and the content of every source it names.
+    catalog, gone = _catalog(storage, source, folder, packed)
+    prints = _fingerprints(storage, source.dataset, folder, catalog, gone)
+    rows = [row for row in catalog.rows if row.key not in gone]
+    contents = {row.key: prints[row.source].sha256 for row in rows if row.source is not None}
+
+    # The plan: a unit per clip, packed ones as they were made. Catalog and plan are written before anything runs.
+    units = plan_ingest(rows, prints, str(folder), settings, model.detector_sha256, runner.retry.time_limit_s)
+    units = _keep_packed(before, units, contents, packed)
+    write_catalog(storage, catalog)
+    plans.write_plan(
+        storage,
+        name,
+        units,
+        extra={key: before["units"][key] for key in gone},
+        settings=asdict(settings),
+        contents=contents | {key: before["contents"][key] for key in gone},
+    )
+    missing = len(catalog.rows) - len(units) - len(gone)
+    log.info("%s: %d clips in the catalog, %d without a source file", source.dataset, len(catalog.rows), missing)
+
+    # Cut and crop.
+    return runner.run(INGEST_JOB, units)
+
+
+def _check_size(storage: Storage, name: str, packed: set[str], settings: IngestSettings) -> None:
+    """All clips of DATA are made with one size setting: batches are stacked from them."""
+    others = [other for other in plans.plan_names(storage, INGEST_PLAN_PREFIX) if other != name or packed]
+    sizes = {plans.read_plan(storage, other)["settings"]["size"] for other in others}
+    if other := sizes - {settings.size}:
+        raise ValueError(
+            f"DATA holds clips of size {other.pop()}, not {settings.size}: use a new DATA for another size"
+        )
+
+
+def _catalog(storage: Storage, source: Source, folder: Path, packed: set[str]) -> tuple[Catalog, set[str]]:
+    """The catalog of what SOURCE holds now, with the rows of packed clips that it no longer has; and their keys."""
+    metadata = Path(source.metadata) if source.metadata else None
+    outputs = [storage.local_root] if storage.local_root else []
+    catalog = build_catalog(source.dataset, folder, metadata, source.limit, exclude=outputs)
+    for problem in catalog.problems:
+        log.warning("metadata: %s", problem)
+    if not catalog.rows:
+        raise ValueError(f"no clips: neither metadata nor media of {source.dataset} found in {source.source}")
+    if not packed or not storage.exists(dataroot.catalog(source.dataset)):
+        return catalog, set()
+    here = {row.key for row in catalog.rows if row.source is not None}
+    kept = [row for row in read_catalog(storage, source.dataset).rows if row.key in packed - here]
+    gone = {row.key for row in kept}
+    if gone:
+        log.warning("%d packed clips are no longer in SOURCE; they stay in their shards", len(gone))
+    marked = [row if GONE in row.notes else replace(row, notes=(*row.notes, GONE)) for row in kept]
+    rows = [row for row in catalog.rows if row.key not in gone] + marked
+    return replace(catalog, rows=sorted(rows, key=lambda row: row.key)), gone
+
+
+def _fingerprints(
+    storage: Storage, dataset: str, folder: Path, catalog: Catalog, gone: set[str]
+) -> dict[str, Fingerprint]:
+    """Source → fingerprint; only what has another size or time than before is read."""
+    paths = {row.source for row in catalog.rows if row.source is not None and row.key not in gone}
+    known = read_fingerprints(storage, dataset)
+    prints = fingerprint(folder, paths, known)
+    if prints != known:
+        write_fingerprints(storage, dataset, prints)
+    return prints
+
+
+def _keep_packed(
+    before: Mapping[str, Any], units: Sequence[Unit], contents: Mapping[str, str | None], packed: set[str]
+) -> list[Unit]:
+    """Clips that are in a shard stay as they were ingested, also under newer libraries or settings."""
+    old = before["units"]
+    frozen = [unit for unit in units if unit.key in packed and old.get(unit.key, unit.pkey) != unit.pkey]
+    for unit in frozen:
+        if contents[unit.key] is None:
+            raise ValueError(f"{unit.source} is packed, but cannot be read any more: give it back, or move it away")
+        if before["contents"].get(unit.key) != contents[unit.key]:
+            raise ValueError(
+                f"{unit.source} has changed since its clip was packed. Shards are immutable: "
+                "give the new file another name, or use a new DATA folder"
+            )
+    if frozen:
+        log.warning(
+            "%d packed clips were ingested with other settings, metadata or libraries and stay as they are", len(frozen)
+        )
+    return plans.keep_packed(units, old, packed)
+
+
+# --- its units --------------------------------------------------------------------------------------------------------
 
 
 def plan_ingest(
@@ -47,7 +177,16 @@ def plan_ingest(
     detector: str,
     time_limit_s: float | None,
 ) -> list[Unit]:
-    """Units for the rows that have a source, in key order (`detector`: sha256 of the face detector)."""
+    """Units for the rows that have a source, in key order.
+
+    Args:
+        rows: Rows of the catalog.
+        fingerprints: Source → what it holds.
+        source: SOURCE, as every worker finds it.
+        settings: Parameters of the job.
+        detector: SHA-256 of the face detector.
+        time_limit_s: Wall-clock limit of a unit; None: from the length of its clip.
+    """
     libraries = library_versions(*LIBRARIES)
     units = []
     for row in sorted(rows, key=lambda row: row.key):
@@ -89,6 +228,9 @@ def _time_limit(row: CatalogRow) -> float:
     return 120.0 + 10.0 * (row.end_s - (row.start_s or 0.0))
 
 
+# --- in a worker ------------------------------------------------------------------------------------------------------
+
+
 class SourceChangedError(Exception):
     """The source is not what was fingerprinted; what was made of it must not count for that content."""
 
@@ -96,9 +238,7 @@ class SourceChangedError(Exception):
 def run(storage: Storage, unit: Unit) -> Output:
     """Cut and crop one clip of the catalog."""
     from ingest.clip import ingest_clip
-    from ingest.source_folder import Fingerprint, has_changed
-    from orchestration.jobs.worker_networks import pin_threads, planned_detector
-    from orchestration.units.records import RejectedPiece
+    from orchestration.jobs.worker import pin_threads, planned_detector
 
     pin_threads()
     row = CatalogRow.from_json(unit.payload["row"])
@@ -122,139 +262,3 @@ def _about(row: CatalogRow) -> dict[str, Any]:
     """What the index and the report need to know of the clip, so that they read no media."""
     names = ("dataset", "source_id", "source", "person", "split_group", "licence", "terms_url", "start_s", "end_s")
     return {name: getattr(row, name) for name in names}
-
-
-log = logging.getLogger(__name__)
-
-
-GONE = "packed; its source is no longer in SOURCE"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """Which data set, and where its videos lie."""
-
-    dataset: str = "folder"
-    """hdtf, celebv-hq, vfhq or folder."""
-    source: str | None = None
-    """Folder with the videos. Without one, what DATA holds already is used."""
-    metadata: str | None = None
-    """Folder (or file) with the data set's own metadata (default: looked for in SOURCE)."""
-    limit: int | None = None
-    """Take only so many clips, those with a source file first."""
-
-
-def run_ingest(runner: Runner, source: Source, overrides: Sequence[str], model: FaceModel) -> Tally:
-    """Read the metadata, fingerprint the sources, cut and crop every clip.
-
-    Args:
-        runner: DATA.
-        source: What to ingest.
-        overrides: Settings as NAME=VALUE; the others stay as the data set was ingested before.
-        model: Its detector finds the faces.
-
-    Raises:
-        ValueError: No such source or setting; a packed clip's source has changed; another clip size than is packed.
-        RunError: The machine is at fault.
-    """
-    from ingest.catalog import write_catalog
-
-    if source.source is None:
-        raise ValueError("SOURCE is missing: the folder with the videos")
-    storage, folder, name = runner.storage, Path(source.source).absolute(), ingest_plan_name(source.dataset)
-    before: dict[str, Any] = {"units": {}, "contents": {}, "settings": {}}
-    if name in plan_names(storage, name):
-        before = read_plan(storage, name)
-    settings = settings_with(IngestSettings, before["settings"], overrides)
-    packed = results.packed_clips(storage)
-    _check_size(storage, name, packed, settings)
-
-    catalog, gone = _catalog(storage, source, folder, packed)
-    prints = _fingerprints(storage, source.dataset, folder, catalog, gone)
-    detector = model.detector_sha256
-    rows = [row for row in catalog.rows if row.key not in gone]
-    units = plan_ingest(rows, prints, str(folder), settings, detector, runner.retry.time_limit_s)
-    contents = {row.key: prints[row.source].sha256 for row in rows if row.source is not None}
-    units = _keep_packed(before, units, contents, packed)
-    write_catalog(storage, catalog)
-    write_plan(
-        storage,
-        name,
-        units,
-        extra={key: before["units"][key] for key in gone},
-        settings=asdict(settings),
-        contents=contents | {key: before["contents"][key] for key in gone},
-    )
-    missing = len(catalog.rows) - len(units) - len(gone)
-    log.info("%s: %d clips in the catalog, %d without a source file", source.dataset, len(catalog.rows), missing)
-    return runner.run(INGEST_JOB, units)
-
-
-def _check_size(storage: Storage, name: str, packed: set[str], settings: IngestSettings) -> None:
-    """All clips of DATA are made with one size setting: batches are stacked from them."""
-    others = [other for other in plan_names(storage, INGEST_PLAN_PREFIX) if other != name or packed]
-    sizes = {read_plan(storage, other)["settings"]["size"] for other in others}
-    if other := sizes - {settings.size}:
-        raise ValueError(
-            f"DATA holds clips of size {other.pop()}, not {settings.size}: use a new DATA for another size"
-        )
-
-
-def _catalog(storage: Storage, source: Source, folder: Path, packed: set[str]) -> tuple[Catalog, set[str]]:
-    """The catalog of what SOURCE holds now, with the rows of packed clips that it no longer has; and their keys."""
-    from ingest.catalog import build_catalog, read_catalog
-
-    metadata = Path(source.metadata) if source.metadata else None
-    outputs = [storage.local_root] if storage.local_root else []
-    catalog = build_catalog(source.dataset, folder, metadata, source.limit, exclude=outputs)
-    for problem in catalog.problems:
-        log.warning("metadata: %s", problem)
-    if not catalog.rows:
-        raise ValueError(f"no clips: neither metadata nor media of {source.dataset} found in {source.source}")
-    if not packed or not storage.exists(dataroot.catalog(source.dataset)):
-        return catalog, set()
-    here = {row.key for row in catalog.rows if row.source is not None}
-    kept = [row for row in read_catalog(storage, source.dataset).rows if row.key in packed - here]
-    gone = {row.key for row in kept}
-    if gone:
-        log.warning("%d packed clips are no longer in SOURCE; they stay in their shards", len(gone))
-    marked = [row if GONE in row.notes else replace(row, notes=(*row.notes, GONE)) for row in kept]
-    rows = [row for row in catalog.rows if row.key not in gone] + marked
-    return replace(catalog, rows=sorted(rows, key=lambda row: row.key)), gone
-
-
-def _fingerprints(
-    storage: Storage, dataset: str, folder: Path, catalog: Catalog, gone: set[str]
-) -> dict[str, Fingerprint]:
-    from ingest.source_folder import fingerprint, read_fingerprints, write_fingerprints
-
-    paths = {row.source for row in catalog.rows if row.source is not None and row.key not in gone}
-    known = read_fingerprints(storage, dataset)
-    prints = fingerprint(folder, paths, known)
-    if prints != known:
-        write_fingerprints(storage, dataset, prints)
-    return prints
-
-
-def _keep_packed(
-    before: dict[str, Any], units: Sequence[Unit], contents: dict[str, str | None], packed: set[str]
-) -> list[Unit]:
-    """Clips that are in a shard stay as they were ingested, also under newer libraries or settings."""
-    kept, frozen = [], 0
-    for unit in units:
-        old = before["units"].get(unit.key, unit.pkey)
-        if unit.key in packed and old != unit.pkey:
-            if contents[unit.key] is None:
-                raise ValueError(f"{unit.source} is packed, but cannot be read any more: give it back, or move it away")
-            if before["contents"].get(unit.key) != contents[unit.key]:
-                raise ValueError(
-                    f"{unit.source} has changed since its clip was packed. Shards are immutable: "
-                    "give the new file another name, or use a new DATA folder"
-                )
-            unit, frozen = replace(unit, pkey=old), frozen + 1
-        kept.append(unit)
-    if frozen:
-        log.warning(
-            "%d packed clips were ingested with other settings, metadata or libraries and stay as they are", frozen
-        )
-    return kept

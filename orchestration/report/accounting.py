@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from annotate.filters import judge
-from ingest.stored_path import display_path
+from ingest.source_listing import display_path
 from orchestration.report.state import RunState
 from orchestration.units.records import QuarantineRecord, RejectedPiece, SampleRecord, UnitRecord
 from talkinghead.schema import CatalogRow, SampleIndex

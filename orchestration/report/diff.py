@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from orchestration.report.members import read_column
+from shards.reader import read_column
 from talkinghead.files.storage import Storage
 from talkinghead.schema import SampleIndex
 

@@ -66,7 +66,7 @@ class Chart:
     unit: str
     svg: Markup
     median: float | None
-    """Of the kept samples."""
+    """Median of the kept samples."""
     limits: int
 
 

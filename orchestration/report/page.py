@@ -14,7 +14,7 @@ from orchestration.report.state import RunState
 from orchestration.report.summary import summarise
 from orchestration.report.view import Pictures, render_page
 from shards.index import read_index
-from shards.manifest import DatasetManifest, read_manifest
+from shards.manifest import find_manifest, read_manifest
 from talkinghead import dataroot
 from talkinghead.files.storage import Storage
 from talkinghead.provenance import pretty_json
@@ -49,7 +49,7 @@ def write_report(storage: Storage, state: RunState) -> str:
     """
     accounting = account(state)
     pictures = look_at_samples(storage, state, accounting)
-    summary = summarise(storage, state, accounting, _manifest(storage), _difference(storage, state))
+    summary = summarise(storage, state, accounting, find_manifest(storage), _difference(storage, state))
     summary["errors"] += pictures.errors
     page = render_page(summary, accounting, state, pictures, storage.uri)
     storage.write(INPUTS, accounting.csv())
@@ -85,10 +85,6 @@ def look_at_samples(storage: Storage, state: RunState, accounting: Accounting) -
         rejected=look(contact_tile, rejected[:MOST_REJECTED_TILES]),
         errors=sorted(set(errors)),
     )
-
-
-def _manifest(storage: Storage) -> DatasetManifest | None:
-    return read_manifest(storage) if storage.exists(dataroot.DATASET_JSON) else None
 
 
 def _difference(storage: Storage, state: RunState) -> VersionDifference | None:

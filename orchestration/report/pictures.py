@@ -12,10 +12,11 @@ from functools import cache
 import cv2
 import numpy as np
 
-from orchestration.report.members import quality_field, read_column, read_media
+from shards.reader import read_column, read_media
+from talkinghead.annotation import QUALITY_FIELDS
 from talkinghead.files.storage import Storage
+from talkinghead.media.audio import decode_wav
 from talkinghead.media.clip import decode_window
-from talkinghead.media.wav import decode_wav
 from talkinghead.schema import SampleIndex
 from talkinghead.timebase import FPS
 
@@ -127,8 +128,8 @@ def clip_strip(storage: Storage, version: str, row: SampleIndex) -> Strip:
         row=row,
         picture=Picture.of(np.concatenate(frames, axis=1)),
         seconds=row.num_frames / FPS,
-        mouth_opening=quality_field(quality, "mouth_opening"),
-        yaw_deg=quality_field(quality, "yaw_deg"),
+        mouth_opening=quality[:, QUALITY_FIELDS.index("mouth_opening")],
+        yaw_deg=quality[:, QUALITY_FIELDS.index("yaw_deg")],
         envelope=sound_envelope(read_media(storage, row, "wav")),
     )
 

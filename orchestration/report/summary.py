@@ -32,7 +32,7 @@ jobs                    {job: {units, frames, seconds, cpu_seconds, wall_seconds
                         cpu_ms_per_frame, retried}}; `seconds` are summed over workers, `wall_seconds` are null
                         when unknown, and `frames_per_second` is then that of one worker
 latents                 [{version, width, height, networks, samples, missing, frames, bytes, bytes_per_frame}]: those
-                        beside this annotation; `bytes` are of their shards
+                        next to this annotation; `bytes` are of their shards
 settings                how the annotations were made and filtered, as the data set records it
 difference              against the version before (see `VersionDifference.to_json`), or null
 errors                  everything that does not add up; empty when all is well
@@ -45,13 +45,13 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
-from orchestration.job_names import INGEST_JOB, PACK_MEDIA_JOB, annotate_job, pack_annotation_job
+from orchestration.plans import INGEST_JOB, PACK_MEDIA_JOB, annotate_job, pack_annotation_job
 from orchestration.report.accounting import FATES, Accounting, count_reasons
 from orchestration.report.diff import VersionDifference
-from orchestration.report.latents import latents_numbers
-from orchestration.report.state import RunState
+from orchestration.report.state import LatentsState, RunState
 from orchestration.units.records import UnitRecord
 from shards.manifest import DatasetManifest, ShardEntry
+from talkinghead.derived import NETWORKS
 from talkinghead.files.storage import Storage
 from talkinghead.schema import SPLITS, SampleIndex, annotation_shard_name, media_shard_name
 from talkinghead.timebase import FPS
@@ -71,14 +71,14 @@ def summarise(
     Args:
         storage: DATA; only the sizes of shards are asked for.
         state: The run.
-        accounting: Of the same state.
+        accounting: What became of its inputs.
         manifest: `DATASET.json`; None before the first packing.
         difference: Against the version before.
     """
     kept = [row for row in state.index if row.keep]
     models = _details(state, "model_sha256")
     media, annotation, shard_errors = _shard_sizes(storage, state, manifest)
-    latents, latent_errors = latents_numbers(storage, state.latents)
+    latents, latent_errors = _latents(storage, state.latents)
     pieces = accounting.pieces
     fates = {fate: sum(piece.fate == fate for piece in pieces) for fate in FATES}
     funnel = [
@@ -245,6 +245,34 @@ def _shard_sizes(storage: Storage, state: RunState, manifest: DatasetManifest | 
             elif name in committed and committed[name].size != size:
                 errors.append(f"{name} has {size} bytes, DATASET.json says {committed[name].size}")
     return totals["media"], totals["annotation"], errors
+
+
+def _latents(storage: Storage, states: list[LatentsState]) -> tuple[list[dict[str, Any]], list[str]]:
+    """The versions of latents next to the annotation, and what is wrong with their files."""
+    numbers, errors = [], []
+    for state in states:
+        entry = state.entry
+        for shard in entry.shards:
+            size = storage.size(shard.name)
+            if size is None:
+                errors.append(f"{shard.name} is in DATASET.json, but not in DATA")
+            elif size != shard.size:
+                errors.append(f"{shard.name} has {size} bytes, DATASET.json says {shard.size}")
+        frames, total = (sum(getattr(shard, name) for shard in entry.shards) for name in ("frames", "size"))
+        numbers.append(
+            {
+                "version": entry.version,
+                "width": entry.details["width"],
+                "height": entry.details["height"],
+                "networks": {name: entry.details[name]["name"] for name in NETWORKS},
+                "samples": entry.kept,
+                "missing": entry.samples - entry.kept,
+                "frames": frames,
+                "bytes": total,
+                "bytes_per_frame": round(total / frames, 2) if frames else None,
+            }
+        )
+    return numbers, errors
 
 
 def _split_errors(index: list[SampleIndex]) -> list[str]:

@@ -16,14 +16,13 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict
-from pathlib import Path
 
+from orchestration import ROOT
 from orchestration.units.records import Attempt, UnitRecord
 from orchestration.units.unit import RunError, Unit, failed_attempt, run_unit
 from talkinghead.files.storage import Storage
 from talkinghead.runtime.child_process import end_with_parent
 
-ROOT = Path(__file__).resolve().parents[2]
 _TRACE_BYTES = 4000
 
 

@@ -25,7 +25,8 @@ from orchestration.units.records import Attempt, QuarantineRecord, UnitRecord
 from orchestration.units.unit import RunError, Unit, failed_attempt, run_unit
 from talkinghead import dataroot
 from talkinghead.files.storage import Storage
-from talkinghead.runtime.progress import UnitProgress
+from talkinghead.provenance import pretty_json
+from talkinghead.runtime.progress import Progress
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +71,28 @@ class Tally:
     frames: int = 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Runner:
+    """DATA, a cluster, and how hard to try: what every job runs its units with."""
+
+    storage: Storage
+    cluster: Cluster
+    retry: RetrySettings
+
+    def run(self, job: str, units: Sequence[Unit], *, gpu_share: float = 0.0) -> Tally:
+        """Run what is pending and note the wall time of the run; `gpu_share` as for `run_units`."""
+        tally = run_units(self.storage, job, units, self.cluster, self.retry, gpu_share=gpu_share)
+        if tally.committed or tally.quarantined:
+            about = {
+                "job": job,
+                "units": tally.committed + tally.quarantined,
+                "frames": tally.frames,
+                "wall_seconds": round(tally.wall_seconds, 3),
+            }
+            self.storage.create(dataroot.run(job, time.time_ns()), pretty_json(about))
+        return tally
+
+
 def run_units(
     storage: Storage,
     job: str,
@@ -100,8 +123,8 @@ def run_units(
     tally = Tally(planned=len(units), done_before=len(units) - len(pending), quarantined_before=before)
     if pending:
         slots, gpus = cluster.gpu_slots(gpu_share) if gpu_share else (cluster.slots, 0.0)
-        with UnitProgress(job, len(units), tally.done_before) as progress:
-            _Run(storage, retry, slots, gpus, tally, progress).run(pending)
+        with Progress() as progress:
+            _Run(storage, job, retry, slots, gpus, tally, progress).run(pending)
         _check_committed(storage, job, pending)
     tally.wall_seconds = time.perf_counter() - started
     log.info(
@@ -127,12 +150,20 @@ class _Run:
     """One pass over the pending units: the pool first, then what failed there, alone."""
 
     def __init__(
-        self, storage: Storage, retry: RetrySettings, slots: int, gpus: float, tally: Tally, progress: UnitProgress
+        self,
+        storage: Storage,
+        job: str,
+        retry: RetrySettings,
+        slots: int,
+        gpus: float,
+        tally: Tally,
+        progress: Progress,
     ) -> None:
         import ray
 
         self.ray = ray
         self.storage = storage
+        self.job = job
         self.retry = retry
         self.slots = slots
         self.tally = tally
@@ -144,6 +175,7 @@ class _Run:
         self.alone_task = ray.remote(**options)(_alone_task)
 
     def run(self, pending: Sequence[Unit]) -> None:
+        self._show()
         again: deque[Unit] = deque()
         self._drain(deque(pending), again, self._submit_pool)
         while again:
@@ -214,7 +246,7 @@ class _Run:
         if isinstance(result, UnitRecord):
             self.tally.committed += 1
             self.tally.frames += result.frames
-            self.progress.advance(result.frames)
+            self._show()
             return
         attempts = self.failures.setdefault(unit.key, [])
         attempts.append(result)
@@ -225,8 +257,13 @@ class _Run:
         record = QuarantineRecord(job=unit.job, key=unit.key, pkey=unit.pkey, source=unit.source, attempts=attempts)
         self.storage.create(dataroot.quarantine(unit.job, unit.key, unit.pkey), record.to_json())
         self.tally.quarantined += 1
-        self.progress.advance(0)
+        self._show()
         log.warning("quarantined %s: %s (%s)", unit.source, result.message, result.cause)
+
+    def _show(self) -> None:
+        tally = self.tally
+        done = tally.done_before + tally.committed + tally.quarantined
+        self.progress(self.job, done, tally.planned, frames=tally.frames)
 
 
 def may_pass_later(attempt: Attempt) -> bool:

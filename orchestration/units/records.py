@@ -21,7 +21,7 @@ class SampleRecord:
     num_frames: int
     members: list[Member]
     sha256: str
-    """Of the sample's bytes in the tar: headers, contents, padding."""
+    """SHA-256 of the sample's bytes in the tar: headers, contents, padding."""
     scores: dict[str, float | None] = field(default_factory=dict)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import importlib
 import io
 import json
@@ -14,14 +13,12 @@ from typing import Any
 
 from orchestration.units.records import Attempt, RejectedPiece, SampleRecord, UnitRecord
 from talkinghead import dataroot
-from talkinghead.files.storage import Storage, UnreachableError
+from talkinghead.files.storage import Storage
 from talkinghead.media.errors import UnreadableMediaError
 from talkinghead.provenance import hash_bytes
+from talkinghead.runtime.errors import MachineError, UnreachableError, error_text, is_machine_error
 from talkinghead.sampletar import END_OF_ARCHIVE, write_sample
 from talkinghead.schema import Rejection
-
-MACHINE_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG})
-"""Errors of the machine, not of the input: the run stops, nothing is quarantined for them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +59,7 @@ class Output:
     details: dict[str, Any] = field(default_factory=dict)
 
 
-class RunError(Exception):
+class RunError(MachineError):
     """The machine is at fault, not the input: DATA cannot be written, the installation or the model differs.
 
     The run stops and nothing is quarantined for it; when it is mended, the same command goes on.
@@ -86,12 +83,13 @@ def run_unit(storage: Storage, unit: Unit, *, attempts: int) -> UnitRecord:
         output = _job_function(unit.function)(storage, unit)
     except ImportError as error:
         raise RunError(f"the installation is not complete: {error} (make setup mends it)") from error
-    except UnreachableError as error:
-        raise RunError(str(error)) from error
-    except OSError as error:
-        if error.errno in MACHINE_ERRORS:
-            raise RunError(f"cannot write while working on {unit.source}: {error.strerror}") from error
+    except RunError:
         raise
+    except Exception as error:
+        if not is_machine_error(error):
+            raise
+        said = " ".join(error_text(error).split())
+        raise RunError(f"the machine failed while working on {unit.source}: {said}") from error
     try:
         fields = asdict(output.stored) if output.stored else store_output(storage, unit, output)
         fields |= {

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from talkinghead.face.model import FALLBACK_SHA256, OFFICIAL_SHA256, check_hash
+from talkinghead.runtime.errors import UnreachableError
 
 log = logging.getLogger(__name__)
 
@@ -38,10 +39,6 @@ _WHEEL_MEMBERS = {
     "face_landmark.tflite": "mediapipe/modules/face_landmark/face_landmark.tflite",
 }
 _NETWORK_ERRORS = (OSError, http.client.HTTPException)
-
-
-class UnreachableError(Exception):
-    """A source of model files could not be reached; there may be another one."""
 
 
 def download_official(url: str = OFFICIAL_URL) -> bytes:

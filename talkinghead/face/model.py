@@ -69,7 +69,7 @@ class FaceModel:
 
     @property
     def detector_sha256(self) -> str:
-        """What identifies the detector alone: ingest does not depend on the landmark network beside it."""
+        """What identifies the detector alone: ingest does not depend on the landmark network that comes with it."""
         return hash_bytes(self.detector)
 
     @property

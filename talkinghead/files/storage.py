@@ -21,13 +21,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.fs as pafs
 
+from talkinghead.files.atomic import sync, write_synced
 from talkinghead.files.uri import hide_secrets, with_whole_writes, without_credentials
+from talkinghead.runtime.errors import UnreachableError, naming
 
 TEMPORARY_FOLDER = "tmp"
-
-
-class UnreachableError(OSError):
-    """The object store does not answer, or refuses: its fault or the network's, never an input's. Names no secret."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ class Storage:
     Attributes:
         location: Absolute path, or the URI as given. Only for opening the same place again; it may hold credentials.
         uri: The same with credentials hidden: what messages and pages show.
-        local_root: The folder; None behind a URI.
+        local_root: The folder; None for a URI.
     """
 
     def __init__(self, location: str | Path) -> None:
@@ -110,14 +108,15 @@ class Storage:
     def read(self, path: str) -> bytes:
         """Whole content. Raises `FileNotFoundError`."""
         if self.local_root:
-            return self._local(path).read_bytes()
+            with naming(self._local(path)):
+                return self._local(path).read_bytes()
         with self._reaching() as remote, remote.open_input_file(self._key(path)) as stream:
             return stream.read()
 
     def read_range(self, path: str, offset: int, length: int) -> bytes:
         """`length` bytes from `offset`; raises `EOFError` when the file is shorter."""
         if self.local_root:
-            with self._local(path).open("rb") as stream:
+            with naming(self._local(path)), self._local(path).open("rb") as stream:
                 data = os.pread(stream.fileno(), length, offset)
         else:
             with self._reaching() as remote, remote.open_input_file(self._key(path)) as stream:
@@ -133,7 +132,7 @@ class Storage:
             return
         temporary = self._temporary()
         try:
-            _write_synced(temporary, data)
+            write_synced(temporary, data)
             self._commit(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -152,14 +151,14 @@ class Storage:
         temporary = self._temporary()
         target = self._local(path)
         try:
-            _write_synced(temporary, data)
+            write_synced(temporary, data)
             target.parent.mkdir(parents=True, exist_ok=True)
             os.link(temporary, target)
         except FileExistsError:
             return False
         finally:
             temporary.unlink(missing_ok=True)
-        _sync_folder(target.parent)
+        sync(target.parent)
         return True
 
     @contextlib.contextmanager
@@ -268,7 +267,7 @@ class Storage:
         target = self._local(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary.replace(target)
-        _sync_folder(target.parent)
+        sync(target.parent)
 
     def _upload(self, path: str, data: bytes | mmap.mmap) -> None:
         """Make an object of data that are all at hand.
@@ -285,18 +284,3 @@ class Storage:
             return
         with source.open("rb") as reader, mmap.mmap(reader.fileno(), 0, access=mmap.ACCESS_READ) as data:
             self._upload(path, data)
-
-
-def _write_synced(path: Path, data: bytes) -> None:
-    with path.open("wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -20,7 +20,7 @@ from typing import Literal
 
 import numpy as np
 
-from talkinghead.geometry.camera import NUM_VERTICES
+from talkinghead.geometry.face_regions import NUM_VERTICES
 
 MEAN_FACE_FILE = "mean_face.npz"
 

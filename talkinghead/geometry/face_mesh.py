@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from talkinghead.geometry.camera import NEAR, NEAR_HEIGHT, NUM_VERTICES, check_size
+from talkinghead.geometry.camera import NEAR, NEAR_HEIGHT, check_size
 from talkinghead.geometry.canonical import CanonicalFace
+from talkinghead.geometry.face_regions import NUM_VERTICES
 
 
 def metric_mesh(landmarks: np.ndarray, width: int, height: int, face: CanonicalFace) -> tuple[np.ndarray, np.ndarray]:
@@ -48,6 +49,8 @@ def metric_mesh(landmarks: np.ndarray, width: int, height: int, face: CanonicalF
 
 
 def _fit(points: np.ndarray, aspect: float, face: CanonicalFace) -> tuple[np.ndarray, np.ndarray]:
+    """`metric_mesh` of frames that all have a face."""
+    # The landmarks on the near plane, and those of them that count for the fits.
     screen = _near_plane(points, aspect)
     basis = np.flatnonzero(face.weights)
     weights = face.weights[basis]
@@ -55,12 +58,15 @@ def _fit(points: np.ndarray, aspect: float, face: CanonicalFace) -> tuple[np.nda
     anchors = screen[:, basis]
     depth = screen[:, :, 2].mean(axis=1)[:, None]
 
+    # First estimate of the scale, from the near plane as it is; z turns, since depth grows away from the camera.
     mirrored = anchors * (1.0, 1.0, -1.0)
     first, _, _ = similarity(target, mirrored, weights)
+    # Second one, from points unprojected with the first; both together put the whole face into the camera's space.
     second, _, _ = similarity(target, _unproject(anchors, depth, first), weights)
     scale = first * second
     camera_points = _unproject(screen, depth, scale)
 
+    # The head pose, and the mesh with the pose undone.
     scale, rotation, translation = similarity(target, camera_points[:, basis], weights)
     matrix = np.zeros((len(points), 4, 4))
     matrix[:, :3, :3] = scale[:, None, None] * rotation
@@ -104,12 +110,14 @@ def similarity(
 
     Source: S. Umeyama, "Least-squares estimation of transformation parameters between two point patterns", 1991.
     """
+    # Both centred.
     share = weights / weights.sum()
     source_centre = share @ source
     target_centre = np.einsum("n,fnd->fd", share, target)
     centred = source - source_centre
     # The target need not be centred here: the weighted sum of the centred source is 0.
     covariance = np.einsum("fni,nj->fij", target, centred * share[:, None])
+    # The rotation is the covariance's, with the last axis turned where it would be a reflection.
     left, singular, right = np.linalg.svd(covariance)
     sign = np.where(np.linalg.det(left @ right) < 0, -1.0, 1.0)
     left[..., 2] *= sign[:, None]

@@ -1,4 +1,4 @@
-"""Parts of the face mesh, and the openings of mouth and eyes.
+"""The face mesh: its vertices, its parts, and the openings of mouth and eyes.
 
 Convention:
     Regions are vertex numbers of MediaPipe's 468-point face mesh; "left" and "right" are the subject's. Openings are
@@ -11,6 +11,9 @@ from __future__ import annotations
 
 import numpy as np
 
+NUM_VERTICES = 468
+"""Landmarks of the face mesh; rows 468 .. 477 of a 478-point set are the irises and have no metric counterpart."""
+
 # fmt: off
 _UPPER_LIP = (  # outer border to inner border, each from the right corner to the left
     (61, 185, 40, 39, 37, 0, 267, 269, 270, 409, 291),
@@ -18,7 +21,7 @@ _UPPER_LIP = (  # outer border to inner border, each from the right corner to th
     (62, 183, 42, 41, 38, 12, 268, 271, 272, 407, 292),
     (78, 191, 80, 81, 82, 13, 312, 311, 310, 415, 308),
 )
-_LOWER_LIP = (  # likewise, without the corners
+_LOWER_LIP = (  # in the same order, without the corners
     (146, 91, 181, 84, 17, 314, 405, 321, 375),
     (77, 90, 180, 85, 16, 315, 404, 320, 307),
     (96, 89, 179, 86, 15, 316, 403, 319, 325),
@@ -68,21 +71,29 @@ _LIDS = np.array(
 )
 
 
-def mouth_opening(mesh: np.ndarray) -> np.ndarray:
-    """Distance between the middles of the inner lips, |13 - 14|, in cm.
+def lip_gap(points: np.ndarray) -> np.ndarray:
+    """Mouth opening: distance between the middles of the inner lips, |13 - 14|, in the unit of the points.
 
     Args:
-        mesh: `[..., 468, 3]` cm; NaN stays NaN.
+        points: `[..., 468, 3]` cm of metric meshes, which gives cm; or image points `[..., 468, 2]`. NaN stays NaN.
 
     Returns:
         `[...]`.
     """
-    return np.linalg.norm(mesh[..., _LIP_TOP, :] - mesh[..., _LIP_BOTTOM, :], axis=-1)
+    return np.linalg.norm(points[..., _LIP_TOP, :] - points[..., _LIP_BOTTOM, :], axis=-1)
 
 
 def mouth_width(mesh: np.ndarray) -> np.ndarray:
     """Distance between the corners of the mouth, |61 - 291|, in cm: `[..., 468, 3]` → `[...]`."""
     return np.linalg.norm(mesh[..., _MOUTH_RIGHT, :] - mesh[..., _MOUTH_LEFT, :], axis=-1)
+
+
+def mouth_opening_ratio(mesh: np.ndarray) -> np.ndarray:
+    """Mouth opening over mouth width, `[..., 468, 3]` → `[...]`: about 0 closed, 0.5 wide open.
+
+    It does not depend on the size of the face, as the annotation's `mouth_opening` must not.
+    """
+    return lip_gap(mesh) / mouth_width(mesh)
 
 
 def eye_opening(mesh: np.ndarray) -> np.ndarray:

@@ -14,7 +14,8 @@ from itertools import pairwise
 import cv2
 import numpy as np
 
-from talkinghead.geometry.camera import NUM_VERTICES, check_size
+from talkinghead.geometry.camera import check_size
+from talkinghead.geometry.face_regions import NUM_VERTICES
 
 CANVAS = 512
 """Side of the canvas on which lines are drawn before the image is resized to the size asked for."""

@@ -1,13 +1,15 @@
-"""Reads audio as float32 mono at 16 kHz, cut by samples on the file's presentation timeline.
+"""Audio as float32 mono at 16 kHz: read from any file, and kept in the project's own WAV files.
 
-The order matters: decode, mean of the channels (a sum would clip), resample, then cut. Cutting packets instead would be
-off by up to a codec frame (23 ms for AAC). Every span is cut from one grid of 16 kHz samples that starts at the
-timeline's zero, so a span is equal to the same slice of the whole file.
+It is cut by samples on the file's presentation timeline. The order matters: decode, mean of the channels (a sum would
+clip), resample, then cut. Cutting packets instead would be off by up to a codec frame (23 ms for AAC). Every span is
+cut from one grid of 16 kHz samples that starts at the timeline's zero, so a span is equal to the same slice of the
+whole file.
 """
 
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -20,9 +22,8 @@ from av.audio.frame import AudioFrame
 from av.audio.stream import AudioStream
 from av.error import FFmpegError
 
-from talkinghead.media.container import MediaFile, name_of, open_media, start_of
 from talkinghead.media.errors import UnreadableMediaError
-from talkinghead.media.probe import audio_stream
+from talkinghead.media.media_file import MediaFile, audio_stream, name_of, open_media, start_of
 from talkinghead.timebase import SAMPLE_RATE, sample_at
 
 SILENCE_PEAK = 1e-3
@@ -31,9 +32,10 @@ SILENCE_PEAK = 1e-3
 _PREROLL_S = 0.5  # decoded before a span: codecs with overlapping frames need one or two of them, the resampler 1 ms
 _JITTER_S = 0.04  # time stamps may be this far off the running count of samples without meaning a gap
 _FILTER = {"filter_size": "64"}  # taps per phase; images at -95 dB, pass band to 7.5 kHz (measured)
-
-
 _SAMPLE_TYPES = {"u8": "u1", "s16": "i2", "s32": "i4", "s64": "i8", "flt": "f4", "dbl": "f8"}
+
+_WAV_HEADER = struct.Struct("<4sI4s4sIHHIIHH4sI")
+_WAV_SCALE = 32768
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class AudioSpan:
     leading_silence: int
     """Samples of silence before the first sample of the source."""
     trailing_silence: int
-    """Samples of silence behind its last one."""
+    """Samples of silence after its last one."""
     state: Literal["present", "silent", "missing"]
     """`missing`: no audio stream, or nothing of it lies in the span; `silent`: peak below `SILENCE_PEAK`."""
 
@@ -103,6 +105,7 @@ def _read(
     container: av.container.InputContainer, stream: AudioStream, first: int | None, last: int | None, name: str
 ) -> tuple[np.ndarray, int]:
     """Mono audio around the samples `first .. last` of the 16 kHz grid, and the grid position of its first sample."""
+    # Decode at the source's own rate, from a little before the span on.
     begin_s = None if first is None else first / SAMPLE_RATE
     if begin_s is not None and begin_s - _PREROLL_S > 0:
         _seek(container, stream, begin_s - _PREROLL_S)
@@ -110,12 +113,15 @@ def _read(
     native, position, rate = _collect(_frames(container, stream), start_of(container), begin_s, end_s, name)
     if not len(native):
         return np.zeros(0, np.float32), 0
+
     # The resampler puts its first output on its first input, so the input must start where both grids meet.
     common = math.gcd(rate, SAMPLE_RATE)
     block = rate // common
     lead = position % block
     padded = np.concatenate([np.zeros(lead, np.float32), native])
     offset = (position - lead) // block * (SAMPLE_RATE // common)
+
+    # Resample, and leave out what that start added.
     skip = -(-lead * SAMPLE_RATE // rate)
     total = len(padded) * SAMPLE_RATE // rate
     return _resample(padded, rate)[skip:total], offset + skip
@@ -210,3 +216,36 @@ def _resample(samples: np.ndarray, rate: int) -> np.ndarray:
         parts += [out.to_ndarray()[0] for out in resampler.resample(frame)]
     parts += [out.to_ndarray()[0] for out in resampler.resample(None)]
     return np.concatenate(parts) if parts else np.zeros(0, np.float32)  # a sample or two give nothing
+
+
+def encode_wav(samples: np.ndarray) -> bytes:
+    """Float32 `[N]` in -1 .. 1 as a WAV file: 16 kHz mono, 16 bit; values outside are limited.
+
+    Its header of 44 bytes depends on nothing but the length.
+    """
+    if samples.ndim != 1:
+        raise ValueError(f"audio has shape {samples.shape}, must be [N]")
+    quantised = np.clip(np.rint(samples.astype(np.float64) * _WAV_SCALE), -_WAV_SCALE, _WAV_SCALE - 1).astype("<i2")
+    size = quantised.nbytes
+    header = _WAV_HEADER.pack(
+        b"RIFF", size + 36, b"WAVE", b"fmt ", 16, 1, 1, SAMPLE_RATE, SAMPLE_RATE * 2, 2, 16, b"data", size
+    )
+    return header + quantised.tobytes()
+
+
+def decode_wav(data: bytes) -> np.ndarray:
+    """Inverse of `encode_wav`: float32 `[N]`.
+
+    Raises:
+        ValueError: Not a WAV file of the project; any other audio file is read by `read_whole_audio`.
+    """
+    if len(data) < _WAV_HEADER.size:
+        raise ValueError(f"a WAV file of {len(data)} bytes has no header")
+    fields = _WAV_HEADER.unpack_from(data)
+    if fields[0] != b"RIFF" or fields[5:8] != (1, 1, SAMPLE_RATE) or fields[10:12] != (16, b"data"):
+        raise ValueError(f"not a 16-bit mono WAV file at {SAMPLE_RATE} Hz with a plain header")
+    if fields[12] != len(data) - _WAV_HEADER.size:
+        raise ValueError(
+            f"the WAV header announces {fields[12]} bytes of samples, {len(data) - _WAV_HEADER.size} follow"
+        )
+    return np.frombuffer(data, "<i2", offset=_WAV_HEADER.size).astype(np.float32) / _WAV_SCALE

@@ -1,9 +1,14 @@
-"""Encodes clips: H.264 in MP4, 25 frames per second, closed groups of 25 frames, no audio, reproducible bytes."""
+"""Encodes clips: H.264 in MP4, 25 frames per second, closed groups of 25 frames, no audio, reproducible bytes.
+
+The index stands at the front of the file, so that a reader needs no seek to the end before the first frame; FFmpeg's
+`faststart` does the same but needs a file on disk. Box layout: ISO/IEC 14496-12.
+"""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+import struct
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 
 import av
@@ -13,24 +18,25 @@ from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTr
 from av.video.stream import VideoStream
 
 from talkinghead.media.encoder_settings import EncoderSettings
-from talkinghead.media.mp4_boxes import index_first
 from talkinghead.media.pixels import PixelConverter
 from talkinghead.timebase import FPS
 
 GROUP_FRAMES = 25
 """Frames from one key frame to the next: frame `k` decodes from frame `k - k % 25` on."""
 
-_X264 = ":".join(
-    [
-        f"keyint={GROUP_FRAMES}",
-        f"min-keyint={GROUP_FRAMES}",
-        "scenecut=0",  # key frames stand at multiples of GROUP_FRAMES and nowhere else
-        "open-gop=0",
-        "threads=1",  # the bytes depend on the number of threads
-        "cpu-independent=1",  # … and must not on the processor
-        "colorprim=bt709:transfer=bt709:colormatrix=bt709:fullrange=off",
-    ]
+_CLIP_X264 = (
+    f"keyint={GROUP_FRAMES}",
+    f"min-keyint={GROUP_FRAMES}",
+    "scenecut=0",  # key frames stand at multiples of GROUP_FRAMES and nowhere else
+    "open-gop=0",
 )
+_X264 = (
+    "threads=1",  # the bytes depend on the number of threads
+    "cpu-independent=1",  # … and must not on the processor
+    "colorprim=bt709:transfer=bt709:colormatrix=bt709:fullrange=off",
+)
+
+_CONTAINERS = (b"moov", b"trak", b"mdia", b"minf", b"stbl")
 
 
 def encode_mp4(frames: Iterable[np.ndarray], width: int, height: int, settings: EncoderSettings) -> bytes:
@@ -48,7 +54,7 @@ def encode_mp4(frames: Iterable[np.ndarray], width: int, height: int, settings: 
     converter = PixelConverter()
     count = 0
     with av.open(buffer, "w", format="mp4", container_options={"fflags": "+bitexact"}) as container:
-        stream = _add_stream(container, width, height, settings)
+        stream = add_h264(container, (width, height), Fraction(FPS), settings, _CLIP_X264)
         for image in frames:
             assert image.shape == (height, width, 3) and image.dtype == np.uint8, f"{image.shape} {image.dtype}"
             frame = converter.yuv420(image)
@@ -61,13 +67,66 @@ def encode_mp4(frames: Iterable[np.ndarray], width: int, height: int, settings: 
     return index_first(buffer.getvalue())
 
 
-def _add_stream(container: OutputContainer, width: int, height: int, settings: EncoderSettings) -> VideoStream:
-    options = {"crf": str(settings.crf), "preset": settings.preset, "x264-params": _X264}
-    stream = container.add_stream("libx264", rate=FPS, options=options)
-    stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+def add_h264(
+    container: OutputContainer,
+    size: tuple[int, int],
+    rate: Fraction,
+    settings: EncoderSettings,
+    x264: Iterable[str] = (),
+) -> VideoStream:
+    """Add a video stream to a file: H.264, yuv420p, BT.709, limited range, reproducible on any machine.
+
+    Args:
+        container: File that is being written.
+        size: Width and height, even.
+        rate: Frames per second; a frame's time stamp is its number.
+        settings: Quality and preset.
+        x264: Further options of x264.
+    """
+    options = {"crf": str(settings.crf), "preset": settings.preset, "x264-params": ":".join((*x264, *_X264))}
+    stream = container.add_stream("libx264", rate=rate, options=options)
+    (stream.width, stream.height), stream.pix_fmt = size, "yuv420p"
     context = stream.codec_context
     context.thread_count = 1
-    context.time_base = Fraction(1, FPS)
+    context.time_base = 1 / rate
     context.colorspace, context.color_range = Colorspace.ITU709, ColorRange.MPEG
     context.color_primaries, context.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
     return stream
+
+
+def index_first(mp4: bytes) -> bytes:
+    """An MP4 file with its index (`moov`) before its frames (`mdat`); chunk offsets move along.
+
+    A file that has it so already is returned as it is.
+    """
+    boxes = {name: mp4[begin:end] for name, begin, end in _boxes(mp4, 0, len(mp4))}
+    if list(boxes).index(b"moov") < list(boxes).index(b"mdat"):
+        return mp4
+    moov = bytearray(boxes.pop(b"moov"))
+    _shift_chunks(moov, 0, len(moov), len(moov))
+    return b"".join([boxes.pop(b"ftyp"), moov, *boxes.values()])
+
+
+def _shift_chunks(data: bytearray, begin: int, end: int, shift: int) -> None:
+    """Add `shift` to every chunk offset below the boxes in `begin .. end`."""
+    for name, first, last in _boxes(data, begin, end):
+        if name in _CONTAINERS:
+            _shift_chunks(data, first + 8, last, shift)
+        elif name in (b"stco", b"co64"):
+            (count,) = struct.unpack_from(">I", data, first + 12)
+            layout = f">{count}{'I' if name == b'stco' else 'Q'}"
+            offsets = struct.unpack_from(layout, data, first + 16)
+            struct.pack_into(layout, data, first + 16, *(offset + shift for offset in offsets))
+
+
+def _boxes(data: bytes | bytearray, begin: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+    """Name, first byte and end of each box in a row."""
+    while begin + 8 <= end:
+        size, name = struct.unpack_from(">I4s", data, begin)
+        if size == 1:
+            (size,) = struct.unpack_from(">Q", data, begin + 8)
+        elif size == 0:
+            size = end - begin
+        assert 8 <= size <= end - begin, f"box {name!r} of {size} bytes does not fit"
+        yield name, begin, begin + size
+        begin += size

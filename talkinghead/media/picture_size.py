@@ -20,8 +20,8 @@ def resize_pictures(pictures: Pictures, width: int, height: int) -> Pictures:
 
     Args:
         pictures: uint8 `[N, 3, H, W]`, an array or a tensor on the CPU.
-        width: Wanted, pixels.
-        height: Wanted, pixels.
+        width: Width that is wanted, pixels.
+        height: Height that is wanted, pixels.
 
     Returns:
         uint8 `[N, 3, height, width]`, contiguous, of the kind that was given.
@@ -62,10 +62,10 @@ def middle_box(width: int, height: int, to_width: int, to_height: int) -> tuple[
     """The largest box of another aspect in the middle of a picture: left, top, width, height in pixels.
 
     Args:
-        width: Of the picture.
-        height: Of the picture.
+        width: Width of the picture, pixels.
+        height: Height of the picture, pixels.
         to_width: The aspect that is wanted is to_width / to_height.
-        to_height: See there.
+        to_height: Its other number.
     """
     across = min(width, round(height * to_width / to_height))
     down = min(height, round(width * to_height / to_width))
@@ -86,7 +86,7 @@ def fit_landmarks(points: np.ndarray, picture: tuple[int, int], size: tuple[int,
 
     Args:
         points: `[…, 2 or more]`, x and y in shares of the picture's width and height.
-        picture: Its width and height.
+        picture: Width and height of the picture.
         size: Width and height of what is made of it.
 
     Returns:

@@ -1,7 +1,7 @@
 """Writes a video with its speech: H.264 and AAC in MP4, one frame at a time, whole or not at all.
 
 Pictures and sound are handed to the muxer in step, so that the memory does not grow with the length. The sound comes
-from the user's own file at its own rate, not from the 16 kHz that the models hear.
+from the user's own file at its own rate, not from the 16 kHz that the models attend to.
 """
 
 from __future__ import annotations
@@ -21,22 +21,19 @@ from av.error import BlockingIOError as NothingYetError
 from av.error import EOFError as EndError
 from av.error import FFmpegError
 from av.filter import Graph
-from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
-from av.video.stream import VideoStream
 
 from talkinghead.files.atomic import staged_file
 from talkinghead.media.audio import to_mono
-from talkinghead.media.container import MediaFile, name_of, open_media, start_of
+from talkinghead.media.encode import add_h264
 from talkinghead.media.encoder_settings import EncoderSettings
 from talkinghead.media.errors import UnreadableMediaError
+from talkinghead.media.media_file import MediaFile, audio_stream, name_of, open_media, start_of
 from talkinghead.media.pixels import PixelConverter
-from talkinghead.media.probe import audio_stream
 from talkinghead.timebase import SAMPLE_RATE
 
 SMALLEST, LARGEST = 16, 8192
 """Sides of a video in pixels; H.264 levels, and so players, end at 8192."""
 
-_X264 = "threads=1:cpu-independent=1:colorprim=bt709:transfer=bt709:colormatrix=bt709:fullrange=off"
 _AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 _WIDE_RATE = 32000  # from here on a channel gets 96 kbit/s, below 48
 _JITTER_S = 0.04  # as `talkinghead.media.audio`: smaller gaps and overlaps of time stamps are rounding
@@ -90,7 +87,7 @@ def encode_talking_video(
         width: Even number of pixels.
         height: Even number of pixels.
         fps: Frames per second; frame `k` is shown from `k / fps` on.
-        speech: What is heard from the first frame on: an audio or video file (mono and stereo stay so, more channels
+        speech: The sound from the first frame on: an audio or video file (mono and stereo stay so, more channels
             become one), or float samples `[N]` at 16 kHz. It is cut where the last frame ends. None: no sound.
         settings: Quality and preset.
 
@@ -123,11 +120,13 @@ def _write(
     sound: _Sound | None,
     settings: EncoderSettings,
 ) -> int:
+    """Frames and sound into an open file; returns the number of frames."""
     width, height = size
-    video = _add_video(container, width, height, rate, settings)
+    video = add_h264(container, size, rate, settings)
     audio = None if sound is None else _add_audio(container, sound)
     converter = PixelConverter()
     count = 0
+    # Frame by frame, each with the sound until its end.
     for image in frames:
         assert image.shape == (height, width, 3) and image.dtype == np.uint8, f"{image.shape} {image.dtype}"
         frame = converter.yuv420(image)
@@ -139,24 +138,11 @@ def _write(
                 container.mux(audio.encode(piece))
     if not count:
         raise ValueError("a video needs at least one frame")
+    # What the encoders still hold.
     container.mux(video.encode(None))
     if audio is not None:
         container.mux(audio.encode(None))
     return count
-
-
-def _add_video(
-    container: OutputContainer, width: int, height: int, rate: Fraction, settings: EncoderSettings
-) -> VideoStream:
-    options = {"crf": str(settings.crf), "preset": settings.preset, "x264-params": _X264}
-    stream = container.add_stream("libx264", rate=rate, options=options)
-    stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-    context = stream.codec_context
-    context.thread_count = 1
-    context.time_base = 1 / rate
-    context.colorspace, context.color_range = Colorspace.ITU709, ColorRange.MPEG
-    context.color_primaries, context.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
-    return stream
 
 
 def _add_audio(container: OutputContainer, sound: _Sound) -> AudioStream:
@@ -247,7 +233,7 @@ def _placed(container: InputContainer, stream: AudioStream) -> Iterator[AudioFra
         if frame.pts is not None and frame.time_base:
             position = round((float(frame.pts * frame.time_base) - origin) * rate)
         if frame.layout.nb_channels > 2:
-            # As the models hear it, and whatever the channels are: layouts that have no name cannot be mixed.
+            # As the models get it, and whatever the channels are: layouts that have no name cannot be mixed.
             frame = _audio_frame(to_mono(frame)[None], "mono", rate, position)
         frame.pts, frame.time_base = position, Fraction(1, rate)
         expected = position + frame.samples

@@ -1,12 +1,16 @@
-"""Reads a video's frames in presentation order, upright and with square pixels, from any point on."""
+"""Reads a video's frames in presentation order, upright and with square pixels, from any point on.
+
+`constant_rate` shows them at the project's rate. They are resampled on their presentation time, never by stride or
+average rate: a file with a variable rate, a late start or a gap keeps its timing.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from fractions import Fraction
 from types import TracebackType
-from typing import cast
+from typing import Protocol, TypeVar, cast
 
 import cv2
 import numpy as np
@@ -14,14 +18,40 @@ from av.error import FFmpegError
 from av.video.frame import VideoFrame
 from av.video.reformatter import Interpolation
 
-from talkinghead.media.container import MediaFile, name_of, open_media, start_of
 from talkinghead.media.errors import UnreadableMediaError
+from talkinghead.media.media_file import (
+    MediaFile,
+    VideoInfo,
+    describe_video,
+    first_frame,
+    name_of,
+    open_media,
+    start_of,
+    video_stream,
+)
 from talkinghead.media.pixels import ACCURATE, FAST, PixelConverter
-from talkinghead.media.probe import VideoInfo, describe_video, first_frame, video_stream
+from talkinghead.timebase import frame_time, frames_in
 
 _TURNS = {90: cv2.ROTATE_90_CLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_COUNTERCLOCKWISE}
 _SEEK_MARGINS_S = (0.5, 4.0, 20.0)  # one of these reaches back to a key frame that really decodes; else from the start
 _DEFAULT_FRAME_S = 0.04
+
+
+class Timed(Protocol):
+    """Anything that is shown from a point in time on."""
+
+    @property
+    def time_s(self) -> float:
+        """Presentation time in seconds."""
+        ...
+
+    @property
+    def end_s(self) -> float:
+        """When it would end if nothing followed, seconds."""
+        ...
+
+
+T = TypeVar("T", bound=Timed)
 
 
 class SourceFrame:
@@ -86,7 +116,7 @@ class VideoSource:
         self._name = name_of(file)
         self._stack = ExitStack()
         self.broken_packets = 0
-        """Packets that could not be decoded in the latest run of `frames`."""
+        """Packets that could not be decoded in the latest call of `frames`."""
         self._reopen()
         frame = first_frame(self._container, self._stream)
         if frame is None:
@@ -130,6 +160,7 @@ class VideoSource:
 
     def _decode_from(self, start_s: float) -> Iterator[SourceFrame]:
         """Frames from a point that is not later than `start_s` (or from the first frame)."""
+        # From a key frame before it, further and further back until one decodes.
         for margin in _SEEK_MARGINS_S:
             target = start_s - margin
             if target <= self.info.start_s or not self._seek(target):
@@ -140,10 +171,12 @@ class VideoSource:
                 yield first
                 yield from frames
                 return
+        # Near the start, or where the file cannot be sought in: from its first frame on.
         self._reopen()
         yield from self._decode()
 
     def _seek(self, time_s: float) -> bool:
+        """Go to a key frame before a point in time; False where the file has no index."""
         if not self._fresh:
             self._reopen()
         self._fresh = False
@@ -165,12 +198,14 @@ class VideoSource:
         self._fresh = True
 
     def _decode(self) -> Iterator[SourceFrame]:
+        """Frames from where the file stands, with their times."""
         self._fresh = False
         converter = PixelConverter()
         tick = float(cast(Fraction, self._stream.time_base))
         time_s, step_s = None, 1 / self.info.fps if self.info.fps else _DEFAULT_FRAME_S
         self._first_dts = None
         for frame in self._raw_frames():
+            # From when it is shown.
             if self._is_avi:  # stores no presentation times, but has a constant rate
                 if time_s is None:
                     time_s = (self._first_dts or 0) * tick - self._origin
@@ -180,6 +215,7 @@ class VideoSource:
                 time_s = frame.pts * tick - self._origin
             else:  # no time stamp: it follows the one before
                 time_s = self.info.start_s if time_s is None else time_s + step_s
+            # Until when, if nothing follows.
             duration_s = frame.duration * tick if frame.duration and not self._is_avi else step_s
             end_s = time_s + duration_s
             if self.info.end_s is not None and time_s < self.info.end_s < end_s:
@@ -204,3 +240,40 @@ class VideoSource:
                 yield from cast(list[VideoFrame], packet.decode())
             except FFmpegError:
                 self.broken_packets += 1
+
+
+def constant_rate(frames: Iterable[T], start_s: float, end_s: float | None, tick_s: float) -> Iterator[T]:
+    """For each output frame the source frame that it shows.
+
+    Output frame `k` shows the last source frame with `time_s <= start_s + k/25 + tick_s/2`; half a tick forgives the
+    rounding of time stamps. There are as many output frames as whole 25ths fit before the end of the last source frame
+    or `end_s`, whichever comes first.
+
+    Args:
+        frames: Source frames in presentation order; the first must not be later than `start_s`. A frame that goes back
+            in time is left out.
+        start_s: Time of output frame 0.
+        end_s: End of the interval, exclusive; None: to the end of the source.
+        tick_s: Resolution of the source's time stamps.
+    """
+    limit = None if end_s is None else frames_in(end_s - start_s + tick_s / 2)
+    shown: T | None = None
+    k = 0
+    for frame in frames:
+        if shown is not None and frame.time_s < shown.time_s:
+            continue
+        while (
+            shown is not None and (limit is None or k < limit) and start_s + frame_time(k) + tick_s / 2 < frame.time_s
+        ):
+            yield shown
+            k += 1
+        if limit is not None and k >= limit:
+            return
+        assert shown is not None or frame.time_s <= start_s + tick_s / 2, "the first frame comes after the start"
+        shown = frame
+    if shown is None:
+        return
+    last = frames_in(shown.end_s - start_s + tick_s / 2)
+    while k < (last if limit is None else min(last, limit)):
+        yield shown
+        k += 1

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import flop_registry
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one computation."""
+    """What one computation takes."""
 
     flops: int
     """Floating point operations of matrix products, convolutions and attention: two for each multiplication."""

@@ -20,7 +20,7 @@ from talkinghead import rng
 Sampler = Literal["ddim", "dpm++", "euler", "unipc"]
 
 Key = tuple[int | str, ...]
-"""What a sample's random numbers depend on beside seed and purpose: its slot, or its step and its name."""
+"""What a sample's random numbers depend on, next to seed and purpose: its slot, or its step and its name."""
 
 _ALLOWED = {
     "beta_schedule": ("scaled_linear", "linear"),
@@ -172,9 +172,9 @@ def draw_noise(seed: int, keys: Sequence[Key], shape: Sequence[int], *, offset: 
     """Noise of training samples, each sample's a function of its own key.
 
     Args:
-        seed: Of the run.
+        seed: Seed of the training.
         keys: One for each sample.
-        shape: Of one sample: `[F, C, h, w]`.
+        shape: Shape of one sample: `[F, C, h, w]`.
         offset: Strength of a further draw for each sample and channel, the same in all frames and positions ("offset
             noise"), so that the mean of a picture is also learnt.
 
@@ -188,7 +188,7 @@ def _sample_noise(seed: int, key: Key, shape: Sequence[int], offset: float) -> T
     draws = rng.generator(seed, "noise", *key)
     noise = torch.from_numpy(draws.standard_normal(tuple(shape), dtype="float32"))
     if offset:
-        # From the same generator, behind the noise: without an offset the noise is the same.
+        # From the same generator, after the noise: without an offset the noise is the same.
         shift = torch.from_numpy(draws.standard_normal((shape[1],), dtype="float32"))
         noise = noise + offset * shift[None, :, None, None]
     return noise

@@ -31,7 +31,7 @@ _FOLD_SHARE = 0.2
 _SPREAD = 0.5  # standard deviation of an interval's logarithm
 _SHORTEST, _LONGEST = 0.35, 3.0  # intervals stay within these multiples of the mean
 
-# The skin fold above each lid, beside the lid's vertices of the same order (outer corner to inner).
+# The skin fold above each lid, next to the lid's vertices of the same order (outer corner to inner).
 _RIGHT_FOLD = (247, 30, 29, 27, 28, 56, 190)
 _LEFT_FOLD = (467, 260, 259, 257, 258, 286, 414)
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from safetensors import SafetensorError
@@ -25,17 +24,10 @@ from safetensors.numpy import save as save_tensors
 
 from talkinghead.files.atomic import write_whole
 from talkinghead.geometry.blendshapes import NUM_BLENDSHAPES, PARTS
-from talkinghead.geometry.camera import NUM_VERTICES
-from talkinghead.geometry.face_regions import mouth_opening
-
-if TYPE_CHECKING:
-    pass
-
+from talkinghead.geometry.face_regions import NUM_VERTICES, lip_gap
 
 EXPRESSION_FILE = "expression.safetensors"
 """In a folder of trained weights: the basis that takes an expression out of a portrait's mesh."""
-
-
 RIDGE = 5e-3
 """Variance of a score that the ridge adds to each: scores that move less than its root (0.07) count little."""
 NUM_SCORES = NUM_BLENDSHAPES + 1
@@ -86,6 +78,7 @@ class ExpressionBasis:
             raise ValueError(f"there is no part {', '.join(unknown)} of a face; there are {', '.join(PARTS)}")
         if blendshapes.shape[-1:] != (NUM_BLENDSHAPES,) or not np.isfinite(blendshapes).all():
             raise ValueError("an expression can be taken out only where the face model gives 52 blendshapes")
+        # Of the scores' distance from rest, those that belong to the parts.
         chosen = sorted(column for part in parts for column in PARTS[part]) + [NUM_BLENDSHAPES] * ("mouth" in parts)
         away = (_scores(mesh, blendshapes) - self.rest)[..., chosen]
         return np.tensordot(away.astype(np.float32), self.offsets[chosen], axes=1)
@@ -151,11 +144,14 @@ class ExpressionFit:
         seen = np.isfinite(mesh).all(axis=(1, 2)) & np.isfinite(blendshapes).all(axis=1)
         if not seen.any():
             return
+        # How far each coordinate is from rest, and what the face model says of the same frames.
         offset = (mesh[seen].astype(np.float64) - neutral).reshape(int(seen.sum()), -1)
         scores = _scores(mesh[seen], blendshapes[seen])
+        # The scores at rest: those of the frames that are nearest to the neutral mesh.
         nearest = np.argsort(np.abs(offset).sum(axis=1), kind="stable")[: max(1, round(_NEUTRAL_SHARE * len(offset)))]
         self._rest += np.median(scores[nearest], axis=0)
         self._clips += 1
+        # Sums of products, about the clip's own means.
         scores -= scores.mean(axis=0)
         self._gram += scores.T @ scores
         self._cross += scores.T @ (offset - offset.mean(axis=0))
@@ -170,6 +166,7 @@ class ExpressionFit:
         if not self._frames:
             raise ValueError("no frame has blendshapes: annotate with a face model that gives them (make reannotate)")
         counted = np.arange(1, NUM_SCORES)  # without `_neutral`
+        # Ridge regression: (Gram + ridge · 1) · offsets = cross, all per frame.
         system = self._gram[np.ix_(counted, counted)] / self._frames + ridge * np.eye(len(counted))
         offsets = np.zeros((NUM_SCORES, NUM_VERTICES, 3), np.float32)
         solved = np.linalg.solve(system, self._cross[counted] / self._frames)
@@ -179,4 +176,4 @@ class ExpressionFit:
 
 def _scores(mesh: np.ndarray, blendshapes: np.ndarray) -> np.ndarray:
     """`[..., 468, 3]` and `[..., 52]` → `[..., 53]` float64."""
-    return np.concatenate((blendshapes, mouth_opening(mesh)[..., None]), axis=-1, dtype=np.float64)
+    return np.concatenate((blendshapes, lip_gap(mesh)[..., None]), axis=-1, dtype=np.float64)

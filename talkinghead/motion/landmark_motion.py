@@ -1,4 +1,4 @@
-"""A face in motion: metric meshes and head poses, and where their points stand in the picture."""
+"""A face in motion: metric meshes and head poses, and where their points stand in the image."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from talkinghead.geometry.camera import NUM_VERTICES
+from talkinghead.geometry.camera import project
+from talkinghead.geometry.face_regions import NUM_VERTICES
 from talkinghead.geometry.pose import matrix_from_pose
-from talkinghead.geometry.projection import project
 
 _CHUNK = 500
 """Frames projected at once: float64 copies of more would cost more memory than the result."""
@@ -25,7 +25,7 @@ class LandmarkMotion:
     pose_matrix: np.ndarray
     """`[F, 4, 4]` float64, canonical → camera: the reference's matrix times that of `pose`."""
     landmarks: np.ndarray
-    """`[F, 468, 2]` float32, x/width and y/height; outside 0 .. 1 when the head leaves the picture."""
+    """`[F, 468, 2]` float32, x/width and y/height; outside 0 .. 1 when the head leaves the image."""
     fps: float
 
     def __len__(self) -> int:
@@ -51,8 +51,8 @@ def place(
         mesh: `[F, 468, 3]` cm.
         pose: `[F, 6]` degrees and cm, relative to the reference.
         reference_pose_matrix: `[4, 4]`.
-        width: Of the reference picture, in pixels; only its ratio to `height` matters.
-        height: Of the reference picture.
+        width: Width of the reference image in pixels; only its ratio to `height` matters.
+        height: Height of the reference image in pixels.
         fps: Frame rate of both.
         compat: Project as AniPortrait does (`projection.project`).
 

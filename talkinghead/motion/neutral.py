@@ -18,8 +18,7 @@ from typing import Literal
 import numpy as np
 
 from talkinghead.geometry.blendshapes import NUM_BLENDSHAPES, columns
-from talkinghead.geometry.camera import NUM_VERTICES
-from talkinghead.geometry.face_regions import mouth_opening
+from talkinghead.geometry.face_regions import NUM_VERTICES, lip_gap
 
 SHARE = 0.1
 FEWEST_FRAMES = 5
@@ -72,8 +71,10 @@ class NeutralEstimator:
                 f"a neutral mesh is made of mesh [F, {NUM_VERTICES}, 3], blendshapes [F, {NUM_BLENDSHAPES}] and valid"
                 f" [F]; these are {mesh.shape}, {blendshapes.shape} and {valid.shape}"
             )
-        opening = TENSION_PER_CM * mouth_opening(mesh).astype(np.float64)
+        # How tense each frame is, by its scores and by its lips.
+        opening = TENSION_PER_CM * lip_gap(mesh).astype(np.float64)
         tension = opening + blendshapes[:, TENSE].sum(axis=1, dtype=np.float64)
+        # Frames without scores are kept apart: they count only where no frame has any.
         scored = np.isfinite(tension)
         seen = valid.astype(bool) & np.isfinite(mesh).all(axis=(1, 2))
         self._pools["blendshapes and lip opening"].add(mesh, tension, seen & scored)

@@ -1,4 +1,4 @@
-"""Motion from one frame rate to another.
+"""Motion at another frame rate, and of another length.
 
 Convention: frame `k` shows the interval `[k / fps, (k + 1) / fps)`, and its values are those of the interval's middle.
 """
@@ -34,3 +34,15 @@ def resample_frames(values: np.ndarray, fps: float, to_fps: float, count: int) -
     after = np.minimum(before + 1, len(values) - 1)
     share = (at - before).astype(values.dtype).reshape(-1, *[1] * (values.ndim - 1))
     return values[before] * (1 - share) + values[after] * share
+
+
+def tile(template: np.ndarray, frames: int) -> np.ndarray:
+    """Play a template `[T, D]` to and fro until `frames` rows are filled: no jump at the turns, no row twice.
+
+    Raises:
+        ValueError: An empty template.
+    """
+    if not len(template):
+        raise ValueError("the pose template is empty")
+    period = np.concatenate((template, template[-2:0:-1]))
+    return period[np.arange(frames) % len(period)]

@@ -1,4 +1,8 @@
-"""TODO docstring."""
+"""Where a head rests in a clip, and its motion about that pose.
+
+Convention: poses are relative in the axes of the pose they are relative to, pose of inverse(rest) · M; so
+`rest · M(result)` is the head's matrix again.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +37,7 @@ def relative_pose(pose_matrix: np.ndarray, rest: np.ndarray) -> np.ndarray:
 
     Args:
         pose_matrix: `[F, 4, 4]`; NaN stays NaN.
-        rest: `[4, 4]`, of `clip_rest_pose`.
+        rest: `[4, 4]`, such as `clip_rest_pose` gives; or any other pose, such as a reference's.
 
     Returns:
         `[F, 6]` float64, degrees and cm. `rest @ matrix_from_pose(result)` is `pose_matrix` again.

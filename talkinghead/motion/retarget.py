@@ -4,6 +4,19 @@ The neutral mesh is the median of many relaxed frames, the expression is fitted 
 motion is taken about the pose in which the driving head rests, so that a video that begins with a turned head, or with
 a smile, does not twist the reference for good. (AniPortrait takes one neutral frame, copies the expression unscaled and
 the rotation as it is, and the translation relative to the first frame.)
+
+The expression is the offset from the driving face's neutral mesh. Laid over another face as it is, it would open small
+eyes wider than shut lids can meet, and widen a small mouth beyond its face. So offsets are scaled, in three steps:
+
+1. Along x, y and z by the ratio of how far the two faces reach there around each vertex (the spread of the neighbours,
+   weighted by a Gaussian of 1.5 cm). Metric meshes already have one size in common, so this is about shape alone.
+2. Across the eyes by the ratio of the neutral gaps between the lids: an eye that is half shut gives one half shut.
+3. Where lips or lids would then pass through each other, they meet in the middle instead.
+
+A face driven by itself gives its own motion again, and the driving neutral mesh gives the reference's mesh.
+
+A reference whose mouth stands open is not at rest: its motion would be on top of that opening, and its lips would never
+meet. `close_mouth` takes the opening out first, in the way in which the driving face's own mouth opens.
 """
 
 from __future__ import annotations
@@ -13,15 +26,30 @@ from typing import Literal
 
 import numpy as np
 
-from talkinghead.geometry.pose import matrix_from_pose, pose_from_matrix, rigid_inverse
-from talkinghead.motion.expression_transfer import close_mouth, transfer_expression
+from talkinghead.geometry.face_regions import INNER_LIPS, LOWER_FACE, NUM_VERTICES, lip_gap
+from talkinghead.geometry.pose import matrix_from_pose, pose_from_matrix
+from talkinghead.motion.blink import EYELIDS
 from talkinghead.motion.neutral import NeutralMesh, neutral_mesh
+from talkinghead.motion.rest_pose import clip_rest_pose, relative_pose
 from talkinghead.motion.smoothing import moving_average
 
 SMOOTHING_WINDOW = 3
+"""Frames of the moving average over the pose."""
 PoseMode = Literal["absolute", "relative"]
 """`relative`: the reference's own pose, moved as the driving head moves about where it rests. `absolute`: the driving
 head's angles as they are; its place is still relative."""
+
+REACH_CM = 1.5
+"""Standard deviation of the neighbourhood in which two faces are compared."""
+_LEAST_SPREAD_CM = 0.2  # below this, spreads along an axis say little; it is added to both
+_SMALLEST, _LARGEST = 0.6, 1.6  # of the scale: what lies beyond is a wrong measure, not a face
+_WIDEST = 3.0  # of the eyes' scale; it may fall to 0, where the reference's eyes are shut
+_OPENING_RIDGE = 0.01
+"""cm²: where the driving mouth's opening varies by less than its root (1 mm), it tells little of how a mouth opens."""
+
+_MOUTH = len(INNER_LIPS) // 2
+_LIPS = np.array(INNER_LIPS[1:_MOUTH]), np.array(INNER_LIPS[:_MOUTH:-1])
+"""Inner border of the upper lip, and of the lower lip below it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,15 +89,18 @@ def transfer(
         pose_mode: How the head moves.
         pose_gain: Factor of the angles: those relative to rest, or the absolute ones; 0 holds the head still.
         window: Frames (odd) of the moving average over the pose.
-        relax_mouth: Close a reference's open mouth first (`expression_transfer.close_mouth`).
+        relax_mouth: Close a reference's open mouth first (`close_mouth`).
 
     Raises:
         ValueError: No frame has a face, or shapes that do not fit.
     """
+    # Both faces at rest.
     neutral = neutral_mesh(mesh, blendshapes, np.isfinite(mesh[:, 0, 0]))
     if relax_mouth:
         reference_mesh = close_mouth(reference_mesh, mesh, neutral.mesh)
+    # The expression, in the reference's proportions.
     moved = transfer_expression(mesh, neutral.mesh, reference_mesh)
+    # The head, smoothed, and turned more or less.
     pose = transfer_pose(pose_matrix, reference_pose_matrix, pose_mode)
     pose = moving_average(pose, window)
     if pose_mode == "relative":
@@ -78,7 +109,7 @@ def transfer(
         reference = np.asarray(reference_pose_matrix, dtype=np.float64)
         absolute = pose_from_matrix(reference @ matrix_from_pose(pose))
         absolute[:, :3] *= pose_gain
-        pose = pose_from_matrix(rigid_inverse(reference) @ matrix_from_pose(absolute))
+        pose = relative_pose(matrix_from_pose(absolute), reference)
     return Transferred(mesh=moved, pose=pose, neutral=neutral, rest=np.asarray(reference_mesh, np.float64))
 
 
@@ -96,13 +127,128 @@ def transfer_pose(pose_matrix: np.ndarray, reference_pose_matrix: np.ndarray, mo
     Raises:
         ValueError: No frame has a pose.
     """
-    pose = pose_from_matrix(pose_matrix)
-    present = np.isfinite(pose).all(axis=1)
-    if not present.any():
-        raise ValueError("no frame of the driving clip has a face")
-    rest = np.median(pose[present], axis=0)
+    rest = clip_rest_pose(pose_matrix, np.all(np.isfinite(pose_matrix), axis=(1, 2)))
     if mode == "relative":
-        return pose_from_matrix(rigid_inverse(matrix_from_pose(rest)) @ np.asarray(pose_matrix, dtype=np.float64))
+        return relative_pose(pose_matrix, rest)
     reference = np.asarray(reference_pose_matrix, dtype=np.float64)
-    pose[:, 3:] += reference[:3, 3] - rest[3:]
-    return pose_from_matrix(rigid_inverse(reference) @ matrix_from_pose(pose))
+    pose = pose_from_matrix(pose_matrix)
+    pose[:, 3:] += reference[:3, 3] - rest[:3, 3]
+    return relative_pose(matrix_from_pose(pose), reference)
+
+
+def transfer_expression(mesh: np.ndarray, neutral: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """The reference face with the driving face's expression.
+
+    Args:
+        mesh: Driving `[F, 468, 3]` cm, canonical space; frames with NaN stay NaN.
+        neutral: The driving face at rest, `[468, 3]`.
+        reference: The reference face, `[468, 3]`, taken as being at rest.
+
+    Returns:
+        `[F, 468, 3]` float64, cm.
+
+    Raises:
+        ValueError: Shapes that do not fit, or a neutral or reference mesh that is not finite.
+    """
+    if mesh.shape[1:] != (NUM_VERTICES, 3) or neutral.shape != mesh.shape[1:] or reference.shape != mesh.shape[1:]:
+        raise ValueError(
+            f"a driving mesh [F, {NUM_VERTICES}, 3] with a neutral and a reference mesh is wanted, not {mesh.shape},"
+            f" {neutral.shape} and {reference.shape}"
+        )
+    if not (np.isfinite(neutral).all() and np.isfinite(reference).all()):
+        raise ValueError("the neutral or the reference mesh is not finite")
+    neutral, reference = np.asarray(neutral, np.float64), np.asarray(reference, np.float64)
+    offsets = np.asarray(mesh, np.float64) - neutral
+    moved = reference + _on_reference(offsets, neutral, reference)
+    return uncrossed(moved, reference, mesh)
+
+
+def close_mouth(reference: np.ndarray, mesh: np.ndarray, neutral: np.ndarray) -> np.ndarray:
+    """The reference with its lips no further apart than the driving face's at rest.
+
+    Args:
+        reference: `[468, 3]` cm.
+        mesh: Driving `[F, 468, 3]`, which shows how a mouth opens; frames with NaN are passed over.
+        neutral: The driving face at rest, `[468, 3]`.
+
+    Returns:
+        `[468, 3]` float64. The same as given where its mouth is closed, or where the driving mouth never moves.
+    """
+    reference, neutral = np.asarray(reference, np.float64), np.asarray(neutral, np.float64)
+    # How far the lips are too far apart.
+    excess = float(lip_gap(reference) - lip_gap(neutral))
+    seen = np.asarray(mesh[np.isfinite(mesh).all(axis=(1, 2))], np.float64)
+    if excess <= 0 or not len(seen):
+        return reference.copy()
+    # How the driving face moves with each centimetre of its mouth's opening, by ridge regression.
+    opening = lip_gap(seen) - lip_gap(seen).mean()
+    moves = (opening @ (seen - seen.mean(axis=0)).reshape(len(seen), -1)).reshape(neutral.shape)
+    # Not by the shapes' ratio: an open mouth is also a tall one, and would close too far.
+    per_cm = moves / (opening @ opening + len(seen) * _OPENING_RIDGE)
+    # As much of that motion as closes them.
+    closed = reference.copy()
+    lower = list(LOWER_FACE)
+    closed[lower] -= excess * per_cm[lower]
+    return closed
+
+
+def shape_ratio(source: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """How much further the target face reaches around each vertex than the source, along each axis.
+
+    Args:
+        source: `[468, 3]` cm.
+        target: `[468, 3]` cm.
+
+    Returns:
+        `[468, 3]` float64, all 1 for equal shapes.
+    """
+    middle = (source + target) / 2
+    squared = ((middle[:, None] - middle[None]) ** 2).sum(axis=-1)
+    weights = np.exp(-squared / (2 * REACH_CM**2))
+    weights /= weights.sum(axis=1, keepdims=True)
+    ratio = (_spread(target, weights) + _LEAST_SPREAD_CM) / (_spread(source, weights) + _LEAST_SPREAD_CM)
+    return np.clip(ratio, _SMALLEST, _LARGEST)
+
+
+def _spread(mesh: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Standard deviation of each vertex's neighbours along each axis, `[468, 3]`."""
+    centred = mesh - mesh.mean(axis=0)
+    return np.sqrt(np.maximum(weights @ centred**2 - (weights @ centred) ** 2, 0))
+
+
+def _on_reference(offsets: np.ndarray, neutral: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Offsets `[F, 468, 3]` in the reference's proportions: steps 1 and 2."""
+    scale = shape_ratio(neutral, reference)
+    result = offsets * scale
+    for upper, lower in EYELIDS:
+        ratio = _gap(reference, upper, lower) / np.maximum(_gap(neutral, upper, lower), 1e-3)
+        towards = (offsets[:, upper] - offsets[:, lower]) / 2 * np.clip(ratio, 0, _WIDEST)[:, None]
+        # What both lids do together (a look up or down, a raised cheek) has the shape's ratio.
+        together = (result[:, upper] + result[:, lower]) / 2
+        result[:, upper], result[:, lower] = together + towards, together - towards
+    return result
+
+
+def _gap(face: np.ndarray, upper: np.ndarray, lower: np.ndarray) -> np.ndarray:
+    """Distance between lids that stand over each other, `[7]` cm."""
+    return np.linalg.norm(face[upper] - face[lower], axis=-1)
+
+
+def uncrossed(moved: np.ndarray, *faces: np.ndarray) -> np.ndarray:
+    """Faces whose lips and lids pass through each other no further than in the faces that they come from.
+
+    Landmarks of closed lips cross by a hair's breadth in any detection: that much stays.
+
+    Args:
+        moved: `[F, 468, 3]` cm; changed in place.
+        faces: `[F, 468, 3]` or `[468, 3]`.
+    """
+    for upper, lower in (_LIPS, *EYELIDS):
+        gap, *own = (face[..., upper, 1] - face[..., lower, 1] for face in (moved, *faces))
+        allowed = 0.0
+        for crossing in own:
+            allowed = np.minimum(allowed, crossing)
+        excess = np.maximum(allowed - gap, 0) / 2
+        moved[:, upper, 1] += excess
+        moved[:, lower, 1] -= excess
+    return moved

@@ -6,6 +6,9 @@ import math
 
 import numpy as np
 
+TEMPLATE_WINDOW = 5
+"""Frames over which AniPortrait averages a head pose template."""
+
 
 def moving_average(values: np.ndarray, window: int) -> np.ndarray:
     """Mean over a centred window of frames, over those that are there.

@@ -1,4 +1,4 @@
-"""The speakers of a data set: neutral mesh, mean offset and number of each; and head poses about a clip's rest pose.
+"""The speakers of a data set: neutral mesh, mean offset and number of each.
 
 Kept as `speakers.safetensors`, which holds everything, and `speakers.json`, the same without arrays, for people.
 """
@@ -17,7 +17,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from talkinghead.files.atomic import write_whole
-from talkinghead.geometry.camera import NUM_VERTICES
+from talkinghead.geometry.face_regions import NUM_VERTICES
 from talkinghead.motion.neutral import NeutralMesh
 from talkinghead.provenance import canonical_json, pretty_json
 
@@ -144,6 +144,3 @@ def _metadata(data: bytes) -> dict[str, Any]:
     """The table in a safetensors file's header: 8 bytes of length, then JSON (the format's own description)."""
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     return json.loads(header["__metadata__"]["speakers"])
-
-
-# --- head pose --------------------------------------------------------------------------------------------------------

@@ -13,8 +13,7 @@ from torch.nn import functional
 from talkinghead.models.audio2lmk.audio2mesh import Audio2Mesh
 from talkinghead.models.audio2lmk.audio2pose import Audio2Pose
 from talkinghead.models.audio2lmk.pose_decoding import decode, generate
-from talkinghead.models.speech.encoder import frame_rate, normalise, num_frames
-from talkinghead.models.speech.long_speech import Encode, encode_long
+from talkinghead.models.speech.encoder import Encode, encode_long, frame_rate, normalise, num_frames
 from talkinghead.motion.landmark_motion import LandmarkMotion, place
 from talkinghead.motion.resampling import resample_frames
 from talkinghead.motion.smoothing import moving_average
@@ -43,7 +42,7 @@ class AudioToLandmarks:
 
         Args:
             audio2mesh: On the device where it shall run; None: only `predict_pose` is wanted.
-            audio2pose: Likewise; None: the head's motion comes from elsewhere.
+            audio2pose: On the device where it shall run; None: the head's motion comes from elsewhere.
             compat: Project as AniPortrait does, for its published weights (`projection.project`).
         """
         self.audio2mesh = None if audio2mesh is None else audio2mesh.eval()
@@ -78,8 +77,8 @@ class AudioToLandmarks:
             samples: Float mono `[N]` at 16 kHz, at least one.
             reference_mesh: `[468, 3]` cm, the portrait's (neutral) mesh.
             reference_pose_matrix: `[4, 4]`, the portrait's head pose.
-            width: Of the portrait, in pixels; only its ratio to `height` matters.
-            height: Of the portrait.
+            width: Width of the portrait in pixels; only its ratio to `height` matters.
+            height: Height of the portrait in pixels.
             pose: `audio` (Audio2Pose), `still`, or the motion itself, `[F, 6]` degrees and cm relative to the portrait
                 at the result's frame rate (`num_frames` of them).
             identity: Whose head motion `audio` takes: row of Audio2Pose's identity embedding.

@@ -28,7 +28,7 @@ class MemoryPreset:
 
     gigabytes: int
     dtype: torch.dtype
-    """Of the networks on a device that is not the CPU."""
+    """Precision of the networks on a device that is not the CPU."""
     rest: bool
     """Networks that look at the portrait only wait in the computer's memory, and visit the device for that."""
     decode_chunk_size: int

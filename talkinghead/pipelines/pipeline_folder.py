@@ -34,14 +34,16 @@ _LOADERS: Mapping[str, Callable[[Path], Any]] = {
     "audio2pose": Audio2Pose.from_pretrained,
 }
 """Part → how it is read from its subfolder. The scheduler's class is read from the index."""
+PARTS = (*_LOADERS, "scheduler")
+"""What a pipeline is made of; its other arguments are settings."""
 
 
 def read_index(folder: Path, class_name: str) -> dict[str, Any]:
     """Parts and settings of a pipeline.
 
     Args:
-        folder: Of `save_pretrained`.
-        class_name: Of the pipeline that is wanted.
+        folder: What `save_pretrained` wrote.
+        class_name: Class of the pipeline that is wanted.
 
     Raises:
         ValueError: There is no pipeline, it is damaged, or it is another one.
@@ -68,8 +70,8 @@ def read_parts(
     """The parts of a pipeline, networks in single precision and evaluation mode.
 
     Args:
-        folder: Of the pipeline.
-        index: Of `read_index`.
+        folder: The pipeline's.
+        index: What `read_index` returned.
         wanted: Names of the parts to read.
         optional: Those of them that may be missing: they become None.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,6 @@ import numpy as np
 import PIL.Image
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-from torch import Tensor
 
 from talkinghead.models.audio2lmk.audio2mesh import Audio2Mesh
 from talkinghead.models.audio2lmk.audio2pose import Audio2Pose
@@ -19,14 +19,13 @@ from talkinghead.models.image.codec import Vae, latent_scale
 from talkinghead.models.lmk2video.denoiser import Denoiser
 from talkinghead.models.lmk2video.pose_guider import PoseGuider
 from talkinghead.models.lmk2video.reference_net import ReferenceNet
-from talkinghead.models.quiet_libraries import quiet_libraries
-from talkinghead.motion.landmark_motion import LandmarkMotion
-from talkinghead.pipelines.audio_to_landmarks import AudioToLandmarks, Watch
+from talkinghead.models.weights import quiet_libraries
+from talkinghead.pipelines.audio_to_landmarks import AudioToLandmarks
 from talkinghead.pipelines.lmk2video.animation import Animation, check_request
-from talkinghead.pipelines.lmk2video.clip_request import CALLBACK_TENSORS, Callback, ClipRequest
-from talkinghead.pipelines.lmk2video.frames import OutputType, TalkingHeadOutput, as_bytes, check_output_type, collect
+from talkinghead.pipelines.lmk2video.clip_request import CALLBACK_TENSORS, ClipRequest, VideoRequest, takes
+from talkinghead.pipelines.lmk2video.frames import TalkingHeadOutput, as_bytes, collect
 from talkinghead.pipelines.memory import MemoryPreset, memory_preset, spread
-from talkinghead.pipelines.pipeline_folder import read_index, read_parts
+from talkinghead.pipelines.pipeline_folder import PARTS, read_index, read_parts
 
 _SPEECH = ("audio2mesh", "audio2pose")
 """Always in single precision."""
@@ -47,11 +46,11 @@ class TalkingHeadPipeline(DiffusionPipeline):
         pose_guider: Looks at guidance images.
         scheduler: A sampler of `NoiseSchedule`, see `noise_schedule`.
         audio2mesh: Speech to a moving mesh; None: `motion` cannot be used.
-        audio2pose: Speech to head motion; None likewise, where it is wanted.
+        audio2pose: Speech to head motion; None: `motion` needs head motion from elsewhere.
         compat: AniPortrait's published weights: windows form a closed loop and count alike, projection is as there.
         fps: Frame rate that the motion modules have learnt.
-        width: Of the pictures that the networks have learnt, the default of calls.
-        height: Likewise.
+        width: Width in pixels of the images that the networks have learnt, the default of calls.
+        height: Height in pixels of the same, the default of calls.
         context_frames: Frames of the windows that the motion modules have learnt, the default of calls.
     """
 
@@ -100,7 +99,8 @@ class TalkingHeadPipeline(DiffusionPipeline):
         self.vae_scale_factor = latent_scale(vae)
         self.memory: MemoryPreset | None = None
         self._interrupt = False
-        self._current_frames = range(0)
+        self.current_frames = range(0)
+        """In a callback: the frames whose latents it is given."""
 
     @classmethod
     def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -110,24 +110,25 @@ class TalkingHeadPipeline(DiffusionPipeline):
 
         Args:
             folder: Local.
-            dtype: Of the networks; None: single precision. Speech networks are always in single precision.
+            dtype: Precision of the networks; None: single precision. Speech networks are always in single precision.
             given: Parts and settings to take instead of the folder's, as of `__init__`.
 
         Raises:
             ValueError: The folder is missing or damaged, or weights do not fit the network that is described.
         """
-        parts, settings = cls._get_signature_keys(cls)
+        names = sorted(inspect.signature(cls).parameters)
+        parts, settings = ([name for name in names if (name in PARTS) == wanted] for wanted in (True, False))
         if unknown := given.keys() - {*parts, *settings}:
             raise ValueError(f"a pipeline has no {', '.join(sorted(unknown))}; it has {', '.join(parts + settings)}")
         index = read_index(Path(folder), cls.__name__)
-        read = read_parts(Path(folder), index, [name for name in parts if name not in given], cls._optional_components)
+        read = read_parts(Path(folder), index, [name for name in parts if name not in given], _SPEECH)
         read |= {name: index[name] for name in settings if name in index}
         pipeline = cls(**(read | given))
         pipeline.register_to_config(_name_or_path=str(folder))
         return pipeline if dtype is None else pipeline.to(dtype)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
-        """As `diffusers` pipelines do, without progress bars."""
+        """Save every part in a folder of its own, as `diffusers` pipelines do, without progress bars."""
         with quiet_libraries():
             super().save_pretrained(save_directory, *args, **kwargs)
 
@@ -167,60 +168,19 @@ class TalkingHeadPipeline(DiffusionPipeline):
 
     @property
     def interrupt(self) -> bool:
-        """Whether the run at hand shall stop. A callback sets `_interrupt`: no further frames come."""
+        """Whether the video at hand shall end. A callback sets `_interrupt`: no further frames come."""
         return self._interrupt
 
     @property
-    def current_frames(self) -> range:
-        """In a callback: of which frames its latents are."""
-        return self._current_frames
+    def compute_device(self) -> torch.device:
+        """Device of the computation, also with weights that `diffusers` lets rest elsewhere."""
+        return self._execution_device
 
-    def __call__(
-        self,
-        reference: PIL.Image.Image | np.ndarray,
-        landmarks: np.ndarray,
-        *,
-        reference_landmarks: np.ndarray | None = None,
-        width: int | None = None,
-        height: int | None = None,
-        num_inference_steps: int = 25,
-        guidance_scale: float = 3.5,
-        seed: int = 0,
-        generator: torch.Generator | None = None,
-        latents: Tensor | None = None,
-        context_frames: int | None = None,
-        context_overlap: int | None = None,
-        decode_chunk_size: int | None = None,
-        output_type: OutputType = "pil",
-        return_dict: bool = True,
-        callback_on_step_end: Callback | None = None,
-        callback_on_step_end_tensor_inputs: tuple[str, ...] = CALLBACK_TENSORS,
-        watch: Watch | None = None,
-    ) -> TalkingHeadOutput | tuple[Any]:
+    @takes(VideoRequest)
+    def __call__(self, request: VideoRequest) -> TalkingHeadOutput | tuple[Any]:
         """Animate a portrait; all frames at once (`stream` needs no memory for them).
 
-        Args:
-            reference: The portrait: a picture, or RGB uint8 `[H, W, 3]`. Resized to the size asked for.
-            landmarks: `[F, ≥468, ≥2]` of the driving face, x/width and y/height of the pictures.
-            reference_landmarks: `[≥468, ≥2]` of the portrait's own face; wanted by a PoseGuider that attends to them.
-            width: Of the frames, pixels; None: what the networks have learnt, or the portrait's.
-            height: Likewise.
-            num_inference_steps: Of the sampler.
-            guidance_scale: How much the portrait counts beyond what was learnt; up to 1: no guidance, half the cost.
-            seed: Of the noise. A frame's noise is a function of seed and frame, on every device, for every length.
-            generator: Draws the seed instead.
-            latents: The first noise itself, `[F, C, h, w]` of unit variance.
-            context_frames: Frames that the motion modules see at once; None: as in their training.
-            context_overlap: Frames that neighbouring windows share; None: a quarter. Without motion modules nothing is
-                shared.
-            decode_chunk_size: Frames decoded at once; None: as the memory preset says, or 4.
-            output_type: See `TalkingHeadOutput.frames`.
-            return_dict: A `TalkingHeadOutput`; otherwise a tuple of the frames.
-            callback_on_step_end: Called as `callback(pipeline, step, timestep, tensors)` when some frames have done a
-                step; may return other tensors. Frames do not do their steps all at the same time: the frames at hand
-                are `pipeline.current_frames`, and `tensors["latents"]` is `[n, C, h, w]` of those.
-            callback_on_step_end_tensor_inputs: What is in `tensors`.
-            watch: Told the stage "video", predictions done and predictions in all.
+        The arguments are the fields of `ClipRequest`, which describes them, `output_type` and `return_dict`.
 
         Returns:
             The frames. After an interruption those that were finished.
@@ -228,33 +188,13 @@ class TalkingHeadPipeline(DiffusionPipeline):
         Raises:
             ValueError: Arguments or the scheduler do not fit, or memory runs out; says what to do.
         """
-        check_output_type(output_type)
-        request = ClipRequest(
-            reference=reference,
-            landmarks=landmarks,
-            reference_landmarks=reference_landmarks,
-            width=width,
-            height=height,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            seed=seed,
-            generator=generator,
-            latents=latents,
-            context_frames=context_frames,
-            context_overlap=context_overlap,
-            decode_chunk_size=decode_chunk_size,
-            callback_on_step_end=callback_on_step_end,
-            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
-            watch=watch,
-        )
-        run, latent = self._start(request), output_type == "latent"
-        frames = collect(run.parts(latent=latent), output_type, run.frame_shape(latent=latent))
-        return TalkingHeadOutput(frames=frames) if return_dict else (frames,)
+        animation, latent = self._start(request), request.output_type == "latent"
+        frames = collect(animation.parts(latent=latent), request.output_type, animation.frame_shape(latent=latent))
+        return TalkingHeadOutput(frames=frames) if request.return_dict else (frames,)
 
-    def stream(
-        self, reference: PIL.Image.Image | np.ndarray, landmarks: np.ndarray, **options: Any
-    ) -> Iterator[np.ndarray]:
-        """Frames as soon as they are final, in order; the arguments are those of `__call__`, checked at once.
+    @takes(ClipRequest)
+    def stream(self, request: ClipRequest) -> Iterator[np.ndarray]:
+        """Frames as soon as they are final, in order; the arguments are the fields of `ClipRequest`, checked at once.
 
         Memory does not grow with the number of frames. After an interruption no more frames come.
 
@@ -262,24 +202,15 @@ class TalkingHeadPipeline(DiffusionPipeline):
             RGB uint8 `[H, W, 3]`.
 
         Raises:
-            ValueError: See `__call__`.
+            ValueError: Arguments or the scheduler do not fit, or memory runs out; says what to do.
         """
-        request = ClipRequest(reference=reference, landmarks=landmarks, **options)
         parts = self._start(request).parts(latent=False)
         return (frame for part in parts for frame in as_bytes(part))
 
-    def motion(self, samples: np.ndarray, **options: Any) -> LandmarkMotion:
-        """The moving face that speech asks for: `AudioToLandmarks` with this pipeline's networks.
-
-        Args:
-            samples: Float mono `[N]` at 16 kHz.
-            options: Of `AudioToLandmarks.__call__`; `reference_mesh`, `reference_pose_matrix`, `width` and `height` are
-                wanted.
-
-        Raises:
-            ValueError: There are no such networks, or see there.
-        """
-        return AudioToLandmarks(self.audio2mesh, self.audio2pose, compat=self.config["compat"])(samples, **options)
+    @property
+    def motion(self) -> AudioToLandmarks:
+        """The moving face that speech asks for: `motion(samples, …)`, see `AudioToLandmarks.__call__`."""
+        return AudioToLandmarks(self.audio2mesh, self.audio2pose, compat=self.config["compat"])
 
     def check_inputs(self, request: ClipRequest) -> None:
         """Refuse what the networks cannot do, before anything is computed.

@@ -1,4 +1,8 @@
-"""Starting a private Ray on this machine, or joining a cluster; and finding out first whether one answers."""
+"""Ray: a private one on this machine, or a cluster that is joined after finding out whether one answers there.
+
+Ray reads much of its setting from the environment when it is imported, so `ray` is imported here only when everything
+is set, and whoever works with Ray starts it through this module.
+"""
 
 from __future__ import annotations
 
@@ -7,32 +11,52 @@ import logging
 import os
 import secrets
 import socket
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-_OBJECT_STORE_BYTES = 128 << 20  # only settings cross it
 CONNECT_SECONDS = 10
 """Patience with a cluster that does not answer; Ray itself tries for minutes."""
+OBJECT_STORE_BYTES = 128 << 20
+"""Enough where only paths, settings and small records cross the object store."""
+
+
+def cluster_address(given: str | None) -> str | None:
+    """Address of the cluster to join, None for a private Ray.
+
+    Args:
+        given: What the user named; None: what RAY_ADDRESS says.
+    """
+    address = given or os.environ.get("RAY_ADDRESS")
+    return None if address in (None, "", "local") else address
 
 
 @contextlib.contextmanager
-def ray_cluster(address: str | None, cpus: int) -> Iterator[None]:
-    """Ray within the block.
+def ray_cluster(
+    address: str | None,
+    cpus: int,
+    *,
+    variables: Mapping[str, str] | None = None,
+    object_store_bytes: int = OBJECT_STORE_BYTES,
+) -> Iterator[None]:
+    """Ray within the block: a cluster that is joined, or a private one that is started.
 
     Args:
-        address: Of the cluster to join; None: start a private one.
-        cpus: Of a private one.
+        address: Address of the cluster to join; None: start a private one.
+        cpus: CPUs of a private one.
+        variables: Environment of the workers, on top of their own.
+        object_store_bytes: Memory of a private one for what its workers exchange.
 
     Raises:
         ValueError: There is no cluster at the address, or it does not let this process in.
     """
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if address is None:
-        _start_private(cpus)
+        _start_private(cpus, dict(variables or {}), object_store_bytes)
     else:
-        _join(address)
+        _join(address, dict(variables or {}))
     import ray
 
     try:
@@ -41,8 +65,9 @@ def ray_cluster(address: str | None, cpus: int) -> Iterator[None]:
         ray.shutdown()
 
 
-def _start_private(cpus: int) -> None:
-    # A token of its own keeps other users of the machine out. Read when ray is imported.
+def _start_private(cpus: int, variables: dict[str, str], object_store_bytes: int) -> None:
+    # A token of its own keeps other users of the machine out, and spares Ray writing one into a home folder that may
+    # not be there; naming the mode spares its notice that there is one.
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     if os.environ["RAY_AUTH_MODE"] == "token" and "RAY_AUTH_TOKEN_PATH" not in os.environ:
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
@@ -52,30 +77,56 @@ def _start_private(cpus: int) -> None:
     ray.init(
         address="local",
         num_cpus=cpus,
-        object_store_memory=_OBJECT_STORE_BYTES,
+        object_store_memory=object_store_bytes,
         include_dashboard=False,
-        runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(places)}},
+        runtime_env={"env_vars": variables | {"PYTHONPATH": os.pathsep.join(places)}},
         logging_level=logging.ERROR,
         log_to_driver=False,
     )
 
 
-def _join(address: str) -> None:
-    check_answers(address)
-    use_token_that_is_there()
+def _join(address: str, variables: dict[str, str]) -> None:
+    _check_answers(address)
+    _use_token_that_is_there()
     os.environ.setdefault("RAY_gcs_server_port_wait_time_s", str(CONNECT_SECONDS))
     import ray
     from ray.exceptions import RayError
 
-    try:
-        ray.init(address=address, runtime_env=our_packages(ROOT), logging_level=logging.ERROR, log_to_driver=False)
-    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
-        reason = " ".join(str(error).split())
-        hint = " (it asks for a token: set RAY_AUTH_TOKEN)" if "uthenticat" in reason else ""
-        raise ValueError(f"cannot join the Ray cluster at {address}: {reason}{hint}") from error
+    environment = our_packages(ROOT) | {"env_vars": variables}
+    with _captured_stderr() as said:
+        try:
+            ray.init(address=address, runtime_env=environment, logging_level=logging.ERROR, log_to_driver=False)
+        except (ConnectionError, RuntimeError, ValueError, RayError) as error:
+            refused = "uthenticat" in said() + str(error)
+            hint = " (it asks for a token: set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH)" if refused else ""
+            reason = " ".join(str(error).split())
+            raise ValueError(f"cannot join the Ray cluster at {address}: {reason}{hint}") from error
 
 
-def check_answers(address: str) -> None:
+def our_packages(root: Path) -> dict[str, Any]:
+    """What Ray sends to the workers of a cluster: our packages only, whatever else lies in `root`."""
+    names = sorted(path.parent.name for path in root.glob("*/__init__.py"))
+    # Patterns as in .gitignore; "/." is the folder itself, which "/*" would exclude with all that is in it.
+    return {"working_dir": str(root), "excludes": ["/*", "!/.", *(f"!/{name}" for name in names)]}
+
+
+@contextlib.contextmanager
+def _captured_stderr() -> Iterator[Callable[[], str]]:
+    """Collect what Ray's C++ code prints on stderr before it has a log file; yields a function that returns it."""
+    with tempfile.TemporaryFile() as sink, os.fdopen(os.dup(2), "w") as stderr:
+        os.dup2(sink.fileno(), 2)
+
+        def said() -> str:
+            sink.seek(0)
+            return sink.read().decode(errors="replace")
+
+        try:
+            yield said
+        finally:
+            os.dup2(stderr.fileno(), 2)
+
+
+def _check_answers(address: str) -> None:
     """Find out within seconds that no Ray is at an address.
 
     Args:
@@ -98,23 +149,6 @@ def check_answers(address: str) -> None:
         raise ValueError(f"no Ray cluster answers at {address}: something else does")
 
 
-def use_token_that_is_there() -> None:
-    """Let Ray use a token of the environment or the home folder, which it does only when it is told to.
-
-    Read when ray is imported, so to be called before.
-    """
-    named = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ
-    if named or Path(os.path.expanduser("~/.ray/auth_token")).is_file():  # noqa: PTH111 (never raises)
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-
-
-def our_packages(root: Path) -> dict[str, Any]:
-    """What Ray sends to the workers of a cluster: our packages only, whatever else lies in `root`."""
-    names = sorted(path.parent.name for path in root.glob("*/__init__.py"))
-    # Patterns as in .gitignore; "/." is the folder itself, which "/*" would exclude with all that is in it.
-    return {"working_dir": str(root), "excludes": ["/*", "!/.", *(f"!/{name}" for name in names)]}
-
-
 def _speaks_grpc(place: str) -> bool:
     import grpc
 
@@ -124,3 +158,13 @@ def _speaks_grpc(place: str) -> bool:
         except grpc.FutureTimeoutError:
             return False
     return True
+
+
+def _use_token_that_is_there() -> None:
+    """Let Ray use a token of the environment or the home folder, which it does only when it is told to.
+
+    To be called before ray is imported.
+    """
+    named = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ
+    if named or Path(os.path.expanduser("~/.ray/auth_token")).is_file():  # noqa: PTH111 (never raises)
+        os.environ.setdefault("RAY_AUTH_MODE", "token")

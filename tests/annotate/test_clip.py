@@ -12,10 +12,9 @@ from annotate.clip import INFO_FIELDS, annotate_clip, encode_annotation
 from annotate.landmarks import Landmarks
 from annotate.settings import AnnotateSettings
 from talkinghead.annotation import ANNOTATION_MEMBERS, COLUMN, COLUMNS, check_arrays, decode_column
-from talkinghead.geometry.camera import NEAR_HEIGHT
+from talkinghead.geometry.camera import NEAR_HEIGHT, project, transform
 from talkinghead.geometry.canonical import canonical_face, mean_face
 from talkinghead.geometry.pose import matrix_from_pose
-from talkinghead.geometry.projection import project, transform
 
 INFO = {"annotate_key": "0123456789abcdef", "engine": "litert", "model": "face_mesh_2020", "model_sha256": "ab" * 32}
 WIDTH, HEIGHT = 96, 64

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from annotate.quality import MAX_FACES, FaceMeter, frame_quality, jitter, mouth_opening, sharpness
+from annotate.quality import MAX_FACES, FaceMeter, frame_quality, jitter, sharpness
 from annotate.settings import AnnotateSettings
 from talkinghead.annotation import QUALITY_FIELDS
 from talkinghead.face.detector import Detection
@@ -156,13 +156,6 @@ def test_jitter_sees_acceleration_and_not_speed(frames: int, dx: float, dy: floa
     np.testing.assert_allclose(jitter(steady)[1:-1], 0, atol=1e-9)
     np.testing.assert_allclose(jitter(steady + (time % 2) * np.array([3.0, 4.0]))[1:-1], 10.0)
     assert np.isnan(jitter(steady)[[0, -1]]).all()
-
-
-def test_mouth_opening_is_a_ratio() -> None:
-    mesh = np.zeros((2, 468, 3))
-    mesh[:, 61], mesh[:, 291] = (-2.5, 0, 0), (2.5, 0, 0)
-    mesh[1, 13], mesh[1, 14] = (0, 1.5, 0), (0, -1, 0)
-    np.testing.assert_allclose(mouth_opening(mesh), [0, 0.5])
 
 
 def test_bad_frames_are_named() -> None:

@@ -22,10 +22,9 @@ from infer.__main__ import main
 from infer.portrait import read_image
 from infer.weights.pipeline_weights import find_pipeline, load_pipeline
 from talkinghead.face.model import FaceModel
-from talkinghead.media.audio import read_whole_audio
-from talkinghead.media.probe import probe
+from talkinghead.media.audio import encode_wav, read_whole_audio
+from talkinghead.media.media_file import probe
 from talkinghead.media.video_source import VideoSource
-from talkinghead.media.wav import encode_wav
 from talkinghead.pipelines.talking_head import TalkingHeadPipeline
 from tests.support.paths import ROOT
 from tests.support.small_disk import run_with_mounts

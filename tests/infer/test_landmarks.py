@@ -16,10 +16,9 @@ import pytest
 from infer.__main__ import main
 from infer.speech import read_speech
 from talkinghead.geometry.blendshapes import PARTS
-from talkinghead.geometry.face_regions import mouth_opening
-from talkinghead.media.audio import read_whole_audio
-from talkinghead.media.probe import probe
-from talkinghead.media.wav import encode_wav
+from talkinghead.geometry.face_regions import lip_gap
+from talkinghead.media.audio import encode_wav, read_whole_audio
+from talkinghead.media.media_file import probe
 from talkinghead.motion.expression import NUM_SCORES, ExpressionBasis
 from tests.support.landmark_files import read_motion
 from tests.support.paths import ROOT
@@ -129,7 +128,7 @@ def test_neutralised_portrait(arguments: dict[str, Any], media: Path, tiny_weigh
     closing = smiling | {"--audio2mesh": folder, "--neutralise": "mouth"}
     assert main(command(closing)) == 0
     after = read_motion(tmp_path / "out.npz").mesh
-    assert np.median(mouth_opening(before)) > 0.8 and np.median(mouth_opening(after)) < 0.4
+    assert np.median(lip_gap(before)) > 0.8 and np.median(lip_gap(after)) < 0.4
     assert np.array_equal(before[:, 105], after[:, 105]), "brows stay, unless all is asked for"
     assert main(command(closing | {"--neutralise": "all"})) == 0
     assert not np.array_equal(before[:, 105], read_motion(tmp_path / "out.npz").mesh[:, 105])

@@ -12,7 +12,7 @@ from PIL import Image, ImageCms
 from annotate.engines import make_engine
 from infer.portrait import MANY_OUTSIDE, find_faces, read_image, read_portrait
 from talkinghead.face.model import FaceModel
-from talkinghead.geometry.projection import project
+from talkinghead.geometry.camera import project
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingest import source_folder
+from ingest import fingerprints
 from ingest.__main__ import main
 from ingest.catalog import Catalog, build_catalog, read_catalog, write_catalog
-from ingest.problem import Problem
-from ingest.source_folder import Fingerprint, fingerprint, read_fingerprints, write_fingerprints
+from ingest.fingerprints import Fingerprint, fingerprint, read_fingerprints, write_fingerprints
+from ingest.source_listing import Problem
 from talkinghead import dataroot
 from talkinghead.files.storage import Storage
 from talkinghead.schema import CATALOG_SCHEMA, DATASETS, CatalogRow
@@ -132,13 +132,13 @@ def test_broken_tables(tmp_path: Path):
 def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the files that are really read."""
     names: list[str] = []
-    real = source_folder.hash_file
+    real = fingerprints.hash_file
 
     def spy(path: Path) -> str:
         names.append(path.name)
         return real(path)
 
-    monkeypatch.setattr(source_folder, "hash_file", spy)
+    monkeypatch.setattr(fingerprints, "hash_file", spy)
     return names
 
 
@@ -216,7 +216,7 @@ def test_a_file_that_grows_while_it_is_read_is_not_trusted(tmp_path: Path, monke
         path.write_text("still being copied")
         return "0"
 
-    monkeypatch.setattr(source_folder, "hash_file", grow)
+    monkeypatch.setattr(fingerprints, "hash_file", grow)
     assert "changed while it was read" in str(fingerprint(tmp_path, ["a.mp4"])["a.mp4"].error)
 
 
@@ -241,7 +241,7 @@ def test_catalog_command(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     (data / "catalog" / "folder.parquet").unlink()
     (data / "catalog").rmdir()
     (data / "catalog").touch()
-    assert main(["catalog", "--dataset", "folder", "--source", str(source), "--data", str(data)]) == 1
+    assert main(["catalog", "--dataset", "folder", "--source", str(source), "--data", str(data)]) == 2
     assert capfd.readouterr().err.splitlines()[-1].startswith("error: ")
 
 

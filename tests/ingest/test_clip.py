@@ -13,10 +13,10 @@ from ingest.clip import Piece, ingest_clip
 from ingest.settings import IngestSettings
 from talkinghead.face.detector import FaceDetector
 from talkinghead.face.model import load_official
+from talkinghead.media.audio import decode_wav
 from talkinghead.media.clip import decode_clip
-from talkinghead.media.probe import probe
+from talkinghead.media.media_file import probe
 from talkinghead.media.video_source import VideoSource
-from talkinghead.media.wav import decode_wav
 from talkinghead.schema import MEDIA_MEMBERS, CatalogRow, ClipInfo
 from tests.support.media_files import write_video
 

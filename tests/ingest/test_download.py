@@ -15,9 +15,19 @@ import pytest
 from ingest import download as download_module
 from ingest.__main__ import main
 from ingest.catalog import build_catalog
-from ingest.download import PART_FOLDER, DownloadSettings, Target, download, targets
-from ingest.download_log import LOG_NAME, DownloadResult, append_log, read_log
-from ingest.remux import mux, muxed_suffix
+from ingest.download import (
+    LOG_NAME,
+    PART_FOLDER,
+    DownloadResult,
+    DownloadSettings,
+    Target,
+    append_log,
+    download,
+    mux,
+    muxed_suffix,
+    read_log,
+    targets,
+)
 
 pytest.importorskip("yt_dlp", reason="needs the extra `download`")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ingest.sample import make_sample
-from tests.support.job_commands import Command, run_command
+from tests.support.job_commands import TWO_SHARDS, Command, run_command
 
 
 @pytest.fixture(scope="session")
@@ -32,7 +32,5 @@ def sample_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished(sample_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """DATA of a finished run over the sample. Not to be changed: copy it first."""
     data = tmp_path_factory.mktemp("finished") / "data"
-    run_command(
-        "orchestration", "shards", "--source", sample_source, "--data", data, "--workers", 2, "--shards", "min_shards=2"
-    )
+    run_command("orchestration", "shards", "--source", sample_source, "--data", data, *TWO_SHARDS)
     return data

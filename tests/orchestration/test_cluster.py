@@ -11,14 +11,12 @@ import subprocess
 import sys
 import tempfile
 import time
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from orchestration.cluster import package
 from talkinghead.face.resolve import resolve_face_model
 from tests.support.job_commands import ROOT, TWO_SHARDS, Command, digests
 
@@ -171,23 +169,6 @@ def _cached_models() -> Path:
 
 def package_names() -> set[str]:
     return {path.parent.name for path in ROOT.glob("*/__init__.py")}
-
-
-def test_package_holds_our_packages_only(tmp_path: Path) -> None:
-    """Whatever else lies beside them: the environment, media, what git ignores."""
-    from ray._private.runtime_env.packaging import create_package
-
-    root = tmp_path / "root"
-    for path in ("talkinghead/media/clip.py", "shards/__init__.py", "talkinghead/__init__.py"):
-        (root / path).parent.mkdir(parents=True, exist_ok=True)
-        (root / path).touch()
-    for path in (".venv/x.py", ".git/config", "build/x", "data/clip.mp4", "talkinghead/__pycache__/a.pyc", "notes.txt"):
-        (root / path).parent.mkdir(parents=True, exist_ok=True)
-        (root / path).touch()
-    create_package(str(root), tmp_path / "package.zip", True, excludes=["__pycache__", *package(root)["excludes"]])
-    with zipfile.ZipFile(tmp_path / "package.zip") as archive:
-        files = {name for name in archive.namelist() if not name.endswith("/")}
-    assert files == {"talkinghead/media/clip.py", "shards/__init__.py", "talkinghead/__init__.py"}
 
 
 @pytest.mark.parametrize(

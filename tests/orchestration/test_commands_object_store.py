@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from orchestration.units.ledger import quarantined
-from talkinghead.files.storage import Storage, UnreachableError
+from talkinghead.files.storage import Storage
+from talkinghead.runtime.errors import UnreachableError
 from tests.support.job_commands import ROOT, TWO_SHARDS, Command
 from tests.support.object_store import SECRET, LocalS3
 

@@ -78,10 +78,10 @@ def test_aniportrait_layout(built, tmp_path):
             np.testing.assert_allclose(values, expected, atol=5e-4)
 
 
-def test_export_command(built, tmp_path, capsys):
+def test_export_command(built, tmp_path, capfd):
     arguments = ["export-aniportrait", "--data", str(built.local_root), "--out", str(tmp_path / "out"), "--limit", "3"]
     assert main(arguments) == 0
-    path = Path(capsys.readouterr().out.splitlines()[-1])
+    path = Path(capfd.readouterr().out.splitlines()[-1])
     assert path.is_file() and load_like_aniportrait(path)
-    assert main(arguments) == 1
-    assert "is not empty" in capsys.readouterr().err
+    assert main(arguments) == 2
+    assert "is not empty" in capfd.readouterr().err

@@ -7,8 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from shards.latents import find_latents
-from shards.manifest import AnnotationEntry, DatasetManifest, read_manifest, write_manifest
+from shards.manifest import AnnotationEntry, DatasetManifest, find_latents, read_manifest, write_manifest
 from talkinghead.derived import ENCODING
 from talkinghead.files.storage import Storage
 

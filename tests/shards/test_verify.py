@@ -249,19 +249,20 @@ def test_unknown_files_are_listed_not_problems(copied):
     )
 
 
-def test_command(copied, capsys):
+def test_command(copied, capfd):
     data = str(copied.local_root)
     assert main(["verify", "--data", data, "--deep"]) == 0
-    assert ": ok, 9 samples" in capsys.readouterr().out.splitlines()[-1]
+    assert ": ok, 9 samples" in capfd.readouterr().out.splitlines()[-1]
     assert main(["ls", "--data", data]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    lines = capfd.readouterr().out.splitlines()
     assert len(lines) == len(LENGTHS) and sum(line.endswith("no_face=0") for line in lines) == 1
     copied.delete(ANN)
     assert main(["verify", "--data", data]) == 1
-    captured = capsys.readouterr()
+    captured = capfd.readouterr()
     assert f"problem: {ANN}: is not there" in captured.err and "1 problems" in captured.out
-    assert main(["verify", "--data", data, "--version", "v7"]) == 1
-    assert capsys.readouterr().err.startswith("error: there is no annotation version 'v7'")
+    assert captured.err.splitlines()[-1].startswith(f"error: 1 problems in {data}: ")
+    assert main(["verify", "--data", data, "--version", "v7"]) == 2
+    assert capfd.readouterr().err.startswith("error: there is no annotation version 'v7'")
     with pytest.raises(SystemExit) as wrong:
         main(["verify"])
     assert wrong.value.code == 2

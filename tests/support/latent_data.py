@@ -10,10 +10,9 @@ import numpy as np
 
 from annotate.latents import LatentSettings
 from orchestration.cluster import Cluster, ClusterSettings
-from orchestration.units.executor import RetrySettings, Tally
+from orchestration.units.executor import RetrySettings, Runner, Tally
 from orchestration.units.ledger import Ledger
 from orchestration.units.records import QuarantineRecord
-from orchestration.units.runner import Runner
 from orchestration.units.unit import RunError, Unit, failed_attempt, run_unit
 from talkinghead import dataroot
 from talkinghead.annotation import blank_arrays

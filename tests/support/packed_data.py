@@ -17,9 +17,9 @@ from shards.plan import PlannedSample, plan_hash, plan_shards
 from talkinghead import dataroot
 from talkinghead.annotation import ANNOTATION_MEMBERS, COLUMNS, encode_column
 from talkinghead.files.storage import Storage
+from talkinghead.media.audio import encode_wav
 from talkinghead.media.encode import encode_mp4
 from talkinghead.media.encoder_settings import EncoderSettings
-from talkinghead.media.wav import encode_wav
 from talkinghead.sampletar import pack_samples
 from talkinghead.schema import (
     MEDIA_MEMBERS,

@@ -26,7 +26,7 @@ def behave(storage: Storage, unit: Unit) -> Output:
         case "threads":
             import cv2
 
-            from orchestration.jobs.worker_networks import pin_threads
+            from orchestration.jobs.worker import pin_threads
 
             pin_threads()
             told = f"{cv2.getNumThreads()} {os.environ['OMP_NUM_THREADS']} {os.getpid()}"
@@ -38,6 +38,13 @@ def behave(storage: Storage, unit: Unit) -> Output:
             return Output(rejected=[RejectedPiece(key=unit.key, rejection=rejection)])
         case "error":
             raise ValueError("clip.mp4 is not a video")
+        case "read":
+            return Output(contents=[(unit.key, 1, {"txt": Path(payload["file"]).read_bytes()})])
+        case "explain":
+            try:
+                Path(payload["file"]).read_bytes()
+            except OSError as error:
+                raise ValueError(f"{payload['file']} cannot be read") from error
         case "segfault":
             ctypes.string_at(0)
         case "killed":

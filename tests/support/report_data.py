@@ -11,16 +11,16 @@ from typing import Literal
 import numpy as np
 
 from annotate.filters import FilterSettings
-from orchestration.job_names import annotate_job
-from orchestration.report.state import RunState, UnitState
+from orchestration.plans import UnitState, annotate_job
+from orchestration.report.state import RunState
 from orchestration.units.records import Attempt, QuarantineRecord, RejectedPiece, SampleRecord, UnitRecord
 from shards.index import build_index, write_index
 from shards.manifest import AnnotationEntry, DatasetManifest, ShardEntry, write_manifest
 from talkinghead.annotation import ANNOTATION_MEMBERS, COLUMNS, QUALITY_FIELDS, encode_column
 from talkinghead.files.storage import Storage
+from talkinghead.media.audio import encode_wav
 from talkinghead.media.encode import encode_mp4
 from talkinghead.media.encoder_settings import EncoderSettings
-from talkinghead.media.wav import encode_wav
 from talkinghead.provenance import hash_bytes
 from talkinghead.sampletar import END_OF_ARCHIVE, write_sample
 from talkinghead.schema import (

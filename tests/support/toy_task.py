@@ -31,7 +31,7 @@ NUM_INPUTS = 6
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Of the toy; nothing of it is realistic."""
+    """Settings of the toy; nothing of it is realistic."""
 
     free_settings: ClassVar[tuple[str, ...]] = ("wait_s",)
     num_samples: int = 20

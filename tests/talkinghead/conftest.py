@@ -1,17 +1,12 @@
-"""Goldens, MediaPipe's own test data, and the official canonical face."""
+"""Goldens, and MediaPipe's own test data."""
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-
-from talkinghead.geometry.canonical import CanonicalFace, canonical_face
-
-METADATA = "geometry_pipeline_metadata_landmarks.binarypb"
 
 
 @pytest.fixture(scope="session")
@@ -29,21 +24,3 @@ def golden(shared: Path) -> Callable[[str], dict[str, np.ndarray]]:
 def mediapipe_data(shared: Path) -> Path:
     """MediaPipe's test data."""
     return shared / "metadata" / "mediapipe"
-
-
-@pytest.fixture(scope="session")
-def task_file(shared: Path) -> Path:
-    """The official model bundle."""
-    return shared / "models" / "face_landmarker.task"
-
-
-@pytest.fixture(scope="session")
-def geometry_metadata(task_file: Path) -> bytes:
-    """The geometry metadata inside the bundle."""
-    return zipfile.ZipFile(task_file).read(METADATA)
-
-
-@pytest.fixture(scope="session")
-def official_face(geometry_metadata: bytes) -> CanonicalFace:
-    """MediaPipe's canonical face."""
-    return canonical_face(geometry_metadata)

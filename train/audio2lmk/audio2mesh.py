@@ -1,11 +1,14 @@
-"""Audio2Mesh in training: speech windows in, offsets of the metric mesh from the speaker's neutral mesh out."""
+"""Training of Audio2Mesh: speech → mesh offsets from the speaker's neutral mesh.
+
+Windows of speech in, offsets of the metric mesh out; the loss is their mean absolute error in cm.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,17 +19,19 @@ from shards.reader import Sample
 from talkinghead.geometry.face_regions import LIPS
 from talkinghead.models.audio2lmk.audio2mesh import Audio2Mesh
 from talkinghead.pipelines.audio_to_landmarks import AudioToLandmarks
-from train.audio2lmk.corpus import Corpus, CorpusConfig
-from train.audio2lmk.task import SpeechConfig, SpeechTask
+from train.audio2lmk.corpus import CorpusConfig
+from train.audio2lmk.task import (
+    SpeechConfig,
+    SpeechTask,
+    frame_mean,
+    frame_steps,
+    paper_training,
+    speech_window,
+    tiny_training,
+)
 from train.audio2lmk.validation import validate_clips
-from train.audio2lmk.window import frame_mean, frame_steps, speech_window
-from train.task import Batch, Losses
-
-if TYPE_CHECKING:
-    pass
-
-from train.audio2lmk.recipes import paper_training, tiny_training
 from train.recipe import Recipe
+from train.task import Batch, Losses
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +50,7 @@ class Audio2MeshConfig(SpeechConfig):
 
 
 class Audio2MeshTask(SpeechTask[Audio2MeshConfig]):
-    """See `train.task.Task`.
+    """Audio2Mesh in training; see `train.task.Task`.
 
     Args:
         config: Settings.
@@ -53,7 +58,7 @@ class Audio2MeshTask(SpeechTask[Audio2MeshConfig]):
         folder: Where it keeps speakers and statistics.
     """
 
-    name = "audio2mesh"
+    weights_key = "audio2mesh"
     columns = ("mesh", "valid")
 
     def __init__(self, config: Audio2MeshConfig, data: str, folder: Path) -> None:
@@ -67,14 +72,17 @@ class Audio2MeshTask(SpeechTask[Audio2MeshConfig]):
 
     def loss(self, module: nn.Module, batch: Batch, *, seed: int) -> Losses:
         """Mean absolute error in cm over the frames with a face, and the velocities' where asked for."""
+        # Predict offsets from speech.
         levels = self.corpus.speech_levels(batch["keys"])
         samples, mask = speech_window(batch, levels, min_frames=self.config.min_window_frames, seed=seed)
         predicted = module(samples, mask.shape[1], mask).float()
+        # Compare them with the true ones, in frames with a face.
         neutral = self.corpus.neutral_meshes(batch["keys"]).to(predicted.device)
         target = batch["mesh"] - neutral[:, None]
         seen = mask & batch["valid"]
         error = torch.where(seen[..., None, None], predicted - target, 0.0)
         mesh = frame_mean(self._over_vertices(error), seen)
+        # Compare their changes from frame to frame, where asked for.
         losses = {"loss": mesh, "mesh_l1_cm": mesh.detach()}
         if self.config.velocity_weight:
             steps, pairs = frame_steps(error, seen)
@@ -83,39 +91,35 @@ class Audio2MeshTask(SpeechTask[Audio2MeshConfig]):
             losses["loss"] = mesh + self.config.velocity_weight * velocity
         return losses
 
-    def validate(self, weights: Path, folder: Path, device: torch.device) -> dict[str, float]:
-        """Whole held-out clips, and training clips to see the fit, against the baselines."""
-
-        return validate(self.config, self.corpus, weights, folder, device)
-
     def _over_vertices(self, error: torch.Tensor) -> torch.Tensor:
         """Weighted mean absolute error, `[B, F, 468, 3]` → `[B, F]`."""
         weights = self._vertex_weights.to(error.device)
         return (error.abs().mean(dim=-1) * weights).sum(dim=-1) / weights.sum()
 
+    def validate(self, weights: Path, folder: Path, device: torch.device) -> dict[str, float]:
+        """Whole held-out clips, and training clips to see the fit, against the baselines."""
+        model = Audio2Mesh.from_pretrained(weights).eval()
+        nn.Module.to(model, device)
+        pipeline = AudioToLandmarks(model)
+        speakers = self.corpus.speakers
 
-def validate(
-    config: Audio2MeshConfig, corpus: Corpus, weights: Path, folder: Path, device: torch.device
-) -> dict[str, float]:
-    """See `train.task.Task.validate`."""
-    model = Audio2Mesh.from_pretrained(weights).eval()
-    nn.Module.to(model, device)
-    pipeline = AudioToLandmarks(model)
+        def predict(clip: TrueClip) -> np.ndarray:
+            return pipeline.predict_offsets(clip.audio)
 
-    def predict(clip: TrueClip) -> np.ndarray:
-        return pipeline.predict_offsets(clip.audio)
+        def evaluate(samples: Sequence[Sample], *, held_out: bool, watch: Watch) -> Evaluation:
+            return evaluate_mesh(
+                predict,
+                read_clips(samples, "mesh"),
+                mean_offset=speakers.mean_offset,
+                # A held-out speaker's is estimated from the clip, as it would be taken from a portrait.
+                neutral=None if held_out else lambda clip: speakers[clip.speaker].neutral.mesh,
+                watch=watch,
+            )
 
-    def evaluate(samples: Sequence[Sample], *, held_out: bool, watch: Watch) -> Evaluation:
-        return evaluate_mesh(
-            predict,
-            read_clips(samples, "mesh"),
-            mean_offset=corpus.speakers.mean_offset,
-            # A held-out speaker's is estimated from the clip, as it would be taken from a portrait.
-            neutral=None if held_out else lambda clip: corpus.speakers[clip.speaker].neutral.mesh,
-            watch=watch,
-        )
+        return validate_clips(self.corpus, "mesh", self.config.validation_clips, folder, evaluate)
 
-    return validate_clips(corpus, "mesh", config.validation_clips, folder, evaluate)
+
+# --- recipes ----------------------------------------------------------------------------------------------------------
 
 
 def tiny() -> Recipe:

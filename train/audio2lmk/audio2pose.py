@@ -1,4 +1,4 @@
-"""Audio2Pose in training: speech and the previous poses in, the head pose of each frame out.
+"""Training of Audio2Pose: speech → head pose, relative to the head's rest pose.
 
 All frames of a window are learnt in one pass (teacher forcing): the decoder sees the true poses before each frame. At
 inference it sees its own, so the true ones are disturbed with noise, else it learns to copy and not to listen.
@@ -6,11 +6,12 @@ inference it sees its own, so the true ones are disturbed with noise, else it le
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,19 +24,19 @@ from talkinghead.models.audio2lmk.audio2pose import Audio2Pose
 from talkinghead.models.speech.encoder import normalise
 from talkinghead.motion.rest_pose import pose_origin, previous_poses, relative_pose
 from talkinghead.pipelines.audio_to_landmarks import AudioToLandmarks
-from train.audio2lmk.corpus import Corpus, CorpusConfig
-from train.audio2lmk.task import SpeechConfig, SpeechTask
+from train.audio2lmk.corpus import CorpusConfig
+from train.audio2lmk.task import (
+    SpeechConfig,
+    SpeechTask,
+    frame_mean,
+    frame_steps,
+    paper_training,
+    speech_window,
+    tiny_training,
+)
 from train.audio2lmk.validation import validate_clips
-from train.audio2lmk.window import frame_mean, frame_steps, speech_window
-from train.task import Batch, Losses
-
-if TYPE_CHECKING:
-    pass
-
-import dataclasses
-
-from train.audio2lmk.recipes import paper_training, tiny_training
 from train.recipe import Recipe
+from train.task import Batch, Losses
 
 log = logging.getLogger(__name__)
 
@@ -45,12 +46,12 @@ class Audio2PoseConfig(SpeechConfig):
     """Settings of the model and its loss."""
 
     width: int = 512
-    """Of the decoder."""
+    """Width of the decoder."""
     layers: int = 8
     heads: int = 8
     feed_forward: int = 1024
     dropout: float = 0.0
-    """Of the decoder in training."""
+    """Dropout of the decoder in training."""
     num_identities: int | None = None
     """Rows of the identity embedding; with fewer rows than training speakers, some share one. None: one for each."""
     memory_attention: Literal["window", "diagonal"] = "window"
@@ -100,7 +101,7 @@ class Audio2PoseConfig(SpeechConfig):
 
 
 class Audio2PoseTask(SpeechTask[Audio2PoseConfig]):
-    """See `train.task.Task`.
+    """Audio2Pose in training; see `train.task.Task`.
 
     Args:
         config: Settings.
@@ -108,7 +109,7 @@ class Audio2PoseTask(SpeechTask[Audio2PoseConfig]):
         folder: Where it keeps speakers and statistics.
     """
 
-    name = "audio2pose"
+    weights_key = "audio2pose"
     columns = ("pose_matrix", "valid")
 
     def __init__(self, config: Audio2PoseConfig, data: str, folder: Path) -> None:
@@ -158,30 +159,29 @@ class Audio2PoseTask(SpeechTask[Audio2PoseConfig]):
 
     def loss(self, module: nn.Module, batch: Batch, *, seed: int) -> Losses:
         """Mean absolute error over the six numbers (in standard deviations when normalised) and the frames."""
+        # Speech, and the true poses before each frame, with noise.
         levels = self.corpus.speech_levels(batch["keys"])
         samples, mask = speech_window(batch, levels, min_frames=self.config.min_window_frames, seed=seed)
         pose, previous = self._poses(batch)
         if self.config.history_noise:
             previous[:, 1:] += self._noise(batch["slot"], previous[:, 1:].shape, seed)
         pose, previous = pose.to(samples.device), previous.to(samples.device)
-        seen = mask & batch["valid"]
+        # Predict the poses.
         scale = pose.new_tensor(self._scale)
         identity = torch.tensor(self.corpus.identities(batch["keys"]), device=samples.device)
         predicted = module(samples, previous, identity % self.num_identities, mask).float()
+        # Compare them with the true ones, in frames with a face.
+        seen = mask & batch["valid"]
         error = torch.where(seen[..., None], (predicted - pose) / scale, 0.0)
         loss = frame_mean(error.abs().mean(dim=-1), seen)
         degrees = frame_mean((error[..., :3].detach().abs() * scale[:3]).mean(dim=-1), seen)
+        # Compare their changes from frame to frame, where asked for.
         losses = {"loss": loss, "rotation_l1_deg": degrees}
         if self.config.velocity_weight:
             steps, pairs = frame_steps(error, seen)
             velocity = frame_mean(steps.abs().mean(dim=-1), pairs)
             losses["loss"] = loss + self.config.velocity_weight * velocity
         return losses
-
-    def validate(self, weights: Path, folder: Path, device: torch.device) -> dict[str, float]:
-        """Whole held-out clips, and training clips to see the fit, against the baselines."""
-
-        return validate(self.config, self.corpus, weights, folder, device)
 
     @property
     def _scale(self) -> tuple[float, ...]:
@@ -214,39 +214,39 @@ class Audio2PoseTask(SpeechTask[Audio2PoseConfig]):
             noise * self.config.history_noise * np.array(self.corpus.statistics.pose_std, np.float32)
         )
 
+    def validate(self, weights: Path, folder: Path, device: torch.device) -> dict[str, float]:
+        """Whole held-out clips, and training clips to see the fit, against the baselines."""
+        model = Audio2Pose.from_pretrained(weights).eval()
+        nn.Module.to(model, device)
+        pipeline = AudioToLandmarks(None, model)
 
-def validate(
-    config: Audio2PoseConfig, corpus: Corpus, weights: Path, folder: Path, device: torch.device
-) -> dict[str, float]:
-    """See `train.task.Task.validate`."""
-    model = Audio2Pose.from_pretrained(weights).eval()
-    nn.Module.to(model, device)
-    pipeline = AudioToLandmarks(None, model)
+        def identity(clip: TrueClip) -> int:
+            return identity_of(clip.speaker, self.corpus.speakers, model.id_embed.num_embeddings)
 
-    def identity(clip: TrueClip) -> int:
-        return identity_of(clip.speaker, corpus.speakers, model.id_embed.num_embeddings)
+        def free_running(clip: TrueClip) -> np.ndarray:
+            return pipeline.predict_pose(clip.audio, identity=identity(clip))
 
-    def free_running(clip: TrueClip) -> np.ndarray:
-        return pipeline.predict_pose(clip.audio, identity=identity(clip))
+        @torch.inference_mode()
+        def teacher_forced(clip: TrueClip, previous: np.ndarray) -> np.ndarray:
+            samples = normalise(torch.from_numpy(clip.audio))[None].to(device)
+            known = torch.from_numpy(previous).float()[None].to(device)
+            return model(samples, known, torch.tensor([identity(clip)], device=device)).float()[0].cpu().numpy()
 
-    @torch.inference_mode()
-    def teacher_forced(clip: TrueClip, previous: np.ndarray) -> np.ndarray:
-        samples = normalise(torch.from_numpy(clip.audio))[None].to(device)
-        known = torch.from_numpy(previous).float()[None].to(device)
-        return model(samples, known, torch.tensor([identity(clip)], device=device)).float()[0].cpu().numpy()
+        def evaluate(samples: Sequence[Sample], *, held_out: bool, watch: Watch) -> Evaluation:
+            del held_out  # poses are relative to each clip's own origin
+            return evaluate_pose(
+                free_running,
+                read_clips(samples, "pose"),
+                teacher_forced=teacher_forced,
+                mean_pose=np.array(self.corpus.statistics.pose_mean),
+                origin=self.config.pose_origin,
+                watch=watch,
+            )
 
-    def evaluate(samples: Sequence[Sample], *, held_out: bool, watch: Watch) -> Evaluation:
-        del held_out  # poses are relative to each clip's own origin
-        return evaluate_pose(
-            free_running,
-            read_clips(samples, "pose"),
-            teacher_forced=teacher_forced,
-            mean_pose=np.array(corpus.statistics.pose_mean),
-            origin=config.pose_origin,
-            watch=watch,
-        )
+        return validate_clips(self.corpus, "pose", self.config.validation_clips, folder, evaluate)
 
-    return validate_clips(corpus, "pose", config.validation_clips, folder, evaluate)
+
+# --- recipes ----------------------------------------------------------------------------------------------------------
 
 
 def tiny() -> Recipe:

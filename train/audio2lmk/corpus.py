@@ -29,12 +29,11 @@ from talkinghead.files.atomic import write_whole
 from talkinghead.files.storage import Storage
 from talkinghead.motion.expression import EXPRESSION_FILE, ExpressionFit
 from talkinghead.motion.neutral import NeutralEstimator
-from talkinghead.motion.rest_pose import clip_rest_pose
+from talkinghead.motion.rest_pose import clip_rest_pose, pose_origin, relative_pose
 from talkinghead.motion.speakers import FILE as SPEAKERS_FILE
 from talkinghead.motion.speakers import READABLE_FILE, Speaker, Speakers
 from talkinghead.provenance import pretty_json
 from talkinghead.runtime.progress import Progress
-from train.audio2lmk.statistics import PoseStatistics, Statistics
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +54,25 @@ class CorpusConfig:
     annotation: str | None = None
     pose_origin: Literal["rest", "first"] = "rest"
     """What the statistics of the poses are about: each clip's median pose, or its first frame with a face."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Statistics:
+    """Poses of the training clips in numbers, and which data they are of."""
+
+    version: str
+    """Annotation version."""
+    index: str
+    """File of the index; its name holds the hash of its content."""
+    num_clips: int
+    num_frames: int
+    """Frames with a face."""
+    pose_mean: tuple[float, ...]
+    """Six means about `CorpusConfig.pose_origin`, degrees and cm."""
+    pose_std: tuple[float, ...]
+    """Six standard deviations, degrees and cm."""
+    pose_step_p99: tuple[float, ...]
+    """Six 99th percentiles of the change from one frame to the next."""
 
 
 class Corpus:
@@ -94,7 +112,7 @@ class Corpus:
         reader = self.check()
         rows: list[dict[str, object]] = []
         found: list[Speaker] = []
-        poses = PoseStatistics(self.config.pose_origin)
+        poses = _PoseStatistics(self.config.pose_origin)
         with Progress() as progress:
             for name, samples in itertools.groupby(_by_speaker(reader, progress), lambda sample: sample.index.speaker):
                 if (speaker := _look_at(name, samples, poses, rows)) is not None:
@@ -146,7 +164,7 @@ class Corpus:
 
     @functools.cached_property
     def statistics(self) -> Statistics:
-        """Of the training clips."""
+        """Statistics of the training clips."""
         return from_json(Statistics, json.loads((self.folder / STATISTICS_FILE).read_bytes()))
 
     def neutral_meshes(self, keys: Sequence[str]) -> torch.Tensor:
@@ -166,7 +184,7 @@ class Corpus:
         return self._levels[[self._numbers[key] for key in keys]]
 
     def export(self, folder: Path) -> None:
-        """Copy what inference needs beside the weights: the speakers and the expression basis, where there is one."""
+        """Copy what inference needs next to the weights: the speakers and the expression basis, where there is one."""
         for name in (SPEAKERS_FILE, READABLE_FILE, EXPRESSION_FILE):
             if (self.folder / name).exists():
                 shutil.copyfile(self.folder / name, folder / name)
@@ -217,7 +235,7 @@ def _by_speaker(reader: ShardReader, progress: Progress) -> Iterator[Sample]:
 
 
 def _look_at(
-    name: str, samples: Iterable[Sample], poses: PoseStatistics, rows: list[dict[str, object]]
+    name: str, samples: Iterable[Sample], poses: _PoseStatistics, rows: list[dict[str, object]]
 ) -> Speaker | None:
     """One speaker of all his clips, None without a face; adds to the statistics and to the rows of `CLIPS_FILE`."""
     estimator, mean = NeutralEstimator(), _Mean()
@@ -258,3 +276,48 @@ class _Mean:
     def add(self, mesh: np.ndarray) -> None:
         self.count += len(mesh)
         self.sum += mesh.sum(axis=0, dtype=np.float64)
+
+
+class _PoseStatistics:
+    """Collects the poses of clips.
+
+    Args:
+        origin: What they are about: each clip's median pose, or its first frame with a face.
+    """
+
+    def __init__(self, origin: Literal["rest", "first"]) -> None:
+        self.origin: Literal["rest", "first"] = origin
+        self.clips = 0
+        self.poses: list[np.ndarray] = []
+        self.steps: list[np.ndarray] = []
+
+    def add(self, matrices: np.ndarray, valid: np.ndarray) -> None:
+        """Look at a clip with a face: `[F, 4, 4]` canonical → camera, `[F]` bool."""
+        pose = relative_pose(matrices, pose_origin(matrices, valid, self.origin))
+        self.clips += 1
+        self.poses.append(pose[valid].astype(np.float32))
+        self.steps.append(np.abs(np.diff(pose, axis=0))[valid[1:] & valid[:-1]].astype(np.float32))
+
+    def result(self, reader: ShardReader) -> Statistics:
+        """Statistics of all clips so far.
+
+        Args:
+            reader: Where the clips are from.
+
+        Raises:
+            ValueError: There was none.
+        """
+        if not self.clips:
+            raise ValueError(f"no training clip of {reader.storage.uri} has a face: look at make report")
+        poses, steps = np.concatenate(self.poses), np.concatenate(self.steps)
+        std = np.maximum(poses.std(axis=0, dtype=np.float64), 1e-3)
+        step = np.percentile(steps, 99, axis=0) if len(steps) else np.zeros(6)
+        return Statistics(
+            version=reader.version,
+            index=reader.manifest.annotation(reader.version).index,
+            num_clips=self.clips,
+            num_frames=len(poses),
+            pose_mean=tuple(poses.mean(axis=0, dtype=np.float64).tolist()),
+            pose_std=tuple(std.tolist()),
+            pose_step_p99=tuple(step.tolist()),
+        )

@@ -1,4 +1,4 @@
-"""What the tasks share whose model hears speech: their settings, their data, how a model begins and is kept."""
+"""What the trainings from speech share: settings, data, how a model begins and is kept, windows of speech."""
 
 from __future__ import annotations
 
@@ -11,16 +11,26 @@ import torch
 from torch import nn
 
 from shards.loader import ClipLoader, WindowConfig, WindowDataset
-from talkinghead.models.first_weights import first_weights
-from talkinghead.models.speech.encoder import SpeechModel, build_encoder
+from talkinghead import rng
+from talkinghead.models.speech.encoder import SpeechModel, build_encoder, standardise
 from talkinghead.models.speech.weights import Pretrained
+from talkinghead.models.weights import first_weights
+from talkinghead.timebase import SAMPLES_PER_FRAME
 from train.audio2lmk.corpus import Corpus, CorpusConfig
+from train.config import (
+    CheckpointConfig,
+    EmaConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    TrainConfig,
+    ValidationConfig,
+)
 from train.task import Batch, Losses, Provenance
 
 
 @dataclass(frozen=True, kw_only=True)
 class SpeechConfig:
-    """Settings that all models that hear speech have."""
+    """Settings that all models from speech have."""
 
     free_settings: ClassVar[tuple[str, ...]] = ("validation_clips",)
     """Settings that may change when a run goes on: they decide what it shows, not what is learnt."""
@@ -42,7 +52,7 @@ class SpeechConfig:
     annotation: str | None = None
     """Annotation version; None: the newest when the run begins."""
     validation_clips: int = 4
-    """Held-out clips that are validated, and as many training clips beside them."""
+    """Held-out clips that are validated, and as many training clips next to them."""
 
     def __post_init__(self) -> None:
         if self.window_frames < 2 or (self.min_window_frames or 2) < 2:
@@ -61,7 +71,7 @@ Config = TypeVar("Config", bound=SpeechConfig)
 
 
 class SpeechTask(abc.ABC, Generic[Config]):
-    """See `train.task.Task`.
+    """A model from speech in training; see `train.task.Task`.
 
     Args:
         config: Settings.
@@ -69,8 +79,8 @@ class SpeechTask(abc.ABC, Generic[Config]):
         folder: Where it keeps what it derives from them.
     """
 
-    name: ClassVar[str]
-    """Of the task; its first weights are drawn from it."""
+    weights_key: ClassVar[str]
+    """Key that first weights are drawn by. It stays when a task is renamed: weights hang on it."""
     columns: ClassVar[tuple[str, ...]]
     """Annotation columns of a batch."""
 
@@ -79,7 +89,7 @@ class SpeechTask(abc.ABC, Generic[Config]):
         self.corpus = Corpus(corpus, folder)
 
     def check(self) -> dict[str, Provenance]:
-        """See `train.task.Task`."""
+        """What can be wrong with settings, weights and data; see `train.task.Task`."""
         encoder = Pretrained(self.config.wav2vec)
         with torch.device("meta"):
             build_encoder(encoder.wav2vec_config())
@@ -93,7 +103,7 @@ class SpeechTask(abc.ABC, Generic[Config]):
     def build(self) -> nn.Module:
         """The model with its first weights."""
         encoder = Pretrained(self.config.wav2vec)
-        with first_weights(self.name):
+        with first_weights(self.weights_key):
             model = self.make_model(encoder.wav2vec_config())
         encoder.load_wav2vec(model.audio_encoder)
         if self.config.freeze_cnn:
@@ -117,7 +127,7 @@ class SpeechTask(abc.ABC, Generic[Config]):
 
     @abc.abstractmethod
     def loss(self, module: nn.Module, batch: Batch, *, seed: int) -> Losses:
-        """See `train.task.Task`."""
+        """Losses of a microbatch, each sample's for itself; see `train.task.Task`."""
 
     def export(self, module: nn.Module, folder: Path) -> None:
         """The model, the speakers (their names are the identities, their neutral meshes what offsets are from), and the
@@ -129,3 +139,84 @@ class SpeechTask(abc.ABC, Generic[Config]):
     @abc.abstractmethod
     def validate(self, weights: Path, folder: Path, device: torch.device) -> dict[str, float]:
         """Whole held-out clips, and training clips to see the fit, against the baselines."""
+
+
+# --- windows of speech ------------------------------------------------------------------------------------------------
+
+
+def speech_window(
+    batch: Batch, levels: torch.Tensor, *, min_frames: int | None, seed: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Normalised speech and which frames count.
+
+    Args:
+        batch: `audio` `[B, F * 640]`, `mask` `[B, F]` (False where a short clip was padded), `slot` `[B]`.
+        levels: `[B, 2]`, mean and variance of the whole clips' audio: a window is as loud as inference, which
+            normalises whole recordings, would make it.
+        min_frames: Shorten each window to a random number of frames from here on up to F, so that the model meets
+            speech of many lengths; None: no window is shortened.
+        seed: The lengths are a function of (seed, slot).
+
+    Returns:
+        Samples `[B, F * 640]` with zeros after the frames that count, and the mask `[B, F]` bool.
+    """
+    mask: torch.Tensor = batch["mask"]
+    if min_frames is not None:
+        lengths = [_length(int(slot), mask.shape[1], min_frames, seed) for slot in batch["slot"]]
+        positions = torch.arange(mask.shape[1], device=mask.device)
+        mask = mask & (positions < torch.tensor(lengths, device=mask.device)[:, None])
+    mean, variance = levels.to(mask.device).split(1, dim=1)
+    samples = standardise(batch["audio"], mean, variance)
+    return torch.where(mask.repeat_interleave(SAMPLES_PER_FRAME, dim=1), samples, 0.0), mask
+
+
+def _length(slot: int, most: int, least: int, seed: int) -> int:
+    return min(least, most) + int(rng.uniform(seed, "window length", slot) * (most - min(least, most) + 1))
+
+
+def frame_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Mean over the frames that count, `[B, F]` → `[B]`; 0 for a sample without any.
+
+    Args:
+        values: `[B, F]`.
+        mask: `[B, F]` bool.
+    """
+    return torch.where(mask, values, 0.0).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
+
+
+def frame_steps(error: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Change of the error from frame to frame, which is the error of the velocity: `[B, F - 1, …]`, and which count."""
+    return error[:, 1:] - error[:, :-1], mask[:, 1:] & mask[:, :-1]
+
+
+# --- the trainer's settings -------------------------------------------------------------------------------------------
+
+
+def tiny_training() -> TrainConfig:
+    """For a small model with random first weights on a handful of clips: minutes on a CPU."""
+    return TrainConfig(
+        steps=1000,
+        global_batch=8,
+        microbatch=8,
+        num_workers=0,
+        optimizer=OptimizerConfig(name="adam", learning_rate=1e-3),
+        schedule=ScheduleConfig(name="cosine", warmup_steps=100),
+        ema=EmaConfig(decay=0.99),
+        checkpoint=CheckpointConfig(every=250),
+        validation=ValidationConfig(every=500),
+    )
+
+
+def paper_training(steps: int) -> TrainConfig:
+    """AniPortrait's Adam with 1e-5. Batch size, warm-up, clipping of the gradient and averaging of the weights were not
+    published, so those are ours."""
+    return TrainConfig(
+        steps=steps,
+        global_batch=8,
+        microbatch=8,
+        optimizer=OptimizerConfig(name="adam", learning_rate=1e-5),
+        schedule=ScheduleConfig(warmup_steps=500),
+        ema=EmaConfig(decay=0.9995),
+        checkpoint=CheckpointConfig(every=1000),
+        validation=ValidationConfig(every=5000),
+    )

@@ -1,4 +1,4 @@
-"""What validation of a model that hears speech shows: the same clips at every step, held-out ones first."""
+"""What validation of a model from speech shows: the same clips at every step, held-out ones first."""
 
 from __future__ import annotations
 
@@ -14,47 +14,20 @@ from infer.evaluation.motion_evaluation import COLUMNS, Evaluation, Kind, Trace,
 from shards.order import spread
 from shards.reader import Sample
 from talkinghead import timebase
+from talkinghead.geometry.camera import project, transform
 from talkinghead.geometry.canonical import mean_face
 from talkinghead.geometry.guidance import draw_guidance
 from talkinghead.geometry.pose import matrix_from_pose
-from talkinghead.geometry.projection import project, transform
 from talkinghead.media.talking_video import write_talking_video
 from train.audio2lmk.corpus import Corpus
 from train.run.plots import ValidationFigures
 
-SIDE = 256
-
-
-FRONTAL = np.array([0.0, 0.0, 0.0, 0.0, 0.0, -30.0])
-"""Pose of the head in the pictures: looking ahead, filling about two thirds of the height."""
-
-
-def write_trace_video(trace: Trace, path: Path) -> None:
-    """Write the video with the clip's speech.
-
-    A mesh is shown under a still head, a pose under a still face. Frames without a face are black on the left; so are
-    those on the right in which a model that has diverged puts the head behind the camera.
-    """
-    predicted = next(iter(trace.predictions.values()))
-    frames = (np.hstack(pair) for pair in zip(_drawn(trace, trace.true), _drawn(trace, predicted), strict=True))
-    write_talking_video(path, frames, width=2 * SIDE, height=SIDE, fps=timebase.FPS, speech=trace.clip.audio)
-
-
-def _drawn(trace: Trace, values: np.ndarray) -> Iterator[np.ndarray]:
-    black = np.zeros((SIDE, SIDE, 3), np.uint8)
-    for value in values:
-        if not np.isfinite(value).all():
-            yield black
-            continue
-        mesh, pose = (value, np.zeros(6)) if trace.kind == "mesh" else (mean_face().vertices, value)
-        matrix = matrix_from_pose(FRONTAL) @ matrix_from_pose(pose)
-        in_front = bool((transform(mesh, matrix)[:, 2] < 0).all())
-        yield draw_guidance(project(mesh, matrix, SIDE, SIDE) / SIDE, SIDE, SIDE) if in_front else black
-
-
 log = logging.getLogger(__name__)
 
 HELD_OUT, TRAINING = "held-out clips", "training clips"
+SIDE = 256
+FRONTAL = np.array([0.0, 0.0, 0.0, 0.0, 0.0, -30.0])
+"""Pose of the head in the videos: looking ahead, filling about two thirds of the height."""
 
 
 class Evaluate(Protocol):
@@ -69,7 +42,7 @@ def validate_clips(corpus: Corpus, kind: Kind, count: int, folder: Path, evaluat
     """Evaluate, draw, and write the numbers.
 
     Args:
-        corpus: Of the run.
+        corpus: Clips of the run.
         kind: What is predicted.
         count: Clips of each split.
         folder: Where `validation.json`, its table, plots and videos (of held-out clips) go.
@@ -105,3 +78,26 @@ def _chosen(corpus: Corpus, columns: Sequence[str], count: int) -> dict[str, lis
 
 def _short(title: str) -> str:
     return title.split()[0]
+
+
+def write_trace_video(trace: Trace, path: Path) -> None:
+    """Write a video of a clip, the truth on the left and the prediction on the right, with the clip's speech.
+
+    A mesh is shown under a still head, a pose under a still face. Frames without a face are black on the left; so are
+    those on the right in which a model that has diverged puts the head behind the camera.
+    """
+    predicted = next(iter(trace.predictions.values()))
+    frames = (np.hstack(pair) for pair in zip(_drawn(trace, trace.true), _drawn(trace, predicted), strict=True))
+    write_talking_video(path, frames, width=2 * SIDE, height=SIDE, fps=timebase.FPS, speech=trace.clip.audio)
+
+
+def _drawn(trace: Trace, values: np.ndarray) -> Iterator[np.ndarray]:
+    black = np.zeros((SIDE, SIDE, 3), np.uint8)
+    for value in values:
+        if not np.isfinite(value).all():
+            yield black
+            continue
+        mesh, pose = (value, np.zeros(6)) if trace.kind == "mesh" else (mean_face().vertices, value)
+        matrix = matrix_from_pose(FRONTAL) @ matrix_from_pose(pose)
+        in_front = bool((transform(mesh, matrix)[:, 2] < 0).all())
+        yield draw_guidance(project(mesh, matrix, SIDE, SIDE) / SIDE, SIDE, SIDE) if in_front else black

@@ -17,9 +17,8 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 
-from talkinghead.files.storage import UnreachableError
-from talkinghead.runtime.command_line import MACHINE_ERRORS
-from train.trainer.interruption import Interrupted
+from talkinghead.runtime.errors import error_text, is_machine_error
+from train.trainer.port import Interrupted
 
 log = logging.getLogger(__name__)
 
@@ -129,18 +128,18 @@ def failure_of(error: BaseException, rank: int, file: Path) -> Failure:
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         first = text.split(". ")[0]
         return Failure(kind="machine", message=f"out of memory: take a smaller --train.microbatch ({first})", rank=rank)
-    if isinstance(error, UnreachableError):
-        return Failure(kind="machine", message=text, rank=rank)
     if isinstance(error, (PeerError, dist.DistError)) or _says_peer(error, text):
         return Failure(kind="peer", message=f"rank {rank} lost the other ranks ({text[:200]}), see {file}", rank=rank)
-    if isinstance(error, OSError):
-        where = f"{error.filename}: " if error.filename else ""
-        kind: Kind = "machine" if error.errno in MACHINE_ERRORS else "user"
-        return Failure(kind=kind, message=f"{where}{error.strerror or text}", rank=rank)
-    if isinstance(error, ValueError):
-        return Failure(kind="user", message=text, rank=rank)
+    if is_machine_error(error):
+        return Failure(kind="machine", message=_one_line(error), rank=rank)
+    if isinstance(error, (OSError, ValueError)):
+        return Failure(kind="user", message=_one_line(error), rank=rank)
     said = f"{type(error).__name__}: {text[:300]}"
     return Failure(kind="fault", message=f"rank {rank} failed: {said} (the traceback is in {file})", rank=rank)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(error_text(error).split())
 
 
 def _says_peer(error: BaseException, text: str) -> bool:

@@ -13,9 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from talkinghead.runtime.ray_cluster import (
-    ray_cluster,
-)
+from talkinghead.runtime.ray_cluster import ray_cluster
 from train.launch.failure import Failure, FailureLog, RunFailed
 from train.launch.watch import Watch
 from train.launch.worker import run_worker

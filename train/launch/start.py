@@ -1,18 +1,17 @@
-"""Who starts the ranks: this process alone, torchrun, or Ray Train. Every rank runs `train.worker.run_worker`."""
+"""Who starts the ranks: this process alone, torchrun, or Ray Train. What each runs is `train.launch.worker`."""
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from train.launch.preflight import begin
+from talkinghead.runtime.ray_cluster import cluster_address
 from train.launch.ray_train import run_ray
 from train.launch.torchrun import join_torchrun, run_torchrun, started_by_torchrun
 from train.launch.worker import run_worker
 from train.recipe import Recipe
-from train.run.run_folder import RunConfig, RunFolder
+from train.run.run_folder import RunConfig, RunFolder, begin
 from train.trainer.port import LocalPort
 
 Launcher = Literal["local", "torchrun", "ray"]
@@ -45,8 +44,7 @@ class LaunchSettings:
     @property
     def address(self) -> str | None:
         """The Ray cluster to join, None for a private one."""
-        address = self.ray_address or os.environ.get("RAY_ADDRESS")
-        return None if address in (None, "", "local") else address
+        return cluster_address(self.ray_address)
 
     def launcher(self, recipe: Recipe) -> Launcher:
         """Who starts the ranks.

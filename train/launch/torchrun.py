@@ -17,9 +17,8 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from talkinghead.runtime.child_process import end_with
 from train.launch.failure import Failure, FailureLog, RunFailed
-from train.launch.preflight import begin
 from train.launch.worker import DATA_VARIABLE, on_rank_zero, process_group, run_worker
-from train.run.run_folder import RunConfig, RunFolder, check_place
+from train.run.run_folder import RunConfig, RunFolder, begin, check_place
 from train.trainer.port import LocalPort
 
 
@@ -107,7 +106,7 @@ def join_torchrun(path: str | Path, config: RunConfig, data: str | None) -> None
 
     Raises:
         PeerError: On the other ranks, when rank 0 could not; rank 0 says why.
-        RunFailed: As `run_worker`.
+        RunFailed: The training ended early.
     """
     port = LocalPort.from_environment()
     with process_group(config.recipe.train.parallel, port):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from train.launch.failure import Failure, FailureLog
-from train.run.curves import read_metrics
+from train.run.metrics import read_metrics
 from train.run.run_folder import RunFolder
 from train.trainer.checkpoint_files import LAST
 
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 _POLL_S = 0.2
 _STOP_PATIENCE_S = 120.0
-"""A checkpoint is waited for so long, beside a few steps."""
+"""A checkpoint is waited for so long, and for a few steps."""
 _STOP_PATIENCE_STEPS = 3
 _FINAL = ("user", "machine")
 """Kinds of failures that no further try mends."""

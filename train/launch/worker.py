@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import HashStore
 
 from talkinghead.files.atomic import commit_folder, temporary_folder, write_whole
 from talkinghead.provenance import pretty_json
@@ -47,11 +46,13 @@ def run_worker(path: Path, port: Port, data: str | None = None) -> None:
         RunFailed: Whatever ended it early. The traceback is in RUN/logs.
         ValueError: There is no run to be seen from here.
     """
+    # The run, and where its rank says what happens.
     run = RunFolder.open(path)
     failures = FailureLog(run.logs)
     if data is not None:
         os.environ[DATA_VARIABLE] = data
     with _log_to(failures.rank_file(port.rank)), failures.recorded(port.rank):
+        # Join the other ranks. The second group is for waits that may be long: deriving, exporting.
         torch.set_num_threads(cpu_threads(run.recipe.train.parallel, port))
         with process_group(run.recipe.train.parallel, port), contextlib.ExitStack() as stack:
             group = dist.new_group(backend="gloo", timeout=_PATIENCE)
@@ -61,6 +62,7 @@ def run_worker(path: Path, port: Port, data: str | None = None) -> None:
                 failures.clear()
                 _prepare(run)
 
+            # Rank 0 takes the lock for as long as the run lasts, and derives what the task needs; then all train.
             on_rank_zero(begin, port.rank, group)
             _train(run, port, group)
 
@@ -70,12 +72,15 @@ def _train(run: RunFolder, port: Port, group: Any) -> None:
     from train.trainer.loop import Trainer
 
     task = make_task(run.task, run.recipe.config, data_of(run), run.task_folder)
+    # Resume from the newest checkpoint, and train to the last step.
     trainer = Trainer(task, run.recipe.train, run, port)
     try:
         trainer.fit()
+        # Export: all ranks gather, rank 0 writes; the weights get their name when they are whole.
         folder = temporary_folder(run.export) if port.rank == 0 else run.export
         trainer.export(folder)
         on_rank_zero(lambda: _publish(run, folder, trainer.step), port.rank, group)
+        # Validations run next to the training, and the last one may still do so; the overview shows it.
         if port.rank == 0:
             trainer.validations.wait()
             write_overview(run.path)
@@ -84,7 +89,7 @@ def _train(run: RunFolder, port: Port, group: Any) -> None:
 
 
 def _publish(run: RunFolder, folder: Path, step: int) -> None:
-    """Put exported weights where they are looked for, with where they come from beside them (but no place of ours)."""
+    """Put exported weights where they are looked for, with where they come from next to them (but no place of ours)."""
     known = run.config.to_json()
     names = ("task", "recipe_name", "annotation", "weights", "libraries")
     write_whole(folder / TRAINING_FILE, pretty_json({"step": step} | {name: known[name] for name in names}))
@@ -102,7 +107,7 @@ def cpu_threads(config: ParallelConfig, port: Port) -> int:
 
 
 def backend_of(config: ParallelConfig) -> str:
-    """Of the process group: CPU tensors travel by gloo, those of GPUs by NCCL."""
+    """Backend of the process group: CPU tensors travel by gloo, those of GPUs by NCCL."""
     return "gloo" if config.device == "cpu" or not torch.cuda.is_available() else "cpu:gloo,cuda:nccl"
 
 
@@ -112,7 +117,9 @@ def process_group(config: ParallelConfig, port: Port) -> Iterator[None]:
     if dist.is_initialized():
         yield
         return
-    options: dict[str, Any] = {"store": HashStore()} if port.world == 1 else {"init_method": "env://"}
+    options: dict[str, Any] = {"init_method": "env://"}
+    if port.world == 1:  # needs nobody's address
+        options = {"store": dist.HashStore()}  # pyright: ignore[reportPrivateImportUsage]
     timeout = timedelta(seconds=config.timeout_s)
     dist.init_process_group(backend_of(config), rank=port.rank, world_size=port.world, timeout=timeout, **options)
     done = False

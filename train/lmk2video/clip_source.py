@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from shards.latents import find_latents
+from shards.manifest import find_latents
 from shards.reader import ShardReader
 from talkinghead.config import from_json
 from talkinghead.derived import EMBEDDING, LATENTS
@@ -55,13 +55,12 @@ class ClipSource:
         """What there is to be read.
 
         Args:
-            encoders: Of codec and image encoder: latents of others do not fit.
-            num_frames: Of a window: clips that are shorter are of no use.
+            encoders: Codec and image encoder: latents of others do not fit.
+            num_frames: Frames of a window: clips that are shorter are of no use.
 
         Raises:
             ValueError: There is no data set, it lacks a column, has no clip to train on, or no latents and they are
-                required,
-                or all clips are too short.
+                required, or all clips are too short.
         """
         config = self.config
         try:

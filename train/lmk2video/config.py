@@ -1,10 +1,21 @@
-"""Settings that both trainings of Lmk2Video have."""
+"""Settings that both trainings of Lmk2Video have: of data, noise and loss, and of the trainer."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
+
+from train.config import (
+    CheckpointConfig,
+    EmaConfig,
+    LogConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    ScheduleConfig,
+    TrainConfig,
+    ValidationConfig,
+)
 
 UseLatents = Literal["auto", "no", "require"]
 """`auto`: read latents where the data set has those of these weights and this size, else encode pictures in each step.
@@ -26,10 +37,10 @@ class Lmk2VideoConfig:
     """Settings that may change when a run goes on: they decide what it takes and shows, not what is learnt."""
 
     width: int = 512
-    """Of the pictures, pixels. Clips of another shape are cut to it around their middle."""
+    """Width of the pictures in pixels. Clips of another shape are cut to it around their middle."""
     height: int = 512
-    """Likewise. Both must be multiples of what codec and networks need: 8 with Stable Diffusion's codec, 4 with
-    `tiny`."""
+    """Height of the pictures in pixels. Width and height must be multiples of what codec and networks need: 8 with
+    Stable Diffusion's codec, 4 with `tiny`."""
     min_reference_gap: int = 0
     """Frames between the reference and the nearest target frame at least, so that the reference is not almost the
     answer; in clips that are too short, the farthest frames there are. 0: any frame, as published."""
@@ -43,7 +54,7 @@ class Lmk2VideoConfig:
     noise_offset: float = 0.05
     """Strength of noise that is the same at all positions of all frames."""
     snr_gamma: float | None = 5.0
-    """Of min-SNR weighting; None: every timestep weighs the same."""
+    """Gamma of min-SNR weighting; None: every timestep weighs the same."""
     face_weight: float = 1.0
     """Weight of the error inside the face, against 1 around it."""
     mouth_weight: float = 1.0
@@ -61,7 +72,7 @@ class Lmk2VideoConfig:
     encode_chunk: int = 8
     """Pictures that are encoded at once, where latents are not read: bounds the memory that it takes."""
     validation_clips: int = 1
-    """Held-out clips that are validated, and as many training clips beside them."""
+    """Held-out clips that are validated, and as many training clips next to them."""
     validation_frames: int = 32
     """Frames of each, from the middle of the clip."""
     validation_steps: int = 10
@@ -90,3 +101,62 @@ class Lmk2VideoConfig:
             raise ValueError("encode_chunk must be at least 1")
         if min(self.validation_clips, self.validation_frames, self.validation_steps) < 1:
             raise ValueError("validation_clips, validation_frames and validation_steps must be at least 1")
+
+
+# --- the trainer's settings -------------------------------------------------------------------------------------------
+
+
+def tiny_training(steps: int, global_batch: int, learning_rate: float) -> TrainConfig:
+    """For small networks on a handful of clips on a CPU.
+
+    One thread for each rank: operations are so small that threads mostly wait for each other. A second core is better
+    used by a second rank (`WORKERS=2`).
+    """
+    return TrainConfig(
+        steps=steps,
+        global_batch=global_batch,
+        microbatch=global_batch // 2,
+        num_workers=0,
+        optimizer=OptimizerConfig(learning_rate=learning_rate),
+        schedule=ScheduleConfig(name="cosine", warmup_steps=50),
+        ema=EmaConfig(decay=0.99),
+        parallel=ParallelConfig(threads=1),
+        checkpoint=CheckpointConfig(every=max(1, steps // 2)),
+        validation=ValidationConfig(every=steps),
+        log=LogConfig(every=20),
+    )
+
+
+def small_training(steps: int, global_batch: int) -> TrainConfig:
+    """For networks of size `small` with first weights, on one GPU."""
+    return TrainConfig(
+        steps=steps,
+        global_batch=global_batch,
+        microbatch=global_batch,
+        num_workers=8,
+        optimizer=OptimizerConfig(learning_rate=2e-4, weight_decay=1e-2),
+        schedule=ScheduleConfig(name="cosine", warmup_steps=500),
+        ema=EmaConfig(decay=0.999),
+        parallel=ParallelConfig(precision="bf16"),
+        checkpoint=CheckpointConfig(every=2000),
+        validation=ValidationConfig(every=5000, device="auto"),
+    )
+
+
+def paper_training(steps: int, global_batch: int, parallel: ParallelConfig) -> TrainConfig:
+    """AniPortrait's optimizer: AdamW, 1e-5 constant, weight decay 1e-2, gradients clipped to 1, no averaged weights.
+
+    Ours are: moments in 32 bits rather than 8, bf16 rather than fp16.
+    """
+    return TrainConfig(
+        steps=steps,
+        global_batch=global_batch,
+        microbatch=global_batch // 4,
+        num_workers=4,
+        optimizer=OptimizerConfig(learning_rate=1e-5, weight_decay=1e-2),
+        schedule=ScheduleConfig(warmup_steps=1),
+        ema=EmaConfig(decay=0.0),
+        parallel=parallel,
+        checkpoint=CheckpointConfig(every=1000),
+        validation=ValidationConfig(every=5000, device="auto"),
+    )

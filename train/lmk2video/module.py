@@ -14,7 +14,7 @@ from talkinghead.models.lmk2video.reference_net import ReferenceNet
 
 
 class Conditions(NamedTuple):
-    """What a velocity is predicted from, beside noisy latents. A NamedTuple: parallel training sees its tensors."""
+    """What a velocity is predicted from, next to noisy latents. A NamedTuple: parallel training sees its tensors."""
 
     token: Tensor
     """`[B, 1, D]` of the reference pictures; zeros where it is dropped."""

@@ -1,4 +1,7 @@
-"""Lmk2Video, stage 1: denoiser, reference network and PoseGuider learn single frames."""
+"""Training of Lmk2Video, stage 1: single frames from a reference portrait and landmarks.
+
+Denoiser, reference network and PoseGuider learn; codec and image encoder are frozen.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +10,17 @@ from pathlib import Path
 
 import torch
 
-from talkinghead.models.first_weights import first_weights
 from talkinghead.models.lmk2video.denoiser import Denoiser
 from talkinghead.models.lmk2video.pose_guider import PoseGuider
 from talkinghead.models.lmk2video.published import read_sd15_unet
 from talkinghead.models.lmk2video.reference_net import ReferenceNet
 from talkinghead.models.lmk2video.sizes import Size, denoiser_config, pose_guider_config, reference_net_config
-from talkinghead.models.weight_file import parameter_hash
+from talkinghead.models.weights import first_weights, parameter_hash
 from train.config import ParallelConfig
-from train.lmk2video.config import Lmk2VideoConfig
+from train.lmk2video.config import Lmk2VideoConfig, paper_training, small_training, tiny_training
+from train.lmk2video.dataset import WindowShape
 from train.lmk2video.module import Lmk2Video
-from train.lmk2video.recipes import paper_training, small_training, tiny_training
 from train.lmk2video.task import Lmk2VideoTask
-from train.lmk2video.window import WindowShape
 from train.recipe import Recipe
 from train.task import Provenance
 
@@ -29,7 +30,7 @@ class Stage1Config(Lmk2VideoConfig):
     """Settings of stage 1."""
 
     size: Size
-    """Of the networks."""
+    """Size of the networks."""
     vae: str
     """Folder of the codec in diffusers' layout; or `tiny`: one that needs no training."""
     image_encoder: str
@@ -48,9 +49,9 @@ class Stage1Config(Lmk2VideoConfig):
 
 
 class Stage1Task(Lmk2VideoTask[Stage1Config]):
-    """See `train.task.Task`."""
+    """Stage 1 in training; see `train.task.Task`."""
 
-    name = "stage1"
+    weights_key = "stage1"
 
     @property
     def window(self) -> WindowShape:
@@ -64,6 +65,7 @@ class Stage1Task(Lmk2VideoTask[Stage1Config]):
 
     def first_weights(self) -> dict[str, Provenance]:
         """Codec, image encoder, and Stable Diffusion where it is given."""
+        # Codec and image encoder, whose embedding the networks must take.
         found = self.encoder.provenance()
         wanted = reference_net_config(self.config.size).get("cross_attention_dim", 768)
         if (width := self.encoder.embedding_size) != wanted:
@@ -73,6 +75,7 @@ class Stage1Task(Lmk2VideoTask[Stage1Config]):
             )
         if self.config.sd15 is None:
             return found
+        # Stable Diffusion's UNet: its tensors fit a denoiser without motion, strictly.
         if self.encoder.channels != 4:
             raise ValueError(f"Stable Diffusion 1.5 has latents of 4 channels, vae {self.config.vae} others")
         with torch.device("meta"):
@@ -83,7 +86,7 @@ class Stage1Task(Lmk2VideoTask[Stage1Config]):
 
     def build(self) -> Lmk2Video:
         """The module with its first weights."""
-        with first_weights(self.name):
+        with first_weights(self.weights_key):
             module = make_module(self.config.size, self.encoder.channels)
         if self.config.sd15 is not None:
             state = read_sd15_unet(self.config.sd15)
@@ -97,8 +100,8 @@ def make_module(size: Size, channels: int) -> Lmk2Video:
     """The networks of stage 1, with weights from the global generator.
 
     Args:
-        size: Of all three.
-        channels: Of the latents.
+        size: Size of all three.
+        channels: Channels of the latents.
     """
     denoiser, reference = denoiser_config(size, motion=False), reference_net_config(size)
     denoiser["in_channels"] = denoiser["out_channels"] = reference["in_channels"] = channels
@@ -107,6 +110,9 @@ def make_module(size: Size, channels: int) -> Lmk2Video:
         ReferenceNet(**reference),
         PoseGuider(**pose_guider_config(size)),
     )
+
+
+# --- recipes ----------------------------------------------------------------------------------------------------------
 
 
 def tiny() -> Recipe:
@@ -148,7 +154,7 @@ def paper() -> Recipe:
     sample costs 4.0 TFLOP forward, of which make latents saves 2.4, and twice the networks' 1.9 backward. The paper
     trained for two days on four A100; the published settings say 300,000 steps, their example loads 30,000.
     Not published: bf16, moments in 32 bits, normalisation frame by frame, attention to the reference's landmarks, 1 x 1
-    layers behind each scale of the pose, conditions dropped for each sample (by zeros) rather than for a whole batch,
+    layers after each scale of the pose, conditions dropped for each sample (by zeros) rather than for a whole batch,
     no weight decay on norms and biases.
     """
     config = Stage1Config(

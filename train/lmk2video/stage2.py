@@ -1,4 +1,4 @@
-"""Lmk2Video, stage 2: motion modules learn windows of frames; everything else is frozen."""
+"""Training of Lmk2Video, stage 2: motion modules on windows of frames, everything else frozen."""
 
 from __future__ import annotations
 
@@ -9,19 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from talkinghead.models.first_weights import first_weights
 from talkinghead.models.lmk2video.denoiser import Denoiser
 from talkinghead.models.lmk2video.pose_guider import PoseGuider
 from talkinghead.models.lmk2video.published import load_motion_module
 from talkinghead.models.lmk2video.reference_net import ReferenceNet
-from talkinghead.models.weight_file import parameter_hash
+from talkinghead.models.weights import first_weights, parameter_hash
 from talkinghead.provenance import canonical_json, hash_bytes, hash_file
 from train.config import ParallelConfig
-from train.lmk2video.config import Lmk2VideoConfig
+from train.lmk2video.config import Lmk2VideoConfig, paper_training, small_training, tiny_training
+from train.lmk2video.dataset import WindowShape
 from train.lmk2video.module import Lmk2Video
-from train.lmk2video.recipes import paper_training, small_training, tiny_training
 from train.lmk2video.task import Lmk2VideoTask
-from train.lmk2video.window import WindowShape
 from train.recipe import Recipe
 from train.task import Provenance
 
@@ -41,7 +39,7 @@ class Stage2Config(Lmk2VideoConfig):
     """File of motion modules to begin with, such as AnimateDiff's mm_sd_v15_v2.ckpt (networks of Stable Diffusion 1.5's
     size only); None: those of `stage1` where it has any, else first weights from a fixed seed."""
     num_frames: int = 16
-    """Of a window."""
+    """Frames of a window."""
     long_stride: int = 4
     """Frames from one of a window to the next in the windows that show slow motion fast."""
     long_probability: float = 0.5
@@ -57,9 +55,9 @@ class Stage2Config(Lmk2VideoConfig):
 
 
 class Stage2Task(Lmk2VideoTask[Stage2Config]):
-    """See `train.task.Task`."""
+    """Stage 2 in training; see `train.task.Task`."""
 
-    name = "stage2"
+    weights_key = "stage2"
 
     @property
     def window(self) -> WindowShape:
@@ -72,10 +70,10 @@ class Stage2Task(Lmk2VideoTask[Stage2Config]):
     @property
     def picture_networks(self) -> tuple[str, str]:
         """Those of stage 1."""
-        return str(self.pictures / "vae"), str(self.pictures / "image_encoder")
+        return str(self.stage1_folder / "vae"), str(self.stage1_folder / "image_encoder")
 
     @functools.cached_property
-    def pictures(self) -> Path:
+    def stage1_folder(self) -> Path:
         """Folder of the pipeline that stage 1 made.
 
         Raises:
@@ -97,11 +95,13 @@ class Stage2Task(Lmk2VideoTask[Stage2Config]):
             log.warning(
                 "stage 1 was trained on pictures of %s x %s, and stage 2 shall be on %s x %s", *trained, *wanted
             )
+        # One hash over everything that is taken from stage 1.
         module = self._module()
         parts = {name: about["sha256"] for name, about in self.encoder.provenance().items()}
         sha256 = hash_bytes(canonical_json(parts | {"networks": parameter_hash(module)}))
         name = Path(self.config.stage1).resolve().name
         found: dict[str, Provenance] = {"stage1": {"kind": "folder", "name": name, "sha256": sha256}}
+        # Motion modules of another training, which must fit.
         if self.config.motion_module is not None:
             file = Path(self.config.motion_module)
             load_motion_module(module.denoiser, file)
@@ -118,7 +118,7 @@ class Stage2Task(Lmk2VideoTask[Stage2Config]):
         return module
 
     def _module(self) -> Lmk2Video:
-        folder = self.pictures
+        folder = self.stage1_folder
         known = Denoiser.from_pretrained(folder / "denoiser")
         return Lmk2Video(
             self._with_motion(known),
@@ -131,7 +131,7 @@ class Stage2Task(Lmk2VideoTask[Stage2Config]):
             settings: dict[str, Any] = {name: value for name, value in known.config.items() if not name.startswith("_")}
             heads = settings["num_attention_heads"]
             settings |= {"motion": True, "motion_frames": self.config.max_frames, "motion_heads": heads}
-            with first_weights(self.name):
+            with first_weights(self.weights_key):
                 denoiser = Denoiser(**settings)
             denoiser.load_spatial(known.state_dict())
             return denoiser
@@ -143,8 +143,11 @@ class Stage2Task(Lmk2VideoTask[Stage2Config]):
         return known
 
     def _trained_size(self) -> tuple[int | None, int | None]:
-        index = json.loads((self.pictures / _INDEX).read_bytes())
+        index = json.loads((self.stage1_folder / _INDEX).read_bytes())
         return index.get("width"), index.get("height")
+
+
+# --- recipes ----------------------------------------------------------------------------------------------------------
 
 
 def tiny() -> Recipe:

@@ -14,21 +14,18 @@ from torch import Tensor, nn
 from shards.loader import ClipLoader
 from talkinghead.models.image.codec import PictureEncoder, check_picture_size
 from talkinghead.models.noise_schedule import PAPER
-from train.lmk2video.clip_pictures import PictureSize
 from train.lmk2video.clip_source import ClipSource
 from train.lmk2video.config import Lmk2VideoConfig
-from train.lmk2video.dataset import ItemConfig, Lmk2VideoDataset
-from train.lmk2video.draws import Draws, draw
-from train.lmk2video.loss import velocity_loss
+from train.lmk2video.dataset import ItemConfig, Lmk2VideoDataset, PictureSize, WindowShape
+from train.lmk2video.loss import Draws, draw, velocity_loss
 from train.lmk2video.module import Conditions, Lmk2Video
-from train.lmk2video.window import WindowShape
 from train.task import Batch, Losses, Provenance
 
 Config = TypeVar("Config", bound=Lmk2VideoConfig)
 
 
 class Lmk2VideoTask(abc.ABC, Generic[Config]):
-    """See `train.task.Task`.
+    """A stage of Lmk2Video in training; see `train.task.Task`.
 
     Args:
         config: Settings.
@@ -36,8 +33,8 @@ class Lmk2VideoTask(abc.ABC, Generic[Config]):
         folder: Where it keeps which clips it reads.
     """
 
-    name: ClassVar[str]
-    """Of the task; its first weights are drawn from it."""
+    weights_key: ClassVar[str]
+    """Key that first weights are drawn by. It stays when a task is renamed: weights hang on it."""
 
     def __init__(self, config: Config, data: str, folder: Path) -> None:
         self.config = config
@@ -64,10 +61,10 @@ class Lmk2VideoTask(abc.ABC, Generic[Config]):
 
     @abc.abstractmethod
     def build(self) -> Lmk2Video:
-        """See `train.task.Task`."""
+        """The module with its first weights; see `train.task.Task`."""
 
     def check(self) -> dict[str, Provenance]:
-        """See `train.task.Task`."""
+        """What can be wrong with settings, weights and data; see `train.task.Task`."""
         check_picture_size(self.config.width, self.config.height, self.encoder.vae)
         weights = self.first_weights()
         self.clips.find(self.encoder.provenance(), self.window.num_frames)
@@ -107,12 +104,15 @@ class Lmk2VideoTask(abc.ABC, Generic[Config]):
 
     def loss(self, module: nn.Module, batch: Batch, *, seed: int) -> Losses:
         """The velocity's error at one timestep of each sample."""
+        # Distributions of the latents, read or encoded, and what is random in this step.
         target, reference, embedding = self._encoded(batch)
         frames = target.shape[:2]
         shape = (frames[1], target.shape[2] // 2, *target.shape[3:])
         drawn = draw(self.config, seed, batch["slot"], shape)
+        # Latents of target and reference out of their distributions; some samples lose conditions.
         clean = self.encoder.sample(target.flatten(0, 1), drawn.target.flatten(0, 1)).unflatten(0, frames)
         given = self._conditions(batch, self.encoder.sample(reference, drawn.reference), embedding, drawn)
+        # Predict the velocity from the noisy target.
         noisy = PAPER.add_noise(clean, drawn.noise, drawn.timesteps)
         predicted = module(noisy, drawn.timesteps, given)
         velocity = PAPER.velocity(clean, drawn.noise, drawn.timesteps)

@@ -14,7 +14,7 @@ from infer.evaluation.comparison import Comparison
 from infer.evaluation.driven_clip import DRIVER_COLUMNS, DrivenClip, read_cross_driven, read_driven_clips
 from infer.evaluation.evaluation_result import Evaluation, write_evaluations
 from infer.evaluation.video_evaluation import Sampling, evaluate_pipeline
-from infer.metrics.redetection import face_engine
+from infer.metrics.face_reading import face_engine
 from shards.order import spread
 from shards.reader import Sample, ShardReader
 from talkinghead.pipelines.talking_head import TalkingHeadPipeline
@@ -27,7 +27,7 @@ _SHORT = {HELD_OUT: "held-out", TRAINING: "training", CROSS: "cross"}
 
 
 def validate(config: Lmk2VideoConfig, data: str, weights: Path, folder: Path, device: torch.device) -> dict[str, float]:
-    """See `train.task.Task.validate`.
+    """Validation of either stage; see `train.task.Task.validate`.
 
     Held-out clips and as many training clips drive their own reference frames; then a training clip's reference frame
     is driven by a held-out clip (without one by another training clip), which shows whether the mouth follows landmarks
@@ -35,7 +35,7 @@ def validate(config: Lmk2VideoConfig, data: str, weights: Path, folder: Path, de
     modules, where there are any: it costs as much again.
 
     Args:
-        config: Of the training.
+        config: Settings of the training.
         data: The data set: folder or URI.
         weights: An exported pipeline.
         folder: Where `validation.json`, its table, contact sheets and videos go.

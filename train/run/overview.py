@@ -1,6 +1,6 @@
 """RUN/index.html: one page that shows a training: how far it is, what it learnt, from which data, with which settings.
 
-The page holds its pictures itself; videos stay beside it in RUN and are linked. Whatever is not there yet
+The page holds its pictures itself; videos stay next to it in RUN and are linked. Whatever is not there yet
 (a validation, weights) is left out, so the page can be made at any moment of a run, also of a broken one.
 """
 
@@ -23,7 +23,7 @@ from infer.metrics import METRICS
 from infer.metrics.learned_metrics import LEARNED
 from talkinghead.files.atomic import write_whole
 from talkinghead.provenance import hash_file
-from train.run.curves import Curve, Metrics, read_metrics
+from train.run.metrics import Curve, Metrics, read_metrics
 from train.run.plots import plot_all, plot_loss
 
 PAGE = "index.html"
@@ -51,7 +51,7 @@ class Picture:
 
 @dataclass(frozen=True, kw_only=True)
 class Video:
-    """A video beside the page."""
+    """A video next to the page."""
 
     title: str
     href: str

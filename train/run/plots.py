@@ -15,9 +15,9 @@ from matplotlib.ticker import MaxNLocator
 from infer.evaluation.motion_evaluation import Trace
 from talkinghead import timebase
 from talkinghead.files.atomic import write_whole
-from talkinghead.geometry.face_regions import mouth_opening
+from talkinghead.geometry.face_regions import lip_gap
 from talkinghead.motion.smoothing import moving_average
-from train.run.curves import Curve, Skip
+from train.run.metrics import Curve, Skip
 
 INK, MUTED, LINE = "#1c2024", "#5f6871", "#e4e2dc"
 TRUTH = "#8a9098"
@@ -56,9 +56,9 @@ def plot_mouth_opening(trace: Trace) -> bytes:
     assert trace.kind == "mesh"
     figure, (axes,) = _figure(1, width=9.6, height=2.6)
     time = np.arange(trace.clip.num_frames) / timebase.FPS
-    axes.plot(time, 10 * mouth_opening(trace.true), color=TRUTH, linewidth=2.6, label="truth", solid_joinstyle="round")
+    axes.plot(time, 10 * lip_gap(trace.true), color=TRUTH, linewidth=2.6, label="truth", solid_joinstyle="round")
     for colour, (name, mesh) in zip(PREDICTIONS, trace.predictions.items(), strict=False):
-        axes.plot(time, 10 * mouth_opening(mesh), color=colour, linewidth=1.4, label=name)
+        axes.plot(time, 10 * lip_gap(mesh), color=colour, linewidth=1.4, label=name)
     axes.set_ylabel("mouth opening (mm)")
     axes.set_xlabel("seconds")
     axes.set_ylim(bottom=0)

@@ -29,7 +29,7 @@ from typing import Any
 
 from talkinghead.files.atomic import sweep, write_whole
 from talkinghead.provenance import library_versions, pretty_json
-from train.recipe import Recipe, recipe_from_json, recipe_to_json
+from train.recipe import Recipe, full_name, make_task, recipe_from_json, recipe_to_json
 from train.task import Provenance
 
 log = logging.getLogger(__name__)
@@ -49,6 +49,7 @@ class RunConfig:
     """What decides how a run comes out."""
 
     task: str
+    """Name of the task; a short name is taken for it."""
     recipe_name: str
     recipe: Recipe
     data: str
@@ -58,6 +59,9 @@ class RunConfig:
     weights: Mapping[str, Provenance] = field(default_factory=dict)
     """Weights that it began with (`Task.check`): setting that says where they lie → what lay there."""
     libraries: Mapping[str, str] = field(default_factory=lambda: library_versions(*LIBRARIES))
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "task", full_name(self.task))  # frozen
 
     def to_json(self) -> dict[str, Any]:
         """The content of config.json."""
@@ -135,12 +139,14 @@ class RunFolder:
         Raises:
             ValueError: Another run, another folder, or a running training stands there.
         """
+        # The folder must be one that this process can write to.
         folder = check_place(path)
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
             raise ValueError(f"RUN {folder} is no folder") from error
         with _locked(folder, patience_s=0.0):
+            # A run stands there: go on with it, refuse, or start anew if nothing is lost. No run: then nothing may.
             if (folder / CONFIG).exists():
                 there = cls.open(folder).config
                 if _has_trained(folder):
@@ -152,6 +158,7 @@ class RunFolder:
                     _clear(folder)
             elif others := sorted(entry.name for entry in folder.iterdir() if entry.name not in _OURS):
                 raise ValueError(f"RUN {folder} holds {others[0]!r} but no {CONFIG}: take an empty or a new folder")
+            # Drop what a killed start left, make what the ranks write to, and say what the run is from now on.
             sweep(folder)
             run = cls(folder, config)
             for made in (run.checkpoints, run.logs):
@@ -186,6 +193,31 @@ class RunFolder:
         """
         with _locked(self.path, patience_s):
             yield
+
+
+def begin(path: str | Path, config: RunConfig, data: str | None = None) -> RunFolder:
+    """Look at what was asked for, then create a run, or go on with the one that stands there if it was started alike.
+
+    Whatever can be wrong with settings, data and weights is found while RUN is still as it was.
+
+    Args:
+        path: RUN.
+        config: What to train on what; weights that it begins with are looked up here.
+        data: The data set, when the run's config.json must not name it in full.
+
+    Raises:
+        ValueError: Data or weights are missing or do not do, settings make no model, or another run stands there.
+    """
+    folder = check_place(path) / "task"
+    weights = make_task(config.task, config.recipe.config, data or config.data, folder).check()
+    recipe = Recipe(config=_with_places(config.recipe.config, weights), train=config.recipe.train)
+    return RunFolder.start(path, dataclasses.replace(config, recipe=recipe, weights=weights))
+
+
+def _with_places(config: Any, weights: Mapping[str, Provenance]) -> Any:
+    """The settings with absolute paths of weights: a rank elsewhere has another working folder."""
+    places = {name: getattr(config, name) for name, found in weights.items() if found["kind"] in ("folder", "file")}
+    return dataclasses.replace(config, **{name: str(Path(place).absolute()) for name, place in places.items()})
 
 
 def check_place(path: str | Path) -> Path:

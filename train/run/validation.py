@@ -1,4 +1,4 @@
-"""Validation beside the training: a child process per validation, so that no rank waits for its figures.
+"""Validation next to the training: a child process per validation, so that no rank waits for its figures.
 
 Rank 0 writes a copy of the weights into RUN/validation/step-…/weights (for this the ranks wait, as long as the disk
 takes) and starts `python -m train validate` on it, one at a time and with low priority. The copy goes when the figures
@@ -57,7 +57,7 @@ class Validations:
         self._failed: int | None = None
 
     def resume(self, step: int) -> None:
-        """Begin at a step: what was not finished is done again, what lies behind the step is forgotten."""
+        """Begin at a step: what was not finished is done again, what comes after the step is forgotten."""
         if self.rank != 0:
             return
         for folder in sorted(self.run.validation.glob("step-*")):

@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.checkpoint._nested_dict import flatten_state_dict
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
@@ -26,7 +25,7 @@ from torch.distributed.checkpoint.state_dict_saver import async_save, save
 from talkinghead.files.atomic import sweep
 from train.config import CheckpointConfig
 from train.trainer.checkpoint_files import CheckpointReader, CheckpointWriter, find_damage, folder_name, whole_steps
-from train.trainer.ema import Ema
+from train.trainer.update import Ema
 
 log = logging.getLogger(__name__)
 
@@ -89,12 +88,15 @@ class Checkpoints:
             OSError: No space left, or another fault of the machine. Earlier checkpoints are as they were.
             ValueError: The ranks do not share a file system.
         """
+        # One at a time: what went wrong with the one before is raised here.
         self.wait()
         if step == self._newest:
             return
+        # Every rank writes into the same temporary folder; `CheckpointWriter` makes it count.
         target = self.folder / folder_name(step)
         writer = CheckpointWriter(self._temporary(step), target, self.config.keep)
         options: dict[str, Any] = {"storage_writer": writer, "process_group": self._group, "no_dist": self._alone}
+        # The background gets a copy of the state, else the training waits.
         self._pending_step = step
         if self.config.asynchronous and not block:
             future = async_save(_tensors(state), async_stager=self._stager, **options)
@@ -120,20 +122,23 @@ class Checkpoints:
         Raises:
             ValueError: The checkpoint is damaged, or is not of this model; says what to do.
         """
+        # Are its files as they were written? Each rank reads its share of them, and all hear of any damage.
         folder = self.folder / folder_name(step)
         damage = self._from_all(find_damage(folder, self.rank, self.world))
         if found := next((text for text in damage if text is not None), None):
             raise ValueError(self._damaged(step, found))
+        # Is it of this model? Then fill the tensors in place.
         tensors = _tensors(state)
         try:
             reader = CheckpointReader(folder)
-            _check_names(folder, set(reader.read_metadata().state_dict_metadata), set(flatten_state_dict(tensors)[0]))
+            _check_names(folder, set(reader.read_metadata().state_dict_metadata), _names(tensors))
             load(tensors, storage_reader=reader, process_group=self._group, no_dist=self._alone)
         except CheckpointException as error:
             cause = _first(error)
             if isinstance(cause, OSError):
                 raise ValueError(self._damaged(step, f"{cause.filename}: {cause.strerror}")) from error
             raise ValueError(f"checkpoint {folder} does not fit: {cause}; take another RUN") from error
+        # Numbers go back to where they were.
         _write_back(state, tensors)
         self._newest = step
 
@@ -176,7 +181,7 @@ class Checkpoints:
         return self._group is None
 
     def _from_rank_zero(self, function: Callable[[], T]) -> T:
-        """What `function` returns on rank 0, on every rank; its `OSError` likewise."""
+        """What `function` returns on rank 0, on every rank; its `OSError` is raised on every rank."""
         answer: list[Any] = [None, None]
         if self.rank == 0:
             try:
@@ -217,6 +222,14 @@ def _tensors(state: Mapping[str, Any]) -> State:
     return found
 
 
+def _names(tensors: State, prefix: str = "") -> set[str]:
+    """Names by which a checkpoint knows nested tensors: PyTorch joins the keys with dots."""
+    found: set[str] = set()
+    for name, value in tensors.items():
+        found |= _names(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name}
+    return found
+
+
 def _write_back(state: State, tensors: State) -> None:
     for name, value in state.items():
         if isinstance(value, Mapping):
@@ -245,9 +258,9 @@ def training_state(module: nn.Module, optimizer: torch.optim.Optimizer, ema: Ema
     come from the recipe. The tensors are those of the training, not copies: filling them restores it.
 
     Args:
-        module: As wrapped for the ranks.
+        module: The module as wrapped for the ranks.
         optimizer: Over its trainable parameters, with its state in place.
-        ema: Of the same.
+        ema: Averages of the same.
     """
     weights, flat = get_state_dict(module, optimizer, options=_OPTIONS)
     moments = {name: value for name, value in flat.items() if name.startswith("state.")}

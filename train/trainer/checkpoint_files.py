@@ -1,4 +1,4 @@
-"""The files of one checkpoint: PyTorch's distributed format, with a hash beside each file, and a commit by renaming.
+"""The files of one checkpoint: PyTorch's distributed format, with a hash next to each file, and a commit by renaming.
 
 A folder has its final name when, and only when, every file of every rank is on the disk. Reading needs no trust in
 the folder: nothing but tensors and the names of their parts can come out of it.
@@ -29,7 +29,7 @@ _PREFIX = "step-"
 _METADATA = ".metadata"
 _SUFFIX = ".distcp"
 _HASH = ".sha256"
-_KNOWN = {
+KNOWN_NAMES = {
     ("torch.distributed.checkpoint.metadata", name)
     for name in (
         "Metadata",
@@ -47,6 +47,8 @@ _KNOWN = {
     ("torch", "Size"),
     ("pathlib", "PosixPath"),
 }
+"""(module, name) of whatever a metadata file, which is a pickle, may name; some are PyTorch's private names. Dtypes may
+be named, too."""
 
 
 def folder_name(step: int) -> str:
@@ -66,7 +68,7 @@ class CheckpointWriter(FileSystemWriter):
     Args:
         temporary: The same on every rank; must not exist.
         target: Its final name.
-        keep: The newest so many checkpoints beside it stay.
+        keep: The newest so many checkpoints next to it stay.
     """
 
     def __init__(self, temporary: Path, target: Path, keep: int) -> None:
@@ -90,9 +92,11 @@ class CheckpointWriter(FileSystemWriter):
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         """On rank 0, when all ranks have written: check, rename, say that it is the last, drop old ones."""
+        # The last file says where the parts of each tensor lie.
         super().finish(metadata, results)
         file = self.temporary / _METADATA
         write_whole(file.with_name(file.name + _HASH), hash_file(file).encode())
+        # All there and on the disk: only then it gets its name.
         _check_there(self.temporary, {result.storage_data.relative_path for part in results for result in part})
         sync(self.temporary)
         if self.target.exists():
@@ -100,6 +104,7 @@ class CheckpointWriter(FileSystemWriter):
         self.temporary.rename(self.target)
         sync(self.target.parent)
         write_whole(self.target.parent / LAST, f"{self.target.name}\n".encode())
+        # Older ones go when a newer one is whole.
         for step in whole_steps(self.target.parent)[: -self.keep]:
             _remove(self.target.parent / folder_name(step))
 
@@ -142,7 +147,7 @@ class CheckpointReader(FileSystemReader):
 
 class _MetadataUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _KNOWN or (module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)):
+        if (module, name) in KNOWN_NAMES or (module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)):
             return super().find_class(module, name)
         raise ValueError(f"it names {module}.{name}, which no checkpoint of ours does")
 

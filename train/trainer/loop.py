@@ -21,25 +21,24 @@ import torch
 from torch import nn
 
 from train.config import TrainConfig
+from train.run.metrics import Tracker, check_online
 from train.run.run_folder import RunFolder
-from train.run.tracker import Tracker, check_online
 from train.run.validation import Validations
 from train.task import Batch, Losses, Task
-from train.trainer.backward import Backward
+from train.trainer.backward import Backward, SkipGuard
 from train.trainer.checkpoint import Checkpoints, training_state
-from train.trainer.ema import Ema, Exporter
-from train.trainer.guards import SkipGuard
-from train.trainer.interruption import Interrupted, StopRequest, unsignalled
-from train.trainer.optimizer import (
+from train.trainer.parallel import bare, choose_device, gradient_norm, over_ranks, parallelise
+from train.trainer.port import Interrupted, Port, StopRequest, unsignalled
+from train.trainer.throughput import Throughput
+from train.trainer.update import (
+    Ema,
+    Exporter,
     clip_gradient,
     learning_rate,
     make_optimizer,
     set_learning_rate,
     trainable_parameters,
 )
-from train.trainer.parallel import bare, choose_device, gradient_norm, over_ranks, parallelise
-from train.trainer.port import Port
-from train.trainer.throughput import Throughput
 
 log = logging.getLogger(__name__)
 
@@ -67,24 +66,27 @@ class Trainer:
     def __init__(self, task: Task, config: TrainConfig, run: RunFolder, port: Port) -> None:
         self.task, self.config, self.port = task, config, port
         self.step = 0
+        # Whatever can be refused without the model.
         self.accumulation = config.accumulation(port.world)
         self.device = choose_device(config.parallel, port.local_rank)
         check_online(config.log)
+        # The model: a copy for the export first, since wrapping and sharding change it.
         built = _built(task)
         self.exporter = Exporter(built, port.rank)
         self.module = parallelise(built, config.parallel, self.device, port.world)
+        # What a step needs, over the wrapped module.
         self.parameters = trainable_parameters(bare(self.module))
         self.optimizer = make_optimizer(self.module, config.optimizer)
         self.ema = Ema(self.parameters, config.ema)
         self.backward = Backward(task, self.module, config, self.device, port.world)
         self.guard = SkipGuard(config.guard)
         self.clock = Throughput(self.device)
+        # Go on from the newest checkpoint; everything after this needs to know the step.
         self.checkpoints = Checkpoints(
             run.checkpoints, config.checkpoint, port.rank, port.world, config.parallel.timeout_s
         )
-        self.validations = Validations(run, config.validation, port.rank, self._log_validation)
         self._resume()
-        # One microbatch of every rank at a time: a step is `accumulation` of them, and the same slots for any world.
+        # The data: one microbatch of every rank at a time, `accumulation` of them a step: the same slots for any world.
         self.loader = task.loader(
             global_batch=config.microbatch * port.world,
             seed=config.seed,
@@ -94,10 +96,13 @@ class Trainer:
         )
         self.loader.pin_memory = self.device.type == "cuda"
         self.loader.load_state_dict({"slots": self.step * config.global_batch})
+        # What is written about it: figures on rank 0, and validations that an earlier start left undone.
         self.tracker: Tracker | None = None
         if port.rank == 0:
             self.tracker = Tracker(run.metrics, run.tensorboard, config.log, self.step, run.path.name)
+        self.validations = Validations(run, config.validation, port.rank, self._log_validation)
         self.validations.resume(self.step)
+        # What changes from step to step, and is in no checkpoint.
         self._stop = StopRequest()
         self._ask, self._asked_at = True, 0.0
         self._reading: Iterator[Batch] = iter(())
@@ -150,7 +155,7 @@ class Trainer:
     def _rehearsed(self) -> Iterator[Batch]:
         """The batches, after a backward of the first one that counts for nothing.
 
-        DDP lays out its buckets anew behind its first backward, and with them the order of its sums. This way a resumed
+        DDP lays out its buckets anew after its first backward, and with them the order of its sums. This way a resumed
         run has the same order as an unbroken one. A parameter without a gradient shows here, too, on any number of
         ranks.
         """
@@ -170,6 +175,7 @@ class Trainer:
 
     def _train_step(self, batches: Iterator[Batch]) -> tuple[bool, bool]:
         """One update from all microbatches of the rank; whether to stop, and whether to checkpoint, on every rank."""
+        # Forward and backward, microbatch by microbatch; gradients are exchanged in the last one only.
         microbatches: list[Batch] = []
         losses: list[Losses] = []
         for index in range(self.accumulation):
@@ -178,13 +184,16 @@ class Trainer:
             microbatches.append(batch)
             losses.append(self.backward(batch, self.step, sync=index == self.accumulation - 1))
         norm = float(gradient_norm(self.parameters.values()))
+        # Ask for notices. The launcher's question may wait for other ranks, so all ask at the same steps: a step whose
+        # flags said that it is due is followed by one in which every rank asks.
         asked = self._ask and self.port.preempting()
         flags = torch.tensor([self._stop.requested, asked, self._due()], dtype=torch.float64, device=self.device)
+        # One exchange: sums of the losses, and flags that then are alike on every rank.
         sums = torch.stack([torch.cat([part[name] for part in losses]).double().sum() for name in losses[0]])
         *totals, stop, preempting, due = over_ranks(torch.cat([sums, flags]))
         self._ask = due > 0
         total = dict(zip(losses[0], totals, strict=True))
-        # Every rank has the same sums and the same norm, and so decides alike.
+        # Update or skip. Every rank has the same sums and the same norm, and so decides alike.
         if math.isfinite(total["loss"]) and math.isfinite(norm):
             self._update(norm)
             self._sums.update(total | {"gradient_norm": norm * self.config.global_batch})
@@ -221,12 +230,14 @@ class Trainer:
     def _after_step(self, stop: bool, save: bool) -> None:
         config, step = self.config, self.step
         last = step == config.steps
+        # Figures.
         if last or step % config.log.every == 0:
             self._log()
-        # Before the checkpoint: a run killed in between goes on from an earlier one and submits it again.
+        # Validation. Before the checkpoint: a run killed in between goes on from an earlier one and submits it again.
         if config.validation.every and (last or step % config.validation.every == 0):
             self.validations.submit(step, functools.partial(self._write, self._averaged()))
         self.validations.poll()
+        # Checkpoint: when it is time, at the end, and when the run will be cut short.
         if last or stop or save or step % config.checkpoint.every == 0:
             self.checkpoints.save(step, self._state(), block=stop or last)
             self.port.report(self._figures)

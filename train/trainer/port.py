@@ -1,12 +1,26 @@
-"""What a rank knows of its launcher, so that the training loop needs to know none."""
+"""What a rank knows of the world outside: its place among the ranks, its launcher, and who asks it to end.
+
+So the training loop needs to know no launcher. A run may be cut short in two ways: the launcher says so beforehand
+(`Port.preempting`), or a signal comes (`StopRequest`).
+"""
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Mapping
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any, Protocol
+
+log = logging.getLogger(__name__)
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+"""SIGTERM: a scheduler takes the machine back. SIGINT: Ctrl-C."""
 
 
 class Port(Protocol):
@@ -56,7 +70,7 @@ class LocalPort:
 
     @classmethod
     def from_environment(cls) -> LocalPort:
-        """From the variables that torchrun sets."""
+        """The place that torchrun's variables say."""
         number = {name: int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")}
         return cls(
             rank=number["RANK"],
@@ -103,3 +117,57 @@ class RayPort:
         new = notice != self._known and notice != (None, False)
         self._known = notice
         return new
+
+
+# --- signals ----------------------------------------------------------------------------------------------------------
+
+
+class Interrupted(Exception):
+    """The training was asked to end, and did so after a whole checkpoint."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"interrupted at step {step}; the same command continues from there")
+        self.step = step
+
+
+@contextmanager
+def unsignalled() -> Iterator[None]:
+    """Processes that are started within never see SIGTERM or SIGINT; the own one sees them afterwards.
+
+    torchrun, schedulers and Ctrl-C signal whole process groups. Reading processes that died of it would take the
+    training with them before its checkpoint is written.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class StopRequest:
+    """Within the `with` block the first signal only sets `requested`; a second one has its ordinary effect.
+
+    Outside the main thread, where Python lets nobody handle signals, it handles none: there the launcher says when.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._request) for number in _SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._restore()
+
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        self.requested = True
+        self._restore()
+        log.warning("%s: writing a checkpoint, then stopping", signal.Signals(number).name)
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}

@@ -17,7 +17,7 @@ class Throughput:
     """Clock of one rank over a logging interval.
 
     Args:
-        device: Of the training: a step counts as ended when the device has finished it, so end `step` behind a
+        device: Device of the training: a step counts as ended when the device has finished it, so end `step` after a
             read of its result.
     """
 

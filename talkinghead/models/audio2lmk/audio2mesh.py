@@ -1,4 +1,8 @@
-"""Speech to face mesh."""
+"""Speech to face mesh.
+
+Letters:
+    B recordings, N audio samples, T video frames, L vertices of the mesh.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +55,7 @@ class Audio2Mesh(SpeechModel):
         """Offsets of the mesh in each frame.
 
         Args:
-            samples: `[B, N]`, 16 kHz, normalised over the recording (`speech_features.normalise`).
+            samples: `[B, N]`, 16 kHz, normalised over the recording (`speech.encoder.normalise`).
             num_frames: T, the frames that the samples span.
             mask: `[B, T]` bool, False after a recording's end.
 

@@ -1,26 +1,210 @@
-"""Speech to head pose, frame after frame."""
+"""Speech to head pose, frame after frame: a Transformer decoder over past poses and a memory of speech.
+
+The decoder's layers have the arithmetic and the parameter names of `torch.nn.TransformerDecoderLayer` (norm after each
+part, ReLU), so weights in its layout load; written out because decoding frame by frame needs the keys and values.
+
+Letters:
+    B recordings, N audio samples, T frames to be predicted, S frames that are attended to, D width of the decoder,
+    H heads.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal, cast
 
 import torch
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
+from torch.nn import functional
+from transformers.modeling_layers import GradientCheckpointingLayer
 
-from talkinghead.models.audio2lmk.pose_decoder import (
-    PoseDecoderLayer,
-    PositionCode,
-    alibi_slopes,
-    causal_bias,
-    window_mask,
-)
 from talkinghead.models.speech.encoder import SpeechModel, build_encoder, encode_speech, frame_rate
 from talkinghead.motion.smoothing import moving_average
 
 POSE_NUMBERS = 6
 """Three angles in degrees, three of translation in centimetres."""
+
+
+class PositionCode(nn.Module):
+    """Sinusoidal code of a frame's position (Vaswani et al., arXiv 1706.03762), repeated after `period` frames."""
+
+    def __init__(self, width: int, period: int) -> None:
+        super().__init__()
+        position = torch.arange(period, dtype=torch.float32)[:, None]
+        frequency = torch.exp(torch.arange(0, width, 2, dtype=torch.float32) * (-math.log(10000.0) / width))
+        code = torch.zeros(1, period, width)
+        code[0, :, 0::2] = torch.sin(position * frequency)
+        code[0, :, 1::2] = torch.cos(position * frequency)
+        self.pe: Tensor
+        self.register_buffer("pe", code)
+
+    def forward(self, first: int, count: int) -> Tensor:
+        """Codes of frames `first … first + count - 1`: `[count, width]`."""
+        period = self.pe.shape[1]
+        return self.pe[0, torch.arange(first, first + count, device=self.pe.device) % period]
+
+
+class Attention(nn.Module):
+    """Multi-head attention with the parameters of `torch.nn.MultiheadAttention`."""
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.dropout = dropout
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
+        self.out_proj = nn.Linear(width, width)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def split(self, packed: Tensor) -> Tensor:
+        """`[B, T, D]` → `[B, H, T, D/H]`."""
+        return packed.unflatten(-1, (self.heads, -1)).transpose(-3, -2)
+
+    def queries(self, states: Tensor) -> Tensor:
+        """`[B, T, D]` → `[B, H, T, D/H]`."""
+        width = states.shape[-1]
+        return self.split(functional.linear(states, self.in_proj_weight[:width], self.in_proj_bias[:width]))
+
+    def keys_values(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """`[B, S, D]` → keys and values, each `[B, H, S, D/H]`."""
+        width = states.shape[-1]
+        packed = functional.linear(states, self.in_proj_weight[width:], self.in_proj_bias[width:])
+        keys, values = packed.chunk(2, dim=-1)
+        return self.split(keys), self.split(values)
+
+    def queries_keys_values(self, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """All three of the same states, in one product."""
+        queries, keys, values = functional.linear(states, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
+        return self.split(queries), self.split(keys), self.split(values)
+
+    def attend(self, queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
+        """Attention and output layer: `[B, H, T, D/H]`, keys and values `[B, H, S, D/H]` → `[B, T, D]`.
+
+        `bias` broadcasts to `[B, H, T, S]`: bool (True may look) or added to the scores.
+        """
+        if bias is not None and bias.is_floating_point():
+            bias = bias.to(queries.dtype)
+        dropout = self.dropout if self.training else 0.0
+        mixed = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=bias, dropout_p=dropout)
+        return self.out_proj(mixed.transpose(-3, -2).flatten(-2))
+
+    def attend_to_own(self, states: Tensor) -> Tensor:
+        """What attention yields where a frame may look at the frame of its own time only: `[B, T, D]` → `[B, T, D]`.
+
+        The softmax over one key is 1, so the value passes and the queries do not matter.
+        """
+        width = states.shape[-1]
+        values = functional.linear(states, self.in_proj_weight[2 * width :], self.in_proj_bias[2 * width :])
+        if self.training and self.dropout:
+            ones = values.new_ones(*values.shape[:-1], self.heads, 1)
+            kept = functional.dropout(ones, self.dropout)
+            values = (values.unflatten(-1, (self.heads, -1)) * kept).flatten(-2)
+        return self.out_proj(values)
+
+
+class PoseDecoderLayer(GradientCheckpointingLayer):
+    """Self-attention over past poses, attention to the memory, feed-forward; a norm after each.
+
+    Dropout is that of the attention weights and of each part's output.
+    """
+
+    def __init__(self, width: int, heads: int, feed_forward: int, dropout: float) -> None:
+        super().__init__()
+        self.self_attn = Attention(width, heads, dropout)
+        self.multihead_attn = Attention(width, heads, dropout)
+        self.linear1 = nn.Linear(width, feed_forward)
+        self.linear2 = nn.Linear(feed_forward, width)
+        self.norm1 = nn.LayerNorm(width)
+        self.norm2 = nn.LayerNorm(width)
+        self.norm3 = nn.LayerNorm(width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, states: Tensor, memory: Tensor, self_bias: Tensor, memory_mask: Tensor | None) -> Tensor:
+        """All frames in one pass.
+
+        Args:
+            states: `[B, T, D]`.
+            memory: `[B, S, D]`; S = T without a mask.
+            self_bias: `[H, T, T]` (`causal_bias`).
+            memory_mask: Broadcasts to `[B, H, T, S]`, True where a frame may look; None: its own frame only.
+
+        Returns:
+            `[B, T, D]`.
+        """
+        return self.run(states, memory, self_bias, memory_mask)[0]
+
+    def run(
+        self, states: Tensor, memory: Tensor, self_bias: Tensor, memory_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`forward`, with the keys and values of self-attention, each `[B, H, T, D/H]`."""
+        # The poses before a frame.
+        queries, keys, values = self.self_attn.queries_keys_values(states)
+        mixed = self.self_attn.attend(queries, keys, values, self_bias)
+        states = self.norm1(states + self.dropout(mixed))
+        # The speech around it.
+        cross = self.multihead_attn
+        if memory_mask is None:
+            mixed = cross.attend_to_own(memory)
+        else:
+            mixed = cross.attend(cross.queries(states), *cross.keys_values(memory), memory_mask)
+        states = self.norm2(states + self.dropout(mixed))
+        # Each frame for itself.
+        inner = self.dropout(functional.relu(self.linear1(states)))
+        return self.norm3(states + self.dropout(self.linear2(inner))), keys, values
+
+
+def alibi_slopes(heads: int) -> Tensor:
+    """The slope of each head's linear bias (Press et al., "Train Short, Test Long", arXiv 2108.12409).
+
+    2^(-8/n), 2^(-16/n), … for n heads, `[H]` float32; where n is no power of two, those of the next lower power, then
+    every second one of the next higher.
+    """
+    lower = 2 ** math.floor(math.log2(heads))
+    slopes = [2 ** (-8 * (k + 1) / lower) for k in range(lower)]
+    between = [2 ** (-8 * (k + 1) / (2 * lower)) for k in range(0, 2 * lower, 2)]
+    return torch.tensor((slopes + between)[:heads], dtype=torch.float32)
+
+
+def causal_bias(slopes: Tensor, num_queries: int, num_keys: int, context: int | None = None) -> Tensor:
+    """Bias of self-attention: a frame sees itself and earlier ones, the less the farther back they lie.
+
+    Args:
+        slopes: `[H]` (`alibi_slopes`).
+        num_queries: T, the last of the keys: query i stands at frame num_keys - num_queries + i.
+        num_keys: S, at least T.
+        context: A frame sees the newest so many frames, itself included; None: all earlier ones.
+
+    Returns:
+        `[H, T, S]`: -slope · distance, -inf where a frame must not look.
+    """
+    first = num_keys - num_queries
+    assert first >= 0, "the queries are among the keys"
+    at = torch.arange(first, num_keys, device=slopes.device)
+    distance = at[:, None] - torch.arange(num_keys, device=slopes.device)[None, :]
+    hidden = distance < 0 if context is None else (distance < 0) | (distance >= context)
+    return (-slopes[:, None, None] * distance).masked_fill(hidden, -math.inf)
+
+
+def window_mask(
+    num_queries: int, num_keys: int, window: int, first: int = 0, device: torch.device | None = None
+) -> Tensor:
+    """Mask of attention to a sequence of the same time base: frames at most `window` before or after.
+
+    Args:
+        num_queries: T.
+        num_keys: S.
+        window: Frames on each side; 0: the frame itself only.
+        first: The key that stands at query 0's frame.
+        device: Where the mask is made.
+
+    Returns:
+        `[T, S]` bool, True where a query may look.
+    """
+    at = torch.arange(num_queries, device=device) + first
+    return (at[:, None] - torch.arange(num_keys, device=device)[None, :]).abs() <= window
 
 
 class PoseLayers(nn.Module):
@@ -41,21 +225,21 @@ class Audio2Pose(SpeechModel):
     Args:
         wav2vec: Configuration of the speech encoder (`Pretrained.wav2vec_config`).
         width: D of the decoder.
-        layers: Of the decoder.
+        layers: Layers of the decoder.
         heads: H of the decoder.
         feed_forward: Width inside the decoder's feed-forward parts.
-        dropout: Of the decoder.
+        dropout: Dropout in the decoder.
         num_identities: Rows of the identity code.
         fps: Frame rate that the model was trained at.
         position_period: Frames after which the position code repeats.
-        memory_attention: `window`: a frame hears the frames around it; `diagonal`: its own frame only (as published).
-        memory_window: Frames on each side that `window` hears.
-        context: Frames of the past, its own included, that a frame sees; None: all since the start or the last joint.
+        memory_attention: `window`: a frame attends to the frames around it; `diagonal`: to its own only (as published).
+        memory_window: Frames on each side that `window` attends to.
+        context: Frames of the past, its own included, that a frame sees; None: all since the start or the last seam.
         pose_scale: What a pose is divided by on the way in, and multiplied by on the way out, per number.
         angle_gain: What inference multiplies the angles by.
         smoothing: Frames of the centred moving average that inference puts over the pose; 1: none.
-        max_step: Largest usual |pose[t] - pose[t-1]| per number; a larger step at a joint is spread. None: the largest
-            step seen since the last joint.
+        max_step: Largest usual |pose[t] - pose[t-1]| per number; a larger step at a seam is spread. None: the largest
+            step seen since the last seam.
         pose_origin: What pose 0 means: the speaker's `rest` pose, or the pose in the `first` frame.
         chunking: How speech that is longer than the past a frame may see is decoded, where `context` is None:
             `continue`: each chunk begins with the last frames of the one before it; `restart`: from pose 0 (as
@@ -124,9 +308,8 @@ class Audio2Pose(SpeechModel):
         self.pose_map = nn.Linear(POSE_NUMBERS, width)
         self.PPE = PositionCode(width, position_period)
         self.id_embed = nn.Embedding(num_identities, width)
-        self.transformer_decoder = PoseLayers(
-            [PoseDecoderLayer(width, heads, feed_forward, dropout) for _ in range(layers)]
-        )
+        decoder = [PoseDecoderLayer(width, heads, feed_forward, dropout) for _ in range(layers)]
+        self.transformer_decoder = PoseLayers(decoder)
         self.pose_map_r = nn.Linear(width, POSE_NUMBERS)
         # The first prediction is pose 0.
         nn.init.zeros_(self.pose_map_r.weight)
@@ -139,14 +322,14 @@ class Audio2Pose(SpeechModel):
 
     @property
     def decoder_layers(self) -> list[PoseDecoderLayer]:
-        """Those of the decoder."""
+        """The layers of the decoder."""
         return cast(list[PoseDecoderLayer], list(self.transformer_decoder.layers))
 
     def encode(self, samples: Tensor, num_frames: int, mask: Tensor | None = None) -> Tensor:
         """The memory of speech that the decoder attends to.
 
         Args:
-            samples: `[B, N]`, 16 kHz, normalised over the recording (`speech_features.normalise`).
+            samples: `[B, N]`, 16 kHz, normalised over the recording (`speech.encoder.normalise`).
             num_frames: T, the frames that the samples span.
             mask: `[B, T]` bool, False after a recording's end.
 
@@ -174,6 +357,7 @@ class Audio2Pose(SpeechModel):
         """`forward` from the memory `[B, T, D]` on."""
         count = previous.shape[1]
         states = self.embed(previous, identity, first=0)
+        # Who may look where: at earlier poses, and at the speech around a frame.
         self_bias = causal_bias(alibi_slopes(self.heads).to(states.device), count, count, self.context)
         memory_mask = None
         if not self.diagonal:
@@ -187,13 +371,7 @@ class Audio2Pose(SpeechModel):
         return self.unmap(states)
 
     def embed(self, previous: Tensor, identity: Tensor, first: int) -> Tensor:
-        """The decoder's input `[B, T, D]`.
-
-        Args:
-            previous: `[B, T, 6]`, the poses one frame earlier.
-            identity: `[B]`.
-            first: Position of the first of them.
-        """
+        """The decoder's input `[B, T, D]` for the poses one frame earlier `[B, T, 6]`; `first`: position of frame 0."""
         scaled = previous / previous.new_tensor(self.pose_scale)
         return self.pose_map(scaled) + self.PPE(first, previous.shape[1]) + self.id_embed(identity)[:, None]
 

@@ -1,24 +1,32 @@
-"""Poses one after the other: each is decoded from those before it, whose keys and values are kept."""
+"""Poses one after the other: each is decoded from those before it, whose keys and values are kept.
+
+The arithmetic is that of `audio2pose`, arranged for one frame. A frame alone is bound by reading the weights and by the
+number of calls. So weights lie as a product with one vector reads them fastest, attention is written as batched
+products of matrices with vectors, and what does not depend on the poses (keys and values of the speech) is made for
+many frames at once.
+
+Letters:
+    B recordings, T frames, S frames of speech, n poses in sight, D width of the decoder, H heads; G = B · H, W = D / H.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from talkinghead.models.audio2lmk.audio2pose import Audio2Pose
-from talkinghead.models.audio2lmk.pose_decoder import alibi_slopes, causal_bias, window_mask
-from talkinghead.models.audio2lmk.pose_step import Hearing, KeyValueCache, LayerStep
-from talkinghead.models.audio2lmk.seams import JointSpreader, restart_lengths
-from talkinghead.models.speech.encoder import frame_rate, num_frames
-from talkinghead.models.speech.long_speech import encode_long
+from talkinghead.models.audio2lmk.audio2pose import Audio2Pose, PoseDecoderLayer, alibi_slopes, causal_bias, window_mask
+from talkinghead.models.speech.encoder import encode_long, frame_rate, num_frames
 from talkinghead.timebase import SAMPLE_RATE
 
-RUN = 256
+BLOCK = 256
 """Frames whose speech is turned into keys and values at once."""
+FIRST_CAPACITY = 256
+"""Frames that an unbounded cache begins with."""
 
 
 @dataclass
@@ -30,17 +38,17 @@ class DecoderState:
     steps: list[LayerStep]
     cache: KeyValueCache
     bias: Tensor
-    """`[B · H, n, 1]`: bias of self-attention by distance, the newest frame last."""
-    spreader: JointSpreader
+    """`[G, n, 1]`: bias of self-attention by distance, the newest frame last."""
+    spreader: SeamSpreader
     memory: Tensor
-    """`[B, m, D]`: speech of the frames from `memory_first` on."""
+    """`[B, S, D]`: speech of the frames from `memory_first` on."""
     memory_first: int = 0
     poses: list[Tensor] = field(default_factory=list)
     """The newest decoded poses, `[B, 6]` each."""
     frame: int = 0
     """The next frame to be decoded."""
     position: int = 0
-    """Its number since the start, or since what the last joint began with."""
+    """Its number since the start, or since what the last seam began with."""
 
 
 def start(model: Audio2Pose, identity: Tensor) -> DecoderState:
@@ -62,12 +70,7 @@ def start(model: Audio2Pose, identity: Tensor) -> DecoderState:
 
 @torch.no_grad()
 def decode(
-    model: Audio2Pose,
-    memory: Tensor,
-    identity: int | Tensor,
-    *,
-    state: DecoderState | None = None,
-    final: bool = True,
+    model: Audio2Pose, memory: Tensor, identity: int | Tensor, *, state: DecoderState | None = None, final: bool = True
 ) -> tuple[Tensor, DecoderState]:
     """Poses, each decoded from those before it.
 
@@ -79,9 +82,9 @@ def decode(
         model: In evaluation mode.
         memory: `[B, T, D]` of `Audio2Pose.encode`; with a state, what follows the memory given before.
         identity: A number for all, or `[B]`, below `num_identities`; a state keeps the one it began with.
-        state: Of the call before; it is changed.
-        final: No more speech comes. Otherwise the last `memory_window` frames, which hear speech that is not there
-            yet, wait for the next call.
+        state: What the call before gave; it is changed.
+        final: No more speech comes. Otherwise the last `memory_window` frames, which attend to speech that is not
+            there yet, wait for the next call.
 
     Returns:
         Poses `[B, frames, 6]` as the network gives them, degrees and centimetres, and the state.
@@ -90,41 +93,47 @@ def decode(
         ValueError: There is no such identity.
     """
     assert not model.training, "decoding is for evaluation mode"
+    # What is known so far, and how far the poses can come with it.
     state = state or start(model, model.identities(identity, len(memory)))
     state.memory = torch.cat([state.memory, memory], dim=1)
-    heard = state.memory_first + state.memory.shape[1]
-    until = heard if final else max(state.frame, heard - model.memory_window)
+    known = state.memory_first + state.memory.shape[1]
+    until = known if final else max(state.frame, known - model.memory_window)
+    # Pose after pose, the speech prepared block by block.
     shown: list[Tensor] = []
     while state.frame < until:
-        shown += _decode_run(model, state, min(RUN, until - state.frame))
-    _forget(model, state)
+        shown += _decode_block(model, state, min(BLOCK, until - state.frame))
+    # Speech and poses that no later frame needs are dropped.
+    past = model.restart_frames if model.context is None else 0
+    state.poses = state.poses[-past - 1 :]
+    needed = max(state.memory_first, state.frame - past - model.memory_window)
+    state.memory = state.memory[:, needed - state.memory_first :].clone()
+    state.memory_first = needed
     poses = torch.stack(shown, dim=1) if shown else memory.new_zeros(len(memory), 0, 6)
     return poses, state
 
 
-def _decode_run(model: Audio2Pose, state: DecoderState, count: int) -> Iterator[Tensor]:
+def _decode_block(model: Audio2Pose, state: DecoderState, count: int) -> Iterator[Tensor]:
+    """The poses `[B, 6]` to show of the next `count` frames."""
+    # Keys and values of the speech, of all frames of the block and every layer.
     window = None if model.diagonal else model.memory_window
     first = state.frame - state.memory_first
-    hearings = [Hearing(layer.multihead_attn, state.memory, window, first, count) for layer in model.decoder_layers]
+    speech = [SpeechAttention(layer, state.memory, window, first, count) for layer in model.decoder_layers]
     for frame in range(count):
-        joint = model.context is None and state.position == model.longest_chunk
-        if joint:
+        # A chunk that is full gives way to one that begins with its last frames.
+        seam = model.context is None and state.position == model.longest_chunk
+        if seam:
             _prime(model, state)
-        pose = _step(model, state, hearings, frame)
+        # One frame through all layers.
+        previous = state.poses[-1] if state.poses else state.memory.new_zeros(len(state.identity), 6)
+        states = model.embed(previous[:, None], state.identity, first=state.position)[:, 0]
+        bias = state.bias[:, -state.cache.open_frame() :]
+        for number, step in enumerate(state.steps):
+            states = step(states, state.cache, number, bias, speech[number], frame)
+        pose = model.unmap(states)
         state.poses.append(pose)
         state.frame += 1
         state.position += 1
-        yield state.spreader.emit(pose, joint)
-
-
-def _step(model: Audio2Pose, state: DecoderState, hearings: list[Hearing], frame: int) -> Tensor:
-    """One pose `[B, 6]`; `frame` counts in the hearings."""
-    previous = state.poses[-1] if state.poses else state.memory.new_zeros(len(state.identity), 6)
-    states = model.embed(previous[:, None], state.identity, first=state.position)[:, 0]
-    bias = state.bias[:, -state.cache.open_frame() :]
-    for number, (step, hearing) in enumerate(zip(state.steps, hearings, strict=True)):
-        states = step.run(states, state.cache, number, bias, hearing, frame)
-    return model.unmap(states)
+        yield state.spreader.emit(pose, seam)
 
 
 def _prime(model: Audio2Pose, state: DecoderState) -> None:
@@ -143,18 +152,9 @@ def _prime(model: Audio2Pose, state: DecoderState) -> None:
     state.position = count
 
 
-def _forget(model: Audio2Pose, state: DecoderState) -> None:
-    """Drop speech and poses that no later frame needs."""
-    past = model.restart_frames if model.context is None else 0
-    state.poses = state.poses[-past - 1 :]
-    needed = max(state.memory_first, state.frame - past - model.memory_window)
-    state.memory = state.memory[:, needed - state.memory_first :].clone()
-    state.memory_first = needed
-
-
-def _spreader(model: Audio2Pose) -> JointSpreader:
+def _spreader(model: Audio2Pose) -> SeamSpreader:
     max_step = None if model.max_step is None else model.pose_map.weight.new_tensor(model.max_step)
-    return JointSpreader(max_step, frames=max(1, round(model.fps)))
+    return SeamSpreader(max_step, frames=max(1, round(model.fps)))
 
 
 @torch.no_grad()
@@ -178,6 +178,7 @@ def generate(
     if model.context is not None or (chunking or model.chunking) == "continue":
         memory = encode_long(model.encode, samples, model.fps)
         return decode(model, memory[None], identity)[0][0]
+    # Chunks that restart know nothing of each other, not even the speech.
     per_chunk = model.restart_frames * SAMPLE_RATE / frame_rate(model.fps)
     if per_chunk.denominator != 1:
         raise ValueError(f"{model.restart_frames} frames at {model.fps} fps are no whole number of samples")
@@ -188,18 +189,18 @@ def generate(
     return torch.cat([decode(model, model.encode(part[None], count), identity)[0][0] for part, count in chunks])
 
 
+def restart_lengths(total: int, length: int) -> list[int]:
+    """Lengths of chunks that are decoded apart, as AniPortrait's: `length` each, the rest goes with the last one.
+
+    They add up to `total`: speech shorter than `length` is one chunk, an exact multiple has no rest.
+    """
+    whole, rest = divmod(total, length)
+    return [total] if whole == 0 else [length] * (whole - 1) + [length + rest]
+
+
 @torch.no_grad()
 def redecode(model: Audio2Pose, memory: Tensor, identity: int | Tensor) -> Tensor:
-    """What `decode` yields, the plain way: for each pose all frames before it are decoded again, with full masks.
-
-    Args:
-        model: In evaluation mode.
-        memory: `[B, T, D]`, of the whole speech.
-        identity: A number for all, or `[B]`, below `num_identities`.
-
-    Returns:
-        `[B, T, 6]`.
-    """
+    """What `decode` yields of the whole speech, the plain way: for each pose all frames before it are decoded again."""
     assert not model.training, "decoding is for evaluation mode"
     identities = model.identities(identity, len(memory))
     slopes = alibi_slopes(model.heads).to(memory.device)
@@ -208,8 +209,8 @@ def redecode(model: Audio2Pose, memory: Tensor, identity: int | Tensor) -> Tenso
     shown: list[Tensor] = []
     first = 0
     for frame in range(memory.shape[1]):
-        joint = model.context is None and frame - first == model.longest_chunk
-        if joint:
+        seam = model.context is None and frame - first == model.longest_chunk
+        if seam:
             first = frame - model.restart_frames
         count = frame - first + 1
         states = model.embed(torch.stack(poses[first : frame + 1], dim=1), identities, first=0)
@@ -218,5 +219,182 @@ def redecode(model: Audio2Pose, memory: Tensor, identity: int | Tensor) -> Tenso
         for layer in model.decoder_layers:
             states = layer(states, memory, self_bias, mask)
         poses.append(model.unmap(states[:, -1]))
-        shown.append(spreader.emit(poses[-1], joint))
+        shown.append(spreader.emit(poses[-1], seam))
     return torch.stack(shown, dim=1)
+
+
+# --- one layer, one frame ---------------------------------------------------------------------------------------------
+
+
+class KeyValueCache:
+    """Keys and values of past frames, of all layers, in one block of memory.
+
+    A frame's entries are written once and stay where they are until the block is full; then the frames that can still
+    be seen move to its beginning (bounded context), or the block doubles. So a frame's cost does not depend on how many
+    were before it, and what attention reads is one slice in order of time.
+
+    Args:
+        shape: (layers, G, W).
+        context: Frames that can be seen, the newest included; None: all.
+        like: Gives precision and device.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], context: int | None, like: Tensor) -> None:
+        layers, groups, width = shape
+        self._context = context
+        capacity = FIRST_CAPACITY if context is None else 2 * context
+        self._block = like.new_zeros(layers, 2, groups, capacity, width)
+        self._end = 0
+
+    def open_frame(self) -> int:
+        """Make room for one more frame; returns how many frames it will see, itself included."""
+        if self._end == self._block.shape[3]:
+            self._make_room()
+        self._end += 1
+        return self._end - self._first()
+
+    def write(self, layer: int, keys_values: Tensor) -> tuple[Tensor, Tensor]:
+        """Store the newest frame's keys and values `[2, G, W]`; returns those in sight, `[G, n, W]` each."""
+        self._block[layer, :, :, self._end - 1] = keys_values
+        keys, values = self._block[layer, :, :, self._first() : self._end]
+        return keys, values
+
+    def fill(self, entries: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Begin anew with several frames: keys and values of each layer, `[G, n, W]` each."""
+        self._end = entries[0][0].shape[1]
+        while self._block.shape[3] < self._end:
+            self._make_room()
+        for layer, (keys, values) in enumerate(entries):
+            self._block[layer, 0, :, : self._end] = keys
+            self._block[layer, 1, :, : self._end] = values
+
+    def _first(self) -> int:
+        return 0 if self._context is None else max(0, self._end - self._context)
+
+    def _make_room(self) -> None:
+        if self._context is None:
+            self._block = torch.cat([self._block, torch.zeros_like(self._block)], dim=3)
+            return
+        kept = self._context - 1
+        self._block[..., :kept, :] = self._block[..., self._end - kept : self._end, :]  # capacity 2·context: disjoint
+        self._end = kept
+
+
+class SpeechAttention:
+    """One layer's attention to the speech, for a block of frames.
+
+    Args:
+        layer: Whose weights.
+        memory: `[B, S, D]`.
+        window: Frames that are attended to before and after a frame's own; None: its own only.
+        first: Index in the memory of the block's first frame.
+        count: Frames of the block.
+    """
+
+    def __init__(self, layer: PoseDecoderLayer, memory: Tensor, window: int | None, first: int, count: int) -> None:
+        self._attention = attention = layer.multihead_attn
+        self._window = window
+        if window is None:
+            self._own = attention.attend_to_own(memory[:, first : first + count])
+            return
+        begin = max(0, first - window)
+        keys, values = attention.keys_values(memory[:, begin : first + count + window])
+        self._keys, self._values = keys.flatten(0, 1), values.flatten(0, 1)
+        self._offset = first - begin
+
+    def at(self, frame: int, states: Tensor) -> Tensor:
+        """Output of the attention for one frame of the block, from the layer's states `[B, D]` → `[B, D]`."""
+        if self._window is None:
+            return self._own[:, frame]
+        at = self._offset + frame
+        near = slice(max(0, at - self._window), at + self._window + 1)
+        width = states.shape[-1]
+        weight, bias = self._attention.in_proj_weight[:width], self._attention.in_proj_bias[:width]
+        queries = functional.linear(states, weight, bias).view(len(self._keys), -1, 1)
+        mixed = _attend(queries, self._keys[:, near], self._values[:, near], None)
+        return self._attention.out_proj(mixed.view_as(states))
+
+
+class LayerStep:
+    """One layer for one frame; dropout is off.
+
+    Args:
+        layer: Its weights are copied where another layout reads faster, so a step belongs to one state of the weights.
+    """
+
+    def __init__(self, layer: PoseDecoderLayer) -> None:
+        self._layer = layer
+        # Wide outputs: the product with one vector reads a transposed matrix about 1.5 times as fast.
+        self._packed = layer.self_attn.in_proj_weight.detach().t().contiguous().t()
+        self._widen = layer.linear1.weight.detach().t().contiguous().t()
+
+    def __call__(
+        self, states: Tensor, cache: KeyValueCache, number: int, bias: Tensor, speech: SpeechAttention, frame: int
+    ) -> Tensor:
+        """States `[B, D]` → `[B, D]`.
+
+        The cache has the frame opened, and `number` is the layer's in it; `bias` is `[G, n, 1]` by distance, the frame
+        itself last; `frame` counts in `speech`.
+        """
+        layer, attention = self._layer, self._layer.self_attn
+        batch, width = states.shape
+        packed = functional.linear(states, self._packed, attention.in_proj_bias)
+        parts = packed.view(batch, 3, attention.heads, -1).transpose(0, 1).flatten(1, 2)  # [3, G, W]
+        mixed = _attend(parts[0, :, :, None], *cache.write(number, parts[1:]), bias)
+        states = layer.norm1(states + attention.out_proj(mixed.view(batch, width)))
+        states = layer.norm2(states + speech.at(frame, states))
+        inner = functional.relu(functional.linear(states, self._widen, layer.linear1.bias))
+        return layer.norm3(states + layer.linear2(inner))
+
+
+def _attend(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
+    """Attention of one frame: `[G, W, 1]`, keys and values `[G, n, W]`, bias of scores `[G, n, 1]` → `[G, 1, W]`."""
+    scale = queries.shape[1] ** -0.5
+    scores = torch.bmm(keys, queries) * scale if bias is None else torch.baddbmm(bias, keys, queries, alpha=scale)
+    return torch.bmm(torch.softmax(scores, dim=1).transpose(1, 2), values)
+
+
+class SeamSpreader:
+    """Takes the jump out of a sequence of poses at its seams.
+
+    Where a step at a seam is larger than a step may be, the excess is taken back at once and given again over the
+    following frames: pose[k] - excess · (1 - (k - seam) / frames).
+
+    Args:
+        max_step: `[6]`, what a step may be, per number; None: the largest step since the last seam.
+        frames: Over how many frames an excess is spread.
+    """
+
+    def __init__(self, max_step: Tensor | None, frames: int) -> None:
+        self._max_step = max_step
+        self._frames = frames
+        self._last: Tensor | None = None
+        self._largest: Tensor | None = None
+        self._excess: Tensor | None = None
+        self._age = 0
+
+    def emit(self, pose: Tensor, seam: bool) -> Tensor:
+        """The pose to show `[B, 6]` for one as decoded, at a `seam` from another past than the one before it."""
+        if self._last is not None:
+            step = pose - self._last
+            if seam:
+                self._begin(step)
+            elif self._max_step is None:
+                self._largest = step.abs() if self._largest is None else torch.maximum(self._largest, step.abs())
+        self._last = pose
+        if self._excess is None:
+            return pose
+        shown = pose - self._excess * (1.0 - self._age / self._frames)
+        self._age += 1
+        if self._age >= self._frames:
+            self._excess = None
+        return shown
+
+    def _begin(self, step: Tensor) -> None:
+        limit = self._largest if self._max_step is None else self._max_step
+        if limit is None:
+            return
+        rest = 0.0 if self._excess is None else self._excess * (1.0 - self._age / self._frames)
+        self._excess = step - torch.minimum(torch.maximum(step, -limit), limit) + rest
+        self._age = 0
+        self._largest = None

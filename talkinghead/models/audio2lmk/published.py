@@ -11,7 +11,7 @@ from transformers import AutoConfig
 from talkinghead.models.audio2lmk.audio2mesh import Audio2Mesh
 from talkinghead.models.audio2lmk.audio2pose import Audio2Pose
 from talkinghead.models.speech.weights import encoder_settings
-from talkinghead.models.weight_file import KeyReport, compare_keys, read_weights
+from talkinghead.models.weights import KeyReport, compare_keys, read_weights
 
 Kind = Literal["audio2mesh", "audio2pose"]
 
@@ -25,7 +25,7 @@ def published_config(kind: Kind, chunking: Literal["continue", "restart"] = "con
 
     Args:
         kind: Which model.
-        chunking: Of long speech by Audio2Pose; `restart` is the published way, with a jump every five seconds.
+        chunking: How Audio2Pose decodes long speech; `restart` is the published way, with a jump every five seconds.
     """
     wav2vec = encoder_settings(AutoConfig.for_model("wav2vec2"), dropout=0.1)
     if kind == "audio2mesh":

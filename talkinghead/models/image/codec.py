@@ -64,8 +64,8 @@ class PictureEncoder:
         """The networks of two sources, in single precision.
 
         Args:
-            vae: See `picture_weights.load_vae`.
-            image_encoder: See `picture_weights.load_image_encoder`.
+            vae: Where it comes from, see `weights.load_vae`.
+            image_encoder: Where it comes from, see `weights.load_image_encoder`.
 
         Raises:
             ValueError: A folder is missing, damaged, or holds something else; says what is wanted.
@@ -107,7 +107,7 @@ class PictureEncoder:
         return self
 
     def provenance(self) -> dict[str, dict[str, str]]:
-        """What to write beside results: per network its kind, name and sha256."""
+        """What to write next to results: per network its kind, name and sha256."""
         if self._provenance is None:
             self._provenance = {
                 name: {"kind": "network", "name": type(network).__name__, "sha256": fingerprint(network)}

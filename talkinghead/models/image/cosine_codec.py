@@ -1,4 +1,8 @@
-"""A picture codec that needs no training: cosine coefficients of small blocks as latents."""
+"""A picture codec that needs no training: cosine coefficients of small blocks as latents.
+
+Letters of shapes: N images, H and W height and width of images in pixels, C channels, h and w height and width of
+latents, P pixels along the side of a block.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +16,10 @@ from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from torch import Tensor
 from torch.nn import functional
 
-from talkinghead.models.strict_model import StrictModel
+from talkinghead.models.weights import StrictModel
 
 LOG_VARIANCE = -12.0
-"""Of the latents' distribution: noise of a four-hundredth of a standard deviation."""
+"""Logarithm of the variance of the latents: noise of a four-hundredth of a standard deviation."""
 
 _COLOURS = ((1.0, 1.0, 1.0), (1.0, 0.0, -1.0), (1.0, -2.0, 1.0))
 """Brightness, red against blue, magenta against green: orthogonal, close to the principal axes of natural colours."""
@@ -84,7 +88,7 @@ class CosineCodec(StrictModel):
         patch = self.config["patch"]
         if x.ndim != 4 or x.shape[1] != 3 or x.shape[2] % patch or x.shape[3] % patch:
             raise ValueError(f"pictures must be [N, 3, H, W] in multiples of {patch} pixels, not {list(x.shape)}")
-        # In single precision also for half-precision tables: it costs nothing beside the networks.
+        # In single precision also for half-precision tables: it costs nothing next to the networks.
         mean = functional.conv2d(x.float(), self.analysis.float(), stride=patch).to(self.dtype)
         moments = torch.cat([mean, torch.full_like(mean, LOG_VARIANCE)], dim=1)
         latents: Any = DiagonalGaussianDistribution(moments)

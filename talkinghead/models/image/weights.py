@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,10 +14,8 @@ from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from talkinghead.models.image.cosine_codec import CosineCodec
-from talkinghead.models.quiet_libraries import quiet_libraries
-from talkinghead.models.weight_file import parameter_hash
+from talkinghead.models.weights import parameter_hash, quiet_libraries, weights_from
 from talkinghead.provenance import canonical_json, hash_bytes
-from talkinghead.rng import key_bits
 
 Part = Literal["vae", "image_encoder"]
 """Both the part's name and that of its subfolder in a pipeline's folder."""
@@ -65,7 +62,7 @@ def load_vae(source: str) -> AutoencoderKL | CosineCodec:
     if source == "tiny":
         return CosineCodec().eval()
     if source == "tiny-kl":
-        with _first_weights("tiny picture codec"):
+        with weights_from(0, "tiny picture codec"):
             return AutoencoderKL(**_TINY_KL).eval()
     folder, config = _folder(source, "vae")
     kinds: dict[object, type[AutoencoderKL] | type[CosineCodec]] = {
@@ -89,7 +86,7 @@ def load_image_encoder(source: str) -> CLIPVisionModelWithProjection:
         ValueError: The folder is missing, damaged, or not of a CLIP image encoder; says what is wanted.
     """
     if source in _CLIPS:
-        with _first_weights(f"{source} image encoder"):
+        with weights_from(0, f"{source} image encoder"):
             return CLIPVisionModelWithProjection(CLIPVisionConfig(**_CLIPS[source], **_CLIP_COMMON)).eval()
     folder, config = _folder(source, "image_encoder")
     if config.get("model_type") not in ("clip_vision_model", "clip"):
@@ -110,18 +107,10 @@ def fingerprint(network: nn.Module) -> str:
 
 
 def described(source: str, network: nn.Module) -> dict[str, str]:
-    """What to write beside results of a network from `source`: kind, name of the folder, sha256."""
+    """What to write next to results of a network from `source`: kind, name of the folder, sha256."""
     if source in {*VAES, *IMAGE_ENCODERS}:
         return {"kind": "tiny", "name": source, "sha256": fingerprint(network)}
     return {"kind": "folder", "name": Path(source).resolve().name, "sha256": fingerprint(network)}
-
-
-@contextlib.contextmanager
-def _first_weights(name: str) -> Iterator[None]:
-    """Weights made within are drawn from a generator keyed by the name; the global one stays as it is."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(key_bits(0, name) % 2**63)
-        yield
 
 
 def _folder(source: str, part: Part) -> tuple[Path, dict[str, Any]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from talkinghead.models.image.codec import latent_channels, latent_scale
 from talkinghead.models.lmk2video.denoiser import Condition
 from talkinghead.models.lmk2video.meta_networks import HollowNetworks
 from talkinghead.models.lmk2video.pose_guider import GUIDANCE_SCALE, PoseGuider
+from talkinghead.models.lmk2video.unet_blocks import Upsampler
 from talkinghead.models.meter import Cost, measure_cost
 
 
@@ -47,14 +48,14 @@ class VideoCost:
     """What a video costs."""
 
     flops: dict[str, int]
-    """Of the whole video, by part."""
+    """Operations of the whole video, by part."""
     peak_bytes: dict[str, int]
     """Most memory for intermediate results, by part; parts do not run at the same time. Weights are not in it."""
     frames: int
 
     @property
     def flops_per_frame(self) -> float:
-        """Of all parts, shared out among the frames."""
+        """Operations of all parts, shared out among the frames."""
         return sum(self.flops.values()) / self.frames
 
 
@@ -63,7 +64,7 @@ def video_cost(networks: HollowNetworks, shape: VideoShape) -> VideoCost:
 
     Args:
         networks: In the precision that is asked for; it matters for memory only.
-        shape: Of the request.
+        shape: The request, as far as it matters.
     """
     calls = _Calls(networks, shape)
     rest = {length: calls.rest(length) for length in set(shape.windows)}
@@ -221,9 +222,9 @@ class _Calls:
         for _ in self._networks.denoiser.down_blocks[1:]:
             sizes.append((-(-sizes[-1][0] // 2), -(-sizes[-1][1] // 2)))
         saved = 0
-        for index, level in enumerate(reversed(list(self._networks.denoiser.up_blocks))):
-            for upsampler in level.upsamplers:  # pyright: ignore[reportGeneralTypeIssues]
-                (height, width), channels = sizes[index], upsampler.conv.in_channels
+        for index, level in enumerate(reversed(self._networks.denoiser.up_blocks)):
+            for upsampler in level.upsamplers:
+                (height, width), channels = sizes[index], cast(Upsampler, upsampler).conv.in_channels
                 if sizes[index - 1] == (2 * height, 2 * width):
                     saved += 2 * 20 * channels**2 * height * width
         return saved

@@ -1,4 +1,8 @@
-"""The network that predicts the velocity of noisy latents from reference, pose, and picture token."""
+"""The network that predicts the velocity of noisy latents from reference, pose, and image token.
+
+Letters of shapes: B samples, F frames of a sample, C channels, h and w height and width of the latents, D width of the
+image token. The layers are called in `unet.UNetTrunk`.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +13,8 @@ import torch
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from talkinghead.models.lmk2video.spatial_transformer import KeyValue
-from talkinghead.models.lmk2video.unet import Features, UNetShape, UNetTrunk
-from talkinghead.models.lmk2video.unet_levels import NORM_EPS, Conditioning
-
-References = Features | Mapping[str, KeyValue]
-"""What `ReferenceNet` returns, or what `Denoiser.project_reference` makes of it."""
+from talkinghead.models.lmk2video.unet import NORM_EPS, Conditioning, Features, References, UNetShape, UNetTrunk
+from talkinghead.models.lmk2video.unet_blocks import KeyValue
 
 
 class Condition(NamedTuple):
@@ -23,19 +23,19 @@ class Condition(NamedTuple):
     token: Tensor
     """`[B, 1, D]` of the reference pictures; zeros: unconditional."""
     reference: References | None
-    """Of B references; None: plain self-attention."""
+    """Features, or keys and values, of B references; None: plain self-attention."""
 
 
 class Begun(NamedTuple):
     """The work on latents up to the first motion module, in which each frame is alone.
 
-    It is the same whatever other frames stand beside: windows that overlap can share it.
+    It is the same whatever other frames stand next to it: windows that overlap can share it.
     """
 
     state: Tensor
     """`[B, F, C, h, w]` for the way up, the same under every condition."""
     hidden: Tensor
-    """`[B, F, C, h, w]` behind the first layer's transformer."""
+    """`[B, F, C, h, w]` after the first layer's transformer."""
 
 
 class Denoiser(UNetTrunk):
@@ -48,17 +48,17 @@ class Denoiser(UNetTrunk):
     The defaults are Stable Diffusion 1.5's sizes.
 
     Args:
-        in_channels: Of the latents.
-        out_channels: Of the prediction.
-        block_out_channels: Of each level, from the finest.
+        in_channels: Channels of the latents.
+        out_channels: Channels of the prediction.
+        block_out_channels: Channels of each level, from the finest.
         layers_per_block: Layers of a level on the way down.
         attention_levels: Which levels have transformers.
-        num_attention_heads: In every attention over positions.
-        cross_attention_dim: D of the picture token.
-        norm_num_groups: Of every group norm.
-        motion: Whether there are motion modules (stage 2): behind every layer, also in the middle.
+        num_attention_heads: Heads of every attention over positions.
+        cross_attention_dim: D.
+        norm_num_groups: Groups of every group norm.
+        motion: Whether there are motion modules (stage 2): after every layer, also in the middle.
         motion_frames: Longest window of the motion modules.
-        motion_heads: In every attention over time.
+        motion_heads: Heads of every attention over time.
     """
 
     @register_to_config
@@ -117,7 +117,7 @@ class Denoiser(UNetTrunk):
                 self-attention.
             dropped: `[B]` bool: samples that do without the reference (training). Reference and latents must be of one
                 size. At inference call once without a reference instead, which costs less.
-            pose: Of `PoseGuider`, `[B, F, C, h, w]` each; None: no pose.
+            pose: Features of `PoseGuider`, `[B, F, C, h, w]` each; None: no pose.
             fold: Add the attention to the single token as the constant that it is; see `SpatialTransformer.forward`.
 
         Returns:
@@ -126,6 +126,7 @@ class Denoiser(UNetTrunk):
         Raises:
             ValueError: More frames than the motion modules have positions for, or conditions that do not fit.
         """
+        # Refuse what does not fit.
         begun = isinstance(latents, Begun)
         shape = latents.state.shape if begun else latents.shape
         batch, num_frames, _, height, width = shape
@@ -137,9 +138,14 @@ class Denoiser(UNetTrunk):
             raise ValueError(f"dropped must be [{batch}], not {list(dropped.shape)}")
         self._check_pose(shape, pose)
         self._check_condition(batch, token, reference)
-        given = Conditioning(self._embed_time(timestep, batch, num_frames), token, num_frames, dropped, fold)
-        pictures = (latents.state.flatten(0, 1), latents.hidden.flatten(0, 1)) if begun else latents.flatten(0, 1)
-        hidden, _ = self._run(pictures, given, reference, _each_frame(pose))
+
+        # The UNet, to which the frames of all samples are one batch.
+        time = self._embed_time(timestep, batch, num_frames)
+        given = Conditioning(time, token, num_frames, reference, dropped, fold)
+        frames = (latents.state.flatten(0, 1), latents.hidden.flatten(0, 1)) if begun else latents.flatten(0, 1)
+        hidden, _ = self._forward(frames, given, _each_frame(pose))
+
+        # Its output head.
         hidden = self.conv_out(self.conv_act(self.conv_norm_out(hidden)))
         return hidden.view(batch, num_frames, -1, height, width)
 
@@ -161,8 +167,8 @@ class Denoiser(UNetTrunk):
             latents: `[B, F, C, h, w]`, noisy; any number of frames.
             timestep: `[B]`, or one for all.
             conditions: At least one.
-            pose: As in a call.
-            fold: As in a call.
+            pose: What a call is given.
+            fold: What a call is given.
 
         Returns:
             For each condition, what to give to a call instead of the latents.
@@ -170,15 +176,26 @@ class Denoiser(UNetTrunk):
         Raises:
             ValueError: Conditions that do not fit.
         """
+        # Refuse what does not fit.
         batch, num_frames = latents.shape[:2]
         self._check_pose(latents.shape, pose)
         for token, reference in conditions:
             self._check_condition(batch, token, reference)
+
+        # What no condition enters, once for all of them: the way in, and the first residual block.
         time = self._embed_time(timestep, batch, num_frames)
-        each = [(Conditioning(time, token, num_frames, None, fold), reference) for token, reference in conditions]
-        state, hidden = self._begin(latents.flatten(0, 1), each, _each_frame(pose))
+        state = self._enter(latents.flatten(0, 1), _each_frame(pose))
+        level = self.down_blocks[0]
+        opened = self._call(level.resnets[0], state, time)
+
+        # The first transformer, which token and reference enter: once for each condition.
         state = state.unflatten(0, (batch, num_frames))
-        return [Begun(state, value.unflatten(0, (batch, num_frames))) for value in hidden]
+        begun = []
+        for token, reference in conditions:
+            given = Conditioning(time, token, num_frames, reference, fold=fold)
+            hidden = self._attend(level, 0, opened, given, {})
+            begun.append(Begun(state, hidden.unflatten(0, (batch, num_frames))))
+        return begun
 
     def _check_pose(self, shape: torch.Size, pose: Sequence[Tensor] | None) -> None:
         batch, num_frames, _, height, width = shape

@@ -51,13 +51,13 @@ class HollowNetworks:
 
     @classmethod
     def published(cls) -> Self:
-        """Of the published sizes: sd-vae-ft-mse, CLIP ViT-L/14, Stable Diffusion 1.5."""
+        """Networks of the published sizes: sd-vae-ft-mse, CLIP ViT-L/14, Stable Diffusion 1.5."""
         configs = {"vae": _SD_VAE, "image_encoder": _CLIP_L, "denoiser": {"motion": True}}
         return cls.described({"pose_guider": published_pose_guider("running"), "reference_net": {}} | configs)
 
     @classmethod
     def described(cls, configs: Mapping[str, Mapping[str, Any]]) -> Self:
-        """By the settings of each network; those of the codec name its class (`_class_name`) unless it is Stable
+        """Networks by the settings of each; those of the codec name its class (`_class_name`) unless it is Stable
         Diffusion's."""
         codec = CosineCodec if configs["vae"].get("_class_name") == "CosineCodec" else AutoencoderKL
         classes = {"vae": codec, "reference_net": ReferenceNet, "denoiser": Denoiser, "pose_guider": PoseGuider}
@@ -69,7 +69,7 @@ class HollowNetworks:
 
     @classmethod
     def of_folder(cls, folder: Path) -> Self:
-        """Of a pipeline's folder, of which only the configurations are read.
+        """The networks of a pipeline's folder, of which only the configurations are read.
 
         Raises:
             ValueError: One is missing or damaged.

@@ -1,4 +1,8 @@
-"""Guidance images to features of five scales that the denoiser adds to its own."""
+"""Guidance images to features of five scales that the denoiser adds to its own.
+
+Letters of shapes: B samples, F frames of a sample, N images (the frames of a sample one after the other, or
+references), C channels, H and W height and width of guidance images in pixels, h and w height and width of a feature.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ from diffusers.models.attention_processor import Attention
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
 
-from talkinghead.models.strict_model import StrictModel
+from talkinghead.models.weights import StrictModel
 
 Normalisation = Literal["frame", "published", "trained", "running"]
 """How the PoseGuider normalises, and which numbers it takes guidance images in.
@@ -25,14 +29,9 @@ Normalisation = Literal["frame", "published", "trained", "running"]
 - `trained`: what AniPortrait's training computes: the same statistics, on images in [-1, 1].
 - `running`: batch norm with its running statistics outside of training, on images in [-1, 1].
 """
-
-
 NORMALISATIONS = get_args(Normalisation)
 
-
 _CHANNELS_PER_GROUP = 4
-
-
 _MAX_GROUPS = 32
 
 
@@ -76,7 +75,7 @@ def position_code(height: int, width: int, channels: int, device: torch.device |
         height: Positions of a column.
         width: Positions of a row.
         channels: C, a multiple of 4.
-        device: Of the result.
+        device: Device of the result.
 
     Returns:
         `[height * width, C]` float32, in row-major order.
@@ -103,7 +102,7 @@ class LandmarkAttention(nn.Module):
 
     Args:
         channels: C of both.
-        heads: Of the attention.
+        heads: Heads of the attention.
     """
 
     def __init__(self, channels: int, heads: int) -> None:
@@ -128,18 +127,18 @@ class PoseGuider(StrictModel):
 
     After PoseGuider of AniPortrait (arXiv 2403.17694); names and shapes of what both have are those of the published
     `pose_guider.pth`. The published network describes attention to the reference's landmarks and lacks it, and it
-    normalises over the frames that happen to stand beside each other; see `reference_attention` and `normalisation`.
+    normalises over the frames that happen to stand next to each other; see `reference_attention` and `normalisation`.
     The defaults are the published sizes.
 
     Args:
-        block_out_channels: Of the denoiser's levels, from the finest.
-        stem_channels: Of the convolutions down to 1/8 of the picture; there are two of the first ones of each.
-        attention_heads: Of the self-attention of each scale.
-        attention_head_dim: Of the same.
-        norm_num_groups: Of the group norm in front of it.
-        normalisation: See `pose_normalisation.Normalisation`.
+        block_out_channels: Channels of the denoiser's levels, from the finest.
+        stem_channels: Channels of the convolutions down to 1/8 of the image; there are two of the first ones of each.
+        attention_heads: Heads of the self-attention of each scale.
+        attention_head_dim: Channels of each of these heads.
+        norm_num_groups: Groups of the group norm before it.
+        normalisation: One of `Normalisation`.
         reference_attention: Attend from the driving landmarks to the reference's at each scale but the first.
-        reference_heads: Of that attention.
+        reference_heads: Heads of that attention.
         zero_outputs: Each feature passes a last layer that starts at zero, so that an untrained guider leaves the
             denoiser as it is. Otherwise only the first feature starts at zero (as published).
     """
@@ -173,7 +172,7 @@ class PoseGuider(StrictModel):
         self.final_proj = nn.Conv2d(stem_channels[-1], first, kernel_size=1)
         self.scale = nn.Parameter(torch.full((1,), 2.0))
         self.num_scales = len(block_out_channels)
-        # What comes out has the size of the denoiser's hidden state behind each level: the next level's resolution.
+        # What comes out has the size of the denoiser's hidden state after each level: the next level's resolution.
         widths = [first, *block_out_channels[:1], *others]
         for number in range(1, self.num_scales + 1):
             before, after = widths[number - 1], widths[number]
@@ -219,14 +218,18 @@ class PoseGuider(StrictModel):
             raise ValueError(
                 f"guidance images of {width}x{height} pixels: width and height must be multiples of {GUIDANCE_SCALE}"
             )
-        beside = self._reference(reference, batch)
+        attended = self._reference(reference, batch)
+
+        # The stem: 1/8 of the size.
         hidden = self._stem_features(images.flatten(0, 1))
         outputs = [self._finish(0, hidden)]
+
+        # Scale by scale: half the size (but for the last), self-attention, and a look at the reference's landmarks.
         for number in range(1, self.num_scales + 1):
             hidden = self._part("conv_layers_", number)(hidden)
             hidden = self._part("cross_attn", number)(hidden, return_dict=False)[0]
-            if beside is not None:
-                hidden = self.reference_attentions[number - 1](hidden, beside[number - 1])
+            if attended is not None:
+                hidden = self.reference_attentions[number - 1](hidden, attended[number - 1])
             outputs.append(self._finish(number, hidden))
         return tuple(output.unflatten(0, (batch, num_frames)) for output in outputs)
 

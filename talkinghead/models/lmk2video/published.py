@@ -25,11 +25,11 @@ from torch import Tensor, nn
 from talkinghead.models.lmk2video.denoiser import Denoiser
 from talkinghead.models.lmk2video.pose_guider import PoseGuider
 from talkinghead.models.lmk2video.reference_net import ReferenceNet
-from talkinghead.models.weight_file import KeyReport, compare_keys, read_weights
+from talkinghead.models.weights import KeyReport, compare_keys, read_weights
 
 Kind = Literal["reference_unet", "denoising_unet", "motion_module", "pose_guider"]
 PoseGuiderMode = Literal["published", "trained", "running"]
-"""See `pose_normalisation.Normalisation`; the published weights have no other."""
+"""See `pose_guider.Normalisation`; the published weights have no other."""
 
 _SD15_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 _MOTION = ".motion_modules."
@@ -111,8 +111,8 @@ def load_pose_guider(file: str | Path, mode: PoseGuiderMode = "published") -> tu
     The published network does not attend to the reference: it was trained without.
 
     Args:
-        file: As published.
-        mode: Of its normalisation. `published` is what the published program shows; `trained` and `running` are in the
+        file: The published file.
+        mode: How it normalises. `published` is what the published program shows; `trained` and `running` are in the
             range that it was trained in.
 
     Raises:

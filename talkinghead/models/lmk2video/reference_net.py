@@ -1,4 +1,8 @@
-"""The network that looks at the reference portrait once and hands its features to the denoiser."""
+"""The network that looks at the reference portrait once and hands its features to the denoiser.
+
+Letters of shapes: B references, C channels, h and w height and width of the latents, L tokens of a transformer in
+row-major order, D width of the image token. The layers are called in `unet.UNetTrunk`.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +12,7 @@ import torch
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
-from talkinghead.models.lmk2video.unet import UNetShape, UNetTrunk
-from talkinghead.models.lmk2video.unet_levels import Conditioning
+from talkinghead.models.lmk2video.unet import Conditioning, UNetShape, UNetTrunk
 
 
 class ReferenceNet(UNetTrunk):
@@ -19,13 +22,13 @@ class ReferenceNet(UNetTrunk):
     and of AniPortrait's published `reference_unet.pth`. The defaults are Stable Diffusion 1.5's sizes.
 
     Args:
-        in_channels: Of the latents.
-        block_out_channels: Of each level, from the finest.
+        in_channels: Channels of the latents.
+        block_out_channels: Channels of each level, from the finest.
         layers_per_block: Layers of a level on the way down.
         attention_levels: Which levels have transformers.
-        num_attention_heads: In every attention.
-        cross_attention_dim: D of the picture token.
-        norm_num_groups: Of every group norm.
+        num_attention_heads: Heads of every attention.
+        cross_attention_dim: D.
+        norm_num_groups: Groups of every group norm.
     """
 
     @register_to_config
@@ -65,7 +68,7 @@ class ReferenceNet(UNetTrunk):
             Name of each transformer block (the denoiser has blocks of the same names) → `[B, L, C]`.
         """
         time = self._embed_time(0, len(latents), 1)
-        return self._run(latents, Conditioning(time, token, 1, None, fold))[1]
+        return self._forward(latents, Conditioning(time, token, num_frames=1, fold=fold))[1]
 
     def freeze_tail(self) -> None:
         """Do not train the last level on the way up, as published: much of it has no effect on any feature."""
@@ -73,7 +76,7 @@ class ReferenceNet(UNetTrunk):
 
     @torch.no_grad()
     def load_denoiser(self, state: dict[str, Tensor]) -> None:
-        """Begin with the weights of a denoiser or of Stable Diffusion's UNet, which has an output head beside them.
+        """Begin with the weights of a denoiser or of Stable Diffusion's UNet, which has an output head too.
 
         Raises:
             ValueError: A tensor is missing or of another shape.

@@ -2,12 +2,17 @@
 
 The frames are made between the convolutions and the Transformer: the convolutions' features (about 50 a second) are
 interpolated to the video's frame rate, so the Transformer works on video frames (as in FaceFormer and AniPortrait).
+Speech of any length goes through in overlapping windows (`encode_long`).
+
+Letters:
+    B recordings, N audio samples, F features of the convolutions in time, C their channels, T video frames, D width of
+    the Transformer.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any, cast
 
@@ -16,9 +21,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
-from talkinghead.models.strict_model import StrictModel
+from talkinghead.models.weights import StrictModel
 from talkinghead.timebase import SAMPLE_RATE
 
+Encode = Callable[[Tensor, int], Tensor]
+"""(samples `[1, N]`, T) → `[1, T, …]`."""
 MODEL_TYPES = ("wav2vec2", "hubert", "wavlm", "data2vec-audio")
 """`model_type` of the encoders that consist of `feature_extractor`, `feature_projection` and `encoder`."""
 
@@ -27,7 +34,7 @@ def build_encoder(config: Mapping[str, Any]) -> PreTrainedModel:
     """A speech encoder with first weights from PyTorch's global generator.
 
     Args:
-        config: Of a `transformers` model; `model_type` is one of `MODEL_TYPES`.
+        config: Configuration of a `transformers` model; `model_type` is one of `MODEL_TYPES`.
 
     Raises:
         ValueError: Another `model_type`, or an adapter, which would change the number of frames.
@@ -108,20 +115,22 @@ def encode_speech(encoder: PreTrainedModel, samples: Tensor, num_frames: int, ma
     """Features of each video frame.
 
     Args:
-        encoder: Of `build_encoder`.
+        encoder: A model of `build_encoder`.
         samples: `[B, N]`, normalised (`normalise`), zeros where a recording is over. Shorter ones than the convolutions
             see are lengthened with zeros.
         num_frames: T, the video frames that the samples span.
-        mask: `[B, T]`, True up to a recording's end and False after it; no frame before the end hears what is behind.
+        mask: `[B, T]`, True up to a recording's end and False after it; no frame before the end attends to what comes
+            after it.
 
     Returns:
         `[B, T, D]`: the last hidden state.
     """
-    # wav2vec 2.0 base and its like average over the whole row after the first convolution, zeros behind the end too.
+    # Convolutions. wav2vec 2.0 base and its like average over the whole row after the first, zeros after the end too.
     if mask is not None and getattr(encoder.config, "feat_extract_norm", "layer") == "group":
         features = _features_of_rows(encoder, samples, mask)
     else:
         features = _features(encoder, samples, num_frames)
+    # Transformer, on one feature per video frame.
     projected = cast(Any, encoder.feature_projection)(features)
     # wav2vec 2.0 and WavLM also return the normalised features, which only their pre-training uses.
     hidden = projected[0] if isinstance(projected, tuple) else projected
@@ -129,17 +138,17 @@ def encode_speech(encoder: PreTrainedModel, samples: Tensor, num_frames: int, ma
 
 
 def _features(encoder: PreTrainedModel, samples: Tensor, num_frames: int) -> Tensor:
-    """Of the convolutions, one per frame: `[B, N]` → `[B, T, C]`."""
+    """Features of the convolutions, one per frame: `[B, N]` → `[B, T, C]`."""
     config = cast(Any, encoder.config)
     missing = receptive_field(config.conv_kernel, config.conv_stride) - samples.shape[-1]
     if missing > 0:
         samples = functional.pad(samples, (0, missing))
     features = cast(Any, encoder.feature_extractor)(samples)
-    return resample_features(features, num_frames).transpose(1, 2)
+    return stretch_features(features, num_frames).transpose(1, 2)
 
 
 def _features_of_rows(encoder: PreTrainedModel, samples: Tensor, mask: Tensor) -> Tensor:
-    """`_features` of each row's own samples, zeros behind its end.
+    """`_features` of each row's own samples, zeros after its end.
 
     Row by row also where rows are equally long: the number of calls is then the same on every rank.
     """
@@ -152,8 +161,10 @@ def _features_of_rows(encoder: PreTrainedModel, samples: Tensor, mask: Tensor) -
     return torch.cat(rows)
 
 
-def resample_features(features: Tensor, num_frames: int) -> Tensor:
-    """Linear interpolation in time, first on first and last on last feature.
+def stretch_features(features: Tensor, num_frames: int) -> Tensor:
+    """Linear interpolation in time, first on first and last on last feature, whatever the two rates are.
+
+    Published weights were trained so. Not `motion.resampling.resample_frames`, which keeps the time of each frame.
 
     Args:
         features: `[B, C, F]`.
@@ -184,3 +195,68 @@ class SpeechModel(StrictModel):
     def freeze_cnn(self) -> None:
         """Do not train the convolutions of the speech encoder."""
         freeze_feature_extractor(self.audio_encoder)
+
+
+@torch.no_grad()
+def encode_long(
+    encode: Encode, samples: Tensor, fps: float, *, window_s: float = 20.0, overlap_s: float = 2.0
+) -> Tensor:
+    """Encode speech of any length; attention is quadratic in the length, so long speech goes in windows.
+
+    Windows begin where a frame begins on a whole sample (every frame at 25 fps, every third at 30; at rates where that
+    is rarer than once a second, on the nearest sample), overlap, and are blended linearly over the overlap. Speech that
+    fits one window is encoded in one pass.
+
+    Args:
+        encode: Such as `Audio2Mesh.forward` or `Audio2Pose.encode`.
+        samples: `[N]`, 16 kHz, normalised over the whole recording.
+        fps: Frame rate of the result.
+        window_s: Longest window in seconds.
+        overlap_s: Overlap of neighbours in seconds, at most a third of the window.
+
+    Returns:
+        `[T, …]`, T = `num_frames(N, fps)`.
+
+    Raises:
+        ValueError: No samples, or an overlap that does not fit.
+    """
+    if samples.numel() == 0:
+        raise ValueError("the recording has no samples")
+    if not 0 < overlap_s * 3 <= window_s:
+        raise ValueError(f"overlap_s {overlap_s} must be above 0 and at most a third of window_s {window_s}")
+    # Windows, each from a whole sample on.
+    total = num_frames(len(samples), fps)
+    spans = window_spans(total, fps, window_s, overlap_s)
+    per_frame = SAMPLE_RATE / frame_rate(fps)
+    result: Tensor | None = None
+    done = 0
+    for first, end in spans:
+        last_sample = len(samples) if end == total else round(end * per_frame)
+        part = encode(samples[None, round(first * per_frame) : last_sample], end - first)[0]
+        if result is None:
+            result = part.new_empty(total, *part.shape[1:])
+        # Over what it shares with the window before, this one fades in.
+        shared = done - first
+        if shared > 0:
+            ramp = torch.arange(1, shared + 1, device=part.device, dtype=part.dtype) / (shared + 1)
+            part[:shared] = torch.lerp(result[first:done], part[:shared], ramp.view(-1, *[1] * (part.ndim - 1)))
+        result[first:end] = part
+        done = end
+    assert result is not None and done == total
+    return result
+
+
+def window_spans(total: int, fps: float, window_s: float, overlap_s: float) -> list[tuple[int, int]]:
+    """Windows (first frame, end) over `total` frames: about equally long, each overlapping the next alike."""
+    grid = (SAMPLE_RATE / frame_rate(fps)).denominator  # frames from one that begins on a whole sample to the next
+    grid = grid if grid <= fps else 1
+    longest = int(window_s * fps) // grid * grid
+    overlap = max(1, round(overlap_s * fps / grid)) * grid
+    if total <= longest:
+        return [(0, total)]
+    count = -(-(total - overlap) // (longest - overlap - grid))
+    starts = [(total - overlap) * number // (count * grid) * grid for number in range(count)]
+    return [
+        (first, total if following is None else following + overlap)
+        for first, following in zip(starts, [*starts[1:], None], strict=True)
+    ]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +12,8 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from talkinghead.models.speech.encoder import MODEL_TYPES, build_encoder
-from talkinghead.models.weight_file import parameter_hash
-from talkinghead.provenance import hash_file
-from talkinghead.rng import key_bits
+from talkinghead.models.weights import parameter_hash, quiet_libraries, weights_from
+from talkinghead.provenance import hash_files
 
 TINY = "tiny"
 WEIGHT_FILES = (
@@ -34,7 +31,7 @@ _TINY_CONFIG: dict[str, Any] = {
     "conv_kernel": [10, 3, 3, 3, 3, 2, 2],
     "conv_stride": [5, 2, 2, 2, 2, 2, 2],
     # Norms in every layer and before every block: trains from scratch, where the group norm of wav2vec2-base, with no
-    # norm behind it, barely does; and a frame does not depend on the padding behind it.
+    # norm after it, barely does; and a frame does not depend on the padding after it.
     "feat_extract_norm": "layer",
     "conv_bias": True,
     "do_stable_layer_norm": True,
@@ -76,7 +73,7 @@ class Pretrained:
         predicted.
 
         Args:
-            dropout: Of hidden states, attention, activations and projected features; None: as in the folder.
+            dropout: Dropout of hidden states, attention, activations and projected features; None: as in the folder.
 
         Raises:
             ValueError: The folder is missing, or holds something else; says what is wanted.
@@ -112,16 +109,14 @@ class Pretrained:
         return self.provenance()
 
     def provenance(self) -> dict[str, str]:
-        """What to write beside weights that began here: kind, name of the folder, sha256 of the weights.
+        """What to write next to weights that began here: kind, name of the folder, sha256 of the weights.
 
         Raises:
             ValueError: The folder is missing or has no weights.
         """
         if self.source == TINY:
             return {"kind": TINY, "name": TINY, "sha256": parameter_hash(self._tiny())}
-        files = self._weight_files()
-        hashes = [hash_file(path) for path in files]
-        whole = hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+        whole = hash_files(self._weight_files())
         return {"kind": "folder", "name": Path(self.source).resolve().name, "sha256": whole}
 
     def _config(self) -> Any:
@@ -157,21 +152,18 @@ class Pretrained:
         files = self._weight_files()
         if missing := [path.name for path in files if not path.is_file()]:
             raise ValueError(f"weights {_listed(missing)} are missing in {self.source}: copy the folder again")
-        noisy = logging.getLogger("transformers.modeling_utils")
-        level = noisy.level
-        noisy.setLevel(logging.ERROR)  # its table of keys names the CTC head that nobody wants here
         try:
-            encoder, report = AutoModel.from_pretrained(
-                self.source, local_files_only=True, dtype=torch.float32, output_loading_info=True
-            )
+            # Quiet, because the library's table of keys names the CTC head that nobody wants here.
+            with quiet_libraries():
+                encoder, report = AutoModel.from_pretrained(
+                    self.source, local_files_only=True, dtype=torch.float32, output_loading_info=True
+                )
         except (OSError, RuntimeError, ValueError, KeyError, EOFError, SafetensorError) as error:
             first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise ValueError(
                 f"the weights in {self.source} ({_listed([path.name for path in files])}) cannot be read; the file is"
                 f" damaged or cut short, copy it again ({first})"
             ) from error
-        finally:
-            noisy.setLevel(level)
         missing = sorted(set(report["missing_keys"]) - {"masked_spec_embed"})
         odd = [str(key) for key in report["mismatched_keys"]]
         if missing or odd:
@@ -182,8 +174,7 @@ class Pretrained:
         return encoder
 
     def _tiny(self) -> PreTrainedModel:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(key_bits(0, "tiny speech encoder") % 2**63)
+        with weights_from(0, "tiny speech encoder"):
             return build_encoder(self.wav2vec_config())
 
 

@@ -1,4 +1,4 @@
-"""One run of a talking-head pipeline: look at the portrait, sample in windows, decode what is finished."""
+"""One video of a talking-head pipeline: look at the portrait, sample in windows, decode what is finished."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from talkinghead.models.noise_schedule import COMPAT_INFER, PAPER, NoiseSchedule
 from talkinghead.pipelines.lmk2video.clip_request import ClipRequest
 from talkinghead.pipelines.lmk2video.context_windows import WindowLayout, lay_windows, usual_overlap
 from talkinghead.pipelines.lmk2video.frames import decode
-from talkinghead.pipelines.lmk2video.pose_features import PoseFeatures, as_input, drawn
 from talkinghead.pipelines.lmk2video.sampling import (
     ClipSampling,
     Finished,
@@ -29,7 +28,13 @@ from talkinghead.pipelines.lmk2video.sampling import (
     keyed_generators,
     keyed_noise,
 )
-from talkinghead.pipelines.lmk2video.velocity import GuidedVelocity, ReferenceConditions
+from talkinghead.pipelines.lmk2video.velocity import (
+    GuidedVelocity,
+    PoseFeatures,
+    ReferenceConditions,
+    as_input,
+    drawn,
+)
 from talkinghead.pipelines.memory import MemoryPreset, at_work, awake, out_of_memory_explained
 
 
@@ -46,8 +51,9 @@ class AnimationPipeline(Protocol):
     vae_scale_factor: int
     memory: MemoryPreset | None
     progress_bar: Any
-    """Makes a bar; its type is lost behind a decorator of `diffusers`."""
-    _current_frames: range
+    """Makes a bar; its type is lost in a decorator of `diffusers`."""
+    current_frames: range
+    """In a callback: the frames whose latents it is given."""
 
     @property
     def interrupt(self) -> bool:
@@ -55,7 +61,7 @@ class AnimationPipeline(Protocol):
         ...
 
     @property
-    def _execution_device(self) -> Any:
+    def compute_device(self) -> torch.device:
         """Device of the computation, also with weights that rest elsewhere."""
         ...
 
@@ -73,8 +79,8 @@ def check_request(request: ClipRequest, pipeline: AnimationPipeline, width: int,
     Args:
         request: Checked for itself already.
         pipeline: Whose networks.
-        width: Of the frames, pixels.
-        height: Likewise.
+        width: Width of the frames in pixels.
+        height: Height of the frames in pixels.
 
     Raises:
         ValueError: Says what does not fit and what would.
@@ -158,7 +164,7 @@ _DECODE_CHUNK = 4
 
 
 class Animation:
-    """One run. A pipeline can be in several at once, but for its `interrupt` and `current_frames`: those are one.
+    """One video. A pipeline can make several at once, but for its `interrupt` and `current_frames`: those are one.
 
     Args:
         pipeline: Its networks are put in evaluation mode.
@@ -207,12 +213,16 @@ class Animation:
 
     @property
     def _device(self) -> torch.device:
-        return self._pipeline._execution_device
+        return self._pipeline.compute_device
 
     def _finished(self) -> Iterator[Finished]:
         request, pipeline = self._request, self._pipeline
+
+        # What stays the same for the whole video: the portrait as the denoiser sees it, once.
         conditions = self._look_at_reference()
         pose = self._pose_features()
+
+        # The sampler, and the network that it asks for each window at each step.
         seed = request.noise_seed()
         sampling = ClipSampling(
             self._layout,
@@ -228,6 +238,8 @@ class Animation:
             ),
             after_step=self._call_back if request.callback_on_step_end else None,
         )
+
+        # Predictions in the order of the wavefront; a block of frames is handed out when it has done all steps.
         done, total = 0, sampling.num_predictions
         with pipeline.progress_bar(total=total) as bar:
             for event in sampling.run():
@@ -286,7 +298,7 @@ class Animation:
         request, pipeline = self._request, self._pipeline
         assert request.callback_on_step_end is not None
         tensors = {"latents": done.latents} if "latents" in request.callback_on_step_end_tensor_inputs else {}
-        pipeline._current_frames = done.frames
+        pipeline.current_frames = done.frames
         changed = request.callback_on_step_end(pipeline, done.step, done.timestep, tensors) or {}
         latents = changed.get("latents", done.latents)
         if not isinstance(latents, Tensor) or latents.shape != done.latents.shape:

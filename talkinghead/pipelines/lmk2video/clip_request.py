@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 import PIL.Image
 import torch
 from torch import Tensor
 
-from talkinghead.geometry.camera import NUM_VERTICES
+from talkinghead.geometry.face_regions import NUM_VERTICES
 from talkinghead.media.picture_size import resize_pictures
+from talkinghead.pipelines.lmk2video.frames import OutputType, check_output_type
+
+_Fields = ParamSpec("_Fields")
+_Owner = TypeVar("_Owner")
+_Request = TypeVar("_Request")
+_Result = TypeVar("_Result")
 
 Callback = Callable[[Any, int, Tensor, dict[str, Any]], dict[str, Any] | None]
-"""`callback_on_step_end(pipeline, step, timestep, tensors)`, see `TalkingHeadPipeline.__call__`."""
+"""`callback_on_step_end(pipeline, step, timestep, tensors)`, see `ClipRequest`."""
 CALLBACK_TENSORS = ("latents",)
-
 
 _WHOLE_NUMBERS: dict[str, int | None] = {
     "num_inference_steps": 1,
@@ -32,33 +39,52 @@ _WHOLE_NUMBERS: dict[str, int | None] = {
 """Arguments, and the least that each may be."""
 _MAY_BE_NONE = ("width", "height", "context_frames", "context_overlap", "decode_chunk_size")
 _FAR = 10.0
-"""Pictures away from the picture: landmarks of which none is nearer are no shares of width and height."""
+"""Widths and heights away from the image: landmarks of which none is nearer are no shares of width and height."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class ClipRequest:
-    """Arguments of `TalkingHeadPipeline.__call__` and `stream`, which describes them; checked as far as they go alone.
+    """Arguments of `TalkingHeadPipeline.stream` and of a call; checked as far as they go alone.
 
     Raises:
         ValueError: A value that makes no sense; says which and what is wanted.
     """
 
     reference: PIL.Image.Image | np.ndarray
+    """The portrait: an image, or RGB uint8 `[H, W, 3]`. Resized to the size asked for."""
     landmarks: np.ndarray
+    """`[F, ≥468, ≥2]` of the driving face, x/width and y/height of the frames."""
+    _: KW_ONLY
     reference_landmarks: np.ndarray | None = None
+    """`[≥468, ≥2]` of the portrait's own face; wanted by a PoseGuider that attends to them."""
     width: int | None = None
+    """Width of the frames in pixels; None: what the networks have learnt, or the portrait's."""
     height: int | None = None
+    """Height of the frames in pixels; None: what the networks have learnt, or the portrait's."""
     num_inference_steps: int = 25
+    """Steps of the sampler."""
     guidance_scale: float = 3.5
+    """How much the portrait counts beyond what was learnt; up to 1: no guidance, half the cost."""
     seed: int = 0
+    """Seed of the noise. A frame's noise is a function of seed and frame, on every device, for every length."""
     generator: torch.Generator | None = None
+    """Draws the seed instead."""
     latents: Tensor | None = None
+    """The first noise itself, `[F, C, h, w]` of unit variance."""
     context_frames: int | None = None
+    """Frames that the motion modules see at once; None: as in their training."""
     context_overlap: int | None = None
+    """Frames that neighbouring windows share; None: a quarter. Without motion modules nothing is shared."""
     decode_chunk_size: int | None = None
+    """Frames decoded at once; None: as the memory preset says, or 4."""
     callback_on_step_end: Callback | None = None
+    """Called as `callback(pipeline, step, timestep, tensors)` when some frames have done a step; may return other
+    tensors. Frames do not do their steps all at the same time: the frames at hand are `pipeline.current_frames`, and
+    `tensors["latents"]` is `[n, C, h, w]` of those."""
     callback_on_step_end_tensor_inputs: tuple[str, ...] = CALLBACK_TENSORS
+    """What is in `tensors`."""
     watch: Callable[[str, int, int], None] | None = None
+    """Told the stage "video", predictions done and predictions in all."""
 
     def __post_init__(self) -> None:
         _check_reference(self.reference)
@@ -108,6 +134,43 @@ class ClipRequest:
         return resize_pictures(pixels, width, height)
 
 
+@dataclass(frozen=True, kw_only=True)
+class VideoRequest(ClipRequest):
+    """Arguments of a call of `TalkingHeadPipeline`: a clip, and the form in which all of its frames are returned."""
+
+    output_type: OutputType = "pil"
+    """Form of the frames, see `TalkingHeadOutput.frames`."""
+    return_dict: bool = True
+    """Return a `TalkingHeadOutput`; otherwise a tuple of the frames."""
+
+    def __post_init__(self) -> None:
+        check_output_type(self.output_type)
+        super().__post_init__()
+
+
+def takes(
+    request: Callable[_Fields, _Request],
+) -> Callable[[Callable[[_Owner, _Request], _Result]], Callable[Concatenate[_Owner, _Fields], _Result]]:
+    """Let a method that works on a request be called with the request's fields, which stand in its class only.
+
+    Args:
+        request: The class. Fields, types and defaults become those of the method, for type checkers and for `help`.
+    """
+
+    def decorate(method: Callable[[_Owner, _Request], _Result]) -> Callable[Concatenate[_Owner, _Fields], _Result]:
+        @functools.wraps(method)
+        def call(owner: _Owner, /, *args: _Fields.args, **kwargs: _Fields.kwargs) -> _Result:
+            return method(owner, request(*args, **kwargs))
+
+        own = inspect.signature(method)
+        fields = inspect.signature(request).parameters.values()
+        signature = own.replace(parameters=[next(iter(own.parameters.values())), *fields])
+        call.__signature__ = signature  # pyright: ignore[reportAttributeAccessIssue]
+        return call
+
+    return decorate
+
+
 def _whole_number(name: str, value: Any, least: int | None) -> int | None:
     """An argument as Python's `int`, or None where it may be left out."""
     if value is None and name in _MAY_BE_NONE:
@@ -136,7 +199,7 @@ def check_landmarks(name: str, points: np.ndarray, ndim: int) -> None:
     """Refuse landmarks that cannot be drawn.
 
     Args:
-        name: Of the argument, for the text.
+        name: Name of the argument, for the text.
         points: `[F, ≥468, ≥2]` (`ndim` 3) or `[≥468, ≥2]`, x/width and y/height.
         ndim: Axes that are wanted.
 

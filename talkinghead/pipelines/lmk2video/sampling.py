@@ -1,4 +1,8 @@
-"""From noise to latents: a sampler's steps over a video of any length, in windows, with memory for few frames."""
+"""From noise to latents: a sampler's steps over a video of any length, in windows, with memory for few frames.
+
+Letters of shapes: F frames of the video, n frames of a window or block, C channels, h and w height and width of
+latents.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +17,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
 from talkinghead import rng
-from talkinghead.pipelines.lmk2video.context_windows import Block, WindowLayout
-from talkinghead.pipelines.lmk2video.wavefront import Advance, Predict, plan
+from talkinghead.pipelines.lmk2video.context_windows import Advance, Block, Predict, WindowLayout, plan
 
 Noise = Callable[[range], Tensor]
 """Frames → their first noise, `[n, C, h, w]` float32."""
@@ -45,7 +48,7 @@ class StepDone(NamedTuple):
     timestep: Tensor
     frames: range
     latents: Tensor
-    """`[n, C, h, w]` float32, of these frames, behind the step."""
+    """`[n, C, h, w]` float32, of these frames, after the step."""
 
 
 AfterStep = Callable[[StepDone], Tensor]
@@ -69,7 +72,7 @@ class _AtWork:
     scheduler: Any
     """The block's own: samplers of several steps keep what they predicted before."""
     settings: dict[str, Any]
-    """Of `scheduler.step`: the frames' generators, where the sampler adds noise."""
+    """Further arguments of `scheduler.step`: the frames' generators, where the sampler adds noise."""
     begun: Any = None
     """What the network made of the latents at the step at hand; None: nothing yet."""
     predictions: dict[int, Tensor] = field(default_factory=dict)
@@ -80,14 +83,14 @@ class ClipSampling:
     """One run of a sampler over a video.
 
     The sampler works on each block of frames for itself, with the same numbers as on all of them at once; see
-    `wavefront`. Latents and their arithmetic are float32, whatever the precision of the networks.
+    `context_windows`. Latents and their arithmetic are float32, whatever the precision of the networks.
 
     Args:
-        layout: Of the windows.
+        layout: How the windows lie.
         scheduler: A `diffusers` sampler on which `set_timesteps` was called; it is copied and stays as it is.
-        noise: Of any frames; asked for once.
+        noise: The first noise of any frames; asked for once.
         network: The network.
-        generators: Of samplers that add noise in every step; None: those draw from PyTorch's global state.
+        generators: Generators for samplers that add noise in every step; None: those draw from PyTorch's global state.
         after_step: See `AfterStep`; None: nobody is told.
     """
 
@@ -179,7 +182,7 @@ def keyed_noise(seed: int, shape: tuple[int, int, int], device: torch.device) ->
     """Noise of which each frame's is a function of (seed, frame): the same on every device and for every length.
 
     Args:
-        seed: Of the video.
+        seed: Seed of the video.
         shape: (C, h, w) of a frame's latents.
         device: Where it is wanted.
     """

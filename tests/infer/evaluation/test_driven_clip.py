@@ -18,7 +18,7 @@ from infer.evaluation.driven_clip import (
     read_driven_clips,
 )
 from shards.reader import Sample, ShardReader
-from talkinghead.geometry.face_regions import mouth_opening
+from talkinghead.geometry.face_regions import lip_gap
 from talkinghead.media.picture_size import fit_pictures
 from tests.support.real_clips import FRAMES, OTHER, SIDE, WOMAN, build_real_data, real_clip
 
@@ -88,8 +88,8 @@ def test_one_clip_drives_another(samples: dict[str, Sample], shared: Path) -> No
     assert clip.truth is None and clip.frames is None and clip.key.endswith(f"by folder-{OTHER}")
     np.testing.assert_array_equal(clip.reference, own.reference)
     # The mouth opens as the driver's does, on the face and at the place of the reference.
-    asked = mouth_opening(clip.landmarks)
-    driver = mouth_opening(real_clip(shared, OTHER).landmarks[20:80])
+    asked = lip_gap(clip.landmarks)
+    driver = lip_gap(real_clip(shared, OTHER).landmarks[20:80])
     assert np.corrcoef(asked, driver)[0, 1] > 0.9
     still = own.reference_landmarks
     assert np.linalg.norm(clip.landmarks.mean(axis=(0, 1)) - still.mean(axis=0)) < 0.1

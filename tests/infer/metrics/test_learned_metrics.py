@@ -13,10 +13,8 @@ from scipy import linalg
 from torch import Tensor, nn
 
 from infer.metrics import Clip, Result
-from infer.metrics.face_alignment import aligned_faces, five_points
-from infer.metrics.frechet import frechet_distance
-from infer.metrics.learned_measurement import LearnedMeasurement, LearnedModels, embed
-from infer.metrics.learned_metrics import LEARNED
+from infer.metrics.face_reading import aligned_faces, five_points
+from infer.metrics.learned_metrics import LEARNED, LearnedMeasurement, LearnedModels, embed, frechet_distance
 from infer.metrics.lip_sync import FRAMES
 from infer.metrics.scripted_model import ScriptedModel
 from talkinghead.geometry.canonical import mean_face

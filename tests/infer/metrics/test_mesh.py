@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infer.metrics import METRICS, Clip, Unavailable, measure
-from infer.metrics.mouth import frame_level
+from infer.metrics.mesh import frame_level
 from talkinghead.geometry.canonical import mean_face
 from talkinghead.geometry.face_regions import LIPS
 

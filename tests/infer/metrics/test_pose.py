@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infer.metrics import METRICS, Clip, Unavailable
-from infer.metrics.rhythm import TOLERANCE_S, head_beats, speech_onsets
+from infer.metrics.pose import TOLERANCE_S, head_beats, speech_onsets
 from talkinghead.geometry.pose import matrix_from_pose, pose_from_matrix
 
 ERRORS = ("pose_l1", "pose_rotation_error", "pose_translation_error")

@@ -10,8 +10,7 @@ import torch
 
 from annotate.engines.litert import LitertEngine
 from infer.metrics import Clip, Unavailable
-from infer.metrics.mouth_reader import MouthReader
-from infer.metrics.redetection import ENLARGED, enlarged, redetect
+from infer.metrics.face_reading import ENLARGED, MouthReader, cut_upright, enlarged, planar_similarity, redetect
 from infer.metrics.shown_face import (
     face_found,
     face_size,
@@ -21,7 +20,6 @@ from infer.metrics.shown_face import (
     mouth_shown_correlation,
     mouth_shown_gain,
 )
-from infer.metrics.upright_cut import cut_upright, similarity
 from talkinghead.face.model import FaceModel
 from talkinghead.geometry.canonical import mean_face
 from talkinghead.geometry.face_regions import LIPS
@@ -113,7 +111,7 @@ def test_the_best_similarity() -> None:
     source = rng.normal(size=(9, 2))
     turn = 0.7
     matrix = 3 * np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
-    found = similarity(source, source @ matrix.T + (5, -2))
+    found = planar_similarity(source, source @ matrix.T + (5, -2))
     np.testing.assert_allclose(found, np.column_stack((matrix, (5, -2))), atol=1e-12)
 
 

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from infer.crop import face_crop
+from infer.framing import face_crop
 from infer.motion.driven_motion import driven_motion
+from infer.motion.driving import edited
 from infer.motion.driving_video import DrivingClip, read_driving_clip
-from infer.motion.motion_edit import edited
 from infer.portrait import Portrait, read_portrait
 from infer.request import AudioRequest, VideoRequest
 from talkinghead.face.model import FaceModel
-from talkinghead.geometry.face_regions import LOWER_FACE, eye_opening, mouth_opening
+from talkinghead.geometry.face_regions import LOWER_FACE, eye_opening, lip_gap
 from talkinghead.geometry.pose import pose_from_matrix
 from talkinghead.motion.landmark_motion import place
 from talkinghead.motion.retarget import transfer
@@ -56,7 +56,7 @@ def test_the_portrait_keeps_its_face_and_does_what_the_other_does(clip: DrivingC
     to_other = np.linalg.norm(shape - other, axis=-1).mean()
     assert to_own < 0.6 * to_other, "the face's shape is the portrait's, not the driving face's"
     # The mouth opens when the other opens, by about as much, and shuts when it shuts.
-    theirs, ours = mouth_opening(clip.mesh), mouth_opening(motion.mesh)
+    theirs, ours = lip_gap(clip.mesh), lip_gap(motion.mesh)
     assert np.corrcoef(theirs, ours)[0, 1] > 0.98
     assert 0.8 < np.ptp(ours) / np.ptp(theirs) < 1.2 and ours.min() < theirs.min() + 0.2
     # Eyes shut as far as the other's do, whatever their size.
@@ -83,11 +83,11 @@ def test_an_open_mouth_is_said_where_it_stays(
     clip: DrivingClip, portrait: Portrait, caplog: pytest.LogCaptureFixture
 ) -> None:
     kept, _ = driven_motion(asked(neutralise="none"), clip, portrait, fps=25, compat=False)
-    opened = float(mouth_opening(portrait.mesh)) > 0.4
+    opened = float(lip_gap(portrait.mesh)) > 0.4
     assert ("mouth is" in caplog.text) == opened
     if opened:
         closed, _ = driven_motion(asked(), clip, portrait, fps=25, compat=False)
-        assert mouth_opening(kept.mesh).min() > mouth_opening(closed.mesh).min() + 0.3
+        assert lip_gap(kept.mesh).min() > lip_gap(closed.mesh).min() + 0.3
 
 
 def test_gain_and_blinks_are_laid_over(portrait: Portrait) -> None:
@@ -101,13 +101,13 @@ def test_gain_and_blinks_are_laid_over(portrait: Portrait) -> None:
     mesh[:, 14, 1] -= np.linspace(0, 1, 100)
     motion = place(mesh, np.zeros((100, 6)), fps=25, **geometry)
     paths: dict[str, Any] = {"reference": Path("r"), "output": Path("o.mp4"), "weights": Path("w"), "audio": Path("a")}
-    geometry["reference_mesh"] = portrait.mesh
-    assert edited(motion, AudioRequest(**paths), **geometry) is motion
-    doubled = edited(motion, AudioRequest(**paths, expression_gain=2.0), **geometry)
+    options: dict[str, Any] = {"reference_mesh": portrait.mesh, "compat": False}
+    assert edited(motion, AudioRequest(**paths), portrait, **options) is motion
+    doubled = edited(motion, AudioRequest(**paths, expression_gain=2.0), portrait, **options)
     np.testing.assert_allclose(doubled.mesh[:, 14, 1], portrait.mesh[14, 1] - 2 * np.linspace(0, 1, 100), atol=1e-4)
-    still = edited(motion, AudioRequest(**paths, expression_gain=0.0), **geometry)
+    still = edited(motion, AudioRequest(**paths, expression_gain=0.0), portrait, **options)
     np.testing.assert_allclose(still.landmarks, portrait.face.points[None, :468, :2].repeat(100, axis=0), atol=1e-4)
-    blinking = edited(motion, AudioRequest(**paths, blink="60"), **geometry)
+    blinking = edited(motion, AudioRequest(**paths, blink="60"), portrait, **options)
     shares = eye_opening(blinking.mesh) / eye_opening(portrait.mesh)
     assert shares.min() < 0.3 and shares.max() == pytest.approx(1) and 2 <= (np.diff(shares < 0.5) > 0).sum() <= 12
     assert np.array_equal(blinking.mesh[:, 14], motion.mesh[:, 14])

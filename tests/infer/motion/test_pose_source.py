@@ -12,7 +12,7 @@ from infer.motion.pose_source import DrivingPose, read_driving_video, read_templ
 from infer.request import PoseSource
 from talkinghead.face.model import FaceModel
 from talkinghead.media.video_source import VideoSource
-from talkinghead.motion.pose_template import tile
+from talkinghead.motion.resampling import tile
 from tests.support.media_files import write_video
 
 

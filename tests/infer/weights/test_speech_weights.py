@@ -151,7 +151,7 @@ def test_the_chunking_of_a_converted_pose_model_can_be_chosen(
     file = tmp_path / "audio2pose.pt"
     file.write_bytes(b"stands for the published file")
     monkeypatch.setattr(
-        "talkinghead.models.audio2lmk.published.load_published",
+        "infer.weights.conversion.load_published",
         lambda *_: (load_audio2pose(published).model, "all keys"),
     )
     for chunking in ("continue", "restart"):

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ingest.catalog import build_catalog, read_catalog, write_catalog
-from ingest.stored_path import display_path, from_stored, to_stored
+from ingest.source_listing import display_path, from_stored, to_stored
 from talkinghead.files.storage import Storage
 from talkinghead.schema import KEY_PATTERN
 

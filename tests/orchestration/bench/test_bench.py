@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from orchestration import ROOT
 from orchestration.bench.job_rows import run_command, snapshot, written_bytes
 from orchestration.bench.material import Material, find_source
 from orchestration.bench.row import Row, read_rows, show_rows, write_rows
 from orchestration.bench.timing import in_turns, measure, one_core
-from orchestration.cluster import ROOT
-from orchestration.jobs.annotate import MediaSample
+from orchestration.jobs.media import MediaSample
 from talkinghead.files.storage import Storage
 from talkinghead.sampletar import pack_samples, write_sample
 from talkinghead.schema import MEDIA_MEMBERS
@@ -135,7 +135,7 @@ def material(tmp_path: Path) -> Material:
         storage.write(file, pack_samples([(key, contents)]))
         with (tmp_path / "scratch").open("wb") as sink:
             members = tuple(write_sample(sink, 0, key, contents))
-        samples.append(MediaSample(key=key, clip_key=key, num_frames=50, content_sha256="", file=file, members=members))
+        samples.append(MediaSample(key=key, num_frames=50, content_sha256="", file=file, members=members))
     return Material(storage, samples, samples[:2])
 
 

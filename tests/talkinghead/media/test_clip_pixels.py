@@ -14,7 +14,7 @@ from av.video.reformatter import ColorRange, Colorspace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from talkinghead.media.clip_pixels import ClipConverter
+from talkinghead.media.clip import ClipConverter
 from talkinghead.media.encode import encode_mp4
 from talkinghead.media.encoder_settings import EncoderSettings
 from talkinghead.media.pixels import PixelConverter

@@ -13,9 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from talkinghead.media.clip import decode_clip, decode_window
-from talkinghead.media.encode import encode_mp4
+from talkinghead.media.encode import encode_mp4, index_first
 from talkinghead.media.encoder_settings import EncoderSettings
-from talkinghead.media.mp4_boxes import index_first
 
 SETTINGS = EncoderSettings()
 

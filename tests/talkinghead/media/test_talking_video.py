@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from talkinghead.media.audio import read_whole_audio
-from talkinghead.media.probe import probe
+from talkinghead.media.media_file import probe
 from talkinghead.media.talking_video import write_talking_video
 from tests.support.media_files import flat, write_audio, write_video
 from tests.support.paths import ROOT

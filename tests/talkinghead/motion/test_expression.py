@@ -9,7 +9,7 @@ import pytest
 
 from talkinghead.geometry.blendshapes import NAMES, PARTS
 from talkinghead.geometry.canonical import mean_face
-from talkinghead.geometry.face_regions import LIPS, mouth_opening
+from talkinghead.geometry.face_regions import LIPS, lip_gap
 from talkinghead.motion.expression import NUM_SCORES, ExpressionBasis, ExpressionFit
 
 SMILE, BROW, JAW = NAMES.index("mouthSmileLeft"), NAMES.index("browInnerUp"), NAMES.index("jawOpen")
@@ -55,8 +55,8 @@ def test_only_the_parts_asked_for_are_taken_out() -> None:
     np.testing.assert_allclose(basis.neutralise(mesh, scores, tuple(PARTS)), [neutral] * 10, atol=2e-3)
     without_smile = basis.neutralise(mesh, scores, ("smile",))
     np.testing.assert_allclose(without_smile[..., 2], mesh[..., 2], atol=2e-3)
-    np.testing.assert_allclose(mouth_opening(without_smile), mouth_opening(mesh), atol=2e-3)
-    np.testing.assert_allclose(mouth_opening(basis.neutralise(mesh, scores, ("mouth",))), 0.1, atol=2e-3)
+    np.testing.assert_allclose(lip_gap(without_smile), lip_gap(mesh), atol=2e-3)
+    np.testing.assert_allclose(lip_gap(basis.neutralise(mesh, scores, ("mouth",))), 0.1, atol=2e-3)
     one = basis.neutralise(mesh[3], scores[3], ("brows",))
     np.testing.assert_allclose(one[:, 2], neutral[:, 2], atol=2e-3)
 

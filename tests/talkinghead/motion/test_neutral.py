@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from talkinghead.geometry.blendshapes import NAMES
 from talkinghead.geometry.canonical import mean_face
-from talkinghead.geometry.face_regions import mouth_opening
+from talkinghead.geometry.face_regions import lip_gap
 from talkinghead.motion import neutral
 from talkinghead.motion.neutral import NeutralEstimator, neutral_mesh
 
@@ -40,7 +40,7 @@ def test_the_lowest_tenth_is_taken() -> None:
     mesh = np.stack([face_with_opening(frame / 100) for frame in range(100)])
     found = neutral_mesh(mesh[::-1], np.zeros((100, 52)), np.ones(100, bool))
     assert (found.num_frames, found.rule) == (10, "blendshapes and lip opening")
-    assert mouth_opening(found.mesh) == pytest.approx(0.045, abs=1e-6)
+    assert lip_gap(found.mesh) == pytest.approx(0.045, abs=1e-6)
 
 
 @pytest.mark.parametrize(("name", "counts"), [("mouthSmileLeft", True), ("eyeBlinkRight", True), ("_neutral", False)])
@@ -60,7 +60,7 @@ def test_lip_opening_alone_where_there_are_no_scores() -> None:
     assert without.rule == "lip opening"
     nan = neutral_mesh(mesh, np.full_like(blendshapes, np.nan), valid)
     assert (nan.mesh == without.mesh).all()
-    assert mouth_opening(without.mesh) < 0.2
+    assert lip_gap(without.mesh) < 0.2
 
 
 def test_scored_frames_win_over_others() -> None:

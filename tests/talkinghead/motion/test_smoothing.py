@@ -1,4 +1,4 @@
-"""Smoothing, drawing of a smoothed motion, and pose templates."""
+"""Smoothing, and drawing of a smoothed motion."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from talkinghead.geometry.camera import project
 from talkinghead.geometry.guidance import draw_guidance
 from talkinghead.geometry.pose import pose_from_matrix
-from talkinghead.geometry.projection import project
-from talkinghead.motion.pose_template import SMOOTHING_WINDOW, tile
 from talkinghead.motion.smoothing import moving_average
 
 Golden = Callable[[str], dict[str, np.ndarray]]
@@ -63,25 +62,3 @@ def test_smoothed_motion_goldens(golden: Golden) -> None:
         image = draw_guidance(data["retarget.points"][frame] / (width, height), width, height)
         resized = cv2.resize(image, (512, 512), interpolation=cv2.INTER_LINEAR)
         np.testing.assert_array_equal(resized, data[f"retarget.image{frame}"])
-
-
-def test_template_goldens(golden: Golden) -> None:
-    data = golden("smoothing")
-    smoothed = moving_average(data["template_resampled"], SMOOTHING_WINDOW)
-    np.testing.assert_allclose(smoothed, data["template"], atol=1e-4)
-    np.testing.assert_allclose(tile(data["template"], 100), data["template_tiled_100"], atol=1e-4)
-
-
-def test_an_empty_template_is_named() -> None:
-    with pytest.raises(ValueError, match="empty"):
-        tile(np.zeros((0, 6)), 5)
-
-
-@given(st.integers(1, 9), st.integers(0, 40))
-def test_tiling_goes_to_and_fro(rows: int, frames: int) -> None:
-    template = np.arange(rows, dtype=float)[:, None] * np.ones(6)
-    found = tile(template, frames)
-    assert found.shape == (frames, 6)
-    np.testing.assert_array_equal(found[:rows], template[:frames])
-    if rows > 1:
-        assert (np.abs(np.diff(found[:, 0])) == 1).all()

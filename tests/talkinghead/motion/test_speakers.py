@@ -1,4 +1,4 @@
-"""The table of speakers, and head poses about a rest pose."""
+"""The table of speakers."""
 
 from __future__ import annotations
 
@@ -7,12 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from talkinghead.geometry.pose import matrix_from_pose, pose_from_matrix
 from talkinghead.motion.neutral import NeutralMesh
-from talkinghead.motion.rest_pose import clip_rest_pose, relative_pose
 from talkinghead.motion.speakers import FILE, Speaker, Speakers
 
 
@@ -68,32 +64,3 @@ def test_what_is_refused(tmp_path: Path) -> None:
         (tmp_path / FILE).write_bytes(damaged)
         with pytest.raises(ValueError, match=r"speakers\.safetensors is no table of speakers"):
             Speakers.load(tmp_path)
-
-
-poses = st.lists(st.tuples(*[st.floats(-40, 40)] * 3, *[st.floats(-30, 30)] * 3), min_size=1, max_size=9).map(np.array)
-
-
-@given(poses)
-def test_rest_and_relative_pose_give_the_pose_back(pose: np.ndarray) -> None:
-    matrix = matrix_from_pose(pose)
-    rest = clip_rest_pose(matrix, np.ones(len(pose), bool))
-    np.testing.assert_allclose(rest @ matrix_from_pose(relative_pose(matrix, rest)), matrix, atol=1e-9)
-    np.testing.assert_allclose(relative_pose(rest[None], rest), 0, atol=1e-9)
-
-
-def test_rest_is_the_median_of_each_number() -> None:
-    pose = np.array([[0, 0, 0, 1, 2, -30], [10, 5, 1, 3, 4, -31], [90, -5, 3, 9, 0, -29], [7, 7, 7, 7, 7, 7]])
-    matrix = matrix_from_pose(pose)
-    matrix[3] = np.nan
-    rest = clip_rest_pose(matrix, np.array([True, True, True, False]))
-    np.testing.assert_allclose(pose_from_matrix(rest), [10, 0, 1, 3, 2, -30], atol=1e-9)
-    assert np.isnan(relative_pose(matrix, rest)[3]).all()
-    with pytest.raises(ValueError, match="no frame has a face"):
-        clip_rest_pose(matrix, np.zeros(4, bool))
-
-
-def test_relative_pose_by_hand() -> None:
-    """At rest the head is turned by 90 degrees: one step to the image's right is one step along its own -z."""
-    rest = matrix_from_pose(np.array([0, 90, 0, 0, 0, -30.0]))
-    there = matrix_from_pose(np.array([0, 90, 0, 1, 0, -30.0]))
-    np.testing.assert_allclose(relative_pose(there[None], rest)[0], [0, 0, 0, 0, 0, 1], atol=1e-9)

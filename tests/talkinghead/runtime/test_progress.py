@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import pty
+import struct
+import termios
+
 import pytest
 
 from talkinghead.runtime import progress as module
@@ -22,6 +28,35 @@ def test_lines_and_seconds(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     assert lines == [f"first: {done}/50, about {50 - done} s left" for done in (2, 12, 22, 32, 42)] + [
         "second: 2/3, about 1 s left"
     ]
+
+
+def test_work_that_an_earlier_run_has_done(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """It took no time now; and how fast frames come out stands beside the count."""
+    clock = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
+    with Progress() as progress:
+        progress("annotate", 80, 100)
+        for done in range(81, 101):
+            clock[0] += 10.0
+            progress("annotate", done, 100, frames=(done - 80) * 250)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "annotate: 81/100 25 frames/s, about 3 min left"
+    assert lines[-1] == "annotate: 99/100 25 frames/s, about 10 s left" and len(lines) == 19
+
+
+def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real one: nothing stays on it when the work is done."""
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
+    monkeypatch.setenv("TERM", "xterm")
+    with os.fdopen(slave, "w") as terminal:
+        monkeypatch.setattr("sys.stderr", terminal)
+        with Progress() as progress:
+            progress("annotate", 0, 10)
+            progress("annotate", 7, 10, frames=100)
+    shown = os.read(master, 1 << 16).decode()
+    os.close(master)
+    assert "annotate" in shown and "7/10" in shown and "frames/s" in shown and "left" in shown
 
 
 @pytest.mark.parametrize(

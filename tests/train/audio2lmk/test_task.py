@@ -15,13 +15,13 @@ from shards.order import spread
 from talkinghead.files.storage import Storage
 from talkinghead.geometry.pose import matrix_from_pose
 from talkinghead.models.speech.encoder import normalise
-from talkinghead.models.weight_file import parameter_hash
+from talkinghead.models.weights import parameter_hash
 from talkinghead.motion.neutral import neutral_mesh
 from talkinghead.motion.rest_pose import relative_pose
 from tests.support.speech_data import LENGTHS, UNSEEN, arrays, build_speech_data, clip_key
 from train.audio2lmk import validation
 from train.audio2lmk.corpus import Corpus, CorpusConfig
-from train.audio2lmk.window import speech_window
+from train.audio2lmk.task import speech_window
 from train.recipe import make_task, recipe_from_json, recipe_to_json, recipes_of
 from train.task import Batch, Task
 

@@ -27,10 +27,16 @@ from tests.support.face_clips import (
     clip_key,
     landmarks,
 )
-from train.lmk2video import clip_pictures
-from train.lmk2video.clip_pictures import ClipPictures, PictureSize, region_weights
-from train.lmk2video.dataset import ItemConfig, Lmk2VideoDataset
-from train.lmk2video.window import WindowShape, draw_window
+from train.lmk2video import dataset
+from train.lmk2video.dataset import (
+    ClipPictures,
+    ItemConfig,
+    Lmk2VideoDataset,
+    PictureSize,
+    WindowShape,
+    draw_window,
+    region_weights,
+)
 
 SIZE = PictureSize(width=32, height=32, factor=4)
 SINGLE = ItemConfig(size=SIZE, window=WindowShape())
@@ -154,7 +160,7 @@ def test_items_depend_on_the_slot_alone(reader: ShardReader) -> None:
 
 
 def test_a_clip_is_kept_without_holding_it_at_full_size(reader: ShardReader, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clip_pictures, "_AT_ONCE", 8, raising=False)
+    monkeypatch.setattr(dataset, "_AT_ONCE", 8, raising=False)
     video, counts = Sample.video, []
     monkeypatch.setattr(Sample, "video", lambda s, *window: counts.append(window[1]) or video(s, *window))
     sample, every = reader.find(clip_key(1)), np.arange(LENGTHS[1])

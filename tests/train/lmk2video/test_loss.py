@@ -9,8 +9,7 @@ import torch
 
 from talkinghead.models.noise_schedule import PAPER
 from train.lmk2video.config import Lmk2VideoConfig
-from train.lmk2video.draws import Draws, draw
-from train.lmk2video.loss import velocity_loss
+from train.lmk2video.loss import Draws, draw, velocity_loss
 
 SHAPE = (2, 4, 3, 5)
 CONFIG = Lmk2VideoConfig()

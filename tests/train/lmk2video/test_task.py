@@ -17,7 +17,7 @@ from shards.index import Index
 from shards.reader import ShardReader
 from talkinghead.files.storage import Storage
 from talkinghead.models.image.codec import PictureEncoder
-from talkinghead.models.weight_file import parameter_hash
+from talkinghead.models.weights import first_weights, parameter_hash
 from talkinghead.pipelines.talking_head import TalkingHeadPipeline
 from tests.support.face_clips import LATENTS_VERSION, add_latents, build_face_data, clip_key
 from tests.support.lmk2video_tasks import batch_of, gradients, prepared, shake
@@ -27,7 +27,7 @@ from train.lmk2video.stage1 import make_module
 from train.lmk2video.task import Lmk2VideoTask
 from train.recipe import make_task, recipe_from_json, recipe_to_json, recipes_of
 from train.task import Batch
-from train.trainer.guards import only
+from train.trainer.backward import only
 from train.trainer.parallel import parallelise
 
 TASKS = ("stage1", "stage2")
@@ -131,14 +131,14 @@ def test_cached_latents_give_the_same_gradients(
     shutil.copytree(data.local_root, tmp_path / "data")
     storage = Storage(tmp_path / "data")
     add_latents(storage, PictureEncoder.load("tiny", "tiny"), 32, 32)
-    cached = prepared(task.name, storage, tmp_path / "task", config=task.config)
+    cached = prepared(task.weights_key, storage, tmp_path / "task", config=task.config)
     assert cached.clips.pinned.latents == LATENTS_VERSION
     read = batch_of(cached, 4)
     assert "target" not in read and read["keys"] == batch["keys"]
     found = gradients(cached, module, [read])
     for name, value in whole.items():  # moments are rounded to half precision in both, but not always alike
         torch.testing.assert_close(found[name], value, rtol=1e-2, atol=2e-3 * float(value.abs().max()), msg=name)
-    refused = prepared(task.name, storage, tmp_path / "other", config=task.config, use_latents="no")
+    refused = prepared(task.weights_key, storage, tmp_path / "other", config=task.config, use_latents="no")
     assert refused.clips.pinned.latents is None
 
 
@@ -299,6 +299,14 @@ def test_the_papers_networks_learn_from_a_small_picture(stage: int) -> None:
     for name, value in module.named_parameters():
         assert (value.grad is not None) is value.requires_grad, name
         assert value.grad is None or value.grad.isfinite().all(), name
+
+
+@pytest.mark.parametrize("name", ["stage1", "lmk2video-stage1"])
+def test_first_weights_hang_on_a_key_that_outlives_the_tasks_name(name: str, data: Storage, tmp_path: Path) -> None:
+    task = prepared(name, data, tmp_path / "task")
+    with first_weights("stage1"):
+        expected = make_module("tiny", task.encoder.channels)
+    assert parameter_hash(task.build()) == parameter_hash(expected)
 
 
 # --- what is kept and refused -----------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import signal
 from pathlib import Path
 from typing import Any
@@ -144,8 +145,13 @@ def test_the_command_survives_a_sigkill(data: str, tmp_path: Path) -> None:
     command.send(signal.SIGKILL)
     assert command.wait() == -signal.SIGKILL
     assert not (tmp_path / "broken" / "pretrained_model").exists()
+    # As older code would have written it, which knew the short name only.
+    config = tmp_path / "broken" / "config.json"
+    config.write_text(config.read_text().replace('"lmk2video-stage1"', '"stage1"'))
     again = run_train(tmp_path / "c", *arguments(tmp_path / "broken"))
     assert again.errors == [] and "going on from step" in again.stderr
+    for file in (config, tmp_path / "broken" / "pretrained_model" / "training.json"):
+        assert json.loads(file.read_text())["task"] == "lmk2video-stage1"
     for part in ("denoiser", "reference_net", "pose_guider"):
         file = Path("pretrained_model") / part / "diffusion_pytorch_model.safetensors"
         assert (tmp_path / "broken" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()

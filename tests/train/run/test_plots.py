@@ -1,8 +1,7 @@
-"""Curves out of metrics.jsonl, and plots that show what they should."""
+"""Plots that show what they should."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import cv2
@@ -11,13 +10,8 @@ import pytest
 
 from infer.evaluation.motion_evaluation import Trace, TrueClip
 from talkinghead.geometry.canonical import mean_face
-from train.run.curves import Curve, Metrics, Skip, read_metrics
+from train.run.metrics import Curve, Skip
 from train.run.plots import PREDICTIONS, TRUTH, ValidationFigures, plot_loss, plot_mouth_opening, plot_pose, plot_small
-
-
-def lines(path: Path, *rows: object) -> Path:
-    path.write_text("".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows))
-    return path
 
 
 def curve(values: list[float]) -> Curve:
@@ -50,33 +44,6 @@ def trace(kind: str, frames: int = 80, *, key: str = "folder-a", faceless: tuple
         predictions = {"free-running": true * 0.5, "teacher-forced": true + 0.3}
     true = np.where(valid.reshape(-1, *[1] * (true.ndim - 1)), true, np.nan)
     return Trace(clip=clip, kind=kind, still=np.zeros(1), true=true, predictions=predictions)  # type: ignore[arg-type]
-
-
-def test_metrics_are_read_by_name(tmp_path: Path) -> None:
-    path = lines(
-        tmp_path / "metrics.jsonl",
-        {"step": 10, "epoch": 0.5, "loss": 3.0, "learning_rate": 1e-4, "whatever": 7},
-        {"step": 12, "event": "skipped", "what": "loss", "keys": ["a", "b"]},
-        {"step": 20, "epoch": 1.0, "loss": float("nan"), "learning_rate": 1e-4},
-        {"step": 30, "epoch": 1.5, "loss": 2.0},
-        {"step": 20, "validation/mesh_l1": 0.4},
-        {"step": 30, "loss": 1.0, "note": "text", "flag": True},
-        "\n",
-        '{"step": 40, "loss": 0.',
-    )
-    found = read_metrics(path)
-    assert list(found.training) == ["loss", "learning_rate", "whatever"]
-    assert found.training["loss"].steps.tolist() == [10, 20, 30]
-    np.testing.assert_array_equal(found.training["loss"].values, [3, np.nan, 1])
-    assert found.training["loss"].last == 1.0
-    assert list(found.validation) == ["mesh_l1"]
-    assert found.skips == (Skip(step=12, what="loss", keys=("a", "b")),)
-    assert (found.step, found.epoch, found.damaged_lines) == (30, 1.5, 1)
-
-
-def test_no_metrics_yet(tmp_path: Path) -> None:
-    assert read_metrics(tmp_path / "metrics.jsonl") == Metrics()
-    assert read_metrics(lines(tmp_path / "metrics.jsonl", "[1]\n", '"x"\n', '{"loss": 1}\n')).damaged_lines == 3
 
 
 @pytest.mark.parametrize(

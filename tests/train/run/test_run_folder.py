@@ -16,10 +16,9 @@ from talkinghead.files.storage import Storage
 from tests.support import toy_task
 from train import commands
 from train.config import ParallelConfig, ScheduleConfig
-from train.launch.preflight import begin
 from train.launch.start import LaunchSettings
-from train.recipe import TASKS, Recipe
-from train.run.run_folder import RunConfig, RunFolder, check_place, differences
+from train.recipe import SHORT_NAMES, TASKS, Recipe, recipes_of
+from train.run.run_folder import RunConfig, RunFolder, begin, check_place, differences
 
 TASKS["toy"] = toy_task.__name__
 
@@ -80,8 +79,24 @@ def test_what_only_says_how_fast_may_change(path: Path) -> None:
 def test_the_run_of_another_task_is_named(path: Path) -> None:
     started(path, config())
     other = dataclasses.replace(config(), task="stage1")
-    with pytest.raises(ValueError, match="is a training of toy, not of stage1: take another RUN"):
+    with pytest.raises(ValueError, match="is a training of toy, not of lmk2video-stage1: take another RUN"):
         RunFolder.start(path, other)
+
+
+@pytest.mark.parametrize("short", SHORT_NAMES)
+def test_a_run_that_knows_the_short_name_goes_on_by_either(path: Path, short: str) -> None:
+    """Runs of older code do, and so may whoever types the command."""
+    full = SHORT_NAMES[short]
+    asked = RunConfig(task=short, recipe_name="tiny", recipe=recipes_of(short)["tiny"](), data="none")
+    assert asked.task == full and asked == dataclasses.replace(asked, task=full)
+    started(path, asked)
+    file = path / "config.json"
+    assert json.loads(file.read_text())["task"] == full, "new runs say the whole name"
+    for name in (short, full):
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"task": short}))
+        assert RunFolder.open(path).config == asked
+        RunFolder.start(path, dataclasses.replace(asked, task=name))
+        assert json.loads(file.read_text())["task"] == full
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import os
 import pickle
 import subprocess
@@ -20,7 +21,7 @@ from talkinghead.provenance import hash_file
 from tests.support.small_disk import run_with_mounts
 from tests.support.train_commands import ROOT
 from tests.support.training_states import assert_equal, blank, make, state_of
-from train.trainer.checkpoint_files import folder_name
+from train.trainer.checkpoint_files import KNOWN_NAMES, folder_name
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
@@ -52,6 +53,25 @@ def test_a_state_comes_back(tmp_path_factory: pytest.TempPathFactory, state: dic
     loaded = blank(state)
     checkpoints.load(1, loaded)
     assert_equal(loaded, state)
+
+
+def test_private_names_in_the_metadata_are_the_known_ones(folder: Path) -> None:
+    """PyTorch's metadata is a pickle; what it may name is a list of ours, which a new version of it may outgrow."""
+    make(folder, asynchronous=False).save(1, state_of(1) | {"flag": True, "share": 0.5}, block=True)
+    file = folder / folder_name(1) / ".metadata"
+    named = set()
+
+    class Spy(pickle.Unpickler):
+        def find_class(self, module: str, name: str) -> Any:
+            named.add((module, name))
+            return super().find_class(module, name)
+
+    Spy(io.BytesIO(file.read_bytes())).load()
+    assert ("torch.distributed.checkpoint.filesystem", "_StorageInfo") in named
+    dtypes = {(module, name) for module, name in named if isinstance(getattr(torch, name, None), torch.dtype)}
+    assert named - dtypes <= KNOWN_NAMES
+    # The writer names files after a prefix that its plan carries, one for each rank.
+    assert {path.name for path in file.parent.glob("*.distcp")} == {"__0_0.distcp"}
 
 
 def test_the_newest_stay_and_last_names_the_newest(folder: Path) -> None:

@@ -17,8 +17,7 @@ from torch import nn
 from tests.support import toy_task
 from tests.support.training import assert_same, lines, recipe, start, train, trainer_of
 from train.trainer import loop
-from train.trainer.interruption import Interrupted
-from train.trainer.port import LocalPort
+from train.trainer.port import Interrupted, LocalPort
 
 TIMES = {"samples_per_s", "step_s", "data_wait", "memory_gb"}
 

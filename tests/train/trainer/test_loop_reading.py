@@ -12,9 +12,9 @@ PROGRAM = """
 import os, signal, sys
 from pathlib import Path
 from torch.utils.data import DataLoader, IterableDataset
-from tests.train import toy_task
+from tests.support import toy_task
 from tests.support.training import recipe, start, trainer_of
-from train.trainer.interruption import Interrupted
+from train.trainer.port import Interrupted
 
 
 class Stream(IterableDataset):

@@ -1,4 +1,4 @@
-"""How a module is prepared for its device and ranks; what ranks do together stands in test_train_ranks."""
+"""How a module is prepared for its device and ranks; what ranks do together stands in test_parallel_ranks."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from talkinghead.models.audio2lmk.audio2mesh import Audio2Mesh
 from talkinghead.models.speech.weights import Pretrained
-from talkinghead.models.weight_file import parameter_hash
+from talkinghead.models.weights import parameter_hash
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from talkinghead.models.audio2lmk.audio2pose import Audio2Pose
-from talkinghead.models.audio2lmk.pose_decoder import (
+from talkinghead.models.audio2lmk.audio2pose import (
+    Audio2Pose,
     PoseDecoderLayer,
     PositionCode,
     alibi_slopes,
@@ -20,7 +20,7 @@ from talkinghead.models.audio2lmk.pose_decoder import (
     window_mask,
 )
 from talkinghead.models.speech.weights import Pretrained
-from talkinghead.models.weight_file import parameter_hash
+from talkinghead.models.weights import parameter_hash
 from tests.support.small_models import small_pose
 
 TINY = Pretrained("tiny").wav2vec_config()

@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from talkinghead.models.audio2lmk.audio2pose import Audio2Pose
-from talkinghead.models.audio2lmk.pose_decoding import decode, generate, redecode
-from talkinghead.models.audio2lmk.pose_step import KeyValueCache
+from talkinghead.models.audio2lmk.pose_decoding import KeyValueCache, decode, generate, redecode
 from talkinghead.models.audio2lmk.published import published_config
 from talkinghead.models.speech.weights import Pretrained
 from tests.support.small_models import small_pose
@@ -37,7 +36,7 @@ MODELS = st.fixed_dictionaries(
 def test_cached_decoding_equals_decoding_again(
     model: dict[str, Any], frames: int, batch: int, data: st.DataObject
 ) -> None:
-    """Over joints, wraps of the position code and of the cache, several rows, and speech that comes in pieces."""
+    """Over seams, wraps of the position code and of the cache, several rows, and speech that comes in pieces."""
     net = small_pose(TINY, **model)
     memory = torch.randn(batch, frames, 32, generator=torch.Generator().manual_seed(frames))
     identity = torch.arange(batch)

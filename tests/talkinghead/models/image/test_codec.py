@@ -16,7 +16,7 @@ from torch import Tensor
 from talkinghead.models.image.codec import PictureEncoder, check_picture_size, latent_channels, latent_scale
 from talkinghead.models.image.cosine_codec import CosineCodec
 from talkinghead.models.image.weights import load_image_encoder, load_vae
-from talkinghead.models.weight_file import parameter_hash
+from talkinghead.models.weights import parameter_hash
 
 STOCK = "diffusion_pytorch_model.safetensors"
 

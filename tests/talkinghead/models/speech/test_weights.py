@@ -14,7 +14,7 @@ from transformers import Wav2Vec2Config, Wav2Vec2ForCTC
 from talkinghead.models.audio2lmk.audio2mesh import Audio2Mesh
 from talkinghead.models.speech.encoder import build_encoder
 from talkinghead.models.speech.weights import Pretrained
-from talkinghead.models.weight_file import parameter_hash
+from talkinghead.models.weights import parameter_hash
 from talkinghead.provenance import hash_file
 
 

@@ -19,9 +19,8 @@ from talkinghead.models.lmk2video.published import Kind, fill, published_names, 
 from talkinghead.models.lmk2video.reference_net import ReferenceNet
 from talkinghead.models.noise_schedule import COMPAT_INFER
 from talkinghead.pipelines.lmk2video.context_windows import WindowLayout, published_windows
-from talkinghead.pipelines.lmk2video.pose_features import PoseFeatures
 from talkinghead.pipelines.lmk2video.sampling import ClipSampling, StepDone, given_noise
-from talkinghead.pipelines.lmk2video.velocity import GuidedVelocity, ReferenceConditions
+from talkinghead.pipelines.lmk2video.velocity import GuidedVelocity, PoseFeatures, ReferenceConditions
 from tests.support.golden_weights import golden_state
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]

@@ -13,8 +13,7 @@ from talkinghead.models.lmk2video.denoiser import Denoiser
 from talkinghead.models.lmk2video.pose_guider import PoseGuider
 from talkinghead.models.lmk2video.reference_net import ReferenceNet
 from talkinghead.pipelines.lmk2video.context_windows import WindowLayout, open_windows
-from talkinghead.pipelines.lmk2video.pose_features import PoseFeatures, as_input, drawn
-from talkinghead.pipelines.lmk2video.velocity import GuidedVelocity, ReferenceConditions
+from talkinghead.pipelines.lmk2video.velocity import GuidedVelocity, PoseFeatures, ReferenceConditions, as_input, drawn
 from talkinghead.pipelines.memory import KeepPose
 from talkinghead.pipelines.talking_head import TalkingHeadPipeline
 from tests.support.tiny_pipeline import published_guider, tiny_pipeline, tiny_request

@@ -1,0 +1,271 @@
+"""Opens media files with FFmpeg's demuxers and says what they contain: the best video stream, the best audio stream,
+how the image stands upright. What can go wrong becomes one clear line.
+
+Only demuxers of self-contained audio and video files are allowed: a playlist, a concat script, a subtitle or a text
+file (FFmpeg would "play" it as terminal art) that carries a video's name is refused instead of followed.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import BinaryIO, cast
+
+import av
+import av.container
+from av.audio.stream import AudioStream
+from av.error import FFmpegError
+from av.stream import Disposition
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+from talkinghead.media.errors import UnreadableMediaError
+
+FORMATS = (
+    "mov,mp4,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,nut,mxf,ivf,obu,h264,hevc,m4v,yuv4mpegpipe,gif,rm,dv,"
+    "wav,w64,flac,mp3,aac,ac3,eac3,aiff,au,caf,amr,ape,tta,wv"
+)
+"""Demuxers that may open a file (names of libavformat)."""
+
+_HDR_TRANSFERS = {16: "PQ", 18: "HLG"}  # ITU-T H.273 table 3
+
+MediaFile = Path | BinaryIO
+"""A path, or a seekable binary stream that holds the whole file."""
+
+
+@contextmanager
+def open_media(file: MediaFile, kind: str = "video") -> Iterator[av.container.InputContainer]:
+    """Open a media file for reading.
+
+    Args:
+        file: Path or seekable stream.
+        kind: What the user was asked for, `video` or `audio`; only used in messages.
+
+    Raises:
+        ValueError: It is a folder, empty, unreadable, truncated, or nothing FFmpeg knows. The message names the file.
+    """
+    container = _open(file, kind)
+    try:
+        yield container
+    finally:
+        container.close()
+
+
+def name_of(file: MediaFile) -> str:
+    """The file's name for messages."""
+    return str(file) if isinstance(file, Path) else str(getattr(file, "name", "stream"))
+
+
+def start_of(container: av.container.InputContainer) -> float:
+    """Presentation time of the earliest audio or video, in seconds: what players show as 0:00."""
+    return 0.0 if container.start_time is None else container.start_time / av.time_base
+
+
+def _open(file: MediaFile, kind: str) -> av.container.InputContainer:
+    options = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
+    try:
+        if not isinstance(file, Path):
+            return av.open(file, "r", container_options=options)
+        if file.is_dir():
+            raise UnreadableMediaError("folder", f"{file} is a folder, not {_with_article(kind)} file")
+        if file.stat().st_size == 0:
+            raise UnreadableMediaError("empty_file", f"{file} is empty (0 bytes)")
+        with file.open("rb"):  # a clear error of the operating system rather than FFmpeg's
+            pass
+        # `file:` and an absolute path: no name can be taken for an option, a protocol or a pattern.
+        return av.open(f"file:{file.absolute()}", "r", container_options=options)
+    except FFmpegError as error:
+        cause = "its index is missing or damaged, or it is another kind of file"
+        message = f"{name_of(file)} is not {_with_article(kind)} that can be opened: {cause} ({error.strerror})"
+        raise UnreadableMediaError("not_media", message) from error
+    except FileNotFoundError as error:
+        raise UnreadableMediaError("not_found", f"{name_of(file)} is not there") from error
+    except PermissionError as error:
+        raise UnreadableMediaError("no_permission", f"{name_of(file)} may not be read by this user") from error
+    except OSError as error:
+        raise ValueError(f"{name_of(file)} cannot be read: {error.strerror or error}") from error
+
+
+def as_stream(data: bytes | BinaryIO) -> BinaryIO:
+    """A binary stream over bytes; a stream passes through."""
+    return io.BytesIO(data) if isinstance(data, bytes) else data
+
+
+def _with_article(kind: str) -> str:
+    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoInfo:
+    """The chosen video stream. Times are seconds on the file's presentation timeline, which starts at 0."""
+
+    index: int
+    """Stream number in the file."""
+    codec: str
+    pixel_format: str
+    coded_width: int
+    coded_height: int
+    width: int
+    """Width of the upright frame with square pixels: after sample aspect ratio, then rotation."""
+    height: int
+    rotation: int
+    """Degrees clockwise that make the frame upright: 0, 90, 180 or 270."""
+    sample_aspect_ratio: Fraction
+    fps: float | None
+    """Average frame rate as the container tells it; never used for timing."""
+    start_s: float
+    end_s: float | None
+    """Announced end; None when the container does not say."""
+    tick_s: float
+    """Resolution of its time stamps."""
+    hdr: str | None = None
+    """`PQ` or `HLG` for high dynamic range, which is not tone-mapped here."""
+    interlaced: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class AudioInfo:
+    """The chosen audio stream. Times are seconds on the file's presentation timeline, which starts at 0."""
+
+    index: int
+    codec: str
+    rate: int
+    channels: int
+    start_s: float
+    end_s: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MediaInfo:
+    """What `probe` found in a file."""
+
+    container: str
+    """Demuxer, e.g. `mov` or `matroska`."""
+    duration_s: float | None
+    video: VideoInfo
+    audio: AudioInfo | None
+
+
+def probe(file: MediaFile) -> MediaInfo:
+    """Read a video file's headers and its first frame.
+
+    Of several streams the best one is taken as FFmpeg ranks them (disposition, then resolution or channels, then bit
+    rate); cover pictures do not count as video.
+
+    Raises:
+        ValueError: The file cannot be opened, or has no video stream, or no frame of it can be decoded.
+    """
+    with open_media(file) as container:
+        stream = video_stream(container, name_of(file))
+        frame = first_frame(container, stream)
+        if frame is None:
+            raise UnreadableMediaError(
+                "undecodable", f"{name_of(file)}: no frame of its {stream.codec_context.name} video can be decoded"
+            )
+        audio = audio_stream(container)
+        return MediaInfo(
+            container=container.format.name.split(",")[0],
+            duration_s=None if container.duration is None else container.duration / av.time_base,
+            video=describe_video(container, stream, frame),
+            audio=None if audio is None else describe_audio(container, audio),
+        )
+
+
+def video_stream(container: av.container.InputContainer, name: str) -> VideoStream:
+    """The best video stream, set to decode on one thread.
+
+    Raises:
+        ValueError: There is none, or no decoder for it.
+    """
+    stream = container.streams.best("video")
+    if stream is None or stream.disposition & Disposition.attached_pic:
+        raise UnreadableMediaError("no_video", f"{name} has no video stream")
+    video = cast(VideoStream, stream)
+    if video.codec_context is None:
+        raise UnreadableMediaError("undecodable", f"{name}: there is no decoder for its video stream")
+    video.codec_context.thread_count = 1  # FFmpeg would take every core for itself
+    return video
+
+
+def audio_stream(container: av.container.InputContainer) -> AudioStream | None:
+    """The best audio stream that can be decoded, or None."""
+    stream = cast(AudioStream | None, container.streams.best("audio"))
+    if stream is None or stream.codec_context is None:
+        return None
+    stream.codec_context.thread_count = 1
+    return stream
+
+
+def first_frame(container: av.container.InputContainer, stream: VideoStream) -> VideoFrame | None:
+    """The first frame that decodes, or None; leaves the container after it."""
+    try:
+        for packet in container.demux(stream):
+            try:
+                frames = packet.decode()
+            except FFmpegError:
+                continue  # a broken packet: a later one may decode
+            if frames:
+                return cast(VideoFrame, frames[0])
+    except FFmpegError:
+        return None
+    return None
+
+
+def describe_video(
+    container: av.container.InputContainer, stream: VideoStream, frame: VideoFrame, *, start_s: float | None = None
+) -> VideoInfo:
+    """Facts about the stream; the display matrix and interlacing are only known from a decoded frame."""
+    aspect = Fraction(stream.sample_aspect_ratio or 0)
+    if not Fraction(1, 8) <= aspect <= 8:  # 0 and nonsense mean: unknown
+        aspect = Fraction(1)
+    width, height = frame.width, frame.height
+    if aspect > 1:
+        width = round(width * aspect)
+    else:
+        height = round(height / aspect)
+    rotation = -round(frame.rotation / 90) * 90 % 360  # FFmpeg counts counter-clockwise
+    if rotation in (90, 270):
+        width, height = height, width
+    tick = stream.time_base or Fraction(1, 1000)
+    origin = start_of(container)
+    begin = _seconds(stream.start_time, tick, origin)
+    begin = max(0.0, begin if begin is not None else 0.0)
+    return VideoInfo(
+        index=stream.index,
+        codec=stream.codec_context.name,
+        pixel_format=frame.format.name,
+        coded_width=frame.width,
+        coded_height=frame.height,
+        width=width,
+        height=height,
+        rotation=rotation,
+        sample_aspect_ratio=aspect,
+        fps=float(stream.average_rate) if stream.average_rate else None,
+        start_s=begin,
+        end_s=None if stream.duration is None else begin + float(stream.duration * tick),
+        tick_s=float(tick),
+        hdr=_HDR_TRANSFERS.get(frame.color_trc),
+        interlaced=frame.interlaced_frame,
+    )
+
+
+def describe_audio(container: av.container.InputContainer, stream: AudioStream) -> AudioInfo:
+    """Facts about the stream as its header tells them."""
+    tick = stream.time_base or Fraction(1, stream.rate)
+    begin = _seconds(stream.start_time, tick, start_of(container)) or 0.0
+    return AudioInfo(
+        index=stream.index,
+        codec=stream.codec_context.name,
+        rate=stream.rate,
+        channels=stream.channels,
+        start_s=begin,
+        end_s=None if stream.duration is None else begin + float(stream.duration * tick),
+    )
+
+
+def _seconds(ticks: int | None, tick: Fraction, origin: float) -> float | None:
+    return None if ticks is None else float(ticks * tick) - origin

@@ -1,0 +1,150 @@
+"""Hard cuts are found where they are; motion, flashes, noise and slow sources are no cuts."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from ingest.faces import Sighting, follow
+from ingest.settings import CutSettings, IngestSettings
+from ingest.shots import CutDetector, split
+from talkinghead.media.video_source import VideoSource, constant_rate
+
+
+def _cuts(frames: list[np.ndarray]) -> list[int]:
+    detector = CutDetector(CutSettings())
+    for frame in frames:
+        detector.add(frame)
+    return detector.cuts()
+
+
+@pytest.fixture(scope="module")
+def clips(media: Path) -> dict[str, list[np.ndarray]]:
+    """The eight real clips at 25 frames per second, small."""
+    found = {}
+    for file in sorted((media / "video").glob("*.mp4")):
+        with VideoSource(file) as source:
+            small = ((f.time_s, f.end_s, f.reduced(96, 96)) for f in source.frames())
+            shown = constant_rate((_Small(*frame) for frame in small), 0.0, None, source.info.tick_s)
+            found[file.name] = [frame.image for frame in shown]
+    assert len(found) == 8
+    return found
+
+
+class _Small:
+    def __init__(self, time_s: float, end_s: float, image: np.ndarray) -> None:
+        self.time_s, self.end_s, self.image = time_s, end_s, image
+
+
+@pytest.mark.parametrize("speed", [1, 2, 3])
+def test_real_clips_have_no_cut_even_played_faster(clips: dict[str, list[np.ndarray]], speed: int) -> None:
+    assert [name for name, frames in clips.items() if _cuts(frames[::speed])] == []
+
+
+@pytest.mark.parametrize("blend", [False, True])
+def test_every_cut_between_real_clips_is_found(clips: dict[str, list[np.ndarray]], blend: bool) -> None:
+    for a, b in itertools.permutations(clips.values(), 2):
+        middle = [cv2.addWeighted(a[50], 0.5, b[50], 0.5, 0)] if blend else []
+        found = _cuts(a[:50] + middle + b[50:100])
+        assert len(found) == 1 and found[0] in ((50, 51) if blend else (50,))
+
+
+@pytest.mark.parametrize("length", [1, 2, 4])
+def test_flash_is_no_cut(clips: dict[str, list[np.ndarray]], length: int) -> None:
+    for frames in clips.values():
+        bright = [cv2.convertScaleAbs(frame, alpha=1.3, beta=90) for frame in frames[40 : 40 + length]]
+        assert _cuts(frames[:40] + bright + frames[40 + length : 80]) == []
+
+
+def test_slow_source_shown_at_25_has_no_cuts(clips: dict[str, list[np.ndarray]]) -> None:
+    for frames in clips.values():
+        slow = [frame for frame in frames[::3] for _ in range(3)]
+        assert _cuts(slow) == []
+
+
+def test_cut_between_slow_sources_is_found_at_its_first_frame(clips: dict[str, list[np.ndarray]]) -> None:
+    a, b = list(clips.values())[:2]
+    slow = [frame for frame in a[:60:3] + b[:60:3] for _ in range(3)]
+    assert _cuts(slow) == [60]
+
+
+def test_nothing_and_noise_have_no_cuts() -> None:
+    random = np.random.default_rng(0)
+    assert _cuts([]) == [] and _cuts([np.zeros((9, 9, 3), np.uint8)]) == []
+    assert _cuts([random.integers(0, 256, (200, 200, 3), dtype=np.uint8) for _ in range(40)]) == []
+
+
+# --- faces and shots --------------------------------------------------------------------------------------------------
+
+SETTINGS = IngestSettings()
+
+
+def _seen(first: int, end: int, x: float = 100.0, size: float = 100.0, step: float = 0.0) -> list[Sighting]:
+    """A face in every fifth frame."""
+    return [
+        Sighting(k, (x + step * k, 50.0, x + step * k + size, 50.0 + size), 0.9)
+        for k in range(first + -first % 5, end, 5)
+    ]
+
+
+def _split(num_frames: int, sightings: list[Sighting], cuts: list[int] | None = None, change: int | None = None):
+    steps = [1.0] * num_frames
+    if change is not None:
+        steps[change] = 5.0
+    ordered = sorted(sightings, key=lambda s: s.frame)
+    parts = split(num_frames, cuts or [], steps, ordered, SETTINGS)
+    assert [p.first for p in parts[1:]] == [p.end for p in parts[:-1]], "no frame is lost or used twice"
+    assert parts[0].first == 0 and parts[-1].end == num_frames
+    return [(p.first, p.end, p.face is not None) for p in parts]
+
+
+def test_one_face_stays_whole() -> None:
+    assert _split(100, _seen(0, 100)) == [(0, 100, True)]
+
+
+def test_missed_looks_never_split() -> None:
+    for gap in (5, 10, 20):
+        assert _split(150, _seen(0, 50) + _seen(50 + gap, 150)) == [(0, 150, True)]
+    assert _split(100, _seen(15, 90)) == [(0, 100, True)], "nor at the ends"
+
+
+def test_long_absence_splits_and_is_cut_off() -> None:
+    parts = _split(200, _seen(0, 60) + _seen(120, 200))
+    assert [face for *_, face in parts] == [True, False, True]
+    assert 56 <= parts[0][1] <= 60 and 116 <= parts[2][0] <= 120
+    assert _split(160, _seen(0, 73), change=73) == [(0, 73, True), (73, 160, False)]
+
+
+def test_cuts_split_exactly() -> None:
+    assert _split(150, _seen(0, 150), cuts=[75]) == [(0, 75, True), (75, 150, True)]
+
+
+def test_another_face_in_another_place_splits_where_the_picture_changed() -> None:
+    assert _split(150, _seen(0, 75) + _seen(75, 150, x=400), change=73) == [(0, 73, True), (73, 150, True)]
+
+
+def test_two_people_side_by_side_stay_whole_and_the_larger_is_followed() -> None:
+    large, small = _seen(0, 100, x=400, size=120), _seen(0, 100)
+    parts = split(100, [], [1.0] * 100, sorted(large + small, key=lambda s: s.frame), SETTINGS)
+    assert len(parts) == 1 and parts[0].face is not None
+    assert set(parts[0].face.sightings) == set(large)
+
+
+def test_a_single_mistake_of_the_detector_is_no_face() -> None:
+    assert _split(100, _seen(50, 56)) == [(0, 100, False)]
+
+
+def test_no_faces_at_all_and_too_long_pieces() -> None:
+    assert _split(90, []) == [(0, 90, False)]
+    long = _split(7000, _seen(0, 7000))
+    assert [end - first for first, end, _ in long] == [2333, 2333, 2334]
+
+
+def test_moving_face_is_one_track_and_a_jump_is_two() -> None:
+    assert len(follow(_seen(0, 100, step=8.0), every=5, max_gap=25)) == 1
+    assert len(follow(_seen(0, 50) + _seen(50, 100, x=300), every=5, max_gap=25)) == 2
+    assert len(follow(_seen(0, 50) + _seen(50, 100, size=250), every=5, max_gap=25)) == 2

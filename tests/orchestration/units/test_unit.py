@@ -1,0 +1,65 @@
+"""Whose fault it is when a job function fails: the machine's stops the run, an input's goes on its record."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from orchestration.cluster import Cluster, ClusterSettings
+from orchestration.units.alone import run_alone
+from orchestration.units.executor import RetrySettings, run_units
+from orchestration.units.ledger import quarantined
+from orchestration.units.unit import RunError, Unit, run_unit
+from talkinghead.files.storage import Storage
+from tests.support.mains import make_unreadable
+
+
+def make_unit(tmp_path: Path, behaviour: str, **payload: object) -> Unit:
+    return Unit(
+        job="test",
+        key=behaviour,
+        pkey="0123456789abcdef",
+        function="tests.support.poison:behave",
+        payload={"behaviour": behaviour, "runs": str(tmp_path / "runs"), **payload},
+        source=f"{behaviour}.mp4",
+        time_limit_s=60.0,
+    )
+
+
+@pytest.fixture
+def failing(tmp_path: Path) -> Unit:
+    """A unit whose input lies on a disk that fails."""
+    return make_unit(tmp_path, "read", file=str(make_unreadable(tmp_path / "clip.mp4")))
+
+
+def test_an_io_error_is_the_machines(failing: Unit, tmp_path: Path) -> None:
+    """In this process, and alone in a child."""
+    storage = Storage(tmp_path / "data")
+    said = "the machine failed while working on read.mp4: Input/output error"
+    with pytest.raises(RunError, match=said):
+        run_unit(storage, failing, attempts=1)
+    with pytest.raises(RunError, match=said):
+        run_alone(storage, failing, attempts=2, memory_gb=2.0)
+
+
+def test_an_explained_io_error_is_the_machines_too(failing: Unit, tmp_path: Path) -> None:
+    """A job that says "cannot be read" of it blames the input in vain."""
+    unit = make_unit(tmp_path, "explain", file=failing.payload["file"])
+    with pytest.raises(RunError, match=r"the machine failed while working on explain\.mp4: .* cannot be read"):
+        run_unit(Storage(tmp_path / "data"), unit, attempts=1)
+
+
+def test_the_run_stops_and_quarantines_nothing(failing: Unit, tmp_path: Path) -> None:
+    storage = Storage(tmp_path / "data")
+    with Cluster(ClusterSettings(workers=1)) as cluster, pytest.raises(RunError, match="Input/output error"):
+        run_units(storage, "test", [failing], cluster, RetrySettings(attempts=2, memory_gb=2.0))
+    assert not list(quarantined(storage))
+    assert (tmp_path / "runs").read_text().split() == ["read"], "it is not tried again in vain"
+
+
+@pytest.mark.parametrize("file", ["missing.mp4", "."])
+def test_a_missing_or_wrong_file_is_the_inputs(file: str, tmp_path: Path) -> None:
+    unit = make_unit(tmp_path, "read", file=str(tmp_path / file))
+    with pytest.raises((FileNotFoundError, IsADirectoryError)):
+        run_unit(Storage(tmp_path / "data"), unit, attempts=1)

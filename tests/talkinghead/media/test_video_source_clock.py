@@ -1,0 +1,76 @@
+"""Constant rate from irregular times: every output frame shows what a player would show at that moment."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from talkinghead.media.video_source import VideoSource, constant_rate
+from talkinghead.timebase import frame_time
+
+
+@dataclass(frozen=True)
+class Shown:
+    time_s: float
+    end_s: float
+
+
+def _frames(ticks: list[int], tick: float, last: float) -> list[Shown]:
+    ends = [*ticks[1:], ticks[-1] + last / tick]
+    return [Shown(t * tick, e * tick) for t, e in zip(ticks, ends, strict=True)]
+
+
+@given(
+    gaps=st.lists(st.integers(1, 400), min_size=1, max_size=60),
+    start=st.integers(0, 5000),
+    tick=st.sampled_from([1 / 1000, 1 / 12800, 1 / 90000, 1 / 30000]),
+    length=st.one_of(st.none(), st.floats(0.05, 4)),
+)
+def test_shows_the_last_frame_that_has_begun(gaps: list[int], start: int, tick: float, length: float | None) -> None:
+    ticks = [start]
+    for gap in gaps:
+        ticks.append(ticks[-1] + max(1, round(gap * 0.001 / tick)))
+    frames = _frames(ticks, tick, last=0.05)
+    begin = ticks[0] * tick
+    end = None if length is None else begin + length
+    shown = list(constant_rate(frames, begin, end, tick))
+    available = min(frames[-1].end_s, float("inf") if end is None else end) - begin
+    assert len(shown) == int((available + tick / 2) * 25 + 1e-6)
+    for k, frame in enumerate(shown):
+        expected = max(f.time_s for f in frames if f.time_s <= begin + frame_time(k) + tick / 2)
+        assert frame.time_s == expected
+
+
+@given(st.integers(2, 300))
+def test_constant_25_passes_through(count: int) -> None:
+    frames = _frames([k * 512 for k in range(count)], 1 / 12800, last=0.04)
+    assert list(constant_rate(frames, 0.0, None, 1 / 12800)) == frames
+
+
+def test_30_fps_rounded_to_milliseconds_keeps_a_second_a_second() -> None:
+    frames = _frames([round(k * 1000 / 29.97) for k in range(300)], 0.001, last=0.033)
+    shown = list(constant_rate(frames, 0.0, None, 0.001))
+    assert len(shown) == 250
+    assert all(0 <= frame_time(k) + 5e-4 - frame.time_s < 1 / 29.97 + 0.001 for k, frame in enumerate(shown))
+    assert len(set(shown)) == 250, "25 out of 30: none is shown twice"
+
+
+def test_a_frame_that_goes_back_in_time_is_left_out() -> None:
+    frames = [Shown(0.0, 0.04), Shown(0.2, 0.24), Shown(0.08, 0.12), Shown(0.24, 0.28)]
+    assert [f.time_s for f in constant_rate(frames, 0.0, None, 1e-6)] == [0.0] * 5 + [0.2, 0.24]
+
+
+def test_variable_rate_of_a_real_file(media: Path) -> None:
+    with VideoSource(media / "hard" / "video-retalking_face_1.mp4") as source:
+        times = [frame.time_s for frame in source.frames()]
+        shown = [f.time_s for f in constant_rate(source.frames(), times[0], None, source.info.tick_s)]
+    steps = sorted(round(b - a, 3) for a, b in itertools.pairwise(times))
+    assert steps[0] == 0.033 and steps[-1] > 0.06, "the rate of this file varies"
+    assert len(shown) == 152
+    for k, time_s in enumerate(shown):
+        now = times[0] + frame_time(k) + source.info.tick_s / 2
+        assert time_s == max(t for t in times if t <= now)

@@ -1,0 +1,143 @@
+"""Where the figures go, and how they come back from metrics.jsonl."""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.support.training import lines, recipe, train
+from train.config import LogConfig
+from train.run.metrics import Metrics, Skip, Tracker, check_online, cut, read_metrics
+
+
+def tracker(folder: Path, step: int = 0, **config: Any) -> Tracker:
+    return Tracker(folder / "metrics.jsonl", folder / "tensorboard", LogConfig(**config), step, "run-1")
+
+
+def test_lines_behind_the_step_and_torn_ones_are_cut(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    file.write_text('{"step": 1}\n{"step": 3}\n{"step": 2, "validation/loss": 1.0}\n{"step": 3, "lo')
+    cut(file, 2)
+    assert file.read_text() == '{"step": 1}\n{"step": 2, "validation/loss": 1.0}\n'
+    assert [entry.name for entry in tmp_path.iterdir()] == ["metrics.jsonl"]
+    cut(tmp_path / "none", 2)
+
+
+def test_damaged_lines_are_dropped_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "metrics.jsonl"
+    file.write_bytes(b'{"step": 1}\n{"step": \xff2}\n\n[3]\n{"step": "4"}\n{"step": 2}\n')
+    cut(file, 2)
+    assert file.read_text() == '{"step": 1}\n{"step": 2}\n'
+    assert [record.getMessage() for record in caplog.records] == [f"3 lines of {file} cannot be read and are dropped"]
+
+
+def test_it_goes_on_in_the_same_file(tmp_path: Path) -> None:
+    first = tracker(tmp_path, tensorboard=False)
+    for step in (1, 2, 3):
+        first.log(step, {"loss": float(step)})
+    first.skipped(3, "loss", ["a"])
+    first.close()
+    second = tracker(tmp_path, step=2, tensorboard=False)
+    second.log(3, {"loss": 9.0})
+    second.close()
+    assert lines(tmp_path) == [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 2.0}, {"step": 3, "loss": 9.0}]
+    assert not (tmp_path / "tensorboard").exists()
+
+
+def test_lines_are_json_whatever_the_figures(tmp_path: Path) -> None:
+    writer = tracker(tmp_path)
+    writer.log(1, {"loss": 1.0, "odd": float("nan"), "large": float("inf")})
+    writer.close()
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "loss": 1.0, "odd": null, "large": null}\n'
+
+
+def test_tensorboard_has_the_same_figures(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train(tmp_path, recipe(log={"tensorboard": True}))
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    written = {event.step: event.value for event in events.Scalars("loss")}
+    assert written == pytest.approx({line["step"]: line["loss"] for line in lines(tmp_path)})
+    assert {"samples_per_s", "step_s", "data_wait", "memory_gb", "gradient_norm"} <= set(events.Tags()["scalars"])
+
+
+def test_a_restart_hides_the_steps_behind_it_in_tensorboard(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    first = tracker(tmp_path)
+    for step in (1, 2, 3):
+        first.log(step, {"loss": 1.0})
+    first.close()
+    second = tracker(tmp_path, step=1)
+    second.log(2, {"loss": 5.0})
+    second.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 1.0), (2, 5.0)]
+
+
+@pytest.mark.parametrize("package", ["wandb", "trackio"])
+def test_a_missing_package_is_said_before_training(package: str, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ValueError, match=f"log.online is {package}, .* pip install {package}"):
+        check_online(LogConfig(online=package))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("package", ["wandb", "trackio"])
+def test_online_figures_keep_their_step(package: str, tmp_path: Path, monkeypatch: Any) -> None:
+    calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
+    module = types.ModuleType(package)
+    module.__spec__ = types.SimpleNamespace(origin="there")  # type: ignore[assignment]  # find_spec looks at it
+    for name in ("init", "log", "finish", "define_metric"):
+        setattr(module, name, lambda *args, _name=name, **options: calls.append((_name, args, options)))
+    monkeypatch.setitem(sys.modules, package, module)
+    writer = tracker(tmp_path, tensorboard=False, online=package)
+    writer.log(4, {"loss": 1.0})
+    writer.close()
+    (begin, *_), sent, end = calls[0], calls[-2], calls[-1]
+    assert begin == "init" and calls[0][2]["name"] == "run-1" and calls[0][2]["resume"] == "allow"
+    expected = ((({"step": 4, "loss": 1.0}),), {}) if package == "wandb" else (({"loss": 1.0},), {"step": 4})
+    assert sent == ("log", *expected)
+    assert end[0] == "finish"
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def written(path: Path, *rows: object) -> Path:
+    path.write_text("".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_metrics_are_read_by_name(tmp_path: Path) -> None:
+    path = written(
+        tmp_path / "metrics.jsonl",
+        {"step": 10, "epoch": 0.5, "loss": 3.0, "learning_rate": 1e-4, "whatever": 7},
+        {"step": 12, "event": "skipped", "what": "loss", "keys": ["a", "b"]},
+        {"step": 20, "epoch": 1.0, "loss": float("nan"), "learning_rate": 1e-4},
+        {"step": 30, "epoch": 1.5, "loss": 2.0},
+        {"step": 20, "validation/mesh_l1": 0.4},
+        {"step": 30, "loss": 1.0, "note": "text", "flag": True},
+        "\n",
+        '{"step": 40, "loss": 0.',
+    )
+    found = read_metrics(path)
+    assert list(found.training) == ["loss", "learning_rate", "whatever"]
+    assert found.training["loss"].steps.tolist() == [10, 20, 30]
+    np.testing.assert_array_equal(found.training["loss"].values, [3, np.nan, 1])
+    assert found.training["loss"].last == 1.0
+    assert list(found.validation) == ["mesh_l1"]
+    assert found.skips == (Skip(step=12, what="loss", keys=("a", "b")),)
+    assert (found.step, found.epoch, found.damaged_lines) == (30, 1.5, 1)
+
+
+def test_no_metrics_yet(tmp_path: Path) -> None:
+    assert read_metrics(tmp_path / "metrics.jsonl") == Metrics()
+    assert read_metrics(written(tmp_path / "metrics.jsonl", "[1]\n", '"x"\n', '{"loss": 1}\n')).damaged_lines == 3
