@@ -110,7 +110,7 @@ retry: $(STAMP) ## Release the inputs of CAUSE (or all) from quarantine; the nex
 download: $(STAMP) ## Download a data set's videos into SOURCE (yt-dlp; resumable)
 	$(PY) -m ingest download $(source_args) $(ARGS)
 
-latents: $(STAMP) ## Encode the packed pictures once for both stages (VAE moments, CLIP embeddings)
+latents: $(STAMP) ## Encode the packed images once for both stages (VAE moments, CLIP embeddings)
 	$(PY) -m orchestration latents --data "$$DATA" $(latent_args) $(worker_args)
 
 train-audio2mesh: $(STAMP) ## Train speech → mesh from the shards; the same command resumes
@@ -119,7 +119,7 @@ train-audio2mesh: $(STAMP) ## Train speech → mesh from the shards; the same co
 train-audio2pose: $(STAMP) ## Train speech → head pose from the shards; the same command resumes
 	$(PY) -m train audio2pose $(train_args)
 
-train-stage1: $(STAMP) ## Train portrait and landmarks → picture from the shards; the same command resumes
+train-stage1: $(STAMP) ## Train portrait and landmarks → image from the shards; the same command resumes
 	$(PY) -m train stage1 $(train_args)
 
 train-stage2: $(STAMP) ## Train motion on top of STAGE1=RUN of stage 1; the same command resumes

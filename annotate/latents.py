@@ -18,17 +18,17 @@ from talkinghead.derived import EMBEDDING, LATENTS
 from talkinghead.provenance import pretty_json
 
 if TYPE_CHECKING:  # PyTorch takes seconds to import, and the command line needs only the settings
-    from talkinghead.models.image.codec import PictureEncoder
+    from talkinghead.models.image.networks import ImageNetworks
 
 STORED = np.dtype("<f2")
 """Type of the columns' numbers."""
 _PIXELS_AT_ONCE = 1 << 20
-"""Pixels of the pictures that are encoded in one call: 4 of 512 x 512. More costs memory and saves no time."""
+"""Pixels of the images that are encoded in one call: 4 of 512 x 512. More costs memory and saves no time."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LatentSettings:
-    """Which networks encode which pictures."""
+    """Which networks encode which images."""
 
     vae: str
     """Codec: `tiny`, or a folder in the layout of diffusers (such as sd-vae-ft-mse)."""
@@ -47,14 +47,14 @@ class LatentSettings:
             raise ValueError(f"gpu_share must lie in 0 … 1, not {self.gpu_share}")
 
 
-def bytes_per_frame(encoder: PictureEncoder, settings: LatentSettings) -> int:
+def bytes_per_frame(encoder: ImageNetworks, settings: LatentSettings) -> int:
     """What one frame's latents and embedding take."""
     positions = (settings.width // encoder.scale) * (settings.height // encoder.scale)
     return STORED.itemsize * (2 * encoder.channels * positions + encoder.embedding_size)
 
 
 def encode_frames(
-    encoder: PictureEncoder, frames: Iterable[np.ndarray], width: int, height: int
+    encoder: ImageNetworks, frames: Iterable[np.ndarray], width: int, height: int
 ) -> dict[str, np.ndarray]:
     """The columns of a clip.
 
@@ -73,19 +73,19 @@ def encode_frames(
     """
     import torch
 
-    from talkinghead.media.picture_size import fit_pictures
+    from talkinghead.media.image_size import fit_images
 
     parts: dict[str, list[np.ndarray]] = {LATENTS: [], EMBEDDING: []}
     at_once = max(1, _PIXELS_AT_ONCE // (width * height))
     for batch in _batches(iter(frames), at_once):
-        pictures = torch.from_numpy(fit_pictures(np.stack(batch).transpose(0, 3, 1, 2), width, height))
+        images = torch.from_numpy(fit_images(np.stack(batch).transpose(0, 3, 1, 2), width, height))
         try:
-            parts[LATENTS].append(encoder.moments(pictures).cpu().numpy())
-            parts[EMBEDDING].append(encoder.embedding(pictures).cpu().numpy())
+            parts[LATENTS].append(encoder.moments(images).cpu().numpy())
+            parts[EMBEDDING].append(encoder.embedding(images).cpu().numpy())
         except RuntimeError as error:
             if "allocate" not in str(error):  # PyTorch has no class of its own for memory of the CPU
                 raise
-            raise MemoryError(f"encoding {len(batch)} pictures of {width}x{height} needs more memory") from error
+            raise MemoryError(f"encoding {len(batch)} images of {width}x{height} needs more memory") from error
     if not parts[LATENTS]:
         raise ValueError("the clip has no frames")
     return {name: np.concatenate(values) for name, values in parts.items()}

@@ -164,7 +164,7 @@ def _read_stage(request: AudioRequest | VideoRequest, place: PipelinePlace, devi
     crop = box(portrait.face_px, portrait.width, portrait.height, size[0] / size[1])
     if crop.padded:
         log.warning(
-            "warning: %s ends too near to the face for a picture of %dx%d: its border is continued",
+            "warning: %s ends too near to the face for an image of %dx%d: its border is continued",
             request.reference,
             *size,
         )
@@ -246,12 +246,12 @@ def _frames(
 
 
 def _warn_of_motion(motion: LandmarkMotion, portrait: Portrait) -> None:
-    """Say so when the head leaves the picture further than it does in the portrait."""
+    """Say so when the head leaves the image further than it does in the portrait."""
     outside = ((motion.landmarks < 0) | (motion.landmarks > 1)).any(axis=2).mean(axis=1)
     leaving = int((outside > portrait.face.outside + _MANY_OUTSIDE).sum())
     if leaving > _MANY_FRAMES * len(motion):
         log.warning(
-            "warning: the face reaches beyond the picture in %d of %d frames: a wider crop (--crop none) or less"
+            "warning: the face reaches beyond the image in %d of %d frames: a wider crop (--crop none) or less"
             " motion (--pose-gain) keeps it inside",
             leaving,
             len(motion),

@@ -13,7 +13,7 @@ Flat = tyro.conf.OmitArgPrefixes
 
 
 def audio(request: Flat[AudioRequest]) -> str:
-    """Let a portrait speak: a video from a picture and speech, and next to it the landmark video and a sidecar."""
+    """Let a portrait speak: a video from an image and speech, and next to it the landmark video and a sidecar."""
     from infer.animate import make_audio_video
 
     return str(make_audio_video(request))

@@ -126,7 +126,7 @@ def _case(request: DoctorRequest, place: PipelinePlace | None, device: str) -> _
     import torch
 
     from infer.estimate import Request, with_guider
-    from talkinghead.models.image.codec import check_picture_size
+    from talkinghead.models.image.networks import check_image_size
     from talkinghead.models.lmk2video.meta_networks import HollowNetworks
     from talkinghead.models.lmk2video.published import published_pose_guider
     from talkinghead.runtime.device import named_dtype
@@ -148,7 +148,7 @@ def _case(request: DoctorRequest, place: PipelinePlace | None, device: str) -> _
         guidance=request.guidance,
         context_frames=index["context_frames"],
     )
-    check_picture_size(asked.width, asked.height, networks.vae)
+    check_image_size(asked.width, asked.height, networks.vae)
     dtype = named_dtype(request.dtype) or (torch.float32 if device == "cpu" else torch.float16)
     return _Case(networks=networks.to(dtype), asked=asked, compat=index["compat"], dtype=dtype)
 

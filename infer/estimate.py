@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from infer.weights.pipeline_weights import PipelinePlace
-from talkinghead.models.image.codec import latent_channels, latent_scale
+from talkinghead.models.image.networks import latent_channels, latent_scale
 from talkinghead.models.lmk2video.cost import VideoCost, VideoShape, video_cost
 from talkinghead.models.lmk2video.denoiser import Denoiser
 from talkinghead.models.lmk2video.meta_networks import HollowNetworks

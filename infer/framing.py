@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from infer.request import PREVIEW_SIDE
-from talkinghead.media.picture_size import resize_picture
+from talkinghead.media.image_size import resize_image
 from talkinghead.media.talking_video import check_video_size
 
 FACE_SHARE = 0.57
@@ -23,7 +23,7 @@ FACE_CENTRE_Y = 0.55
 _TIGHTEST = 0.8  # share of the crop above which a face would be cut when it moves
 
 FEATHER = 0.12
-"""Width of the border over which the animated part fades into the picture, as a share of the crop's shorter side."""
+"""Width of the border over which the animated part fades into the image, as a share of the crop's shorter side."""
 
 Extent = tuple[float, float, float, float]
 """x0, y0, x1, y1 in pixels."""
@@ -104,99 +104,99 @@ def _check_multiples(width: int | None, height: int | None, step: int) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Crop:
-    """A box of whole pixels in a picture of `picture_width` x `picture_height`; it may reach beyond the picture."""
+    """A box of whole pixels in an image of `image_width` x `image_height`; it may reach beyond the image."""
 
     x0: int
     y0: int
     x1: int
     y1: int
-    picture_width: int
-    picture_height: int
+    image_width: int
+    image_height: int
 
     def __post_init__(self) -> None:
         assert self.x0 < self.x1 and self.y0 < self.y1, f"an empty crop: {self}"
-        assert self.x0 < self.picture_width and self.y0 < self.picture_height and self.x1 > 0 and self.y1 > 0
+        assert self.x0 < self.image_width and self.y0 < self.image_height and self.x1 > 0 and self.y1 > 0
 
     @property
     def width(self) -> int:
-        """Width in pixels of the picture."""
+        """Width in pixels of the image."""
         return self.x1 - self.x0
 
     @property
     def height(self) -> int:
-        """Height in pixels of the picture."""
+        """Height in pixels of the image."""
         return self.y1 - self.y0
 
     @property
     def padded(self) -> bool:
-        """Whether it reaches beyond the picture."""
-        return self.x0 < 0 or self.y0 < 0 or self.x1 > self.picture_width or self.y1 > self.picture_height
+        """Whether it reaches beyond the image."""
+        return self.x0 < 0 or self.y0 < 0 or self.x1 > self.image_width or self.y1 > self.image_height
 
     @property
     def whole(self) -> bool:
-        """Whether it is the picture itself."""
-        return (self.x0, self.y0, self.x1, self.y1) == (0, 0, self.picture_width, self.picture_height)
+        """Whether it is the image itself."""
+        return (self.x0, self.y0, self.x1, self.y1) == (0, 0, self.image_width, self.image_height)
 
-    def cut(self, picture: np.ndarray) -> np.ndarray:
-        """The box's pixels: `[H, W, 3]` → `[height, width, 3]`; beyond the picture its border is repeated."""
-        assert picture.shape[:2] == (self.picture_height, self.picture_width), f"{picture.shape} is another picture"
+    def cut(self, image: np.ndarray) -> np.ndarray:
+        """The box's pixels: `[H, W, 3]` → `[height, width, 3]`; beyond the image its border is repeated."""
+        assert image.shape[:2] == (self.image_height, self.image_width), f"{image.shape} is another image"
         top, left = max(0, -self.y0), max(0, -self.x0)
-        bottom, right = max(0, self.y1 - self.picture_height), max(0, self.x1 - self.picture_width)
-        inside = picture[max(0, self.y0) : self.y1, max(0, self.x0) : self.x1]
+        bottom, right = max(0, self.y1 - self.image_height), max(0, self.x1 - self.image_width)
+        inside = image[max(0, self.y0) : self.y1, max(0, self.x0) : self.x1]
         return cv2.copyMakeBorder(inside, top, bottom, left, right, cv2.BORDER_REPLICATE)
 
     def points(self, points: np.ndarray) -> np.ndarray:
-        """Landmarks of the picture as landmarks of the crop.
+        """Landmarks of the image as landmarks of the crop.
 
         Args:
-            points: `[..., N, 3]`: x/W, y/H, z/W of the picture.
+            points: `[..., N, 3]`: x/W, y/H, z/W of the image.
 
         Returns:
             The same points, by the crop's width and height, in the same dtype.
         """
-        size = np.array([self.picture_width, self.picture_height, self.picture_width], np.float64)
+        size = np.array([self.image_width, self.image_height, self.image_width], np.float64)
         origin = np.array([self.x0, self.y0, 0.0])
         return ((points * size - origin) / (self.width, self.height, self.width)).astype(points.dtype)
 
 
-def face_crop(face: Extent, picture_width: int, picture_height: int, aspect: float) -> Crop:
+def face_crop(face: Extent, image_width: int, image_height: int, aspect: float) -> Crop:
     """The box around a face.
 
     Args:
         face: Extent of its landmarks in pixels.
-        picture_width: Width of the picture, pixels.
-        picture_height: Height of the picture, pixels.
+        image_width: Width of the image, pixels.
+        image_height: Height of the image, pixels.
         aspect: Wanted width / height.
     """
-    return _box(face, picture_width, picture_height, aspect, FACE_SHARE)
+    return _box(face, image_width, image_height, aspect, FACE_SHARE)
 
 
-def whole_crop(face: Extent, picture_width: int, picture_height: int, aspect: float) -> Crop:
-    """The largest box of an aspect that fits into a picture: the picture itself where the aspect is its own.
+def whole_crop(face: Extent, image_width: int, image_height: int, aspect: float) -> Crop:
+    """The largest box of an aspect that fits into an image: the image itself where the aspect is its own.
 
-    It is moved so that the face is in it, and reaches beyond the picture where the face would be cut. The
+    It is moved so that the face is in it, and reaches beyond the image where the face would be cut. The
     arguments are those of `face_crop`.
     """
-    return _box(face, picture_width, picture_height, aspect, 0.0)
+    return _box(face, image_width, image_height, aspect, 0.0)
 
 
-def _box(face: Extent, picture_width: int, picture_height: int, aspect: float, share: float) -> Crop:
-    """A box in which the face has a share of the height and of the width, or more where the picture ends before."""
+def _box(face: Extent, image_width: int, image_height: int, aspect: float, share: float) -> Crop:
+    """A box in which the face has a share of the height and of the width, or more where the image ends before."""
     x0, y0, x1, y1 = face
     needed = max(y1 - y0, (x1 - x0) / aspect)
-    largest = min(float(picture_height), picture_width / aspect)
+    largest = min(float(image_height), image_width / aspect)
     height = largest if share == 0 else min(needed / share, largest)
     height = max(height, needed / _TIGHTEST)
     box_width, box_height = max(1, round(height * aspect)), max(1, round(height))
-    left = _inside(round((x0 + x1 - box_width) / 2), box_width, picture_width)
-    top = _inside(round((y0 + y1) / 2 - FACE_CENTRE_Y * box_height), box_height, picture_height)
+    left = _inside(round((x0 + x1 - box_width) / 2), box_width, image_width)
+    top = _inside(round((y0 + y1) / 2 - FACE_CENTRE_Y * box_height), box_height, image_height)
     return Crop(
         x0=left,
         y0=top,
         x1=left + box_width,
         y1=top + box_height,
-        picture_width=picture_width,
-        picture_height=picture_height,
+        image_width=image_width,
+        image_height=image_height,
     )
 
 
@@ -208,47 +208,45 @@ def _inside(begin: int, length: int, available: int) -> int:
 
 
 class PasteBack:
-    """Puts animated frames of a crop back into the picture that the crop was cut from.
+    """Puts animated frames of a crop back into the image that the crop was cut from.
 
-    Inside the crop's border of `FEATHER` the frame fades into the picture; at sides where the crop ends with the
-    picture there is nothing to fade into, and it does not.
+    Inside the crop's border of `FEATHER` the frame fades into the image; at sides where the crop ends with the
+    image there is nothing to fade into, and it does not.
     """
 
-    def __init__(self, picture: np.ndarray, crop: Crop) -> None:
+    def __init__(self, image: np.ndarray, crop: Crop) -> None:
         """Prepare the mask.
 
         Args:
-            picture: RGB uint8 `[H, W, 3]`. With an odd side its last row or column is left out: videos need even ones.
+            image: RGB uint8 `[H, W, 3]`. With an odd side its last row or column is left out: videos need even ones.
             crop: The part of it that is animated.
         """
         self._crop = crop
-        height, width = (side // 2 * 2 for side in picture.shape[:2])
-        self._picture = np.ascontiguousarray(picture[:height, :width])
+        height, width = (side // 2 * 2 for side in image.shape[:2])
+        self._image = np.ascontiguousarray(image[:height, :width])
         self._top, self._left = max(0, crop.y0), max(0, crop.x0)
         self._bottom, self._right = min(height, crop.y1), min(width, crop.x1)
-        weight = _fade(crop.y0, crop.y1, picture.shape[0], crop)[:, None] * _fade(
-            crop.x0, crop.x1, picture.shape[1], crop
-        )
+        weight = _fade(crop.y0, crop.y1, image.shape[0], crop)[:, None] * _fade(crop.x0, crop.x1, image.shape[1], crop)
         self._weight = self._part(weight)[:, :, None].astype(np.float32)
-        self._under = (self._picture[self._top : self._bottom, self._left : self._right] * (1 - self._weight)).astype(
+        self._under = (self._image[self._top : self._bottom, self._left : self._right] * (1 - self._weight)).astype(
             np.float32
         )
 
     @property
     def size(self) -> tuple[int, int]:
         """Width and height of the result, even."""
-        return self._picture.shape[1], self._picture.shape[0]
+        return self._image.shape[1], self._image.shape[0]
 
     def __call__(self, frame: np.ndarray) -> np.ndarray:
         """A frame of the crop, RGB uint8 in any size, in its place: RGB uint8 `[height, width, 3]`, a new array."""
-        fitted = self._part(resize_picture(frame, self._crop.width, self._crop.height))
-        result = self._picture.copy()
+        fitted = self._part(resize_image(frame, self._crop.width, self._crop.height))
+        result = self._image.copy()
         blended = self._under + fitted * self._weight
         result[self._top : self._bottom, self._left : self._right] = np.rint(blended).astype(np.uint8)
         return result
 
     def _part(self, values: np.ndarray) -> np.ndarray:
-        """The part of an array over the crop that lies in the picture."""
+        """The part of an array over the crop that lies in the image."""
         crop = self._crop
         return values[self._top - crop.y0 : self._bottom - crop.y0, self._left - crop.x0 : self._right - crop.x0]
 

@@ -26,7 +26,7 @@ from talkinghead.provenance import hash_file
 log = logging.getLogger(__name__)
 
 MANY_OUTSIDE = 0.02
-"""Share of landmarks beyond the picture's border from which on a face counts as cut."""
+"""Share of landmarks beyond the image's border from which on a face counts as cut."""
 
 _PIXEL = re.compile(r"(\d+),(\d+)")
 _BACKGROUND = (255, 255, 255)  # what transparent pixels become
@@ -34,7 +34,7 @@ _BACKGROUND = (255, 255, 255)  # what transparent pixels become
 
 @dataclass(frozen=True, kw_only=True)
 class Face:
-    """A face in a picture of W x H pixels."""
+    """A face in an image of W x H pixels."""
 
     points: np.ndarray
     """`[478, 3]` float32: x/W, y/H, z/W. Iris rows are NaN when the model has none."""
@@ -49,7 +49,7 @@ class Face:
 
     @property
     def outside(self) -> float:
-        """Share of its landmarks that lie beyond the picture's border."""
+        """Share of its landmarks that lie beyond the image's border."""
         xy = self.points[:NUM_VERTICES, :2]
         return float(((xy < 0) | (xy > 1)).any(axis=1).mean())
 
@@ -62,7 +62,7 @@ class Portrait:
     """RGB uint8 `[H, W, 3]`, upright."""
     face: Face
     mesh: np.ndarray
-    """`[468, 3]` float32, cm, canonical space: the face as it is in the picture."""
+    """`[468, 3]` float32, cm, canonical space: the face as it is in the image."""
     pose_matrix: np.ndarray
     """`[4, 4]` float64, canonical → camera."""
 
@@ -85,7 +85,7 @@ class Portrait:
     def cropped(self, crop: Crop, model: FaceModel) -> Portrait:
         """A part of it as a portrait of its own.
 
-        The landmarks are the same, but mesh and pose are measured anew: the camera looks at the middle of its picture,
+        The landmarks are the same, but mesh and pose are measured anew: the camera looks at the middle of its image,
         and that is another one now. It is what the annotation does, which sees clips that were cropped before.
         """
         face = Face(points=crop.points(self.face.points), blendshapes=self.face.blendshapes)
@@ -96,13 +96,13 @@ def read_portrait(path: Path, model: FaceModel, *, face: str | None = None) -> P
     """Read a portrait and measure its face.
 
     Args:
-        path: Any picture that Pillow reads; it is turned upright by its EXIF data, transparent pixels become white.
+        path: Any image that Pillow reads; it is turned upright by its EXIF data, transparent pixels become white.
         model: Face model.
         face: Which of several faces: its number (from 0, left to right), `largest`, or `X,Y`, the one at or next to a
             pixel; None: there must be one only.
 
     Raises:
-        ValueError: No picture, no face, or several and none (or one that is not there) chosen; says where they are.
+        ValueError: No image, no face, or several and none (or one that is not there) chosen; says where they are.
     """
     image = read_image(path)
     height, width = image.shape[:2]
@@ -111,7 +111,7 @@ def read_portrait(path: Path, model: FaceModel, *, face: str | None = None) -> P
 
 
 def _measured(image: np.ndarray, face: Face, model: FaceModel) -> Portrait:
-    """Mesh and pose of a face in a picture."""
+    """Mesh and pose of a face in an image."""
     height, width = image.shape[:2]
     metric = canonical_face(model.geometry_metadata)
     mesh, matrix = metric_mesh(face.points[None], width, height, metric)
@@ -122,7 +122,7 @@ def warn_of_portrait(path: Path, portrait: Portrait) -> None:
     """Say what is odd about a portrait that can be animated nevertheless."""
     if portrait.face.outside > MANY_OUTSIDE:
         log.warning(
-            "warning: the face in %s is cut by the picture's border (%.0f %% of its landmarks lie outside, where they"
+            "warning: the face in %s is cut by the image's border (%.0f %% of its landmarks lie outside, where they"
             " are guessed): a portrait with the whole face moves better",
             path,
             100 * portrait.face.outside,
@@ -140,10 +140,10 @@ def describe_portrait(path: Path, portrait: Portrait, face_model: str) -> dict[s
 
 
 def read_image(path: Path) -> np.ndarray:
-    """A picture as sRGB uint8 `[H, W, 3]`, upright; of an animation the first picture.
+    """An image as sRGB uint8 `[H, W, 3]`, upright; of an animation the first image.
 
     Raises:
-        ValueError: The file is not there, or no picture that can be read; the message names it.
+        ValueError: The file is not there, or no image that can be read; the message names it.
     """
     try:
         with warnings.catch_warnings():
@@ -152,19 +152,19 @@ def read_image(path: Path) -> np.ndarray:
                 upright = ImageOps.exif_transpose(opened)
                 return np.array(_on_white(_in_srgb(upright, path)))
     except FileNotFoundError:
-        raise ValueError(f"the picture {path} is not there") from None
+        raise ValueError(f"the image {path} is not there") from None
     except IsADirectoryError:
-        raise ValueError(f"{path} is a folder, not a picture") from None
+        raise ValueError(f"{path} is a folder, not an image") from None
     except UnidentifiedImageError:
-        raise ValueError(f"{path} is not a picture that can be read: take a PNG or JPEG") from None
+        raise ValueError(f"{path} is not a image that can be read: take a PNG or JPEG") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ValueError(f"the picture {path} is too large: {error}") from None
+        raise ValueError(f"the image {path} is too large: {error}") from None
     except (OSError, SyntaxError, ValueError) as error:  # Pillow's decoders raise all three for damaged files
-        raise ValueError(f"the picture {path} is damaged or cannot be read: {error}") from error
+        raise ValueError(f"the image {path} is damaged or cannot be read: {error}") from error
 
 
 def _in_srgb(image: Image.Image, path: Path) -> Image.Image:
-    """Colours by the picture's own profile (Display P3, Adobe RGB, CMYK) as sRGB's, which the networks have seen."""
+    """Colours by the image's own profile (Display P3, Adobe RGB, CMYK) as sRGB's, which the networks have seen."""
     embedded = image.info.get("icc_profile")
     if image.mode == "P" or (image.mode == "RGB" and image.has_transparency_data):
         # A transform would lose the palette, and which colour is transparent.
@@ -196,7 +196,7 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 
 def find_faces(image: np.ndarray, model: FaceModel) -> list[Face]:
-    """The faces of a picture (RGB uint8 `[H, W, 3]`), left to right, measured as the annotation measures them.
+    """The faces of an image (RGB uint8 `[H, W, 3]`), left to right, measured as the annotation measures them.
 
     What the detector takes for a face but the landmark network does not is left out.
     """
@@ -215,22 +215,22 @@ def find_faces(image: np.ndarray, model: FaceModel) -> list[Face]:
 
 
 def choose_face(faces: list[Face], width: int, height: int, choice: str | None, name: str) -> Face:
-    """One of the faces found in a picture; `ValueError` as `read_portrait` says.
+    """One of the faces found in an image; `ValueError` as `read_portrait` says.
 
     Args:
         faces: Left to right.
-        width: Width of the picture, pixels.
-        height: Height of the picture, pixels.
+        width: Width of the image, pixels.
+        height: Height of the image, pixels.
         choice: Number, `largest`, `X,Y` or None.
-        name: The picture's name, for messages.
+        name: The image's name, for messages.
     """
     pixel = _PIXEL.fullmatch(choice or "")
     if choice not in (None, "largest") and not pixel and not str(choice).isdecimal():
         raise ValueError(f"--face is {choice!r}, must be a number (0, 1, …), 'largest', or X,Y in pixels")
     if not faces:
         raise ValueError(
-            f"no face was found in {name} ({width}x{height}): take a picture in which a face is upright, seen from the"
-            " front, and at least a tenth of the picture's longer side"
+            f"no face was found in {name} ({width}x{height}): take a image in which a face is upright, seen from the"
+            " front, and at least a tenth of the image's longer side"
         )
     if choice == "largest":
         return max(faces, key=lambda face: _area(face, width, height))
@@ -255,7 +255,7 @@ def _area(face: Face, width: int, height: int) -> float:
 
 
 def _away(face: Face, x: float, y: float, aspect: float) -> float:
-    """Distance of a point from a face's middle, in heights of the picture."""
+    """Distance of a point from a face's middle, in heights of the image."""
     x0, y0, x1, y1 = face.extent
     return float(np.hypot(((x0 + x1) / 2 - x) * aspect, (y0 + y1) / 2 - y))
 

@@ -50,7 +50,7 @@ class PortraitOptions:
     """The portrait, the video, and what is laid over the motion that drives it."""
 
     reference: Path
-    """Portrait: a picture with a face, best with the mouth closed."""
+    """Portrait: an image with a face, best with the mouth closed."""
     output: Annotated[Path, tyro.conf.arg(aliases=("-o",))]
     """Video to write (.mp4); what belongs to it goes next to it."""
     face: str | None = None
@@ -184,22 +184,22 @@ class SpeechRequest(SpeechOptions, PortraitOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PictureOptions:
-    """How the pictures are made."""
+class ImageOptions:
+    """How the images are made."""
 
     weights: Path
     """Weights: a pipeline's folder (made by `infer convert`, or the RUN of a training), AniPortrait's published files,
     or a folder that holds one of these next to audio2mesh/ and audio2pose/."""
     crop: Literal["face", "none"] = "face"
-    """What of the portrait is animated: a box around the face, or the whole picture."""
+    """What of the portrait is animated: a box around the face, or the whole image."""
     paste_back: bool = False
     """Put the animated part back into the whole portrait, which then gives the video's size."""
     steps: int = 25
     """Steps of the sampler: more is slower and finer."""
     guidance: float = 3.5
-    """How strictly the pictures follow the portrait; 1 or less turns guidance off, which halves the time."""
+    """How strictly the images follow the portrait; 1 or less turns guidance off, which halves the time."""
     sampler: Literal["ddim", "dpm++", "euler", "unipc"] | None = None
-    """How noise becomes pictures; default: the weights' own."""
+    """How noise becomes images; default: the weights' own."""
     dtype: Literal["fp32", "bf16", "fp16"] | None = None
     """Precision of the networks; default: fp32 on a CPU, else fp16."""
     pose_guider_mode: Literal["published", "trained", "running"] | None = None
@@ -208,9 +208,9 @@ class PictureOptions:
     memory: Literal["auto", "8", "12", "16", "24"] = "auto"
     """Gigabytes of the device's memory to get by with."""
     preview: bool = False
-    """A quick look: few steps, a small picture, the first 2 seconds."""
+    """A quick look: few steps, a small image, the first 2 seconds."""
 
-    def check_pictures(self) -> None:
+    def check_images(self) -> None:
         """Raise `ValueError` for a value that no input could make right."""
         if not 1 <= self.steps <= 1000:
             raise ValueError(f"--steps is {self.steps}, must be 1 to 1000")
@@ -237,17 +237,17 @@ class LandmarkRequest(SpeechRequest):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AudioRequest(PictureOptions, SpeechRequest):
+class AudioRequest(ImageOptions, SpeechRequest):
     """A portrait and speech, and how the portrait shall speak it."""
 
     def check(self) -> None:
         """Raise `ValueError` for a value that no input could make right."""
         super().check()
-        self.check_pictures()
+        self.check_images()
 
 
 @dataclass(frozen=True, kw_only=True)
-class VideoRequest(PictureOptions, PortraitOptions):
+class VideoRequest(ImageOptions, PortraitOptions):
     """A portrait and a video whose face it shall follow."""
 
     driving: Path
@@ -269,7 +269,7 @@ class VideoRequest(PictureOptions, PortraitOptions):
     def check(self) -> None:
         """Raise `ValueError` for a value that no input could make right."""
         super().check()
-        self.check_pictures()
+        self.check_images()
         _check_window("--smooth", self.smooth)
         _check_window("--smooth-mesh", self.smooth_mesh)
         _check_within("--fps", self.fps, 1, 240, " frames per second")

@@ -146,8 +146,8 @@ def _skip(frames: Iterator[ShownFrame], count: int) -> None:
 
 def _encode(facts: _Facts, key: str, stretch: Stretch, crop: Crop, frames: Iterator[ShownFrame]) -> dict[str, bytes]:
     """The members of one sample; takes its frames off `frames`."""
-    pictures = _pictures(frames, stretch.num_frames, facts.video, crop)
-    mp4 = encode_mp4(pictures, crop.width, crop.height, facts.settings.encoder)
+    images = _images(frames, stretch.num_frames, facts.video, crop)
+    mp4 = encode_mp4(images, crop.width, crop.height, facts.settings.encoder)
     start_s = facts.scan.start_s + frame_time(stretch.first)
     num_samples = samples_in(stretch.num_frames)
     if facts.media is None:
@@ -159,16 +159,16 @@ def _encode(facts: _Facts, key: str, stretch: Stretch, crop: Crop, frames: Itera
     return {suffix: contents[suffix] for suffix in MEDIA_MEMBERS}
 
 
-def _pictures(frames: Iterator[ShownFrame], count: int, video: VideoInfo, crop: Crop) -> Iterator[np.ndarray]:
+def _images(frames: Iterator[ShownFrame], count: int, video: VideoInfo, crop: Crop) -> Iterator[np.ndarray]:
     """The cropped images of the next `count` frames; one that is shown longer is converted once."""
     last: ShownFrame | None = None
-    picture = np.zeros(0)
+    image = np.zeros(0)
     for _ in range(count):
         frame = next(frames)
         if frame is not last:
-            picture = cut_out(frame.part, video.width, video.height, crop)
+            image = cut_out(frame.part, video.width, video.height, crop)
         last = frame
-        yield picture
+        yield image
 
 
 def _describe(facts: _Facts, key: str, stretch: Stretch, crop: Crop, audio: AudioSpan, start_s: float) -> ClipInfo:

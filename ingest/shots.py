@@ -150,7 +150,7 @@ def _border(
     others = any(first <= track.first and track.last < end for track in tracks)
     if end - first < settings.max_gap and not others:
         return first if before else end
-    # The face came or went between two looks: there, where the picture changed most.
+    # The face came or went between two looks: there, where the image changed most.
     every = settings.detect_every
     low, high = (max(first + 1, end - every + 1), end + 1) if before else (first, min(first + every, end))
     if high <= low:

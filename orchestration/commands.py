@@ -130,7 +130,7 @@ def latents(
         str | None, tyro.conf.arg(help="Name of the version (default: latents-<hash of weights and size>).")
     ] = None,
 ) -> str:
-    """Encode every frame of the packed clips once, for trainings to read: latents and picture embeddings."""
+    """Encode every frame of the packed clips once, for trainings to read: latents and image embeddings."""
     from orchestration.jobs.latents import run_latents
 
     with _runner(data, cluster, retry) as runner:

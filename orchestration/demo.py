@@ -50,8 +50,8 @@ def demo_steps(folder: Path) -> list[DemoStep]:
     return [
         training("audio2mesh", "train speech → mesh", *_short(200)),
         training("audio2pose", "train speech → head pose", *_short(200)),
-        training("stage1", "train portrait and landmarks → picture (stage 1)", *_short(600), *ranks),
-        training("stage2", "train motion between pictures (stage 2)", *stage1, *_short(60), *ranks),
+        training("stage1", "train portrait and landmarks → image (stage 1)", *_short(600), *ranks),
+        training("stage2", "train motion between images (stage 2)", *stage1, *_short(60), *ranks),
         DemoStep("animate a portrait", ["infer", "audio", *given, *made]),
     ]
 
@@ -95,9 +95,9 @@ def write_inputs(folder: Path) -> None:
     reader = ShardReader(str(folder / "data"), split=None, columns=("valid",), at_most=SPEECH)
     seen, heard = reader[0], reader[len(reader) - 1]
     first = int(np.flatnonzero(seen.annotation("valid"))[0])
-    encoded, picture = cv2.imencode(".png", cv2.cvtColor(seen.video(first, 1)[0], cv2.COLOR_RGB2BGR))
+    encoded, image = cv2.imencode(".png", cv2.cvtColor(seen.video(first, 1)[0], cv2.COLOR_RGB2BGR))
     assert encoded
-    for name, content in (("portrait.png", picture.tobytes()), ("speech.wav", heard.member("wav"))):
+    for name, content in (("portrait.png", image.tobytes()), ("speech.wav", heard.member("wav"))):
         with staged_file(folder / name) as scratch:
             scratch.write_bytes(content)
 

@@ -166,7 +166,7 @@ def find_latents(
 
     Args:
         manifest: What the data set is.
-        provenance: Network (`vae`, `image_encoder`) → `sha256`, as `PictureEncoder.provenance` gives it.
+        provenance: Network (`vae`, `image_encoder`) → `sha256`, as `ImageNetworks.provenance` gives it.
         width: Width of the images that were encoded, pixels.
         height: Their height, pixels.
 

@@ -22,8 +22,8 @@ REFERENCE, ASKED = "reference", "asked"
 SHEET_COLUMNS = 8
 """Frames of a contact sheet, spread over the clip."""
 _SHOWN = (GENERATED, NO_MOTION, TRUTH)
-_TILE = 128  # pixels of the longer side of a sheet's pictures
-_PANEL = 256  # least height of a video's pictures: smaller ones are enlarged by whole pixels
+_TILE = 128  # pixels of the longer side of a sheet's images
+_PANEL = 256  # least height of a video's images: smaller ones are enlarged by whole pixels
 _BAR, _GAP = 18, 4  # of the words above a row, and between tiles
 _PAPER, _INK = (250, 249, 246), (60, 66, 72)
 
@@ -53,7 +53,7 @@ class Comparison:
 def contact_sheet(trace: VideoTrace, columns: int = SHEET_COLUMNS) -> bytes:
     """Frames from all over a clip as one PNG.
 
-    The first row holds the reference and the landmarks asked for; below stand the pictures of the same frames.
+    The first row holds the reference and the landmarks asked for; below stand the images of the same frames.
     """
     frames = np.unique(np.linspace(0, trace.clip.num_frames - 1, columns).round().astype(int))
     height, width = trace.clip.reference.shape[:2]
@@ -86,15 +86,15 @@ def _panels(trace: VideoTrace) -> Iterator[np.ndarray]:
     shown = {name: trace.videos[name] for name in _SHOWN if name in trace.videos}
     reference = _resized(trace.clip.reference, size)
     for frame, points in enumerate(trace.clip.landmarks):
-        pictures = {REFERENCE: reference, ASKED: draw_guidance(points, *size)}
-        pictures |= {name: _resized(video[frame], size) for name, video in shown.items()}
-        panel = np.hstack([np.vstack((_bar(name, size[0]), picture)) for name, picture in pictures.items()])
+        images = {REFERENCE: reference, ASKED: draw_guidance(points, *size)}
+        images |= {name: _resized(video[frame], size) for name, video in shown.items()}
+        panel = np.hstack([np.vstack((_bar(name, size[0]), image)) for name, image in images.items()])
         # The codec of the file halves the colours' resolution: both sides must be even.
         yield cv2.copyMakeBorder(panel, 0, panel.shape[0] % 2, 0, panel.shape[1] % 2, cv2.BORDER_CONSTANT, value=_PAPER)
 
 
 def _row(title: str, tiles: Sequence[np.ndarray]) -> np.ndarray:
-    """Pictures of one size side by side under a title."""
+    """Images of one size side by side under a title."""
     gap = np.full((tiles[0].shape[0], _GAP, 3), _PAPER, np.uint8)
     pieces = [gap]
     for tile in tiles:
@@ -110,7 +110,7 @@ def _bar(text: str, width: int) -> np.ndarray:
     return bar
 
 
-def _resized(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def _resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Larger by repeated pixels, so that nothing looks finer than it is; smaller by averaging."""
-    larger = size[0] >= picture.shape[1]
-    return cv2.resize(picture, size, interpolation=cv2.INTER_NEAREST if larger else cv2.INTER_AREA)
+    larger = size[0] >= image.shape[1]
+    return cv2.resize(image, size, interpolation=cv2.INTER_NEAREST if larger else cv2.INTER_AREA)

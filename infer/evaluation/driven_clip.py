@@ -14,7 +14,7 @@ import numpy as np
 from infer.metrics.face_reading import MouthReader
 from shards.reader import Sample
 from talkinghead.geometry.face_regions import NUM_VERTICES
-from talkinghead.media.picture_size import fit_landmarks, fit_pictures
+from talkinghead.media.image_size import fit_images, fit_landmarks
 from talkinghead.motion.landmark_motion import place
 from talkinghead.motion.retarget import transfer
 from talkinghead.timebase import FPS
@@ -29,7 +29,7 @@ _MOST_KNOWN = 150
 
 @dataclass(frozen=True, kw_only=True)
 class DrivenClip:
-    """What the pipeline is asked for, and what is known of the answer. Pictures are cut and resized to W x H."""
+    """What the pipeline is asked for, and what is known of the answer. Images are cut and resized to W x H."""
 
     key: str
     reference: np.ndarray
@@ -69,7 +69,7 @@ def read_driven_clips(
     for sample in samples:
         valid = sample.annotation("valid").astype(bool)
         if valid.any():
-            yield _own(sample, valid, PictureCut.of(sample, width, height), frames)
+            yield _own(sample, valid, ImageCut.of(sample, width, height), frames)
 
 
 def read_cross_driven(
@@ -92,7 +92,7 @@ def read_cross_driven(
         if not there.any():
             raise ValueError(f"{sample.key} shows no face")
     # The reference frame, and what its own clip tells of its mouth.
-    cut = PictureCut.of(reference, width, height)
+    cut = ImageCut.of(reference, width, height)
     own = _own(reference, valid, cut, frames)
     still = _reference_frame(valid, _window(valid, frames))
     # The driver's motion on the reference's face, over the whole clip, since rest is found from all of it.
@@ -127,7 +127,7 @@ def read_cross_driven(
     )
 
 
-def _own(sample: Sample, valid: np.ndarray, cut: PictureCut, frames: int | None) -> DrivenClip:
+def _own(sample: Sample, valid: np.ndarray, cut: ImageCut, frames: int | None) -> DrivenClip:
     """A clip that drives itself."""
     # Which frames are measured, and which one is the reference.
     window = _window(valid, frames)
@@ -135,20 +135,20 @@ def _own(sample: Sample, valid: np.ndarray, cut: PictureCut, frames: int | None)
     # Landmarks and true images, with those around from which reading the mouth is learned.
     points = cut.points(sample.annotation("landmarks")[:, :NUM_VERTICES, :2])
     around = range(max(window.start - _AROUND, 0), min(window.stop + _AROUND, len(valid)))
-    pictures = cut.pictures(sample.video(around.start, len(around)))
+    images = cut.images(sample.video(around.start, len(around)))
     first = window.start - around.start
     known = np.unique(np.linspace(0, len(around) - 1, min(len(around), _MOST_KNOWN)).round().astype(int))
     numbers = np.arange(window.start, window.stop)
     return DrivenClip(
         key=sample.key,
-        reference=cut.pictures(sample.video(still, 1))[0],
+        reference=cut.images(sample.video(still, 1))[0],
         reference_landmarks=points[still],
         landmarks=held(points, valid)[numbers],
         valid=valid[numbers] & (numbers != still),
-        truth=pictures[first : first + len(window)],
+        truth=images[first : first + len(window)],
         audio=sample.audio(window.start, len(window)),
         frames=numbers,
-        mouth=MouthReader.of(pictures[known], points[around.start + known], around.start + known),
+        mouth=MouthReader.of(images[known], points[around.start + known], around.start + known),
     )
 
 
@@ -175,8 +175,8 @@ def held(values: np.ndarray, valid: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PictureCut:
-    """What training sees of a clip whose pictures have another shape: the middle, in the training's size."""
+class ImageCut:
+    """What training sees of a clip whose images have another shape: the middle, in the training's size."""
 
     clip: tuple[int, int]
     """Width and height of the clip, in pixels."""
@@ -184,14 +184,14 @@ class PictureCut:
     """Width and height of what is made of it, in pixels."""
 
     @classmethod
-    def of(cls, sample: Sample, width: int, height: int) -> PictureCut:
+    def of(cls, sample: Sample, width: int, height: int) -> ImageCut:
         """For a sample, and the size that is wanted in pixels."""
         return cls(clip=(sample.info.width, sample.info.height), size=(width, height))
 
-    def pictures(self, video: np.ndarray) -> np.ndarray:
+    def images(self, video: np.ndarray) -> np.ndarray:
         """Frames of the clip `[F, …, 3]` uint8 → `[F, H, W, 3]`."""
-        return np.ascontiguousarray(np.moveaxis(fit_pictures(np.moveaxis(video, 3, 1), *self.size), 1, 3))
+        return np.ascontiguousarray(np.moveaxis(fit_images(np.moveaxis(video, 3, 1), *self.size), 1, 3))
 
     def points(self, points: np.ndarray) -> np.ndarray:
-        """Landmarks `[…, 2]` in shares of the clip's picture → in shares of what is cut out of it, float32."""
+        """Landmarks `[…, 2]` in shares of the clip's image → in shares of what is cut out of it, float32."""
         return fit_landmarks(points.astype(np.float32), self.clip, self.size)

@@ -70,7 +70,7 @@ class EvaluateRequest:
     sync_model: Path | None = None
     """TorchScript network that embeds lips and sound, for the sync measures."""
     fid_model: Path | None = None
-    """TorchScript network that describes pictures, for frechet_inception_distance."""
+    """TorchScript network that describes images, for frechet_inception_distance."""
     fvd_model: Path | None = None
     """TorchScript network that describes videos, for frechet_video_distance."""
 

@@ -22,7 +22,7 @@ from infer.metrics import METRICS, Clip, Measurement, Unavailable
 from infer.metrics.face_reading import redetect
 from infer.metrics.learned_metrics import LearnedMeasurement, LearnedModels, embed
 from infer.metrics.scripted_model import ScriptedModel
-from talkinghead.models.image.codec import PictureEncoder
+from talkinghead.models.image.networks import ImageNetworks
 from talkinghead.models.lmk2video.denoiser import Denoiser
 from talkinghead.pipelines.lmk2video.frames import as_bytes, decode
 
@@ -39,7 +39,7 @@ GENERATED, REFERENCE_COPY, NO_MOTION, CODEC, TRUTH = (
 )
 VIDEO_FIELDS = frozenset({"predicted_video", "shown_landmarks", "mouth_reading"})
 """Fields of `Clip` of which every metric of a video needs one."""
-_ENCODED = 8  # pictures that go through the codec at once
+_ENCODED = 8  # images that go through the codec at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,12 +165,12 @@ def without_motion(pipeline: TalkingHeadPipeline) -> TalkingHeadPipeline | None:
 
 
 def through_codec(pipeline: TalkingHeadPipeline, video: np.ndarray) -> np.ndarray:
-    """Pictures encoded and decoded by the pipeline's codec, `[F, H, W, 3]` RGB uint8."""
-    encoder = PictureEncoder(pipeline.vae, pipeline.image_encoder)
+    """Images encoded and decoded by the pipeline's codec, `[F, H, W, 3]` RGB uint8."""
+    encoder = ImageNetworks(pipeline.vae, pipeline.image_encoder)
     parts = []
     for first in range(0, len(video), _ENCODED):
-        pictures = torch.from_numpy(np.ascontiguousarray(np.moveaxis(video[first : first + _ENCODED], 3, 1)))
-        latents = encoder.mean(encoder.moments(pictures))
+        images = torch.from_numpy(np.ascontiguousarray(np.moveaxis(video[first : first + _ENCODED], 3, 1)))
+        latents = encoder.mean(encoder.moments(images))
         parts += [as_bytes(decoded) for decoded in decode(encoder, latents, _ENCODED)]
     return np.concatenate(parts)
 
@@ -238,7 +238,7 @@ class _Measured:
         if NO_MOTION in self.subjects:
             notes.append("Without motion modules: the same pipeline and noise, each frame for itself.")
         if self.engine is None:
-            notes.append("Without a face model, nothing is measured of the face that the pictures show.")
+            notes.append("Without a face model, nothing is measured of the face that the images show.")
         if {"fid", "fvd"} & self.networks.keys():
             notes.append("Fréchet distances compare only between equal numbers of frames.")
         return Evaluation(

@@ -76,7 +76,7 @@ def face_engine() -> LandmarkEngine:
 
 
 def redetect(frames: Iterable[np.ndarray], engine: LandmarkEngine) -> np.ndarray:
-    """The face of every picture.
+    """The face of every image.
 
     Args:
         frames: RGB uint8 `[H, W, 3]`, of one size, in order.
@@ -89,7 +89,7 @@ def redetect(frames: Iterable[np.ndarray], engine: LandmarkEngine) -> np.ndarray
 
 
 def enlarged(frame: np.ndarray) -> np.ndarray:
-    """A picture whose shorter side is at least `ENLARGED` pixels; of the same aspect to a pixel."""
+    """An image whose shorter side is at least `ENLARGED` pixels; of the same aspect to a pixel."""
     height, width = frame.shape[:2]
     factor = ENLARGED / min(height, width)
     if factor <= 1:
@@ -102,26 +102,26 @@ def enlarged(frame: np.ndarray) -> np.ndarray:
 
 
 def cut_upright(
-    picture: np.ndarray, points: np.ndarray, template: np.ndarray, width: int, height: int, *, beyond: int
+    image: np.ndarray, points: np.ndarray, template: np.ndarray, width: int, height: int, *, beyond: int
 ) -> np.ndarray:
     """Cut out the part in which points lie as in a template. What shrinks is blurred first, so that nothing aliases.
 
     Args:
-        picture: `[H, W]` or `[H, W, 3]`, uint8 or float32.
-        points: `[P, 2]` pixels of the picture (edges at whole numbers).
+        image: `[H, W]` or `[H, W, 3]`, uint8 or float32.
+        points: `[P, 2]` pixels of the image (edges at whole numbers).
         template: `[P, 2]` pixels of the result, counted in the same way.
         width: Width of the result in pixels.
         height: Height of the result in pixels.
-        beyond: What lies outside the picture: cv2.BORDER_REPLICATE (its border) or cv2.BORDER_CONSTANT (black).
+        beyond: What lies outside the image: cv2.BORDER_REPLICATE (its border) or cv2.BORDER_CONSTANT (black).
 
     Returns:
-        `[height, width]` or `[height, width, 3]`, of the picture's type.
+        `[height, width]` or `[height, width, 3]`, of the image's type.
     """
     matrix = planar_similarity(points - 0.5, template - 0.5)  # OpenCV counts from the middle of the first pixel
     scale = float(np.hypot(matrix[0, 0], matrix[1, 0]))
     if scale < 1:
-        picture = cv2.GaussianBlur(picture, (0, 0), 0.5 / scale)
-    return cv2.warpAffine(picture, matrix, (width, height), flags=cv2.INTER_LINEAR, borderMode=beyond)
+        image = cv2.GaussianBlur(image, (0, 0), 0.5 / scale)
+    return cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_LINEAR, borderMode=beyond)
 
 
 def planar_similarity(source: np.ndarray, target: np.ndarray) -> np.ndarray:
@@ -149,12 +149,12 @@ def aligned_faces(video: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
         landmarks: `[F, 468, 2]` x/width, y/height, finite.
 
     Returns:
-        `[F, 112, 112, 3]` uint8; black beyond the picture.
+        `[F, 112, 112, 3]` uint8; black beyond the image.
     """
     size = (video.shape[2], video.shape[1])
     faces = np.empty((len(video), SIDE, SIDE, 3), np.uint8)
-    for row, (picture, points) in enumerate(zip(video, five_points(landmarks) * size, strict=True)):
-        faces[row] = cut_upright(picture, points, _TEMPLATE, SIDE, SIDE, beyond=cv2.BORDER_CONSTANT)
+    for row, (image, points) in enumerate(zip(video, five_points(landmarks) * size, strict=True)):
+        faces[row] = cut_upright(image, points, _TEMPLATE, SIDE, SIDE, beyond=cv2.BORDER_CONSTANT)
     return faces
 
 
@@ -169,7 +169,7 @@ def five_points(landmarks: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, kw_only=True)
 class MouthReader:
-    """True pictures of a person, to which measures are fitted."""
+    """True images of a person, to which measures are fitted."""
 
     patches: np.ndarray
     """`[K, 480]` float32, normalised."""
@@ -180,10 +180,10 @@ class MouthReader:
 
     @classmethod
     def of(cls, video: np.ndarray, landmarks: np.ndarray, frames: np.ndarray) -> MouthReader:
-        """Learn from true pictures.
+        """Learn from true images.
 
         Args:
-            video: `[K, H, W, 3]` RGB uint8, of the size of the pictures that will be read.
+            video: `[K, H, W, 3]` RGB uint8, of the size of the images that will be read.
             landmarks: `[K, ≥468, ≥2]` x/width, y/height; frames with NaN are left out.
             frames: `[K]` their numbers in their clip.
         """
@@ -196,12 +196,12 @@ class MouthReader:
         )
 
     def read(self, video: np.ndarray, landmarks: np.ndarray, frames: np.ndarray | None) -> np.ndarray:
-        """Read the mouth opening of generated pictures.
+        """Read the mouth opening of generated images.
 
         Args:
             video: `[F, H, W, 3]` RGB uint8.
             landmarks: `[F, ≥468, ≥2]` asked for.
-            frames: `[F]` numbers of the true frames that the pictures are to show: these and those `APART` around them
+            frames: `[F]` numbers of the true frames that the images are to show: these and those `APART` around them
                 are not fitted to. None: another clip drives, all may be.
 
         Returns:
@@ -236,7 +236,7 @@ class MouthReader:
 
 
 def _in_pixels(landmarks: np.ndarray, video: np.ndarray) -> np.ndarray:
-    """`[F, ≥468, ≥2]` of pictures `[F, H, W, 3]` → `[F, 468, 2]` pixels."""
+    """`[F, ≥468, ≥2]` of images `[F, H, W, 3]` → `[F, 468, 2]` pixels."""
     return landmarks[:, :NUM_VERTICES, :2].astype(np.float64) * (video.shape[2], video.shape[1])
 
 
@@ -247,7 +247,7 @@ def _eyes_apart(points: np.ndarray) -> np.ndarray:
 
 
 def _patches(video: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """The region of the mouth of every picture, normalised in brightness and contrast: `[F, 480]` float32.
+    """The region of the mouth of every image, normalised in brightness and contrast: `[F, 480]` float32.
 
     Args:
         video: `[F, H, W, 3]`.
@@ -255,8 +255,8 @@ def _patches(video: np.ndarray, points: np.ndarray) -> np.ndarray:
     """
     target = _target()
     patches = np.empty((len(video), ROWS * COLUMNS), np.float32)
-    for row, (picture, known) in enumerate(zip(video, points, strict=True)):
-        cut = cut_upright(luma(picture), known[_SKULL], target, COLUMNS, ROWS, beyond=cv2.BORDER_REPLICATE)
+    for row, (image, known) in enumerate(zip(video, points, strict=True)):
+        cut = cut_upright(luma(image), known[_SKULL], target, COLUMNS, ROWS, beyond=cv2.BORDER_REPLICATE)
         patches[row] = ((cut - cut.mean()) / (cut.std() + _CONTRAST)).ravel()
     return patches
 

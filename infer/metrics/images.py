@@ -20,7 +20,7 @@ _BOTH = ("predicted_video", "true_video")
 
 @metric("psnr", "dB", needs=_BOTH, better="higher")
 def psnr(clip: Clip) -> float:
-    """Peak signal to noise ratio of the pictures, from the squared error over the whole clip.
+    """Peak signal to noise ratio of the images, from the squared error over the whole clip.
 
     10 log10(255² / mean squared error); the error is averaged before the logarithm, so that a single frame that is
     equal does not decide.
@@ -44,7 +44,7 @@ def mouth_psnr(clip: Clip) -> float:
 
 @metric("ssim", "", needs=_BOTH, better="higher")
 def ssim(clip: Clip) -> float:
-    """Structural similarity of the pictures, 1 where they are equal; mean over frames and colours.
+    """Structural similarity of the images, 1 where they are equal; mean over frames and colours.
 
     Source: Wang et al., "Image Quality Assessment: From Error Visibility to Structural Similarity", 2004, with its
     Gaussian weights (σ = 1.5 pixels), as computed by scikit-image. Pixels are those of the video as it is: values of
@@ -52,13 +52,13 @@ def ssim(clip: Clip) -> float:
     """
     assert clip.predicted_video is not None
     if min(clip.predicted_video.shape[1:3]) < _WINDOW:
-        raise Unavailable(f"the pictures are smaller than the measure's window of {_WINDOW} pixels")
+        raise Unavailable(f"the images are smaller than the measure's window of {_WINDOW} pixels")
     return float(np.mean([_similarity(one, other) for one, other in _pairs(clip)]))
 
 
 @metric("sharpness", "", needs=("predicted_video",), better=None)
 def sharpness(clip: Clip) -> float:
-    """How much detail the pictures have: compare with the truth's. Blurred ones have less, noisy ones more.
+    """How much detail the images have: compare with the truth's. Blurred ones have less, noisy ones more.
 
     Mean absolute Laplacian of the luma, in grey levels (the focus measure of Nayar and Nakagawa, 1994, in its simplest
     form). PSNR and SSIM alone prefer blur to detail that is not quite in place.
@@ -68,9 +68,9 @@ def sharpness(clip: Clip) -> float:
     return float(np.mean([np.abs(cv2.Laplacian(luma(frame), cv2.CV_32F)).mean() for frame in frames]))
 
 
-def luma(picture: np.ndarray) -> np.ndarray:
+def luma(image: np.ndarray) -> np.ndarray:
     """RGB uint8 `[H, W, 3]` → float32 `[H, W]`, 0 to 255."""
-    return cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY).astype(np.float32)
+    return cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)
 
 
 def box_of(points: np.ndarray, width: int, height: int, margin: float = 0.0) -> tuple[slice, slice]:
@@ -83,7 +83,7 @@ def box_of(points: np.ndarray, width: int, height: int, margin: float = 0.0) -> 
         margin: Share of the box by which it grows to each side.
 
     Raises:
-        Unavailable: The box lies outside the picture.
+        Unavailable: The box lies outside the image.
     """
     low, high = points.min(axis=0), points.max(axis=0)
     grown = margin * (high - low)
@@ -91,12 +91,12 @@ def box_of(points: np.ndarray, width: int, height: int, margin: float = 0.0) -> 
     rows = slice(max(int(np.floor(top)), 0), min(int(np.ceil(bottom)), height))
     columns = slice(max(int(np.floor(left)), 0), min(int(np.ceil(right)), width))
     if rows.start >= rows.stop or columns.start >= columns.stop:
-        raise Unavailable("the region lies outside the picture")
+        raise Unavailable("the region lies outside the image")
     return rows, columns
 
 
 def _pairs(clip: Clip) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Predicted and true picture of every measured frame."""
+    """Predicted and true image of every measured frame."""
     assert clip.predicted_video is not None
     assert clip.true_video is not None
     for frame in np.flatnonzero(clip.valid):
@@ -110,7 +110,7 @@ def _squared(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 def _decibels(errors: list[float]) -> float:
     error = float(np.mean(errors, dtype=np.float64))
     if error == 0:
-        raise Unavailable("the pictures are equal, there is no error to express")
+        raise Unavailable("the images are equal, there is no error to express")
     return float(10 * np.log10(WHITE**2 / error))
 
 
@@ -130,8 +130,8 @@ def _similarity(one: np.ndarray, other: np.ndarray) -> float:
 def flicker(clip: Clip) -> float:
     """Temporal difference error: how far the change to the next frame is from the true change.
 
-    Mean over pixels of |(p(t+1) - p(t)) - (v(t+1) - v(t))| in grey levels of 255; both pictures of a pair must be
-    measured. A constant error of the picture costs nothing, one that comes and goes does. A video that stands still
+    Mean over pixels of |(p(t+1) - p(t)) - (v(t+1) - v(t))| in grey levels of 255; both images of a pair must be
+    measured. A constant error of the image costs nothing, one that comes and goes does. A video that stands still
     gets the mean size of the true change (the reference copy's value): below it, the changes are right; above, they
     are mostly flicker.
     """
@@ -150,7 +150,7 @@ def temporal_change(clip: Clip) -> float:
 
 @metric("temporal_noise", "grey levels", needs=("predicted_video",), better=None)
 def temporal_noise(clip: Clip) -> float:
-    """How far a picture is from the mean of the ones before and after: compare with the truth's.
+    """How far an image is from the mean of the ones before and after: compare with the truth's.
 
     What moves evenly cancels out, what flashes up in one frame stays: the flicker that is left where the motion is
     fast.

@@ -1,13 +1,13 @@
-"""Measures by networks that the user gives: identity, lip sync, and the Fréchet distances of pictures and of videos.
+"""Measures by networks that the user gives: identity, lip sync, and the Fréchet distances of images and of videos.
 
 None of these networks comes with the program: without a file its measures are unavailable, and say so. Each file is
 TorchScript (`infer.metrics.scripted_model`) with a forward of this form, all values float32:
 
     identity  faces `[N, 3, 112, 112]`, RGB in -1 … 1, aligned as for ArcFace → embeddings `[N, D]`
-    sync      mouths `[N, 5, 3, 112, 112]`, RGB in 0 … 1, the lower half of five aligned frames fills the picture, and
+    sync      mouths `[N, 5, 3, 112, 112]`, RGB in 0 … 1, the lower half of five aligned frames fills the image, and
               their sound `[N, 3200]`, 16 kHz in -1 … 1 → embeddings of both `[N, D]`, `[N, D]`, near each other
               where they belong together (SyncNet)
-    fid       pictures `[N, 3, H, W]`, RGB in 0 … 255, of any size → features `[N, D]` (Inception-v3 for FID)
+    fid       images `[N, 3, H, W]`, RGB in 0 … 255, of any size → features `[N, D]` (Inception-v3 for FID)
     fvd       videos `[N, 3, 16, H, W]`, of the same values → features `[N, D]` (I3D for FVD)
 
 The switches `return_features`, `rescale` and `resize` of the files that are published for the last two are set where
@@ -76,7 +76,7 @@ LEARNED: dict[str, LearnedMetric] = {
         model="fid",
         unit="",
         better="lower",
-        meaning="Fréchet distance between the features of the generated pictures and of the true ones (FID)",
+        meaning="Fréchet distance between the features of the generated images and of the true ones (FID)",
     ),
     "frechet_video_distance": LearnedMetric(
         model="fvd",
@@ -136,7 +136,7 @@ class LearnedMeasurement:
             self._tallies["sync_distance"].note(clip.key, lambda: score().distance)
             self._tallies["sync_offset"].note(clip.key, lambda: score().offset)
         # Features, of which the distances are taken at the end.
-        for purpose, cut in (("fid", _pictures), ("fvd", _videos)):
+        for purpose, cut in (("fid", _images), ("fvd", _videos)):
             if purpose in self.models and clip.true_video is not None and clip.predicted_video is not None:
                 for kept, video in zip(self._kept(purpose), (clip.predicted_video, clip.true_video), strict=True):
                     batches = cut(video, clip.valid)
@@ -183,13 +183,13 @@ def embed(clip: Clip, model: ScriptedModel) -> np.ndarray:
         raise Unavailable("needs predicted_video and shown_landmarks")
     seen = clip.valid & np.isfinite(clip.shown_landmarks).all(axis=(1, 2))
     if not seen.any():
-        raise Unavailable("no face is found in the pictures")
+        raise Unavailable("no face is found in the images")
     faces = aligned_faces(clip.predicted_video[seen], clip.shown_landmarks[seen])
     planes = np.ascontiguousarray(np.moveaxis(faces, 3, 1)).astype(np.float32) / 127.5 - 1
     return np.concatenate([model.features(planes[at : at + BATCH]) for at in range(0, len(planes), BATCH)])
 
 
-def _pictures(video: np.ndarray, valid: np.ndarray) -> list[np.ndarray]:
+def _images(video: np.ndarray, valid: np.ndarray) -> list[np.ndarray]:
     """Batches `[N, 3, H, W]` of the measured frames."""
     frames = np.flatnonzero(valid)
     return [_planes(video[frames[at : at + BATCH]]) for at in range(0, len(frames), BATCH)]
@@ -209,7 +209,7 @@ def _planes(frames: np.ndarray) -> np.ndarray:
 def frechet_distance(one: np.ndarray, other: np.ndarray) -> float:
     """|μ₁ - μ₂|² + tr(Σ₁ + Σ₂ - 2 (Σ₁ Σ₂)^½) of two sets of features.
 
-    Source: D. C. Dowson and B. V. Landau, 1982; as a measure of pictures Heusel et al., 2017 (FID), of videos
+    Source: D. C. Dowson and B. V. Landau, 1982; as a measure of images Heusel et al., 2017 (FID), of videos
     Unterthiner et al., 2018 (FVD). The trace of the root is the nuclear norm of A₁ᵀ A₂ with Σ = A Aᵀ, where A is the
     centred features over √(N - 1): exact also where there are fewer samples than dimensions, and without the root of a
     matrix that is not symmetric.

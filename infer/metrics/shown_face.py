@@ -1,8 +1,8 @@
-"""Whether the face in the pictures is the face that was asked for, as our own landmark engine sees it.
+"""Whether the face in the images is the face that was asked for, as our own landmark engine sees it.
 
-Asked are the landmarks that drove the pipeline, shown those that the engine finds in the generated pictures
+Asked are the landmarks that drove the pipeline, shown those that the engine finds in the generated images
 (`infer.metrics.face_reading`). Distances are in % of the face's size, the square root of the area of the box around the
-asked landmarks (as in face alignment, e.g. Bulat and Tzimiropoulos, 2017), so that they do not depend on the picture's.
+asked landmarks (as in face alignment, e.g. Bulat and Tzimiropoulos, 2017), so that they do not depend on the image's.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _FACES = ("asked_landmarks", "shown_landmarks", "predicted_video")
 
 @metric("face_found", "%", needs=("shown_landmarks",), better="higher")
 def face_found(clip: Clip) -> float:
-    """Share of the pictures in which the landmark engine finds a face."""
+    """Share of the images in which the landmark engine finds a face."""
     return PERCENT * float(_seen(clip)[clip.valid].mean())
 
 
@@ -61,7 +61,7 @@ def mouth_shown_gain(clip: Clip) -> float:
 def mouth_read_correlation(clip: Clip) -> float:
     """Pearson correlation of the asked mouth opening with the one read from the pixels, without finding a face.
 
-    See `infer.metrics.face_reading`: also for pictures that are too small or too coarse for the landmark engine.
+    See `infer.metrics.face_reading`: also for images that are too small or too coarse for the landmark engine.
     """
     assert clip.mouth_reading is not None
     reading = np.where(clip.valid, clip.mouth_reading, np.nan)
@@ -92,7 +92,7 @@ def _distance(clip: Clip, rows: slice | list[int]) -> float:
     assert clip.shown_landmarks is not None
     seen = _seen(clip)
     if not seen.any():
-        raise Unavailable("no face is found in the pictures")
+        raise Unavailable("no face is found in the images")
     asked, shown, size = clip.asked_landmarks[seen], clip.shown_landmarks[seen], _size(clip)
     away = np.linalg.norm((shown[:, rows].astype(np.float64) - asked[:, rows]) * size, axis=-1).mean(axis=1)
     return PERCENT * float((away / _checked_size(asked, size)).mean())
@@ -123,7 +123,7 @@ def _openings(clip: Clip) -> tuple[np.ndarray, np.ndarray]:
     assert clip.shown_landmarks is not None
     seen, size = _seen(clip), _size(clip)
     if seen.sum() < FEWEST_PAIRS:
-        raise Unavailable(f"a face is found in fewer than {FEWEST_PAIRS} pictures")
+        raise Unavailable(f"a face is found in fewer than {FEWEST_PAIRS} images")
     whole = _checked_size(clip.asked_landmarks[clip.valid], size).mean()
     shown = np.where(seen, PERCENT * lip_gap(clip.shown_landmarks * size) / whole, np.nan)
     if np.nanstd(shown) < _STILL:

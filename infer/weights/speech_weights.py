@@ -56,7 +56,7 @@ class Weights(Generic[Model]):
     place: WeightsPlace
     model: Model
     published: bool
-    """AniPortrait's weights, straight from its file or converted: pictures are projected as it does."""
+    """AniPortrait's weights, straight from its file or converted: images are projected as it does."""
     sha256: str
     speakers: Speakers | None
     """Who it was trained on."""

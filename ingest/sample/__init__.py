@@ -14,7 +14,7 @@ SEED = 20_240_501
 
 
 def make_sample(out: Path, *, seed: int = SEED) -> Path:
-    """Write the sample's video files into the folder `out`; the same seed gives the same pictures and sound.
+    """Write the sample's video files into the folder `out`; the same seed gives the same images and sound.
 
     Args:
         out: Folder; made when it is not there. Files of the same names in it are replaced.

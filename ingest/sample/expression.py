@@ -1,8 +1,8 @@
 """Poses the portrait's face: opens and rounds the mouth with the jaw, closes the eyes.
 
 The mouth is moved by a mesh whose rows are the contours of the face (nose base, lips, jaw, collar) and whose columns
-are the picture's. Each row moves by its own amount and everything between two rows stretches in proportion. Between
-the inner lips the mesh is torn open, and there the inside of the mouth shows: the picture's own upper teeth, which hang
+are the image's. Each row moves by its own amount and everything between two rows stretches in proportion. Between
+the inner lips the mesh is torn open, and there the inside of the mouth shows: the image's own upper teeth, which hang
 from the upper lip, with a dark cavity and the tongue below them.
 """
 
@@ -17,11 +17,11 @@ from ingest.sample import portrait as face
 from ingest.sample.portrait import TEXTURE_SCALE, Eye, smoothstep
 
 MOST_OPEN = 3.4
-"""Opening 1 parts the inner lips by this many times the gap of the picture's smile."""
+"""Opening 1 parts the inner lips by this many times the gap of the image's smile."""
 CLOSED = 0.1
 """Closed lips still leave a thin dark line."""
 ROUNDING = 0.3
-_LIP_EDGE = 0.6  # picture pixels of lip next to the teeth that take the teeth's colour
+_LIP_EDGE = 0.6  # image pixels of lip next to the teeth that take the teeth's colour
 _TINY = 1e-3
 _CAVITY = np.array([46.0, 16.0, 16.0], np.float32)
 _TONGUE = np.array([136.0, 66.0, 64.0], np.float32)
@@ -41,7 +41,7 @@ class Expression:
 
 @dataclass(frozen=True)
 class _Patch:
-    """A part of the texture, and the picture coordinates of its pixels."""
+    """A part of the texture, and the image coordinates of its pixels."""
 
     rows: slice
     columns: slice
@@ -87,7 +87,7 @@ def _unfold(y: np.ndarray, source: list[np.ndarray], moved: list[np.ndarray]) ->
 
 
 def _coverage(distance: np.ndarray) -> np.ndarray:
-    """Share of a pixel inside an edge at `distance` picture pixels (positive: inside)."""
+    """Share of a pixel inside an edge at `distance` image pixels (positive: inside)."""
     return np.clip(distance * TEXTURE_SCALE * 0.5 + 0.5, 0, 1)
 
 
@@ -149,12 +149,12 @@ def _interior(
 
     Args:
         texture: The portrait.
-        x: Column of the picture that each pixel shows.
+        x: Column of the image that each pixel shows.
         y: Height of each pixel.
         top: Moved inner edge of the upper lip.
         bottom: Moved inner edge of the lower lip.
-        upper: The same edge in the picture.
-        lower: The same edge in the picture.
+        upper: The same edge in the image.
+        lower: The same edge in the image.
     """
     gap = np.maximum(bottom - top, _TINY)
     depth = y - top

@@ -15,7 +15,7 @@ from ingest.sample import portrait as face
 from ingest.sample.portrait import smoothstep
 from talkinghead.rng import generator
 
-_HEAD_DEPTH = 52.0  # pixels of the picture between the tip of the face and the plane in which the head turns
+_HEAD_DEPTH = 52.0  # pixels of the image between the tip of the face and the plane in which the head turns
 _NOSE_DEPTH = 9.0
 _HEAD_RADIUS = 88.0
 _COARSE = 8  # the displacement is smooth: it is worked out on every 8th pixel
@@ -28,13 +28,13 @@ class HeadMotion:
     """Per frame, `[F]` each."""
 
     yaw: np.ndarray
-    """Radians; positive turns the face to the right of the picture."""
+    """Radians; positive turns the face to the right of the image."""
     pitch: np.ndarray
     """Radians; positive nods down."""
     roll: np.ndarray
-    """Radians; positive tilts clockwise in the picture."""
+    """Radians; positive tilts clockwise in the image."""
     shift: np.ndarray
-    """`[F, 2]` pixels of the picture."""
+    """`[F, 2]` pixels of the image."""
     growth: np.ndarray
     """Factor of size, around 1: the head leans to the camera and back."""
     blink: np.ndarray
@@ -75,7 +75,7 @@ def head_motion(seed: int, name: str, times: np.ndarray, stress: np.ndarray) -> 
 
 @dataclass(frozen=True)
 class View:
-    """Which part of the portrait a frame shows: `zoom` output pixels per picture pixel, corner `x0`, `y0`."""
+    """Which part of the portrait a frame shows: `zoom` output pixels per image pixel, corner `x0`, `y0`."""
 
     width: int
     height: int
@@ -84,20 +84,20 @@ class View:
     y0: float
 
     def coarse(self) -> tuple[np.ndarray, np.ndarray]:
-        """Picture coordinates of the centres of cells of `_COARSE` pixels, `[H/8, W/8]` each."""
+        """Image coordinates of the centres of cells of `_COARSE` pixels, `[H/8, W/8]` each."""
         rows, columns = -(-self.height // _COARSE), -(-self.width // _COARSE)
         y, x = np.mgrid[:rows, :columns].astype(np.float32)
         return tuple(corner + (value + 0.5) * _COARSE / self.zoom for value, corner in ((x, self.x0), (y, self.y0)))
 
     def fine(self) -> tuple[np.ndarray, np.ndarray]:
-        """Picture coordinates of the output pixels, `[1, W]` and `[H, 1]`."""
+        """Image coordinates of the output pixels, `[1, W]` and `[H, 1]`."""
         x = self.x0 + (np.arange(self.width, dtype=np.float32)[None] + 0.5) / self.zoom
         y = self.y0 + (np.arange(self.height, dtype=np.float32)[:, None] + 0.5) / self.zoom
         return x, y
 
 
 def _displacement(x: np.ndarray, y: np.ndarray, motion: HeadMotion, frame: int) -> tuple[np.ndarray, np.ndarray]:
-    """How far the head's motion carries the picture's point (x, y), pixels."""
+    """How far the head's motion carries the image's point (x, y), pixels."""
     centre_x, centre_y = face.HEAD_CENTRE
     from_centre = ((x - centre_x) / 46) ** 2 + ((y - centre_y) / 58) ** 2
     from_nose = ((x - centre_x + 1) / 9) ** 2 + ((y - centre_y - 12) / 9) ** 2

@@ -1,7 +1,7 @@
 """The portrait of the embedded sample, and where its mouth, eyes and jaw are.
 
-The picture is NASA's official portrait of Eileen Collins (public domain), which scikit-image ships inside its wheel as
-`skimage.data.astronaut()`: nothing is downloaded. The contours below were measured once on that picture, in pixels of
+The image is NASA's official portrait of Eileen Collins (public domain), which scikit-image ships inside its wheel as
+`skimage.data.astronaut()`: nothing is downloaded. The contours below were measured once on that image, in pixels of
 its 512 x 512 frame (pixel i covers [i, i + 1)), so that drawing the sample needs no landmark model.
 """
 
@@ -15,7 +15,7 @@ import skimage.data
 
 SIZE = 512
 TEXTURE_SCALE = 3
-"""The face is posed on a texture this many times finer than the picture, so that two samplings do not blur it."""
+"""The face is posed on a texture this many times finer than the image, so that two samplings do not blur it."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Contour:
     points: tuple[tuple[float, float], ...]
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        """y of the contour at each `x`, any shape, picture pixels."""
+        """y of the contour at each `x`, any shape, image pixels."""
         known = np.array(self.points)
         return np.interp(x, known[:, 0], known[:, 1])
 
@@ -42,7 +42,7 @@ def _read_contours(table: str) -> dict[str, Contour]:
     return {name: Contour(tuple(points)) for name, points in found.items()}
 
 
-# From the left of the picture to the right. The lips are parted by a smile: 6 px in the middle.
+# From the left of the image to the right. The lips are parted by a smile: 6 px in the middle.
 _CONTOURS = _read_contours(
     """
     upper-lip-outer
@@ -81,7 +81,7 @@ LOWER_LIP_OUTER = _CONTOURS["lower-lip-outer"]
 JAW = _CONTOURS["jaw"]
 MOUTH_CENTRE = (223.4, 143.5)
 SMILE_GAP = 6.0
-"""Distance of the inner lips in the picture, pixels."""
+"""Distance of the inner lips in the image, pixels."""
 JAW_HALF_WIDTH = 44.0
 NOSE_BASE = 130.0
 COLLAR = 208.0
@@ -111,14 +111,14 @@ NECK = (226.0, 188.0)
 
 
 def portrait_texture() -> np.ndarray:
-    """The picture, `[1536, 1536, 3]` uint8 RGB."""
-    picture = skimage.data.astronaut()
-    assert picture.shape == (SIZE, SIZE, 3), f"scikit-image's astronaut is {picture.shape}"
+    """The image, `[1536, 1536, 3]` uint8 RGB."""
+    image = skimage.data.astronaut()
+    assert image.shape == (SIZE, SIZE, 3), f"scikit-image's astronaut is {image.shape}"
     size = (SIZE * TEXTURE_SCALE, SIZE * TEXTURE_SCALE)
-    return cv2.resize(picture, size, interpolation=cv2.INTER_CUBIC)
+    return cv2.resize(image, size, interpolation=cv2.INTER_CUBIC)
 
 
 def smoothstep(value: np.ndarray) -> np.ndarray:
-    """A soft edge between two parts of the picture: 0 up to 0, 1 from 1 on, any shape."""
+    """A soft edge between two parts of the image: 0 up to 0, 1 from 1 on, any shape."""
     value = np.clip(value, 0, 1)
     return value * value * (3 - 2 * value)

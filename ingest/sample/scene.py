@@ -97,15 +97,15 @@ def _backdrop(texture: np.ndarray, view: View) -> np.ndarray | None:
 
 
 def _rocket_frames(rate: int, seconds: float) -> Iterator[np.ndarray]:
-    """A slow pan and zoom over scikit-image's picture of a rocket launch (SpaceX, public domain): nobody is in it."""
-    picture = skimage.data.rocket()
-    height, width = picture.shape[:2]
+    """A slow pan and zoom over scikit-image's image of a rocket launch (SpaceX, public domain): nobody is in it."""
+    image = skimage.data.rocket()
+    height, width = image.shape[:2]
     for frame in range(int(rate * seconds)):
         share = frame / (rate * seconds)
         zoom = max(640 / width, 480 / height) * (1.25 + 0.35 * share)
         left, top = width * (0.05 + 0.1 * share), height * (0.05 + 0.1 * share)
         move = np.array([[zoom, 0, -zoom * left], [0, zoom, -zoom * top]])
-        yield cv2.warpAffine(picture, move, (640, 480), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+        yield cv2.warpAffine(image, move, (640, 480), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
 
 
 def write_sources(folder: Path, seed: int) -> list[Path]:
@@ -155,9 +155,9 @@ def _write_movie(
         for number, frame in enumerate(frames):
             if number == 0:
                 video.height, video.width = frame.shape[:2]
-            picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
-            picture.pts, picture.time_base = number, 1 / rate
-            container.mux(video.encode(picture))
+            image = av.VideoFrame.from_ndarray(frame, format="rgb24")
+            image.pts, image.time_base = number, 1 / rate
+            container.mux(video.encode(image))
         container.mux(video.encode(None))
         # The sound.
         for start in range(0, len(audio), _BLOCK):

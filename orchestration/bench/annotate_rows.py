@@ -16,7 +16,7 @@ from annotate.clip import annotate_clip, encode_annotation
 from annotate.engines import make_engine
 from annotate.settings import AnnotateSettings
 from orchestration.bench.material import Material
-from orchestration.bench.mediapipe_loops import picture_loop, video_loop, write_pictures
+from orchestration.bench.mediapipe_loops import image_loop, video_loop, write_images
 from orchestration.bench.row import Row
 from orchestration.bench.timing import Cost, in_turns, one_core
 from orchestration.jobs.annotate import plan_annotate
@@ -47,8 +47,8 @@ def annotate_rows(material: Material, model: FaceModel, scratch: Path, repeats: 
     competitors: dict[str, Callable[[int], None]] = {engine: _annotator(material, model, engine) for engine in engines}
     competitors |= {f"{engine} in memory": _memory_annotator(frames, model, engine) for engine in engines}
     if model.task_file:
-        pictures = write_pictures(frames, scratch / "frames")
-        competitors["pictures"] = lambda turn: picture_loop(model, pictures, scratch / f"features{turn}")
+        images = write_images(frames, scratch / "frames")
+        competitors["images"] = lambda turn: image_loop(model, images, scratch / f"features{turn}")
         competitors["video"] = lambda _: video_loop(model, list(frames.values()))
     with one_core():
         costs = in_turns(competitors, repeats)
@@ -74,22 +74,22 @@ def _rows(costs: dict[str, Cost], num_frames: int, speed: float) -> list[Row]:
         Row(
             name="annotate_cpu",
             ours=ours,
-            baseline=cpu_ms("pictures"),
+            baseline=cpu_ms("images"),
             unit="CPU-ms/frame",
             better="lower",
             goal=0.6,
             note=f"{default} engine, one core: {work}; against {original} (its mesh without the metric fit)."
-            + ("" if "pictures" in costs else missing),
+            + ("" if "images" in costs else missing),
         ),
         Row(
             name="annotate_wall_2_workers",
             ours=speed,
-            baseline=num_frames / costs["pictures"].wall if "pictures" in costs else None,
+            baseline=num_frames / costs["images"].wall if "images" in costs else None,
             unit="frames/s",
             better="higher",
             goal=2.5,
             note=f"{default} engine in {WORKERS} warm processes; against {original}."
-            + ("" if "pictures" in costs else missing),
+            + ("" if "images" in costs else missing),
         ),
     ]
     columns = "landmarks, mesh, pose, blendshapes, quality"

@@ -18,7 +18,7 @@ _MILLISECONDS = 40  # from frame to frame at 25 fps
 _PARTS = ("landmarks", "mesh", "matrix", "blendshapes")
 
 
-def write_pictures(frames: Mapping[str, Sequence[np.ndarray]], folder: Path) -> list[Path]:
+def write_images(frames: Mapping[str, Sequence[np.ndarray]], folder: Path) -> list[Path]:
     """The frames as PNG files, as the original's preprocessing wants them; returns their paths in order."""
     paths = []
     for key, images in frames.items():
@@ -29,28 +29,28 @@ def write_pictures(frames: Mapping[str, Sequence[np.ndarray]], folder: Path) -> 
     return paths
 
 
-def picture_loop(model: FaceModel, pictures: Sequence[Path], out: Path) -> None:
+def image_loop(model: FaceModel, images: Sequence[Path], out: Path) -> None:
     """The original's way: read a PNG, detect anew, save landmarks, mesh, matrix and blendshapes, one file each.
 
     Its MediaPipe was patched to hand out the metric mesh that it computes for the matrix anyway; here a product with
     the matrix stands in for it, which costs next to nothing.
     """
-    for clip in {picture.parent.name for picture in pictures}:
+    for clip in {image.parent.name for image in images}:
         (out / clip).mkdir(parents=True)
     with _landmarker(model, video=False) as landmarker:
-        for picture in pictures:
-            pixels = cv2.imread(str(picture))
-            assert pixels is not None, f"{picture} is gone"
+        for image in images:
+            pixels = cv2.imread(str(image))
+            assert pixels is not None, f"{image} is gone"
             result = landmarker.detect(_image(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)))
             if not result.face_landmarks:
                 continue
-            folder = out / picture.parent.name
+            folder = out / image.parent.name
             landmarks = np.array([[p.x, p.y, p.z] for p in result.face_landmarks[0]], np.float32)
             matrix = np.asarray(result.facial_transformation_matrixes[0], np.float32)
             mesh = landmarks[:468] @ matrix[:3, :3]
             blendshapes = np.array([shape.score for shape in result.face_blendshapes[0]], np.float32)
             for name, values in zip(_PARTS, (landmarks, mesh, matrix, blendshapes), strict=True):
-                np.save(folder / f"{picture.stem}_{name}.npy", values)
+                np.save(folder / f"{image.stem}_{name}.npy", values)
 
 
 def video_loop(model: FaceModel, clips: Sequence[Sequence[np.ndarray]]) -> None:

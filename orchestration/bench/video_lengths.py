@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from talkinghead.models.image.codec import PictureEncoder, latent_channels
+from talkinghead.models.image.networks import ImageNetworks, latent_channels
 from talkinghead.models.lmk2video.denoiser import Denoiser
 from talkinghead.models.lmk2video.pose_guider import PoseGuider
 from talkinghead.models.lmk2video.reference_net import ReferenceNet
@@ -31,11 +31,11 @@ POINTS = 478
 def tiny_pipeline() -> TalkingHeadPipeline:
     """Networks of the size `tiny` with first weights, whose values do not change the work."""
     torch.manual_seed(0)
-    pictures = PictureEncoder.load("tiny", "tiny")
-    ends: dict[str, Any] = {"in_channels": latent_channels(pictures.vae), "out_channels": latent_channels(pictures.vae)}
+    images = ImageNetworks.load("tiny", "tiny")
+    ends: dict[str, Any] = {"in_channels": latent_channels(images.vae), "out_channels": latent_channels(images.vae)}
     pipeline = TalkingHeadPipeline(
-        vae=pictures.vae,
-        image_encoder=pictures.image_encoder,
+        vae=images.vae,
+        image_encoder=images.image_encoder,
         reference_net=ReferenceNet(**reference_net_config("tiny") | {"in_channels": ends["in_channels"]}),
         denoiser=Denoiser(**denoiser_config("tiny", motion=True) | ends),
         pose_guider=PoseGuider(**pose_guider_config("tiny")),

@@ -16,7 +16,7 @@ from orchestration import ROOT
 from orchestration.bench.row import Row
 from orchestration.bench.timing import in_turns
 from orchestration.bench.video_lengths import SIDE, STEPS
-from talkinghead.models.image.codec import PictureEncoder
+from talkinghead.models.image.networks import ImageNetworks
 from talkinghead.models.lmk2video.cost import VideoShape, published_cost, video_cost
 from talkinghead.models.lmk2video.denoiser import Condition, Denoiser
 from talkinghead.models.lmk2video.meta_networks import HollowNetworks
@@ -29,7 +29,7 @@ from train.lmk2video.module import Conditions, Lmk2Video
 GOAL_TFLOP, PUBLISHED_TFLOP = 75.0, 99.7
 LONG_FRAMES = 1500
 WINDOW = 16
-PICTURES = 8
+IMAGES = 8
 """Samples of a step of stage 1."""
 TRAINING_SIDE, WINDOW_SIDE = 64, 128
 """Pixels, of what is timed."""
@@ -75,7 +75,7 @@ class _Material:
 
     def __init__(self, samples: int, frames: int, side: int, *, motion: bool) -> None:
         torch.manual_seed(0)
-        self.pictures = PictureEncoder.load("tiny-kl", "tiny")
+        self.images = ImageNetworks.load("tiny-kl", "tiny")
         self.module = Lmk2Video(
             Denoiser(**denoiser_config("tiny", motion=motion)),
             ReferenceNet(**reference_net_config("tiny")),
@@ -89,9 +89,9 @@ class _Material:
 
     def encode(self) -> tuple[Tensor, Tensor, Tensor]:
         """Latents of target and reference, and the token."""
-        target = self.pictures.mean(self.pictures.moments(self.target.flatten(0, 1)))
-        reference = self.pictures.mean(self.pictures.moments(self.reference))
-        token = self.pictures.embedding(self.reference).float()[:, None]
+        target = self.images.mean(self.images.moments(self.target.flatten(0, 1)))
+        reference = self.images.mean(self.images.moments(self.reference))
+        token = self.images.embedding(self.reference).float()[:, None]
         return target.unflatten(0, self.target.shape[:2]), reference, token
 
     def step(self, encoded: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -110,16 +110,16 @@ class _Material:
 
 def _training(stage: int, repeats: int) -> Row:
     """A step of either stage; the same module, folded and not."""
-    material = _Material(*((PICTURES, 1) if stage == 1 else (1, WINDOW)), TRAINING_SIDE, motion=stage == 2)
+    material = _Material(*((IMAGES, 1) if stage == 1 else (1, WINDOW)), TRAINING_SIDE, motion=stage == 2)
     module = material.module
     cached = material.encode()
 
     def ours(_: int) -> None:
-        module.train_pictures(fold=True) if stage == 1 else module.train_motion()
+        module.train_images(fold=True) if stage == 1 else module.train_motion()
         material.step(cached)
 
     def plain(_: int) -> None:
-        module.train_pictures(fold=False)
+        module.train_images(fold=False)
         module.only_motion = False
         if stage == 2:
             module.requires_grad_(False)
@@ -133,8 +133,8 @@ def _training(stage: int, repeats: int) -> Row:
         repeats,
         unit="ms per step",
         goal=0.9,
-        note=f"{_SIZE.format(side=TRAINING_SIDE)}; {f'{PICTURES} pictures' if stage == 1 else f'{WINDOW} frames'}",
-        difference="; ours reads latents and folds the single token, the baseline encodes its pictures in each step and"
+        note=f"{_SIZE.format(side=TRAINING_SIDE)}; {f'{IMAGES} images' if stage == 1 else f'{WINDOW} frames'}",
+        difference="; ours reads latents and folds the single token, the baseline encodes its images in each step and"
         " attends to the token; same weights, forward and backward",
     )
 

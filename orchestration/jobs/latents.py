@@ -30,7 +30,7 @@ from shards.manifest import DatasetManifest, read_manifest
 from talkinghead import dataroot
 from talkinghead.derived import ENCODING, FIRST_ENCODING, LATENTS, NETWORKS
 from talkinghead.files.storage import Storage
-from talkinghead.models.image.codec import PictureEncoder, check_picture_size
+from talkinghead.models.image.networks import ImageNetworks, check_image_size
 from talkinghead.models.image.weights import IMAGE_ENCODERS, VAES
 from talkinghead.provenance import canonical_json, hash_bytes, library_versions, provenance_key
 from talkinghead.schema import check_version, media_shard_name
@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 LIBRARIES = ("av", "opencv-contrib-python", "numpy", "torch", "diffusers", "transformers")
 
 Provenance = Mapping[str, Mapping[str, str]]
-"""Network → `name`, `sha256`, …, as `PictureEncoder.provenance` gives it."""
+"""Network → `name`, `sha256`, …, as `ImageNetworks.provenance` gives it."""
 
 # --- the whole job ----------------------------------------------------------------------------------------------------
 
@@ -66,8 +66,8 @@ def run_latents(runner: Runner, settings: LatentSettings, version: str | None = 
 
     # Which networks these are, and under which name their latents go.
     settings = _findable(settings)
-    encoder = PictureEncoder.load(settings.vae, settings.image_encoder)
-    check_picture_size(settings.width, settings.height, encoder.vae)
+    encoder = ImageNetworks.load(settings.vae, settings.image_encoder)
+    check_image_size(settings.width, settings.height, encoder.vae)
     networks, frame_bytes = encoder.provenance(), bytes_per_frame(encoder, settings)
     version = check_version(version or version_name(settings, networks))
     about = {"encoding": ENCODING, "width": settings.width, "height": settings.height, **networks}
@@ -162,7 +162,7 @@ def _check_space(storage: Storage, version: str, units: Sequence[Unit], index: I
         raise RunError(
             f"latents of {frames} frames at {frame_bytes / 1024:.1f} KiB each need {wanted / 1e9:.3g} GB while they are"
             f" packed (half of it then stays); {storage.uri} has {free / 1e9:.3g} GB left: make room, or choose smaller"
-            " pictures"
+            " images"
         )
 
 
@@ -199,7 +199,7 @@ def plan_latents(
     """
     sha256 = {name: provenance[name]["sha256"] for name in NETWORKS}
     libraries = library_versions(*LIBRARIES)
-    # Stable Diffusion's codec and CLIP take some 20 s per 512 x 512 picture on one slow core.
+    # Stable Diffusion's codec and CLIP take some 20 s per 512 x 512 image on one slow core.
     frame_s = 0.5 + 60.0 * settings.width * settings.height / 512**2
     return [
         Unit(
@@ -249,7 +249,7 @@ def run(storage: Storage, unit: Unit) -> Output:
     return Output(contents=[(unit.key, clip.info.num_frames, contents)], details=about)
 
 
-def _planned_encoder(settings: LatentSettings, networks: Provenance) -> PictureEncoder:
+def _planned_encoder(settings: LatentSettings, networks: Provenance) -> ImageNetworks:
     """The networks of the plan, where this process encodes: on the GPU that Ray gave it, else on the CPU.
 
     Raises:
@@ -268,15 +268,13 @@ def _planned_encoder(settings: LatentSettings, networks: Provenance) -> PictureE
 
 
 @lru_cache(maxsize=1)
-def _encoder(vae: str, image_encoder: str, device: str) -> PictureEncoder:
+def _encoder(vae: str, image_encoder: str, device: str) -> ImageNetworks:
     """Loaded once per worker process."""
     torch.set_num_threads(1)  # the units are the parallelism
     try:
-        encoder = PictureEncoder.load(vae, image_encoder)
+        encoder = ImageNetworks.load(vae, image_encoder)
     except (ValueError, OSError) as error:
-        raise RunError(f"a worker cannot load the picture networks: {error}") from error
+        raise RunError(f"a worker cannot load the image networks: {error}") from error
     except (MemoryError, RuntimeError) as error:
-        raise RunError(
-            f"the picture networks do not fit a worker's memory (--memory-gb gives more): {error}"
-        ) from error
+        raise RunError(f"the image networks do not fit a worker's memory (--memory-gb gives more): {error}") from error
     return encoder.to(device)

@@ -9,10 +9,10 @@ import av.error
 
 from orchestration.report.accounting import Accounting, account
 from orchestration.report.diff import VersionDifference, compare_versions
-from orchestration.report.pictures import choose, clip_strip, contact_tile
+from orchestration.report.images import choose, clip_strip, contact_tile
 from orchestration.report.state import RunState
 from orchestration.report.summary import summarise
-from orchestration.report.view import Pictures, render_page
+from orchestration.report.view import Images, render_page
 from shards.index import read_index
 from shards.manifest import find_manifest, read_manifest
 from talkinghead import dataroot
@@ -48,17 +48,17 @@ def write_report(storage: Storage, state: RunState) -> str:
         OSError: DATA cannot be read or written.
     """
     accounting = account(state)
-    pictures = look_at_samples(storage, state, accounting)
+    images = look_at_samples(storage, state, accounting)
     summary = summarise(storage, state, accounting, find_manifest(storage), _difference(storage, state))
-    summary["errors"] += pictures.errors
-    page = render_page(summary, accounting, state, pictures, storage.uri)
+    summary["errors"] += images.errors
+    page = render_page(summary, accounting, state, images, storage.uri)
     storage.write(INPUTS, accounting.csv())
     storage.write(NUMBERS, pretty_json(summary))
     storage.write(PAGE, page.encode("utf-8", "backslashreplace"))
     return PAGE
 
 
-def look_at_samples(storage: Storage, state: RunState, accounting: Accounting) -> Pictures:
+def look_at_samples(storage: Storage, state: RunState, accounting: Accounting) -> Images:
     """Decode the few samples that the page shows; one that cannot be read is an error of the report, not its end."""
     errors: list[str] = []
 
@@ -68,7 +68,7 @@ def look_at_samples(storage: Storage, state: RunState, accounting: Accounting) -
             try:
                 seen.append(one(storage, state.version, row))
             except (OSError, EOFError, ValueError, av.error.FFmpegError) as error:
-                errors.append(f"{row.key} cannot be read for its picture: {error}")
+                errors.append(f"{row.key} cannot be read for its image: {error}")
         return seen
 
     kept = choose((row for row in state.index if row.keep), MOST_TILES)
@@ -79,7 +79,7 @@ def look_at_samples(storage: Storage, state: RunState, accounting: Accounting) -
             by_reason.setdefault(row.reason or "", []).append(row)
     share = -(-MOST_REJECTED_TILES // max(len(by_reason), 1))
     rejected = [row for reason in sorted(by_reason) for row in choose(by_reason[reason], share)]
-    return Pictures(
+    return Images(
         tiles=look(contact_tile, kept),
         strips=look(clip_strip, kept[:MOST_STRIPS]),
         rejected=look(contact_tile, rejected[:MOST_REJECTED_TILES]),

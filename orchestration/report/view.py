@@ -1,4 +1,4 @@
-"""The report's page as HTML: what the template shows of the numbers, the accounting and the pictures."""
+"""The report's page as HTML: what the template shows of the numbers, the accounting and the images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from markupsafe import Markup
 from orchestration.report.accounting import Accounting, InputOutcome
 from orchestration.report.charts import sparkline_svg, waveform_svg
 from orchestration.report.distributions import charts
-from orchestration.report.pictures import Picture, Strip, Tile
+from orchestration.report.images import EmbeddedImage, Strip, Tile
 from orchestration.report.state import RunState
 from orchestration.units.records import Attempt, QuarantineRecord
 from talkinghead.schema import SampleIndex
@@ -38,7 +38,7 @@ JOB_WORDS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pictures:
+class Images:
     """Decoded looks at some samples."""
 
     tiles: Sequence[Tile] = ()
@@ -53,7 +53,7 @@ class StripView:
     """A strip with its tracks drawn."""
 
     row: SampleIndex
-    picture: Picture
+    image: EmbeddedImage
     seconds: float
     mouth: Markup
     yaw: Markup
@@ -81,29 +81,27 @@ class QuarantineGroup:
     entries: list[QuarantineEntry]
 
 
-def render_page(
-    summary: dict[str, Any], accounting: Accounting, state: RunState, pictures: Pictures, data_uri: str
-) -> str:
+def render_page(summary: dict[str, Any], accounting: Accounting, state: RunState, images: Images, data_uri: str) -> str:
     """The HTML text of the report.
 
     Args:
         summary: Value of `report.json`.
         accounting: Outcome of every input.
         state: The run, for quarantine records and the index.
-        pictures: Samples to show.
+        images: Samples to show.
         data_uri: DATA as the user names it, for the retry command.
     """
     folder = Path(__file__).parent
     environment = Environment(loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined)
     environment.filters.update(number=number_text, bytes=bytes_text, duration=duration_text, decimal=decimal_text)
-    strips, mouth_top, yaw_top = _strip_views(pictures.strips)
+    strips, mouth_top, yaw_top = _strip_views(images.strips)
     histograms = charts(state.index, state.filters)
     rejected_rows = rejected_examples(accounting)
     quarantine = quarantine_groups(state, data_uri)
     reasons = summary["rejected"] | summary["pieces"]["rejected_reasons"]
     present = {
         "funnel": ("Funnel", True),
-        "faces": ("Faces", pictures.tiles),
+        "faces": ("Faces", images.tiles),
         "clips": ("Clips", strips),
         "scores": ("Scores", histograms),
         "rejected": ("Left out", reasons),
@@ -122,18 +120,18 @@ def render_page(
         fate_words=FATE_WORDS,
         job_words=JOB_WORDS,
         funnel=accounting.funnel(),
-        tiles=pictures.tiles,
+        tiles=images.tiles,
         strips=strips,
         mouth_top=mouth_top,
         yaw_top=yaw_top,
         charts=histograms,
         has_limits=any(chart.limits for chart in histograms),
         reasons=list(reasons),
-        rejected_tiles=pictures.rejected,
+        rejected_tiles=images.rejected,
         rejected_rows=rejected_rows,
         quarantine=quarantine,
         member_sizes=sorted(summary["bytes_per_frame"].items(), key=lambda item: -item[1]),
-        picture_errors=pictures.errors,
+        image_errors=images.errors,
     )
 
 
@@ -182,7 +180,7 @@ def _strip_views(strips: Sequence[Strip]) -> tuple[list[StripView], float, float
     views = [
         StripView(
             row=strip.row,
-            picture=strip.picture,
+            image=strip.image,
             seconds=strip.seconds,
             mouth=sparkline_svg(strip.mouth_opening, 0, mouth_top, "mouth opening over time"),
             yaw=sparkline_svg(strip.yaw_deg, -yaw_top, yaw_top, "head yaw over time", zero=True),

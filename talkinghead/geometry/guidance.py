@@ -1,4 +1,4 @@
-"""Guidance images: landmarks drawn as coloured lines, the picture that tells the generator where the face is.
+"""Guidance images: landmarks drawn as coloured lines, the image that tells the generator where the face is.
 
 Convention:
     Channels 0, 1, 2 of the colour table are red, green, blue of the RGB image. The drawing is AniPortrait's, bit for

@@ -10,7 +10,7 @@ Cause = Literal[
 
 
 class UnreadableMediaError(ValueError):
-    """A file that is no readable video, audio or picture. The message names the file and says what is wrong."""
+    """A file that is no readable video, audio or image. The message names the file and says what is wrong."""
 
     def __init__(self, cause: Cause, message: str) -> None:
         super().__init__(message)

@@ -154,7 +154,7 @@ def probe(file: MediaFile) -> MediaInfo:
     """Read a video file's headers and its first frame.
 
     Of several streams the best one is taken as FFmpeg ranks them (disposition, then resolution or channels, then bit
-    rate); cover pictures do not count as video.
+    rate); cover images do not count as video.
 
     Raises:
         ValueError: The file cannot be opened, or has no video stream, or no frame of it can be decoded.

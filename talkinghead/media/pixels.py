@@ -2,7 +2,7 @@
 
 Swscale's default path from YUV to RGB truncates: on a smooth image it is 1.1 levels too dark on average and up to 7 off
 (measured; BT.709, 8 bit). `ACCURATE` rounds properly and interpolates chroma (no bias, 0.3 on average) for about 5 ns
-per pixel more; `FAST` is for pictures that only a detector sees.
+per pixel more; `FAST` is for images that only a detector sees.
 """
 
 from __future__ import annotations

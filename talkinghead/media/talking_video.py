@@ -1,6 +1,6 @@
 """Writes a video with its speech: H.264 and AAC in MP4, one frame at a time, whole or not at all.
 
-Pictures and sound are handed to the muxer in step, so that the memory does not grow with the length. The sound comes
+Images and sound are handed to the muxer in step, so that the memory does not grow with the length. The sound comes
 from the user's own file at its own rate, not from the 16 kHz that the models attend to.
 """
 

@@ -125,7 +125,7 @@ class NoiseSchedule:
 
     @cached_property
     def alphas_cumprod(self) -> Tensor:
-        """`[T]` float32: the share of the clean picture's variance at each timestep."""
+        """`[T]` float32: the share of the clean image's variance at each timestep."""
         return self.sampler("ddim").alphas_cumprod
 
     def snr(self, timesteps: Tensor) -> Tensor:
@@ -176,7 +176,7 @@ def draw_noise(seed: int, keys: Sequence[Key], shape: Sequence[int], *, offset: 
         keys: One for each sample.
         shape: Shape of one sample: `[F, C, h, w]`.
         offset: Strength of a further draw for each sample and channel, the same in all frames and positions ("offset
-            noise"), so that the mean of a picture is also learnt.
+            noise"), so that the mean of an image is also learnt.
 
     Returns:
         `[B, F, C, h, w]` float32, on the CPU.

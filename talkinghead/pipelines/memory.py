@@ -157,6 +157,6 @@ def _advice(preset: MemoryPreset | None, device: torch.device) -> str:
     if total is not None and smaller:
         smaller = [number for number in smaller if number <= fitting_preset(total).gigabytes] or smaller[:1]
     if not smaller:
-        return "this is the smallest memory preset already; make the picture smaller (width, height)"
+        return "this is the smallest memory preset already; make the image smaller (width, height)"
     best = smaller[-1]
-    return f"try the memory preset {best} (apply_preset({best}), --memory {best}), or a smaller picture"
+    return f"try the memory preset {best} (apply_preset({best}), --memory {best}), or a smaller image"

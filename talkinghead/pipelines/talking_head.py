@@ -15,7 +15,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from talkinghead.models.audio2lmk.audio2mesh import Audio2Mesh
 from talkinghead.models.audio2lmk.audio2pose import Audio2Pose
-from talkinghead.models.image.codec import Vae, latent_scale
+from talkinghead.models.image.networks import Vae, latent_scale
 from talkinghead.models.lmk2video.denoiser import Denoiser
 from talkinghead.models.lmk2video.pose_guider import PoseGuider
 from talkinghead.models.lmk2video.reference_net import ReferenceNet
@@ -39,7 +39,7 @@ class TalkingHeadPipeline(DiffusionPipeline):
     networks outside of `diffusers`.
 
     Args:
-        vae: Codec of the pictures: `AutoencoderKL`, or the `CosineCodec` of tiny models.
+        vae: Codec of the images: `AutoencoderKL`, or the `CosineCodec` of tiny models.
         image_encoder: CLIP's, with projection.
         reference_net: Looks at the portrait.
         denoiser: With motion modules (stage 2), or without (stage 1: frames know nothing of each other).
@@ -222,8 +222,8 @@ class TalkingHeadPipeline(DiffusionPipeline):
 
     def frame_size(self, request: ClipRequest) -> tuple[int, int]:
         """Width and height of the frames in pixels."""
-        picture = request.reference
-        own = picture.size if isinstance(picture, PIL.Image.Image) else (picture.shape[1], picture.shape[0])
+        image = request.reference
+        own = image.size if isinstance(image, PIL.Image.Image) else (image.shape[1], image.shape[0])
         return request.width or self.config["width"] or own[0], request.height or self.config["height"] or own[1]
 
     def _start(self, request: ClipRequest) -> Animation:

@@ -60,9 +60,9 @@ def read(path: Path, count: int, step: int = 1, start: int = 0) -> list[np.ndarr
 
 def moving_portrait(count: int = 8) -> list[np.ndarray]:
     """A portrait that ships with scikit-image, drifting and turning."""
-    picture = skimage.data.astronaut()[:400, 60:460]
+    image = skimage.data.astronaut()[:400, 60:460]
     turns = [cv2.getRotationMatrix2D((200, 200), 2.0 * k, 1 + 0.01 * k) for k in range(count)]
-    return [cv2.warpAffine(picture, turn, (400, 400), borderMode=cv2.BORDER_REPLICATE) for turn in turns]
+    return [cv2.warpAffine(image, turn, (400, 400), borderMode=cv2.BORDER_REPLICATE) for turn in turns]
 
 
 def distance(a: Landmarks, b: Landmarks, frame: np.ndarray) -> np.ndarray:

@@ -289,9 +289,9 @@ def test_profile(
     media: Path, scores_of: Callable[..., Scores], left: int, top: int, side: int, reason: str | None
 ) -> None:
     """Three portraits of one person: turned by some 60 degrees to either side of the camera's axis, and by some 30."""
-    picture = np.array(Image.open(media / "image" / "3DDFA_V2_emma.jpg").convert("RGB"))
+    image = np.array(Image.open(media / "image" / "3DDFA_V2_emma.jpg").convert("RGB"))
     margin = side // 2
-    face = picture[max(0, top - margin) : top + side + margin, max(0, left - margin) : left + side + margin]
+    face = image[max(0, top - margin) : top + side + margin, max(0, left - margin) : left + side + margin]
     height, width = face.shape[:2]
     scores = scores_of(cv2.resize(np.ascontiguousarray(face), (512, round(512 * height / width))))
     rejection = judge(scores, FilterSettings())

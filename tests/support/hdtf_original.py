@@ -17,9 +17,9 @@ SIDE, LEFT, TOP = 650, 639, 46
 
 @dataclass(frozen=True)
 class Original:
-    """The published clip: RGB pictures `[300, 650, 650, 3]`, stereo sound `[2, N]` and its rate."""
+    """The published clip: RGB images `[300, 650, 650, 3]`, stereo sound `[2, N]` and its rate."""
 
-    pictures: list[np.ndarray]
+    images: list[np.ndarray]
     sound: np.ndarray
     rate: int
 
@@ -27,15 +27,15 @@ class Original:
 def read_original(media: Path) -> Original:
     """The clip among the shared media."""
     with av.open(str(media / "video" / "Moore-AnimateAnyone_4.mp4")) as container:
-        pictures = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+        images = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     with av.open(str(media / "video" / "Moore-AnimateAnyone_4.mp4")) as container:
         frames = list(container.decode(audio=0))
     assert frames[0].time == 0.0
-    return Original(pictures, np.concatenate([frame.to_ndarray() for frame in frames], axis=1), frames[0].sample_rate)
+    return Original(images, np.concatenate([frame.to_ndarray() for frame in frames], axis=1), frames[0].sample_rate)
 
 
 def write_source(path: Path, original: Original, height: int) -> None:
-    """The clip in its place: a still picture up to 44.5 s, then other pictures, the clip from 45 s, others again."""
+    """The clip in its place: a still image up to 44.5 s, then other images, the clip from 45 s, others again."""
     scale = height / 1080
     width, side, left, top = (round(value * scale) for value in (1920, SIDE, LEFT, TOP))
     background = np.random.default_rng(0).integers(90, 110, (height, width, 3), np.uint8)
@@ -46,16 +46,16 @@ def write_source(path: Path, original: Original, height: int) -> None:
         video.options = {"preset": "ultrafast", "crf": "14", "g": "30"}
         video.time_base = video.codec_context.time_base = 1 / (NTSC * 1001)
         audio = output.add_stream("aac", rate=original.rate, layout="stereo", bit_rate=256_000)
-        for n in [-START_S * 30, *range(-lead, len(original.pictures) + lead)]:
-            picture = background
-            if 0 <= n < len(original.pictures):
-                picture = background.copy()
-                clip = original.pictures[n]
+        for n in [-START_S * 30, *range(-lead, len(original.images) + lead)]:
+            image = background
+            if 0 <= n < len(original.images):
+                image = background.copy()
+                clip = original.images[n]
                 if side != SIDE:
                     clip = cv2.resize(clip, (side, side), interpolation=cv2.INTER_AREA)
-                picture[top : top + side, left : left + side] = clip
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-            # frame numbers count from 45 s; the still picture stands at 0
+                image[top : top + side, left : left + side] = clip
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            # frame numbers count from 45 s; the still image stands at 0
             frame.pts = 0 if n < -lead else START_S * 30_000 + n * 1001
             frame.time_base = Fraction(1, 30_000)
             output.mux(video.encode(frame))

@@ -24,7 +24,7 @@ SMALL: dict[str, dict[str, Any]] = {
 
 
 def prepared(name: str, data: Storage, folder: Path, *, config: Any = None, **changes: Any) -> Lmk2VideoTask[Any]:
-    """A task of the `tiny` recipe on small pictures, checked and prepared."""
+    """A task of the `tiny` recipe on small images, checked and prepared."""
     base = config or dataclasses.replace(recipes_of(name)["tiny"]().config, **SMALL[name.removeprefix("lmk2video-")])
     folder.mkdir(exist_ok=True)
     task = make_task(name, dataclasses.replace(base, **changes), data.uri, folder)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -29,14 +29,20 @@ def make_unreadable(path: Path) -> Path:
 
 
 def interrupted(
-    arguments: list[str], waits: Callable[[], object], number: int, *, env: Mapping[str, str] | None = None
+    arguments: list[str],
+    there: Callable[[], object],
+    number: int,
+    *,
+    blocked: bool = False,
+    env: Mapping[str, str] | None = None,
 ) -> tuple[int, str, str]:
-    """Start `python -m …`, send it a signal as soon as it waits, and see it end.
+    """Start `python -m …`, send it a signal when it has come so far, and see it end.
 
     Args:
         arguments: After `-m`.
-        waits: Whether it is where it is to be interrupted.
+        there: Whether it is where it is to be interrupted.
         number: The signal.
+        blocked: There it waits in a system call. A signal just before that call would be seen only after it.
         env: Added to the environment.
 
     Returns:
@@ -54,7 +60,7 @@ def interrupted(
     )
     try:
         deadline = time.monotonic() + 120
-        while not waits():
+        while not there() or (blocked and not _sleeps(process.pid)):
             assert process.poll() is None and time.monotonic() < deadline, process.communicate()
             time.sleep(0.02)
         process.send_signal(number)
@@ -64,17 +70,29 @@ def interrupted(
     return process.returncode, stdout, stderr
 
 
-def reader_of(fifo: Path) -> Callable[[], bool]:
-    """Says whether somebody reads a named pipe, who then waits for its first byte."""
+def _sleeps(process: int) -> bool:
+    """Twice within a moment, so that it is not just about to go on."""
+    states = []
+    for _ in range(2):
+        states.append(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0])
+        time.sleep(0.05)
+    return states == ["S", "S"]
+
+
+@contextlib.contextmanager
+def reader_of(fifo: Path) -> Iterator[Callable[[], bool]]:
+    """A named pipe; says whether somebody reads it, who then waits for its first byte until the block ends."""
     os.mkfifo(fifo)
     held: list[int] = []
 
-    def waits() -> bool:
-        try:
-            held.append(os.open(fifo, os.O_WRONLY | os.O_NONBLOCK))
-        except OSError as error:
-            if error.errno != errno.ENXIO:  # nobody reads yet
-                raise
+    def reads() -> bool:
+        if not held:
+            with contextlib.suppress(OSError):  # nobody reads yet
+                held.append(os.open(fifo, os.O_WRONLY | os.O_NONBLOCK))
         return bool(held)
 
-    return waits
+    try:
+        yield reads
+    finally:
+        for descriptor in held:
+            os.close(descriptor)

@@ -1,4 +1,4 @@
-"""Small media files made on the spot, with known pictures and sounds at known times."""
+"""Small media files made on the spot, with known images and sounds at known times."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from av.video.reformatter import Colorspace, VideoReformatter
 
 
 def flat(width: int, height: int, level: int) -> np.ndarray:
-    """One grey picture `[H, W, 3]`."""
+    """One grey image `[H, W, 3]`."""
     return np.full((height, width, 3), level, np.uint8)
 
 

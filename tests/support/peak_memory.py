@@ -11,7 +11,7 @@ from tests.support.tiny_pipeline import tiny_pipeline, tiny_request
 
 
 def main() -> None:
-    """Few steps, no guidance and small pictures: what matters here is how many frames there are."""
+    """Few steps, no guidance and small images: what matters here is how many frames there are."""
     torch.set_num_threads(1)
     pipeline = tiny_pipeline()
     pipeline.set_progress_bar_config(disable=True)

@@ -19,7 +19,7 @@ from talkinghead.face.model import load_official
 from talkinghead.files.storage import Storage
 from talkinghead.geometry.canonical import canonical_face
 from talkinghead.media.audio import read_whole_audio
-from talkinghead.media.picture_size import fit_pictures
+from talkinghead.media.image_size import fit_images
 from talkinghead.media.video_source import VideoSource
 from tests.support.packed_data import PackedClip, annotation_members, media_members, pack_data
 
@@ -27,7 +27,7 @@ WOMAN, OTHER = "Real3DPortrait_May_5s", "SadTalker_WDA_AlexandriaOcasioCortez_00
 """Both 512 x 512 pixels, 25 frames per second, and speaking."""
 FRAMES = 100
 SIDE = 256
-"""Of the pictures that are packed."""
+"""Of the images that are packed."""
 
 
 @dataclass(frozen=True)
@@ -85,15 +85,15 @@ def build_real_data(root: Path, shared: Path, *, held_out: bool = True) -> Stora
 
 def resized(video: np.ndarray, side: int) -> np.ndarray:
     """`[F, H, W, 3]` in another size."""
-    return np.ascontiguousarray(np.moveaxis(fit_pictures(np.moveaxis(video, 3, 1), side, side), 1, 3))
+    return np.ascontiguousarray(np.moveaxis(fit_images(np.moveaxis(video, 3, 1), side, side), 1, 3))
 
 
 def blurred(video: np.ndarray, sigma: float) -> np.ndarray:
-    """Every picture out of focus."""
-    return np.stack([cv2.GaussianBlur(picture, (0, 0), sigma) for picture in video])
+    """Every image out of focus."""
+    return np.stack([cv2.GaussianBlur(image, (0, 0), sigma) for image in video])
 
 
 def noisy(video: np.ndarray, sigma: float) -> np.ndarray:
-    """Every picture with noise of its own."""
+    """Every image with noise of its own."""
     noise = np.random.default_rng(0).normal(0, sigma, video.shape)
     return np.clip(video + noise, 0, 255).round().astype(np.uint8)

@@ -11,7 +11,7 @@ from torch import nn
 
 from talkinghead.geometry.canonical import mean_face
 from talkinghead.geometry.pose import matrix_from_pose
-from talkinghead.models.image.codec import PictureEncoder, latent_channels
+from talkinghead.models.image.networks import ImageNetworks, latent_channels
 from talkinghead.models.lmk2video.denoiser import Denoiser
 from talkinghead.models.lmk2video.pose_guider import PoseGuider
 from talkinghead.models.lmk2video.published import PoseGuiderMode, published_pose_guider
@@ -38,12 +38,12 @@ def tiny_pipeline(
         seed: Of all weights but those of the codec and the image encoder.
         settings: Of the pipeline, or modules to put in.
     """
-    pictures = PictureEncoder.load(vae, "tiny")
-    channels = latent_channels(pictures.vae)
+    images = ImageNetworks.load(vae, "tiny")
+    channels = latent_channels(images.vae)
     ends = {"in_channels": channels, "out_channels": channels}
     modules: dict[str, Any] = {
-        "vae": pictures.vae,
-        "image_encoder": pictures.image_encoder,
+        "vae": images.vae,
+        "image_encoder": images.image_encoder,
         "reference_net": keyed(ReferenceNet, seed, **reference_net_config("tiny"), in_channels=channels),
         "denoiser": keyed(Denoiser, seed, **denoiser_config("tiny", motion=motion), **ends),
         "pose_guider": keyed(PoseGuider, seed, **pose_guider_config("tiny")),
@@ -70,7 +70,7 @@ def keyed(network: type[nn.Module], seed: int, **settings: Any) -> Any:
 
 
 def tiny_request(frames: int, width: int = 64, height: int = 64) -> dict[str, Any]:
-    """Arguments of a call: a picture, and a face that turns and opens its mouth."""
+    """Arguments of a call: an image, and a face that turns and opens its mouth."""
     time = np.arange(frames) / 25
     pose = np.zeros((frames, 6))
     pose[:, 1] = 10 * np.sin(2 * np.pi * time)

@@ -34,7 +34,7 @@ class Pinned:
     index: str
     """Its index table, whose name tells its content."""
     latents: str | None
-    """Annotation version with latents and embeddings; None: pictures are encoded in every step."""
+    """Annotation version with latents and embeddings; None: images are encoded in every step."""
     latents_index: str | None
 
 
@@ -117,7 +117,7 @@ class ClipSource:
         """Keep what `find` finds; the folder must exist."""
         found = self.find(encoders)
         write_whole(self.folder / FILE, pretty_json(asdict(found)))
-        text = "pictures are encoded in every step" if found.latents is None else f"latents are read: {found.latents}"
+        text = "images are encoded in every step" if found.latents is None else f"latents are read: {found.latents}"
         log.info("annotations %s; %s", found.version, text)
 
     @functools.cached_property

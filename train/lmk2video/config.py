@@ -18,7 +18,7 @@ from train.config import (
 )
 
 UseLatents = Literal["auto", "no", "require"]
-"""`auto`: read latents where the data set has those of these weights and this size, else encode pictures in each step.
+"""`auto`: read latents where the data set has those of these weights and this size, else encode images in each step.
 `require`: refuse a data set without. `no`: always encode."""
 
 
@@ -37,17 +37,17 @@ class Lmk2VideoConfig:
     """Settings that may change when a run goes on: they decide what it takes and shows, not what is learnt."""
 
     width: int = 512
-    """Width of the pictures in pixels. Clips of another shape are cut to it around their middle."""
+    """Width of the images in pixels. Clips of another shape are cut to it around their middle."""
     height: int = 512
-    """Height of the pictures in pixels. Width and height must be multiples of what codec and networks need: 8 with
+    """Height of the images in pixels. Width and height must be multiples of what codec and networks need: 8 with
     Stable Diffusion's codec, 4 with `tiny`."""
     min_reference_gap: int = 0
     """Frames between the reference and the nearest target frame at least, so that the reference is not almost the
     answer; in clips that are too short, the farthest frames there are. 0: any frame, as published."""
     drop_reference: float = 0.0
-    """Share of samples that do without the features of the reference, but have the picture token."""
+    """Share of samples that do without the features of the reference, but have the image token."""
     drop_token: float = 0.0
-    """Share of samples that do without the picture token, but have the reference."""
+    """Share of samples that do without the image token, but have the reference."""
     drop_both: float = 0.1
     """Share of samples that do without both: what guidance at inference is away from. The pose is never dropped, and
     with it the reference's landmarks stay: they say where the reference's face was, not what it looks like."""
@@ -64,13 +64,13 @@ class Lmk2VideoConfig:
     annotation: str | None = None
     """Annotation version; None: the newest when the run begins."""
     use_latents: UseLatents = "auto"
-    """Read what `make latents` wrote instead of encoding pictures in each step. auto: where the data set has latents of
+    """Read what `make latents` wrote instead of encoding images in each step. auto: where the data set has latents of
     these weights at this size. require: refuse a data set without. no: always encode."""
     keep_in_memory_mb: int = 0
-    """Keep pictures and guidance images in memory (of each reading process) when those of all training clips fit in so
+    """Keep images and guidance images in memory (of each reading process) when those of all training clips fit in so
     much; a small data set is then decoded and drawn once, not in every step."""
     encode_chunk: int = 8
-    """Pictures that are encoded at once, where latents are not read: bounds the memory that it takes."""
+    """Images that are encoded at once, where latents are not read: bounds the memory that it takes."""
     validation_clips: int = 1
     """Held-out clips that are validated, and as many training clips next to them."""
     validation_frames: int = 32

@@ -1,6 +1,6 @@
 """Slots of the sample order → samples of Lmk2Video: a target window and a reference of the same clip.
 
-Which frames a sample shows is drawn from (seed, epoch, key); its pictures and guidance images are cut and drawn at the
+Which frames a sample shows is drawn from (seed, epoch, key); its images and guidance images are cut and drawn at the
 training's own size.
 """
 
@@ -20,7 +20,7 @@ from talkinghead import rng
 from talkinghead.derived import EMBEDDING, LATENTS
 from talkinghead.geometry.face_regions import OUTER_LIPS
 from talkinghead.geometry.guidance import draw_guidance
-from talkinghead.media.picture_size import fit_landmarks, fit_pictures
+from talkinghead.media.image_size import fit_images, fit_landmarks
 from talkinghead.models.lmk2video.pose_guider import GUIDANCE_SCALE
 
 _AT_ONCE = 100
@@ -107,13 +107,13 @@ def _pick(choices: np.ndarray, number: float) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PictureSize:
-    """Size of the pictures of a training."""
+class ImageSize:
+    """Size of the images of a training."""
 
     width: int
     height: int
     factor: int
-    """Pixels of a picture along the side of a latent."""
+    """Pixels of an image along the side of a latent."""
 
     @property
     def latent(self) -> tuple[int, int]:
@@ -128,13 +128,13 @@ class PictureSize:
 
     @property
     def frame_bytes(self) -> int:
-        """Bytes of a picture and its guidance image."""
+        """Bytes of an image and its guidance image."""
         width, height = self.guidance
         return 3 * (self.width * self.height + width * height)
 
 
-class ClipPictures:
-    """Reads pictures of clips, and draws their guidance images.
+class ClipImages:
+    """Reads images of clips, and draws their guidance images.
 
     Args:
         size: Size of everything.
@@ -142,19 +142,19 @@ class ClipPictures:
             as a whole when its first frame is asked for.
     """
 
-    def __init__(self, size: PictureSize, *, keep: bool = False) -> None:
+    def __init__(self, size: ImageSize, *, keep: bool = False) -> None:
         self.size = size
         self.keep = keep
-        self._pictures: dict[str, np.ndarray] = {}
+        self._images: dict[str, np.ndarray] = {}
         self._drawn: dict[tuple[str, int], np.ndarray] = {}
 
-    def pictures(self, sample: Sample, frames: np.ndarray) -> np.ndarray:
+    def images(self, sample: Sample, frames: np.ndarray) -> np.ndarray:
         """Frames `[F]`, ascending and evenly apart → uint8 `[F, 3, H, W]`."""
         if not self.keep:
             return self._read(sample, frames)
-        if sample.key not in self._pictures:
-            self._pictures[sample.key] = self._read_all(sample)
-        return self._pictures[sample.key][frames]
+        if sample.key not in self._images:
+            self._images[sample.key] = self._read_all(sample)
+        return self._images[sample.key][frames]
 
     def guidance(self, sample: Sample, frames: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
         """Frames `[F]` and their landmarks `[F, 478, 3]` → guidance images uint8 `[F, 3, 8h, 8w]`."""
@@ -171,7 +171,7 @@ class ClipPictures:
         return image
 
     def place(self, sample: Sample, landmarks: np.ndarray) -> np.ndarray:
-        """Landmarks of a clip `[…, 478, 3]`, x and y in shares of its picture → in shares of what is cut out of it."""
+        """Landmarks of a clip `[…, 478, 3]`, x and y in shares of its image → in shares of what is cut out of it."""
         info = sample.info
         return fit_landmarks(landmarks, (info.width, info.height), (self.size.width, self.size.height))
 
@@ -186,14 +186,14 @@ class ClipPictures:
         stride = int(frames[1] - frames[0]) if len(frames) > 1 else 1
         assert (np.diff(frames) == stride).all()
         video = sample.video(int(frames[0]), len(frames), stride)
-        return fit_pictures(video.transpose(0, 3, 1, 2), self.size.width, self.size.height)
+        return fit_images(video.transpose(0, 3, 1, 2), self.size.width, self.size.height)
 
 
 def region_weights(landmarks: np.ndarray, size: tuple[int, int], face: float, mouth: float) -> np.ndarray:
     """Weight of each position of the latents in the loss.
 
     Args:
-        landmarks: `[F, 478, 3]` in shares of the pictures, NaN where there is no face.
+        landmarks: `[F, 478, 3]` in shares of the images, NaN where there is no face.
         size: Width and height of the latents, (w, h).
         face: Weight inside the face's outline, against 1 around it.
         mouth: Inside the lips' outline, times `face`.
@@ -222,18 +222,18 @@ def region_weights(landmarks: np.ndarray, size: tuple[int, int], face: float, mo
 class ItemConfig:
     """What an item holds."""
 
-    size: PictureSize
+    size: ImageSize
     window: WindowShape
     min_reference_gap: int = 0
     latents: bool = False
-    """Read latents and embeddings instead of pictures."""
+    """Read latents and embeddings instead of images."""
     face_weight: float = 1.0
     mouth_weight: float = 1.0
     keep_in_memory_mb: int = 0
 
     @property
     def weighs_regions(self) -> bool:
-        """Whether the loss weighs parts of the picture differently."""
+        """Whether the loss weighs parts of the image differently."""
         return self.face_weight != 1 or self.mouth_weight != 1
 
 
@@ -265,7 +265,7 @@ class Lmk2VideoDataset:
             )
         self.order = SampleOrder(len(self.samples), seed)
         needed = int(reader.num_frames[self.samples].sum()) * config.size.frame_bytes
-        self.pictures = ClipPictures(config.size, keep=needed <= config.keep_in_memory_mb * 2**20)
+        self.images = ClipImages(config.size, keep=needed <= config.keep_in_memory_mb * 2**20)
 
     def __len__(self) -> int:
         """Samples of an epoch; there are slots after it, too."""
@@ -284,13 +284,13 @@ class Lmk2VideoDataset:
         window = draw_window(valid, config.window, config.min_reference_gap, draw)
         landmarks = sample.annotation("landmarks", window.first, window.span)[:: window.stride]
         item: dict[str, Any] = {
-            "guidance": self.pictures.guidance(sample, window.frames, landmarks),
+            "guidance": self.images.guidance(sample, window.frames, landmarks),
             "mask": valid[window.frames],
             **self._reference_guidance(sample, window.reference),
             **(_latents(sample, window) if config.latents else self._pixels(sample, window)),
         }
         if config.weighs_regions:
-            placed = self.pictures.place(sample, landmarks)
+            placed = self.images.place(sample, landmarks)
             item["region"] = region_weights(placed, config.size.latent, config.face_weight, config.mouth_weight)
         tensors = {name: torch.from_numpy(value) for name, value in item.items()}
         numbers = {"first": window.first, "stride": window.stride, "reference_frame": window.reference}
@@ -298,11 +298,11 @@ class Lmk2VideoDataset:
 
     def _reference_guidance(self, sample: Sample, frame: int) -> dict[str, np.ndarray]:
         landmarks = sample.annotation("landmarks", frame, 1)
-        return {"reference_guidance": self.pictures.guidance(sample, np.array([frame]), landmarks)[0]}
+        return {"reference_guidance": self.images.guidance(sample, np.array([frame]), landmarks)[0]}
 
     def _pixels(self, sample: Sample, window: Window) -> dict[str, np.ndarray]:
-        target = self.pictures.pictures(sample, window.frames)
-        return {"target": target, "reference": self.pictures.pictures(sample, np.array([window.reference]))[0]}
+        target = self.images.images(sample, window.frames)
+        return {"target": target, "reference": self.images.images(sample, np.array([window.reference]))[0]}
 
 
 def _latents(sample: Sample, window: Window) -> dict[str, np.ndarray]:

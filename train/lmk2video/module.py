@@ -17,9 +17,9 @@ class Conditions(NamedTuple):
     """What a velocity is predicted from, next to noisy latents. A NamedTuple: parallel training sees its tensors."""
 
     token: Tensor
-    """`[B, 1, D]` of the reference pictures; zeros where it is dropped."""
+    """`[B, 1, D]` of the reference images; zeros where it is dropped."""
     reference: Tensor
-    """`[B, C, h, w]`: latents of the reference pictures."""
+    """`[B, C, h, w]`: latents of the reference images."""
     dropped: Tensor
     """`[B]` bool: samples that do without the reference's features."""
     guidance: Tensor
@@ -29,7 +29,7 @@ class Conditions(NamedTuple):
 
 
 class Lmk2Video(nn.Module):
-    """Denoiser, reference network and PoseGuider; the frozen picture networks stay outside.
+    """Denoiser, reference network and PoseGuider; the frozen image networks stay outside.
 
     Args:
         denoiser: Predicts.
@@ -52,11 +52,11 @@ class Lmk2Video(nn.Module):
         """The repeated blocks: units of sharding, compiling and activation checkpointing."""
         return [*self.denoiser.blocks, *self.reference_net.blocks, *self.pose_guider.blocks]
 
-    def train_pictures(self, *, fold: bool) -> None:
+    def train_images(self, *, fold: bool) -> None:
         """Stage 1: train everything but the reference network's last level.
 
         Args:
-            fold: Leave the queries and keys of the attention to the picture token, and the norm before them, as they
+            fold: Leave the queries and keys of the attention to the image token, and the norm before them, as they
                 are: a softmax over one token is 1, so their gradient is 0 and nothing is lost but the work.
         """
         self.requires_grad_(True)

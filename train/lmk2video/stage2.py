@@ -68,7 +68,7 @@ class Stage2Task(Lmk2VideoTask[Stage2Config]):
         )
 
     @property
-    def picture_networks(self) -> tuple[str, str]:
+    def image_sources(self) -> tuple[str, str]:
         """Those of stage 1."""
         return str(self.stage1_folder / "vae"), str(self.stage1_folder / "image_encoder")
 
@@ -92,9 +92,7 @@ class Stage2Task(Lmk2VideoTask[Stage2Config]):
         """Stage 1's, and motion modules where they are given."""
         trained = self._trained_size()
         if trained not in ((None, None), (wanted := (self.config.width, self.config.height))):
-            log.warning(
-                "stage 1 was trained on pictures of %s x %s, and stage 2 shall be on %s x %s", *trained, *wanted
-            )
+            log.warning("stage 1 was trained on images of %s x %s, and stage 2 shall be on %s x %s", *trained, *wanted)
         # One hash over everything that is taken from stage 1.
         module = self._module()
         parts = {name: about["sha256"] for name, about in self.encoder.provenance().items()}
@@ -176,7 +174,7 @@ def paper() -> Recipe:
     Set `--config.stage1` to the RUN of stage 1 and `--config.motion_module` to mm_sd_v15_v2.ckpt. 453 million of 2.3
     billion parameters are trained: weights take 9.4 GB, gradients and moments 5.4 GB, averaged weights 1.8 GB on each
     GPU; activations are computed again in the backward pass. A sample costs 23 TFLOP forward, and 19 more for encoding
-    its pictures where latents are not read: run make latents first. The paper trained for two days on four A100.
+    its images where latents are not read: run make latents first. The paper trained for two days on four A100.
     Not published: bf16, moments in 32 bits.
     """
     config = Stage2Config(stage1="stage1", motion_module="mm_sd_v15_v2.ckpt")

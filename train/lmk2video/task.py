@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from shards.loader import ClipLoader
-from talkinghead.models.image.codec import PictureEncoder, check_picture_size
+from talkinghead.models.image.networks import ImageNetworks, check_image_size
 from talkinghead.models.noise_schedule import PAPER
 from train.lmk2video.clip_source import ClipSource
 from train.lmk2video.config import Lmk2VideoConfig
-from train.lmk2video.dataset import ItemConfig, Lmk2VideoDataset, PictureSize, WindowShape
+from train.lmk2video.dataset import ImageSize, ItemConfig, Lmk2VideoDataset, WindowShape
 from train.lmk2video.loss import Draws, draw, velocity_loss
 from train.lmk2video.module import Conditions, Lmk2Video
 from train.task import Batch, Losses, Provenance
@@ -43,8 +43,8 @@ class Lmk2VideoTask(abc.ABC, Generic[Config]):
 
     @property
     @abc.abstractmethod
-    def picture_networks(self) -> tuple[str, str]:
-        """Sources of codec and image encoder; see `PictureEncoder.load`."""
+    def image_sources(self) -> tuple[str, str]:
+        """Sources of codec and image encoder; see `ImageNetworks.load`."""
 
     @property
     @abc.abstractmethod
@@ -65,7 +65,7 @@ class Lmk2VideoTask(abc.ABC, Generic[Config]):
 
     def check(self) -> dict[str, Provenance]:
         """What can be wrong with settings, weights and data; see `train.task.Task`."""
-        check_picture_size(self.config.width, self.config.height, self.encoder.vae)
+        check_image_size(self.config.width, self.config.height, self.encoder.vae)
         weights = self.first_weights()
         self.clips.find(self.encoder.provenance(), self.window.num_frames)
         return weights
@@ -75,9 +75,9 @@ class Lmk2VideoTask(abc.ABC, Generic[Config]):
         self.clips.pin(self.encoder.provenance())
 
     @functools.cached_property
-    def encoder(self) -> PictureEncoder:
-        """Codec and image encoder, on the CPU until pictures are to be encoded."""
-        return PictureEncoder.load(*self.picture_networks)
+    def encoder(self) -> ImageNetworks:
+        """Codec and image encoder, on the CPU until images are to be encoded."""
+        return ImageNetworks.load(*self.image_sources)
 
     def loader(self, *, global_batch: int, seed: int, rank: int, world: int, num_workers: int) -> ClipLoader:
         """Target windows with references."""
@@ -93,7 +93,7 @@ class Lmk2VideoTask(abc.ABC, Generic[Config]):
         """What is read of a clip."""
         config = self.config
         return ItemConfig(
-            size=PictureSize(width=config.width, height=config.height, factor=self.encoder.scale),
+            size=ImageSize(width=config.width, height=config.height, factor=self.encoder.scale),
             window=self.window,
             min_reference_gap=config.min_reference_gap,
             latents=self.clips.pinned.latents is not None,
@@ -155,8 +155,8 @@ class Lmk2VideoTask(abc.ABC, Generic[Config]):
         encoder = self.encoder
         if encoder.device != target.device:
             encoder.to(target.device)
-        pictures = torch.cat([target.flatten(0, 1), reference])
-        moments = torch.cat([encoder.moments(part) for part in pictures.split(self.config.encode_chunk)])
+        images = torch.cat([target.flatten(0, 1), reference])
+        moments = torch.cat([encoder.moments(part) for part in images.split(self.config.encode_chunk)])
         embedding = torch.cat([encoder.embedding(part) for part in reference.split(self.config.encode_chunk)])
         count = len(reference)
         return moments[:-count].unflatten(0, target.shape[:2]), moments[-count:], embedding

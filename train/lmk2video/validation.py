@@ -76,7 +76,7 @@ def _engine() -> LandmarkEngine | None:
     try:
         return face_engine()
     except (ValueError, OSError) as error:
-        log.warning("the face in generated pictures is not measured: %s", error)
+        log.warning("the face in generated images is not measured: %s", error)
         return None
 
 

@@ -1,6 +1,6 @@
 """RUN/index.html: one page that shows a training: how far it is, what it learnt, from which data, with which settings.
 
-The page holds its pictures itself; videos stay next to it in RUN and are linked. Whatever is not there yet
+The page holds its images itself; videos stay next to it in RUN and are linked. Whatever is not there yet
 (a validation, weights) is left out, so the page can be made at any moment of a run, also of a broken one.
 """
 
@@ -42,7 +42,7 @@ _WEIGHTS = ("*.safetensors", "*.bin", "*.pt")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Picture:
+class EmbeddedImage:
     """A plot inside the page."""
 
     title: str
@@ -63,13 +63,13 @@ class Validation:
 
     step: int
     evaluations: Mapping[str, Evaluation]
-    pictures: Sequence[Picture]
+    images: Sequence[EmbeddedImage]
     videos: Sequence[Video]
     error: str | None = None
 
     @property
     def of_videos(self) -> bool:
-        """Whether videos were validated: pictures are contact sheets then, and videos show several side by side."""
+        """Whether videos were validated: images are contact sheets then, and videos show several side by side."""
         return any(evaluation.kind == "video" for evaluation in self.evaluations.values())
 
 
@@ -130,9 +130,9 @@ def render(run: Path, config: Mapping[str, Any], metrics: Metrics, validation: V
         loss_first=_first(loss),
         loss_last=loss.last if loss else None,
         last={key: curve.last for key, curve in metrics.training.items()},
-        loss_plot=_picture("loss", plot_loss(loss, metrics.skips)) if loss else None,
-        training_plots=_pictures(small),
-        validation_plots=_pictures({key: curve for key, curve in metrics.validation.items() if len(curve.steps) > 1}),
+        loss_plot=_image("loss", plot_loss(loss, metrics.skips)) if loss else None,
+        training_plots=_images(small),
+        validation_plots=_images({key: curve for key, curve in metrics.validation.items() if len(curve.steps) > 1}),
         validation=validation,
         meanings={key: metric.meaning for key, metric in (METRICS | LEARNED).items()},
         settings={"model and loss": flat(_nested(config, "recipe", "config")), "training": flat(train)},
@@ -157,7 +157,7 @@ def newest_validation(run: Path) -> Validation | None:
         return Validation(
             step=int(step),
             evaluations=evaluations,
-            pictures=[_picture(_title(path, folder), path.read_bytes()) for path in sorted(folder.rglob("*.png"))],
+            images=[_image(_title(path, folder), path.read_bytes()) for path in sorted(folder.rglob("*.png"))],
             videos=[
                 Video(title=_title(path, folder), href=quote(path.relative_to(run).as_posix()))
                 for path in sorted(folder.rglob("*.mp4"))
@@ -187,12 +187,12 @@ def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _pictures(curves: Mapping[str, Curve]) -> list[Picture]:
-    return [_picture(name, data) for name, data in plot_all(curves).items()]
+def _images(curves: Mapping[str, Curve]) -> list[EmbeddedImage]:
+    return [_image(name, data) for name, data in plot_all(curves).items()]
 
 
-def _picture(title: str, data: bytes) -> Picture:
-    return Picture(title=title, uri="data:image/png;base64," + base64.b64encode(data).decode())
+def _image(title: str, data: bytes) -> EmbeddedImage:
+    return EmbeddedImage(title=title, uri="data:image/png;base64," + base64.b64encode(data).decode())
 
 
 def _title(path: Path, folder: Path) -> str:

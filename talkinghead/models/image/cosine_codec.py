@@ -1,4 +1,4 @@
-"""A picture codec that needs no training: cosine coefficients of small blocks as latents.
+"""An image codec that needs no training: cosine coefficients of small blocks as latents.
 
 Letters of shapes: N images, H and W height and width of images in pixels, C channels, h and w height and width of
 latents, P pixels along the side of a block.
@@ -39,14 +39,14 @@ class CosineCodec(StrictModel):
     autoencoder with first weights would show nothing. It holds no parameters, only its fixed tables.
 
     A block of `patch` x `patch` pixels has 3·patch² coefficients (DCT-II over rows and columns, of three colour axes);
-    those with the most energy in natural pictures are kept. Each is divided by its usual size to the power of
+    those with the most energy in natural images are kept. Each is divided by its usual size to the power of
     `whitening`, and all by one number, so that the mean square over the channels is about 1. With little whitening
-    channels count by what they mean for the picture: unit variance in each would spend most of a network's loss on fine
+    channels count by what they mean for the image: unit variance in each would spend most of a network's loss on fine
     detail, and what a hardly trained one leaves of the noise would be as strong in the brightness of whole blocks.
     Measured after 500 steps on one clip (PSNR): 24.2 dB with 0.25, 23.3 with 0.5, 15.6 with 1.
 
     Args:
-        patch: Pixels along the side of a block: the factor between picture and latents.
+        patch: Pixels along the side of a block: the factor between image and latents.
         latent_channels: Coefficients that are kept.
         whitening: 0: all coefficients in one scale, 1: each with about unit variance.
         scaling_factor: What users of the codec multiply latents with, as `AutoencoderKL` says it.
@@ -73,7 +73,7 @@ class CosineCodec(StrictModel):
         self.register_buffer("synthesis", (basis * scales).float())
 
     def encode(self, x: Tensor, return_dict: bool = True) -> Any:
-        """Pictures as latents.
+        """Images as latents.
 
         Args:
             x: `[N, 3, H, W]` in [-1, 1]; H and W multiples of `patch`.
@@ -83,11 +83,11 @@ class CosineCodec(StrictModel):
             `latent_dist`: mean `[N, C, H / patch, W / patch]` and a small variance that is the same everywhere.
 
         Raises:
-            ValueError: The pictures are of another shape.
+            ValueError: The images are of another shape.
         """
         patch = self.config["patch"]
         if x.ndim != 4 or x.shape[1] != 3 or x.shape[2] % patch or x.shape[3] % patch:
-            raise ValueError(f"pictures must be [N, 3, H, W] in multiples of {patch} pixels, not {list(x.shape)}")
+            raise ValueError(f"images must be [N, 3, H, W] in multiples of {patch} pixels, not {list(x.shape)}")
         # In single precision also for half-precision tables: it costs nothing next to the networks.
         mean = functional.conv2d(x.float(), self.analysis.float(), stride=patch).to(self.dtype)
         moments = torch.cat([mean, torch.full_like(mean, LOG_VARIANCE)], dim=1)
@@ -95,7 +95,7 @@ class CosineCodec(StrictModel):
         return AutoencoderKLOutput(latent_dist=latents) if return_dict else (latents,)
 
     def decode(self, z: Tensor, return_dict: bool = True, generator: torch.Generator | None = None) -> Any:
-        """Latents as pictures.
+        """Latents as images.
 
         Args:
             z: `[N, C, h, w]`.
@@ -106,12 +106,12 @@ class CosineCodec(StrictModel):
             `sample`: `[N, 3, h · patch, w · patch]`, not clipped.
         """
         del generator
-        picture = functional.conv_transpose2d(z.float(), self.synthesis.float(), stride=self.config["patch"])
-        picture = picture.to(self.dtype)
-        return DecoderOutput(sample=picture) if return_dict else (picture,)
+        image = functional.conv_transpose2d(z.float(), self.synthesis.float(), stride=self.config["patch"])
+        image = image.to(self.dtype)
+        return DecoderOutput(sample=image) if return_dict else (image,)
 
     def forward(self, sample: Tensor, return_dict: bool = True) -> Any:
-        """Pictures that went through the codec: see `encode` and `decode`."""
+        """Images that went through the codec: see `encode` and `decode`."""
         return self.decode(self.encode(sample).latent_dist.mode(), return_dict=return_dict)
 
 

@@ -1,4 +1,4 @@
-"""Where the weights of the picture networks come from: a folder, or a named small configuration. Never chance."""
+"""Where the weights of the image networks come from: a folder, or a named small configuration. Never chance."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ _DAMAGE = (OSError, RuntimeError, TypeError, ValueError, KeyError, EOFError, Saf
 
 
 def load_vae(source: str) -> AutoencoderKL | CosineCodec:
-    """A picture codec in single precision, evaluation mode.
+    """An image codec in single precision, evaluation mode.
 
     Args:
         source: One of `VAES`, or a folder in the layout of `diffusers` (`stabilityai/sd-vae-ft-mse`), also one whose

@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from talkinghead.models.image.codec import latent_channels, latent_scale
+from talkinghead.models.image.networks import latent_channels, latent_scale
 from talkinghead.models.lmk2video.denoiser import Condition
 from talkinghead.models.lmk2video.meta_networks import HollowNetworks
 from talkinghead.models.lmk2video.pose_guider import GUIDANCE_SCALE, PoseGuider
@@ -140,9 +140,9 @@ class _Calls:
     @cached_property
     def encode(self) -> Cost:
         """The portrait's latents."""
-        picture = self._empty(1, 3, self._shape.height, self._shape.width)
+        image = self._empty(1, 3, self._shape.height, self._shape.width)
         vae: Any = self._networks.vae
-        return measure_cost(lambda: vae.encode(picture).latent_dist.mode())
+        return measure_cost(lambda: vae.encode(image).latent_dist.mode())
 
     @cached_property
     def embed(self) -> Cost:
@@ -230,7 +230,7 @@ class _Calls:
         return saved
 
     def decode(self, frames: int) -> Cost:
-        """Pictures of some frames."""
+        """Images of some frames."""
         latents = self._latents(frames)[0]
         vae: Any = self._networks.vae
         return measure_cost(lambda: vae.decode(latents).sample)

@@ -21,7 +21,7 @@ class Condition(NamedTuple):
     """What distinguishes two predictions from the same latents."""
 
     token: Tensor
-    """`[B, 1, D]` of the reference pictures; zeros: unconditional."""
+    """`[B, 1, D]` of the reference images; zeros: unconditional."""
     reference: References | None
     """Features, or keys and values, of B references; None: plain self-attention."""
 
@@ -112,7 +112,7 @@ class Denoiser(UNetTrunk):
         Args:
             latents: `[B, F, C, h, w]`, noisy, or what `begin` made of them under the same conditions.
             timestep: `[B]`, or one for all.
-            token: `[B, 1, D]` of the reference pictures; zeros: unconditional.
+            token: `[B, 1, D]` of the reference images; zeros: unconditional.
             reference: By name of the transformer block, features or keys and values of B references; None: plain
                 self-attention.
             dropped: `[B]` bool: samples that do without the reference (training). Reference and latents must be of one
@@ -207,7 +207,7 @@ class Denoiser(UNetTrunk):
         if pose[0].shape[:2] != (batch, num_frames) or pose[0].shape[-2:] != (height, width):
             raise ValueError(
                 f"pose features {list(pose[0].shape)} do not fit latents {list(shape)}: guidance images must be of the"
-                " size of the pictures"
+                " size of the images"
             )
 
     def _check_condition(self, batch: int, token: Tensor, reference: References | None) -> None:

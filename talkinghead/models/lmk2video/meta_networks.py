@@ -12,8 +12,8 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from talkinghead.models.image.codec import Vae
 from talkinghead.models.image.cosine_codec import CosineCodec
+from talkinghead.models.image.networks import Vae
 from talkinghead.models.lmk2video.denoiser import Denoiser
 from talkinghead.models.lmk2video.pose_guider import PoseGuider
 from talkinghead.models.lmk2video.published import published_pose_guider

@@ -53,7 +53,7 @@ def make_norm(normalisation: Normalisation, channels: int) -> nn.Module:
     """The normalisation of `channels` maps.
 
     `frame` groups four maps or more, at most 32 groups; the three maps of the first layer are one group. (A group for
-    each map would lose how much of a picture the map covers.)
+    each map would lose how much of an image the map covers.)
     """
     if normalisation == "frame":
         groups = min(_MAX_GROUPS, max(1, channels // _CHANNELS_PER_GROUP))
@@ -62,11 +62,11 @@ def make_norm(normalisation: Normalisation, channels: int) -> nn.Module:
 
 
 _SPAN = 64.0
-"""Length of a picture's longer side, whatever its size: its neighbourhoods have the same code at every resolution."""
+"""Length of an image's longer side, whatever its size: its neighbourhoods have the same code at every resolution."""
 
 
 def position_code(height: int, width: int, channels: int, device: torch.device | None = None) -> Tensor:
-    """Code of each position of a picture.
+    """Code of each position of an image.
 
     The first half of the channels tells the row, the other the column; each sines then cosines of geometrically spaced
     rates (Vaswani et al., arXiv 1706.03762), of the middle of the position.
@@ -293,10 +293,10 @@ def _convolution(normalisation: Normalisation, before: int, after: int, *, kerne
     return [layer, make_norm(normalisation, after), nn.ReLU()]
 
 
-def _tokens(norm: nn.Module, pictures: Tensor) -> Tensor:
+def _tokens(norm: nn.Module, images: Tensor) -> Tensor:
     """`[N, C, h, w]` → `[N, h * w, C]`, normalised, with their positions."""
-    _, channels, height, width = pictures.shape
-    tokens = norm(pictures.flatten(2).transpose(1, 2))
+    _, channels, height, width = images.shape
+    tokens = norm(images.flatten(2).transpose(1, 2))
     return tokens + position_code(height, width, channels, tokens.device).to(tokens.dtype)
 
 

@@ -61,7 +61,7 @@ class ReferenceNet(UNetTrunk):
 
         Args:
             latents: `[B, C, h, w]`, scaled as the denoiser's.
-            token: `[B, 1, D]` of the same pictures.
+            token: `[B, 1, D]` of the same images.
             fold: See `SpatialTransformer.forward`.
 
         Returns:

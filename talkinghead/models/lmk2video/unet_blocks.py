@@ -1,8 +1,8 @@
 """The blocks of the UNet: attention over positions (with a reference), attention over time, twice the resolution.
 
-Letters of shapes: B samples, F frames of a sample, N = B · F pictures (the frames of a sample one after the other),
-C channels, h and w height and width of a hidden state, L = h · w tokens of a picture in row-major order, R tokens of a
-reference, D width of the picture token.
+Letters of shapes: B samples, F frames of a sample, N = B · F images (the frames of a sample one after the other),
+C channels, h and w height and width of a hidden state, L = h · w tokens of an image in row-major order, R tokens of a
+reference, D width of the image token.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class ReferenceAttention:
         Returns:
             `[B * F, L, C]`.
         """
-        assert encoder_hidden_states is None and attention_mask is None, "self-attention over whole pictures only"
+        assert encoder_hidden_states is None and attention_mask is None, "self-attention over whole images only"
         count, length, width = hidden_states.shape
         query = attn.to_q(hidden_states)
         key, value = project(attn, hidden_states)
@@ -88,7 +88,7 @@ def _beside(own: Tensor, reference: Tensor, dropped: Tensor | None) -> Tensor:
     own = own.unflatten(0, (batch, -1))
     reference = reference.to(own.dtype)[:, None].expand(-1, own.shape[1], -1, -1)
     if dropped is not None:
-        assert extra == own.shape[2], "a dropped reference must have as many tokens as the picture"
+        assert extra == own.shape[2], "a dropped reference must have as many tokens as the image"
         reference = torch.where(dropped[:, None, None, None], own, reference)
     return torch.cat([own, reference], dim=2).flatten(0, 1)
 
@@ -128,11 +128,11 @@ class SpatialTransformer(Transformer2DModel):
         dropped: Tensor | None = None,
         fold: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """Transform pictures, each for itself.
+        """Transform images, each for itself.
 
         Args:
             hidden: `[B * F, C, h, w]`, the frames of a sample one after the other.
-            token: `[B, 1, D]` of the reference picture.
+            token: `[B, 1, D]` of the reference image.
             reference: Feature `[B, R, C]` of the same block in the reference network, or its keys and values.
             dropped: `[B]` bool, samples that do without the reference.
             fold: Add the attention to the token as the constant that it is. A softmax over one token is 1, so each
@@ -148,17 +148,17 @@ class SpatialTransformer(Transformer2DModel):
         tokens = cast(nn.Conv2d, self.proj_in)(self.norm(hidden)).flatten(2).transpose(1, 2)
         feature = block.norm1(tokens)
         tokens = tokens + block.attn1(feature, reference=reference, dropped=dropped)
-        tokens = tokens + self._picture(tokens, token, count // len(token), fold)
+        tokens = tokens + self._image(tokens, token, count // len(token), fold)
         tokens = tokens + block.ff(cast(nn.LayerNorm, block.norm3)(tokens))
-        pictures = tokens.transpose(1, 2).reshape(count, channels, height, width)
-        return hidden + self.proj_out(pictures), feature
+        images = tokens.transpose(1, 2).reshape(count, channels, height, width)
+        return hidden + self.proj_out(images), feature
 
     def project(self, feature: Tensor) -> KeyValue:
         """The keys and values of a reference's feature `[B, R, C]`, to be given instead of it."""
         return project(self.block.attn1, feature)
 
-    def _picture(self, tokens: Tensor, token: Tensor, num_frames: int, fold: bool) -> Tensor:
-        """What the picture token adds: `[B * F, L, C]`, or `[B * F, 1, C]` where it is folded."""
+    def _image(self, tokens: Tensor, token: Tensor, num_frames: int, fold: bool) -> Tensor:
+        """What the image token adds: `[B * F, L, C]`, or `[B * F, 1, C]` where it is folded."""
         attn, norm = self.block.attn2, self.block.norm2
         assert attn is not None and norm is not None
         if fold:
@@ -207,11 +207,11 @@ class MotionModule(AnimateDiffTransformer3D):
 
 
 class EnlargingConv2d(nn.Conv2d):
-    """A 3x3 convolution of a picture that is first enlarged to twice its size, each pixel repeated.
+    """A 3x3 convolution of an image that is first enlarged to twice its size, each pixel repeated.
 
     Of the nine pixels under the kernel at most four differ, so weights that meet the same pixel are added first: each
-    of the four positions within an enlarged pixel becomes a 2x2 convolution of the small picture (sub-pixel
-    convolution, after arXiv 1609.05158). The enlarged picture is never made. Equal to enlarging and convolving but for
+    of the four positions within an enlarged pixel becomes a 2x2 convolution of the small image (sub-pixel
+    convolution, after arXiv 1609.05158). The enlarged image is never made. Equal to enlarging and convolving but for
     rounding; sums of weights are taken in float32 and rounded once.
 
     Args:

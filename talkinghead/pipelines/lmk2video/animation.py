@@ -11,7 +11,7 @@ import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
-from talkinghead.models.image.codec import PictureEncoder, Vae, check_picture_size, latent_channels
+from talkinghead.models.image.networks import ImageNetworks, Vae, check_image_size, latent_channels
 from talkinghead.models.lmk2video.denoiser import Denoiser
 from talkinghead.models.lmk2video.pose_guider import GUIDANCE_SCALE, PoseGuider
 from talkinghead.models.lmk2video.reference_net import ReferenceNet
@@ -85,7 +85,7 @@ def check_request(request: ClipRequest, pipeline: AnimationPipeline, width: int,
     Raises:
         ValueError: Says what does not fit and what would.
     """
-    check_picture_size(width, height, pipeline.vae)
+    check_image_size(width, height, pipeline.vae)
     _check_windows(request, pipeline)
     check_scheduler(pipeline.scheduler, compat=pipeline.config["compat"])
     known = pipeline.scheduler.config["num_train_timesteps"]
@@ -179,7 +179,7 @@ class Animation:
         scale = pipeline.vae_scale_factor
         self._latent_size = (self._height // scale, self._width // scale)
         self._layout = request_windows(request, pipeline)
-        self._pictures = PictureEncoder(pipeline.vae, pipeline.image_encoder)
+        self._images = ImageNetworks(pipeline.vae, pipeline.image_encoder)
         for network in (pipeline.reference_net, pipeline.denoiser, pipeline.pose_guider):
             network.eval()
 
@@ -202,11 +202,11 @@ class Animation:
                     yield finished.latents.cpu()
                 else:
                     awake(pipeline.vae)
-                    yield from decode(self._pictures, finished.latents, chunk)
+                    yield from decode(self._images, finished.latents, chunk)
         pipeline.maybe_free_model_hooks()
 
     def frame_shape(self, *, latent: bool) -> tuple[int, int, int]:
-        """(C, h, w) of a frame's latents, or of its picture."""
+        """(C, h, w) of a frame's latents, or of its image."""
         if latent:
             return latent_channels(self._pipeline.vae), *self._latent_size
         return 3, self._height, self._width
@@ -257,12 +257,12 @@ class Animation:
     def _look_at_reference(self) -> ReferenceConditions:
         pipeline, device = self._pipeline, self._device
         rest = pipeline.memory is not None and pipeline.memory.rest
-        picture = self._request.picture(self._width, self._height)
+        image = self._request.image(self._width, self._height)
         awake(pipeline.vae)
         with at_work(pipeline.image_encoder, device, rest=rest):
-            token = self._pictures.embedding(picture)[:, None].to(device)
+            token = self._images.embedding(image)[:, None].to(device)
         awake(pipeline.vae)
-        latents = self._pictures.mean(self._pictures.moments(picture)).to(device)
+        latents = self._images.mean(self._images.moments(image)).to(device)
         with at_work(pipeline.reference_net, device, rest=rest):
             return ReferenceConditions.of(pipeline.reference_net, pipeline.denoiser, latents, token)
 

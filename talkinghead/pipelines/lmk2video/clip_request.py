@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from talkinghead.geometry.face_regions import NUM_VERTICES
-from talkinghead.media.picture_size import resize_pictures
+from talkinghead.media.image_size import resize_images
 from talkinghead.pipelines.lmk2video.frames import OutputType, check_output_type
 
 _Fields = ParamSpec("_Fields")
@@ -125,13 +125,13 @@ class ClipRequest:
             return self.seed
         return int(torch.randint(2**62, (), generator=self.generator, device=self.generator.device))
 
-    def picture(self, width: int, height: int) -> Tensor:
+    def image(self, width: int, height: int) -> Tensor:
         """The portrait in the size asked for, uint8 `[1, 3, H, W]`; the aspect is not kept."""
-        picture = self.reference
-        if isinstance(picture, PIL.Image.Image):
-            picture = np.asarray(picture.convert("RGB"))
-        pixels = torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1)))[None]
-        return resize_pictures(pixels, width, height)
+        image = self.reference
+        if isinstance(image, PIL.Image.Image):
+            image = np.asarray(image.convert("RGB"))
+        pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))[None]
+        return resize_images(pixels, width, height)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,14 +185,14 @@ def _whole_number(name: str, value: Any, least: int | None) -> int | None:
     return number
 
 
-def _check_reference(picture: PIL.Image.Image | np.ndarray) -> None:
-    if isinstance(picture, PIL.Image.Image):
+def _check_reference(image: PIL.Image.Image | np.ndarray) -> None:
+    if isinstance(image, PIL.Image.Image):
         return
-    if not isinstance(picture, np.ndarray) or picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
-        about = f"{picture.dtype} {list(picture.shape)}" if isinstance(picture, np.ndarray) else type(picture).__name__
-        raise ValueError(f"reference must be a PIL picture or RGB uint8 [H, W, 3], not {about}")
-    if not picture.size:
-        raise ValueError(f"reference has no pixels: {list(picture.shape)}")
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        about = f"{image.dtype} {list(image.shape)}" if isinstance(image, np.ndarray) else type(image).__name__
+        raise ValueError(f"reference must be a PIL image or RGB uint8 [H, W, 3], not {about}")
+    if not image.size:
+        raise ValueError(f"reference has no pixels: {list(image.shape)}")
 
 
 def check_landmarks(name: str, points: np.ndarray, ndim: int) -> None:
@@ -215,7 +215,7 @@ def check_landmarks(name: str, points: np.ndarray, ndim: int) -> None:
     used = points[..., :NUM_VERTICES, :2]
     if np.isfinite(used).all():
         if np.abs(used).max(axis=-1).min() > _FAR:
-            raise ValueError(f"{name} are far outside of the picture: give them divided by its width and height")
+            raise ValueError(f"{name} are far outside of the image: give them divided by its width and height")
         return
     if ndim == 2:
         raise ValueError(f"{name} holds values that are not finite: no face was found in the reference")

@@ -12,7 +12,7 @@ import torch
 from diffusers.utils.outputs import BaseOutput
 from torch import Tensor
 
-from talkinghead.models.image.codec import PictureEncoder
+from talkinghead.models.image.networks import ImageNetworks
 
 
 def check_finite(values: Tensor, network: str, dtype: torch.dtype) -> None:
@@ -49,7 +49,7 @@ class TalkingHeadOutput(BaseOutput):
     """Frames of one video."""
 
     frames: Any
-    """`pil`: a list of pictures. `np`: float32 `[F, H, W, 3]` in [0, 1]. `pt`: float32 `[F, 3, H, W]` in [0, 1].
+    """`pil`: a list of images. `np`: float32 `[F, H, W, 3]` in [0, 1]. `pt`: float32 `[F, 3, H, W]` in [0, 1].
     `latent`: float32 `[F, C, h, w]`, scaled as the networks see them. Tensors are on the CPU."""
 
 
@@ -59,11 +59,11 @@ def check_output_type(asked: str) -> None:
         raise ValueError(f"output_type must be one of {', '.join(get_args(OutputType))}, not {asked!r}")
 
 
-def decode(pictures: PictureEncoder, latents: Tensor, chunk_size: int) -> Iterator[Tensor]:
+def decode(images: ImageNetworks, latents: Tensor, chunk_size: int) -> Iterator[Tensor]:
     """Decode a few frames at once.
 
     Args:
-        pictures: With the codec.
+        images: With the codec.
         latents: `[n, C, h, w]`, scaled.
         chunk_size: Frames at once.
 
@@ -74,8 +74,8 @@ def decode(pictures: PictureEncoder, latents: Tensor, chunk_size: int) -> Iterat
         ValueError: What is decoded is not finite, see `check_finite`.
     """
     for chunk in latents.split(chunk_size):
-        decoded = pictures.decode(chunk)
-        check_finite(decoded, "codec", pictures.vae.dtype)
+        decoded = images.decode(chunk)
+        check_finite(decoded, "codec", images.vae.dtype)
         yield (decoded / 2 + 0.5).clamp(0, 1).float().cpu()
 
 

@@ -29,7 +29,7 @@ class ReferenceConditions:
     """What the denoiser knows of a portrait, computed once for a video of any length."""
 
     token: Tensor
-    """`[1, 1, D]`: CLIP's embedding of the picture."""
+    """`[1, 1, D]`: CLIP's embedding of the image."""
     projected: Mapping[str, KeyValue]
     """Keys and values of the reference features in each transformer of the denoiser."""
 
@@ -41,7 +41,7 @@ class ReferenceConditions:
             reference_net: Computes the features.
             denoiser: Whose keys and values are made of them.
             latents: `[1, C, h, w]` of the portrait, clean and scaled.
-            token: `[1, 1, D]` of the same picture.
+            token: `[1, 1, D]` of the same image.
 
         Raises:
             ValueError: The features are not finite, see `check_finite`.

@@ -19,7 +19,7 @@ from infer.evaluation.driven_clip import (
 )
 from shards.reader import Sample, ShardReader
 from talkinghead.geometry.face_regions import lip_gap
-from talkinghead.media.picture_size import fit_pictures
+from talkinghead.media.image_size import fit_images
 from tests.support.real_clips import FRAMES, OTHER, SIDE, WOMAN, build_real_data, real_clip
 
 FACES = st.lists(st.booleans(), min_size=1, max_size=60).filter(any).map(np.array)
@@ -76,7 +76,7 @@ def test_another_aspect_is_the_middle(samples: dict[str, Sample]) -> None:
     (narrow,) = read_driven_clips([samples[WOMAN]], 96, 192, frames=5)
     assert square.truth is not None and narrow.truth is not None
     assert narrow.truth.shape == (5, 192, 96, 3)
-    expected = fit_pictures(np.moveaxis(square.truth, 3, 1), 96, 192)
+    expected = fit_images(np.moveaxis(square.truth, 3, 1), 96, 192)
     np.testing.assert_array_equal(np.moveaxis(narrow.truth, 3, 1), expected)
     np.testing.assert_allclose(narrow.landmarks[..., 0], square.landmarks[..., 0] * 2 - 0.5, atol=1e-5)
     np.testing.assert_allclose(narrow.landmarks[..., 1], square.landmarks[..., 1], atol=1e-5)

@@ -34,7 +34,7 @@ from infer.evaluation.video_evaluation import (
 from infer.metrics.learned_metrics import LEARNED
 from shards.reader import ShardReader
 from talkinghead.face.model import FaceModel
-from talkinghead.models.image.codec import PictureEncoder
+from talkinghead.models.image.networks import ImageNetworks
 from tests.support.real_clips import build_real_data
 from tests.support.tiny_pipeline import tiny_pipeline
 
@@ -65,8 +65,8 @@ class Known:
     def __init__(self, video: np.ndarray, motion: bool = False) -> None:
         self.video = video
         self.asked: list[dict[str, Any]] = []
-        pictures = PictureEncoder.load("tiny", "tiny")
-        self.vae, self.image_encoder = pictures.vae, pictures.image_encoder
+        images = ImageNetworks.load("tiny", "tiny")
+        self.vae, self.image_encoder = images.vae, images.image_encoder
         self.denoiser = SimpleNamespace(config={"motion": motion})
 
     def stream(self, reference: np.ndarray, landmarks: np.ndarray, **options: Any) -> Iterator[np.ndarray]:
@@ -177,7 +177,7 @@ def test_sheet_and_video(clip: DrivenClip, tmp_path: Path) -> None:
     sheet = cv2.imdecode(np.frombuffer(contact_sheet(trace, columns=4), np.uint8), cv2.IMREAD_COLOR)
     assert sheet is not None
     assert sheet.shape == (3 * (128 + 18 + 4), 4 + 5 * (128 + 4), 3)
-    # Generated is the truth backwards: the first picture of one row is the last of the other.
+    # Generated is the truth backwards: the first image of one row is the last of the other.
     first, last = (slice(4 + column * 132, 4 + column * 132 + 128) for column in (1, 4))
     generated, true = (slice(18 + row * 150, 18 + row * 150 + 128) for row in (1, 2))
     np.testing.assert_array_equal(sheet[generated, first], sheet[true, last])

@@ -1,4 +1,4 @@
-"""Measures of pictures: exact on made-up ones, and on real faces each fault costs what it should."""
+"""Measures of images: exact on made-up ones, and on real faces each fault costs what it should."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def of(predicted: np.ndarray, true: np.ndarray | None = None, points: np.ndarray
 
 
 def flat(*levels: int) -> np.ndarray:
-    """Grey pictures `[F, 16, 16, 3]`."""
+    """Grey images `[F, 16, 16, 3]`."""
     return np.stack([np.full((16, 16, 3), level, np.uint8) for level in levels])
 
 

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning
 
 
 class Patches(nn.Module):
-    """Describes pictures or videos by their means over a grid; with a switch as the published files have it."""
+    """Describes images or videos by their means over a grid; with a switch as the published files have it."""
 
     def forward(self, x: Tensor, return_features: bool = False) -> Tensor:
         if not return_features:
@@ -35,7 +35,7 @@ class Patches(nn.Module):
 
 
 class Face(nn.Module):
-    """Embeds a face by its coarse picture."""
+    """Embeds a face by its coarse image."""
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[1:] != (3, 112, 112):
@@ -163,7 +163,7 @@ def test_faces_are_aligned(shared: Path) -> None:
     assert eyes[0, 0] < eyes[1, 0]
 
 
-def test_frechet_distances_of_pictures_and_videos(tmp_path: Path, shared: Path) -> None:
+def test_frechet_distances_of_images_and_videos(tmp_path: Path, shared: Path) -> None:
     models = LearnedModels(fid=saved(Patches(), tmp_path / "fid.pt"), fvd=saved(Patches(), tmp_path / "fvd.pt"))
     true = real_clip(shared, WOMAN).at(64)[:60]
     found = {}

@@ -179,7 +179,7 @@ def test_blinks_are_counted() -> None:
 
 
 def test_what_a_mesh_clip_has() -> None:
-    """With meshes and audio every metric has a value but those of poses and of pictures."""
+    """With meshes and audio every metric has a value but those of poses and of images."""
     loudness = np.repeat(np.linspace(0.01, 1, 100), 640)
     audio = loudness * np.random.default_rng(0).normal(size=64000)
     clip = pair(speaking(babble(100)), speaking(babble(100)), audio=audio)

@@ -1,4 +1,4 @@
-"""The face that pictures show against the one that was asked for: re-detected, and read from pixels."""
+"""The face that images show against the one that was asked for: re-detected, and read from pixels."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from infer.metrics.shown_face import (
 from talkinghead.face.model import FaceModel
 from talkinghead.geometry.canonical import mean_face
 from talkinghead.geometry.face_regions import LIPS
-from talkinghead.models.image.codec import PictureEncoder
+from talkinghead.models.image.networks import ImageNetworks
 from talkinghead.pipelines.lmk2video.frames import as_bytes, decode
 from tests.support.real_clips import FRAMES, OTHER, WOMAN, RealClip, blurred, noisy, real_clip
 
@@ -80,7 +80,7 @@ def test_frames_without_a_face_are_counted_and_left_out() -> None:
     assert landmark_distance(clip) == 0
     assert mouth_shown_correlation(clip) == pytest.approx(1.0)
     shown[:12] = np.nan
-    with pytest.raises(Unavailable, match="fewer than 10 pictures"):
+    with pytest.raises(Unavailable, match="fewer than 10 images"):
         mouth_shown_correlation(of(asked, shown))
     with pytest.raises(Unavailable, match="no face is found"):
         landmark_distance(of(asked, np.full_like(asked, np.nan)))
@@ -116,12 +116,12 @@ def test_the_best_similarity() -> None:
 
 
 def test_a_cut_out_part_lies_where_the_template_says() -> None:
-    """Pictures whose value is the place: what is cut out must show the places that the template maps there."""
+    """Images whose value is the place: what is cut out must show the places that the template maps there."""
     y, x = np.mgrid[:40, :60] + 0.5
-    picture = np.stack((x, y, np.ones_like(x)), axis=-1).astype(np.float32)
+    image = np.stack((x, y, np.ones_like(x)), axis=-1).astype(np.float32)
     points = np.array([[20.0, 10.0], [40.0, 10.0], [30.0, 30.0]])
     template = np.array([[2.0, 2.0], [6.0, 2.0], [4.0, 6.0]])  # a fifth of it
-    cut = cut_upright(picture, points, template, 8, 8, beyond=0)
+    cut = cut_upright(image, points, template, 8, 8, beyond=0)
     np.testing.assert_allclose(cut[2, 2, :2], [10 + 2.5 * 5, 2.5 * 5], atol=0.01)
     np.testing.assert_allclose(cut[5, 3, :2], [10 + 3.5 * 5, 5.5 * 5], atol=0.01)
 
@@ -147,7 +147,7 @@ def shown_clip(video: np.ndarray, woman: RealClip, side: int, engine: LitertEngi
 @pytest.mark.parametrize(
     ("side", "least", "away"), [pytest.param(128, 0.98, 0.5, marks=pytest.mark.slow), (64, 0.95, 1.0), (48, 0.93, 1.5)]
 )
-def test_small_true_pictures_show_what_was_asked(
+def test_small_true_images_show_what_was_asked(
     woman: RealClip, face_model: FaceModel, side: int, least: float, away: float
 ) -> None:
     clip = shown_clip(woman.at(side)[WINDOW], woman, side, LitertEngine(face_model))
@@ -158,7 +158,7 @@ def test_small_true_pictures_show_what_was_asked(
     assert mouth_read_correlation(clip) > 0.9
 
 
-def test_coarse_pictures_still_show_it_and_wrong_ones_do_not(
+def test_coarse_images_still_show_it_and_wrong_ones_do_not(
     woman: RealClip, shared: Path, face_model: FaceModel
 ) -> None:
     """Both measures, at 64 pixels: what blurs or adds noise keeps the correlation, what moves otherwise loses it."""
@@ -188,7 +188,7 @@ def test_coarse_pictures_still_show_it_and_wrong_ones_do_not(
 
 def test_the_reader_reads_what_an_early_model_leaves(woman: RealClip, face_model: FaceModel) -> None:
     """Noise in the latents of the tiny codec: blocks of colour over the face, 20 dB, where the engine sees little."""
-    codec = PictureEncoder.load("tiny", "tiny")
+    codec = ImageNetworks.load("tiny", "tiny")
     true = torch.from_numpy(np.ascontiguousarray(np.moveaxis(woman.at(64)[WINDOW], 3, 1)))
     latents = codec.mean(codec.moments(true))
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))

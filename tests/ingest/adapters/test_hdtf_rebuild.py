@@ -1,7 +1,7 @@
 """From a raw source to the official clip: a real HDTF clip, put back where it was cut from, must come out again.
 
 HDTF's BobCasey1_0 (00:45 to 00:55, crop 639 650 46 650 at 1080 lines) is placed at its crop box and interval in a
-1920x1080 video of 29.97 frames per second. The official metadata and this source then have to give the same pictures at
+1920x1080 video of 29.97 frames per second. The official metadata and this source then have to give the same images at
 the right moments, and the same sound without a shift.
 """
 
@@ -53,21 +53,21 @@ def _psnr(a: np.ndarray, b: np.ndarray) -> float:
     return float(10 * np.log10(255**2 / np.mean((a.astype(np.float32) - b.astype(np.float32)) ** 2)))
 
 
-def _check_pictures(mp4: bytes, folder: Path, original: Original, least_psnr: float) -> None:
+def _check_images(mp4: bytes, folder: Path, original: Original, least_psnr: float) -> None:
     made = _decode(mp4, folder)
     assert len(made) == 10 * FPS
-    small = [cv2.resize(picture, (128, 128), interpolation=cv2.INTER_AREA) for picture in original.pictures]
+    small = [cv2.resize(image, (128, 128), interpolation=cv2.INTER_AREA) for image in original.images]
     off, quality = [], []
-    for k, picture in enumerate(made):
+    for k, image in enumerate(made):
         shown = int(k * NTSC / FPS)  # the last frame that has begun at k / 25
-        wanted = cv2.resize(original.pictures[shown], (512, 512), interpolation=cv2.INTER_AREA)
-        quality.append(_psnr(picture, wanted))
-        view = cv2.resize(picture, (128, 128), interpolation=cv2.INTER_AREA)
+        wanted = cv2.resize(original.images[shown], (512, 512), interpolation=cv2.INTER_AREA)
+        quality.append(_psnr(image, wanted))
+        view = cv2.resize(image, (128, 128), interpolation=cv2.INTER_AREA)
         near = {n: _psnr(view, small[n]) for n in range(max(0, shown - 2), min(len(small), shown + 3))}
         off.append(max(near, key=lambda n: near[n]) - shown)
     assert min(quality) >= least_psnr
     assert max(abs(shift) for shift in off) <= 1
-    assert np.mean(np.array(off) == 0) >= 0.98  # pictures of a still moment may look alike
+    assert np.mean(np.array(off) == 0) >= 0.98  # images of a still moment may look alike
 
 
 def _check_sound(wav: bytes, original: Original) -> None:
@@ -107,5 +107,5 @@ def test_official_clip_comes_back(shared: Path, original: Original, tmp_path: Pa
     row, contents = _rebuild(shared, tmp_path, original, height)
     assert list(contents) == ["json", "mp4", "wav"]
     _check_facts(contents, row, height)
-    _check_pictures(contents["mp4"], tmp_path, original, least_psnr)
+    _check_images(contents["mp4"], tmp_path, original, least_psnr)
     _check_sound(contents["wav"], original)

@@ -74,7 +74,7 @@ def test_the_broken_file_cannot_be_opened(sample: Path) -> None:
         next(container.decode(video=0))
 
 
-def test_the_seed_decides_pictures_and_sound() -> None:
+def test_the_seed_decides_images_and_sound() -> None:
     def start(seed: int) -> tuple[np.ndarray, np.ndarray]:
         speech = synthesise(seed, SCENES[0].file, SCENES[0].seconds, SCENES[0].sample_rate)
         return np.stack(list(itertools.islice(scene_frames(SCENES[0], speech, seed), 3))), speech.audio
@@ -215,4 +215,4 @@ def test_mediapipe_sees_nobody_at_the_rocket(sample: Path, shared: Path) -> None
     opening, _ = _mouth_opening(sample / NO_FACE, shared / "models" / "face_landmarker.task")
     assert len(opening) > 50 and np.isnan(opening).all()
     _, frames, _, _ = _decode(sample / NO_FACE)
-    assert cv2.absdiff(frames[0], frames[-1]).mean() > 3  # it is a moving picture all the same
+    assert cv2.absdiff(frames[0], frames[-1]).mean() > 3  # it is a moving image all the same

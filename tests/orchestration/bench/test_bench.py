@@ -160,15 +160,15 @@ def test_packing_and_reading_do_the_same_work_on_both_sides(material: Material, 
 def test_the_original_way_saves_four_files_a_frame(media: Path, shared: Path, tmp_path: Path) -> None:
     import av
 
-    from orchestration.bench.mediapipe_loops import picture_loop, write_pictures
+    from orchestration.bench.mediapipe_loops import image_loop, write_images
     from talkinghead.face.model import load_official
 
     with av.open(str(media / "video" / "video-retalking_face_3.mp4")) as container:
         frames = [
             frame.to_ndarray(format="rgb24") for _, frame in zip(range(3), container.decode(video=0), strict=False)
         ]
-    pictures = write_pictures({"clip": frames}, tmp_path / "frames")
-    picture_loop(load_official(shared / "models" / "face_landmarker.task"), pictures, tmp_path / "out")
+    images = write_images({"clip": frames}, tmp_path / "frames")
+    image_loop(load_official(shared / "models" / "face_landmarker.task"), images, tmp_path / "out")
     saved = sorted((tmp_path / "out" / "clip").iterdir())
     shapes = {path.name.partition("_")[2]: np.load(path).shape for path in saved}
     assert len(saved) == 12

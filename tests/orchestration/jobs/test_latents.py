@@ -25,8 +25,8 @@ from shards.manifest import find_latents, read_manifest
 from shards.reader import ShardReader
 from shards.verify import verify
 from talkinghead.files.storage import Storage
-from talkinghead.media.picture_size import fit_pictures
-from talkinghead.models.image.codec import PictureEncoder
+from talkinghead.media.image_size import fit_images
+from talkinghead.models.image.networks import ImageNetworks
 from talkinghead.models.image.weights import load_vae
 from tests.support.job_commands import ROOT, Command
 from tests.support.latent_data import LENGTHS, SETTINGS, build, clip_key, in_process
@@ -67,14 +67,14 @@ def content(data: Path) -> dict[str, bytes]:
 
 def test_the_columns_are_what_training_would_encode(encoded: Path) -> None:
     version = version_of(encoded)
-    encoder = PictureEncoder.load(SETTINGS.vae, SETTINGS.image_encoder)
+    encoder = ImageNetworks.load(SETTINGS.vae, SETTINGS.image_encoder)
     reader = ShardReader(encoded, split=None, kept=False, extra=(version,), columns=("latents", "embedding"))
     assert reader.version == "v1" and len(reader) == len(LENGTHS)
     for position in range(len(reader)):
         sample = reader[position]
-        pictures = fit_pictures(sample.video().transpose(0, 3, 1, 2), 32, 32)
-        moments = encoder.moments(torch.from_numpy(pictures)).numpy()
-        tokens = encoder.embedding(torch.from_numpy(pictures)).numpy()
+        images = fit_images(sample.video().transpose(0, 3, 1, 2), 32, 32)
+        moments = encoder.moments(torch.from_numpy(images)).numpy()
+        tokens = encoder.embedding(torch.from_numpy(images)).numpy()
         stored = sample.annotation("latents"), sample.annotation("embedding")
         assert stored[0].shape == (sample.num_frames, 32, 8, 8) and stored[0].dtype == np.float16
         np.testing.assert_array_equal(stored[0], moments)
@@ -117,14 +117,14 @@ def test_verify_and_the_index(encoded: Path) -> None:
 
 def test_find_latents_goes_by_weights_and_size(encoded: Path, tmp_path: Path) -> None:
     manifest = read_manifest(Storage(encoded))
-    networks = PictureEncoder.load("tiny", "tiny").provenance()
+    networks = ImageNetworks.load("tiny", "tiny").provenance()
     assert find_latents(manifest, networks, 32, 32) == version_of(encoded)
     assert find_latents(manifest, networks, 32, 64) is None
-    assert find_latents(manifest, PictureEncoder.load("tiny-kl", "tiny").provenance(), 32, 32) is None
-    assert find_latents(manifest, PictureEncoder.load("tiny", "small").provenance(), 32, 32) is None
+    assert find_latents(manifest, ImageNetworks.load("tiny-kl", "tiny").provenance(), 32, 32) is None
+    assert find_latents(manifest, ImageNetworks.load("tiny", "small").provenance(), 32, 32) is None
     # The same weights out of a folder are the same weights.
     load_vae("tiny").save_pretrained(tmp_path / "vae")
-    other = PictureEncoder.load(str(tmp_path), "tiny").provenance()
+    other = ImageNetworks.load(str(tmp_path), "tiny").provenance()
     assert other["vae"]["kind"] == "folder" and find_latents(manifest, other, 32, 32) == version_of(encoded)
     settings = replace(SETTINGS, vae=str(tmp_path))
     assert latents.version_name(settings, other) == latents.version_name(SETTINGS, networks) == version_of(encoded)
@@ -246,7 +246,7 @@ def test_a_clip_that_breaks_in_the_middle_is_not_readable_media(
         content = read_range(self, path, offset, size)
         if path != file or not offset <= member.offset < offset + size:
             return content
-        start = content.index(b"mdat") + 4  # the pictures; the table of contents stays whole
+        start = content.index(b"mdat") + 4  # the images; the table of contents stays whole
         stop = start - 8 + int.from_bytes(content[start - 8 : start - 4], "big")
         return content[:start] + b"\xff" * (stop - start) + content[stop:]
 
@@ -312,8 +312,8 @@ def test_weights_that_change_under_the_plan_stop_the_run(
 def test_networks_are_loaded_once_for_all_units(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     latents._encoder.cache_clear()
     loads = []
-    load = PictureEncoder.load
-    monkeypatch.setattr(PictureEncoder, "load", lambda *names: loads.append(names) or load(*names))
+    load = ImageNetworks.load
+    monkeypatch.setattr(ImageNetworks, "load", lambda *names: loads.append(names) or load(*names))
     run_latents(in_process(data), SETTINGS)
     assert len(loads) == 2, "by the plan, and by the one worker"
 
@@ -416,4 +416,4 @@ def test_an_object_store_gets_the_same_shards(encoded: Path, built: Path, s3: Lo
     expected = content(encoded)
     assert {name: storage.read(name) for name in expected} == expected
     assert not storage.list("units/" + encode_job(version)) and verify(storage).ok
-    assert find_latents(read_manifest(storage), PictureEncoder.load("tiny", "tiny").provenance(), 32, 32) == version
+    assert find_latents(read_manifest(storage), ImageNetworks.load("tiny", "tiny").provenance(), 32, 32) == version

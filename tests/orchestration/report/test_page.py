@@ -169,7 +169,7 @@ def test_damaged_shards_are_reported_and_do_not_stop_it(tmp_path: Path) -> None:
     page, numbers = report(storage, state)
     assert any("clips-000000.tar has 3000 bytes" in error for error in numbers["errors"])
     assert any("ann-000001.tar is in the index, but not in DATA" in error for error in numbers["errors"])
-    assert any("k0 cannot be read for its picture" in error for error in numbers["errors"])
+    assert any("k0 cannot be read for its image" in error for error in numbers["errors"])
     assert 'role="alert"' in page
 
 

@@ -33,13 +33,13 @@ def detector(official: FaceModel) -> FaceDetector:
 
 
 def read(path: Path) -> np.ndarray:
-    picture = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
-    assert picture is not None
-    return picture
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
+    assert image is not None
+    return image
 
 
 def place(face: np.ndarray, x: int, y: int, width: int, height: int) -> np.ndarray:
-    """A grey frame with a picture in it."""
+    """A grey frame with an image in it."""
     frame = np.full((height, width, 3), 128, dtype=np.uint8)
     frame[y : y + face.shape[0], x : x + face.shape[1]] = face
     return frame
@@ -51,7 +51,7 @@ def pixels(detection: Detection, frame: np.ndarray) -> np.ndarray:
     return points * (frame.shape[1], frame.shape[0])
 
 
-def test_agrees_with_mediapipe_on_pictures(official: FaceModel, detector: FaceDetector, media: Path):
+def test_agrees_with_mediapipe_on_images(official: FaceModel, detector: FaceDetector, media: Path):
     options = vision.FaceDetectorOptions(base_options=BaseOptions(model_asset_buffer=official.detector))
     counts = {}
     with vision.FaceDetector.create_from_options(options) as reference:
@@ -67,7 +67,7 @@ def test_agrees_with_mediapipe_on_pictures(official: FaceModel, detector: FaceDe
                 nearest = min(ours, key=lambda our: np.abs(our.keypoints - keypoints).max())
                 apart = (nearest.keypoints - keypoints) * (frame.shape[1], frame.shape[0])
                 assert np.abs(apart).max() < 1e-3 * max(frame.shape)
-                # theirs are rounded to whole pixels, and a corner outside the picture is moved onto its edge
+                # theirs are rounded to whole pixels, and a corner outside the image is moved onto its edge
                 low, high = pixels(nearest, frame)[:2]
                 box = one.bounding_box
                 assert np.abs(high - low - (box.width, box.height)).max() < 2 + 1e-3 * max(frame.shape)

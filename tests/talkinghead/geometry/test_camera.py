@@ -20,7 +20,7 @@ def test_golden_reprojections(golden: Golden) -> None:
     ):
         width, height = map(int, size)
         np.testing.assert_allclose(project(mesh, matrix, width, height, compat=True), points, atol=1e-9)
-        # Without the depth factor the picture is the landmarks themselves, up to float32 rounding of the golden mesh.
+        # Without the depth factor the image is the landmarks themselves, up to float32 rounding of the golden mesh.
         np.testing.assert_allclose(project(mesh, matrix, width, height), landmarks[:468, :2] * size, atol=5e-3)
 
 

@@ -33,7 +33,7 @@ def frame_of(luma: np.ndarray, blue: np.ndarray, red: np.ndarray, **tags: int) -
     return frame
 
 
-def picture(seed: int, width: int, height: int, grain: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def planes_of(seed: int, width: int, height: int, grain: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Planes of colours that exist, in spots of `grain` pixels."""
     rgb = np.random.default_rng(seed).integers(40, 216, (height // grain + 2, width // grain + 2, 3))
     rgb = cv2.resize(rgb.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
@@ -60,7 +60,7 @@ def expected(luma: np.ndarray, blue: np.ndarray, red: np.ndarray) -> np.ndarray:
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 999), width=st.integers(8, 70), height=st.integers(8, 60), grain=st.sampled_from([2, 5, 16]))
 def test_as_the_formula_says(seed: int, width: int, height: int, grain: int) -> None:
-    planes = picture(seed, 2 * width, 2 * height, grain)  # any width: lines are longer than the picture
+    planes = planes_of(seed, 2 * width, 2 * height, grain)  # any width: lines are longer than the image
     difference = ClipConverter().rgb(frame_of(*planes)) - expected(*planes)
     assert np.abs(difference).max() < 2.8  # chroma is rounded twice, and a step of blue counts for 2.1
     assert np.abs(difference).mean() < 0.6
@@ -68,7 +68,7 @@ def test_as_the_formula_says(seed: int, width: int, height: int, grain: int) -> 
 
 @pytest.mark.parametrize("grain", [4, 16, 64])
 def test_no_colour_is_shifted(grain: int) -> None:
-    planes = picture(3, 512, 512, grain)
+    planes = planes_of(3, 512, 512, grain)
     image = ClipConverter().rgb(frame_of(*planes))
     assert np.abs((image - expected(*planes)).mean(axis=(0, 1))).max() < 0.05
     swscale = PixelConverter().rgb(frame_of(*planes), 512, 512)
@@ -86,7 +86,7 @@ def test_greys_stay_grey() -> None:
 
 
 def test_into_the_place_that_was_given() -> None:
-    frame = frame_of(*picture(1, 70, 54, 8))
+    frame = frame_of(*planes_of(1, 70, 54, 8))
     images = np.zeros((3, 54, 70, 3), np.uint8)
     converter = ClipConverter()
     converter.rgb(frame, out=images[1])
@@ -105,7 +105,7 @@ def test_into_the_place_that_was_given() -> None:
     ],
 )
 def test_frames_from_elsewhere_are_left_to_swscale(tags: dict[str, int], pixel_format: str) -> None:
-    frame = frame_of(*picture(2, 64, 48, 8), **tags)
+    frame = frame_of(*planes_of(2, 64, 48, 8), **tags)
     if pixel_format != "yuv420p":
         frame = frame.reformat(format=pixel_format)
     wanted = PixelConverter().rgb(frame, 64, 48)

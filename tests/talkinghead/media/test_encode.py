@@ -20,7 +20,7 @@ SETTINGS = EncoderSettings()
 
 
 def _moving(count: int, width: int = 96, height: int = 64) -> list[np.ndarray]:
-    """A smooth coloured picture that moves, with a hard cut in the middle (which must not make a key frame)."""
+    """A smooth coloured image that moves, with a hard cut in the middle (which must not make a key frame)."""
     noise = np.random.default_rng(0).integers(0, 256, (2, 4, 12, 3), dtype=np.uint8)
     wide = [cv2.resize(n, (width * 3, height), interpolation=cv2.INTER_CUBIC) for n in noise]
     return [np.roll(wide[k > count // 2], 2 * k, axis=1)[:, :width].copy() for k in range(count)]
@@ -53,7 +53,7 @@ def test_stream_is_what_the_contract_says(clip: bytes) -> None:
     assert index_first(clip) == clip
 
 
-def test_pictures_and_colours_survive(decoded: np.ndarray) -> None:
+def test_images_and_colours_survive(decoded: np.ndarray) -> None:
     difference = decoded.astype(float) - np.stack(_moving(83))
     assert np.abs(difference).mean() < 3.0
     assert np.abs(difference.mean(axis=(0, 1, 2))).max() < 0.3, "no channel is shifted"

@@ -1,4 +1,4 @@
-"""Videos with speech: the user's sound in step with the pictures, any layout and rate, whole or not there."""
+"""Videos with speech: the user's sound in step with the images, any layout and rate, whole or not there."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_sound_is_in_step(tmp_path: Path, rate: int, channels: int, kept: tuple[
 
 
 def test_sound_that_starts_late_or_ends_late(tmp_path: Path) -> None:
-    """A video as the speech: its sound starts a second after its picture, and goes on after ours."""
+    """A video as the speech: its sound starts a second after its image, and goes on after ours."""
     speech = write_video(
         tmp_path / "speech.mov", frames(75), audio=chirp(2.0, 44100)[None], audio_start=44100, audio_rate=44100
     )
@@ -115,7 +115,7 @@ def test_frames_are_shown_at_their_times(tmp_path: Path, fps: float) -> None:
         decoded = list(container.decode(stream))
     assert [frame.time for frame in decoded] == pytest.approx([k / fps for k in range(31)], abs=1e-3)
     levels = [frame.to_ndarray(format="gray")[32, 32] for frame in decoded]
-    assert np.abs(np.diff(np.array(levels, float)) - np.diff(levels).mean()).max() < 2, "every picture, in order"
+    assert np.abs(np.diff(np.array(levels, float)) - np.diff(levels).mean()).max() < 2, "every image, in order"
 
 
 def test_the_same_again_is_the_same_file(tmp_path: Path, media: Path) -> None:
@@ -145,9 +145,9 @@ def test_refused(tmp_path: Path) -> None:
         write_talking_video(out, frames(1), width=64, height=64, fps=0)
     with pytest.raises(ValueError, match="at least one frame"):
         write_talking_video(out, [], width=64, height=64, fps=25)
-    picture_only = write_video(tmp_path / "silent.mp4", frames(5))
+    image_only = write_video(tmp_path / "silent.mp4", frames(5))
     with pytest.raises(ValueError, match="no audio"):
-        write_talking_video(out, frames(1), width=64, height=64, fps=25, speech=picture_only)
+        write_talking_video(out, frames(1), width=64, height=64, fps=25, speech=image_only)
     assert {path.name for path in tmp_path.iterdir()} == {"silent.mp4"}
 
 

@@ -14,7 +14,7 @@ from tests.support.media_files import flat, write_video
 
 
 def _numbered(count: int, width: int = 64, height: int = 64) -> list[np.ndarray]:
-    """Pictures whose grey level tells their number."""
+    """Images whose grey level tells their number."""
     return [flat(width, height, 20 + 4 * i) for i in range(count)]
 
 

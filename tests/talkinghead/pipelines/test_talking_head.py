@@ -69,9 +69,9 @@ def test_every_argument_matters(pipeline: TalkingHeadPipeline) -> None:
 
 
 def test_call_gives_what_stream_gives(pipeline: TalkingHeadPipeline, frames: np.ndarray) -> None:
-    pictures = pipeline(**REQUEST, **FAST).frames  # pyright: ignore[reportAttributeAccessIssue]
-    assert all(isinstance(picture, PIL.Image.Image) for picture in pictures)
-    assert np.array_equal(np.stack([np.asarray(picture) for picture in pictures]), frames)
+    images = pipeline(**REQUEST, **FAST).frames  # pyright: ignore[reportAttributeAccessIssue]
+    assert all(isinstance(image, PIL.Image.Image) for image in images)
+    assert np.array_equal(np.stack([np.asarray(image) for image in images]), frames)
     for kind, axes in (("np", (0, 1, 2, 3)), ("pt", (0, 2, 3, 1))):
         (values,) = pipeline(**REQUEST, **FAST, output_type=kind, return_dict=False)  # pyright: ignore[reportArgumentType]
         values = np.asarray(values)
@@ -228,7 +228,7 @@ def test_runs_do_not_disturb_each_other(pipeline: TalkingHeadPipeline, frames: n
         ({"landmarks": np.where(np.arange(9)[:, None, None] == 4, np.nan, np.zeros((9, 468, 2)))}, "first in frame 4"),
         ({"reference_landmarks": None}, "give reference_landmarks"),
         ({"reference_landmarks": np.full((468, 2), np.nan)}, "no face was found in the reference"),
-        ({"landmarks": np.full((3, 468, 2), 300.0)}, "landmarks are far outside of the picture: give them divided by"),
+        ({"landmarks": np.full((3, 468, 2), 300.0)}, "landmarks are far outside of the image: give them divided by"),
         ({"reference": np.zeros((0, 32, 3), np.uint8)}, "no pixels"),
         ({"width": 0}, "width must be at least 1, not 0"),
         ({"height": 32.0}, "height must be a whole number, not 32.0"),

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from talkinghead import rng
 from talkinghead.geometry.guidance import draw_guidance
-from talkinghead.models.image.codec import PictureEncoder
+from talkinghead.models.image.networks import ImageNetworks
 from talkinghead.models.noise_schedule import COMPAT_INFER
 from talkinghead.pipelines.talking_head import TalkingHeadPipeline
 from tests.support.tiny_pipeline import published_guider, tiny_pipeline, tiny_request
@@ -31,10 +31,10 @@ def compat_pipeline() -> TalkingHeadPipeline:
 @torch.no_grad()
 def plain_loop(pipeline: TalkingHeadPipeline, request: dict[str, Any], *, compat: bool) -> Tensor:
     """Latents of all frames, `[F, C, h, w]`."""
-    pictures = PictureEncoder(pipeline.vae, pipeline.image_encoder)
+    networks = ImageNetworks(pipeline.vae, pipeline.image_encoder)
     portrait = torch.from_numpy(request["reference"]).permute(2, 0, 1)[None]
-    token = pictures.embedding(portrait).float()[:, None]
-    reference = pipeline.reference_net(pictures.mean(pictures.moments(portrait)), token)
+    token = networks.embedding(portrait).float()[:, None]
+    reference = pipeline.reference_net(networks.mean(networks.moments(portrait)), token)
     images = torch.stack([_image(points) for points in request["landmarks"]])
     beside = None if compat else _image(request["reference_landmarks"])[None]
     draws = [rng.generator(5, "first noise", frame) for frame in range(FRAMES)]

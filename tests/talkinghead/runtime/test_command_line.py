@@ -187,8 +187,8 @@ def test_a_full_disk_is_status_1(tmp_path: Path) -> None:
 )
 def test_an_interruption_is_status_1(arguments: str, fifo: str, advice: Any, number: int, tmp_path: Path) -> None:
     (tmp_path / fifo).parent.mkdir(exist_ok=True)
-    waits = reader_of(tmp_path / fifo)
-    status, out, err = interrupted(arguments.format(root=tmp_path).split(), waits, number)
+    with reader_of(tmp_path / fifo) as reads:
+        status, out, err = interrupted(arguments.format(root=tmp_path).split(), reads, number, blocked=True)
     assert (status, out, err) == (1, "", f"interrupted; {advice.interrupted}\n")
 
 
@@ -210,7 +210,7 @@ def test_a_download_is_interrupted(tmp_path: Path) -> None:
         proxy = f"http://127.0.0.1:{listener.getsockname()[1]}"
         held: list[socket.socket] = []
 
-        def waits() -> bool:
+        def asked() -> bool:
             try:
                 held.append(listener.accept()[0])
             except TimeoutError:
@@ -218,7 +218,7 @@ def test_a_download_is_interrupted(tmp_path: Path) -> None:
             return True
 
         environment = {"https_proxy": proxy, "no_proxy": "", "TALKINGHEAD_MODELS": "", "XDG_CACHE_HOME": str(tmp_path)}
-        status, out, err = interrupted(["annotate", "models"], waits, signal.SIGTERM, env=environment)
+        status, out, err = interrupted(["annotate", "models"], asked, signal.SIGTERM, env=environment)
     for connection in held:
         connection.close()
     assert (status, out, err.splitlines()[-1]) == (1, "", f"interrupted; {AGAIN.interrupted}")

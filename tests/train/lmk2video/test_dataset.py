@@ -16,7 +16,7 @@ from shards.reader import Sample, ShardReader
 from talkinghead import rng
 from talkinghead.files.storage import Storage
 from talkinghead.geometry.guidance import draw_guidance
-from talkinghead.models.image.codec import PictureEncoder
+from talkinghead.models.image.networks import ImageNetworks
 from tests.support.face_clips import (
     LATENTS_VERSION,
     LENGTHS,
@@ -29,16 +29,16 @@ from tests.support.face_clips import (
 )
 from train.lmk2video import dataset
 from train.lmk2video.dataset import (
-    ClipPictures,
+    ClipImages,
+    ImageSize,
     ItemConfig,
     Lmk2VideoDataset,
-    PictureSize,
     WindowShape,
     draw_window,
     region_weights,
 )
 
-SIZE = PictureSize(width=32, height=32, factor=4)
+SIZE = ImageSize(width=32, height=32, factor=4)
 SINGLE = ItemConfig(size=SIZE, window=WindowShape())
 WINDOWS = ItemConfig(size=SIZE, window=WindowShape(num_frames=4, long_stride=3, long_probability=0.5))
 
@@ -46,7 +46,7 @@ WINDOWS = ItemConfig(size=SIZE, window=WindowShape(num_frames=4, long_stride=3, 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Storage:
     storage = build_face_data(tmp_path_factory.mktemp("faces") / "data")
-    add_latents(storage, PictureEncoder.load("tiny", "tiny"), 32, 32)
+    add_latents(storage, ImageNetworks.load("tiny", "tiny"), 32, 32)
     return storage
 
 
@@ -115,7 +115,7 @@ def test_every_frame_is_drawn_alike_often() -> None:
 def test_items_show_the_frames_that_they_name(reader: ShardReader) -> None:
     dataset = Lmk2VideoDataset(reader, dataclasses.replace(WINDOWS, min_reference_gap=2), seed=4)
     assert len(dataset) == 3
-    pictures = ClipPictures(SIZE)
+    images = ClipImages(SIZE)
     for slot in range(9):
         item = dataset[slot]
         assert item["slot"] == slot and item["target"].dtype == item["guidance"].dtype == torch.uint8
@@ -128,7 +128,7 @@ def test_items_show_the_frames_that_they_name(reader: ShardReader) -> None:
         for index, frame in [*enumerate(chosen), (None, item["reference_frame"])]:
             target = item["reference"] if index is None else item["target"][index]
             guidance = item["reference_guidance"] if index is None else item["guidance"][index]
-            alone = pictures.pictures(sample, np.array([frame]))[0]
+            alone = images.images(sample, np.array([frame]))[0]
             assert np.array_equal(target.numpy(), alone)
             # To the storage error of the landmarks.
             drawn = draw_guidance(sample.annotation("landmarks", int(frame), 1)[0], 64, 64)
@@ -142,7 +142,7 @@ def test_items_show_the_frames_that_they_name(reader: ShardReader) -> None:
 def test_items_depend_on_the_slot_alone(reader: ShardReader) -> None:
     plain = Lmk2VideoDataset(reader, WINDOWS, seed=1)
     keeping = Lmk2VideoDataset(reader, dataclasses.replace(WINDOWS, keep_in_memory_mb=64), seed=1)
-    assert keeping.pictures.keep and not plain.pictures.keep
+    assert keeping.images.keep and not plain.images.keep
     first = [plain[slot] for slot in range(12)]
     windows = {(item["key"], item["first"], item["stride"], item["reference_frame"]) for item in first}
     assert len(windows) > 8, "epochs differ"
@@ -164,9 +164,9 @@ def test_a_clip_is_kept_without_holding_it_at_full_size(reader: ShardReader, mon
     video, counts = Sample.video, []
     monkeypatch.setattr(Sample, "video", lambda s, *window: counts.append(window[1]) or video(s, *window))
     sample, every = reader.find(clip_key(1)), np.arange(LENGTHS[1])
-    kept = ClipPictures(SIZE, keep=True).pictures(sample, every)
+    kept = ClipImages(SIZE, keep=True).images(sample, every)
     assert counts == [8, 8, 8, 8, 2]
-    assert np.array_equal(kept, ClipPictures(SIZE).pictures(sample, every))
+    assert np.array_equal(kept, ClipImages(SIZE).images(sample, every))
 
 
 def same(one: dict[str, Any], two: dict[str, Any]) -> bool:
@@ -177,16 +177,16 @@ def same(one: dict[str, Any], two: dict[str, Any]) -> bool:
 
 
 def test_latents_are_of_the_same_frames(data: Storage, reader: ShardReader) -> None:
-    encoder = PictureEncoder.load("tiny", "tiny")
+    encoder = ImageNetworks.load("tiny", "tiny")
     columns = ("landmarks", "valid", "latents", "embedding")
     cached = ShardReader(data, columns=columns, extra=(LATENTS_VERSION,))
     with_latents = Lmk2VideoDataset(cached, dataclasses.replace(WINDOWS, latents=True), seed=3)
-    with_pictures = Lmk2VideoDataset(reader, WINDOWS, seed=3)
+    with_images = Lmk2VideoDataset(reader, WINDOWS, seed=3)
     for slot in range(4):
-        read, seen = with_latents[slot], with_pictures[slot]
+        read, seen = with_latents[slot], with_images[slot]
         assert "target" not in read and torch.equal(read["guidance"], seen["guidance"])
-        for name, pictures in (("target", seen["target"]), ("reference", seen["reference"][None])):
-            expected = encoder.moments(pictures)
+        for name, images in (("target", seen["target"]), ("reference", seen["reference"][None])):
+            expected = encoder.moments(images)
             found = read[f"{name}_moments"].reshape(expected.shape)
             torch.testing.assert_close(found, expected, rtol=2e-3, atol=2e-3)
         expected = encoder.embedding(seen["reference"][None])[0]
@@ -194,12 +194,12 @@ def test_latents_are_of_the_same_frames(data: Storage, reader: ShardReader) -> N
 
 
 def test_clips_of_another_aspect_are_cut_with_their_landmarks(reader: ShardReader) -> None:
-    """A point of the face lies on the same detail of the picture, whatever is cut away around it."""
-    wide = ClipPictures(PictureSize(width=64, height=32, factor=4))
+    """A point of the face lies on the same detail of the image, whatever is cut away around it."""
+    wide = ClipImages(ImageSize(width=64, height=32, factor=4))
     sample = reader.find(clip_key(0))
-    picture = wide.pictures(sample, np.array([5]))[0]
+    image = wide.images(sample, np.array([5]))[0]
     whole = sample.video(5, 1)[0].transpose(2, 0, 1)
-    assert picture.shape == (3, 32, 64) and np.array_equal(picture, whole[:, 16:48])
+    assert image.shape == (3, 32, 64) and np.array_equal(image, whole[:, 16:48])
     placed = wide.place(sample, landmarks(0)[5])
     expected = (landmarks(0)[5, :, 1] * SIDE - 16) / 32
     np.testing.assert_allclose(placed[:, 1], expected, atol=1e-6)

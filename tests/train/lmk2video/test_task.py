@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from shards.index import Index
 from shards.reader import ShardReader
 from talkinghead.files.storage import Storage
-from talkinghead.models.image.codec import PictureEncoder
+from talkinghead.models.image.networks import ImageNetworks
 from talkinghead.models.weights import first_weights, parameter_hash
 from talkinghead.pipelines.talking_head import TalkingHeadPipeline
 from tests.support.face_clips import LATENTS_VERSION, add_latents, build_face_data, clip_key
@@ -130,7 +130,7 @@ def test_cached_latents_give_the_same_gradients(
     assert data.local_root is not None
     shutil.copytree(data.local_root, tmp_path / "data")
     storage = Storage(tmp_path / "data")
-    add_latents(storage, PictureEncoder.load("tiny", "tiny"), 32, 32)
+    add_latents(storage, ImageNetworks.load("tiny", "tiny"), 32, 32)
     cached = prepared(task.weights_key, storage, tmp_path / "task", config=task.config)
     assert cached.clips.pinned.latents == LATENTS_VERSION
     read = batch_of(cached, 4)
@@ -197,7 +197,7 @@ def test_new_motion_modules_change_nothing(data: Storage, stage1: Path, tmp_path
 
 
 def test_a_dropped_reference_is_not_seen(data: Storage, tmp_path: Path) -> None:
-    """Its picture changes nothing then; its landmarks still do, as at inference."""
+    """Its image changes nothing then; its landmarks still do, as at inference."""
     torch.manual_seed(0)
     for dropped in (True, False):
         share = {"drop_both": float(dropped), "drop_token": 0.0, "drop_reference": 0.0}
@@ -237,7 +237,7 @@ def test_the_papers_networks_have_the_papers_sizes() -> None:
     assert recipes_of("stage1")["paper"]().config.size == "sd15"
     with torch.device("meta"):
         module = make_module("sd15", 4)
-    module.train_pictures(fold=recipes_of("stage1")["paper"]().config.fold_token)
+    module.train_images(fold=recipes_of("stage1")["paper"]().config.fold_token)
     # Ours beside the published ones: attention to the reference's landmarks, and last layers that begin at zero.
     ours = sum(
         count(part.parameters()) for part in (module.pose_guider.reference_attentions, module.pose_guider.output_layers)
@@ -265,7 +265,7 @@ def test_the_papers_motion_modules_have_the_papers_size() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 2])
-def test_the_papers_networks_learn_from_a_small_picture(stage: int) -> None:
+def test_the_papers_networks_learn_from_a_small_image(stage: int) -> None:
     """One real step's gradient at the paper's sizes, 64 x 64 pixels: finite, and of every trained parameter."""
     from talkinghead.models.lmk2video.denoiser import Denoiser
     from train.lmk2video.module import Conditions
@@ -279,7 +279,7 @@ def test_the_papers_networks_learn_from_a_small_picture(stage: int) -> None:
     with torch.no_grad():
         for value in [*module.parameters(), *module.buffers()]:  # a stand-in for weights, drawn in seconds
             value.uniform_(-0.02, 0.02)
-    (module.train_motion if stage == 2 else lambda: module.train_pictures(fold=False))()
+    (module.train_motion if stage == 2 else lambda: module.train_images(fold=False))()
     module.train()
     frames = 2
 
@@ -360,7 +360,7 @@ def test_clips_without_latents_are_said_once(
     """Two of three clips could not be encoded: the training is poorer than its user thinks."""
     assert data.local_root is not None
     storage = Storage(shutil.copytree(data.local_root, tmp_path / "data"))
-    add_latents(storage, PictureEncoder.load("tiny", "tiny"), 32, 32)
+    add_latents(storage, ImageNetworks.load("tiny", "tiny"), 32, 32)
     has_member = Index.has_member
 
     def encoded(index: Index, suffix: str) -> np.ndarray:

@@ -56,11 +56,11 @@ def test_clips_sheets_and_figures(data: str, tmp_path: Path) -> None:
 
     (run / "config.json").write_text(json.dumps({"task": "stage2", "recipe": {"config": {}, "train": {"steps": 10}}}))
     shown = newest_validation(run)
-    assert shown is not None and shown.of_videos and len(shown.pictures) == len(shown.videos) == 3
+    assert shown is not None and shown.of_videos and len(shown.images) == len(shown.videos) == 3
     page = write_overview(run).read_text()
     for wanted in (
         "Contact sheets", "without motion modules", "reference copy", "videos broad", "denoiser/diffusion_pytorch",
-        "Structural similarity of the pictures", "(LSE-D)", "no sync model was given",
+        "Structural similarity of the images", "(LSE-D)", "no sync model was given",
     ):  # fmt: skip
         assert wanted in page, wanted
 

@@ -10,7 +10,7 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor
 
-from talkinghead.media.picture_size import fit_pictures
+from talkinghead.media.image_size import fit_images
 from talkinghead.models.image.cosine_codec import LOG_VARIANCE, CosineCodec
 from talkinghead.models.weights import parameter_hash
 
@@ -22,43 +22,43 @@ def faces(media: Path) -> Tensor:
     """`[4, 3, 128, 128]` in [-1, 1]."""
     import cv2
 
-    pictures = []
+    images = []
     for name in FACES:
         image = cv2.imread(str(media / "image" / name), cv2.IMREAD_COLOR)
         assert image is not None
-        pictures.append(fit_pictures(np.ascontiguousarray(image[None, ..., ::-1].transpose(0, 3, 1, 2)), 128, 128))
-    return torch.from_numpy(np.concatenate(pictures)).float() / 127.5 - 1
+        images.append(fit_images(np.ascontiguousarray(image[None, ..., ::-1].transpose(0, 3, 1, 2)), 128, 128))
+    return torch.from_numpy(np.concatenate(images)).float() / 127.5 - 1
 
 
 def psnr(found: Tensor, wanted: Tensor) -> Tensor:
-    """Per picture, dB."""
+    """Per image, dB."""
     return 10 * torch.log10(4 / ((found - wanted) ** 2).mean((1, 2, 3)))
 
 
 @pytest.mark.parametrize(("patch", "whitening"), [(4, 0.5), (8, 1.0), (2, 0.0)])
 def test_with_all_coefficients_nothing_is_lost(patch: int, whitening: float) -> None:
     codec = CosineCodec(patch=patch, latent_channels=3 * patch**2, whitening=whitening)
-    pictures = torch.randn(2, 3, 16, 32, generator=torch.Generator().manual_seed(1))
-    latents = codec.encode(pictures).latent_dist.mean
+    images = torch.randn(2, 3, 16, 32, generator=torch.Generator().manual_seed(1))
+    latents = codec.encode(images).latent_dist.mean
     assert latents.shape == (2, 3 * patch**2, 16 // patch, 32 // patch)
-    torch.testing.assert_close(codec.decode(latents).sample, pictures, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(codec.decode(latents).sample, images, atol=1e-5, rtol=1e-5)
 
 
 def test_coefficients_that_are_left_out_do_not_touch_the_others() -> None:
     codec = CosineCodec()
-    pictures = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(2))
-    latents = codec.encode(pictures).latent_dist.mean
+    images = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(2))
+    latents = codec.encode(images).latent_dist.mean
     again = codec.encode(codec.decode(latents).sample).latent_dist.mean
     torch.testing.assert_close(again, latents, atol=1e-5, rtol=1e-5)
     flat = codec.encode(torch.full((1, 3, 8, 8), 0.5)).latent_dist.mean
-    assert (flat.abs().amax((0, 2, 3)) > 1e-5).sum() == 1, "a grey picture is one number per block"
+    assert (flat.abs().amax((0, 2, 3)) > 1e-5).sum() == 1, "a grey image is one number per block"
 
 
 def test_faces_come_back_in_latents_of_about_unit_size(faces: Tensor) -> None:
     codec = CosineCodec()
-    for pictures in (faces, torch.nn.functional.avg_pool2d(faces, 2)):
-        latents = codec.encode(pictures).latent_dist.mean
-        found = psnr(codec.decode(latents).sample.clamp(-1, 1), pictures)
+    for images in (faces, torch.nn.functional.avg_pool2d(faces, 2)):
+        latents = codec.encode(images).latent_dist.mean
+        found = psnr(codec.decode(latents).sample.clamp(-1, 1), images)
         # The whole portraits, with hair and background in few pixels, are harder than crops of faces (32 dB or more).
         assert found.mean() >= 30 and found.min() >= 28
         assert 0.5 <= (latents**2).mean() <= 2.5
@@ -72,15 +72,15 @@ def test_full_whitening_gives_each_channel_about_unit_variance(faces: Tensor) ->
 
 def test_it_is_used_like_the_stock_codec() -> None:
     codec, stock = CosineCodec(), AutoencoderKL(block_out_channels=(8,), norm_num_groups=4)
-    pictures = torch.rand(1, 3, 16, 16) * 2 - 1
+    images = torch.rand(1, 3, 16, 16) * 2 - 1
     for vae in (codec, stock):
-        posterior = vae.encode(pictures).latent_dist  # pyright: ignore[reportAttributeAccessIssue]
+        posterior = vae.encode(images).latent_dist  # pyright: ignore[reportAttributeAccessIssue]
         assert posterior.mean.shape[1] == vae.config["latent_channels"]
-        assert vae.decode(posterior.mode()).sample.shape == pictures.shape  # pyright: ignore
-        assert isinstance(vae.encode(pictures, return_dict=False), tuple)
-        assert vae.decode(posterior.mode(), return_dict=False)[0].shape == pictures.shape
+        assert vae.decode(posterior.mode()).sample.shape == images.shape  # pyright: ignore
+        assert isinstance(vae.encode(images, return_dict=False), tuple)
+        assert vae.decode(posterior.mode(), return_dict=False)[0].shape == images.shape
         assert vae.config["scaling_factor"] > 0 and vae.device.type == "cpu" and vae.dtype == torch.float32
-    posterior = codec.encode(pictures).latent_dist
+    posterior = codec.encode(images).latent_dist
     assert (posterior.logvar == LOG_VARIANCE).all()
     drawn = posterior.sample(torch.Generator().manual_seed(0)) - posterior.mean
     assert 0.5 < drawn.std() / np.exp(LOG_VARIANCE / 2) < 2
@@ -89,9 +89,9 @@ def test_it_is_used_like_the_stock_codec() -> None:
 def test_it_has_no_parameters_and_lets_gradients_through() -> None:
     codec = CosineCodec()
     assert list(codec.parameters()) == []
-    pictures = torch.zeros(1, 3, 8, 8, requires_grad=True)
-    codec(pictures).sample.sum().backward()
-    assert pictures.grad is not None and pictures.grad.abs().sum() > 0
+    images = torch.zeros(1, 3, 8, 8, requires_grad=True)
+    codec(images).sample.sum().backward()
+    assert images.grad is not None and images.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -120,6 +120,6 @@ def test_impossible_settings_are_refused(settings: dict[str, int]) -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 10, 8), (1, 4, 8, 8), (3, 8, 8)])
-def test_impossible_pictures_are_refused(shape: tuple[int, ...]) -> None:
+def test_impossible_images_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="multiples of 4"):
         CosineCodec().encode(torch.zeros(shape))

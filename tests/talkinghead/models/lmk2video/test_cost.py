@@ -84,18 +84,18 @@ def _lengths(windows: tuple[tuple[int, ...], ...]) -> tuple[int, ...]:
 
 
 def test_memory_counts_what_lives_at_once() -> None:
-    pictures = torch.empty(4, 8, 16, 16, device="meta")
-    size = pictures.nbytes
+    images = torch.empty(4, 8, 16, 16, device="meta")
+    size = images.nbytes
     layer = nn.Conv2d(8, 8, 3, padding=1, device="meta")
 
     def chain() -> None:
-        hidden = layer(pictures)  # +1
+        hidden = layer(images)  # +1
         hidden = functional.silu(hidden)  # +1, then the one before goes
         hidden = hidden.flatten(2).transpose(1, 2)  # a view
         layer(hidden.transpose(1, 2).unflatten(2, (16, 16)))  # +1
 
     assert measure_cost(chain).peak_bytes == 2 * size
-    assert measure_cost(lambda: layer(pictures)).flops == 2 * 4 * 256 * 8 * 8 * 9
+    assert measure_cost(lambda: layer(images)).flops == 2 * 4 * 256 * 8 * 8 * 9
 
 
 def test_attention_makes_no_table_of_scores() -> None:

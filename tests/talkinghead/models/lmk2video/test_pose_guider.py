@@ -21,12 +21,12 @@ CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-5}
 
 def _images(batch: int = 2, frames: int = 4, seed: int = 0) -> Tensor:
     """Few bright lines on black, as guidance images are."""
-    picture = torch.full((batch, frames, 3, 64, 48), -1.0)
+    image = torch.full((batch, frames, 3, 64, 48), -1.0)
     draws = torch.Generator().manual_seed(seed)
     for index in torch.randint(0, 46, (batch * frames * 6,), generator=draws).split(6):
-        frame = picture.flatten(0, 1)[int(index.sum()) % (batch * frames)]
+        frame = image.flatten(0, 1)[int(index.sum()) % (batch * frames)]
         frame[:, index] = torch.rand((3, 6, 1), generator=draws) * 2 - 1
-    return picture + 0.05 * torch.randn(picture.shape, generator=draws)
+    return image + 0.05 * torch.randn(image.shape, generator=draws)
 
 
 def test_features_fit_the_denoiser() -> None:

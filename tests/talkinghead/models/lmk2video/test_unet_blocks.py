@@ -65,8 +65,8 @@ def test_a_new_motion_module_changes_nothing() -> None:
 
 def test_a_frozen_network_in_front_may_hand_over_channels_last(module: MotionModule) -> None:
     """As in stage 2. (Without care PyTorch 2.13 does not fail here: the whole process dies.)"""
-    pictures, gradients = draw(6, 16, 4, 4), []
-    for frames in (pictures, pictures.contiguous(memory_format=torch.channels_last)):
+    images, gradients = draw(6, 16, 4, 4), []
+    for frames in (images, images.contiguous(memory_format=torch.channels_last)):
         module.zero_grad()
         module(frames, 3).square().sum().backward()
         gradients.append([value.grad for value in module.parameters()])
@@ -85,10 +85,10 @@ def _pair(channels: int) -> tuple[Upsampler, Upsample2D]:
 def test_upsampling_equals_the_stock_layer_at_any_size(height: int, width: int, cut: tuple[int, int]) -> None:
     ours, stock = _pair(3)
     size = (2 * height - cut[0], 2 * width - cut[1])
-    pictures = draw(2, 3, height, width, seed=height * 10 + width)
+    images = draw(2, 3, height, width, seed=height * 10 + width)
     with torch.no_grad():
-        torch.testing.assert_close(ours(pictures, size), stock(pictures, size), rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(ours(pictures), stock(pictures), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(ours(images, size), stock(images, size), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(ours(images), stock(images), rtol=1e-5, atol=1e-6)
 
 
 def test_gradients_of_upsampling_are_those_of_the_stock_layer() -> None:
@@ -105,12 +105,12 @@ def test_gradients_of_upsampling_are_those_of_the_stock_layer() -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_upsampling_in_half_precision_is_no_worse_than_the_stock_layer(dtype: torch.dtype) -> None:
     ours, stock = _pair(64)
-    pictures = draw(4, 64, 8, 8)
+    images = draw(4, 64, 8, 8)
     with torch.no_grad():
-        exact = stock(pictures)
-        errors = [(layer.to(dtype)(pictures.to(dtype)).float() - exact).norm() for layer in (ours, stock)]
+        exact = stock(images)
+        errors = [(layer.to(dtype)(images.to(dtype)).float() - exact).norm() for layer in (ours, stock)]
         with torch.autocast("cpu", dtype):
-            assert Upsampler(64)(pictures).dtype == dtype
+            assert Upsampler(64)(images).dtype == dtype
     assert errors[0] < 1.3 * errors[1]
 
 

@@ -1,4 +1,4 @@
-"""Pictures: an even choice of samples, landmarks drawn where they are, sound as it is."""
+"""Images: an even choice of samples, landmarks drawn where they are, sound as it is."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestration.report.pictures import Picture, choose, draw_mesh, sound_envelope
+from orchestration.report.images import EmbeddedImage, choose, draw_mesh, sound_envelope
 from talkinghead.media.audio import encode_wav
 from talkinghead.schema import SampleIndex
 from tests.support.report_data import Clip
@@ -68,12 +68,12 @@ def test_the_envelope_follows_the_sound() -> None:
     assert len(sound_envelope(encode_wav(np.zeros(0, np.float32)))) == 0
 
 
-def test_a_picture_is_red_where_the_image_was() -> None:
-    image = np.zeros((32, 48, 3), np.uint8)
-    image[..., 0] = 200
-    picture = Picture.of(image)
-    kind, text = picture.uri.split(",")
-    assert (kind, picture.width, picture.height) == ("data:image/webp;base64", 48, 32)
+def test_an_image_is_red_where_the_array_was() -> None:
+    pixels = np.zeros((32, 48, 3), np.uint8)
+    pixels[..., 0] = 200
+    image = EmbeddedImage.of(pixels)
+    kind, text = image.uri.split(",")
+    assert (kind, image.width, image.height) == ("data:image/webp;base64", 48, 32)
     decoded = cv2.imdecode(np.frombuffer(base64.b64decode(text), np.uint8), cv2.IMREAD_COLOR)
     assert decoded is not None
     assert decoded[16, 24, 2] > 150 > decoded[16, 24, 0]

@@ -1,4 +1,4 @@
-"""Pictures for networks: latents by a codec, and one token by CLIP. The same in training, caching and inference."""
+"""Images for networks: latents by a codec, and one token by CLIP. The same in training, caching and inference."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def latent_channels(vae: Vae) -> int:
     return vae.config["latent_channels"]
 
 
-def check_picture_size(width: int, height: int, vae: Vae) -> None:
-    """Refuse sizes of pictures that the networks cannot take, in training and in inference.
+def check_image_size(width: int, height: int, vae: Vae) -> None:
+    """Refuse sizes of images that the networks cannot take, in training and in inference.
 
     Raises:
         ValueError: Width or height is no multiple of `latent_scale`; names the nearest that are.
@@ -41,17 +41,17 @@ def check_picture_size(width: int, height: int, vae: Vae) -> None:
     near = [sorted({max(step, side // step * step), max(step, -(-side // step) * step)}) for side in (width, height)]
     fitting = [" or ".join(map(str, sides)) for sides in near]
     raise ValueError(
-        f"pictures of {width}x{height} do not fit the networks: width and height must be multiples of {step}; the"
+        f"images of {width}x{height} do not fit the networks: width and height must be multiples of {step}; the"
         f" nearest width is {fitting[0]}, the nearest height {fitting[1]}"
     )
 
 
-class PictureEncoder:
+class ImageNetworks:
     """A codec and a CLIP image encoder, frozen. No module, so that no checkpoint or optimizer takes them in.
 
     Args:
         vae: Codec of the latents.
-        image_encoder: Encoder of the picture token.
+        image_encoder: Encoder of the image token.
     """
 
     def __init__(self, vae: Vae, image_encoder: CLIPVisionModelWithProjection) -> None:
@@ -89,7 +89,7 @@ class PictureEncoder:
 
     @property
     def embedding_size(self) -> int:
-        """D of the picture token."""
+        """D of the image token."""
         return self.image_encoder.config.projection_dim
 
     @property
@@ -116,19 +116,19 @@ class PictureEncoder:
         return {name: dict(about) for name, about in self._provenance.items()}
 
     @torch.no_grad()
-    def moments(self, pictures: Tensor) -> Tensor:
-        """Mean and logarithm of the variance of each picture's latents, unscaled.
+    def moments(self, images: Tensor) -> Tensor:
+        """Mean and logarithm of the variance of each image's latents, unscaled.
 
         Always rounded to half precision, so that what is computed equals what was stored.
 
         Args:
-            pictures: uint8 `[N, 3, H, W]`.
+            images: uint8 `[N, 3, H, W]`.
 
         Returns:
             float16 `[N, 2·C, H / scale, W / scale]`, on the networks' device.
         """
         with self._plain():
-            pixels = self._moved(pictures).to(self.vae.dtype) / 127.5 - 1.0
+            pixels = self._moved(images).to(self.vae.dtype) / 127.5 - 1.0
             posterior = self.vae.encode(pixels).latent_dist
         return torch.cat([posterior.mean, posterior.logvar], dim=1).to(torch.float16)
 
@@ -150,28 +150,28 @@ class PictureEncoder:
         return self._scaled(moments.float().chunk(2, dim=1)[0])
 
     @torch.no_grad()
-    def embedding(self, pictures: Tensor) -> Tensor:
-        """CLIP's embedding of each whole picture, squashed to the encoder's square; rounded to half precision.
+    def embedding(self, images: Tensor) -> Tensor:
+        """CLIP's embedding of each whole image, squashed to the encoder's square; rounded to half precision.
 
         Args:
-            pictures: uint8 `[N, 3, H, W]`.
+            images: uint8 `[N, 3, H, W]`.
 
         Returns:
             float16 `[N, D]`, on the networks' device.
         """
         side = self.image_encoder.config.image_size
         with self._plain():
-            pixels = self._moved(pictures).float()
+            pixels = self._moved(images).float()
             if pixels.shape[2:] != (side, side):
                 pixels = functional.interpolate(pixels, size=(side, side), mode="bicubic", antialias=True)
-                pixels = pixels.round().clamp(0.0, 255.0)  # as picture files hold them, which CLIP was trained on
+                pixels = pixels.round().clamp(0.0, 255.0)  # as image files hold them, which CLIP was trained on
             mean, deviation = (pixels.new_tensor(value)[:, None, None] for value in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
             pixels = (pixels / 255.0 - mean) / deviation
             return self.image_encoder(pixel_values=pixels.to(self.image_encoder.dtype)).image_embeds.to(torch.float16)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents in the scale of the networks `[N, C, h, w]` → pictures, float32 `[N, 3, H, W]` in [-1, 1]."""
+        """Latents in the scale of the networks `[N, C, h, w]` → images, float32 `[N, 3, H, W]` in [-1, 1]."""
         with self._plain():
             unscaled = latents.float() / self.vae.config["scaling_factor"] + self._shift
             return self.vae.decode(unscaled.to(self.vae.dtype)).sample.float().clamp(-1.0, 1.0)
@@ -183,10 +183,10 @@ class PictureEncoder:
     def _scaled(self, latents: Tensor) -> Tensor:
         return (latents - self._shift) * self.vae.config["scaling_factor"]
 
-    def _moved(self, pictures: Tensor) -> Tensor:
-        if pictures.dtype != torch.uint8 or pictures.ndim != 4 or pictures.shape[1] != 3:
-            raise ValueError(f"pictures must be uint8 [N, 3, H, W], not {pictures.dtype} {list(pictures.shape)}")
-        return pictures.to(self.device)
+    def _moved(self, images: Tensor) -> Tensor:
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(f"images must be uint8 [N, 3, H, W], not {images.dtype} {list(images.shape)}")
+        return images.to(self.device)
 
     def _plain(self) -> torch.autocast:
         """Under a trainer's autocast too, the networks run in their own precision: stored moments know no autocast."""

@@ -1,4 +1,4 @@
-"""Pictures → latents and tokens: the same whoever asks, from weights that are never chance."""
+"""Images → latents and tokens: the same whoever asks, from weights that are never chance."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from talkinghead.models.image.codec import PictureEncoder, check_picture_size, latent_channels, latent_scale
 from talkinghead.models.image.cosine_codec import CosineCodec
+from talkinghead.models.image.networks import ImageNetworks, check_image_size, latent_channels, latent_scale
 from talkinghead.models.image.weights import load_image_encoder, load_vae
 from talkinghead.models.weights import parameter_hash
 
 STOCK = "diffusion_pytorch_model.safetensors"
 
 
-def pictures(number: int = 3, width: int = 64, height: int = 64) -> Tensor:
+def images(number: int = 3, width: int = 64, height: int = 64) -> Tensor:
     rng = np.random.default_rng(number)
     rough = torch.from_numpy(rng.uniform(0, 255, (number, 3, 5, 5))).float()
     smooth = torch.nn.functional.interpolate(rough, (height, width), mode="bicubic")
@@ -29,8 +29,8 @@ def pictures(number: int = 3, width: int = 64, height: int = 64) -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def encoder() -> PictureEncoder:
-    return PictureEncoder.load("tiny-kl", "tiny")
+def encoder() -> ImageNetworks:
+    return ImageNetworks.load("tiny-kl", "tiny")
 
 
 @pytest.fixture(scope="module")
@@ -61,13 +61,13 @@ def test_scale_and_channels() -> None:
     for name, scale, channels in (("tiny", 4, 16), ("tiny-kl", 8, 4)):
         vae = load_vae(name)
         assert (latent_scale(vae), latent_channels(vae)) == (scale, channels)
-        moments = PictureEncoder.load(name, "tiny").moments(pictures(2, 64, 96))
+        moments = ImageNetworks.load(name, "tiny").moments(images(2, 64, 96))
         assert moments.shape == (2, 2 * channels, 96 // scale, 64 // scale) and moments.dtype == torch.float16
-    assert PictureEncoder.load("tiny", "small").embedding(pictures(2)).shape == (2, 256)
+    assert ImageNetworks.load("tiny", "small").embedding(images(2)).shape == (2, 256)
 
 
-def test_moments_are_those_of_the_stock_codec(encoder: PictureEncoder) -> None:
-    given = pictures()
+def test_moments_are_those_of_the_stock_codec(encoder: ImageNetworks) -> None:
+    given = images()
     with torch.no_grad():
         posterior = encoder.vae.encode(given / 127.5 - 1).latent_dist
     moments = encoder.moments(given)
@@ -82,21 +82,21 @@ def test_moments_are_those_of_the_stock_codec(encoder: PictureEncoder) -> None:
 
 
 def test_decode_undoes_encode() -> None:
-    encoder = PictureEncoder.load("tiny", "tiny")
+    encoder = ImageNetworks.load("tiny", "tiny")
     # Flat blocks, which the codec keeps whole: what is lost is the rounding of latents to half precision.
-    given = pictures(2, 16, 8).repeat_interleave(4, 2).repeat_interleave(4, 3)
+    given = images(2, 16, 8).repeat_interleave(4, 2).repeat_interleave(4, 3)
     decoded = encoder.decode(encoder.mean(encoder.moments(given)))
     assert decoded.shape == (2, 3, 32, 64) and decoded.dtype == torch.float32 and decoded.abs().max() <= 1
     assert ((decoded - (given / 127.5 - 1)) ** 2).mean() < 1e-6
 
 
-def test_the_token_is_that_of_the_stock_processor(encoder: PictureEncoder) -> None:
+def test_the_token_is_that_of_the_stock_processor(encoder: ImageNetworks) -> None:
     from transformers import CLIPImageProcessorPil
 
     processor = CLIPImageProcessorPil(size={"height": 64, "width": 64}, do_center_crop=False)
     # Fine noise: what a resize that skips pixels would show otherwise.
     given = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (2, 3, 120, 200), np.uint8))
-    images = [picture.numpy() for picture in given]
+    images = [image.numpy() for image in given]
     pixels: Any = processor(images, return_tensors="pt", input_data_format="channels_first")["pixel_values"]
     with torch.no_grad():
         expected = encoder.image_encoder(pixels).image_embeds
@@ -104,8 +104,8 @@ def test_the_token_is_that_of_the_stock_processor(encoder: PictureEncoder) -> No
     torch.testing.assert_close(found, expected, atol=2e-2, rtol=2e-2)
 
 
-def test_pictures_do_not_depend_on_their_neighbours_or_autocast(encoder: PictureEncoder) -> None:
-    given = pictures(5)
+def test_images_do_not_depend_on_their_neighbours_or_autocast(encoder: ImageNetworks) -> None:
+    given = images(5)
     moments, tokens = encoder.moments(given), encoder.embedding(given)
     for number in range(5):
         torch.testing.assert_close(encoder.moments(given[number : number + 1])[0], moments[number])
@@ -116,29 +116,29 @@ def test_pictures_do_not_depend_on_their_neighbours_or_autocast(encoder: Picture
 
 
 def test_it_is_frozen_and_no_module() -> None:
-    encoder = PictureEncoder.load("tiny-kl", "tiny")
+    encoder = ImageNetworks.load("tiny-kl", "tiny")
     assert not isinstance(encoder, torch.nn.Module)
     for network in (encoder.vae, encoder.image_encoder):
         assert not network.training and not any(parameter.requires_grad for parameter in network.parameters())
-    assert not encoder.moments(pictures()).requires_grad
+    assert not encoder.moments(images()).requires_grad
 
 
 def test_other_precision_keeps_the_provenance() -> None:
-    encoder = PictureEncoder.load("tiny-kl", "tiny")
-    before = encoder.moments(pictures())
-    direct = PictureEncoder(load_vae("tiny-kl"), load_image_encoder("tiny"))
+    encoder = ImageNetworks.load("tiny-kl", "tiny")
+    before = encoder.moments(images())
+    direct = ImageNetworks(load_vae("tiny-kl"), load_image_encoder("tiny"))
     for one in (encoder, direct):
         assert one.to("cpu", torch.bfloat16) is one
         assert one.vae.dtype == one.image_encoder.dtype == torch.bfloat16
         assert {name: about["sha256"] for name, about in one.provenance().items()} == {
-            name: about["sha256"] for name, about in PictureEncoder.load("tiny-kl", "tiny").provenance().items()
+            name: about["sha256"] for name, about in ImageNetworks.load("tiny-kl", "tiny").provenance().items()
         }
-    after = encoder.moments(pictures())
+    after = encoder.moments(images())
     assert after.dtype == torch.float16 and 0 < (after - before).float().abs().mean() < 0.05
 
 
 @pytest.mark.parametrize("given", [torch.zeros(3, 8, 8, dtype=torch.uint8), torch.zeros(1, 3, 8, 8)])
-def test_other_pictures_are_refused(encoder: PictureEncoder, given: Tensor) -> None:
+def test_other_images_are_refused(encoder: ImageNetworks, given: Tensor) -> None:
     for method in (encoder.moments, encoder.embedding):
         with pytest.raises(ValueError, match="uint8"):
             method(given)
@@ -146,13 +146,13 @@ def test_other_pictures_are_refused(encoder: PictureEncoder, given: Tensor) -> N
 
 def test_sizes_that_fit() -> None:
     tiny, stock = load_vae("tiny"), load_vae("tiny-kl")
-    check_picture_size(64, 96, tiny)
-    check_picture_size(520, 360, stock)
-    check_picture_size(60, 8, tiny)
+    check_image_size(64, 96, tiny)
+    check_image_size(520, 360, stock)
+    check_image_size(60, 8, tiny)
     with pytest.raises(ValueError, match=r"500x512 .* multiples of 8; .* 496 or 504, the nearest height 512"):
-        check_picture_size(500, 512, stock)
+        check_image_size(500, 512, stock)
     with pytest.raises(ValueError, match="nearest width is 4, "):
-        check_picture_size(0, 64, tiny)
+        check_image_size(0, 64, tiny)
 
 
 def test_named_weights_are_the_same_whatever_the_global_generator() -> None:
@@ -160,21 +160,21 @@ def test_named_weights_are_the_same_whatever_the_global_generator() -> None:
     for seed in (1, 2):
         torch.manual_seed(seed)
         state = torch.get_rng_state()
-        encoder = PictureEncoder.load("tiny-kl", "small")
+        encoder = ImageNetworks.load("tiny-kl", "small")
         assert torch.equal(torch.get_rng_state(), state)
         seen.add(parameter_hash(encoder.vae) + parameter_hash(encoder.image_encoder))
     assert len(seen) == 1
 
 
 def test_folders_whole_or_by_part_have_one_provenance(folder: Path) -> None:
-    whole = PictureEncoder.load(str(folder), str(folder))
-    parts = PictureEncoder.load(str(folder / "vae"), str(folder / "image_encoder"))
-    named = PictureEncoder.load("tiny-kl", "tiny")
+    whole = ImageNetworks.load(str(folder), str(folder))
+    parts = ImageNetworks.load(str(folder / "vae"), str(folder / "image_encoder"))
+    named = ImageNetworks.load("tiny-kl", "tiny")
     hashes = [{name: about["sha256"] for name, about in one.provenance().items()} for one in (whole, parts, named)]
     assert hashes[0] == hashes[1]
     assert hashes[0]["vae"] != hashes[2]["vae"] and hashes[0]["image_encoder"] != hashes[2]["image_encoder"]
     assert whole.provenance()["vae"]["kind"] == "folder" and named.provenance()["vae"]["kind"] == "tiny"
-    assert torch.equal(whole.moments(pictures()), parts.moments(pictures()))
+    assert torch.equal(whole.moments(images()), parts.moments(images()))
 
 
 def test_the_cosine_codec_loads_from_a_pipeline_folder(copied: Path) -> None:
@@ -205,7 +205,7 @@ def parameter_hash_of(tensors: dict[str, Tensor]) -> str:
 
 def test_settings_that_weights_do_not_show_change_the_hash(copied: Path) -> None:
     def hashes() -> list[str]:
-        return [about["sha256"] for about in PictureEncoder.load(str(copied), str(copied)).provenance().values()]
+        return [about["sha256"] for about in ImageNetworks.load(str(copied), str(copied)).provenance().values()]
 
     before = hashes()
     for part, setting, value in (("vae", "norm_num_groups", 4), ("image_encoder", "hidden_act", "gelu")):

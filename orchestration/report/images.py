@@ -1,4 +1,4 @@
-"""Pictures of samples for the report: a frame with the mesh drawn on it, a strip of frames, the sound's envelope."""
+"""Images of samples for the report: a frame with the mesh drawn on it, a strip of frames, the sound's envelope."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _LINE_COLOURS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Picture:
+class EmbeddedImage:
     """An image as a data URI, and its size in pixels."""
 
     uri: str
@@ -49,7 +49,7 @@ class Picture:
     height: int
 
     @classmethod
-    def of(cls, image: np.ndarray) -> Picture:
+    def of(cls, image: np.ndarray) -> EmbeddedImage:
         """Encode RGB uint8 `[H, W, 3]` as WebP."""
         done, data = cv2.imencode(
             ".webp", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_WEBP_QUALITY, _WEBP_QUALITY]
@@ -64,7 +64,7 @@ class Tile:
     """One sample of the contact sheet."""
 
     row: SampleIndex
-    picture: Picture
+    image: EmbeddedImage
     frame: int
     """Number of the frame shown."""
     has_face: bool
@@ -75,7 +75,7 @@ class Strip:
     """One sample over its time."""
 
     row: SampleIndex
-    picture: Picture
+    image: EmbeddedImage
     """`STRIP_FRAMES` frames side by side."""
     seconds: float
     mouth_opening: np.ndarray
@@ -115,7 +115,7 @@ def contact_tile(storage: Storage, version: str, row: SampleIndex) -> Tile:
     image = _scaled(decode_window(read_media(storage, row, "mp4"), frame, 1)[0], TILE_HEIGHT)
     if points is not None:
         image = draw_mesh(image, points)
-    return Tile(row=row, picture=Picture.of(image), frame=frame, has_face=points is not None)
+    return Tile(row=row, image=EmbeddedImage.of(image), frame=frame, has_face=points is not None)
 
 
 def clip_strip(storage: Storage, version: str, row: SampleIndex) -> Strip:
@@ -126,7 +126,7 @@ def clip_strip(storage: Storage, version: str, row: SampleIndex) -> Strip:
     quality = read_column(storage, version, row, "quality")
     return Strip(
         row=row,
-        picture=Picture.of(np.concatenate(frames, axis=1)),
+        image=EmbeddedImage.of(np.concatenate(frames, axis=1)),
         seconds=row.num_frames / FPS,
         mouth_opening=quality[:, QUALITY_FIELDS.index("mouth_opening")],
         yaw_deg=quality[:, QUALITY_FIELDS.index("yaw_deg")],
@@ -171,7 +171,7 @@ def draw_mesh(image: np.ndarray, points: np.ndarray) -> np.ndarray:
 def _draw(image: np.ndarray, pixels: np.ndarray, pairs: np.ndarray, colour: tuple[int, int, int]) -> None:
     pairs = pairs[(pairs < len(pixels)).all(axis=1)]
     ends = pixels[pairs]  # [N, 2, 2]
-    limit = 4 * max(image.shape)  # far outside the picture; keeps the fixed-point numbers small
+    limit = 4 * max(image.shape)  # far outside the image; keeps the fixed-point numbers small
     ends = ends[(np.abs(np.nan_to_num(ends, nan=np.inf)) < limit).all(axis=(1, 2))]
     fixed = np.rint((ends - 0.5) * (1 << _SUBPIXEL)).astype(np.int32)
     cv2.polylines(image, list(fixed), False, colour, 1, cv2.LINE_AA, _SUBPIXEL)
