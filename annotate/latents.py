@@ -31,7 +31,7 @@ class LatentSettings:
     """Which networks encode which images."""
 
     vae: str
-    """Codec: `tiny`, or a folder in the layout of diffusers (such as sd-vae-ft-mse)."""
+    """VAE: `tiny`, or a folder in the layout of diffusers (such as sd-vae-ft-mse)."""
     image_encoder: str
     """CLIP image encoder: `tiny`, `small`, or a folder in the layout of transformers."""
     width: int = 512

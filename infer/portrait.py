@@ -156,7 +156,7 @@ def read_image(path: Path) -> np.ndarray:
     except IsADirectoryError:
         raise ValueError(f"{path} is a folder, not an image") from None
     except UnidentifiedImageError:
-        raise ValueError(f"{path} is not a image that can be read: take a PNG or JPEG") from None
+        raise ValueError(f"{path} is not an image that can be read: take a PNG or JPEG") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(f"the image {path} is too large: {error}") from None
     except (OSError, SyntaxError, ValueError) as error:  # Pillow's decoders raise all three for damaged files
@@ -229,7 +229,7 @@ def choose_face(faces: list[Face], width: int, height: int, choice: str | None, 
         raise ValueError(f"--face is {choice!r}, must be a number (0, 1, …), 'largest', or X,Y in pixels")
     if not faces:
         raise ValueError(
-            f"no face was found in {name} ({width}x{height}): take a image in which a face is upright, seen from the"
+            f"no face was found in {name} ({width}x{height}): take an image in which a face is upright, seen from the"
             " front, and at least a tenth of the image's longer side"
         )
     if choice == "largest":

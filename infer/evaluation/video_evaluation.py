@@ -2,7 +2,7 @@
 
 A clip's own reference frame is driven by its own landmarks, so that the true frames are known, or by another clip's.
 Baselines: the reference frame itself, which never moves; the same pipeline without its motion modules, on the same
-noise (what stage 2 adds); and the true frames through the codec and back, which no pipeline on this codec can pass. The
+noise (what stage 2 adds); and the true frames through the VAE and back, which no pipeline on this VAE can pass. The
 truth itself is measured, too: its landmark distance is what the re-detection costs at this size.
 """
 
@@ -30,16 +30,16 @@ if TYPE_CHECKING:
     from talkinghead.pipelines.talking_head import TalkingHeadPipeline
 
 KIND = "video"
-GENERATED, REFERENCE_COPY, NO_MOTION, CODEC, TRUTH = (
+GENERATED, REFERENCE_COPY, NO_MOTION, VAE, TRUTH = (
     "generated",
     "reference copy",
     "without motion modules",
-    "codec",
+    "vae",
     "truth",
 )
 VIDEO_FIELDS = frozenset({"predicted_video", "shown_landmarks", "mouth_reading"})
 """Fields of `Clip` of which every metric of a video needs one."""
-_ENCODED = 8  # images that go through the codec at once
+_ENCODED = 8  # images that go through the VAE at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +111,7 @@ def evaluate_pipeline(
         if alone is not None:
             videos[NO_MOTION] = ("baseline", generate(alone, clip, sampling, progress, NO_MOTION))
         if clip.truth is not None:
-            videos[CODEC] = ("baseline", through_codec(pipeline, clip.truth))
+            videos[VAE] = ("baseline", through_vae(pipeline, clip.truth))
             videos[TRUTH] = ("truth", clip.truth)
         # Their numbers; the videos themselves are let go.
         measured.add(clip, videos)
@@ -164,8 +164,8 @@ def without_motion(pipeline: TalkingHeadPipeline) -> TalkingHeadPipeline | None:
     return alone
 
 
-def through_codec(pipeline: TalkingHeadPipeline, video: np.ndarray) -> np.ndarray:
-    """Images encoded and decoded by the pipeline's codec, `[F, H, W, 3]` RGB uint8."""
+def through_vae(pipeline: TalkingHeadPipeline, video: np.ndarray) -> np.ndarray:
+    """Images encoded and decoded by the pipeline's VAE, `[F, H, W, 3]` RGB uint8."""
     encoder = ImageNetworks(pipeline.vae, pipeline.image_encoder)
     parts = []
     for first in range(0, len(video), _ENCODED):
@@ -233,8 +233,8 @@ class _Measured:
     def evaluation(self, sampling: Sampling) -> Evaluation:
         driver = "another clip's landmarks" if self.cross else "its own landmarks"
         notes = [network.provenance() for network in self.networks.values()]
-        if CODEC in self.subjects:
-            notes.append("The codec is the true frames encoded and decoded: the best that latents can do.")
+        if VAE in self.subjects:
+            notes.append("The VAE is the true frames encoded and decoded: the best that latents can do.")
         if NO_MOTION in self.subjects:
             notes.append("Without motion modules: the same pipeline and noise, each frame for itself.")
         if self.engine is None:

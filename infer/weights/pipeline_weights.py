@@ -113,13 +113,13 @@ def _of_folder(folder: Path) -> PipelinePlace:
 
 
 def _size_step(config: Path) -> int:
-    """Step of both sides, as `check_image_size` of the codecs has it, without loading what that needs."""
+    """Step of both sides, as `check_image_size` of the VAEs has it, without loading what that needs."""
     settings = _read_json(config)
-    if settings.get("_class_name") == "CosineCodec":
+    if settings.get("_class_name") in ("CosineVae", "CosineCodec"):  # the second before it was renamed
         return settings["patch"]
     widths = settings.get("block_out_channels")
     if not isinstance(widths, list):
-        raise ValueError(f"{config} does not describe a image codec: copy the folder again")
+        raise ValueError(f"{config} does not describe a VAE: copy the folder again")
     return 2 ** (len(widths) - 1)
 
 

@@ -33,7 +33,7 @@ IMAGES = 8
 """Samples of a step of stage 1."""
 TRAINING_SIDE, WINDOW_SIDE = 64, 128
 """Pixels, of what is timed."""
-_SIZE = "networks of size tiny with a codec of factor 8, {side} px, 1 thread"
+_SIZE = "networks of size tiny with a VAE of factor 8, {side} px, 1 thread"
 
 
 def video_rows(repeats: int) -> list[Row]:

@@ -199,7 +199,7 @@ def plan_latents(
     """
     sha256 = {name: provenance[name]["sha256"] for name in NETWORKS}
     libraries = library_versions(*LIBRARIES)
-    # Stable Diffusion's codec and CLIP take some 20 s per 512 x 512 image on one slow core.
+    # Stable Diffusion's VAE and CLIP take some 20 s per 512 x 512 image on one slow core.
     frame_s = 0.5 + 60.0 * settings.width * settings.height / 512**2
     return [
         Unit(

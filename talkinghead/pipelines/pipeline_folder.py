@@ -34,6 +34,8 @@ _LOADERS: Mapping[str, Callable[[Path], Any]] = {
     "audio2pose": Audio2Pose.from_pretrained,
 }
 """Part → how it is read from its subfolder. The scheduler's class is read from the index."""
+_RENAMED = {"CosineCodec": "CosineVae"}
+"""Class name in older folders → its present name. Modules are never looked up by the names that an index gives."""
 PARTS = (*_LOADERS, "scheduler")
 """What a pipeline is made of; its other arguments are settings."""
 
@@ -90,7 +92,7 @@ def read_parts(
         if not (folder / name).is_dir():
             raise ValueError(f"{folder} has no folder {name}, though its {INDEX} names one: copy it again")
         part = _read_scheduler(folder, str(kind)) if name == "scheduler" else _LOADERS[name](folder / name)
-        if type(part).__name__ != kind:
+        if type(part).__name__ != _RENAMED.get(kind, kind):
             raise ValueError(f"{folder / name} holds {type(part).__name__}, but {INDEX} names {library}.{kind}")
         parts[name] = part
     return parts

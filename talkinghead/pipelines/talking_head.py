@@ -39,7 +39,7 @@ class TalkingHeadPipeline(DiffusionPipeline):
     networks outside of `diffusers`.
 
     Args:
-        vae: Codec of the images: `AutoencoderKL`, or the `CosineCodec` of tiny models.
+        vae: VAE of the images: `AutoencoderKL`, or the `CosineVae` of tiny models.
         image_encoder: CLIP's, with projection.
         reference_net: Looks at the portrait.
         denoiser: With motion modules (stage 2), or without (stage 1: frames know nothing of each other).

@@ -55,7 +55,7 @@ class ClipSource:
         """What there is to be read.
 
         Args:
-            encoders: Codec and image encoder: latents of others do not fit.
+            encoders: VAE and image encoder: latents of others do not fit.
             num_frames: Frames of a window: clips that are shorter are of no use.
 
         Raises:

@@ -39,8 +39,8 @@ class Lmk2VideoConfig:
     width: int = 512
     """Width of the images in pixels. Clips of another shape are cut to it around their middle."""
     height: int = 512
-    """Height of the images in pixels. Width and height must be multiples of what codec and networks need: 8 with
-    Stable Diffusion's codec, 4 with `tiny`."""
+    """Height of the images in pixels. Width and height must be multiples of what VAE and networks need: 8 with
+    Stable Diffusion's VAE, 4 with `tiny`."""
     min_reference_gap: int = 0
     """Frames between the reference and the nearest target frame at least, so that the reference is not almost the
     answer; in clips that are too short, the farthest frames there are. 0: any frame, as published."""

@@ -23,7 +23,7 @@ class Draws:
     noise: Tensor
     """`[B, F, C, h, w]`."""
     target: Tensor
-    """`[B, F, C, h, w]`: which latents of the codec's distribution, for the target."""
+    """`[B, F, C, h, w]`: which latents of the VAE's distribution, for the target."""
     reference: Tensor
     """`[B, C, h, w]`: the same for the reference."""
     without_reference: Tensor
@@ -43,7 +43,7 @@ def draw(config: Lmk2VideoConfig, seed: int, slots: Tensor, shape: Sequence[int]
     """
     numbers, device = slots.tolist(), slots.device
     keys = [(slot,) for slot in numbers]
-    codec = torch.stack([_normal(seed, slot, shape) for slot in numbers])
+    latent = torch.stack([_normal(seed, slot, shape) for slot in numbers])
     chance = torch.tensor([rng.uniform(seed, "conditioning dropout", slot) for slot in numbers])
     both = chance < config.drop_both
     reference = chance < config.drop_both + config.drop_reference
@@ -51,8 +51,8 @@ def draw(config: Lmk2VideoConfig, seed: int, slots: Tensor, shape: Sequence[int]
     return Draws(
         timesteps=PAPER.draw_timesteps(seed, keys).to(device),
         noise=draw_noise(seed, keys, shape, offset=config.noise_offset).to(device),
-        target=codec[:, :-1].to(device),
-        reference=codec[:, -1].to(device),
+        target=latent[:, :-1].to(device),
+        reference=latent[:, -1].to(device),
         without_reference=reference.to(device),
         without_token=(both | token).to(device),
     )

@@ -1,6 +1,6 @@
 """Training of Lmk2Video, stage 1: single frames from a reference portrait and landmarks.
 
-Denoiser, reference network and PoseGuider learn; codec and image encoder are frozen.
+Denoiser, reference network and PoseGuider learn; VAE and image encoder are frozen.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Stage1Config(Lmk2VideoConfig):
     size: Size
     """Size of the networks."""
     vae: str
-    """Folder of the codec in diffusers' layout; or `tiny`: one that needs no training."""
+    """Folder of the VAE in diffusers' layout; or `tiny`: one that needs no training."""
     image_encoder: str
     """Folder of the CLIP image encoder in transformers' layout; or `tiny`, `small`: first weights from a fixed seed."""
     sd15: str | None = None
@@ -60,17 +60,17 @@ class Stage1Task(Lmk2VideoTask[Stage1Config]):
 
     @property
     def image_sources(self) -> tuple[str, str]:
-        """Sources of codec and image encoder."""
+        """Sources of VAE and image encoder."""
         return self.config.vae, self.config.image_encoder
 
     def first_weights(self) -> dict[str, Provenance]:
-        """Codec, image encoder, and Stable Diffusion where it is given."""
-        # Codec and image encoder, whose embedding the networks must take.
+        """VAE, image encoder, and Stable Diffusion where it is given."""
+        # VAE and image encoder, whose embedding the networks must take.
         found = self.encoder.provenance()
         wanted = reference_net_config(self.config.size).get("cross_attention_dim", 768)
         if (width := self.encoder.embedding_size) != wanted:
             raise ValueError(
-                f"the image encoder {self.config.image_encoder} makes {width} numbers of a image, and networks of"
+                f"the image encoder {self.config.image_encoder} makes {width} numbers of an image, and networks of"
                 f" size {self.config.size} take {wanted}: choose another image_encoder or size"
             )
         if self.config.sd15 is None:
@@ -116,7 +116,7 @@ def make_module(size: Size, channels: int) -> Lmk2Video:
 
 
 def tiny() -> Recipe:
-    """Small networks with first weights, images of 64 pixels, a codec that needs no training: a handful of clips on a
+    """Small networks with first weights, images of 64 pixels, a VAE that needs no training: a handful of clips on a
     CPU in minutes."""
     config = Stage1Config(
         size="tiny",
@@ -131,7 +131,7 @@ def tiny() -> Recipe:
 
 
 def small() -> Recipe:
-    """Networks of a fraction of the paper's width with first weights, images of 128 pixels, a codec that needs no
+    """Networks of a fraction of the paper's width with first weights, images of 128 pixels, a VAE that needs no
     training: what can be learnt without any weights to begin from, on one GPU in hours."""
     config = Stage1Config(
         size="small",
@@ -150,7 +150,7 @@ def paper() -> Recipe:
     Set `--config.sd15`, `--config.vae` and `--config.image_encoder` to folders with Stable Diffusion 1.5,
     sd-vae-ft-mse and the image encoder of sd-image-variations. 1.89 billion parameters are trained: weights,
     gradients and both moments take 30 GB in all, the averaged weights 7.5 GB, shared out among the ranks (FSDP2); the
-    activations of two images come on top, and the frozen codec and CLIP (1.6 GB) where latents are not read. A
+    activations of two images come on top, and the frozen VAE and CLIP (1.6 GB) where latents are not read. A
     sample costs 4.0 TFLOP forward, of which make latents saves 2.4, and twice the networks' 1.9 backward. The paper
     trained for two days on four A100; the published settings say 300,000 steps, their example loads 30,000.
     Not published: bf16, moments in 32 bits, normalisation frame by frame, attention to the reference's landmarks, 1 x 1

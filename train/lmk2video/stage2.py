@@ -33,7 +33,7 @@ class Stage2Config(Lmk2VideoConfig):
     """Settings of stage 2."""
 
     stage1: str
-    """What to add motion to: the RUN of stage 1, its pretrained_model, or converted weights. Its codec and image
+    """What to add motion to: the RUN of stage 1, its pretrained_model, or converted weights. Its VAE and image
     encoder are used, too."""
     motion_module: str | None = None
     """File of motion modules to begin with, such as AnimateDiff's mm_sd_v15_v2.ckpt (networks of Stable Diffusion 1.5's

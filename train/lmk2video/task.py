@@ -44,7 +44,7 @@ class Lmk2VideoTask(abc.ABC, Generic[Config]):
     @property
     @abc.abstractmethod
     def image_sources(self) -> tuple[str, str]:
-        """Sources of codec and image encoder; see `ImageNetworks.load`."""
+        """Sources of VAE and image encoder; see `ImageNetworks.load`."""
 
     @property
     @abc.abstractmethod
@@ -76,7 +76,7 @@ class Lmk2VideoTask(abc.ABC, Generic[Config]):
 
     @functools.cached_property
     def encoder(self) -> ImageNetworks:
-        """Codec and image encoder, on the CPU until images are to be encoded."""
+        """VAE and image encoder, on the CPU until images are to be encoded."""
         return ImageNetworks.load(*self.image_sources)
 
     def loader(self, *, global_batch: int, seed: int, rank: int, world: int, num_workers: int) -> ClipLoader:

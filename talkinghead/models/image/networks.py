@@ -1,4 +1,4 @@
-"""Images for networks: latents by a codec, and one token by CLIP. The same in training, caching and inference."""
+"""Images for networks: latents by a VAE, and one token by CLIP. The same in training, caching and inference."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from torch.nn import functional
 from transformers import CLIPVisionModelWithProjection
 from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from talkinghead.models.image.cosine_codec import CosineCodec
+from talkinghead.models.image.cosine_vae import CosineVae
 from talkinghead.models.image.weights import described, fingerprint, load_image_encoder, load_vae
 
-Vae = AutoencoderKL | CosineCodec
+Vae = AutoencoderKL | CosineVae
 
 
 def latent_scale(vae: Vae) -> int:
-    """Pixels per latent position along each axis: 8 for Stable Diffusion's codec."""
-    if isinstance(vae, CosineCodec):
+    """Pixels per latent position along each axis: 8 for Stable Diffusion's VAE."""
+    if isinstance(vae, CosineVae):
         return vae.config["patch"]
     return 2 ** (len(vae.config["block_out_channels"]) - 1)
 
 
 def latent_channels(vae: Vae) -> int:
-    """Channels of the latents: 4 for Stable Diffusion's codec."""
+    """Channels of the latents: 4 for Stable Diffusion's VAE."""
     return vae.config["latent_channels"]
 
 
@@ -47,10 +47,10 @@ def check_image_size(width: int, height: int, vae: Vae) -> None:
 
 
 class ImageNetworks:
-    """A codec and a CLIP image encoder, frozen. No module, so that no checkpoint or optimizer takes them in.
+    """A VAE and a CLIP image encoder, frozen. No module, so that no checkpoint or optimizer takes them in.
 
     Args:
-        vae: Codec of the latents.
+        vae: VAE of the latents.
         image_encoder: Encoder of the image token.
     """
 

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from talkinghead.models.image.cosine_codec import CosineCodec
+from talkinghead.models.image.cosine_vae import CLASS_NAMES, CosineVae
 from talkinghead.models.weights import parameter_hash, quiet_libraries, weights_from
 from talkinghead.provenance import canonical_json, hash_bytes
 
@@ -21,7 +21,7 @@ Part = Literal["vae", "image_encoder"]
 """Both the part's name and that of its subfolder in a pipeline's folder."""
 
 VAES = ("tiny", "tiny-kl")
-"""`tiny`: a `CosineCodec`, which needs no training. `tiny-kl`: a small `AutoencoderKL` with first weights from a fixed
+"""`tiny`: a `CosineVae`, which needs no training. `tiny-kl`: a small `AutoencoderKL` with first weights from a fixed
 seed, for tests: its latents mean nothing."""
 IMAGE_ENCODERS = ("tiny", "small")
 """Small CLIP encoders with first weights from a fixed seed, as wide as the networks of these sizes expect."""
@@ -41,7 +41,7 @@ _CLIPS: dict[str, dict[str, Any]] = {
 }
 _CLIP_COMMON: dict[str, Any] = {"num_attention_heads": 4, "image_size": 64, "patch_size": 16}
 _UNSEEN: dict[type[nn.Module], tuple[str, ...]] = {
-    CosineCodec: ("patch",),
+    CosineVae: ("patch",),
     AutoencoderKL: ("act_fn", "norm_num_groups"),
     CLIPVisionModelWithProjection: ("hidden_act", "num_attention_heads", "image_size", "patch_size", "layer_norm_eps"),
 }
@@ -49,29 +49,29 @@ _UNSEEN: dict[type[nn.Module], tuple[str, ...]] = {
 _DAMAGE = (OSError, RuntimeError, TypeError, ValueError, KeyError, EOFError, SafetensorError)
 
 
-def load_vae(source: str) -> AutoencoderKL | CosineCodec:
-    """An image codec in single precision, evaluation mode.
+def load_vae(source: str) -> AutoencoderKL | CosineVae:
+    """An VAE in single precision, evaluation mode.
 
     Args:
         source: One of `VAES`, or a folder in the layout of `diffusers` (`stabilityai/sd-vae-ft-mse`), also one whose
             subfolder `vae` it is.
 
     Raises:
-        ValueError: The folder is missing, damaged, or not of a codec; says what is wanted.
+        ValueError: The folder is missing, damaged, or not of a VAE; says what is wanted.
     """
     if source == "tiny":
-        return CosineCodec().eval()
+        return CosineVae().eval()
     if source == "tiny-kl":
         with weights_from(0, "tiny picture codec"):
             return AutoencoderKL(**_TINY_KL).eval()
     folder, config = _folder(source, "vae")
-    kinds: dict[object, type[AutoencoderKL] | type[CosineCodec]] = {
+    kinds: dict[object, type[AutoencoderKL] | type[CosineVae]] = {
         "AutoencoderKL": AutoencoderKL,
-        "CosineCodec": CosineCodec,
+        **dict.fromkeys(CLASS_NAMES, CosineVae),
     }
     found = config.get("_class_name")
     if found not in kinds:
-        raise ValueError(f"{folder / 'config.json'} describes {_kind(found)}; wanted is {' or '.join(map(str, kinds))}")
+        raise ValueError(f"{folder / 'config.json'} describes {_kind(found)}; wanted is AutoencoderKL or CosineVae")
     return _loaded(kinds[found], folder, low_cpu_mem_usage=False).eval()
 
 
@@ -142,7 +142,7 @@ def _folder(source: str, part: Part) -> tuple[Path, dict[str, Any]]:
 def _loaded(network: Any, folder: Path, **options: Any) -> Any:
     """A stock network from a folder, of which every tensor must find its place, and every place its tensor."""
     try:
-        if issubclass(network, CosineCodec):
+        if issubclass(network, CosineVae):
             return network.from_pretrained(folder)
         with quiet_libraries():
             model, report = network.from_pretrained(folder, local_files_only=True, output_loading_info=True, **options)

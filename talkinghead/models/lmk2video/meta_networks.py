@@ -12,7 +12,7 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from talkinghead.models.image.cosine_codec import CosineCodec
+from talkinghead.models.image.cosine_vae import CLASS_NAMES, CosineVae
 from talkinghead.models.image.networks import Vae
 from talkinghead.models.lmk2video.denoiser import Denoiser
 from talkinghead.models.lmk2video.pose_guider import PoseGuider
@@ -57,10 +57,10 @@ class HollowNetworks:
 
     @classmethod
     def described(cls, configs: Mapping[str, Mapping[str, Any]]) -> Self:
-        """Networks by the settings of each; those of the codec name its class (`_class_name`) unless it is Stable
+        """Networks by the settings of each; those of the VAE name its class (`_class_name`) unless it is Stable
         Diffusion's."""
-        codec = CosineCodec if configs["vae"].get("_class_name") == "CosineCodec" else AutoencoderKL
-        classes = {"vae": codec, "reference_net": ReferenceNet, "denoiser": Denoiser, "pose_guider": PoseGuider}
+        vae = CosineVae if configs["vae"].get("_class_name") in CLASS_NAMES else AutoencoderKL
+        classes = {"vae": vae, "reference_net": ReferenceNet, "denoiser": Denoiser, "pose_guider": PoseGuider}
         with torch.device("meta"):
             made: dict[str, Any] = {name: cast(Any, kind).from_config(configs[name]) for name, kind in classes.items()}
             clip = CLIPVisionConfig.from_dict(dict(configs["image_encoder"]))

@@ -91,7 +91,7 @@ def position_code(height: int, width: int, channels: int, device: torch.device |
 
 
 GUIDANCE_SCALE = 8
-"""Pixels of a guidance image along the side of a latent: what the stem reduces it by, whatever the codec does."""
+"""Pixels of a guidance image along the side of a latent: what the stem reduces it by, whatever the VAE does."""
 
 
 class LandmarkAttention(nn.Module):

@@ -63,7 +63,7 @@ def decode(images: ImageNetworks, latents: Tensor, chunk_size: int) -> Iterator[
     """Decode a few frames at once.
 
     Args:
-        images: With the codec.
+        images: With the VAE.
         latents: `[n, C, h, w]`, scaled.
         chunk_size: Frames at once.
 
@@ -75,7 +75,7 @@ def decode(images: ImageNetworks, latents: Tensor, chunk_size: int) -> Iterator[
     """
     for chunk in latents.split(chunk_size):
         decoded = images.decode(chunk)
-        check_finite(decoded, "codec", images.vae.dtype)
+        check_finite(decoded, "VAE", images.vae.dtype)
         yield (decoded / 2 + 0.5).clamp(0, 1).float().cpu()
 
 

@@ -20,11 +20,11 @@ from infer.evaluation.comparison import Comparison, contact_sheet
 from infer.evaluation.driven_clip import DRIVER_COLUMNS, DrivenClip, read_cross_driven, read_driven_clips
 from infer.evaluation.evaluation_result import Evaluation, read_evaluations
 from infer.evaluation.video_evaluation import (
-    CODEC,
     GENERATED,
     NO_MOTION,
     REFERENCE_COPY,
     TRUTH,
+    VAE,
     Sampling,
     VideoTrace,
     evaluate_pipeline,
@@ -86,7 +86,7 @@ def test_known_videos_get_known_numbers(clip: DrivenClip, engine: LitertEngine) 
     off = np.clip(clip.truth.astype(int) + 4, 0, 255).astype(np.uint8)
     known: Any = Known(off)
     found = evaluate_pipeline(known, [clip], sampling=QUICK, engine=engine)
-    assert [subject.name for subject in found.subjects] == [GENERATED, REFERENCE_COPY, CODEC, TRUTH]
+    assert [subject.name for subject in found.subjects] == [GENERATED, REFERENCE_COPY, VAE, TRUTH]
     assert [subject.role for subject in found.subjects] == ["prediction", "baseline", "baseline", "truth"]
     assert known.asked[0] | {"reference_landmarks": None, "watch": None} == {
         "width": 64, "height": 64, "num_inference_steps": 2, "guidance_scale": 2.0, "seed": 1,
@@ -94,9 +94,9 @@ def test_known_videos_get_known_numbers(clip: DrivenClip, engine: LitertEngine) 
     }  # fmt: skip
     assert value(found, "psnr", GENERATED) == pytest.approx(10 * np.log10(255**2 / 16), abs=0.2)
     assert value(found, "flicker", GENERATED) < 0.2 < 1 < value(found, "flicker", REFERENCE_COPY)
-    assert value(found, "psnr", REFERENCE_COPY) < 20 < 30 < value(found, "psnr", CODEC)
+    assert value(found, "psnr", REFERENCE_COPY) < 20 < 30 < value(found, "psnr", VAE)
     assert value(found, "temporal_change", REFERENCE_COPY) == 0
-    for subject in (GENERATED, CODEC, TRUTH):
+    for subject in (GENERATED, VAE, TRUTH):
         assert value(found, "face_found", subject) == 100
         assert value(found, "landmark_distance", subject) < 2
         assert value(found, "mouth_shown_correlation", subject) > 0.85
@@ -164,7 +164,7 @@ def test_the_tiny_pipeline_goes_through_it(clip: DrivenClip, engine: LitertEngin
         watch=Comparison(tmp_path),
         progress=lambda _, done, total: stages.append((done, total)),
     )
-    assert [subject.name for subject in found.subjects] == [GENERATED, REFERENCE_COPY, NO_MOTION, CODEC, TRUTH]
+    assert [subject.name for subject in found.subjects] == [GENERATED, REFERENCE_COPY, NO_MOTION, VAE, TRUTH]
     assert value(found, "psnr", GENERATED) < 15
     assert found.result("landmark_distance").reason_unavailable
     assert stages[-1][0] == stages[-1][1] > 0
@@ -173,7 +173,7 @@ def test_the_tiny_pipeline_goes_through_it(clip: DrivenClip, engine: LitertEngin
 
 def test_sheet_and_video(clip: DrivenClip, tmp_path: Path) -> None:
     assert clip.truth is not None
-    trace = VideoTrace(clip=clip, videos={GENERATED: clip.truth[::-1], CODEC: clip.truth, TRUTH: clip.truth})
+    trace = VideoTrace(clip=clip, videos={GENERATED: clip.truth[::-1], VAE: clip.truth, TRUTH: clip.truth})
     sheet = cv2.imdecode(np.frombuffer(contact_sheet(trace, columns=4), np.uint8), cv2.IMREAD_COLOR)
     assert sheet is not None
     assert sheet.shape == (3 * (128 + 18 + 4), 4 + 5 * (128 + 4), 3)

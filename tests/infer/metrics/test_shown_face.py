@@ -187,12 +187,12 @@ def test_coarse_images_still_show_it_and_wrong_ones_do_not(
 
 
 def test_the_reader_reads_what_an_early_model_leaves(woman: RealClip, face_model: FaceModel) -> None:
-    """Noise in the latents of the tiny codec: blocks of colour over the face, 20 dB, where the engine sees little."""
-    codec = ImageNetworks.load("tiny", "tiny")
+    """Noise in the latents of the tiny VAE: blocks of colour over the face, 20 dB, where the engine sees little."""
+    vae = ImageNetworks.load("tiny", "tiny")
     true = torch.from_numpy(np.ascontiguousarray(np.moveaxis(woman.at(64)[WINDOW], 3, 1)))
-    latents = codec.mean(codec.moments(true))
+    latents = vae.mean(vae.moments(true))
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
-    (decoded,) = decode(codec, latents + 0.7 * noise, len(true))
+    (decoded,) = decode(vae, latents + 0.7 * noise, len(true))
     clip = shown_clip(as_bytes(decoded), woman, 64, LitertEngine(face_model))
     assert mouth_read_correlation(clip) > 0.75
     assert face_found(clip) < 60

@@ -72,7 +72,7 @@ def test_round_trip(pipeline: TalkingHeadPipeline, saved: Path) -> None:
     assert len(first) == 5 and np.array_equal(first.landmarks, second.landmarks)
 
 
-def test_the_stock_codec_too(tmp_path: Path) -> None:
+def test_the_stock_vae_too(tmp_path: Path) -> None:
     stock = tiny_pipeline(vae="tiny-kl")
     stock.save_pretrained(tmp_path)
     read = TalkingHeadPipeline.from_pretrained(tmp_path)

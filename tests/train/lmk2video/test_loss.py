@@ -28,7 +28,7 @@ def test_draws_are_a_samples_own() -> None:
     assert not torch.equal(drawn(seed=1).noise, whole.noise)
     parts = (whole.noise, whole.target)
     assert all(not torch.equal(part[0], part[1]) and not torch.equal(part[0, 0], part[0, 1]) for part in parts)
-    assert not torch.equal(whole.noise, whole.target), "noise and the codec's own noise are different draws"
+    assert not torch.equal(whole.noise, whole.target), "noise and the VAE's own noise are different draws"
     assert not torch.equal(whole.target[:, 0], whole.reference)
 
 

@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from talkinghead.models.image.cosine_codec import CosineCodec
+from talkinghead.models.image.cosine_vae import CosineVae
 from talkinghead.models.image.networks import ImageNetworks, check_image_size, latent_channels, latent_scale
 from talkinghead.models.image.weights import load_image_encoder, load_vae
 from talkinghead.models.weights import parameter_hash
@@ -66,7 +66,7 @@ def test_scale_and_channels() -> None:
     assert ImageNetworks.load("tiny", "small").embedding(images(2)).shape == (2, 256)
 
 
-def test_moments_are_those_of_the_stock_codec(encoder: ImageNetworks) -> None:
+def test_moments_are_those_of_the_stock_vae(encoder: ImageNetworks) -> None:
     given = images()
     with torch.no_grad():
         posterior = encoder.vae.encode(given / 127.5 - 1).latent_dist
@@ -83,7 +83,7 @@ def test_moments_are_those_of_the_stock_codec(encoder: ImageNetworks) -> None:
 
 def test_decode_undoes_encode() -> None:
     encoder = ImageNetworks.load("tiny", "tiny")
-    # Flat blocks, which the codec keeps whole: what is lost is the rounding of latents to half precision.
+    # Flat blocks, which the VAE keeps whole: what is lost is the rounding of latents to half precision.
     given = images(2, 16, 8).repeat_interleave(4, 2).repeat_interleave(4, 3)
     decoded = encoder.decode(encoder.mean(encoder.moments(given)))
     assert decoded.shape == (2, 3, 32, 64) and decoded.dtype == torch.float32 and decoded.abs().max() <= 1
@@ -177,13 +177,13 @@ def test_folders_whole_or_by_part_have_one_provenance(folder: Path) -> None:
     assert torch.equal(whole.moments(images()), parts.moments(images()))
 
 
-def test_the_cosine_codec_loads_from_a_pipeline_folder(copied: Path) -> None:
-    CosineCodec(patch=8).save_pretrained(copied / "vae")
+def test_the_cosine_vae_loads_from_a_pipeline_folder(copied: Path) -> None:
+    CosineVae(patch=8).save_pretrained(copied / "vae")
     vae = load_vae(str(copied))
-    assert isinstance(vae, CosineCodec) and latent_scale(vae) == 8
+    assert isinstance(vae, CosineVae) and latent_scale(vae) == 8
 
 
-def test_old_attention_names_of_published_codecs_are_understood(copied: Path) -> None:
+def test_old_attention_names_of_published_vaes_are_understood(copied: Path) -> None:
     file = copied / "vae" / STOCK
     tensors = safetensors.torch.load_file(file)
     old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}

@@ -44,7 +44,7 @@ def test_counts_exactly_what_the_pipeline_computes(vae: str, guidance: float, fr
         guided=guidance > 1,
     )
     cost = video_cost(_hollow(pipeline), shape)
-    # The timestep is embedded once in each call, also where the model counts frame by frame; and what a codec of
+    # The timestep is embedded once in each call, also where the model counts frame by frame; and what a VAE of
     # cosines does in the pipeline is a product of matrices too. Both are less than a thousandth.
     assert cost.flops_per_frame * frames == pytest.approx(counter.get_total_flops(), rel=1e-3)
 

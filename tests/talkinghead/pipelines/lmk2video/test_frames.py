@@ -45,12 +45,12 @@ def test_weights_that_diverged(pipeline: TalkingHeadPipeline) -> None:
 
 
 def test_latents_that_cannot_be_decoded() -> None:
-    class Codec:
+    class Images:
         vae = torch.zeros(0, dtype=torch.float16)
 
         def decode(self, latents: torch.Tensor) -> torch.Tensor:
             return latents * float("nan")
 
-    codec: Any = Codec()
-    with pytest.raises(ValueError, match=r"the numbers of the codec exceed the range of float16"):
-        next(decode(codec, torch.zeros(1, 4, 2, 2), 1))
+    images: Any = Images()
+    with pytest.raises(ValueError, match=r"the numbers of the VAE exceed the range of float16"):
+        next(decode(images, torch.zeros(1, 4, 2, 2), 1))

@@ -1,4 +1,4 @@
-"""An image codec that needs no training: cosine coefficients of small blocks as latents.
+"""An VAE that needs no training: cosine coefficients of small blocks as latents.
 
 Letters of shapes: N images, H and W height and width of images in pixels, C channels, h and w height and width of
 latents, P pixels along the side of a block.
@@ -32,7 +32,11 @@ _DECAY = 0.9
 pixels (talking-head video of eight sources); the measured values lie within a factor of 1.6 of them."""
 
 
-class CosineCodec(StrictModel):
+CLASS_NAMES = ("CosineVae", "CosineCodec")
+"""Names of the class in saved configurations: its own, and the one that exports had before it was renamed."""
+
+
+class CosineVae(StrictModel):
     """Latents that a linear transform makes: block-wise orthonormal cosines, the lowest of them.
 
     Used like `diffusers.AutoencoderKL`. It stands in for one where there are no trained weights: a variational
@@ -49,7 +53,7 @@ class CosineCodec(StrictModel):
         patch: Pixels along the side of a block: the factor between image and latents.
         latent_channels: Coefficients that are kept.
         whitening: 0: all coefficients in one scale, 1: each with about unit variance.
-        scaling_factor: What users of the codec multiply latents with, as `AutoencoderKL` says it.
+        scaling_factor: What users of the VAE multiply latents with, as `AutoencoderKL` says it.
     """
 
     analysis: Tensor
@@ -111,7 +115,7 @@ class CosineCodec(StrictModel):
         return DecoderOutput(sample=image) if return_dict else (image,)
 
     def forward(self, sample: Tensor, return_dict: bool = True) -> Any:
-        """Images that went through the codec: see `encode` and `decode`."""
+        """Images that went through the VAE: see `encode` and `decode`."""
         return self.decode(self.encode(sample).latent_dist.mode(), return_dict=return_dict)
 
 
