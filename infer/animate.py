@@ -240,7 +240,7 @@ def _frames(
         num_inference_steps=request.sampled_steps,
         guidance_scale=request.guidance,
         seed=request.seed,
-        watch=progress,
+        progress=progress,
     )
     return frames if paste is None else map(paste, frames)
 

@@ -29,7 +29,7 @@ _PAPER, _INK = (250, 249, 246), (60, 66, 72)
 
 
 class Comparison:
-    """Writes a contact sheet and a video of the first clips of an evaluation. To be passed as `watch`.
+    """Writes a contact sheet and a video of the first clips of an evaluation. To be passed as `on_clip`.
 
     Args:
         folder: Where to: `sheet-<key>.png` and `<key>.mp4`.

@@ -77,7 +77,7 @@ class Trace:
     """Name → the same shape, finite."""
 
 
-Watch = Callable[[Trace], None]
+ClipCallback = Callable[[Trace], None]
 
 
 def read_clips(samples: Iterable[Sample], kind: Kind, *, most_frames: int | None = None) -> Iterator[TrueClip]:
@@ -123,7 +123,7 @@ def evaluate_mesh(
     mean_offset: np.ndarray | None = None,
     neutral: Callable[[TrueClip], np.ndarray] | None = None,
     shift_s: float = MESH_SHIFT_S,
-    watch: Watch | None = None,
+    on_clip: ClipCallback | None = None,
 ) -> Evaluation:
     """Evaluate predicted mesh offsets.
 
@@ -133,7 +133,7 @@ def evaluate_mesh(
         mean_offset: `[468, 3]` cm, mean over the training frames (`Speakers.mean_offset`).
         neutral: Clip → neutral mesh `[468, 3]`; None: estimated from the clip.
         shift_s: Delay of the shifted truth in seconds.
-        watch: Called with every clip that was evaluated.
+        on_clip: Called with every clip that was evaluated.
 
     Raises:
         ValueError: A prediction of another shape, or not finite.
@@ -149,8 +149,8 @@ def evaluate_mesh(
         predictions = {PREDICTION: still + _checked(predict(clip), clip, (468, 3))}
         trace = Trace(clip=clip, kind="mesh", still=still, true=clip.mesh, predictions=predictions)
         measured.add(trace, no_motion=still, mean=None if mean_offset is None else still + mean_offset)
-        if watch:
-            watch(trace)
+        if on_clip:
+            on_clip(trace)
     whose = "given" if neutral else "estimated from the clip's own annotations"
     return measured.evaluation(f"Offsets added to the neutral mesh ({whose}); whole clips, frames with a face.")
 
@@ -163,7 +163,7 @@ def evaluate_pose(
     mean_pose: np.ndarray | None = None,
     origin: Literal["rest", "first"] = "rest",
     shift_s: float = POSE_SHIFT_S,
-    watch: Watch | None = None,
+    on_clip: ClipCallback | None = None,
 ) -> Evaluation:
     """Evaluate predicted head poses.
 
@@ -175,7 +175,7 @@ def evaluate_pose(
         mean_pose: `[6]`, mean over the training frames.
         origin: What poses are relative to: the clip's rest pose, or its first frame with a face.
         shift_s: Delay of the shifted truth in seconds.
-        watch: Called with every clip that was evaluated.
+        on_clip: Called with every clip that was evaluated.
 
     Raises:
         ValueError: Nothing to evaluate; a prediction of another shape, or not finite.
@@ -201,8 +201,8 @@ def evaluate_pose(
             predictions[TEACHER_FORCED] = _checked(teacher_forced(clip, previous), clip, (6,))
         trace = Trace(clip=clip, kind="pose", still=still, true=true, predictions=predictions)
         measured.add(trace, no_motion=np.zeros(6), mean=mean_pose, previous=previous if teacher_forced else None)
-        if watch:
-            watch(trace)
+        if on_clip:
+            on_clip(trace)
     whose = "rest pose" if origin == "rest" else "first frame"
     return measured.evaluation(f"Poses relative to the clip's {whose}; whole clips, frames with a face.")
 

@@ -67,7 +67,7 @@ class VideoTrace:
     """Subject → `[F, H, W, 3]` RGB uint8; generated first."""
 
 
-Watch = Callable[[VideoTrace], None]
+ClipCallback = Callable[[VideoTrace], None]
 
 
 def evaluate_pipeline(
@@ -78,7 +78,7 @@ def evaluate_pipeline(
     engine: LandmarkEngine | None,
     models: LearnedModels | None = None,
     compare_motion: bool = True,
-    watch: Watch | None = None,
+    on_clip: ClipCallback | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Evaluation:
     """Run a pipeline over clips and measure what it makes.
@@ -90,7 +90,7 @@ def evaluate_pipeline(
         engine: Finds faces in what it makes; None: there is none, and what needs it is unavailable.
         models: Networks that measure; None: none was given.
         compare_motion: Where the denoiser has motion modules, make everything a second time without them.
-        watch: Called with every clip that was evaluated.
+        on_clip: Called with every clip that was evaluated.
         progress: Told what is generated, predictions of the network done, and in all.
 
     Raises:
@@ -115,8 +115,8 @@ def evaluate_pipeline(
             videos[TRUTH] = ("truth", clip.truth)
         # Their numbers; the videos themselves are let go.
         measured.add(clip, videos)
-        if watch:
-            watch(VideoTrace(clip=clip, videos={name: video for name, (_, video) in videos.items()}))
+        if on_clip:
+            on_clip(VideoTrace(clip=clip, videos={name: video for name, (_, video) in videos.items()}))
     return measured.evaluation(sampling)
 
 
@@ -138,7 +138,7 @@ def generate(
         num_inference_steps=sampling.steps,
         guidance_scale=sampling.guidance,
         seed=sampling.seed,
-        watch=None if progress is None else lambda _, done, total: progress(f"{clip.key}, {subject}", done, total),
+        progress=None if progress is None else lambda _, done, total: progress(f"{clip.key}, {subject}", done, total),
     )
     video = np.stack(list(frames))
     assert video.shape == (clip.num_frames, height, width, 3), video.shape

@@ -56,7 +56,7 @@ def evaluate_video_split(place: PipelinePlace, request: EvaluateRequest) -> Eval
             sampling=Sampling(steps=request.steps, guidance=request.guidance, seed=request.seed),
             engine=engine,
             models=models,
-            watch=None if request.output is None else Comparison(request.output),
+            on_clip=None if request.output is None else Comparison(request.output),
             progress=progress,
         )
     weights = about["pipeline"]

@@ -209,7 +209,7 @@ def speech_motion(
         pose_smoothing=request.smooth,
         mesh_smoothing=request.smooth_mesh,
         fps=rate,
-        watch=progress,
+        progress=progress,
     )
     return edited(motion, request, portrait, reference_mesh=reference_mesh, compat=compat), facts
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
@@ -17,10 +17,8 @@ from talkinghead.models.speech.encoder import Encode, encode_long, frame_rate, n
 from talkinghead.motion.landmark_motion import LandmarkMotion, place
 from talkinghead.motion.resampling import resample_frames
 from talkinghead.motion.smoothing import moving_average
+from talkinghead.runtime.progress import ProgressCallback
 from talkinghead.timebase import SAMPLE_RATE
-
-Watch = Callable[[str, int, int], None]
-"""Told stage, steps done, steps in all."""
 
 _BLOCK = 250
 """Poses decoded from one report of progress to the next."""
@@ -69,7 +67,7 @@ class AudioToLandmarks:
         pose_smoothing: int | None = None,
         mesh_smoothing: int | None = None,
         fps: float | None = None,
-        watch: Watch | None = None,
+        progress: ProgressCallback | None = None,
     ) -> LandmarkMotion:
         """Animate a face.
 
@@ -86,7 +84,7 @@ class AudioToLandmarks:
             pose_smoothing: Frames (odd) of the moving average over the pose of `audio`; None: the model's.
             mesh_smoothing: Frames (odd) of the moving average over the mesh offsets; None: the model's.
             fps: Frame rate of the result; None: the mesh model's. Models of other rates are interpolated in time.
-            watch: Progress.
+            progress: Progress.
 
         Raises:
             ValueError: No samples, an identity or pose that does not fit, or weights that give no finite motion.
@@ -100,10 +98,12 @@ class AudioToLandmarks:
         elif pose == "still":
             pose = np.zeros((count, 6))
         else:
-            moved = self.predict_pose(samples, identity=identity, gain=pose_gain, smoothing=pose_smoothing, watch=watch)
+            moved = self.predict_pose(
+                samples, identity=identity, gain=pose_gain, smoothing=pose_smoothing, progress=progress
+            )
             assert self.audio2pose is not None
             pose = resample_frames(moved, self.audio2pose.fps, rate, count)
-        offsets = self.predict_offsets(samples, smoothing=mesh_smoothing, watch=watch)
+        offsets = self.predict_offsets(samples, smoothing=mesh_smoothing, progress=progress)
         mesh = resample_frames(offsets, mesh_model.fps, rate, count)
         mesh += np.asarray(reference_mesh, dtype=np.float32)
         return place(
@@ -123,17 +123,17 @@ class AudioToLandmarks:
 
     @torch.inference_mode()
     def predict_offsets(
-        self, samples: np.ndarray, *, smoothing: int | None = None, watch: Watch | None = None
+        self, samples: np.ndarray, *, smoothing: int | None = None, progress: ProgressCallback | None = None
     ) -> np.ndarray:
         """Offsets of the mesh from the neutral mesh, `[T, 468, 3]` float32 cm, at Audio2Mesh's frame rate.
 
         Args:
             samples: Float mono `[N]` at 16 kHz.
             smoothing: Frames (odd) of the moving average; None: the model's.
-            watch: Progress.
+            progress: Progress.
         """
         model = self._mesh_model()
-        encode = _watched(model, "mesh from speech", num_frames(len(samples), model.fps), watch)
+        encode = _with_progress(model, "mesh from speech", num_frames(len(samples), model.fps), progress)
         offsets = encode_long(encode, _prepared(samples, model), model.fps).float().cpu().numpy()
         window = model.smoothing if smoothing is None else smoothing
         if window == 1:
@@ -152,7 +152,7 @@ class AudioToLandmarks:
         identity: int = 0,
         gain: float | None = None,
         smoothing: int | None = None,
-        watch: Watch | None = None,
+        progress: ProgressCallback | None = None,
     ) -> np.ndarray:
         """The head's motion, `[T, 6]` float64 degrees and cm relative to the reference, at Audio2Pose's frame rate.
 
@@ -161,7 +161,7 @@ class AudioToLandmarks:
             identity: Row of the identity embedding.
             gain: Factor of the angles; None: the model's.
             smoothing: Frames (odd) of the moving average; None: the model's.
-            watch: Progress.
+            progress: Progress.
 
         Raises:
             ValueError: There is no Audio2Pose, or no such identity.
@@ -174,10 +174,10 @@ class AudioToLandmarks:
             raw = generate(model, prepared, identity)
         else:
             total = num_frames(len(samples), model.fps)
-            encode = _watched(model.encode, "pose from speech", total, watch)
+            encode = _with_progress(model.encode, "pose from speech", total, progress)
             memory = encode_long(encode, prepared, model.fps)[None]
             with _one_thread():
-                raw = _decoded(model, memory, identity, watch)
+                raw = _decoded(model, memory, identity, progress)
         pose = raw.double().cpu().numpy()
         pose[:, :3] *= model.angle_gain if gain is None else gain
         return moving_average(pose, model.smoothing if smoothing is None else smoothing)
@@ -198,14 +198,14 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _decoded(model: Audio2Pose, memory: torch.Tensor, identity: int, watch: Watch | None) -> torch.Tensor:
+def _decoded(model: Audio2Pose, memory: torch.Tensor, identity: int, progress: ProgressCallback | None) -> torch.Tensor:
     """`[T, 6]` from memory `[1, T, D]`, in blocks, so that progress can be told."""
     total = memory.shape[1]
     parts: list[torch.Tensor] = []
     state = None
     for first in range(0, total, _BLOCK):
-        if watch is not None:
-            watch("head motion", first, total)
+        if progress is not None:
+            progress("head motion", first, total)
         part = memory[:, first : first + _BLOCK]
         poses, state = decode(model, part, identity, state=state, final=first + _BLOCK >= total)
         parts.append(poses[0])
@@ -226,18 +226,18 @@ def _prepared(samples: np.ndarray, model: Audio2Mesh | Audio2Pose) -> torch.Tens
     return normal.to(model.device)
 
 
-def _watched(encode: Encode, stage: str, total: int, watch: Watch | None) -> Encode:
+def _with_progress(encode: Encode, stage: str, total: int, progress: ProgressCallback | None) -> Encode:
     """`encode`, telling how many of `total` frames are done (windows overlap, so it is held at the total)."""
-    if watch is None:
+    if progress is None:
         return encode
-    watch(stage, 0, total)
+    progress(stage, 0, total)
     done = 0
 
     def encode_and_tell(piece: torch.Tensor, frames: int) -> torch.Tensor:
         nonlocal done
         result = encode(piece, frames)
         done = min(done + frames, total)
-        watch(stage, done, total)
+        progress(stage, done, total)
         return result
 
     return encode_and_tell

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from infer.evaluation.motion_evaluation import Evaluation, TrueClip, Watch, evaluate_mesh, read_clips
+from infer.evaluation.motion_evaluation import ClipCallback, Evaluation, TrueClip, evaluate_mesh, read_clips
 from shards.reader import Sample
 from talkinghead.geometry.face_regions import LIPS
 from talkinghead.models.audio2lmk.audio2mesh import Audio2Mesh
@@ -106,14 +106,14 @@ class Audio2MeshTask(SpeechTask[Audio2MeshConfig]):
         def predict(clip: TrueClip) -> np.ndarray:
             return pipeline.predict_offsets(clip.audio)
 
-        def evaluate(samples: Sequence[Sample], *, held_out: bool, watch: Watch) -> Evaluation:
+        def evaluate(samples: Sequence[Sample], *, held_out: bool, on_clip: ClipCallback) -> Evaluation:
             return evaluate_mesh(
                 predict,
                 read_clips(samples, "mesh"),
                 mean_offset=speakers.mean_offset,
                 # A held-out speaker's is estimated from the clip, as it would be taken from a portrait.
                 neutral=None if held_out else lambda clip: speakers[clip.speaker].neutral.mesh,
-                watch=watch,
+                on_clip=on_clip,
             )
 
         return validate_clips(self.corpus, "mesh", self.config.validation_clips, folder, evaluate)

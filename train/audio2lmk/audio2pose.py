@@ -17,7 +17,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from infer.evaluation.motion_evaluation import Evaluation, TrueClip, Watch, evaluate_pose, identity_of, read_clips
+from infer.evaluation.motion_evaluation import (
+    ClipCallback,
+    Evaluation,
+    TrueClip,
+    evaluate_pose,
+    identity_of,
+    read_clips,
+)
 from shards.reader import Sample
 from talkinghead import rng
 from talkinghead.models.audio2lmk.audio2pose import Audio2Pose
@@ -232,7 +239,7 @@ class Audio2PoseTask(SpeechTask[Audio2PoseConfig]):
             known = torch.from_numpy(previous).float()[None].to(device)
             return model(samples, known, torch.tensor([identity(clip)], device=device)).float()[0].cpu().numpy()
 
-        def evaluate(samples: Sequence[Sample], *, held_out: bool, watch: Watch) -> Evaluation:
+        def evaluate(samples: Sequence[Sample], *, held_out: bool, on_clip: ClipCallback) -> Evaluation:
             del held_out  # poses are relative to each clip's own origin
             return evaluate_pose(
                 free_running,
@@ -240,7 +247,7 @@ class Audio2PoseTask(SpeechTask[Audio2PoseConfig]):
                 teacher_forced=teacher_forced,
                 mean_pose=np.array(self.corpus.statistics.pose_mean),
                 origin=self.config.pose_origin,
-                watch=watch,
+                on_clip=on_clip,
             )
 
         return validate_clips(self.corpus, "pose", self.config.validation_clips, folder, evaluate)

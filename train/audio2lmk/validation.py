@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from infer.evaluation.evaluation_result import write_evaluations
-from infer.evaluation.motion_evaluation import COLUMNS, Evaluation, Kind, Trace, Watch
+from infer.evaluation.motion_evaluation import COLUMNS, ClipCallback, Evaluation, Kind, Trace
 from shards.order import spread
 from shards.reader import Sample
 from talkinghead import timebase
@@ -33,8 +33,8 @@ FRONTAL = np.array([0.0, 0.0, 0.0, 0.0, 0.0, -30.0])
 class Evaluate(Protocol):
     """Measures some clips."""
 
-    def __call__(self, samples: Sequence[Sample], *, held_out: bool, watch: Watch) -> Evaluation:
-        """`watch` draws; see `infer.evaluation.motion_evaluation`."""
+    def __call__(self, samples: Sequence[Sample], *, held_out: bool, on_clip: ClipCallback) -> Evaluation:
+        """`on_clip` draws; see `infer.evaluation.motion_evaluation`."""
         ...
 
 
@@ -55,7 +55,7 @@ def validate_clips(corpus: Corpus, kind: Kind, count: int, folder: Path, evaluat
     for title, samples in _chosen(corpus, COLUMNS[kind], count).items():
         held_out = title == HELD_OUT
         figures = ValidationFigures(folder / _short(title), write_trace_video if held_out else None)
-        evaluations[title] = evaluate(samples, held_out=held_out, watch=figures)
+        evaluations[title] = evaluate(samples, held_out=held_out, on_clip=figures)
     write_evaluations(folder, evaluations)
     return {
         f"{_short(title)}/{name}": value

@@ -60,7 +60,7 @@ def validate(config: Lmk2VideoConfig, data: str, weights: Path, folder: Path, de
             sampling=sampling,
             engine=engine,
             compare_motion=not evaluations,
-            watch=Comparison(folder / _SHORT[title]),
+            on_clip=Comparison(folder / _SHORT[title]),
         )
         log.info("%s: %.1f s", title, time.perf_counter() - started)
     write_evaluations(folder, evaluations)

@@ -86,7 +86,7 @@ def plot_pose(trace: Trace) -> bytes:
 
 
 class ValidationFigures:
-    """Writes plots, and videos if somebody draws them, of the first clips of an evaluation. To be passed as `watch`.
+    """Writes plots, and videos if somebody draws them, of the first clips of an evaluation. To be passed as `on_clip`.
 
     Args:
         folder: Where to: `mouth-<key>.png` or `pose-<key>.png`, and `<key>.mp4`.

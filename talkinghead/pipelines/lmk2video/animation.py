@@ -251,8 +251,8 @@ class Animation:
                 else:
                     done += 1
                     bar.update()
-                    if request.watch is not None:
-                        request.watch("video", done, total)
+                    if request.progress is not None:
+                        request.progress("video", done, total)
 
     def _look_at_reference(self) -> ReferenceConditions:
         pipeline, device = self._pipeline, self._device

@@ -17,6 +17,7 @@ from torch import Tensor
 from talkinghead.geometry.face_regions import NUM_VERTICES
 from talkinghead.media.image_size import resize_images
 from talkinghead.pipelines.lmk2video.frames import OutputType, check_output_type
+from talkinghead.runtime.progress import ProgressCallback
 
 _Fields = ParamSpec("_Fields")
 _Owner = TypeVar("_Owner")
@@ -83,7 +84,7 @@ class ClipRequest:
     `tensors["latents"]` is `[n, C, h, w]` of those."""
     callback_on_step_end_tensor_inputs: tuple[str, ...] = CALLBACK_TENSORS
     """What is in `tensors`."""
-    watch: Callable[[str, int, int], None] | None = None
+    progress: ProgressCallback | None = None
     """Told the stage "video", predictions done and predictions in all."""
 
     def __post_init__(self) -> None:

@@ -114,7 +114,7 @@ def test_a_perfect_pose_and_its_baselines() -> None:
         CLIPS,
         teacher_forced=teacher,
         mean_pose=np.zeros(6),
-        watch=traces.append,
+        on_clip=traces.append,
     )
     assert found.result("pose_rotation_error", FREE_RUNNING).value == pytest.approx(0, abs=1e-6)
     assert found.result("pose_l1", "zero pose").value == found.result("pose_l1", TRAINING_MEAN).value

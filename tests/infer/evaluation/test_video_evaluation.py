@@ -88,9 +88,9 @@ def test_known_videos_get_known_numbers(clip: DrivenClip, engine: LitertEngine) 
     found = evaluate_pipeline(known, [clip], sampling=QUICK, engine=engine)
     assert [subject.name for subject in found.subjects] == [GENERATED, REFERENCE_COPY, VAE, TRUTH]
     assert [subject.role for subject in found.subjects] == ["prediction", "baseline", "baseline", "truth"]
-    assert known.asked[0] | {"reference_landmarks": None, "watch": None} == {
+    assert known.asked[0] | {"reference_landmarks": None, "progress": None} == {
         "width": 64, "height": 64, "num_inference_steps": 2, "guidance_scale": 2.0, "seed": 1,
-        "reference_landmarks": None, "watch": None,
+        "reference_landmarks": None, "progress": None,
     }  # fmt: skip
     assert value(found, "psnr", GENERATED) == pytest.approx(10 * np.log10(255**2 / 16), abs=0.2)
     assert value(found, "flicker", GENERATED) < 0.2 < 1 < value(found, "flicker", REFERENCE_COPY)
@@ -161,7 +161,7 @@ def test_the_tiny_pipeline_goes_through_it(clip: DrivenClip, engine: LitertEngin
         [first_frames(clip, 12)],
         sampling=Sampling(steps=1, guidance=1.0),
         engine=engine,
-        watch=Comparison(tmp_path),
+        on_clip=Comparison(tmp_path),
         progress=lambda _, done, total: stages.append((done, total)),
     )
     assert [subject.name for subject in found.subjects] == [GENERATED, REFERENCE_COPY, NO_MOTION, VAE, TRUTH]

@@ -134,7 +134,7 @@ def test_long_speech_is_its_parts(pipeline: AudioToLandmarks) -> None:
     """45 s go through windows; far from the joins a window is what it would be alone, and progress is told."""
     told: list[tuple[str, int, int]] = []
     samples = speech(45)
-    motion = pipeline(samples, watch=lambda *step: told.append(step), **REFERENCE)
+    motion = pipeline(samples, progress=lambda *step: told.append(step), **REFERENCE)
     assert len(motion) == 1125
     assert {stage for stage, _, _ in told} == {"mesh from speech", "pose from speech", "head motion"}
     for stage in ("mesh from speech", "pose from speech"):

@@ -103,7 +103,7 @@ def test_a_longer_video_begins_alike(pipeline: TalkingHeadPipeline) -> None:
 def test_frames_come_before_the_video_is_done(pipeline: TalkingHeadPipeline) -> None:
     told: list[tuple[str, int, int]] = []
     request: dict[str, Any] = tiny_request(9, 32, 32)
-    stream = pipeline.stream(**request, **FAST, watch=lambda *step: told.append(step))
+    stream = pipeline.stream(**request, **FAST, progress=lambda *step: told.append(step))
     assert not told, "nothing is computed before the first frame is wanted"
     next(stream)
     assert told[-1][1] < told[-1][2]
@@ -132,7 +132,7 @@ def test_without_motion_modules_no_frame_is_computed_twice() -> None:
             context_frames=size,
             context_overlap=2,
             output_type="np",
-            watch=lambda *at: told.append(at[2]),
+            progress=lambda *at: told.append(at[2]),
         )
         for size in (4, 5)
     ]

@@ -87,7 +87,7 @@ def validate(run: Path, step: int, off: float) -> None:
         pose_matrix=matrix_from_pose(pose),
     )
     figures = ValidationFigures(folder, lambda trace, path: path.write_bytes(b"video"))
-    found = evaluate_pose(lambda one: np.full((60, 6), off), [clip], watch=figures)
+    found = evaluate_pose(lambda one: np.full((60, 6), off), [clip], on_clip=figures)
     write_evaluations(folder, {"held-out clips": found})
 
 

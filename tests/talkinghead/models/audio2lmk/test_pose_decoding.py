@@ -69,7 +69,7 @@ def test_decoding_repeats_bit_for_bit() -> None:
     assert torch.equal(decode(net, memory, 1)[0], decode(net, memory, 1)[0])
 
 
-def test_the_last_frames_wait_for_the_speech_they_hear() -> None:
+def test_the_last_frames_wait_for_the_speech_they_attend_to() -> None:
     net = small_pose(TINY, context=5, memory_window=4)
     memory = torch.randn(1, 12, 32)
     early, state = decode(net, memory[:, :3], 0, final=False)

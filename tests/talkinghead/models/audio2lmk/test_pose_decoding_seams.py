@@ -37,7 +37,7 @@ def spread(poses: torch.Tensor, seams: set[int], max_step: torch.Tensor | None, 
     st.integers(1, 12),
     st.booleans(),
 )
-def test_no_joint_steps_farther_than_it_may(
+def test_no_seam_steps_farther_than_it_may(
     seed: int, count: int, seams: set[int], frames: int, given_limit: bool
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -68,6 +68,6 @@ def test_the_excess_comes_back_evenly() -> None:
     torch.testing.assert_close(shown, torch.tensor([0, 0, 0, 0, 2, 4, 6, 8, 10, 10, 10, 10], dtype=torch.float32))
 
 
-def test_a_small_step_at_a_joint_stays() -> None:
+def test_a_small_step_at_a_seam_stays() -> None:
     poses = torch.randn(10, 6).cumsum(0)
     assert torch.equal(spread(poses, {5}, torch.full((6,), 99.0), 4), poses)

@@ -73,8 +73,8 @@ def test_one_window_is_one_pass(tiny: dict[str, Any]) -> None:
     assert torch.equal(encode_long(model, samples, 25.0), whole)
     pieces = encode_long(model, samples, 25.0, window_s=3.0, overlap_s=1.0)
     assert (
-        pieces - whole
-    ).norm() / whole.norm() < 0.4  # a shift by a frame gives over 1; this is what an untrained encoder hears beyond 3 s
+        (pieces - whole).norm() / whole.norm() < 0.4
+    )  # a shift by a frame gives over 1; this is what an untrained encoder takes in beyond 3 s
 
 
 def test_bad_settings_are_told() -> None:
