@@ -4,5 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import talkinghead  # noqa: F401  first of all: it settles how threads wait, before PyTorch is imported
+
 ROOT = Path(__file__).resolve().parents[1]
 """The repository: where `python -m …` is run."""

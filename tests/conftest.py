@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+import talkinghead  # noqa: F401  before any test imports PyTorch: it settles how threads wait
 from tests.support.paths import SHARED
 
 if TYPE_CHECKING:

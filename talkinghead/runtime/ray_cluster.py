@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from talkinghead.runtime.threads import wait_settings
+
 ROOT = Path(__file__).resolve().parents[2]
 CONNECT_SECONDS = 10
 """Patience with a cluster that does not answer; Ray itself tries for minutes."""
@@ -92,7 +94,8 @@ def _join(address: str, variables: dict[str, str]) -> None:
     import ray
     from ray.exceptions import RayError
 
-    environment = our_packages(ROOT) | {"env_vars": variables}
+    # How threads wait has to be there before a worker imports PyTorch, which Ray may do before it imports our parts.
+    environment = our_packages(ROOT) | {"env_vars": wait_settings() | variables}
     with _captured_stderr() as said:
         try:
             ray.init(address=address, runtime_env=environment, logging_level=logging.ERROR, log_to_driver=False)

@@ -195,13 +195,14 @@ def test_private_ray_is_quiet_and_needs_no_home(tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.write_text("a file: nothing can be written below it")
     code = """
+import os
 from orchestration.cluster import Cluster, ClusterSettings
 with Cluster(ClusterSettings(workers=2)) as cluster:
     print(cluster.slots)
     import ray
     from ray._raylet import AuthenticationMode, get_authentication_mode
     assert get_authentication_mode() == AuthenticationMode.TOKEN
-    assert ray.get(ray.remote(lambda: 5).remote()) == 5
+    assert ray.get(ray.remote(lambda: os.environ["OMP_WAIT_POLICY"]).remote()) == "PASSIVE"
 """
     done = subprocess.run(
         [sys.executable, "-c", code],
