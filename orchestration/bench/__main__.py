@@ -64,6 +64,7 @@ def _measure(
     from orchestration.bench.annotate_rows import annotate_rows
     from orchestration.bench.job_rows import job_rows
     from orchestration.bench.material import find_source, prefer_shared_models, read_material
+    from orchestration.bench.neighbour_rows import neighbour_rows
     from orchestration.bench.ray_rows import ray_rows
     from orchestration.bench.shard_rows import copy_material, pack_row, read_row
     from orchestration.bench.speech_rows import speech_rows
@@ -93,6 +94,8 @@ def _measure(
         speaking = speech_rows(repeats)
         status.update("Lmk2Video: operations, steps, long videos")
         showing = video_rows(repeats)
+        status.update("animating, training and annotating with a busy neighbour")
+        disturbed = neighbour_rows(material, model, repeats)
     about = {
         "source": source.name,
         "frames": material.num_frames,
@@ -106,7 +109,7 @@ def _measure(
             "mediapipe", "ai-edge-litert", "av", "ray", "webdataset", "numpy", "torch", "transformers"
         ),
     }
-    return [*annotating, *decoding, *packing, *jobs, *training, *speaking, *showing], about
+    return [*annotating, *decoding, *packing, *jobs, *training, *speaking, *showing, *disturbed], about
 
 
 def _new(folder: Path) -> Path:

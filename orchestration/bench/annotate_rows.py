@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import multiprocessing
 import statistics
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from annotate.settings import AnnotateSettings
 from orchestration.bench.material import Material
 from orchestration.bench.mediapipe_loops import image_loop, video_loop, write_images
 from orchestration.bench.row import Row
-from orchestration.bench.timing import Cost, in_turns, one_core
+from orchestration.bench.timing import Cost, in_turns, measure, one_core
 from orchestration.jobs.annotate import plan_annotate
 from orchestration.jobs.worker import pin_threads
 from orchestration.units.unit import Unit, run_unit
@@ -144,20 +145,33 @@ def _memory_annotator(
 
 
 def _speed_of_workers(material: Material, model: FaceModel, repeats: int) -> float:
-    """Frames per second of `WORKERS` processes that have loaded everything, like Ray's after their first units.
+    """Frames per second of `WORKERS` processes.
 
     Every clip is annotated `PASSES` times, so that the last one does not keep a single process busy for long.
     """
+    with warm_workers(material, model) as annotate:
+        walls = [measure(lambda: annotate(PASSES)).wall for _ in range(repeats)]
+    return PASSES * material.num_frames / statistics.median(walls)
+
+
+@contextlib.contextmanager
+def warm_workers(material: Material, model: FaceModel) -> Iterator[Callable[[int], None]]:
+    """`WORKERS` processes that have loaded everything, like Ray's after their first units.
+
+    Yields:
+        A function that lets them annotate every clip so many times.
+    """
     engine = AnnotateSettings().engine
-    walls = []
+    versions = itertools.count()
     with ProcessPoolExecutor(WORKERS, mp_context=multiprocessing.get_context("spawn")) as pool:
-        for turn in range(repeats + 1):
-            units = [u for number in range(PASSES) for u in _units(material, model, engine, f"pool{turn}-{number}")]
+
+        def annotate(passes: int) -> None:
+            units = [u for _ in range(passes) for u in _units(material, model, engine, f"pool{next(versions)}")]
             units.sort(key=lambda unit: -unit.payload["num_frames"])
-            started = time.perf_counter()
             list(pool.map(_run, [material.storage.uri] * len(units), [unit.to_json() for unit in units]))
-            walls.append(time.perf_counter() - started)
-    return PASSES * material.num_frames / statistics.median(walls[1:])
+
+        annotate(1)
+        yield annotate
 
 
 def _run(uri: str, unit: str) -> None:

@@ -1,18 +1,29 @@
-"""Fair timing: competitors take turns, one core each, and the median of their turns counts."""
+"""Fair timing: competitors take turns, one core each, and the median of their turns counts; and a busy neighbour."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
+from orchestration import ROOT
 from orchestration.cluster import WORKER_VARIABLES
+
+# It ends by itself when the bench is killed.
+_NEIGHBOUR = """
+import os, sys
+while os.getppid() == int(sys.argv[1]):
+    for _ in range(1_000_000):
+        pass
+"""
 
 
 @dataclass(frozen=True)
@@ -59,6 +70,35 @@ def one_core() -> Iterator[None]:
         yield
     finally:
         os.sched_setaffinity(0, before)
+
+
+@contextlib.contextmanager
+def busy_neighbour() -> Iterator[None]:
+    """Another process computes all the time, on whichever core it gets."""
+    with subprocess.Popen([sys.executable, "-S", "-c", _NEIGHBOUR, str(os.getpid())]) as neighbour:
+        try:
+            yield
+        finally:
+            neighbour.kill()
+
+
+def measured_apart(module: str, *arguments: str, threads: bool = False) -> Any:
+    """What `python -m module …` prints as its last line, JSON.
+
+    Args:
+        module: What to run.
+        arguments: Its arguments.
+        threads: Whether it computes on as many threads as for a user, not on one.
+
+    Raises:
+        ValueError: It failed; with the end of what it said.
+    """
+    environment = {name: value for name, value in os.environ.items() if not threads or name not in WORKER_VARIABLES}
+    command = ["-m", module, *arguments]
+    done = subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise ValueError(f"{' '.join(command)} failed: {done.stderr[-2000:].strip()}")
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def measure(run: Callable[[], object]) -> Cost:

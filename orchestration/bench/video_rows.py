@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -12,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from orchestration import ROOT
 from orchestration.bench.row import Row
-from orchestration.bench.timing import in_turns
+from orchestration.bench.timing import in_turns, measured_apart
 from orchestration.bench.video_lengths import SIDE, STEPS
 from talkinghead.models.image.networks import ImageNetworks
 from talkinghead.models.lmk2video.cost import VideoShape, published_cost, video_cost
@@ -70,7 +66,7 @@ def _sizes(windows: tuple[tuple[int, ...], ...]) -> tuple[int, ...]:
     return tuple(len(window) for window in windows)
 
 
-class _Material:
+class StepMaterial:
     """Networks, and random inputs of a step."""
 
     def __init__(self, samples: int, frames: int, side: int, *, motion: bool) -> None:
@@ -110,7 +106,7 @@ class _Material:
 
 def _training(stage: int, repeats: int) -> Row:
     """A step of either stage; the same module, folded and not."""
-    material = _Material(*((IMAGES, 1) if stage == 1 else (1, WINDOW)), TRAINING_SIDE, motion=stage == 2)
+    material = StepMaterial(*((IMAGES, 1) if stage == 1 else (1, WINDOW)), TRAINING_SIDE, motion=stage == 2)
     module = material.module
     cached = material.encode()
 
@@ -141,7 +137,7 @@ def _training(stage: int, repeats: int) -> Row:
 
 def _window_step(repeats: int) -> Row:
     """A guided prediction of a window."""
-    material = _Material(1, WINDOW, WINDOW_SIDE, motion=True)
+    material = StepMaterial(1, WINDOW, WINDOW_SIDE, motion=True)
     denoiser, guider = material.module.denoiser.eval(), material.module.pose_guider.eval()
     with torch.no_grad():
         _, latents, token = material.encode()
@@ -190,11 +186,7 @@ def _compared(name: str, runs: dict[str, Callable[[int], Any]], repeats: int, **
 
 def _lengths() -> list[Row]:
     """Speed and memory of long videos, against those of the shortest."""
-    command = [sys.executable, "-m", "orchestration.bench.video_lengths"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    if done.returncode:
-        raise ValueError(f"{' '.join(command[1:])} failed: {done.stderr[-2000:].strip()}")
-    short, *others = json.loads(done.stdout.splitlines()[-1])
+    short, *others = measured_apart("orchestration.bench.video_lengths")
     rows = []
     for long in others:
         settings = f"whole pipeline of size tiny, {SIDE} px, {STEPS} steps, no guidance, 1 thread"

@@ -18,7 +18,7 @@ from orchestration import ROOT
 from orchestration.bench.job_rows import run_command, snapshot, written_bytes
 from orchestration.bench.material import Material, find_source
 from orchestration.bench.row import Row, read_rows, show_rows, write_rows
-from orchestration.bench.timing import in_turns, measure, one_core
+from orchestration.bench.timing import busy_neighbour, in_turns, measure, measured_apart, one_core
 from orchestration.jobs.media import MediaSample
 from talkinghead.files.storage import Storage
 from talkinghead.sampletar import pack_samples, write_sample
@@ -84,6 +84,50 @@ def test_one_core_is_one_core_and_is_given_back() -> None:
         assert len(os.sched_getaffinity(0)) == 1
         raise RuntimeError
     assert os.sched_getaffinity(0) == before
+
+
+def children() -> set[int]:
+    """Process ids of this process's children."""
+    return {int(pid) for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()}
+
+
+def test_a_neighbour_computes_until_the_block_ends() -> None:
+    before = children()
+    with pytest.raises(RuntimeError), busy_neighbour():
+        (neighbour,) = children() - before
+        used = Path(f"/proc/{neighbour}/stat")
+        deadline = time.monotonic() + 60
+        while int(used.read_text().rsplit(")", 1)[1].split()[11]) < 20:  # 0.2 s
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        raise RuntimeError
+    assert not Path(f"/proc/{neighbour}").exists()
+
+
+def test_a_neighbour_ends_with_a_bench_that_is_killed() -> None:
+    code = (
+        "import os, signal; from pathlib import Path; from orchestration.bench.timing import busy_neighbour\n"
+        "with busy_neighbour():\n"
+        "    print(Path(f'/proc/self/task/{os.getpid()}/children').read_text(), flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=60)
+    deadline = time.monotonic() + 60
+    while Path(f"/proc/{int(done.stdout)}").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_what_is_measured_apart_has_the_threads_of_a_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "told.py").write_text(
+        "import json, os, sys; print('x'); print(json.dumps([os.environ.get('OMP_NUM_THREADS'), *sys.argv[1:]]))"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert measured_apart("told", "a") == ["1", "a"]
+    assert measured_apart("told", threads=True) == [None]
+    with pytest.raises(ValueError, match="-m absent failed"):
+        measured_apart("absent")
 
 
 def test_library_output_goes_to_the_log(tmp_path: Path) -> None:
@@ -206,7 +250,8 @@ def test_the_whole_bench_on_the_embedded_sample(tmp_path: Path) -> None:
     assert {
         "annotate_cpu", "annotate_wall_2_workers", "annotate_litert_vs_video_loop", "video_to_annotation", "pack",
         "read_shuffled", "rerun", "reannotate_bytes", "video_flops", "stage1_step", "stage2_step", "window_step",
-        "video_time_60s", "video_memory_60s",
+        "video_time_60s", "video_memory_60s", "animate_busy_neighbour", "stage1_busy_neighbour",
+        "annotate_busy_neighbour",
     } <= names.keys()  # fmt: skip
     assert all(row["ours"] > 0 for row in names.values())
     assert names["reannotate_bytes"]["ratio"] < 1 and names["rerun"]["ratio"] < 1
