@@ -102,7 +102,9 @@ def load_image_encoder(source: str) -> CLIPVisionModelWithProjection:
 def fingerprint(network: nn.Module) -> str:
     """SHA-256 of a network's tensors in single precision, and of the settings that they do not show."""
     settings = {name: getattr(network.config, name) for name in _UNSEEN.get(type(network), ())}
-    about = {"class": type(network).__name__, "settings": settings, "tensors": parameter_hash(network)}
+    # Versions of latents are named by this hash: it keeps the name that the class had when the first ones were made.
+    name = "CosineCodec" if isinstance(network, CosineVae) else type(network).__name__
+    about = {"class": name, "settings": settings, "tensors": parameter_hash(network)}
     return hash_bytes(canonical_json(about))
 
 
