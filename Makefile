@@ -51,7 +51,7 @@ help: ## Show this list
 	@echo "  DATASET=hdtf|celebv-hq|vfhq|folder  SOURCE=dir  DATA=dir|uri  [METADATA=dir] [LIMIT=n] [WORKERS=n] [RAY_ADDRESS=…]"
 	@echo "  RUN=dir  RECIPE=tiny|paper|…  STAGE1=dir     VAE=dir  IMAGE_ENCODER=dir  [WIDTH=512] [HEIGHT=512]"
 	@echo "  REFERENCE=face.png  AUDIO=speech.wav  OUT=video.mp4  WEIGHTS=dir"
-	@echo "  ANN=version  ENGINE=litert|litert-tracking|tasks|tasks-image  CAUSE=cause  ARGS='further options of the command behind one target; ARGS=--help lists them'"
+	@echo "  ANN=version  ENGINE=litert|litert-tracking|tasks|tasks-image  CAUSE=cause  ARGS='further options of a target's command; ARGS=--help lists them'"
 
 $(STAMP): pyproject.toml constraints.txt
 	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"error: Python 3.11 or later is needed, python3 is {sys.version.split()[0]}")'

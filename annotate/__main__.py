@@ -27,7 +27,7 @@ COMMANDS = (models,)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; returns the exit status."""
+    """Run one command and return its exit status."""
     return run_command_line(COMMANDS, arguments, prog="python -m annotate", about="Face landmarks of clips.")
 
 

@@ -29,7 +29,7 @@ from talkinghead.provenance import pretty_json
 from talkinghead.schema import SCHEMA_VERSION
 
 INFO_FIELDS = ("annotate_key", "engine", "model", "model_sha256")
-"""What `encode_annotation` must be told, next to the columns."""
+"""Entries that the `info` of `encode_annotation` must have."""
 
 
 def annotate_clip(
@@ -46,7 +46,7 @@ def annotate_clip(
     Args:
         frames: RGB uint8 `[H, W, 3]`, all of one size, 25 fps, in order; consumed once.
         engine: Finds the landmarks.
-        detector: Counts the faces, every `settings.detector_every` frames; best be another pass than the engine's.
+        detector: Counts the faces, every `settings.detector_every` frames, apart from the engine's own detector.
         face: Canonical face of the engine's model.
         settings: Parameters of the job.
 
@@ -58,6 +58,7 @@ def annotate_clip(
     Raises:
         ValueError: No frames, or frames of several sizes.
     """
+    # One pass over the frames: the meter measures each before it goes to the engine.
     meter = FaceMeter(detector, settings.detector_every)
     landmarks = engine(meter.watch(frames))
     num_frames = len(landmarks.points)
@@ -65,10 +66,12 @@ def annotate_clip(
         raise ValueError("the clip has no frames, so there is nothing to annotate")
     assert num_frames == len(meter.num_faces), "the engine left frames out"
 
-    points = landmarks.points.astype(np.float32)
+    # Landmarks to mesh and head pose; a frame counts where all of them can be stored.
+    points = landmarks.points.astype(np.float32)  # a copy: the engine's array stays as it is
     _drop_unstorable(points, "landmarks")
     mesh, matrix = metric_mesh(points, meter.width, meter.height, face)
     _drop_unstorable(mesh, "mesh")
+    # Frames that dropped out on the way are missing in all columns alike.
     valid = np.isfinite(mesh[:, 0, 0])
     for values in (points, matrix):
         values[~valid] = np.nan
@@ -91,7 +94,7 @@ def _drop_unstorable(values: np.ndarray, column: str) -> None:
     """Set the frames of a compact column that it cannot hold to NaN."""
     step = COLUMN[column].step
     assert step
-    # Not np.nanmax: NaN compares false, so missing rows stay as they are.
+    # No np.nanmax: NaN compares false, so missing rows stay as they are.
     values[(np.abs(values) > LARGEST * step).any(axis=(1, 2))] = np.nan
 
 
@@ -102,13 +105,13 @@ def encode_annotation(
 
     Args:
         arrays: All columns.
-        info: Where they come from: at least `annotate_key`, `engine`, `model` (name) and `model_sha256`; what else it
-            holds is written along.
-        scores: Clip scores to write along; None: `clip_scores` of the columns.
+        info: Provenance of the columns: at least `annotate_key`, `engine`, `model` (name) and `model_sha256`; further
+            entries are written too.
+        scores: Clip scores to write; None: `clip_scores` of the columns.
 
     Returns:
-        Suffix → content, in the order of `ANNOTATION_MEMBERS`. `ann.json` says how to read the others without code of
-        this project.
+        Suffix → content, in the order of `ANNOTATION_MEMBERS`. `ann.json` describes how to read the others without code
+        of this project.
 
     Raises:
         ValueError: Columns that do not fit each other, values beyond a compact column's range, or an incomplete `info`.
@@ -116,6 +119,7 @@ def encode_annotation(
     num_frames = check_arrays(arrays)
     if missing := [name for name in INFO_FIELDS if not info.get(name)]:
         raise ValueError(f"annotation info lacks {', '.join(missing)}")
+    # `ann.json`: provenance, the layout of each column, and the scores.
     document = {
         **info,
         "schema_version": SCHEMA_VERSION,

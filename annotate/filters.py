@@ -1,7 +1,7 @@
-"""Which samples training should use: a pure function of their scores.
+"""Filters that decide which samples training should use: a pure function of their scores.
 
-Nothing is deleted: a sample that is filtered out stays in its shard, and the index says why it is not kept. So the
-thresholds can be changed and applied again without reading media.
+Filtering deletes nothing: a sample that is filtered out stays in its shard, and the index says why it is not kept. So
+the thresholds can be changed and applied again without reading media.
 """
 
 from __future__ import annotations
@@ -14,10 +14,13 @@ from talkinghead.schema import Rejection
 
 @dataclass(frozen=True, kw_only=True)
 class FilterSettings:
-    """Thresholds. None switches a rule off. A score equal to its threshold passes."""
+    """Thresholds of the filters. None switches a rule off. A score equal to its threshold passes.
+
+    Each description begins with the reason that a sample below or above the threshold gets.
+    """
 
     min_seen_fraction: float | None = 0.1
-    """`no_face`: share of frames with landmarks. Below it what was found is taken for chance."""
+    """`no_face`: share of frames with landmarks. Below it, the few detections are taken for false ones."""
     max_multi_face_fraction: float | None = 0.2
     """`several_faces`: share of frames with more than one face, in the clip or next to its crop in the source. TalkVid
     asks for 80 of 100 points with 20 lost for each bad frame in five; LatentSync's high-resolution filter asks for
@@ -35,36 +38,39 @@ class FilterSettings:
     """`small_face`: median face height in pixels of the source, which enlarging does not change. VoxCeleb2's and
     HDTF's 224 and 256 pixel versions have about 140; LatentSync's 256 would drop them."""
     max_yaw_abs_median: float | None = 40.0
-    """`profile`: degrees that the head is turned in most frames, as MediaPipe measures it: it reads 46 on portraits
-    that are turned by some 60, where the far eye goes out of sight and its landmarks are guesses. Hallo keeps turns
-    under 30; VFHQ has clips between 12 and 34."""
+    """`profile`: median of the absolute yaw in degrees, as MediaPipe measures it: it reads 46 on portraits that are
+    turned by some 60, where the far eye goes out of sight and its landmarks are guesses. Hallo keeps turns under 30;
+    VFHQ has clips between 12 and 34."""
     max_pitch_abs_median: float | None = 45.0
-    """`tilted`: degrees up or down in most frames."""
+    """`tilted`: median of the absolute pitch (up or down) in degrees."""
     max_roll_abs_median: float | None = 45.0
-    """`tilted`: degrees towards a shoulder in most frames; 90 means that a rotation flag was lost."""
+    """`tilted`: median of the absolute roll (towards a shoulder) in degrees; 90 means that a rotation flag was lost."""
     min_sharpness: float | None = 25.0
     """`blurred`: variance of the Laplacian of the face at 128 px height. Measured: 53 .. 800 on real clips, the least
     on old 224 and 256 pixel versions; 25 is a face of 280 px that was blurred by 4 px or enlarged from 46 px."""
     min_brightness: float | None = 25.0
     """`dark`: mean luma of the face, 0 .. 255."""
     max_brightness: float | None = 235.0
-    """`overexposed`: the same."""
+    """`overexposed`: mean luma of the face, 0 .. 255."""
     max_jitter_px: float | None = 6.0
-    """`jitter`: median second difference of the landmarks in pixels at 512. MediaPipe has 0.7 with its smoothing and
-    1.0 without on ordinary speech; several pixels are a tracker that jumps."""
+    """`jitter`: median second difference of the landmarks, in pixels where the longer side has 512. On ordinary speech
+    MediaPipe has 0.7 with its smoothing and 1.0 without; several pixels mean a tracker that jumps."""
     require_audio: bool = False
-    """`no_audio`, `silent_audio`: whether a sample needs sound. Off, because Lmk2Video trains without; both are flagged
-    in the scores, and training from speech asks for `audio_missing` = `audio_silent` = 0."""
+    """`no_audio`, `silent_audio`: whether a sample needs sound. Off, because Lmk2Video trains without sound; both are
+    flagged in the scores, and training from speech asks for `audio_missing` = `audio_silent` = 0."""
 
     def __post_init__(self) -> None:
         for item in fields(self):
             value = getattr(self, item.name)
+            # NaN is refused too: it compares false.
             if value is not None and not value >= 0:
                 raise ValueError(f"{item.name} is {value}, must be 0 or more, or None to switch it off")
 
 
 @dataclass(frozen=True)
 class _Rule:
+    """One comparison of a score with a threshold."""
+
     reason: str
     score: str
     limit: float | None
@@ -73,8 +79,8 @@ class _Rule:
 
 
 def _rules(settings: FilterSettings) -> tuple[_Rule, ...]:
-    """In the order of judgement: what makes the later scores meaningless comes first."""
-    audio = 0.0 if settings.require_audio else None
+    """The rules in the order of judgement: those whose failure makes later scores meaningless come first."""
+    audio = 0.0 if settings.require_audio else None  # the scores are flags: 0 allows none
     return (
         _Rule("no_face", "valid_fraction", settings.min_seen_fraction, False),
         _Rule("several_faces", "multi_face_fraction", settings.max_multi_face_fraction, True),
@@ -97,11 +103,11 @@ def _rules(settings: FilterSettings) -> tuple[_Rule, ...]:
 
 
 def judge(scores: Mapping[str, float | None], settings: FilterSettings) -> Rejection | None:
-    """Why a sample is not used, or None to keep it. The first rule that fails gives the reason.
+    """The reason why a sample is not used, or None to keep it. The first rule that fails gives the reason.
 
     Args:
-        scores: `annotate.scores.sample_scores`. A score that is absent or None fails no rule: what could not be
-            measured is not held against a clip (one without any face has a `valid_fraction` of 0).
+        scores: Scores of `annotate.scores.sample_scores`. A score that is absent or None fails no rule: a measure that
+            is missing does not count against a clip (one without any face has a `valid_fraction` of 0).
         settings: Thresholds.
     """
     for rule in _rules(settings):

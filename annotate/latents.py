@@ -1,7 +1,10 @@
-"""Latents of a clip: what training would encode in every step, encoded once, and stored as columns.
+"""Latents of a clip: training would encode its frames in every step, so they are encoded once and stored as columns.
 
-`latents` are the mean and the log-variance that a VAE gives for each frame, `embedding` is what a CLIP image encoder
-says of it. Both are stored in half precision.
+`latents` are the mean and the log-variance that a VAE gives for each frame, `embedding` is its embedding by a CLIP
+image encoder. Both are stored in half precision.
+
+Shapes: `F` frames; `C` channels of the VAE's latents; `h`, `w` height and width of the latents; `D` size of the
+embedding.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ _PIXELS_AT_ONCE = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class LatentSettings:
-    """Which networks encode which images."""
+    """Networks that encode, and the size of the images that they get."""
 
     vae: str
     """VAE: `tiny`, or a folder in the layout of diffusers (such as sd-vae-ft-mse)."""
@@ -39,8 +42,8 @@ class LatentSettings:
     height: int = 512
     """Height of the images, pixels."""
     gpu_share: float = 0.5
-    """Share of a GPU that a worker takes, where the cluster has GPUs: two workers keep one busy, one reading while the
-    other encodes. 0: encode on CPUs."""
+    """Share of a GPU that a worker takes, where the cluster has GPUs: two workers keep one GPU busy, one reading while
+    the other encodes. 0: encode on CPUs."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.gpu_share <= 1:
@@ -48,7 +51,7 @@ class LatentSettings:
 
 
 def bytes_per_frame(encoder: ImageNetworks, settings: LatentSettings) -> int:
-    """What one frame's latents and embedding take."""
+    """Bytes that one frame's latents and embedding take in a shard."""
     positions = (settings.width // encoder.scale) * (settings.height // encoder.scale)
     return STORED.itemsize * (2 * encoder.channels * positions + encoder.embedding_size)
 
@@ -56,20 +59,20 @@ def bytes_per_frame(encoder: ImageNetworks, settings: LatentSettings) -> int:
 def encode_frames(
     encoder: ImageNetworks, frames: Iterable[np.ndarray], width: int, height: int
 ) -> dict[str, np.ndarray]:
-    """The columns of a clip.
+    """Latents and embeddings of a clip, as columns.
 
     Args:
-        encoder: The networks.
+        encoder: VAE and CLIP image encoder.
         frames: RGB uint8 `[H, W, 3]` each.
         width: Width of the images that are encoded, pixels.
-        height: Their height, pixels.
+        height: Height of the images that are encoded, pixels.
 
     Returns:
         `latents` float16 `[F, 2·C, h, w]` and `embedding` float16 `[F, D]`.
 
     Raises:
         ValueError: No frames.
-        MemoryError: The networks need more than there is.
+        MemoryError: The networks need more memory than there is.
     """
     import torch
 
@@ -78,6 +81,7 @@ def encode_frames(
     parts: dict[str, list[np.ndarray]] = {LATENTS: [], EMBEDDING: []}
     at_once = max(1, _PIXELS_AT_ONCE // (width * height))
     for batch in _batches(iter(frames), at_once):
+        # [n, 3, height, width] uint8, cut and resized by training's own rule
         images = torch.from_numpy(fit_images(np.stack(batch).transpose(0, 3, 1, 2), width, height))
         try:
             parts[LATENTS].append(encoder.moments(images).cpu().numpy())
@@ -92,6 +96,7 @@ def encode_frames(
 
 
 def _batches(frames: Iterator[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
+    """Lists of up to `size` frames, in order."""
     while batch := list(itertools.islice(frames, size)):
         yield batch
 
@@ -101,8 +106,8 @@ def encode_latents(key: str, columns: Mapping[str, np.ndarray], about: Mapping[s
 
     Args:
         key: The clip's key, for messages.
-        columns: What `encode_frames` gives.
-        about: How they were made, for `latents.json`.
+        columns: Columns of `encode_frames`.
+        about: Provenance of the columns, the content of `latents.json`.
 
     Returns:
         Suffix → content, in tar order.
@@ -110,6 +115,7 @@ def encode_latents(key: str, columns: Mapping[str, np.ndarray], about: Mapping[s
     Raises:
         ValueError: Values that half precision cannot hold.
     """
+    # Half precision overflows to inf, which would spoil a training much later.
     for name, values in columns.items():
         if not np.isfinite(values).all():
             raise ValueError(f"the {name} of {key} are not finite in half precision: these weights do not fit")
@@ -118,6 +124,7 @@ def encode_latents(key: str, columns: Mapping[str, np.ndarray], about: Mapping[s
 
 
 def _npy(values: np.ndarray) -> bytes:
+    """A column as a NumPy file in half precision; the format's version is fixed, so the bytes are reproducible."""
     buffer = io.BytesIO()
     stored: Any = np.ascontiguousarray(values, STORED)
     np.lib.format.write_array(buffer, stored, version=(1, 0), allow_pickle=False)

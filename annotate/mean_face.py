@@ -27,6 +27,7 @@ from talkinghead.provenance import hash_file
 from talkinghead.runtime.command_line import run_command_line
 
 MIN_FRAMES = 30
+"""Fewest frames with a face that a clip needs."""
 
 
 def make_mean_face(
@@ -43,8 +44,10 @@ def make_mean_face(
     model = resolve_face_model("official")
     face = canonical_face(model.geometry_metadata)
     engine = make_engine("tasks", model)
+    # The mean over clips, not over frames: each clip counts the same however long it is.
     means = [clip_mean(clip, engine, face) for clip in clips]
     vertices = symmetric(np.mean(means, axis=0), face)
+    # Report how far it lies from MediaPipe's face, and write it with the hashes of its clips.
     offset = np.linalg.norm(vertices - face.vertices, axis=1)
     print(
         f"{len(means)} clips; distance to MediaPipe's canonical face: mean {offset.mean():.2f}, "
@@ -58,7 +61,7 @@ def make_mean_face(
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
+    """Run the command and return its exit status."""
     return run_command_line(make_mean_face, arguments, prog="python -m annotate.mean_face")
 
 
@@ -79,7 +82,13 @@ def clip_mean(clip: Path, engine: LandmarkEngine, face: CanonicalFace) -> np.nda
 
 
 def symmetric(vertices: np.ndarray, face: CanonicalFace) -> np.ndarray:
-    """Mean of a face `[468, 3]` and its mirror image. `face`, which is symmetric, says which landmarks are twins."""
+    """Mean of a face `[468, 3]` and its mirror image.
+
+    Args:
+        vertices: The face, in canonical space (x to the side).
+        face: A symmetric face, which tells which landmarks mirror each other.
+    """
+    # The twin of a landmark is the nearest one to its mirror image.
     flip = np.array([-1.0, 1.0, 1.0])
     distance = np.linalg.norm(face.vertices[:, None] - face.vertices * flip, axis=-1)
     twin = distance.argmin(axis=1)
@@ -88,12 +97,14 @@ def symmetric(vertices: np.ndarray, face: CanonicalFace) -> np.ndarray:
 
 
 def _frames(clip: Path) -> Iterator[np.ndarray]:
+    """Frames of a clip, RGB uint8 `[H, W, 3]`."""
     with av.open(str(clip)) as container:
         for frame in container.decode(video=0):
             yield frame.to_ndarray(format="rgb24")
 
 
 def _size(clip: Path) -> tuple[int, int]:
+    """Width and height of a clip in pixels."""
     with av.open(str(clip)) as container:
         stream = container.streams.video[0]
         return stream.width, stream.height

@@ -1,10 +1,10 @@
 """Per-frame quality measures of a clip.
 
-Sharpness and brightness need the pixels of the face, but an engine says where the face was only when the whole clip
-has gone by, and frames are decoded once and not kept. So `FaceMeter` stands between the decoder and the engine: every
-few frames a separate detector finds the faces, and on every frame each of them is measured in the box last seen. When
-the landmarks are there, `frame_quality` picks the measurements of the face that was annotated. What is kept of a frame
-are 7 numbers per face, of at most `MAX_FACES` faces: under 300 bytes.
+Sharpness and brightness need the pixels of the face, but an engine gives the face's place only at the end of the clip,
+and frames are decoded once and not kept. So `FaceMeter` sits between the decoder and the engine: every few frames a
+separate detector finds the faces, and on every frame each of them is measured in its latest box. When the landmarks are
+there, `frame_quality` picks the measurements of the face that was annotated. A frame leaves 7 numbers per face, for at
+most `MAX_FACES` faces: under 300 bytes.
 """
 
 from __future__ import annotations
@@ -31,14 +31,15 @@ JITTER_SIZE = 512
 
 _MIN_BOX = 8  # pixels; a face box that is cut narrower by the image's border is not measured
 _MIN_OVERLAP = 0.1  # intersection over union below which a detection is not the annotated face
+# Columns of a measured face.
 _BOX, _SCORE, _SHARPNESS, _BRIGHTNESS = slice(0, 4), 4, 5, 6
 
 
 class Detector(Protocol):
-    """What finds the faces of one frame."""
+    """Finds the faces of one frame."""
 
     def detect(self, frame: np.ndarray) -> list[Detection]:
-        """Faces in RGB uint8 `[H, W, 3]`, best score first."""
+        """Faces of a frame, RGB uint8 `[H, W, 3]`, best score first."""
         ...
 
 
@@ -46,21 +47,28 @@ class FaceMeter:
     """Measures the faces of the frames that pass through `watch`. One meter serves one clip."""
 
     def __init__(self, detector: Detector, every: int) -> None:
-        """`every`: frames from one detector pass to the next."""
+        """Start with no frames.
+
+        Args:
+            detector: Finds the faces.
+            every: Frames from one detector pass to the next.
+        """
         self._detector = detector
         self._every = every
         self.width = 0
+        """Width of the frames in pixels, 0 before the first."""
         self.height = 0
+        """Height of the frames in pixels, 0 before the first."""
         self.num_faces: list[int] = []
-        """Per frame: faces that the last detector pass found."""
+        """Number of faces in each frame, by the latest detector pass."""
         self.faces: list[np.ndarray] = []
-        """Per frame: `[N, 7]` float32 box (4, pixels), score, sharpness, brightness of each measured face."""
+        """Measured faces of each frame, `[N, 7]` float32: box (4, pixels), score, sharpness, brightness."""
 
     def watch(self, frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """Pass the frames on unchanged, measuring each before it goes.
 
         Raises:
-            ValueError: A frame is no RGB image, or not of the first one's size.
+            ValueError: A frame is no RGB image, or has another size than the first.
         """
         count, boxes = 0, np.empty((0, 5), dtype=np.float32)
         for number, frame in enumerate(frames):
@@ -75,6 +83,7 @@ class FaceMeter:
             yield frame
 
     def _check(self, frame: np.ndarray, number: int) -> None:
+        """Raise `ValueError` for a frame of another kind or size; the first one sets the size."""
         if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
             raise ValueError(f"frame {number} is {frame.dtype}{list(frame.shape)}, must be RGB uint8 [H, W, 3]")
         if number == 0:
@@ -86,6 +95,7 @@ class FaceMeter:
             )
 
     def _boxes(self, found: list[Detection]) -> np.ndarray:
+        """Boxes in pixels and scores `[N, 5]` of the best `MAX_FACES` faces."""
         scale = np.array([self.width, self.height, self.width, self.height])
         return np.array([(*(face.box * scale), face.score) for face in found[:MAX_FACES]], dtype=np.float32)
 
@@ -96,6 +106,7 @@ def _measure(frame: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     measured[:, :5] = boxes
     height, width = frame.shape[:2]
     for row in measured:
+        # The part of the box within the frame, in whole pixels.
         left, top, right, bottom = row[:4].tolist()
         x0, y0 = max(math.floor(left), 0), max(math.floor(top), 0)
         x1, y1 = min(math.ceil(right), width), min(math.ceil(bottom), height)
@@ -110,6 +121,7 @@ def sharpness(grey: np.ndarray) -> float:
 
     Source: J. L. Pech-Pacheco et al., "Diatom autofocusing in brightfield microscopy: a comparative study", 2000.
     """
+    # At one height for all faces; the width follows.
     height, width = grey.shape
     size = (max(1, round(width * SHARPNESS_HEIGHT / height)), SHARPNESS_HEIGHT)
     shrinks = height > SHARPNESS_HEIGHT
@@ -122,10 +134,10 @@ def frame_quality(landmarks: np.ndarray, mesh: np.ndarray, pose: np.ndarray, met
     """Quality of every frame.
 
     Args:
-        landmarks: `[F, 478, 3]` normalised.
-        mesh: `[F, 468, 3]` cm.
-        pose: `[F, 6]` degrees and cm.
-        meter: Has watched the same frames.
+        landmarks: Landmarks `[F, 478, 3]`, normalised by the image.
+        mesh: Metric mesh `[F, 468, 3]`, cm.
+        pose: Head pose `[F, 6]`, degrees and cm.
+        meter: Meter that has watched these frames.
 
     Returns:
         `[F, 11]` float32 in the order of `QUALITY_FIELDS`. A frame without a face is NaN but for `num_faces`. In a
@@ -134,10 +146,12 @@ def frame_quality(landmarks: np.ndarray, mesh: np.ndarray, pose: np.ndarray, met
     """
     frames = len(landmarks)
     assert frames == len(meter.faces) == len(mesh) == len(pose)
+    # The annotated face's box in pixels, from its landmarks.
     size = np.array([meter.width, meter.height], dtype=np.float64)
     points = landmarks[:, :NUM_VERTICES, :2] * size
     low, high = points.min(axis=1), points.max(axis=1)
     extent = high - low
+    # The measurements of that face, [F, 3]; a clip without frames gets an empty array of this width.
     face = np.stack(
         [_annotated_face(seen, box) for seen, box in zip(meter.faces, np.hstack((low, high)), strict=True)]
         or [np.empty(3)]
@@ -163,6 +177,7 @@ def _annotated_face(seen: np.ndarray, box: np.ndarray) -> np.ndarray:
     if not np.isfinite(box[0]):
         return np.full(3, np.nan)
     if len(seen):
+        # Intersection over union with each measured face.
         corner, opposite = np.maximum(seen[:, :2], box[:2]), np.minimum(seen[:, 2:4], box[2:])
         shared = np.prod(np.maximum(opposite - corner, 0), axis=1)
         union = np.prod(seen[:, 2:4] - seen[:, :2], axis=1) + np.prod(box[2:] - box[:2]) - shared
@@ -174,9 +189,9 @@ def _annotated_face(seen: np.ndarray, box: np.ndarray) -> np.ndarray:
 
 
 def jitter(points: np.ndarray) -> np.ndarray:
-    """Mean length of the landmarks' second difference in time `[F]`, of points `[F, N, 2]` in pixels.
+    """Mean length in pixels of the landmarks' second difference in time, `[F]`, from points `[F, N, 2]` in pixels.
 
-    NaN where the frame or a neighbour has no face, and at both ends.
+    It is NaN where the frame or a neighbour has no face, and at both ends.
     """
     second = np.full(len(points), np.nan)
     if len(points) > 2:

@@ -1,4 +1,4 @@
-"""Clip scores: what a clip's annotation and provenance come down to in one row of the index.
+"""Clip scores: a clip's annotation and provenance, summarised in one row of the index.
 
 Scores are written once and judged later (`annotate.filters`), so thresholds can change without reading media again.
 A score is None where it is not defined, e.g. the yaw of a clip without a face.
@@ -19,10 +19,10 @@ Scores = dict[str, float | None]
 
 
 def sample_scores(arrays: Mapping[str, np.ndarray], info: ClipInfo) -> Scores:
-    """All scores of a sample: of its columns, of its provenance, and `face_source_px`, which needs both.
+    """All scores of a sample: those of its columns, those of its provenance, and `face_source_px`, which needs both.
 
-    `face_source_px` is the median height of the face in pixels of the source, before the clip was resized: a face that
-    was enlarged has no more detail for it.
+    `face_source_px` is the median height of the face in pixels of the source, before the clip was resized: enlarging a
+    face adds no detail.
     """
     scores = clip_scores(arrays) | info_scores(info)
     height, scale = scores["face_height_px"], scores["source_px_per_px"]
@@ -33,12 +33,12 @@ def sample_scores(arrays: Mapping[str, np.ndarray], info: ClipInfo) -> Scores:
 def clip_scores(arrays: Mapping[str, np.ndarray]) -> Scores:
     """Scores of the annotation columns.
 
-    Units follow `QUALITY_FIELDS`; medians, means and percentiles run over the frames with a face.
+    Units follow `QUALITY_FIELDS`; medians, means and percentiles are taken over the frames with a face.
     """
     valid = arrays["valid"].astype(bool)
     quality: dict[str, np.ndarray] = dict(zip(QUALITY_FIELDS, arrays["quality"].astype(np.float64).T, strict=True))
     frames = len(valid)
-    rows = arrays["landmarks"][:, :NUM_VERTICES, 1].astype(np.float64)
+    rows = arrays["landmarks"][:, :NUM_VERTICES, 1].astype(np.float64)  # y as a fraction of the height
     faces = quality["num_faces"]
     scores: Scores = {
         "num_frames": float(frames),
@@ -57,6 +57,7 @@ def clip_scores(arrays: Mapping[str, np.ndarray]) -> Scores:
         "mouth_opening_max": _of(np.max, quality["mouth_opening"]),
         "jitter_px": _of(np.median, quality["jitter_px"]),
     }
+    # Angles: the mean keeps the side, the others say how far the head is turned to either.
     for angle in ("pitch", "yaw", "roll"):
         values = quality[f"{angle}_deg"]
         scores[f"{angle}_mean"] = _of(np.mean, values)
@@ -83,6 +84,7 @@ def info_scores(info: ClipInfo) -> Scores:
 
 def longest_run(valid: np.ndarray) -> int:
     """Length of the longest run of true values in `[F]`."""
+    # Edges come in pairs: where a run begins, and the first frame after it.
     edges = np.flatnonzero(np.diff(np.concatenate(([False], valid.astype(bool), [False])).astype(np.int8)))
     return int((edges[1::2] - edges[::2]).max(initial=0))
 
@@ -95,6 +97,6 @@ def _repeated_frames(source_pts: list[float]) -> float | None:
 
 
 def _of(statistic, values: np.ndarray) -> float | None:
-    """A statistic over the values that are there."""
+    """A statistic over the finite values; None without any."""
     known = values[np.isfinite(values)]
     return float(statistic(known)) if len(known) else None

@@ -1,4 +1,4 @@
-"""What shapes an annotation, next to the model."""
+"""Settings of the annotate job."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from annotate.engines import DEFAULT_ENGINE, ENGINES
 
 @dataclass(frozen=True, kw_only=True)
 class AnnotateSettings:
-    """Parameters of the annotate job. All of them are part of the provenance key."""
+    """Settings of the annotate job. All of them are part of the provenance key, next to the face model."""
 
     engine: str = DEFAULT_ENGINE
     """Landmark engine: `litert`, `litert-tracking`, `tasks` or `tasks-image` (see `annotate.engines`)."""
     detector_every: int = 5
-    """Frames from one pass of the separate face detector to the next. It counts the faces, finds where to measure
-    sharpness and brightness, and is held in between; 5 frames are 0.2 s, in which a face moves a few pixels."""
+    """Frames from one pass of the separate face detector to the next. The detector counts the faces and finds where to
+    measure sharpness and brightness; in between, its result is kept. In 5 frames (0.2 s) a face moves a few pixels."""
 
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:

@@ -1,4 +1,4 @@
-"""`python -m infer <command>`: trained or published models at work on a portrait and speech."""
+"""`python -m infer <command>`: animate a portrait by speech or a video, convert weights, and evaluate them."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ COMMANDS = (
     commands.evaluate,
     commands.doctor,
 )
+# Results are staged next to their place and renamed when they are whole, so an interruption leaves no partial file.
 _ADVICE = Advice(interrupted="nothing was left half-written", mended=AGAIN.mended)
 
 

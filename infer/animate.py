@@ -1,4 +1,13 @@
-"""`infer audio` and `infer video`: a portrait and what drives it in, a video out, in memory that does not grow."""
+"""`infer audio` and `infer video`: animate a portrait and write the video, in memory that its length does not affect.
+
+The phases of `animate`:
+
+    1. inputs     check and read everything the user gave; no weights are loaded yet
+    2. networks   load the image pipeline, within the memory of the device
+    3. motion     the moving face, from speech or from a driving video (`Driving`)
+    4. estimate   measure the device and report how long the video will take
+    5. output     generate frames while they are encoded; then the sidecar; then put all files in place
+"""
 
 from __future__ import annotations
 
@@ -34,76 +43,85 @@ from talkinghead.runtime.progress import Progress
 
 log = logging.getLogger(__name__)
 
+# A warning is due when, in more than this share of the frames, the share of landmarks outside the image exceeds the
+# portrait's own by this much.
 _MANY_FRAMES, _MANY_OUTSIDE = 0.1, 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Stage:
-    """The portrait, ready to be animated."""
+    """The portrait and the settings with which it is animated, checked before weights are loaded."""
 
     portrait: Portrait
-    """As the user gave it."""
+    """Whole portrait as the user gave it."""
     crop: Crop
+    """Box in the whole portrait that is animated."""
     cropped: Portrait
-    """The part that is animated."""
+    """Content of the box, as a portrait of its own."""
     size: tuple[int, int]
-    """Width and height of the generated images."""
+    """Width and height of the generated images in pixels."""
     face_model: FaceModel
     place: PipelinePlace
-    """Where the pipeline's weights lie; they are not loaded."""
+    """Location of the pipeline's weights, which are not loaded."""
     device: str
+    """Device of the networks: `cpu`, `cuda` or `mps`."""
 
 
 def make_audio_video(request: AudioRequest) -> Path:
-    """Let a portrait speak; see `animate`."""
+    """Animate a portrait by speech: `infer audio`. Returns and raises as `animate`."""
     request.check()
     return animate(request, DrivingSpeech(request))
 
 
 def make_driven_video(request: VideoRequest) -> Path:
-    """Let a portrait follow the face of a video; see `animate`."""
+    """Animate a portrait by the face in a video: `infer video`. Returns and raises as `animate`."""
     request.check()
     return animate(request, DrivingVideo(request))
 
 
 def animate(request: AudioRequest | VideoRequest, driving: Driving) -> Path:
-    """Do what the request asks for.
+    """Animate a portrait and write the video, the landmark video and the sidecar.
 
-    Everything the user gave is read and checked before weights are loaded. The same request gives the same files.
+    Everything the user gave is read and checked before weights are loaded. The same request gives the same videos.
+
+    Args:
+        request: Options of the command.
+        driving: Source of the motion: speech or a video.
 
     Returns:
-        The video's path.
+        Path of the video.
 
     Raises:
-        ValueError: Something that was asked for is not possible; one line that says what and what to do.
+        ValueError: The request cannot be met; one line that says what is wrong and what to do.
         OSError: The disk is full, or the output's folder cannot be written.
     """
     started = time.monotonic()
     with Progress() as progress:
-        # Everything that the user gave, read and checked.
+        # 1. Inputs: a mistake in the request is reported in seconds, not after minutes of loading.
         stage = _prepare(request, driving, progress)
 
-        # The networks, on their device.
+        # 2. Networks, on their device.
         progress("load weights", 0, 1)
         pipeline, weights = _load(request, stage.place, stage.device)
         settings = pipeline.config
 
-        # The motion: how the face moves, frame by frame.
+        # 3. Motion, whole: a landmark array is small, and frame rate and projection are those of the pipeline.
         with out_of_memory_explained(pipeline.memory, pipeline.denoiser.device, "the motion"):
             motion, facts = driving.move(
                 stage.cropped, progress, fps=settings["fps"], compat=settings["compat"], device=stage.device
             )
         _warn_of_motion(motion, stage.cropped)
 
-        # What the long part will take, said before it.
+        # 4. Estimate, before the long phase: the user may want a smaller video.
         progress("estimate", 0, 1)
         estimate = _estimate(request, stage, pipeline, motion)
 
-        # The frames: made while they are written, and described when they are through.
+        # 5. Output: frames are generated while they are encoded, so only the windows in progress are in memory.
         progress("draw landmarks", 0, 1)
         paste = PasteBack(stage.portrait.image, stage.crop) if request.paste_back else None
 
         def describe() -> dict[str, Any]:
+            # Called after the last frame: wall times and peak memory are known only then.
             progress("write", 0, 1)
             portrait = describe_portrait(request.reference, stage.portrait, stage.face_model.sha256)
             return sidecar(
@@ -129,14 +147,19 @@ def animate(request: AudioRequest | VideoRequest, driving: Driving) -> Path:
 
 
 def _prepare(request: AudioRequest | VideoRequest, driving: Driving, progress: Progress) -> _Stage:
-    """Check and read all that the user gave: the cheapest first, weights not at all."""
+    """Check and read everything the user gave, except the content of weights; cheap checks come first."""
+    # Names and places: output that would replace an input, missing weights, a device that is not there.
     companions = animation_companions(request.output)
     check_target(request.output, companions, request.reference, *driving.files)
     place = find_pipeline(request.weights)
     driving.find(place.path)
     device = choose_device(request.device)
+
+    # The output's folder is tried now: that it cannot be written must not show up after the frames are made.
     for target in (request.output, *companions):
         check_writable(target)
+
+    # Content: the portrait first, because the driving video or speech is checked against it.
     progress("read inputs", 0, 1)
     stage = _read_stage(request, place, device)
     driving.read(stage.cropped, stage.face_model, progress, request.seconds(request.limit_seconds))
@@ -144,10 +167,13 @@ def _prepare(request: AudioRequest | VideoRequest, driving: Driving, progress: P
 
 
 def _read_stage(request: AudioRequest | VideoRequest, place: PipelinePlace, device: str) -> _Stage:
-    """The portrait and the part of it that is animated, in the size that the networks make."""
+    """Read the portrait, and choose the size of the images and the part that is animated."""
+    # The portrait and its face.
     model = resolve_face_model()
     portrait = read_portrait(request.reference, model, face=request.face)
     warn_of_portrait(request.reference, portrait)
+
+    # Size of the generated images. A box around a face has the aspect that the weights know; the whole image its own.
     aspect = portrait.width / portrait.height if request.crop == "none" else None
     size = frame_size(
         request.width,
@@ -160,11 +186,13 @@ def _read_stage(request: AudioRequest | VideoRequest, place: PipelinePlace, devi
     check_video_size(*size)
     if request.paste_back:
         check_video_size(portrait.width // 2 * 2, portrait.height // 2 * 2)
+
+    # The box in that size's aspect. Its content is measured as an image of its own, whose middle the camera looks at.
     box = face_crop if request.crop == "face" else whole_crop
     crop = box(portrait.face_px, portrait.width, portrait.height, size[0] / size[1])
     if crop.padded:
         log.warning(
-            "warning: %s ends too near to the face for an image of %dx%d: its border is continued",
+            "warning: %s ends too near to the face for an image of %dx%d: its border pixels are repeated",
             request.reference,
             *size,
         )
@@ -182,7 +210,12 @@ def _read_stage(request: AudioRequest | VideoRequest, place: PipelinePlace, devi
 def _load(
     request: AudioRequest | VideoRequest, place: PipelinePlace, device: str
 ) -> tuple[TalkingHeadPipeline, dict[str, Any]]:
-    """The pipeline on its device, within its memory, with its sampler; and where its weights are from."""
+    """Load the pipeline to its device, within the device's memory, and set its sampler.
+
+    Returns:
+        The pipeline, and the provenance of its weights for the sidecar.
+    """
+    # The memory preset: the one that was asked for, else what fits the device; none on a CPU.
     target = torch.device(device)
     total = device_memory(target)
     preset = None
@@ -190,11 +223,14 @@ def _load(
         preset = memory_preset(int(request.memory))
     elif total is not None:
         preset = fitting_preset(total)
+
+    # Loaded on the CPU first: with a preset not every network stays on the device.
     with out_of_memory_explained(preset, target, "the networks"):
         pipeline, weights = load_pipeline(
             place, dtype=named_dtype(request.dtype), device="cpu", pose_guider_mode=request.pose_guider_mode
         )
-        # Speech is done before, by models that may be others and that bring more along.
+        # Speech models that are bundled with the pipeline are dropped: `DrivingSpeech` loads the ones that the request
+        # names, with the settings next to their weights, and frees them before frames are made.
         pipeline.register_modules(audio2mesh=None, audio2pose=None)
         if preset is not None:
             pipeline.apply_preset(preset.gigabytes, target, named_dtype(request.dtype))
@@ -209,7 +245,7 @@ def _load(
 def _estimate(
     request: AudioRequest | VideoRequest, stage: _Stage, pipeline: TalkingHeadPipeline, motion: LandmarkMotion
 ) -> dict[str, float]:
-    """How long the video will take: said, and for the sidecar's seconds."""
+    """Estimate and report how long the video will take; the result goes into `seconds` of the sidecar."""
     seconds = say_how_long(
         pipeline,
         stage.place,
@@ -230,7 +266,7 @@ def _frames(
     paste: PasteBack | None,
     progress: Progress,
 ) -> Iterator[np.ndarray]:
-    """The video's frames, each as soon as it is final."""
+    """Generate the video's frames, RGB uint8 `[H, W, 3]`, each as soon as it is final; with `paste`, pasted back."""
     frames = pipeline.stream(
         stage.cropped.image,
         motion.landmarks,
@@ -246,8 +282,8 @@ def _frames(
 
 
 def _warn_of_motion(motion: LandmarkMotion, portrait: Portrait) -> None:
-    """Say so when the head leaves the image further than it does in the portrait."""
-    outside = ((motion.landmarks < 0) | (motion.landmarks > 1)).any(axis=2).mean(axis=1)
+    """Warn when the head leaves the image further than it does in the portrait."""
+    outside = ((motion.landmarks < 0) | (motion.landmarks > 1)).any(axis=2).mean(axis=1)  # [F], share of landmarks
     leaving = int((outside > portrait.face.outside + _MANY_OUTSIDE).sum())
     if leaving > _MANY_FRAMES * len(motion):
         log.warning(
@@ -261,6 +297,7 @@ def _warn_of_motion(motion: LandmarkMotion, portrait: Portrait) -> None:
 def _describe_result(
     request: AudioRequest | VideoRequest, stage: _Stage, pipeline: TalkingHeadPipeline, motion: LandmarkMotion
 ) -> dict[str, Any]:
+    """Settings that were chosen on the way, for `result` of the sidecar."""
     crop = stage.crop
     return {
         "frames": len(motion),

@@ -9,18 +9,22 @@ from infer.doctor import DoctorRequest
 from infer.evaluation.evaluate_request import EvaluateRequest
 from infer.request import AudioRequest, LandmarkRequest, VideoRequest
 
+# Options are named after the field alone: `--reference`, not `--request.reference`.
 Flat = tyro.conf.OmitArgPrefixes
 
 
+# Each command imports its code when it is called: `--help` and wrong options answer without loading PyTorch.
+
+
 def audio(request: Flat[AudioRequest]) -> str:
-    """Let a portrait speak: a video from an image and speech, and next to it the landmark video and a sidecar."""
+    """Let a portrait speak: make a video from an image and speech; next to it the landmark video and a sidecar."""
     from infer.animate import make_audio_video
 
     return str(make_audio_video(request))
 
 
 def video(request: Flat[VideoRequest]) -> str:
-    """Let a portrait follow the face of a video, with its sound; next to it the landmark video and a sidecar."""
+    """Let a portrait follow the face in a video, with its sound; next to it the landmark video and a sidecar."""
     from infer.animate import make_driven_video
 
     return str(make_driven_video(request))
@@ -34,14 +38,14 @@ def landmarks(request: Flat[LandmarkRequest]) -> str:
 
 
 def convert(request: Flat[ConvertRequest]) -> str:
-    """Turn published files into a folder of weights, after comparing every key; or put trainings into one folder."""
+    """Convert published files into a folder of weights, checking every key; or put trainings into one folder."""
     from infer.convert import convert_weights
 
     return str(convert_weights(request))
 
 
 def doctor(request: Flat[DoctorRequest]) -> str:
-    """Say what this machine has, which weights are found, and what a request would cost in time and memory."""
+    """Report what this machine has, which weights are found, and what a request would cost in time and memory."""
     from infer.doctor import diagnose
 
     return diagnose(request)

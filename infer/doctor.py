@@ -1,4 +1,4 @@
-"""`infer doctor`: what this machine has, which weights are found, and what a request would cost here."""
+"""`infer doctor`: report what this machine has, which weights are found, and what a request would cost here."""
 
 from __future__ import annotations
 
@@ -29,30 +29,30 @@ _PUBLISHED_FPS = 30.0
 
 @dataclass(frozen=True, kw_only=True)
 class DoctorRequest:
-    """A request to estimate, and where it shall run."""
+    """Options of `infer doctor`: the request to estimate, its weights, and the device."""
 
     weights: Path | None = None
-    """Weights as `audio` takes them: a pipeline's folder, or one that holds it next to audio2mesh/ and audio2pose/.
-    Without: the published sizes are estimated."""
+    """Weights as for `audio`: a pipeline's folder, or one that holds it next to audio2mesh/ and audio2pose/. Default:
+    none, and the published sizes are estimated."""
     width: int | None = None
-    """Width of the video in pixels; default: what the weights have learnt."""
+    """Width of the video in pixels; default: the size that the weights were trained on."""
     height: int | None = None
-    """Height of the video in pixels; default: what the weights have learnt."""
+    """Height of the video in pixels; default: the size that the weights were trained on."""
     seconds: float = 10.0
-    """Length of the video."""
+    """Length of the video in seconds."""
     fps: float | None = None
-    """Its frame rate; default: the weights' own."""
+    """Frame rate of the video; default: the weights' own."""
     steps: int = 25
-    """Steps of the sampler."""
+    """Number of sampling steps."""
     guidance: float = 3.5
-    """Guidance scale; 1 or less: none."""
+    """Guidance scale; 1 or less turns guidance off."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Where it would run."""
+    """Device to estimate for."""
     dtype: Literal["fp32", "bf16", "fp16"] | None = None
     """Precision of the networks; default: fp32 on a CPU, else fp16."""
 
     def check(self) -> None:
-        """Raise `ValueError` for a value that cannot be estimated."""
+        """Check the values of the options; raises `ValueError` when one is out of range."""
         wanted = {"seconds": self.seconds, "steps": self.steps, "fps": self.fps}
         for name, value in (wanted | {"width": self.width, "height": self.height}).items():
             if value is not None and not 0 < value < 1e6:
@@ -62,12 +62,19 @@ class DoctorRequest:
 
 
 def diagnose(request: DoctorRequest) -> str:
-    """Look at everything and describe it, a line for each thing.
+    """Check the machine and the weights, and estimate the request.
+
+    Args:
+        request: Options of the command.
+
+    Returns:
+        Report with sections `machine`, `weights` and `request`, an entry in each line.
 
     Raises:
-        ValueError: A size that the networks cannot make, or a device that is not here. Weights that are missing are no
-            error: they are described.
+        ValueError: An option is out of range, the networks cannot make the size, or the device is not there. Missing
+            weights are no error: the report says so.
     """
+    # Options first: a mistake is reported before PyTorch is imported.
     request.check()
     import torch
 
@@ -81,6 +88,7 @@ def diagnose(request: DoctorRequest) -> str:
 
 
 def _machine(device: str) -> Iterator[str]:
+    """Lines about system, libraries and device."""
     import torch
 
     from talkinghead.pipelines.memory import device_memory
@@ -93,10 +101,12 @@ def _machine(device: str) -> Iterator[str]:
 
 
 def _weights(path: Path | None) -> tuple[PipelinePlace | None, list[str]]:
+    """Location of the pipeline, None where it is not usable; and lines about all weights, without loading any."""
     if path is None:
-        return None, ["  none named    give --weights to look at them"]
+        return None, ["  none named    give --weights to check them"]
     lines: list[str] = []
     pipeline: PipelinePlace | None = None
+    # What the other commands would raise as errors is a line of the report here.
     try:
         pipeline = find_pipeline(path)
         form = "published files" if pipeline.published else f"{pipeline.origin} weights"
@@ -114,15 +124,20 @@ def _weights(path: Path | None) -> tuple[PipelinePlace | None, list[str]]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Case:
-    """The request, and the networks that it is for."""
+    """Request to estimate, and the networks that would carry it out."""
 
     networks: HollowNetworks
+    """Networks without weights, in `dtype`."""
     asked: Request
+    """Requested video, with defaults filled in."""
     compat: bool
+    """Whether windows are laid as AniPortrait's program does."""
     dtype: torch.dtype
+    """Precision of the networks."""
 
 
 def _case(request: DoctorRequest, place: PipelinePlace | None, device: str) -> _Case:
+    """Case of a request: networks as the pipeline's settings describe them, or of the published sizes."""
     import torch
 
     from infer.estimate import Request, with_guider
@@ -131,13 +146,16 @@ def _case(request: DoctorRequest, place: PipelinePlace | None, device: str) -> _
     from talkinghead.models.lmk2video.published import published_pose_guider
     from talkinghead.runtime.device import named_dtype
 
+    # Networks without weights, and the settings of their pipeline.
     if place is None or place.published is not None:
-        # In the mode in which published files are run unless another is asked for.
+        # The default mode of published files.
         networks = with_guider(HollowNetworks.published(), published_pose_guider("published"))
         index = {"compat": True, "fps": _PUBLISHED_FPS, "context_frames": 16}
     else:
         networks, index = HollowNetworks.of_folder(place.path), json.loads((place.path / INDEX_FILE).read_bytes())
         networks = with_guider(networks, networks.pose_guider.config)
+
+    # The requested video; options that are not given come from the weights.
     size = PUBLISHED_SIZE if place is None else place.size
     asked = Request(
         width=request.width or size[0],
@@ -149,16 +167,19 @@ def _case(request: DoctorRequest, place: PipelinePlace | None, device: str) -> _
         context_frames=index["context_frames"],
     )
     check_image_size(asked.width, asked.height, networks.vae)
+    # Default precision as in the memory presets: single on a CPU, half elsewhere.
     dtype = named_dtype(request.dtype) or (torch.float32 if device == "cpu" else torch.float16)
     return _Case(networks=networks.to(dtype), asked=asked, compat=index["compat"], dtype=dtype)
 
 
 def _request(case: _Case, device: torch.device) -> Iterator[str]:
+    """Lines about the requested video: size, operations, time, and memory under each preset."""
     from infer.estimate import device_bytes, layout_of, measured_speed, shape_of
     from talkinghead.models.lmk2video.cost import published_cost, video_cost
     from talkinghead.pipelines.lmk2video.context_windows import published_windows
     from talkinghead.pipelines.memory import PRESETS, device_memory
 
+    # Operations of this project's pipeline, and of AniPortrait's program, whose windows lie differently.
     asked, networks = case.asked, case.networks
     layout = layout_of(asked, networks, compat=case.compat)
     shape = shape_of(asked, layout)
@@ -172,9 +193,13 @@ def _request(case: _Case, device: torch.device) -> Iterator[str]:
     shares = ", ".join(f"{part} {flops / frames / 1e12:.3g}" for part, flops in cost.flops.items())
     yield f"  operations    {cost.flops_per_frame / 1e12:.3g} TFLOP for each frame ({shares})"
     yield f"                {theirs.flops_per_frame / 1e12:.3g} TFLOP for each frame by AniPortrait's program"
+
+    # Time, from a measurement of the device.
     speed = measured_speed(networks, asked, device, case.dtype)
     lasts = duration(cost.flops_per_frame * frames / speed)
     yield f"  time          about {lasts} ({speed / 1e12:.3g} TFLOP/s, measured on a part of the work just now)"
+
+    # Memory under each preset, compared with the preset's name and with this device.
     total = device_memory(device)
     for gigabytes, preset in PRESETS.items():
         needed = device_bytes(networks, asked, layout, preset, cost)
@@ -184,8 +209,10 @@ def _request(case: _Case, device: torch.device) -> Iterator[str]:
 
 
 def _gigabytes(count: float) -> str:
+    """Bytes in units of 2**30, as text."""
     return f"{count / 2**30:.2f} GB"
 
 
 def _name(dtype: torch.dtype) -> str:
+    """Name of a precision, such as `float16`."""
     return str(dtype).removeprefix("torch.")

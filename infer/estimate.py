@@ -1,7 +1,8 @@
-"""What a video will cost: operations, memory under each preset, and time.
+"""Estimates of what a video costs: operations, memory under each preset, and time.
 
-`infer doctor` asks before anything is loaded; `infer audio` and `infer video` say it before the long part begins
-(`say_how_long`).
+Operations and memory are counted on networks without weights (`HollowNetworks`); time is operations divided by the
+speed of the device, which is measured on a small part of the work. `infer doctor` reports all of it without loading
+weights; `infer audio` and `infer video` report the time before the long phase begins (`say_how_long`).
 """
 
 from __future__ import annotations
@@ -30,55 +31,68 @@ from talkinghead.runtime.progress import duration
 log = logging.getLogger(__name__)
 
 LARGE = 50_000_000
-"""Parameters of a denoiser whose first prediction is worth an estimate before it; those of smaller ones come at once,
-and tell it better."""
+"""Number of parameters from which on a denoiser's time is estimated; smaller ones show it soon by their progress."""
 
+# Predictions are repeated for this long, in seconds, and the fastest counts: others were disturbed by other programs.
 _PROBE_SECONDS = 0.5
 _CPU_SIDE = 32
-"""Latents of what is measured on a CPU: with fewer, reading weights takes longer than computing."""
+"""Longest side of the latents measured on a CPU; in smaller ones, reading weights takes longer than computing."""
 _SPARE = 1.15
-"""Allocators hold more than tensors need, and kernels want workspaces."""
+"""Factor on the memory of tensors: allocators hold more than tensors need, and kernels use workspaces."""
 _RUNTIME_BYTES = 500 << 20
-"""What a GPU's libraries take."""
+"""Memory that a GPU's libraries take, bytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """The video that is asked for."""
+    """Properties of the requested video."""
 
     width: int
+    """Width of the images in pixels."""
     height: int
+    """Height of the images in pixels."""
     seconds: float
+    """Length of the video in seconds."""
     fps: float
+    """Frames per second."""
     steps: int
+    """Number of sampling steps."""
     guidance: float
+    """Guidance scale; 1 or less means no guidance."""
     context_frames: int = 16
-    """Frames of a window; the pipeline's settings have it."""
+    """Number of frames of a window, from the pipeline's settings."""
 
     @property
     def frames(self) -> int:
-        """Frames of the video, at least one."""
+        """Number of frames of the video, at least one."""
         return max(1, round(self.seconds * self.fps))
 
 
 def with_guider(networks: HollowNetworks, config: Mapping[str, Any]) -> HollowNetworks:
-    """The networks with the PoseGuider of a pipeline at hand: its way to normalise decides how often it is asked.
+    """Networks with the PoseGuider of another configuration, whose normalisation decides how often it is computed.
 
     Args:
-        networks: Networks, which stay as they are.
-        config: Configuration of that PoseGuider.
+        networks: Networks; they are not changed.
+        config: Configuration of the PoseGuider.
     """
     mode = config["normalisation"]
-    # What takes the statistics of the frames at hand cannot be counted on one small frame; running ones cost the same.
+    # Normalisation over a window's frames cannot be counted on one small frame; running statistics cost the same.
     counted = mode if mode == "frame" else "running"
     with torch.device("meta"):
         guider: Any = PoseGuider.from_config({**config, "normalisation": counted})
+    # With the true mode again, `frames_are_independent` decides whether windows can share pose features.
     guider.normalisation = mode
     return dataclasses.replace(networks, pose_guider=guider.to(networks.denoiser.dtype).eval())
 
 
 def layout_of(request: Request, networks: HollowNetworks, *, compat: bool) -> WindowLayout:
-    """The windows that the pipeline will lay."""
+    """Windows as the pipeline will lay them.
+
+    Args:
+        request: The requested video.
+        networks: Networks; windows overlap unless neither the denoiser nor the PoseGuider relates frames.
+        compat: Whether windows are laid as AniPortrait's program does.
+    """
     size = request.context_frames
     return lay_windows(
         request.frames,
@@ -90,7 +104,7 @@ def layout_of(request: Request, networks: HollowNetworks, *, compat: bool) -> Wi
 
 
 def shape_of(request: Request, layout: WindowLayout) -> VideoShape:
-    """The request for the cost model; one frame decoded at once."""
+    """Properties of the request on which its cost depends; frames are decoded one at a time."""
     return VideoShape(
         width=request.width,
         height=request.height,
@@ -105,20 +119,25 @@ def shape_of(request: Request, layout: WindowLayout) -> VideoShape:
 def device_bytes(
     networks: HollowNetworks, request: Request, layout: WindowLayout, preset: MemoryPreset, cost: VideoCost
 ) -> int:
-    """Most memory on the device under a preset, with what allocators and libraries take next to it, bytes.
+    """Peak memory on the device under a preset in bytes, including what allocators and libraries take.
 
     Args:
         networks: Networks in any precision.
-        request: What is asked for.
-        layout: Its windows.
-        preset: The preset that is supposed.
-        cost: Cost of the request's shape, counted with these networks and one frame decoded at once.
+        request: The requested video.
+        layout: Windows of the video.
+        preset: Preset to estimate for.
+        cost: Cost of the request's shape, counted with these networks and one frame decoded at a time.
     """
+    # Counts in the networks' precision become bytes in the preset's.
     size = preset.dtype.itemsize
     peak = {part: count * size // networks.denoiser.dtype.itemsize for part, count in cost.peak_bytes.items()}
+
+    # Weights: a network that rests is on the device only while it sees the portrait.
     weights = {name: size * count for name, count in networks.parameters().items()}
     resting = {name: weights.pop(name) for name in LOOK_ONCE} if preset.rest else {}
     resident = sum(weights.values())
+
+    # The reference is computed before any frame, and parts of a step one after the other: the largest decides.
     looking = max(resting.values(), default=0) + peak["reference"]
     working = _kept_bytes(networks, request, layout, preset)
     working += max(peak["pose"], peak["denoiser"], peak["decoding"] * preset.decode_chunk_size)
@@ -126,17 +145,28 @@ def device_bytes(
 
 
 def _kept_bytes(networks: HollowNetworks, request: Request, layout: WindowLayout, preset: MemoryPreset) -> int:
-    """What waits from step to step: pose features and begun frames of all that is at work, and the reference."""
+    """Bytes that stay on the device from step to step: pose features, shared first parts of a step, and the reference.
+
+    Only frames in progress count: those that have begun and are not finished (`most_at_work`).
+    """
     scale = latent_scale(networks.vae)
     height, width = request.height // scale, request.width // scale
     widths = networks.denoiser.config["block_out_channels"]
+
+    # Pose features: once for each frame, or once for each window over it. Every scale has a quarter of the positions of
+    # the one before. At the published sizes this is a fifth more than they take.
     at_work, in_windows = most_at_work(layout, request.steps)
     posed = at_work if networks.pose_guider.frames_are_independent else in_windows
     position = widths[0] + sum(channels / 4 ** (level + 1) for level, channels in enumerate([*widths[1:], 0]))
     pose = posed * position * height * width if preset.keep_pose == "device" else 0
+
+    # Shared first parts of a step (`Denoiser.begin`), kept for frames under several windows: one skip state for all
+    # conditions, and one hidden state for each.
     overlapping = sum(len(block) for block in layout.blocks if len(block.windows) > 1) / request.frames
     halves = 2 if request.guidance > 1 else 1
     begun = at_work * (overlapping if preset.share else 0) * (1 + halves) * widths[0] * height * width
+
+    # The reference: keys and values of every feature.
     with torch.no_grad():
         latents = torch.empty(1, latent_channels(networks.vae), height, width, device="meta").to(
             networks.denoiser.dtype
@@ -147,18 +177,19 @@ def _kept_bytes(networks: HollowNetworks, request: Request, layout: WindowLayout
 
 
 def measured_speed(networks: HollowNetworks, request: Request, device: torch.device, dtype: torch.dtype) -> float:
-    """Operations per second of this device on the denoiser's first level, with first weights.
+    """Measured speed of a device on the denoiser's first level, with untrained weights, in operations per second.
 
     That level has the largest share of the work, and all kinds of it: convolutions, attention over positions and
-    frames, and what stands between them. On a CPU one frame of at most 256 pixels is measured: a window of large ones
-    would take minutes.
+    frames, and elementwise layers. On a CPU one frame with latents of at most 32x32 is measured: a window of large
+    frames would take minutes. Takes a second or two, on a CPU about ten with networks of Stable Diffusion's size.
 
     Args:
-        networks: Networks whose sizes are taken.
-        request: What is asked for; its size is taken.
-        device: Device to measure; takes a second or two, some ten on a CPU with networks of Stable Diffusion's size.
+        networks: Networks whose sizes the measured one has.
+        request: The requested video, which gives the size of the images.
+        device: Device to measure.
         dtype: Precision of the networks.
     """
+    # A denoiser of one level with one layer, and latents [1, F, C, h, w] of one window.
     config = dict(networks.denoiser.config)
     channels = config["block_out_channels"][0]
     few = {"block_out_channels": (channels,), "attention_levels": (True,), "layers_per_block": 1}
@@ -166,18 +197,22 @@ def measured_speed(networks: HollowNetworks, request: Request, device: torch.dev
     scale, largest = latent_scale(networks.vae), _CPU_SIDE if slow else max(request.height, request.width)
     height, width = (min(side // scale, largest) for side in (request.height, request.width))
     shape = (1, 1 if slow else request.context_frames, config["in_channels"], height, width)
+
+    # Its operations, counted without computing anything.
     with torch.device("meta"):
         hollow: Any = Denoiser.from_config({**config, **few})
         latents, token = torch.empty(shape), torch.empty(1, 1, config["cross_attention_dim"])
     hollow.eval()
     flops = measure_cost(lambda: hollow(latents, 0, token)).flops
+
+    # Its time on the device: the best of several calls.
     probe: Any = Denoiser.from_config({**config, **few})
     probe.to(device, dtype).eval()
     given = torch.zeros(shape, device=device, dtype=dtype), 0, torch.zeros(token.shape, device=device, dtype=dtype)
     best = float("inf")
     with torch.no_grad():
         probe(*given)  # kernels are chosen and memory is taken the first time
-        _wait(device)
+        _wait(device)  # GPUs compute asynchronously: a call returns before its result is there
         began = time.perf_counter()
         while time.perf_counter() - began < _PROBE_SECONDS:
             _wait(device)
@@ -189,7 +224,7 @@ def measured_speed(networks: HollowNetworks, request: Request, device: torch.dev
 
 
 def _wait(device: torch.device) -> None:
-    """Until the device has done what it was given."""
+    """Wait until the device has done all work that it was given."""
     if device.type != "cpu":
         module: Any = torch.get_device_module(device)
         module.synchronize()
@@ -205,24 +240,24 @@ def say_how_long(
     steps: int,
     guidance: float,
 ) -> float | None:
-    """Measure the device for a second or two, and say what the video will take.
+    """Measure the device for a second or two, and report how long the video will take.
 
     Args:
-        pipeline: The pipeline, on its device.
-        place: Where it is from.
-        size: Width and height of the video, pixels.
-        frames: Frames of the video.
-        fps: Its frame rate.
-        steps: Steps of the sampler.
+        pipeline: Pipeline on its device.
+        place: Location of the pipeline's weights.
+        size: Width and height of the images in pixels.
+        frames: Number of frames of the video.
+        fps: Frames per second.
+        steps: Number of sampling steps.
         guidance: Guidance scale.
 
     Returns:
-        Seconds; None where the networks are so small that the first predictions will tell.
+        Seconds; None for networks so small that an estimate would hardly be sooner than the first predictions.
     """
     if sum(value.numel() for value in pipeline.denoiser.parameters()) < LARGE:
         return None
 
-    # The networks without their weights, and what is asked of them.
+    # The networks without their weights, and the shape of the work under the pipeline's memory preset.
     networks = HollowNetworks.published() if place.published else HollowNetworks.of_folder(place.path)
     networks = with_guider(networks, pipeline.pose_guider.config)
     request = Request(
@@ -238,7 +273,7 @@ def say_how_long(
     if pipeline.memory is not None:
         shape = dataclasses.replace(shape, share=pipeline.memory.share, keep_pose=pipeline.memory.keep_pose != "none")
 
-    # Operations, over what the device does per second.
+    # Time: operations, divided by operations per second.
     flops = sum(video_cost(networks, shape).flops.values())
     speed = measured_speed(networks, request, pipeline.denoiser.device, pipeline.denoiser.dtype)
     seconds = flops / speed

@@ -1,4 +1,4 @@
-"""`infer landmarks`: a portrait and speech in, the drawn landmark video, its arrays and its sidecar out."""
+"""`infer landmarks`: animate a portrait's landmarks by speech; write the drawn video, its arrays and its sidecar."""
 
 from __future__ import annotations
 
@@ -18,29 +18,32 @@ from talkinghead.runtime.progress import Progress
 
 
 def make_landmark_video(request: LandmarkRequest) -> Path:
-    """Do what the request asks for.
+    """Animate a portrait's landmarks by speech, and write the video and its companion files.
 
     Everything the user gave is read and checked before weights are loaded.
 
+    Args:
+        request: Options of the command.
+
     Returns:
-        The video's path.
+        Path of the video.
 
     Raises:
-        ValueError: Something that was asked for is not possible; one line that says what and what to do.
+        ValueError: The request cannot be met; one line that says what is wrong and what to do.
         OSError: The disk is full, or the output's folder cannot be written.
     """
     request.check()
     started = time.monotonic()
     driving = DrivingSpeech(request)
     with Progress() as progress:
-        # What can be checked without reading much: names, places, weights that are not loaded yet.
+        # Cheap checks first: names, places, and whether the weights are there.
         companions = landmark_companions(request.output)
         check_target(request.output, companions, request.reference, *driving.files)
         driving.find(request.weights)
         for target in (request.output, *companions):
             check_writable(target)
 
-        # The portrait, the speech, and what moves the head.
+        # Content of the inputs: the portrait, the speech, and the source of the head's motion.
         progress("read inputs", 0, 1)
         model = resolve_face_model()
         portrait = read_portrait(request.reference, model, face=request.face)
@@ -48,12 +51,13 @@ def make_landmark_video(request: LandmarkRequest) -> Path:
         warn_of_portrait(request.reference, portrait)
         driving.read(portrait, model, progress, request.limit_seconds)
 
-        # The motion, in the mesh model's own frame rate and projection.
+        # The motion. There is no image pipeline here, so the mesh model decides frame rate and projection.
         progress("load weights", 0, 1)
         device = choose_device(request.device)
         motion, facts = driving.move(portrait, progress, device=device)
 
         def describe() -> dict[str, Any]:
+            # Called when video and arrays are written: wall times and peak memory are known only then.
             progress("write", 0, 1)
             return sidecar(
                 "landmarks",
@@ -65,6 +69,6 @@ def make_landmark_video(request: LandmarkRequest) -> Path:
                 device=device,
             )
 
-        # The files.
+        # The files, drawn frame by frame, and put in place together.
         write_landmarks(request.output, motion, size=size, sound=request.audio, describe=describe, progress=progress)
     return request.output

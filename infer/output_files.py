@@ -1,7 +1,8 @@
-"""What the commands of `infer` write: a video, what belongs to it next to it, and a sidecar that says how it was made.
+"""Output files of `infer`: a video, its companion files, and a sidecar (JSON) that records how it was made.
 
-`infer landmarks` writes the drawn video and its arrays; `infer audio` and `infer video` the video and the motion that
-was asked for, drawn. Each file is whole or not there, and the video comes last: one that is there has its companions.
+`infer landmarks` writes the drawn landmark video and its arrays; `infer audio` and `infer video` write the generated
+video and a drawn landmark video of the motion. Each file is whole or not there, and the video is put in place last, so
+a video that is there has its companions.
 """
 
 from __future__ import annotations
@@ -25,32 +26,36 @@ from talkinghead.runtime.peak_memory import peak_memory as host_peak_memory
 from talkinghead.runtime.progress import ProgressCallback
 
 SUFFIX = ".mp4"
-_DRAWN = EncoderSettings(preset="veryfast")  # on drawn lines as small as the slower ones, in half the time
-_SMALLEST_DRAWING = 256  # lines of a smaller image cannot be told apart
+_DRAWN = EncoderSettings(preset="veryfast")  # drawn lines compress as well as with slower presets, in half the time
+_SMALLEST_DRAWING = 256  # pixels of the shorter side; lines of a smaller image cannot be told apart
 _LIBRARIES = ("talkinghead", "torch", "transformers", "diffusers", "numpy", "opencv-contrib-python", "av")
 
 
 def landmark_companions(path: Path) -> tuple[Path, Path]:
-    """The arrays and the sidecar that stand next to a drawn video."""
+    """Paths of the arrays (.npz) and the sidecar (.json) next to a landmark video."""
     return path.with_suffix(".npz"), path.with_suffix(".json")
 
 
 def animation_companions(path: Path) -> tuple[Path, Path]:
-    """The landmark video and the sidecar that stand next to a video."""
+    """Paths of the landmark video (.landmarks.mp4) and the sidecar (.json) next to a generated video."""
     return path.with_suffix(".landmarks.mp4"), path.with_suffix(".json")
 
 
 def check_target(path: Path, companions: tuple[Path, ...], *inputs: Path) -> None:
-    """Raise `ValueError` when the outputs cannot be called that, or would replace an input.
+    """Check the names of the outputs.
 
     Args:
-        path: The video.
-        companions: What is written next to it.
-        inputs: Files of the user.
+        path: Video to write.
+        companions: Files to write next to it.
+        inputs: Files that the user gave.
+
+    Raises:
+        ValueError: The video has another suffix than `.mp4`, or an output would replace an input.
     """
     if path.suffix.lower() != SUFFIX:
         raise ValueError(f"the output is {path}, must end in {SUFFIX}")
     targets = [target.absolute() for target in (path, *companions)]
+    # The same path, or another name of the same file: a link, or upper and lower case on some file systems.
     for source in inputs:
         if source.absolute() in targets or any(t.exists() and source.exists() and t.samefile(source) for t in targets):
             raise ValueError(f"the output {path} would replace the input {source}: give it another name")
@@ -65,18 +70,18 @@ def write_landmarks(
     describe: Callable[[], dict[str, Any]],
     progress: ProgressCallback,
 ) -> None:
-    """Write the drawn video and its `landmark_companions`.
+    """Write a landmark video and its `landmark_companions`; all of them, or none after an error.
 
     Args:
-        path: The video.
-        motion: What to draw, and what the arrays hold.
-        size: Width and height of the video, even.
+        path: Video to write.
+        motion: Motion to draw and to save as arrays.
+        size: Width and height of the video in pixels, even.
         sound: File whose sound goes into the video.
-        describe: Makes the sidecar, when the rest is written.
-        progress: Told of each frame that is drawn.
+        describe: Returns the sidecar; called when the other files are written.
+        progress: Called for each frame that is drawn.
 
     Raises:
-        OSError: No space left, or the folder cannot be written.
+        OSError: The disk is full, or the folder cannot be written.
     """
     with _staged(path, *landmark_companions(path)) as (video, arrays, sidecar_file):
         _draw(video, motion, size, sound, progress)
@@ -102,21 +107,23 @@ def write_animation(
     sound: Path | None,
     describe: Callable[[], dict[str, Any]],
 ) -> None:
-    """Write the video and its `animation_companions`.
+    """Write a generated video and its `animation_companions`; all of them, or none after an error.
 
     Args:
-        path: The video.
-        frames: RGB uint8 of `size`, one at a time.
-        motion: What was asked for, as many frames.
-        size: Width and height of the video.
-        drawn_size: Width and height of the images that the landmarks belong to; small ones are drawn larger.
-        sound: File whose sound goes into both videos.
-        describe: Makes the sidecar, when the frames are through.
+        path: Video to write.
+        frames: Frames RGB uint8 `[height, width, 3]` of the video, consumed one at a time.
+        motion: Motion that the frames were generated from, with as many frames.
+        size: Width and height of the video in pixels, even.
+        drawn_size: Width and height in pixels of the images that the landmarks belong to. The landmark video has this
+            size, or a multiple where it is small.
+        sound: File whose sound goes into both videos; None: no sound.
+        describe: Returns the sidecar; called when the other files are written.
 
     Raises:
         ValueError: There are no frames.
         OSError: No space left, or the folder cannot be written.
     """
+    # The landmark video comes first: it takes seconds, and shows early whether the disk has room.
     enlarge = max(1, -(-_SMALLEST_DRAWING // min(drawn_size)))
     with _staged(path, *animation_companions(path)) as (video, drawing, sidecar_file):
         _draw(drawing, motion, (drawn_size[0] * enlarge, drawn_size[1] * enlarge), sound)
@@ -126,15 +133,16 @@ def write_animation(
 
 @contextlib.contextmanager
 def _staged(path: Path, *companions: Path) -> Iterator[list[Path]]:
-    """Scratch files for a video and what stands next to it; errors of the disk say which file was to be written."""
+    """Scratch files for a video and its companions, in this order; errors of the disk name the video."""
     try:
         with contextlib.ExitStack() as stack:
-            # The stack ends with what was entered last, so the video comes last.
+            # The stack leaves in reverse order, and leaving puts a file in place: the video is entered first and put in
+            # place last.
             yield [stack.enter_context(staged_file(target)) for target in (path, *companions)]
     except OSError as error:
         if not is_machine_error(error):
             raise
-        # The libraries name no file, or a scratch file that is no more.
+        # Libraries name no file, or a scratch file that is already removed.
         text = f"cannot write {path} and what goes next to it: {error.strerror or error}"
         raise OSError(error.errno, text) from error
 
@@ -146,9 +154,10 @@ def _draw(
     sound: Path | None,
     progress: ProgressCallback | None = None,
 ) -> None:
-    """Write a motion as a drawn video."""
+    """Draw a motion and write it as a video of `size` (width, height) in pixels."""
     width, height = size
 
+    # Drawn as the encoder asks for them, so only one image is in memory.
     def frames() -> Iterator[np.ndarray]:
         if progress:
             progress("draw and encode", 0, len(motion))
@@ -170,16 +179,16 @@ def sidecar(
     seconds: dict[str, float],
     device: str,
 ) -> dict[str, Any]:
-    """The whole document.
+    """Content of a sidecar: everything needed to make the video again, and what that took.
 
     Args:
         command: Name of the command of `python -m infer`.
-        request: The command's options, a dataclass.
-        inputs: What was read.
-        weights: Part → where it is from and its hash.
-        result: What came out and what was decided on the way.
-        seconds: Stage → wall time.
-        device: Where the models ran.
+        request: Options of the command, a dataclass.
+        inputs: Properties and hashes of the files that were read.
+        weights: Origin and hash of the weights, by part.
+        result: Properties of the video, and settings that were chosen on the way.
+        seconds: Wall time of each stage in seconds.
+        device: Device on which the models ran.
     """
     return {
         "command": command,
@@ -194,7 +203,11 @@ def sidecar(
 
 
 def peak_memory(device: str) -> dict[str, int]:
-    """Most memory that this process had so far: `host`, and that of the device where it says so."""
+    """Peak memory of this process so far in bytes: `host`, and `device` where PyTorch measures it.
+
+    Args:
+        device: Device on which the models ran.
+    """
     found = {"host": host_peak_memory()}
     if device not in ("cpu", "mps"):
         import torch

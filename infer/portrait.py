@@ -1,4 +1,7 @@
-"""The user's portrait: read upright, its face found, and the face's landmarks, mesh and head pose measured."""
+"""The user's portrait: image, and the landmarks, mesh and head pose of its face.
+
+Faces are found and measured as the annotation of training data does it, so the networks get what they were trained on.
+"""
 
 from __future__ import annotations
 
@@ -26,67 +29,72 @@ from talkinghead.provenance import hash_file
 log = logging.getLogger(__name__)
 
 MANY_OUTSIDE = 0.02
-"""Share of landmarks beyond the image's border from which on a face counts as cut."""
+"""Share of landmarks beyond the image's border above which a face counts as cut."""
 
 _PIXEL = re.compile(r"(\d+),(\d+)")
-_BACKGROUND = (255, 255, 255)  # what transparent pixels become
+_BACKGROUND = (255, 255, 255)  # RGB colour of transparent pixels
 
 
 @dataclass(frozen=True, kw_only=True)
 class Face:
-    """A face in an image of W x H pixels."""
+    """Landmarks and blendshapes of a face in an image of W x H pixels."""
 
     points: np.ndarray
-    """`[478, 3]` float32: x/W, y/H, z/W. Iris rows are NaN when the model has none."""
+    """Landmarks `[478, 3]` float32: x/W, y/H, z/W. Iris rows are NaN when the face model has none."""
     blendshapes: np.ndarray | None
-    """`[52]` float32 in MediaPipe's order; None when the model has no such network."""
+    """Blendshape scores `[52]` float32 in MediaPipe's order; None when the face model has no such network."""
 
     @property
     def extent(self) -> tuple[float, float, float, float]:
-        """x0, y0, x1, y1 of the landmarks, normalised."""
+        """Box x0, y0, x1, y1 around the landmarks: x/W, y/H."""
         (x0, y0), (x1, y1) = self.points[:NUM_VERTICES, :2].min(axis=0), self.points[:NUM_VERTICES, :2].max(axis=0)
         return float(x0), float(y0), float(x1), float(y1)
 
     @property
     def outside(self) -> float:
-        """Share of its landmarks that lie beyond the image's border."""
+        """Share of the landmarks that lie beyond the image's border."""
         xy = self.points[:NUM_VERTICES, :2]
         return float(((xy < 0) | (xy > 1)).any(axis=1).mean())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Portrait:
-    """What the pipelines need of a portrait."""
+    """A portrait and the measurements of its face that the pipelines use."""
 
     image: np.ndarray
-    """RGB uint8 `[H, W, 3]`, upright."""
+    """Image RGB uint8 `[H, W, 3]`, upright."""
     face: Face
+    """Face that is animated."""
     mesh: np.ndarray
-    """`[468, 3]` float32, cm, canonical space: the face as it is in the image."""
+    """Mesh of the face, with the expression it has in the image: `[468, 3]` float32 in canonical space, cm."""
     pose_matrix: np.ndarray
-    """`[4, 4]` float64, canonical → camera."""
+    """Head pose: `[4, 4]` float64, canonical → camera space, cm."""
 
     @property
     def width(self) -> int:
-        """Width in pixels."""
+        """Width of the image in pixels."""
         return self.image.shape[1]
 
     @property
     def height(self) -> int:
-        """Height in pixels."""
+        """Height of the image in pixels."""
         return self.image.shape[0]
 
     @property
     def face_px(self) -> tuple[float, float, float, float]:
-        """x0, y0, x1, y1 of the face's landmarks in pixels."""
+        """Box x0, y0, x1, y1 around the landmarks in pixels."""
         x0, y0, x1, y1 = self.face.extent
         return x0 * self.width, y0 * self.height, x1 * self.width, y1 * self.height
 
     def cropped(self, crop: Crop, model: FaceModel) -> Portrait:
-        """A part of it as a portrait of its own.
+        """Part of the portrait, as a portrait of its own.
 
-        The landmarks are the same, but mesh and pose are measured anew: the camera looks at the middle of its image,
-        and that is another one now. It is what the annotation does, which sees clips that were cropped before.
+        The landmarks stay, but mesh and pose are measured anew: the camera looks at the middle of its image, which is
+        another point now. Training data is measured in the same way, in clips that were cropped before.
+
+        Args:
+            crop: Box in this portrait's image.
+            model: Face model.
         """
         face = Face(points=crop.points(self.face.points), blendshapes=self.face.blendshapes)
         return _measured(crop.cut(self.image), face, model)
@@ -96,13 +104,15 @@ def read_portrait(path: Path, model: FaceModel, *, face: str | None = None) -> P
     """Read a portrait and measure its face.
 
     Args:
-        path: Any image that Pillow reads; it is turned upright by its EXIF data, transparent pixels become white.
+        path: Image in any format that Pillow reads. It is turned upright by its EXIF data, and transparent pixels
+            become white.
         model: Face model.
-        face: Which of several faces: its number (from 0, left to right), `largest`, or `X,Y`, the one at or next to a
-            pixel; None: there must be one only.
+        face: Choice among several faces: a number (from 0, left to right), `largest`, or `X,Y`, the face at a pixel or
+            nearest to it. None: the image must have exactly one face.
 
     Raises:
-        ValueError: No image, no face, or several and none (or one that is not there) chosen; says where they are.
+        ValueError: The file is no image, there is no face, or the choice does not name one of several; the message
+            tells where the faces are.
     """
     image = read_image(path)
     height, width = image.shape[:2]
@@ -111,7 +121,7 @@ def read_portrait(path: Path, model: FaceModel, *, face: str | None = None) -> P
 
 
 def _measured(image: np.ndarray, face: Face, model: FaceModel) -> Portrait:
-    """Mesh and pose of a face in an image."""
+    """Portrait of an image and its face, with mesh and pose computed from the landmarks."""
     height, width = image.shape[:2]
     metric = canonical_face(model.geometry_metadata)
     mesh, matrix = metric_mesh(face.points[None], width, height, metric)
@@ -119,7 +129,7 @@ def _measured(image: np.ndarray, face: Face, model: FaceModel) -> Portrait:
 
 
 def warn_of_portrait(path: Path, portrait: Portrait) -> None:
-    """Say what is odd about a portrait that can be animated nevertheless."""
+    """Warn of a portrait that can be animated, but not well."""
     if portrait.face.outside > MANY_OUTSIDE:
         log.warning(
             "warning: the face in %s is cut by the image's border (%.0f %% of its landmarks lie outside, where they"
@@ -130,7 +140,7 @@ def warn_of_portrait(path: Path, portrait: Portrait) -> None:
 
 
 def describe_portrait(path: Path, portrait: Portrait, face_model: str) -> dict[str, Any]:
-    """The portrait, for a sidecar's `inputs`; `face_model` is the hash of the model that measured it."""
+    """Entry for `inputs` of a sidecar; `face_model` is the SHA-256 of the face model."""
     return {
         "sha256": hash_file(path),
         "size": [portrait.width, portrait.height],
@@ -140,13 +150,17 @@ def describe_portrait(path: Path, portrait: Portrait, face_model: str) -> dict[s
 
 
 def read_image(path: Path) -> np.ndarray:
-    """An image as sRGB uint8 `[H, W, 3]`, upright; of an animation the first image.
+    """Read an image as sRGB uint8 `[H, W, 3]`, upright; from an animation, the first image.
+
+    Args:
+        path: Image in any format that Pillow reads.
 
     Raises:
-        ValueError: The file is not there, or no image that can be read; the message names it.
+        ValueError: The file is missing, too large, damaged, or no image; the message names it.
     """
     try:
         with warnings.catch_warnings():
+            # Pillow only warns of images up to twice its limit of pixels, and raises above that.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as opened:
                 upright = ImageOps.exif_transpose(opened)
@@ -164,13 +178,14 @@ def read_image(path: Path) -> np.ndarray:
 
 
 def _in_srgb(image: Image.Image, path: Path) -> Image.Image:
-    """Colours by the image's own profile (Display P3, Adobe RGB, CMYK) as sRGB's, which the networks have seen."""
+    """Convert colours from the image's own profile (Display P3, Adobe RGB, CMYK) to sRGB, as in the training data."""
     embedded = image.info.get("icc_profile")
     if image.mode == "P" or (image.mode == "RGB" and image.has_transparency_data):
-        # A transform would lose the palette, and which colour is transparent.
+        # A colour transform would lose the palette, and which colour is transparent.
         image = image.convert("RGBA" if image.has_transparency_data else "RGB")
     if not embedded or image.mode not in ("RGB", "RGBA", "L", "CMYK"):
         return image
+    # Gray and CMYK become RGB in the transform. A profile that cannot be used is no reason to refuse a portrait.
     try:
         profile = ImageCms.ImageCmsProfile(io.BytesIO(embedded))
         if "srgb" in ImageCms.getProfileDescription(profile).lower():
@@ -185,7 +200,8 @@ def _in_srgb(image: Image.Image, path: Path) -> Image.Image:
 
 
 def _on_white(image: Image.Image) -> Image.Image:
-    """Any mode as RGB: palettes looked up, 16 bits reduced to 8, transparency laid on white."""
+    """Convert any mode to RGB: palettes become colours, 16 bits become 8, and transparent pixels white."""
+    # Pillow's own conversion of 16 bits clips instead of scaling.
     if image.mode.startswith("I;16") or image.mode == "I":
         image = Image.fromarray((np.asarray(image, dtype=np.uint32) >> 8).astype(np.uint8))
     if not image.has_transparency_data:
@@ -196,9 +212,13 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 
 def find_faces(image: np.ndarray, model: FaceModel) -> list[Face]:
-    """The faces of an image (RGB uint8 `[H, W, 3]`), left to right, measured as the annotation measures them.
+    """Faces in an image, left to right, measured as in the annotation.
 
-    What the detector takes for a face but the landmark network does not is left out.
+    A detection that the landmark network does not confirm as a face is left out.
+
+    Args:
+        image: RGB uint8 `[H, W, 3]`.
+        model: Face model.
     """
     height, width = image.shape[:2]
     engine = LitertEngine(model)
@@ -207,23 +227,28 @@ def find_faces(image: np.ndarray, model: FaceModel) -> list[Face]:
         found = engine.landmarks_in(image, Region.of_detection(detection, width, height))
         if found is None:
             continue
+        # A face model with 468 landmarks has no irises: their rows stay NaN.
         points = np.full((NUM_LANDMARKS, 3), np.nan, dtype=np.float32)
         points[: len(found)] = found
         blendshapes = engine.expression(found, width, height) if model.blendshapes else None
         faces.append(Face(points=points, blendshapes=blendshapes))
-    return sorted(faces, key=lambda face: face.extent[0] + face.extent[2])
+    return sorted(faces, key=lambda face: face.extent[0] + face.extent[2])  # by the middle
 
 
 def choose_face(faces: list[Face], width: int, height: int, choice: str | None, name: str) -> Face:
-    """One of the faces found in an image; `ValueError` as `read_portrait` says.
+    """Choose one of the faces found in an image.
 
     Args:
-        faces: Left to right.
-        width: Width of the image, pixels.
-        height: Height of the image, pixels.
-        choice: Number, `largest`, `X,Y` or None.
-        name: The image's name, for messages.
+        faces: Faces, left to right.
+        width: Width of the image in pixels.
+        height: Height of the image in pixels.
+        choice: Number, `largest`, `X,Y`, or None, as for `read_portrait`.
+        name: Name of the image for messages.
+
+    Raises:
+        ValueError: The choice is malformed, there is no face, or the choice does not name one of several.
     """
+    # A malformed choice is reported first: it is wrong for every image.
     pixel = _PIXEL.fullmatch(choice or "")
     if choice not in (None, "largest") and not pixel and not str(choice).isdecimal():
         raise ValueError(f"--face is {choice!r}, must be a number (0, 1, …), 'largest', or X,Y in pixels")
@@ -232,6 +257,8 @@ def choose_face(faces: list[Face], width: int, height: int, choice: str | None, 
             f"no face was found in {name} ({width}x{height}): take an image in which a face is upright, seen from the"
             " front, and at least a tenth of the image's longer side"
         )
+
+    # The choice; without one, the only face.
     if choice == "largest":
         return max(faces, key=lambda face: _area(face, width, height))
     if pixel:
@@ -241,6 +268,8 @@ def choose_face(faces: list[Face], width: int, height: int, choice: str | None, 
         return faces[0]
     if choice is not None and int(choice) < len(faces):
         return faces[int(choice)]
+
+    # None is chosen, or one that is not there: the message lists the faces with their places.
     what = "which is meant?" if choice is None else f"there is no face {choice}."
     listed = "; ".join(f"face {number} {_where(face, width, height)}" for number, face in enumerate(faces))
     some = "1 face" if len(faces) == 1 else f"{len(faces)} faces"
@@ -250,16 +279,18 @@ def choose_face(faces: list[Face], width: int, height: int, choice: str | None, 
 
 
 def _area(face: Face, width: int, height: int) -> float:
+    """Area of the box around a face in square pixels."""
     x0, y0, x1, y1 = face.extent
     return (x1 - x0) * width * (y1 - y0) * height
 
 
 def _away(face: Face, x: float, y: float, aspect: float) -> float:
-    """Distance of a point from a face's middle, in heights of the image."""
+    """Distance of a normalised point from a face's middle, in heights of the image; `aspect` is width / height."""
     x0, y0, x1, y1 = face.extent
     return float(np.hypot(((x0 + x1) / 2 - x) * aspect, (y0 + y1) / 2 - y))
 
 
 def _where(face: Face, width: int, height: int) -> str:
+    """Place of a face in words, in pixels of the image."""
     x0, y0, x1, y1 = face.extent
     return f"at x {x0 * width:.0f} to {x1 * width:.0f}, y {y0 * height:.0f} to {y1 * height:.0f} pixels"

@@ -1,4 +1,7 @@
-"""What the user asks of `infer landmarks`, `infer audio` and `infer video`; their shared options stand once."""
+"""Options of `infer landmarks`, `infer audio` and `infer video`; options that commands share are defined once.
+
+The class and field docstrings are the help of the command line.
+"""
 
 from __future__ import annotations
 
@@ -13,29 +16,33 @@ from infer.weights.speech_weights import WeightsPlace, find_weights
 from talkinghead.motion.blink import FASTEST_RATE
 
 TEMPLATE_FPS = 30.0
-"""Frame rate of AniPortrait's template files, which do not say it themselves."""
+"""Frame rate of AniPortrait's pose templates, in frames per second; the files do not contain it."""
 
 PREVIEW_STEPS = 8
 PREVIEW_SIDE = 256
 PREVIEW_SECONDS = 2.0
-"""What `--preview` reduces steps, the longer side of the video, and the length to."""
+"""Limits of `--preview`: sampling steps, longer side of the video in pixels, and length in seconds."""
 
 PoseKind = Literal["audio", "video", "template", "still"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class PoseSource:
-    """What `--pose` asks for."""
+    """Source of the head's motion, as named by `--pose`."""
 
     kind: PoseKind
     path: Path | None = None
+    """Driving video or pose template; None for `audio` and `still`."""
 
     @classmethod
     def parse(cls, text: str) -> PoseSource:
-        """From `audio`, `still`, `video:FILE` or `template:FILE.npy`.
+        """Parse `audio`, `still`, `video:FILE` or `template:FILE.npy`.
+
+        Args:
+            text: Value of the option.
 
         Raises:
-            ValueError: Another text; says what there is.
+            ValueError: The text has none of these forms; the message lists them.
         """
         kind, colon, name = text.partition(":")
         if kind in ("audio", "still") and not colon:
@@ -47,50 +54,53 @@ class PoseSource:
 
 @dataclass(frozen=True, kw_only=True)
 class PortraitOptions:
-    """The portrait, the video, and what is laid over the motion that drives it."""
+    """The portrait, the output, and edits of the motion: options that all three commands share."""
 
     reference: Path
     """Portrait: an image with a face, best with the mouth closed."""
     output: Annotated[Path, tyro.conf.arg(aliases=("-o",))]
-    """Video to write (.mp4); what belongs to it goes next to it."""
+    """Video to write (.mp4); its companion files go next to it."""
     face: str | None = None
-    """Which of several faces in the portrait: its number from 0, left to right; `largest`; or `X,Y`, one at a pixel."""
+    """Which of several faces in the portrait: number from 0, left to right; `largest`; or `X,Y`, nearest to a pixel."""
     expression_gain: float = 1.0
-    """Factor of the expression: 0 holds the face at rest, 1 is what drives it, more exaggerates."""
+    """Factor of the expression: 0 keeps the face at rest, 1 leaves the motion as it is, more exaggerates."""
     blink: str = "none"
-    """Blinks laid over the motion: `none`, or how many a minute (people: 15 to 20)."""
+    """Blinks added to the motion: `none`, or blinks per minute (people: 15 to 20)."""
     seed: int = 0
-    """Draws what is not chosen: the same seed and settings give the same frames."""
+    """Seed of everything random: the same seed and settings give the same frames."""
     width: int | None = None
     """Width of the video in pixels; default: what suits --height, the weights or the portrait."""
     height: int | None = None
     """Height of the video in pixels; default: what suits --width, the weights or the portrait."""
     limit_seconds: float | None = None
-    """Only the first so many seconds."""
+    """Longest length of the video in seconds; what comes later is left out."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Where the models run."""
+    """Device on which the models run."""
 
     def check(self) -> None:
-        """Raise `ValueError` for a value that no input could make right.
+        """Check the values of the options, without reading a file.
 
-        Not in `__post_init__`: the command line's parser would show it in its own words.
+        Not in `__post_init__`: the command line's parser would report the error in a format of its own.
+
+        Raises:
+            ValueError: A value is out of range; the message names the option and what it must be.
         """
         _check_within("--expression-gain", self.expression_gain, -10, 10)
         _check_within("--limit-seconds", self.limit_seconds, 0.01, math.inf)
         for name, side in (("--width", self.width), ("--height", self.height)):
             if side is not None and side < 1:
                 raise ValueError(f"{name} is {side}, must be a number of pixels")
-        _ = self.blink_rate
+        _ = self.blink_rate  # parsed, and so checked
 
     @property
     def blink_rate(self) -> float | None:
-        """Blinks per minute; raises `ValueError` when `blink` is nothing of the kind."""
+        """Blinks per minute, None for no blinks; raises `ValueError` when `blink` is neither `none` nor a rate."""
         if self.blink == "none":
             return None
         try:
             rate = float(self.blink)
         except ValueError:
-            rate = math.nan
+            rate = math.nan  # no comparison with NaN holds, so it is refused below
         if not 0 < rate <= FASTEST_RATE:
             raise ValueError(
                 f"--blink is {self.blink!r}, must be none, or blinks per minute: more than 0 and at most"
@@ -101,7 +111,7 @@ class PortraitOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class SpeechOptions:
-    """Speech, the models that attend to it, and how the head moves to it."""
+    """The speech, the models that turn it into motion, and the motion of the head."""
 
     audio: Path
     """Speech: an audio or video file."""
@@ -110,45 +120,49 @@ class SpeechOptions:
     audio2pose: Path | None = None
     """Weights of the head pose model, in the same forms; needed for --pose audio."""
     pose: str = "audio"
-    """Where the head's motion comes from: `audio` (the speech), `video:FILE`, `template:FILE.npy`, or `still`."""
+    """Source of the head's motion: `audio` (the speech), `video:FILE`, `template:FILE.npy`, or `still`."""
     pose_gain: float | None = None
     """Factor of the head's angles; default: the pose model's own for `audio`, 1 otherwise."""
     smooth: int | None = None
-    """Frames (odd) of the moving average over the head pose; default: what suits the source."""
+    """Window of the moving average over the head pose, in frames (odd); default: what suits the source."""
     smooth_mesh: int | None = None
-    """Frames (odd) of the moving average over the mesh; default: the mesh model's own."""
+    """Window of the moving average over the mesh, in frames (odd); default: the mesh model's own."""
     template_fps: float = TEMPLATE_FPS
-    """Frame rate of the pose template, which does not say it itself."""
+    """Frame rate of the pose template; the file does not contain it."""
     identity: str | None = None
-    """Whose way of moving the head `--pose audio` takes: a speaker's name or number; default: drawn by the seed."""
+    """Speaker whose way of moving the head `--pose audio` takes, a name or number; default: drawn by the seed."""
     neutralise: Literal["none", "mouth", "all"] = "none"
-    """Take an open mouth, or the whole expression, out of the portrait's mesh first."""
+    """Remove an open mouth, or the whole expression, from the portrait's mesh first."""
     fps: float | None = None
     """Frame rate of the video; default: the weights' own."""
 
     def check_speech(self) -> None:
-        """Raise `ValueError` for a value that no input could make right."""
+        """Check the options of this class; raises `ValueError` when a value is out of range or belongs elsewhere."""
         _check_window("--smooth", self.smooth)
         _check_window("--smooth-mesh", self.smooth_mesh)
         _check_within("--fps", self.fps, 1, 240, " frames per second")
         _check_within("--template-fps", self.template_fps, 1, 240, " frames per second")
         _check_within("--pose-gain", self.pose_gain, -10, 10)
+        # An option that would have no effect is refused: the user expects one.
         for option, value in {"--audio2pose": self.audio2pose, "--identity": self.identity}.items():
             if value is not None and self.pose_source.kind != "audio":
-                raise ValueError(f"{option} is of --pose audio, and the head's motion comes from --pose {self.pose}")
+                raise ValueError(f"{option} belongs to --pose audio, but the head's motion is --pose {self.pose}")
         if self.template_fps != TEMPLATE_FPS and self.pose_source.kind != "template":
-            raise ValueError(f"--template-fps is of --pose template:FILE.npy, not of --pose {self.pose}")
+            raise ValueError(f"--template-fps belongs to --pose template:FILE.npy, not to --pose {self.pose}")
 
     @property
     def pose_source(self) -> PoseSource:
-        """`pose`, taken apart; raises `ValueError` when it is nothing of the kind."""
+        """`pose`, parsed; raises `ValueError` when it has none of the forms."""
         return PoseSource.parse(self.pose)
 
     def find_audio2mesh(self, weights: Path | None) -> WeightsPlace:
-        """Where the mesh model lies, in a folder of weights if nothing else is said.
+        """Location of the mesh model's weights: `audio2mesh` where it is given, else a folder of weights.
+
+        Args:
+            weights: Folder to search when `audio2mesh` is not given.
 
         Raises:
-            ValueError: It is not there.
+            ValueError: Neither is given, or there are no such weights.
         """
         path = self.audio2mesh or weights
         if path is None:
@@ -156,11 +170,16 @@ class SpeechOptions:
         return find_weights("audio2mesh", path)
 
     def find_audio2pose(self, weights: Path | None) -> WeightsPlace | None:
-        """Where the pose model lies, in a folder of weights if nothing else is said; None when the head's motion comes
-        from elsewhere.
+        """Location of the pose model's weights: `audio2pose` where it is given, else a folder of weights.
+
+        Args:
+            weights: Folder to search when `audio2pose` is not given.
+
+        Returns:
+            The location; None when the head's motion does not come from the speech, so that no model is needed.
 
         Raises:
-            ValueError: It is not there.
+            ValueError: Neither is given, or there are no such weights.
         """
         if self.pose_source.kind != "audio":
             return None
@@ -175,54 +194,54 @@ class SpeechOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class SpeechRequest(SpeechOptions, PortraitOptions):
-    """A portrait and speech: what `landmarks` and `audio` have in common."""
+    """A portrait and speech: options that `landmarks` and `audio` share."""
 
     def check(self) -> None:
-        """Raise `ValueError` for a value that no input could make right."""
+        """Check all options; raises `ValueError` as the parts do."""
         super().check()
         self.check_speech()
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageOptions:
-    """How the images are made."""
+    """Weights and settings of the image generation, and the part of the portrait that is animated."""
 
     weights: Path
     """Weights: a pipeline's folder (made by `infer convert`, or the RUN of a training), AniPortrait's published files,
     or a folder that holds one of these next to audio2mesh/ and audio2pose/."""
     crop: Literal["face", "none"] = "face"
-    """What of the portrait is animated: a box around the face, or the whole image."""
+    """Part of the portrait that is animated: a box around the face, or the whole image."""
     paste_back: bool = False
-    """Put the animated part back into the whole portrait, which then gives the video's size."""
+    """Put the animated part back into the whole portrait; the video then has the portrait's size."""
     steps: int = 25
-    """Steps of the sampler: more is slower and finer."""
+    """Number of sampling steps: more is slower and finer."""
     guidance: float = 3.5
-    """How strictly the images follow the portrait; 1 or less turns guidance off, which halves the time."""
+    """Guidance scale: how strictly the images follow the portrait; 1 or less turns guidance off and halves the time."""
     sampler: Literal["ddim", "dpm++", "euler", "unipc"] | None = None
-    """How noise becomes images; default: the weights' own."""
+    """Sampler that turns noise into images; default: the weights' own."""
     dtype: Literal["fp32", "bf16", "fp16"] | None = None
     """Precision of the networks; default: fp32 on a CPU, else fp16."""
     pose_guider_mode: Literal["published", "trained", "running"] | None = None
-    """How the PoseGuider of published weights normalises: as their program runs it, as it was trained, or with the
-    running statistics, which makes frames independent of each other; default: as converted, or `published`."""
+    """How the PoseGuider of published weights normalises: as the published program does, as in its training, or with
+    the running statistics, which makes frames independent of each other; default: as converted, or `published`."""
     memory: Literal["auto", "8", "12", "16", "24"] = "auto"
-    """Gigabytes of the device's memory to get by with."""
+    """Memory preset: gigabytes of the device's memory to stay within; `auto` chooses by the device."""
     preview: bool = False
-    """A quick look: few steps, a small image, the first 2 seconds."""
+    """Quick preview: few steps, a small image, the first 2 seconds."""
 
     def check_images(self) -> None:
-        """Raise `ValueError` for a value that no input could make right."""
+        """Check the options of this class; raises `ValueError` when a value is out of range."""
         if not 1 <= self.steps <= 1000:
             raise ValueError(f"--steps is {self.steps}, must be 1 to 1000")
         _check_within("--guidance", self.guidance, 0, 100)
 
     @property
     def sampled_steps(self) -> int:
-        """Steps that are really taken."""
+        """Number of sampling steps after `preview` is applied."""
         return min(self.steps, PREVIEW_STEPS) if self.preview else self.steps
 
     def seconds(self, limit: float | None) -> float | None:
-        """Length that is really made, with a limit or without."""
+        """Longest length in seconds after `preview` is applied to a limit in seconds; None: no limit."""
         if not self.preview:
             return limit
         return PREVIEW_SECONDS if limit is None else min(limit, PREVIEW_SECONDS)
@@ -230,7 +249,7 @@ class ImageOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class LandmarkRequest(SpeechRequest):
-    """A portrait and speech, and how its landmarks shall move."""
+    """Options of `infer landmarks`: a portrait, speech, and how the landmarks move."""
 
     weights: Path | None = None
     """Folder that holds both models: audio2mesh/ and audio2pose/, or the published audio2mesh.pt and audio2pose.pt."""
@@ -238,36 +257,36 @@ class LandmarkRequest(SpeechRequest):
 
 @dataclass(frozen=True, kw_only=True)
 class AudioRequest(ImageOptions, SpeechRequest):
-    """A portrait and speech, and how the portrait shall speak it."""
+    """Options of `infer audio`: a portrait, speech, and how the images are generated."""
 
     def check(self) -> None:
-        """Raise `ValueError` for a value that no input could make right."""
+        """Check all options; raises `ValueError` as the parts do."""
         super().check()
         self.check_images()
 
 
 @dataclass(frozen=True, kw_only=True)
 class VideoRequest(ImageOptions, PortraitOptions):
-    """A portrait and a video whose face it shall follow."""
+    """Options of `infer video`: a portrait, and a video whose face it follows."""
 
     driving: Path
     """Video with a face; its sound goes into the result."""
     pose: Literal["relative", "absolute", "still"] = "relative"
-    """How the head moves: from the portrait's own pose as the driving head from its rest, at the driving head's angles,
-    or not at all."""
+    """How the head moves: `relative`, from the portrait's own pose as the driving head moves from its rest;
+    `absolute`, at the driving head's angles; or `still`."""
     pose_gain: float = 1.0
     """Factor of the head's angles."""
     smooth: int = 3
-    """Frames (odd) of the moving average over the head pose."""
+    """Window of the moving average over the head pose, in frames (odd)."""
     smooth_mesh: int = 1
-    """Frames (odd) of the moving average over the mesh."""
+    """Window of the moving average over the mesh, in frames (odd)."""
     neutralise: Literal["none", "mouth"] = "mouth"
     """Close an open mouth of the portrait first, in the way in which the driving mouth closes."""
     fps: float | None = None
     """Frame rate of the video; default: the weights' own."""
 
     def check(self) -> None:
-        """Raise `ValueError` for a value that no input could make right."""
+        """Check all options; raises `ValueError` when a value is out of range."""
         super().check()
         self.check_images()
         _check_window("--smooth", self.smooth)
@@ -282,7 +301,7 @@ def _check_window(name: str, frames: int | None) -> None:
 
 
 def _check_within(name: str, value: float | None, least: float, most: float, unit: str = "") -> None:
-    # An infinite number is none that the sidecar could hold.
+    # The sidecar holds the settings, and JSON has no infinite numbers: infinity is refused even without a limit.
     if value is not None and not (least <= value <= most and math.isfinite(value)):
         limits = f"{least:g} to {most:g}{unit}" if most < math.inf else f"a number of at least {least:g}"
         raise ValueError(f"{name} is {value:g}, must be {limits}")

@@ -1,4 +1,4 @@
-"""The user's speech: read, checked, and what is odd about it said."""
+"""The user's speech: read and checked, with a warning when it is silent."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Speech:
-    """Speech as the models take it."""
+    """Speech at the rate of the models."""
 
     path: Path
+    """File that the speech was read from."""
     samples: np.ndarray
-    """Float32 mono `[N]` at 16 kHz, at least one."""
+    """Mono samples `[N]`, float32 at 16 kHz; N is at least 1."""
     peak: float
-    """Largest absolute sample; full scale is 1."""
+    """Largest absolute value of a sample; full scale is 1."""
 
     @property
     def duration_s(self) -> float:
@@ -35,20 +36,21 @@ class Speech:
 
     @property
     def silent(self) -> bool:
-        """Whether nothing can be heard in it."""
+        """Whether the peak is below `SILENCE_PEAK`, 60 dB below full scale."""
         return self.peak < SILENCE_PEAK
 
 
 def read_speech(path: Path, *, seconds: float | None = None) -> Speech:
-    """All audio of a file (of a video too) as mono 16 kHz. Silence is warned of: it gives a face that hardly moves.
+    """Read the audio of a file as mono at 16 kHz. Warns when it is silent, because the face will hardly move.
 
     Args:
-        path: File with sound.
-        seconds: Keep no more than this.
+        path: Audio file, or video file with sound.
+        seconds: Longest length to keep, in seconds; None: all of it.
 
     Raises:
-        ValueError: It is missing, empty, damaged, or no audio; the message names the file.
+        ValueError: The file is missing, empty, damaged, or has no audio; the message names the file.
     """
+    # The whole file is read and checked, also where only a part of it is kept.
     try:
         samples = read_whole_audio(path)
     except UnreadableMediaError:
@@ -59,6 +61,8 @@ def read_speech(path: Path, *, seconds: float | None = None) -> Speech:
         raise ValueError(f"the audio of {path} is shorter than one sample at {SAMPLE_RATE} Hz")
     if not np.isfinite(samples).all():
         raise ValueError(f"the audio of {path} holds values that are not finite: it is damaged")
+
+    # At least one sample is kept; the peak is that of the part that is kept, which alone moves the face.
     if seconds is not None:
         samples = samples[: max(1, math.ceil(min(seconds * SAMPLE_RATE, len(samples))))]
     speech = Speech(path=path, samples=samples, peak=float(np.abs(samples).max()))
@@ -72,5 +76,5 @@ def read_speech(path: Path, *, seconds: float | None = None) -> Speech:
 
 
 def describe_speech(path: Path, speech: Speech) -> dict[str, Any]:
-    """The speech, for a sidecar's `inputs`."""
+    """Entry for `inputs` of a sidecar."""
     return {"sha256": hash_file(path), "seconds": round(speech.duration_s, 6), "silent": speech.silent}

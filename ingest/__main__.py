@@ -27,6 +27,7 @@ def catalog(dataset: Dataset, source: Path, data: str, metadata: Path | None = N
         limit: Keep this many clips, those with a video first.
     """
     storage = Storage(data)
+    # DATA may lie inside SOURCE: what earlier jobs wrote there is no source of clips.
     exclude = [storage.local_root] if storage.local_root else []
     built = build_catalog(dataset, source, metadata, limit, exclude=exclude)
     path = write_catalog(storage, built)
@@ -41,17 +42,18 @@ def download(
     metadata: Path | None = None,
     limit: int | None = None,
 ) -> str | Incomplete:
-    """Fetch the missing videos of a data set with yt-dlp, slowly; run it again to go on where it stopped.
+    """Fetch the missing videos of a data set with yt-dlp, slowly; give the command again to go on where it stopped.
 
     Every try is a line of SOURCE/download.jsonl: ok; gone (removed or private: not tried again); failed (refused,
-    timed out, …: tried again by the next run).
+    timed out, …: tried again by the next command).
 
     Args:
         source: Folder for the videos; what is there is not fetched again.
-        settings: How hard to ask.
+        settings: Quality, pace and retries.
         metadata: Folder or file with the official metadata; default: SOURCE/metadata, then SOURCE.
         limit: Fetch the videos of this many clips only, counting those whose video is there.
     """
+    # The catalog tells which videos are missing; nothing of it is written here.
     source.mkdir(parents=True, exist_ok=True)
     listed = build_catalog(dataset, source, metadata, limit)
     wanted = targets(listed.rows)
@@ -59,13 +61,16 @@ def download(
     started = time.monotonic()
 
     def report(result: DownloadResult, done: int, total: int) -> None:
+        # Estimate from the mean time per video so far.
         left = (time.monotonic() - started) / done * (total - done)
         what = f"{result.bytes / 1e6:.1f} MB" if result.status == "ok" else result.reason
         _log(f"[{done}/{total}, {left / 60:.0f} min left] {result.name}: {result.status}, {what}")
 
+    # Fetch them one by one; every try is on the disk before the next one begins.
     summary = fetch(wanted, source, settings, on_result=report, on_message=_log)
     counts = ", ".join(f"{summary.count(status)} {status}" for status in ("ok", "gone", "failed"))
     _log(f"{counts}, {summary.skipped_gone} known to be gone, {summary.not_tried} not tried")
+    # An incomplete download is no error: the exit status asks for the same command again.
     result = str(source / LOG_NAME)
     if summary.not_tried:
         stop = f"stopped after {settings.stop_after} failures in a row: the site is refusing"
@@ -81,6 +86,7 @@ def sample(out: tyro.conf.Positional[Path]) -> str:
     Args:
         out: Folder for the videos.
     """
+    # Imported here, because it needs scikit-image, which the other commands do not load.
     from ingest.sample import make_sample
 
     return str(make_sample(out))
@@ -96,6 +102,7 @@ def _summarise(catalog: Catalog) -> None:
         f"{seconds / 3600:.2f} h of listed intervals"
     )
     _log(f"sources: {len(catalog.paths)} found, {missing} clips without one, {len(catalog.unused)} videos not used")
+    # What a user should know before clips are cut: rows left out, unreadable metadata, missing videos.
     if catalog.left_out:
         _log(f"limit: {catalog.left_out} clips left out")
     if catalog.problems:

@@ -20,12 +20,12 @@ from talkinghead.files.storage import Storage
 from talkinghead.provenance import canonical_json
 from talkinghead.schema import CATALOG_SCHEMA, CatalogRow
 
-_EXTRAS = b"talkinghead.catalog"
+_EXTRAS = b"talkinghead.catalog"  # key in the Parquet metadata: what is no row (problems, unused videos, limit)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Catalog:
-    """All clips of a data set, and all that gave no clip."""
+    """The clips of a data set, and everything that gave no clip."""
 
     dataset: str
     rows: list[CatalogRow]
@@ -33,13 +33,13 @@ class Catalog:
     problems: list[Problem]
     """Metadata lines, links and folders that could not be read."""
     unused: tuple[str, ...] = ()
-    """Videos in SOURCE that belong to no clip of the metadata (as text for people)."""
+    """Videos in SOURCE that belong to no clip of the metadata (names as `display_path` gives them)."""
     left_out: int = 0
-    """Rows that `limit` cut off."""
+    """Number of rows that `limit` left out."""
 
     @property
     def missing_source(self) -> int:
-        """Rows whose video is not in SOURCE."""
+        """Number of rows whose video is not in SOURCE."""
         return sum(row.source is None for row in self.rows)
 
     @property
@@ -71,19 +71,23 @@ def build_catalog(
     adapter = adapter_of(dataset)
     if limit is not None and limit < 1:
         raise ValueError(f"limit is {limit}; give 1 or more, or leave it out for all clips")
+    # List SOURCE once, read the metadata, and let the adapter look each clip's video up in the list.
     listing = list_source(source, is_unit_folder=adapter.is_unit_folder, exclude=exclude)
     parsed = adapter.read(_find_metadata(adapter, source, metadata), listing)
     rows = sorted(parsed.rows, key=lambda row: row.key)
+    # A key names a sample for good, so two clips must never share one.
     for before, row in itertools.pairwise(rows):
         if before.key == row.key:
             raise ValueError(
                 f"{dataset}: two clips have the key {row.key} (of {before.source_id} and {row.source_id}); "
                 "take one of them out of the metadata"
             )
+    # The limit prefers clips that can be ingested; what is unused is judged by all rows, not by those kept.
     used = {row.source for row in rows if row.source is not None}
     kept = rows
     if limit is not None:
         kept = sorted(sorted(rows, key=lambda row: (row.source is None, row.key))[:limit], key=lambda row: row.key)
+    # The folder adapter passes the listing's problems on as its own: each is listed once.
     return Catalog(
         dataset=dataset,
         rows=kept,
@@ -111,12 +115,14 @@ def _find_metadata(adapter: Adapter, source: Path, metadata: Path | None) -> Pat
 
 def write_catalog(storage: Storage, catalog: Catalog) -> str:
     """Write the table; equal catalogs give equal bytes. Returns its path in the storage."""
+    # Parquet holds valid Unicode only, which the name of a source need not be.
     records = [{**row.to_json(), "source": row.source and to_stored(row.source)} for row in catalog.rows]
     extras = {
         "problems": [asdict(problem) for problem in catalog.problems],
         "unused": catalog.unused,
         "left_out": catalog.left_out,
     }
+    # The rest of the catalog is kept as JSON in the metadata of the same file, so that both are written at once.
     schema = CATALOG_SCHEMA.with_metadata({_EXTRAS: canonical_json(extras)})
     sink = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(records, schema=schema), sink, compression="zstd", version="2.6")
@@ -126,7 +132,7 @@ def write_catalog(storage: Storage, catalog: Catalog) -> str:
 
 
 def read_catalog(storage: Storage, dataset: str) -> Catalog:
-    """Inverse of `write_catalog`; raises `ValueError` when there is none or it is of another schema."""
+    """Inverse of `write_catalog`; raises `ValueError` when there is none, or when its schema is another."""
     adapter_of(dataset)
     path = dataroot.catalog(dataset)
     try:
@@ -137,6 +143,7 @@ def read_catalog(storage: Storage, dataset: str) -> Catalog:
         ) from error
     except pa.ArrowInvalid as error:
         raise ValueError(f"{storage.describe(path)} is not a whole Parquet file ({error}); make it again") from error
+    # A table of another version would be misread: it is refused, and cheap to make again.
     extras = (table.schema.metadata or {}).get(_EXTRAS)
     if extras is None or not table.schema.equals(CATALOG_SCHEMA):
         raise ValueError(f"{storage.describe(path)} was made by another version; make it again")

@@ -1,4 +1,4 @@
-"""Ingest of one clip: from a catalog row and its source to encoded pieces. A plain function over one unit."""
+"""Ingest of one clip: from a catalog row and its source to encoded pieces. A plain function, one call per unit."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from talkinghead.schema import MEDIA_MEMBERS, CatalogRow, ClipInfo, Rejection, c
 from talkinghead.timebase import frame_time, samples_in
 
 RIVAL_SIZE = 0.5
-"""Another face counts from this part of the dominant face's size on; smaller ones are people in the background."""
+"""Smallest size of another face that counts, relative to the dominant face; smaller ones are in the background."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """What became of a clip, or of one part of it: a sample's media members, or the reason why there is none."""
+    """Result for a clip or one part of it: a sample's media members, or the reason why there is none."""
 
     key: str
     num_frames: int
@@ -51,8 +51,8 @@ def ingest_clip(
     Args:
         row: The clip as the data set describes it.
         source: Video file or folder of frames.
-        settings: How to ingest.
-        detector: Finds faces (`FaceDetector`).
+        settings: Settings of ingest.
+        detector: Face detector (`FaceDetector`).
         ingest_key: Provenance key, stored in every piece.
 
     Returns:
@@ -63,23 +63,25 @@ def ingest_clip(
         ValueError: The source cannot be read; the message names the file and the cause.
     """
     with _open(row, source) as reader:
+        # Too large a frame is refused by its header, before one is decoded.
         video = reader.info
         if video.width * video.height > settings.max_source_pixels:
             detail = f"frames of {video.width}x{video.height}"
             return [_rejected(row.key, 0, "frame_too_large", video.width * video.height, detail)]
 
-        # First pass: cuts and faces, looked for in the data set's box where there is one.
+        # First pass: cuts and faces, searched for in the data set's box where there is one.
         listed = None if row.box is None else listed_crop(row, video.width, video.height, settings)
         scan = scan_clip(reader, row.start_s, row.end_s, listed and listed.box, detector, settings)
         if not scan.times:
             detail = f"{source.name} has no frame between {row.start_s} and {row.end_s} s"
             return [_rejected(row.key, 0, "empty_interval", 0.0, detail)]
 
-        # Where it is split, and what the pieces are called.
+        # Split the clip at cuts and long gaps. Only a clip that is split gives its pieces keys of their own.
         stretches = split(len(scan.times), scan.cuts, scan.steps, scan.sightings, settings)
         keys = [row.key] if len(stretches) == 1 else [cut_key(row.key, i) for i in range(len(stretches))]
 
-        # Second pass: each piece is cut out and encoded, or passed over.
+        # Second pass: each piece is cropped and encoded, or passed over. All pieces share one iterator over the frames,
+        # so a rejected piece must still take its frames off it.
         facts = _Facts(row, source, scan, video, None if row.frame_fps else probe(source), settings, ingest_key)
         pieces = []
         frames = clip_frames(reader, row.start_s, row.end_s)[1]
@@ -96,14 +98,14 @@ def ingest_clip(
 
 @dataclass(frozen=True)
 class _Facts:
-    """What all pieces of a clip share."""
+    """Inputs that all pieces of a clip share."""
 
     row: CatalogRow
     source: Path
     scan: Scan
     video: VideoInfo
     media: MediaInfo | None
-    """None for a folder of frames."""
+    """Streams of the source file; None for a folder of frames."""
     settings: IngestSettings
     ingest_key: str
 
@@ -145,9 +147,10 @@ def _skip(frames: Iterator[ShownFrame], count: int) -> None:
 
 
 def _encode(facts: _Facts, key: str, stretch: Stretch, crop: Crop, frames: Iterator[ShownFrame]) -> dict[str, bytes]:
-    """The members of one sample; takes its frames off `frames`."""
+    """The media members of one sample, by suffix; takes its frames off `frames`."""
     images = _images(frames, stretch.num_frames, facts.video, crop)
     mp4 = encode_mp4(images, crop.width, crop.height, facts.settings.encoder)
+    # Sound of exactly the frames' length (640 samples each), padded with silence where the source has none.
     start_s = facts.scan.start_s + frame_time(stretch.first)
     num_samples = samples_in(stretch.num_frames)
     if facts.media is None:
@@ -155,12 +158,13 @@ def _encode(facts: _Facts, key: str, stretch: Stretch, crop: Crop, frames: Itera
     else:
         audio = read_audio(facts.source, start_s, num_samples)
     info = _describe(facts, key, stretch, crop, audio, start_s)
+    # The order of the members is part of the format: equal inputs must give equal shards.
     contents = {"json": canonical_json(asdict(info)), "mp4": mp4, "wav": encode_wav(audio.samples)}
     return {suffix: contents[suffix] for suffix in MEDIA_MEMBERS}
 
 
 def _images(frames: Iterator[ShownFrame], count: int, video: VideoInfo, crop: Crop) -> Iterator[np.ndarray]:
-    """The cropped images of the next `count` frames; one that is shown longer is converted once."""
+    """Crops of the next `count` frames, RGB uint8 `[height, width, 3]`; a repeated frame is converted once."""
     last: ShownFrame | None = None
     image = np.zeros(0)
     for _ in range(count):
@@ -172,6 +176,7 @@ def _images(frames: Iterator[ShownFrame], count: int, video: VideoInfo, crop: Cr
 
 
 def _describe(facts: _Facts, key: str, stretch: Stretch, crop: Crop, audio: AudioSpan, start_s: float) -> ClipInfo:
+    # How much longer the sound is than the images: a large value is a hint that the two drift apart.
     row, video, media, scan = facts.row, facts.video, facts.media, facts.scan
     difference = None
     if media is not None and media.audio is not None and media.audio.end_s is not None and video.end_s is not None:
@@ -212,9 +217,10 @@ def _describe(facts: _Facts, key: str, stretch: Stretch, crop: Crop, audio: Audi
 
 
 def _multi_face_fraction(stretch: Stretch, sightings: list[Sighting]) -> float | None:
-    """Share of the looks at the piece's face that found another face of similar size next to it."""
+    """Share of the detections of the piece's face in which another face of similar size was found in the same frame."""
     if stretch.face is None:
         return None
+    # The piece's own face by frame; any other large sighting in one of these frames is a rival.
     own = {
         sighting.frame: sighting for sighting in stretch.face.sightings if stretch.first <= sighting.frame < stretch.end
     }
@@ -227,12 +233,13 @@ def _multi_face_fraction(stretch: Stretch, sightings: list[Sighting]) -> float |
 
 
 def _source_notes(facts: _Facts) -> list[str]:
-    """What was unusual about the source."""
+    """Notes on what is unusual about the source: damage, an early end, HDR, interlacing."""
     video, scan, notes = facts.video, facts.scan, []
     if scan.broken_packets:
         notes.append(f"{scan.broken_packets} broken packets skipped")
     ends = scan.start_s + frame_time(len(scan.times))
     wanted = video.end_s if facts.row.end_s is None else facts.row.end_s
+    # More than two frames (80 ms) are missing: the file was cut short, or its interval lies beyond the end.
     if wanted is not None and wanted - ends > 0.1:
         notes.append(f"video ends {wanted - ends:.2f} s early")
     if video.hdr:

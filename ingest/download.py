@@ -1,16 +1,16 @@
-"""Fetch the videos of a catalog with yt-dlp (the extra `download`), one at a time and slowly.
+"""Download of a catalog's videos with yt-dlp (the extra `download`), one at a time and slowly.
 
 What is in SOURCE already is never fetched again. A video lands under a temporary name in `SOURCE/.download/<name>/`,
-where a broken transfer is continued by the next run (HTTP Range), and is renamed to `SOURCE/<name>.<suffix>` when it
-is whole and opens as a video. Video and audio that a site keeps apart are put together with PyAV, so no ffmpeg program
-is needed; for YouTube, yt-dlp itself wants a JavaScript runtime (deno) to see all qualities.
+where a broken transfer is continued by the next download (HTTP Range), and is renamed to `SOURCE/<name>.<suffix>` when
+it is whole and opens as a video. Video and audio that a site keeps apart are put together with PyAV, so no ffmpeg
+program is needed; for YouTube, yt-dlp itself wants a JavaScript runtime (deno) to see all qualities.
 
 Each try ends in one line of `SOURCE/download.jsonl`:
 
     ok      the file is there
     gone    removed, private or closed account (HTTP 404, 410): not tried again unless asked to
     failed  anything that may pass (HTTP 403, 429, 5xx, time-out, sign-in wanted, no disk space): tried again by the
-            next run; after several in a row the run stops, since the site is refusing
+            next download; after several in a row the download stops, since the site is refusing
 """
 
 from __future__ import annotations
@@ -38,16 +38,18 @@ from talkinghead.schema import CatalogRow, slug
 
 LOG_NAME = "download.jsonl"
 PART_FOLDER = ".download"
+# Suffixes of containers whose time stamps MP4 keeps exactly.
 _MP4_FAMILY = (".mp4", ".m4v", ".m4a", ".mov")
 
 Status = Literal["ok", "gone", "failed"]
 
-# What a site says when trying again may help, even where the words of `_GONE` stand next to it.
+# Messages of a site after which another try may help, even where they also match `_GONE`.
 _PASSING = re.compile(
     r"try again later|not a bot|sign in to confirm|HTTP Error (?:403|429|5\d\d)|rate.?limit|timed out"
     r"|your (?:country|location)",
     re.IGNORECASE,
 )
+# Messages that say that a video is removed or private.
 _GONE = re.compile(
     r"HTTP Error (?:404|410)|private video|video is private|video (?:is )?(?:unavailable|not available|removed)"
     r"|no longer available|(?:been|was) (?:removed|deleted|terminated|closed)|does not exist",
@@ -57,24 +59,24 @@ _GONE = re.compile(
 
 @dataclass(frozen=True, kw_only=True)
 class DownloadSettings:
-    """How hard to ask."""
+    """Settings of a download: quality, pace and retries."""
 
     max_height: int = 1080
-    """Lines of the best quality to take."""
+    """Height of the best quality to take, pixels."""
     rate_limit_mib: float = 8.0
-    """MiB per second; 0: no limit."""
+    """Largest rate of a transfer in MiB per second; 0: no limit."""
     sleep_s: float = 5.0
-    """Pause between two videos."""
+    """Pause between two videos in seconds."""
     retries: int = 5
-    """Tries again inside one video, each after twice the pause of the one before."""
+    """Number of retries for one video, each after twice the pause of the one before."""
     backoff_s: float = 2.0
-    """The first of these pauses."""
+    """Pause before the first retry in seconds."""
     timeout_s: float = 30.0
-    """Without a byte for so long, a connection counts as lost."""
+    """Time without a byte after which a connection counts as lost, seconds."""
     retry_gone: bool = False
-    """Ask again for videos that were gone."""
+    """Whether to try videos again that were gone."""
     stop_after: int = 10
-    """Stop after so many failures in a row."""
+    """Number of failures in a row after which the download stops."""
 
     def __post_init__(self) -> None:
         if self.max_height < 1 or self.timeout_s <= 0 or self.stop_after < 1:
@@ -88,34 +90,40 @@ class Target:
     """One video to fetch."""
 
     name: str
+    """File name without suffix."""
     url: str | None
+    """Page of the video; None where the metadata has none."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DownloadResult:
-    """How one try at a video ended."""
+    """Outcome of one try at a video; a line of `download.jsonl`."""
 
     name: str
     """File name without suffix: the YouTube id, or the data set's name of the video."""
     url: str | None
     status: Status
-    """`ok`: the file is there. `gone`: removed or private, not tried again. `failed`: tried again by the next run."""
+    """`ok`: the file is there. `gone`: removed or private, not tried again. `failed`: tried again next time."""
     reason: str = ""
+    """Message of the site or of the machine, in one line; empty for `ok`."""
     file: str | None = None
+    """Name of the file in SOURCE; None unless `ok`."""
     bytes: int = 0
+    """Size of the file."""
     seconds: float = 0.0
+    """Duration of the try."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DownloadSummary:
-    """What a download did."""
+    """Outcome of a download."""
 
     results: list[DownloadResult]
     """Results of the videos that were tried."""
     skipped_gone: int
-    """Videos not tried because an earlier download found them gone."""
+    """Number of videos not tried because an earlier download found them gone."""
     not_tried: int
-    """Videos left when it stopped early."""
+    """Number of videos left when it stopped early."""
 
     def count(self, status: str) -> int:
         """Number of results with this status."""
@@ -123,7 +131,7 @@ class DownloadSummary:
 
 
 def targets(rows: Iterable[CatalogRow]) -> list[Target]:
-    """The videos that are missing, each once, in the order of the rows.
+    """Missing videos of a catalog, each once, in the order of the rows.
 
     Rows without an interval are left out: their source is a released clip, which has no url of its own.
     """
@@ -146,21 +154,23 @@ def download(
     """Fetch videos into SOURCE and record how each ended.
 
     Args:
-        wanted: What `targets` gave.
+        wanted: Videos to fetch, from `targets`.
         source: Folder for the videos; made when it is not there.
-        settings: How hard to ask.
-        on_result: Called with (result, videos done, videos in all) after each video.
-        on_message: Takes yt-dlp's warnings.
+        settings: Quality, pace and retries; None: the defaults.
+        on_result: Called with (result, videos done, total videos) after each video.
+        on_message: Called with each of yt-dlp's warnings.
 
     Raises:
         ValueError: yt-dlp is not installed.
     """
+    # A missing yt-dlp is reported before a folder is made; the log of earlier downloads says what is gone for good.
     settings = settings or DownloadSettings()
     _import_yt_dlp()
     source.mkdir(parents=True, exist_ok=True)
     log = read_log(source)
     gone = {name for name, result in log.items() if result.status == "gone" and not settings.retry_gone}
     todo = [target for target in wanted if target.name not in gone]
+    # One at a time, with a pause: a site that is asked slowly refuses less.
     results: list[DownloadResult] = []
     failures = 0
     for target in todo:
@@ -171,6 +181,7 @@ def download(
         results.append(result)
         if on_result:
             on_result(result, len(results), len(todo))
+        # Failures in a row mean that the site refuses; going on would only prolong that.
         failures = failures + 1 if result.status == "failed" else 0
         if failures >= settings.stop_after:
             break
@@ -188,6 +199,7 @@ def _import_yt_dlp() -> Any:
 def _fetch(
     target: Target, source: Path, settings: DownloadSettings, on_message: Callable[[str], None]
 ) -> DownloadResult:
+    """Fetch one video into its part folder and move it into SOURCE; what fails (site, file, disk) is in the result."""
     yt_dlp = _import_yt_dlp()
     started = time.monotonic()
     part = source / PART_FOLDER / target.name
@@ -205,6 +217,8 @@ def _fetch(
 
     if target.url is None:
         return ended("failed", "the metadata has no url")
+    # The part folder outlives a broken transfer, which is continued next time. The rename is atomic, so a file in
+    # SOURCE is always whole.
     try:
         part.mkdir(parents=True, exist_ok=True)
         with _client(part, _options(settings, on_message)) as client:
@@ -214,7 +228,7 @@ def _fetch(
         shutil.rmtree(part)
     except yt_dlp.utils.YoutubeDLError as error:
         return ended(*_judge(str(error)))
-    except ValueError as error:  # whole but useless: the next run must not build on it
+    except ValueError as error:  # whole but useless: the next download must not build on it
         shutil.rmtree(part, ignore_errors=True)
         return ended("failed", str(error))
     except OSError as error:
@@ -226,6 +240,7 @@ def _client(part: Path, options: dict[str, Any]) -> Any:
     """A yt-dlp client that writes into `part`; its templates would expand `$x`, `~` and `%` in the folder's name."""
     yt_dlp = _import_yt_dlp()
 
+    # `prepare_filename` is where yt-dlp expands its template; overriding it keeps every path as it is.
     class Client(yt_dlp.YoutubeDL):
         def prepare_filename(self, info_dict: dict[str, Any], *_args: Any, **_kwargs: Any) -> str:
             name = slug(str(info_dict.get("format_id") or "video"))
@@ -235,8 +250,10 @@ def _client(part: Path, options: dict[str, Any]) -> Any:
 
 
 def _options(settings: DownloadSettings, on_message: Callable[[str], None]) -> dict[str, Any]:
+    """Options of yt-dlp for the settings."""
+
     def pause(n: int) -> float:
-        return min(settings.backoff_s * 2.0**n, 120.0)
+        return min(settings.backoff_s * 2.0**n, 120.0)  # seconds
 
     return {
         # Video and audio apart (packets are copied into one file later), or else what has both.
@@ -245,9 +262,11 @@ def _options(settings: DownloadSettings, on_message: Callable[[str], None]) -> d
         "continuedl": True,
         "overwrites": False,
         "noplaylist": True,
+        # No step that would call an ffmpeg program.
         "fixup": "never",
         "postprocessors": [],
         "updatetime": False,
+        # bytes per second, None without a limit
         "ratelimit": settings.rate_limit_mib * (1 << 20) or None,
         "sleep_interval_requests": min(settings.sleep_s, 1.0),
         "retries": settings.retries,
@@ -262,20 +281,24 @@ def _options(settings: DownloadSettings, on_message: Callable[[str], None]) -> d
 
 
 class _Logger:
-    """yt-dlp's warnings. Its running commentary is left out, and its errors are in the result."""
+    """A logger that passes yt-dlp's warnings on. Its commentary is left out, and its errors are in the result."""
 
     def __init__(self, on_message: Callable[[str], None]) -> None:
         self.warning = on_message
 
     def debug(self, _message: str) -> None:
-        """Commentary, and what yt-dlp calls info."""
+        """Drop commentary, and what yt-dlp calls info."""
 
     def error(self, _message: str) -> None:
-        """The same text comes as an exception."""
+        """Drop an error: its text comes as an exception too."""
 
 
 def _assemble(info: dict[str, Any], part: Path) -> Path:
-    """One video file out of what was downloaded."""
+    """One video file with sound, made of the files that were downloaded.
+
+    Raises:
+        ValueError: Nothing was downloaded, or it is no video.
+    """
     files = [Path(entry["filepath"]) for entry in info.get("requested_downloads") or []]
     if not files:
         raise ValueError("nothing was downloaded: the address shows a page or a list, not one video")
@@ -284,6 +307,7 @@ def _assemble(info: dict[str, Any], part: Path) -> Path:
         whole = part / f"muxed{muxed_suffix(files[0], files[1])}"
         mux(files[0], files[1], whole)
     check_video(whole)
+    # An unusual suffix would hide the file from the next catalog, so it is given one that is listed.
     if not has_video_suffix(whole.name):
         whole = whole.rename(whole.with_suffix(".mkv" if whole.suffix != ".mkv" else ".mp4"))
     return whole
@@ -291,6 +315,7 @@ def _assemble(info: dict[str, Any], part: Path) -> Path:
 
 def _judge(message: str) -> tuple[str, str]:
     """Status and one-line reason from yt-dlp's error text."""
+    # First line only, without terminal colours and without the request to report a bug.
     text = re.sub(r"\x1b\[[0-9;]*m", "", message).removeprefix("ERROR: ").split("\n")[0]
     text = text.split("; please report this issue")[0].strip()
     if _GONE.search(text) and not _PASSING.search(text):
@@ -299,7 +324,7 @@ def _judge(message: str) -> tuple[str, str]:
 
 
 def read_log(source: Path) -> dict[str, DownloadResult]:
-    """Name → its last result in `SOURCE/download.jsonl`. A line that was left half written by a kill does not count."""
+    """Last result of each video in `SOURCE/download.jsonl`, by name; a line cut off by a kill is skipped."""
     try:
         lines = (source / LOG_NAME).read_text(encoding="utf-8", errors="replace").splitlines()
     except FileNotFoundError:
@@ -315,8 +340,9 @@ def read_log(source: Path) -> dict[str, DownloadResult]:
 
 
 def append_log(source: Path, result: DownloadResult) -> None:
-    """Add one line to `SOURCE/download.jsonl`, on the disk when this returns."""
+    """Add one line to `SOURCE/download.jsonl`; it is on the disk when this returns."""
     with (source / LOG_NAME).open("ab+") as stream:
+        # A line that a kill left half written is ended first, so that it spoils no other.
         if stream.tell() > 0:
             stream.seek(-1, os.SEEK_END)
             if stream.read(1) != b"\n":
@@ -327,19 +353,24 @@ def append_log(source: Path, result: DownloadResult) -> None:
 
 
 def muxed_suffix(video: Path, audio: Path) -> str:
-    """`.mp4` when both come out of MP4, which keeps their exact times; otherwise `.mkv`, which holds any codec."""
+    """Suffix for a muxed file: `.mp4` when both come out of MP4, which keeps their exact times; otherwise `.mkv`, which
+    holds any codec."""
     return ".mp4" if all(path.suffix.lower() in _MP4_FAMILY for path in (video, audio)) else ".mkv"
 
 
 def mux(video: Path, audio: Path, target: Path) -> None:
     """Write the first video stream of one file and the first audio stream of another into `target`.
 
-    Raises `ValueError` when a stream is missing or the container cannot hold it.
+    Packets are copied, not encoded again.
+
+    Raises:
+        ValueError: A stream is missing, or the container cannot hold it.
     """
     try:
         with av.open(str(video)) as first, av.open(str(audio)) as second, av.open(str(target), "w") as output:
             if not first.streams.video or not second.streams.audio:
                 raise ValueError(f"{video.name} has no video or {audio.name} no audio stream")
+            # Both files are read at once and their packets merged by time, as a player needs them interleaved.
             inputs = [(first, first.streams.video[0]), (second, second.streams.audio[0])]
             outputs = [output.add_stream_from_template(template=stream) for _, stream in inputs]
             packets = [_packets(container, stream, i) for i, (container, stream) in enumerate(inputs)]
@@ -351,7 +382,7 @@ def mux(video: Path, audio: Path, target: Path) -> None:
 
 
 def _packets(container: InputContainer, stream: Stream, index: int) -> Iterator[tuple[float, int, Packet]]:
-    """Decoding time in seconds, `index` and packet, in the order of the file."""
+    """Decoding time in seconds, `index` and packet for each packet of a stream, in the order of the file."""
     time = 0.0
     for packet in container.demux(stream):
         if packet.size == 0:  # the end of the stream

@@ -1,4 +1,4 @@
-"""Follows faces from look to look through a shot, and picks the one that the clip is about."""
+"""Faces followed through a shot, from detection to detection, as tracks; the heaviest track is the dominant face."""
 
 from __future__ import annotations
 
@@ -12,36 +12,36 @@ import numpy as np
 Box = tuple[float, float, float, float]
 """x0, y0, x1, y1 in pixels of the upright frame."""
 
-_STEP = 0.75  # a face moves at most this part of its size from one look to the next
-_FAR = 2.0  # … and this part in any gap
-_GROWTH = 2.0  # sizes of one face in neighbouring looks differ by less than this factor
+_STEP = 0.75  # most that a face moves from one detection to the next, in its own sizes
+_FAR = 2.0  # most that it moves in a gap of any length, in its own sizes
+_GROWTH = 2.0  # largest factor between the sizes of one face in successive detections
 
 
 class FoundFace(Protocol):
-    """One face that a detector found (coordinates normalised by the image's width and height)."""
+    """One face that a detector found; coordinates normalised by the image's width and height."""
 
     @property
     def score(self) -> float:
-        """0 .. 1"""
+        """Confidence of the detector, 0 .. 1."""
         ...
 
     @property
     def box(self) -> Box:
-        """x0, y0, x1, y1"""
+        """Box x0, y0, x1, y1, each 0 .. 1 inside the image."""
         ...
 
 
 class Detector(Protocol):
-    """Finds faces in an RGB uint8 image `[H, W, 3]`."""
+    """A face detector for RGB uint8 images `[H, W, 3]`."""
 
     def detect(self, frame: np.ndarray, *, small_faces: bool = False) -> Sequence[FoundFace]:
-        """The faces, best score first."""
+        """Faces in an image, best score first; `small_faces` searches for small ones too."""
         ...
 
 
 @dataclass(frozen=True)
 class Sighting:
-    """A face in one frame."""
+    """A face found in one frame."""
 
     frame: int
     box: Box
@@ -49,18 +49,18 @@ class Sighting:
 
     @property
     def size(self) -> float:
-        """Longer side in pixels."""
+        """Longer side of the box in pixels."""
         return max(self.box[2] - self.box[0], self.box[3] - self.box[1])
 
     @property
     def center(self) -> np.ndarray:
-        """`[2]` x, y in pixels."""
+        """Centre of the box, `[2]` x, y in pixels."""
         return np.array([self.box[0] + self.box[2], self.box[1] + self.box[3]]) / 2
 
 
 @dataclass(frozen=True)
 class Track:
-    """The same face in successive looks."""
+    """One face in successive detections."""
 
     sightings: tuple[Sighting, ...]
 
@@ -76,27 +76,30 @@ class Track:
 
     @property
     def weight(self) -> float:
-        """How much the track dominates: area times score, over all sightings."""
+        """Weight by which tracks are compared: sum of squared size times score over all sightings."""
         return sum(sighting.size**2 * sighting.score for sighting in self.sightings)
 
 
 def follow(sightings: list[Sighting], *, every: int, max_gap: int) -> list[Track]:
-    """Link sightings into tracks, nearest pairs first; a track that was not seen for more than `max_gap` frames ends.
+    """Link sightings into tracks, nearest pairs first; a track without a sighting for more than `max_gap` frames ends.
 
     Args:
-        sightings: In order of frames.
-        every: Frames between two looks.
+        sightings: All sightings, in order of frames.
+        every: Frames from one detection to the next.
         max_gap: Longest gap in frames that a track bridges.
     """
     tracks: list[list[Sighting]] = []
     for frame, group in itertools.groupby(sightings, key=lambda sighting: sighting.frame):
         here = list(group)
+        # Candidates: each live track with each face near enough for the time since its last sighting.
+        # `every - 1`, because a face that came back between two detections is found at the next one.
         pairs = []
         for t, track in enumerate(tracks):
             gap = frame - track[-1].frame
             if gap <= max_gap + every - 1:
                 limit = min(_FAR, _STEP * gap / every)
                 pairs += [(d, t, s) for s, sighting in enumerate(here) if (d := _distance(track[-1], sighting)) < limit]
+        # Greedy matching, smallest distance first: each track and each face is used once.
         taken_tracks: set[int] = set()
         taken: set[int] = set()
         for _, t, s in sorted(pairs):
@@ -104,6 +107,7 @@ def follow(sightings: list[Sighting], *, every: int, max_gap: int) -> list[Track
                 tracks[t].append(here[s])
                 taken_tracks.add(t)
                 taken.add(s)
+        # Faces that continue no track begin new ones.
         tracks += [[sighting] for s, sighting in enumerate(here) if s not in taken]
     return [Track(tuple(track)) for track in tracks]
 

@@ -1,6 +1,6 @@
 """Fingerprints of the files in SOURCE: what ingest puts into its provenance keys.
 
-A file is hashed once; later runs hash it again only when its size or time changed (or when asked to). A file that
+A file is hashed once; later jobs hash it again only when its size or time changed (or when asked to). A file that
 cannot be read has an entry with the error, so that its units are quarantined with that cause.
 """
 
@@ -25,7 +25,7 @@ from talkinghead.runtime.errors import is_machine_error
 SOURCES_SCHEMA = pa.schema(
     [
         pa.field("path", pa.string(), nullable=False),
-        ("size", pa.int64()),
+        ("size", pa.int64()),  # bytes
         ("mtime_ns", pa.int64()),
         ("listing", pa.string()),
         ("sha256", pa.string()),
@@ -36,20 +36,20 @@ SOURCES_SCHEMA = pa.schema(
 
 @dataclass(frozen=True, kw_only=True)
 class Fingerprint:
-    """Content hash of one source, and what tells that it may have changed."""
+    """Content hash of one source, with the size and times by which a change is noticed."""
 
     path: str
-    """Relative to SOURCE."""
+    """Path relative to SOURCE."""
     size: int | None
-    """Bytes; of a folder, those of all its files."""
+    """Size in bytes; for a folder, the sum over its files."""
     mtime_ns: int | None
-    """Time of the last change; of a folder, of its newest file."""
+    """Time of the last change in nanoseconds; for a folder, that of its newest file."""
     listing: str | None = None
     """Hash of the names, sizes and times of a folder's files; None for a file."""
     sha256: str | None
-    """Hash of the content; of a folder, over the sorted (name, sha256) of its files. None when it could not be read."""
+    """Hash of the content; for a folder, over the sorted (name, sha256) of its files. None when unreadable."""
     error: str | None = None
-    """Why it could not be read."""
+    """Reason why it could not be read; None when it could."""
 
     def __post_init__(self) -> None:
         assert (self.sha256 is None) != (self.error is None)
@@ -72,11 +72,11 @@ def fingerprint(
     """Fingerprint files (or folders of frames) below SOURCE.
 
     Args:
-        source: The folder.
-        paths: Paths relative to it, as in the catalog.
-        known: Fingerprints of an earlier run, taken over where size and time are the same.
-        rehash: Hash everything again.
-        threads: Files read at once.
+        source: Folder SOURCE.
+        paths: Paths relative to SOURCE, as in the catalog.
+        known: Fingerprints of an earlier job, taken over where size and time are the same.
+        rehash: Whether to hash everything again.
+        threads: Number of files that are read at once.
         on_hashed: Called in the caller's thread for each file that was hashed (not for those taken over).
 
     Returns:
@@ -85,6 +85,7 @@ def fingerprint(
     known = {} if rehash or known is None else known
     wanted = sorted(set(paths))
     result: dict[str, Fingerprint] = {}
+    # Hashing reads and releases the interpreter lock, so threads are enough; `map` keeps the sorted order.
     with ThreadPoolExecutor(max_workers=threads, thread_name_prefix="fingerprint") as pool:
         for entry in pool.map(lambda path: _fingerprint(source, path, known.get(path)), wanted):
             result[entry.path] = entry
@@ -99,6 +100,7 @@ def _fingerprint(source: Path, path: str, known: Fingerprint | None) -> Fingerpr
         before = _measure(full, path)
         if known is not None and known.same_stat(before):  # an entry with an error has no size
             return known
+        # Measured before and after: a file that is still being copied would get a hash that is nobody's.
         sha256 = _hash_folder(full) if before.listing is not None else hash_file(full)
         if not _measure(full, path).same_stat(before):
             raise OSError("it changed while it was read; run again when it is complete")
@@ -111,12 +113,13 @@ def _fingerprint(source: Path, path: str, known: Fingerprint | None) -> Fingerpr
 
 
 def _measure(full: Path, path: str) -> Fingerprint:
-    """Size and times without reading; the error field says that nothing was hashed yet."""
+    """Size and times of a source, without reading it; its `error` says that nothing was hashed yet."""
     status = full.stat()
     if stat.S_ISREG(status.st_mode):
         return Fingerprint(path=path, size=status.st_size, mtime_ns=status.st_mtime_ns, sha256=None, error="not hashed")
     if not stat.S_ISDIR(status.st_mode):
         raise OSError("neither a file nor a folder")
+    # A folder of frames: a file that is replaced, added or renamed changes the listing, whatever the sums are.
     files = [(file.name, file.stat()) for file in _folder_files(full)]
     entries = [[to_stored(name), file.st_size, file.st_mtime_ns] for name, file in files]
     return Fingerprint(
@@ -145,6 +148,7 @@ def _folder_files(folder: Path) -> list[Path]:
 
 
 def _hash_folder(folder: Path) -> str:
+    """Hash over the sorted names and content hashes of a folder's files."""
     return hash_bytes(canonical_json([[to_stored(file.name), hash_file(file)] for file in _folder_files(folder)]))
 
 
@@ -159,7 +163,7 @@ def write_fingerprints(storage: Storage, dataset: str, fingerprints: Mapping[str
 
 
 def read_fingerprints(storage: Storage, dataset: str) -> dict[str, Fingerprint]:
-    """Inverse of `write_fingerprints`; empty when there are none yet or the table is of another version."""
+    """Inverse of `write_fingerprints`; empty when there is no table yet, or one of another version."""
     try:
         table = pq.ParquetFile(io.BytesIO(storage.read(dataroot.sources(dataset)))).read()
     except (FileNotFoundError, pa.ArrowInvalid):

@@ -15,7 +15,7 @@ from talkinghead.media.errors import UnreadableMediaError
 from talkinghead.media.media_file import VideoInfo
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
-_LAST_NUMBER = re.compile(r"(\d+)(?!.*\d)")
+_LAST_NUMBER = re.compile(r"(\d+)(?!.*\d)")  # names may hold other numbers first, as `clip2_00000017.png`
 
 
 class ImageFrame:
@@ -29,8 +29,9 @@ class ImageFrame:
 
     @property
     def image(self) -> np.ndarray:
-        """RGB uint8 `[height, width, 3]`; transparency is dropped."""
+        """Whole image, RGB uint8 `[height, width, 3]`; transparency is dropped."""
         image = _read(self._file)
+        # The size is that of the first image: crop and boxes hold for one frame size only.
         wanted = (self._info.height, self._info.width)
         if image.shape[:2] != wanted:
             raise ValueError(
@@ -39,33 +40,36 @@ class ImageFrame:
         return image
 
     def part(self, x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
-        """A part of `image`, RGB uint8 `[y1 - y0, x1 - x0, 3]`."""
+        """Part of `image` with corners x0, y0 and x1, y1 (exclusive), RGB uint8 `[y1 - y0, x1 - x0, 3]`."""
         return self.image[y0:y1, x0:x1]
 
     def reduced(self, width: int, height: int) -> np.ndarray:
-        """A smaller RGB uint8 `[height, width, 3]`."""
+        """The image reduced to `width` x `height`, RGB uint8 `[height, width, 3]`."""
         return cv2.resize(self.image, (width, height), interpolation=cv2.INTER_AREA)
 
 
 class FrameFolder:
-    """Images in the order of the last number in their names, one per source frame; a missing one is a gap in time."""
+    """A folder of images, in the order of the last number in their names; a missing number is a gap in time."""
 
     broken_packets = 0
+    """Always 0: an image that cannot be read is an error."""
 
     def __init__(self, folder: Path, fps: float) -> None:
         """List the folder and read its first image.
 
         Args:
             folder: Folder with the images, e.g. `00000000.png`.
-            fps: Rate at which they were taken.
+            fps: Frame rate at which the images were taken.
 
         Raises:
-            ValueError: Not a folder, no numbered image in it, two with the same number, or the first cannot be read.
+            ValueError: Not a folder, no numbered image in it, two with one number, the first cannot be read, or `fps`
+                is not positive.
         """
         if fps <= 0:
             raise ValueError(f"{folder}: the frame rate is {fps}, must be positive")
         if not folder.is_dir():
             raise UnreadableMediaError("not_media", f"{folder} is not a folder of frames")
+        # Number → file. Two files with one number (frame_1.png, frame_01.png) would make the order a matter of chance.
         self._numbered: dict[int, Path] = {}
         for file in sorted(folder.iterdir()):
             match = _LAST_NUMBER.search(file.stem)
@@ -75,6 +79,7 @@ class FrameFolder:
                     raise ValueError(f"{folder}: {other.name} and {file.name} have the same number")
         if not self._numbered:
             raise UnreadableMediaError("no_video", f"{folder} has no numbered images")
+        # Described like a video; the numbers need not begin at 0. Width and height come from the first image.
         self._fps = fps
         self._first = min(self._numbered)
         height, width = _read(self._numbered[self._first]).shape[:2]
@@ -103,16 +108,17 @@ class FrameFolder:
         pass
 
     def frames(self, start_s: float = 0.0) -> Iterator[ImageFrame]:
-        """Frames from the one that is shown at `start_s` on; the first image stands at time 0."""
+        """Frames from the one that is shown at `start_s` (seconds) on; the first image has time 0."""
         numbers = sorted(self._numbered)
         times = [(number - self._first) / self._fps for number in numbers]
+        # Half a microsecond of tolerance, for start times that were rounded.
         begin = max((i for i, time_s in enumerate(times) if time_s <= start_s + 5e-7), default=0)
         for number, time_s in zip(numbers[begin:], times[begin:], strict=True):
             yield ImageFrame(self._numbered[number], time_s, time_s + 1 / self._fps, self.info)
 
 
 def _read(file: Path) -> np.ndarray:
-    """RGB uint8 `[H, W, 3]`; reads through Python because OpenCV cannot open every name."""
+    """An image file as RGB uint8 `[H, W, 3]`; read through Python, because OpenCV cannot open every name."""
     try:
         data = np.frombuffer(file.read_bytes(), np.uint8)
     except OSError as error:

@@ -14,13 +14,13 @@ from ingest.shots import CutDetector
 from talkinghead.media.media_file import VideoInfo
 from talkinghead.media.video_source import constant_rate
 
-_VIEW = 640  # longer side of the image that the detectors see
-_SMALL = 0.25  # a face below this part of the image's longer side is looked at again
-_NEARBY = 1.25  # half the side of the part that is looked at then, in face sizes
+_VIEW = 640  # longer side of the image that the detector gets, pixels
+_SMALL = 0.25  # a face smaller than this part of the image's longer side is detected a second time, from nearby
+_NEARBY = 1.25  # half the side of the part of the image that is used then, in face sizes
 
 
 class ShownFrame(Protocol):
-    """A source frame: when it is shown, and its pixels."""
+    """A source frame: its presentation time, and its pixels on demand."""
 
     @property
     def time_s(self) -> float: ...
@@ -49,13 +49,17 @@ class Scan:
     times: list[float]
     """Presentation time of the source frame that each frame shows, `[F]`."""
     cuts: list[int]
+    """Frames that are the first of a new shot, ascending."""
     steps: list[float]
+    """Difference of each frame from the one before it, mean levels, `[F]`."""
     sightings: list[Sighting]
+    """All faces found, in order of frames; boxes in pixels of the source frame."""
     broken_packets: int
+    """Packets that the decoder could not read and skipped."""
 
 
 def clip_frames(reader: FrameReader, start_s: float | None, end_s: float | None) -> tuple[float, Iterator[ShownFrame]]:
-    """Presentation time of frame 0, and the source frame of each output frame.
+    """Presentation time of frame 0 in seconds, and an iterator over the source frame that each output frame shows.
 
     A clip whose interval begins before the video does starts with the video's first frame.
     """
@@ -81,15 +85,15 @@ def scan_clip(
     detector: Detector,
     settings: IngestSettings,
 ) -> Scan:
-    """Run the first pass.
+    """Make the first pass over a clip: time stamps, cuts, and faces in every `detect_every`-th frame.
 
     Args:
         reader: The source.
-        start_s: Start of the interval; None: of the video.
-        end_s: End of the interval; None: of the video.
-        region: Part of the frame to look at (the data set's box), pixels; None: all of it.
-        detector: Finds faces.
-        settings: How often to look, and what is a cut.
+        start_s: Start of the interval in seconds; None: start of the video.
+        end_s: End of the interval in seconds, exclusive; None: end of the video.
+        region: Part of the frame to search (the data set's box), pixels; None: the whole frame.
+        detector: Face detector.
+        settings: Detection interval and thresholds for cuts.
     """
     view = _View(reader.info.width, reader.info.height, region)
     cuts = CutDetector(settings.cuts)
@@ -99,11 +103,13 @@ def scan_clip(
     last: ShownFrame | None = None
     image = np.zeros((1, 1, 3), np.uint8)
     for k, frame in enumerate(frames):
+        # A slow source repeats frames at 25 fps: each one is converted only once.
         if frame is not last:
             image = view.image(frame)
         last = frame
         times.append(frame.time_s)
         cuts.add(image)
+        # A face moves little within `detect_every` frames, and detection costs more than all else here.
         if k % settings.detect_every == 0:
             sightings += [Sighting(k, view.to_source(box), score) for box, score in find_faces(detector, image)]
     return Scan(
@@ -117,10 +123,10 @@ def scan_clip(
 
 
 def find_faces(detector: Detector, image: np.ndarray) -> list[tuple[Box, float]]:
-    """Boxes in pixels of the image, and scores.
+    """Boxes of the faces in pixels of the image, and their scores.
 
-    The detector sees few pixels and makes the box of a small face up to 1.6 times too large, so it looks at each small
-    one again from nearby.
+    The detector works on few pixels and makes the box of a small face up to 1.6 times too large, so each small face is
+    detected again in a part of the image around it.
     """
     height, width = image.shape[:2]
     found = []
@@ -130,8 +136,10 @@ def find_faces(detector: Detector, image: np.ndarray) -> list[tuple[Box, float]]
         if side < _SMALL * max(width, height):
             x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
             left, top = max(0, int(x - _NEARBY * side)), max(0, int(y - _NEARBY * side))
+            # Square around the face, at least one pixel also where the box touches the border: [h, w, 3].
             part = image[top : max(top + 1, int(y + _NEARBY * side)), left : max(left + 1, int(x + _NEARBY * side))]
             near = [_scaled(n.box, part.shape[1], part.shape[0], left, top) for n in detector.detect(part.copy())]
+            # Several faces may be in it: the one that covers the centre of the first box is meant.
             holding = [n for n in near if n[0] < x < n[2] and n[1] < y < n[3]]
             box = holding[0] if holding else box
         found.append((box, score))
@@ -143,10 +151,11 @@ def _scaled(box: Box, width: int, height: int, left: int, top: int) -> Box:
 
 
 class _View:
-    """A part of the frame, made small: what the detectors see."""
+    """A part of the frame, reduced to at most `_VIEW` pixels: the input of the detectors."""
 
     def __init__(self, width: int, height: int, region: Box | None) -> None:
         x0, y0, x1, y1 = region or (0.0, 0.0, float(width), float(height))
+        # The whole frame is reduced and cut afterwards, so the edges are kept in pixels of the reduced frame.
         self._scale = min(1.0, _VIEW / max(x1 - x0, y1 - y0))
         self._width, self._height = (max(1, round(length * self._scale)) for length in (width, height))
         self._left, self._top = int(x0 * self._scale), int(y0 * self._scale)
@@ -154,12 +163,12 @@ class _View:
         self._bottom = max(self._top + 1, round(y1 * self._scale))
 
     def image(self, frame: ShownFrame) -> np.ndarray:
-        """RGB uint8 `[h, w, 3]`, contiguous."""
+        """The part of a frame as RGB uint8 `[h, w, 3]`, contiguous as the detector wants it."""
         reduced = frame.reduced(self._width, self._height)
         return np.ascontiguousarray(reduced[self._top : self._bottom, self._left : self._right])
 
     def to_source(self, box: Box) -> Box:
-        """A box in the image, in pixels of the frame."""
+        """A box in pixels of the image, converted to pixels of the frame."""
         x0, y0, x1, y1 = box
         left, top, scale = self._left, self._top, self._scale
         return (x0 + left) / scale, (y0 + top) / scale, (x1 + left) / scale, (y1 + top) / scale

@@ -1,4 +1,4 @@
-"""What a user can choose about ingest. Every field shapes the output, so all of them are part of the provenance key."""
+"""Settings of ingest. Every field shapes the output, so all of them are part of the provenance key."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from talkinghead.timebase import FPS
 
 @dataclass(frozen=True, kw_only=True)
 class CutSettings:
-    """When two neighbouring frames belong to different shots. Differences are mean levels, 0 .. 255."""
+    """Thresholds for a cut between two neighbouring frames. A difference is a mean absolute one in levels, 0 .. 255."""
 
     difference: float = 9.0
-    """Difference at which `ratio` is enough. A cut with half of it must stand out twice as much."""
+    """Lasting difference from which on `ratio` is enough; a cut with half of it must stand out twice as much."""
     ratio: float = 3.0
-    """How many times the difference must exceed its neighbours': fast motion differs over many frames, a cut once."""
+    """Factor by which a difference must exceed its neighbours: fast motion changes many frames, a cut only one."""
     least: float = 3.0
-    """No smaller difference is a cut."""
+    """Smallest lasting difference that can be a cut."""
     reach: int = 5
-    """Frames on each side that must differ as well; a flash that is shorter is no cut."""
+    """Frames on each side of a cut over which its difference must last; a shorter flash is no cut."""
 
     def __post_init__(self) -> None:
         if not 0 < self.least <= self.difference:
@@ -32,34 +32,38 @@ class CutSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class IngestSettings:
-    """How a source becomes clips."""
+    """Settings for cutting a source into clips: size, crop, lengths, face detection, cuts."""
 
     size: int = 512
-    """Side of the clips in pixels; 0 keeps the native size of the crop."""
+    """Side of the square clips in pixels (shorter side where the frame is kept whole); 0 keeps the native size."""
     encoder: EncoderSettings = field(default_factory=EncoderSettings)
+    """Settings of the video encoder."""
     recrop: bool = True
-    """Crop around the face where the data set gives no box; False keeps the whole frame (for material that is cropped
-    already)."""
+    """Whether to crop around the face where the data set gives no box; False keeps the whole frame (for material that
+    is cropped already)."""
     margin: float = 1.6
-    """Side of a face crop over the longer side of the union of the face's boxes. 1.6 is what HDTF's own crops have: the
-    face, chin to hairline, takes 55 to 65 % of the height."""
+    """Side of a face crop divided by the longer side of the union of the face's boxes. 1.6 is what HDTF's own crops
+    have: the face, chin to hairline, takes 55 to 65 % of the height."""
     face_center_y: float = 0.6
-    """Height at which the middle of that union stands in the crop, 0 = top; low, so that hair is inside."""
+    """Height of the union's middle in the crop, from 0 (top) to 1 (bottom); low, so that the hair is inside."""
     min_frames: int = 30
-    """A piece with fewer frames is rejected."""
+    """Fewest frames of a piece; a shorter one is rejected."""
     max_frames: int = 3000
-    """A longer piece is split evenly, so that one clip stays a small unit of work (two minutes)."""
+    """Most frames of a piece; a longer one is split evenly, so that a clip stays a small unit of work (two minutes)."""
     detect_every: int = 5
-    """Frames from one look for faces to the next."""
+    """Frames from one face detection to the next."""
     max_gap: int = FPS
-    """Frames without the face from which on a piece is split there; shorter gaps stay inside as invalid frames."""
+    """Length of a gap without the face, in frames, from which on a piece is split; a shorter gap stays inside as
+    invalid frames."""
     min_sightings: int = 3
-    """How often a face must have been found to count: fewer is a mistake of the detector."""
+    """Fewest detections that make a face; fewer are a mistake of the detector."""
     min_crop: int = 128
-    """A crop with fewer source pixels on its shorter side is rejected: enlarging would hide that from later filters."""
+    """Fewest source pixels on the shorter side of a crop; a smaller one is rejected, because enlarging would hide its
+    size from later filters."""
     max_source_pixels: int = 36_000_000
-    """Largest source frame, 8K; more is refused before it fills the memory."""
+    """Most pixels of a source frame (8K); a larger one is refused before it fills the memory."""
     cuts: CutSettings = field(default_factory=CutSettings)
+    """Thresholds for cuts."""
 
     def __post_init__(self) -> None:
         if self.size and (self.size < 64 or self.size % 2):

@@ -18,31 +18,33 @@ from ingest.faces import Sighting, Track, follow
 from ingest.settings import CutSettings, IngestSettings
 
 THUMBNAIL = (48, 48)
-"""Width and height of the images that are compared."""
+"""Width and height of the images that are compared, pixels."""
 
-_SAME = 0.3  # levels; a frame that differs less from the one before is its copy
-_LASTING_SHARE = 0.5  # of the step across a cut that must still be there after `reach` frames
+_SAME = 0.3  # levels; a frame that differs by less from the one before it is its copy
+_LASTING_SHARE = 0.5  # share of the step across a cut that must still be there after `reach` frames
 _BLEND_SHARE = 0.5  # the smaller of two neighbouring steps over the larger, where a cut is blended over two frames
 
 
 class CutDetector:
-    """Takes the frames one by one, keeps only the few that it needs, and tells the cuts in the end."""
+    """Detector of hard cuts: takes the frames one by one, keeps only the last few, and returns the cuts in the end."""
 
     def __init__(self, settings: CutSettings) -> None:
         """Start with no frame."""
         self._settings = settings
         self._recent: deque[np.ndarray] = deque(maxlen=settings.reach + 2)
-        self._frames: list[int] = []  # of these: frame number, step from the one before, how much of it lasts
+        # One entry per frame that is no copy: its number, its step from the one before, how much of that step lasts.
+        self._frames: list[int] = []
         self._steps: list[float] = []
         self._lasting: list[float] = []
         self.steps: list[float] = []
-        """Difference of each frame from the one before that is not its copy; 0 for the first."""
+        """Difference of each frame from the last frame before it that is no copy, levels; 0 for the first."""
 
     def add(self, frame: np.ndarray) -> None:
         """Take the next frame, RGB uint8 `[H, W, 3]` of any size."""
         thumbnail = cv2.resize(frame, THUMBNAIL, interpolation=cv2.INTER_AREA)
         step = _difference(self._recent[-1], thumbnail) if self._recent else 0.0
         self.steps.append(step)
+        # A copy keeps its step, which `split` needs, but takes no part in the search for cuts.
         if self._recent and step < _SAME:
             return
         self._frames.append(len(self.steps) - 1)
@@ -63,11 +65,13 @@ class CutDetector:
         return [self._frames[k] for k in range(1, len(self._steps)) if self._is_cut(k)]
 
     def _is_cut(self, k: int) -> bool:
-        """Whether there is a cut before the `k`-th of the frames that are no copies."""
+        """Whether there is a cut before the `k`-th frame that is no copy."""
+        # It must last, which a flash does not.
         settings = self._settings
         step, lasting = self._steps[k], self._lasting[k]
         if lasting < max(settings.least, _LASTING_SHARE * step):
             return False
+        # Steps of the two frames on each side; step 0 is none, because frame 0 has no frame before it.
         neighbours = {i: self._steps[i] for i in range(max(1, k - 2), min(len(self._steps), k + 3)) if i != k}
         next_to_it = max((i for i in (k - 1, k + 1) if i in neighbours), key=lambda i: neighbours[i], default=None)
         if (
@@ -76,18 +80,19 @@ class CutDetector:
             and (neighbours[next_to_it], k) <= (step, next_to_it)
         ):
             del neighbours[next_to_it]  # one cut over two frames, of which the larger step counts
+        # It must stand out; the weaker the cut, the more.
         needed = settings.ratio * max(1.0, settings.difference / lasting)
         return step >= needed * max(neighbours.values(), default=0.0)
 
 
 def _difference(a: np.ndarray, b: np.ndarray) -> float:
-    """Mean absolute difference in levels."""
+    """Mean absolute difference of two images, levels."""
     return cv2.norm(a, b, cv2.NORM_L1) / a.size
 
 
 @dataclass(frozen=True)
 class Stretch:
-    """Frames `first .. end - 1`, with the face they are about; None when there is none."""
+    """A stretch of a clip: frames `first .. end - 1`, and the dominant face in them (None when there is none)."""
 
     first: int
     end: int
@@ -95,22 +100,24 @@ class Stretch:
 
     @property
     def num_frames(self) -> int:
-        """Length in frames."""
+        """Length of the stretch in frames."""
         return self.end - self.first
 
 
 def split(
     num_frames: int, cuts: list[int], steps: list[float], sightings: list[Sighting], settings: IngestSettings
 ) -> list[Stretch]:
-    """Stretches that cover all frames without overlap, in order.
+    """Split a clip into stretches that cover all its frames without overlap, in order.
 
     Args:
-        num_frames: Frames of the clip.
+        num_frames: Number of frames in the clip.
         cuts: First frames of new shots.
-        steps: Difference of each frame from the one before; a face that changes does so at the largest one.
+        steps: Difference of each frame from the one before, `[F]`; where a face appears or goes between two detections,
+            the split is put at the largest one.
         sightings: All faces found, in order of frames.
-        settings: Gaps and lengths.
+        settings: Limits for gaps and lengths.
     """
+    # Each shot on its own: a track never crosses a cut, and a face that was found only once or twice is a mistake.
     borders = [0, *cuts, num_frames]
     stretches: list[Stretch] = []
     for first, end in itertools.pairwise(borders):
@@ -124,12 +131,13 @@ def split(
 def _split_shot(
     first: int, end: int, tracks: list[Track], steps: list[float], settings: IngestSettings
 ) -> list[Stretch]:
-    """One shot: the dominant face's stretch, and what lies before and after it."""
+    """Stretches of one shot: that of the dominant face, and recursively those of the frames before and after it."""
     tracks = [track for track in tracks if first <= track.first and track.last < end]
     if end <= first:
         return []
     if not tracks:
         return [Stretch(first, end, None)]
+    # Frames near the dominant face belong to it; the rest is split again, by the faces that lie wholly in it.
     face = max(tracks, key=lambda track: track.weight)
     left = _border(first, face.first, tracks, steps, settings, before=True)
     right = _border(face.last + 1, end, tracks, steps, settings, before=False)
@@ -143,14 +151,14 @@ def _split_shot(
 def _border(
     first: int, end: int, tracks: list[Track], steps: list[float], settings: IngestSettings, *, before: bool
 ) -> int:
-    """Where the frames `first .. end - 1`, before or after the dominant face's sightings, are split from it.
+    """Border between the dominant face's stretch and the frames `first .. end - 1` before or after its sightings.
 
-    They stay with it when they are few and show nobody else.
+    The frames stay with the face when they are few and show nobody else.
     """
     others = any(first <= track.first and track.last < end for track in tracks)
     if end - first < settings.max_gap and not others:
         return first if before else end
-    # The face came or went between two looks: there, where the image changed most.
+    # The face came or went between two detections: split there, where the image changed most.
     every = settings.detect_every
     low, high = (max(first + 1, end - every + 1), end + 1) if before else (first, min(first + every, end))
     if high <= low:
@@ -159,6 +167,7 @@ def _border(
 
 
 def _split_long(stretch: Stretch, max_frames: int) -> list[Stretch]:
+    """Even parts of a stretch that is too long; one without a face stays whole, because it is rejected anyway."""
     parts = -(-stretch.num_frames // max_frames)
     if parts <= 1 or stretch.face is None:
         return [stretch]

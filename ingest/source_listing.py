@@ -1,4 +1,4 @@
-"""What lies in SOURCE: every file, without opening any, the lookup of a video by its name, and file names as text.
+"""Listing of SOURCE: every file, without opening any; lookup of a video by its name; file names as text.
 
 Hidden files and folders are left out. Links are followed, each folder is read once: folders that are reached without
 a link come first, so a link back to a parent ends nowhere and a second way to a folder is listed as a problem.
@@ -21,22 +21,22 @@ VIDEO_SUFFIXES = (
     *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".flv", ".wmv", ".ts", ".m2ts", ".mts"),
     *(".mpg", ".mpeg", ".3gp", ".ogv", ".mxf"),
 )
-"""Containers of video, best first: where two files have the name of one video, the earlier suffix is taken."""
+"""Suffixes of video containers, best first: where two files have the name of one video, the earlier suffix is taken."""
 
 BRACKETED_ID = re.compile(r"\[([A-Za-z0-9_-]{11})\]$")
-"""How yt-dlp names a file when it is not told otherwise: `Title [<YouTube id>].mp4`."""
+"""End of a stem as yt-dlp names files by default: `Title [<YouTube id>].mp4`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """A part of the metadata, or of SOURCE, that gives no catalog row. It is listed with the catalog, never dropped
-    silently."""
+    """A part of the metadata or of SOURCE that gives no catalog row; listed in the catalog, never dropped silently."""
 
     file: str
     """Name of the metadata file, or path in SOURCE."""
     line: int | None = None
-    """Line in it, counted from 1; None when the problem is not in one line."""
+    """Line in the file, counted from 1; None when the problem is not in one line."""
     message: str
+    """What is wrong, for people."""
 
     def __str__(self) -> str:
         place = self.file if self.line is None else f"{self.file}:{self.line}"
@@ -57,9 +57,11 @@ class SourceListing:
     unit_folders: tuple[str, ...] = ()
     """Folders that are one input themselves (`x.mp4/`, a folder of frames), sorted; their content is not listed."""
     problems: tuple[Problem, ...] = field(default=())
+    """Links, folders and special files that could not be read."""
 
     @cached_property
     def _by_stem(self) -> dict[str, list[str]]:
+        """Name without suffix (and YouTube id in brackets) → paths of videos and unit folders."""
         found: dict[str, list[str]] = defaultdict(list)
         for path in (*self.videos, *self.unit_folders):
             name = path.rpartition("/")[2]
@@ -71,7 +73,7 @@ class SourceListing:
 
     @cached_property
     def videos(self) -> tuple[str, ...]:
-        """The files that are named like a video."""
+        """Files that are named like a video."""
         return tuple(path for path in self.files if has_video_suffix(path))
 
     def candidates(self, stem: str) -> list[str]:
@@ -79,7 +81,7 @@ class SourceListing:
         return sorted(self._by_stem.get(stem, ()), key=_preference)
 
     def find(self, stems: Iterable[str]) -> tuple[str | None, tuple[str, ...]]:
-        """The first video that has one of the names, and a note when others would have fitted as well."""
+        """The first video that has one of the names (else None), and a note when others would have fitted as well."""
         for stem in stems:
             found = self.candidates(stem)
             if found:
@@ -104,13 +106,17 @@ def list_source(
     """List everything below SOURCE.
 
     Args:
-        source: The folder; raises `ValueError` when it is not one.
-        is_unit_folder: By its name, whether a folder is one input itself.
+        source: Folder with the videos.
+        is_unit_folder: Function from a folder's name to whether the folder is one input itself.
         exclude: Folders to leave out, e.g. DATA when it lies inside SOURCE.
+
+    Raises:
+        ValueError: SOURCE is not a folder, or is one of `exclude`.
     """
     if not source.is_dir():
         what = "is not a folder" if source.exists() else "does not exist"
         raise ValueError(f"SOURCE {display_path(str(source))} {what}; name the folder that holds the videos")
+    # Compared by resolved paths, because a link may lead to DATA.
     left_out = {path.resolve() for path in exclude}
     if source.resolve() in left_out:
         raise ValueError(f"SOURCE and DATA are both {display_path(str(source))}; name another folder for DATA")
@@ -124,7 +130,7 @@ def list_source(
 
 
 class _Walk:
-    """One pass over SOURCE: real folders first, then linked ones, in sorted order."""
+    """A walk through SOURCE: real folders first, then linked ones, in sorted order."""
 
     def __init__(self, source: Path, is_unit_folder: Callable[[str], bool], exclude: set[Path]) -> None:
         self.source = str(source)
@@ -133,10 +139,12 @@ class _Walk:
         self.files: list[str] = []
         self.unit_folders: list[str] = []
         self.problems: list[Problem] = []
-        self._seen: set[tuple[int, int]] = set()
-        self._links: list[str] = []
+        self._seen: set[tuple[int, int]] = set()  # device and inode of each folder that was read
+        self._links: list[str] = []  # folders reached through a link, still to be read
 
     def run(self) -> None:
+        # A link is followed only when no real folder is left: a folder is then listed under its own name, and a link
+        # back to a parent finds it read already.
         pending = [""]
         while pending or self._links:
             if not pending:
@@ -148,7 +156,7 @@ class _Walk:
         self.problems.append(Problem(file=display_path(path) or ".", message=message))
 
     def _read_folder(self, folder: str) -> list[str]:
-        """Note the files of one folder; return its real sub-folders, last first."""
+        """Note the files of one folder; return its real sub-folders, last first (the pending list is a stack)."""
         full = os.path.join(self.source, folder)  # noqa: PTH118 - a name may be undecodable or end in a blank
         try:
             status = os.stat(full)  # noqa: PTH116
@@ -168,7 +176,7 @@ class _Walk:
         return [path for entry in reversed(found) if (path := self._place(folder, entry)) is not None]
 
     def _place(self, folder: str, entry: os.DirEntry[str]) -> str | None:
-        """Put one entry where it belongs; its path when it is a real folder to go into."""
+        """Put one entry into the list where it belongs; return its path when it is a real folder to go into."""
         path = f"{folder}/{entry.name}" if folder else entry.name
         try:
             mode = entry.stat().st_mode
@@ -189,7 +197,7 @@ class _Walk:
 
 
 def to_stored(path: str) -> str:
-    """A path as Parquet can hold it: the path itself when it is valid Unicode already. Inverse: `from_stored`.
+    """A path in a form that Parquet can hold: the path itself when it is valid Unicode. Inverse: `from_stored`.
 
     Python holds the bytes of a POSIX name that are not valid UTF-8 as lone surrogates (`surrogateescape`), which UTF-8,
     and so Parquet, cannot hold. A name cannot contain NUL, so NUL followed by two hexadecimal digits stands for such a
@@ -199,11 +207,11 @@ def to_stored(path: str) -> str:
 
 
 def from_stored(text: str) -> str:
-    """The path that `to_stored` was given."""
+    """Inverse of `to_stored`."""
     return re.sub("\0([0-9a-f]{2})", lambda match: chr(0xDC00 + int(match[1], 16)), text)
 
 
 def display_path(path: str) -> str:
-    """The path for people: undecodable bytes and control characters (newlines too) as backslash escapes."""
+    """A path for people to read: undecodable bytes and control characters (newlines too) as backslash escapes."""
     text = path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)

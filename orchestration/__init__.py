@@ -1,4 +1,4 @@
-"""Ray: units of work, ledger, quarantine, report."""
+"""The data side on Ray: jobs, units of work, ledger, quarantine and report."""
 
 from __future__ import annotations
 
@@ -7,4 +7,4 @@ from pathlib import Path
 import talkinghead  # noqa: F401  first of all: it settles how threads wait, before PyTorch is imported
 
 ROOT = Path(__file__).resolve().parents[1]
-"""The repository: where `python -m …` is run."""
+"""Folder of the repository: working directory of every `python -m …`."""

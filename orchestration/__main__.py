@@ -7,6 +7,7 @@ import sys
 from orchestration import commands
 from talkinghead.runtime.command_line import GOES_ON, run_command_line
 
+# In the order of the work, which is also the order in --help.
 COMMANDS = (
     commands.ingest,
     commands.annotate,
@@ -28,8 +29,8 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m orchestration",
         about=__doc__,
         advice=GOES_ON,
-        # Ray's threads may be starting just now, and crash in the interpreter's own end. Ray's processes and the lock
-        # on DATA go with this process.
+        # Without the interpreter's own shutdown: Ray's threads may just be starting, and would crash in it. Ray's
+        # processes and the lock on DATA go with this process.
         end_at_once=True,
     )
 

@@ -1,4 +1,4 @@
-"""The Ray cluster: a private one on this machine, or the one at RAY_ADDRESS."""
+"""The Ray cluster that runs the units: a private one on this machine, or the one at RAY_ADDRESS."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from talkinghead.runtime.ray_cluster import cluster_address, ray_cluster
 
 # One thread per worker: the units are the parallelism. FFmpeg and OpenCV are pinned where they are opened.
 THREADS_OF = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+# The last two keep the logs of TensorFlow Lite and MediaPipe to errors.
 WORKER_VARIABLES = dict.fromkeys(THREADS_OF, "1") | {"GLOG_minloglevel": "2", "TF_CPP_MIN_LOG_LEVEL": "2"}
 MODEL_VARIABLES = ("TALKINGHEAD_MODELS", "TALKINGHEAD_FACE_MODEL")
-"""Settings of this process that hold on every node of a cluster."""
+"""Environment variables of this process that are passed on to the workers, on every node."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterSettings:
-    """Where the units run."""
+    """Cluster that runs the units, and their number at a time."""
 
     ray_address: str | None = None
     """Address of a Ray cluster (default: $RAY_ADDRESS; without one, a private Ray on this machine)."""
@@ -37,7 +38,7 @@ class ClusterSettings:
 
 
 class Cluster:
-    """Ray, started or joined when the first unit needs it, and left when the block ends.
+    """Context manager for Ray: started or joined when the first unit needs it, and left when the block ends.
 
     A rerun with nothing to do never starts it.
     """
@@ -56,7 +57,7 @@ class Cluster:
 
     @property
     def slots(self) -> int:
-        """How many units to run at a time.
+        """Number of units to run at a time; starts or joins Ray.
 
         Raises:
             ValueError: There is no cluster at the address, or it does not let this process in.
@@ -66,6 +67,8 @@ class Cluster:
         return self._slots
 
     def _start(self) -> int:
+        """Start or join Ray; returns how many units to run at a time."""
+        # The CPUs that this process may use: in a container or under taskset fewer than the machine has.
         available = len(os.sched_getaffinity(0))
         forwarded = {name: os.environ[name] for name in MODEL_VARIABLES if name in os.environ}
         variables = WORKER_VARIABLES | forwarded
@@ -75,11 +78,12 @@ class Cluster:
 
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray's own handler ends with a C++ stack trace
+        # A joined cluster may have more CPUs than this machine, or fewer than --workers asks for.
         cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
         return min(self.settings.workers or cpus, cpus)
 
     def gpu_slots(self, share: float) -> tuple[int, float]:
-        """How many units to run at a time that take a share of a GPU each, and the share: 0 on a cluster without."""
+        """Number of units to run at a time where each takes a share of a GPU, and that share; 0 without GPUs."""
         slots = self.slots
         import ray
 

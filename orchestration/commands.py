@@ -21,9 +21,9 @@ from orchestration.jobs.ingest import Source, run_ingest
 from orchestration.jobs.pack import run_pack
 from orchestration.overrides import names_of
 from orchestration.plans import current_quarantine
-from orchestration.units.executor import RetrySettings, Runner
+from orchestration.units.executor import RetrySettings, UnitRunner
 from orchestration.units.ledger import causes, release, writer_lock
-from orchestration.units.unit import RunError
+from orchestration.units.unit import JobStoppedError
 from shards.manifest import read_manifest
 from shards.plan import ShardSettings
 from talkinghead.face.resolve import resolve_face_model
@@ -31,7 +31,10 @@ from talkinghead.files.storage import Storage
 from talkinghead.schema import check_version
 
 FIRST_VERSION = "v1"
+"""Annotation version of a new data set."""
 
+# The options that several commands share. Settings come as NAME=VALUE texts, because what is not named keeps its value
+# in DATA: an option with a default of its own could not tell "not named" from "set to the default".
 Names = tuple[str, ...]
 Data = Annotated[str, tyro.conf.arg(help="Data folder, or a URI such as s3://bucket/folder.")]
 Version = Annotated[str | None, tyro.conf.arg(help="Annotation version (default: the newest there is, or v1).")]
@@ -92,10 +95,12 @@ def shards(
 ) -> str:
     """Pack WebDataset shards with their index, after running what is missing before."""
     with _runner(data, cluster, retry) as runner:
+        # Without SOURCE the clips that DATA already holds are annotated and packed.
         if source.source is not None:
             run_ingest(runner, source, ingest, resolve_face_model())
         elif ingest:
             raise ValueError("--ingest changes how sources are ingested, so it needs --source")
+        # Each job runs only the units that are not done, so that one command takes DATA from any state to its end.
         version = _annotate(runner, version, engine, annotate)
         run_pack(runner, version, shards)
         finish(runner.storage, version, filters)
@@ -113,6 +118,7 @@ def reannotate(
 ) -> str:
     """Annotate all clips anew as another version; packed media stay untouched (clips not yet packed are packed too)."""
     check_version(version)
+    # Only on a finished data set, so that a mistyped DATA is an error at once.
     with _runner(data, cluster, retry) as runner:
         read_manifest(runner.storage)
         _annotate(runner, version, engine, annotate)
@@ -131,6 +137,7 @@ def latents(
     ] = None,
 ) -> str:
     """Encode every frame of the packed clips once, for trainings to read: latents and image embeddings."""
+    # Here only: the other commands start without PyTorch and its model libraries.
     from orchestration.jobs.latents import run_latents
 
     with _runner(data, cluster, retry) as runner:
@@ -141,10 +148,10 @@ def latents(
 def report(data: Data, version: Version = None) -> str:
     """Write DATA/report: index.html, report.json, inputs.csv."""
     from orchestration.report.page import write_report
-    from orchestration.report.state import run_state
+    from orchestration.report.state import data_state
 
     storage = Storage(data)
-    return storage.describe(write_report(storage, run_state(storage, version)))
+    return storage.describe(write_report(storage, data_state(storage, version)))
 
 
 def quarantine(data: Data) -> str:
@@ -152,6 +159,7 @@ def quarantine(data: Data) -> str:
     records = current_quarantine(Storage(data))
     for cause, number in causes(records).most_common():
         print(f"{cause}: {number}", file=sys.stderr)
+        # File names with quotes around them: they may hold any character.
         for record in records:
             if record.cause == cause:
                 tries = len(record.attempts)
@@ -161,8 +169,9 @@ def quarantine(data: Data) -> str:
 
 
 def retry(data: Data, cause: str | None = None) -> str:
-    """Release inputs from quarantine (all, or those of one cause); the next run tries them again."""
+    """Release inputs from quarantine (all, or those of one cause); the next command tries them again."""
     storage = Storage(data)
+    # A mistyped DATA must not look like an empty quarantine.
     if not storage.list("plans"):
         raise ValueError(f"nothing is ingested in {storage.uri}")
     with writer_lock(storage):
@@ -184,6 +193,7 @@ def demo(
     from orchestration.demo import run_demo
     from shards.verify import verify
 
+    # The functions of the commands themselves. Two shards, because the sample would fit into one.
     target = str(data / "data")
 
     def make_shards() -> None:
@@ -191,13 +201,14 @@ def demo(
         shards(Source(source=str(folder)), target, cluster, retry, shards=("min_shards=2",))
         found = verify(Storage(target), deep=True)
         if found.problems:
-            raise RunError(f"the demo's shards have {len(found.problems)} problems, first: {found.problems[0]}")
+            raise JobStoppedError(f"the demo's shards have {len(found.problems)} problems, first: {found.problems[0]}")
         report(target)
 
     return str(run_demo(data, make_shards))
 
 
-def _annotate(runner: Runner, version: str | None, engine: str | None, overrides: Names) -> str:
+def _annotate(runner: UnitRunner, version: str | None, engine: str | None, overrides: Names) -> str:
+    """Run the annotate job; returns the version: the named one, else the newest in DATA, else `FIRST_VERSION`."""
     version = version or current_version(runner.storage) or FIRST_VERSION
     if engine is not None:
         overrides = (*overrides, f"engine={engine}")
@@ -206,8 +217,8 @@ def _annotate(runner: Runner, version: str | None, engine: str | None, overrides
 
 
 @contextlib.contextmanager
-def _runner(data: str, cluster: ClusterSettings, retry: RetrySettings) -> Iterator[Runner]:
-    """DATA, locked for this process."""
+def _runner(data: str, cluster: ClusterSettings, retry: RetrySettings) -> Iterator[UnitRunner]:
+    """Runner of units on DATA, which is locked for this process, with Ray, which starts for the first pending unit."""
     storage = Storage(data)
     with writer_lock(storage), Cluster(cluster) as running:
-        yield Runner(storage=storage, cluster=running, retry=retry)
+        yield UnitRunner(storage=storage, cluster=running, retry=retry)

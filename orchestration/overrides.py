@@ -1,4 +1,4 @@
-"""Settings changed on the command line as NAME=VALUE. What is not named stays as it was: in DATA, else the default."""
+"""Overrides: settings changed on the command line as NAME=VALUE. Others keep their value in DATA, else the default."""
 
 from __future__ import annotations
 
@@ -14,19 +14,26 @@ T = TypeVar("T")
 
 
 def settings_with(cls: type[T], known: Mapping[str, Any], texts: Iterable[str]) -> T:
-    """A settings dataclass: its defaults, what DATA knows (`known`, a JSON object), then the given `NAME=VALUE` texts.
+    """Settings made of the defaults, then of what DATA knows, then of the user's overrides.
 
-    A field of a nested dataclass is named with a dot, e.g. `encoder.crf=16`; `none` switches off what can be None.
+    Args:
+        cls: Dataclass of the settings.
+        known: Fields that DATA records, a JSON object.
+        texts: `NAME=VALUE` of each override. A field of a nested dataclass is named with a dot, e.g. `encoder.crf=16`;
+            `none` switches off what can be None.
 
     Raises:
-        ValueError: No such name (says which there are), no value of its kind, or one that the settings refuse.
+        ValueError: A name that does not exist (the message lists those that do), a value of another type, or one that
+            the settings refuse.
     """
+    # Work on the JSON value, so that the dataclass validates the final settings as a whole, once.
     value: dict[str, Any] = dataclasses.asdict(from_json(cls, known))  # type: ignore[call-overload]
     kinds = dict(_leaves(cls))
     for text in texts:
         name, equals, given = text.partition("=")
         if not equals or name not in kinds:
             raise ValueError(f"{text!r} is no NAME=VALUE with NAME out of {', '.join(sorted(kinds))}")
+        # Walk to the dictionary that holds the field.
         target = value
         *parents, leaf = name.split(".")
         for parent in parents:
@@ -36,7 +43,7 @@ def settings_with(cls: type[T], known: Mapping[str, Any], texts: Iterable[str]) 
 
 
 def names_of(cls: type[Any]) -> str:
-    """All names with their defaults, for help texts."""
+    """Text of all `NAME=DEFAULT`, for --help."""
     defaults = dataclasses.asdict(cls())
     lines = []
     for name, _ in _leaves(cls):
@@ -48,6 +55,7 @@ def names_of(cls: type[Any]) -> str:
 
 
 def _leaves(cls: type[Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """Dotted name and type of every field that is no dataclass itself."""
     for name, hint in typing.get_type_hints(cls).items():
         if isinstance(hint, type) and dataclasses.is_dataclass(hint):
             yield from _leaves(hint, f"{prefix}{name}.")
@@ -56,6 +64,7 @@ def _leaves(cls: type[Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
 
 
 def _parse(text: str, given: str, hint: Any) -> Any:
+    """Value of the field's type that was given as a text; `text` is the whole override, for the message."""
     kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     if given == "none" and type(None) in kinds:
         return None
@@ -63,6 +72,7 @@ def _parse(text: str, given: str, hint: Any) -> Any:
         if given not in ("true", "false"):
             raise ValueError(f"{text!r}: the value must be true or false")
         return given == "true"
+    # The narrowest type first: str would take any text.
     for kind in (int, float, str):
         if kind in kinds:
             try:

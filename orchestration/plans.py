@@ -1,4 +1,4 @@
-"""What DATA says of the jobs: under which name each commits, which units belong to it now, and what became of them.
+"""Plans: the name under which each job commits, the units that belong to it now, and what became of them.
 
 A plan lists the units of a job by key and provenance key, so that later jobs need nothing but DATA. A unit that was
 done under another provenance key is not done: the plan decides which of several records of one key counts.
@@ -19,6 +19,8 @@ from talkinghead import dataroot
 from talkinghead.files.storage import Storage
 from talkinghead.provenance import pretty_json
 from talkinghead.schema import media_shard_name
+
+# These names are part of DATA: they stand in its paths and records, and never change.
 
 # --- names ------------------------------------------------------------------------------------------------------------
 
@@ -45,12 +47,12 @@ def encode_job(version: str) -> str:
 
 
 def pack_annotation_job(version: str) -> str:
-    """`pack-<version>`."""
+    """`pack-<version>`: each version of columns, annotation or latents, has a ledger of its own."""
     return f"{PACK_PREFIX}{version}"
 
 
 def shard_key(shard: int) -> str:
-    """Key of a shard's pack unit, `clips-000042` (media) as well as annotation."""
+    """Key of the unit that packs a shard, `clips-000042`; media and column shards have the same keys."""
     return media_shard_name(shard).removesuffix(".tar")
 
 
@@ -63,30 +65,30 @@ def write_plan(
     """Record the units of a job; an equal plan is left alone.
 
     Args:
-        storage: DATA.
+        storage: DATA, the data set's folder or bucket.
         name: Name of the plan.
-        units: What belongs to it.
-        extra: Key → provenance key of units that belong to it too, though they cannot be run any more.
-        about: Settings and whatever else made the plan.
+        units: Units of the job.
+        extra: Key → provenance key of more units, which can no longer be run but still count.
+        about: Settings and other facts that the plan was made from; JSON values.
     """
     value = {"units": {unit.key: unit.pkey for unit in units} | dict(extra or {}), **about}
     write_json(storage, dataroot.plan(name), value)
 
 
 def write_json(storage: Storage, path: str, value: Any) -> None:
-    """Replace a JSON file unless it already says the same."""
+    """Write a JSON file, unless it already has this content."""
     data = pretty_json(value)
     if not storage.exists(path) or storage.read(path) != data:
         storage.write(path, data)
 
 
 def read_plan(storage: Storage, name: str) -> dict[str, Any]:
-    """The plan's content. Raises `FileNotFoundError`."""
+    """Content of a plan. Raises `FileNotFoundError`."""
     return json.loads(storage.read(dataroot.plan(name)))
 
 
 def find_plan(storage: Storage, name: str) -> dict[str, Any] | None:
-    """The plan's content, None where nothing was planned under this name."""
+    """Content of a plan, None where nothing was planned under this name."""
     return read_plan(storage, name) if storage.exists(dataroot.plan(name)) else None
 
 
@@ -97,12 +99,12 @@ def plan_names(storage: Storage, prefix: str) -> list[str]:
 
 
 def keep_packed(units: Iterable[Unit], before: Mapping[str, str], packed: set[str]) -> list[Unit]:
-    """Units as they are to be planned: what is packed stays as it was made, also under newer libraries.
+    """Units of the new plan, of which packed ones keep their provenance key: newer libraries do not redo them.
 
     Args:
-        units: What the job would make now.
+        units: Units as the job would make them now.
         before: Key → provenance key, from the plan before.
-        packed: Keys whose output stands in a shard.
+        packed: Keys whose output is in a shard.
     """
     return [replace(unit, pkey=before.get(unit.key, unit.pkey)) if unit.key in packed else unit for unit in units]
 
@@ -110,13 +112,14 @@ def keep_packed(units: Iterable[Unit], before: Mapping[str, str], packed: set[st
 # --- results ----------------------------------------------------------------------------------------------------------
 
 UnitState = UnitRecord | QuarantineRecord | None
-"""What became of one unit: its commit record, its quarantine record, or None while it has neither."""
+"""Outcome of one unit: its commit record, its quarantine record, or None while it has neither."""
 Results = dict[str, UnitState]
-"""Key → what became of the unit."""
+"""Key → outcome of the unit."""
 
 
 def ingest_results(storage: Storage) -> Results:
-    """What became of the clips in every ingest plan."""
+    """Outcome of the clips in every ingest plan."""
+    # All data sets share one ledger, but each has a plan of its own.
     pairs: dict[str, str] = {}
     for name in plan_names(storage, INGEST_PLAN_PREFIX):
         pairs |= read_plan(storage, name)["units"]
@@ -124,12 +127,12 @@ def ingest_results(storage: Storage) -> Results:
 
 
 def annotate_results(storage: Storage, version: str) -> Results:
-    """What became of the samples in the version's plan; empty without a plan."""
+    """Outcome of the samples in the plan of an annotation version; empty without a plan."""
     return _planned_results(storage, annotate_job(version))
 
 
 def encode_results(storage: Storage, version: str) -> Results:
-    """What became of the samples in the plan of a version of latents; empty without a plan."""
+    """Outcome of the samples in the plan of a version of latents; empty without a plan."""
     return _planned_results(storage, encode_job(version))
 
 
@@ -140,14 +143,16 @@ def _planned_results(storage: Storage, job: str) -> Results:
 
 @dataclass(frozen=True, kw_only=True)
 class IngestedSample:
-    """A sample of ingest, with the record of the clip that it came from."""
+    """A sample that ingest made."""
 
     record: UnitRecord
+    """Commit record of the clip that it came from."""
     sample: SampleRecord
+    """Its place in the output of that clip's unit."""
 
 
 def ingested_samples(storage: Storage) -> dict[str, IngestedSample]:
-    """Sample key → sample, of every committed clip."""
+    """Sample key → sample, for all samples of committed clips."""
     return {
         sample.key: IngestedSample(record=record, sample=sample)
         for record in ingest_results(storage).values()
@@ -157,12 +162,14 @@ def ingested_samples(storage: Storage) -> dict[str, IngestedSample]:
 
 
 def current_quarantine(storage: Storage) -> list[QuarantineRecord]:
-    """What is in quarantine of the units that are planned now; an input that was mended or removed is not listed."""
+    """Quarantine records of the units that are planned now; an input that was mended or removed is not listed."""
+    # Job → (key, provenance key) of its planned units. All ingest plans belong to one job.
     planned: dict[str, set[tuple[str, str]]] = {}
     prefixes = (INGEST_PLAN_PREFIX, annotate_job(""), ENCODE_PREFIX)
     for name in itertools.chain.from_iterable(plan_names(storage, prefix) for prefix in prefixes):
         job = INGEST_JOB if name.startswith(INGEST_PLAN_PREFIX) else name
         planned.setdefault(job, set()).update(read_plan(storage, name)["units"].items())
+    # Pack units have no plan of their own: a shard that failed stays listed.
     return [
         record
         for record in quarantined(storage)
@@ -171,14 +178,14 @@ def current_quarantine(storage: Storage) -> list[QuarantineRecord]:
 
 
 def pack_records(storage: Storage, job: str) -> dict[str, UnitRecord]:
-    """Shard key → record, of every packed shard of a job (a shard is packed once and stays)."""
+    """Shard key → commit record, for every packed shard of a job. A shard is packed once, so its key is enough."""
     ledger = Ledger(storage, job)
     results = ledger.results(sorted(ledger.committed))
     return {key: record for key, record in results.items() if isinstance(record, UnitRecord)}
 
 
 def packed_samples(storage: Storage) -> dict[str, tuple[str, SampleRecord]]:
-    """Sample key → media shard and place in it, of every packed sample."""
+    """Sample key → media shard and place in it, for every packed sample."""
     return {
         sample.key: (record.file, sample)
         for record in pack_records(storage, PACK_MEDIA_JOB).values()

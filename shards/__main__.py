@@ -1,4 +1,4 @@
-"""`python -m shards verify | ls | export-aniportrait`: look at a data set, check it, hand it to others."""
+"""`python -m shards verify | ls | export-aniportrait`: check a data set, list its samples, export it."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from talkinghead.runtime.command_line import Incomplete, run_command_line
 from talkinghead.runtime.progress import Progress
 
 SHOWN = 50
-"""Lines of one kind that are printed."""
+"""Lines of one kind that are printed, at most."""
 
 
 def verify(data: str, version: str | None = None, deep: bool = False) -> str | Incomplete:
     """Check hashes, counts, key order, member places, and that annotations and media agree.
 
     Args:
-        data: The data set: folder or URI.
+        data: Data set: folder or URI.
         version: Annotation version; all when not given.
         deep: Decode every clip instead of one per shard.
     """
@@ -38,18 +38,20 @@ def verify(data: str, version: str | None = None, deep: bool = False) -> str | I
     )
     if report.ok:
         return result
+    # Problems give a result, too, but the command ends with an error, so that a script notices.
     advice = "put the files named above back from a copy, or make the data set anew in another DATA"
     return Incomplete(result, f"{found} problems in {storage.uri}: {advice}")
 
 
 def ls(data: str, version: str | None = None, split: str | None = None) -> str | None:
-    """List the samples, one line each: key, shard, ordinal, frames, split, and why it is not kept.
+    """List the samples, one line each: key, shard, ordinal, frames, split, and "kept" or the reason why not.
 
     Args:
-        data: The data set: folder or URI.
+        data: Data set: folder or URI.
         version: Annotation version; the newest when not given.
-        split: Only this split.
+        split: Split to list: train, val or test; all when not given.
     """
+    # Dropped samples, too: the list tells why they are not used.
     reader = ShardReader(data, version=version, split=split, kept=False)
     lines = []
     for row in reader.rows:
@@ -66,12 +68,13 @@ def export_aniportrait(
     """Write samples as PNG frames, landmark files and the JSON that AniPortrait's training reads.
 
     Args:
-        data: The data set: folder or URI.
+        data: Data set: folder or URI.
         out: New or empty folder.
         version: Annotation version; the newest when not given.
-        split: Only this split.
-        limit: At most so many samples.
+        split: Split to export: train, val or test.
+        limit: Largest number of samples; all when not given.
     """
+    # Only when asked for: it loads OpenCV. The module and this command share a name.
     from shards import export_aniportrait as export
 
     reader = ShardReader(data, version=version, split=split, columns=export.COLUMNS)
@@ -87,7 +90,7 @@ def export_aniportrait(
 def _show(report: VerifyReport) -> None:
     for name, lines in (("problem", report.problems), ("unknown file", report.unknown)):
         for line in lines[:SHOWN]:
-            print(f"{name}: {line}", file=sys.stderr)
+            print(f"{name}: {line}", file=sys.stderr)  # stdout holds the result alone
         if len(lines) > SHOWN:
             print(f"… and {len(lines) - SHOWN} more of this kind", file=sys.stderr)
 

@@ -1,4 +1,4 @@
-"""Writes samples in the layout that AniPortrait's own training reads.
+"""Export of samples in the layout that AniPortrait's own training reads.
 
     OUT/frames/<key>/00000012.png                  the frame
     OUT/landmarks/<key>/00000012_lmks.npy          float32 [478, 3], x/width, y/height, z/width
@@ -7,9 +7,9 @@
     OUT/landmarks/<key>/00000012_bs.npy            float32 [51], blendshapes without `_neutral`
     OUT/training.json                              {key: {"video_clip_num": 1, "clip_data_list": [{…}]}}
 
-AniPortrait (https://github.com/Zejun-Yang/AniPortrait) pairs frames and landmarks by their place
-in two sorted lists and drops a clip whose lists differ, so a frame without a face is left out of both. Its JSON holds
-absolute paths: the folder cannot be moved.
+AniPortrait (https://github.com/Zejun-Yang/AniPortrait) pairs frames and landmarks by their place in two sorted lists
+and drops a clip whose lists differ, so a frame without a face is left out of both. Its JSON holds absolute paths: the
+folder cannot be moved.
 """
 
 from __future__ import annotations
@@ -26,19 +26,20 @@ import numpy as np
 from shards.reader import Sample, ShardReader
 
 MIN_FRAMES = 30
-"""AniPortrait drops shorter clips."""
+"""Smallest number of frames with a face: AniPortrait drops shorter clips."""
 COLUMNS = ("landmarks", "mesh", "pose_matrix", "blendshapes", "valid")
+"""Annotation columns that the export reads."""
 _BLOCK = 25
 """Frames decoded at once."""
 
 
 @dataclass(kw_only=True)
 class ExportReport:
-    """What was written, and what was not."""
+    """Samples that were written, and samples that were not."""
 
     training_json: Path
     frames: dict[str, int] = field(default_factory=dict)
-    """Sample key → frames written."""
+    """Sample key → number of frames written."""
     left_out: dict[str, str] = field(default_factory=dict)
     """Sample key → why it was not exported."""
 
@@ -49,20 +50,22 @@ def export_aniportrait(
     """Export the samples of a reader.
 
     Args:
-        reader: What to export; needs the annotation columns `COLUMNS`.
+        reader: Reader of the samples to export; they must have the annotation columns `COLUMNS`.
         folder: New or empty folder.
-        limit: At most so many samples.
-        progress: Called with (samples done, samples in all).
+        limit: Largest number of samples; None: all.
+        progress: Called with (samples done, total).
 
     Raises:
-        ValueError: The folder holds something, or the data set lacks a column.
+        ValueError: The folder is not empty, or the data set lacks a column.
     """
     for column in COLUMNS:
         reader.check_column(column)
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty: name a new folder, so that no frames of an older export stay in it")
+    # AniPortrait opens the paths of the JSON as they are, from its own working folder.
     folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
+    # Write sample by sample; the JSON comes last, so that it names only files that exist.
     report = ExportReport(training_json=folder / "training.json")
     clips: dict[str, object] = {}
     count = len(reader) if limit is None else min(limit, len(reader))
@@ -89,15 +92,16 @@ def _write_clip(sample: Sample, chosen: np.ndarray, folder: Path) -> dict[str, l
         "lmks": sample.annotation("landmarks"),
         "lmks3d": sample.annotation("mesh"),
         "trans_mat": sample.annotation("pose_matrix"),
-        "bs": sample.annotation("blendshapes")[:, 1:],
+        "bs": sample.annotation("blendshapes")[:, 1:],  # without `_neutral`, the first score
     }
+    # Decode a block of frames at a time: a clip of several minutes would not fit into memory.
     stems: list[str] = []
     for first in range(0, sample.num_frames, _BLOCK):
         count = min(_BLOCK, sample.num_frames - first)
         wanted = chosen[(chosen >= first) & (chosen < first + count)]
         if not len(wanted):
             continue
-        images = sample.video(first, count)
+        images = sample.video(first, count)  # [count, H, W, 3]
         for frame in wanted:
             stem = f"{frame:08d}"  # sorts like the number, and has no underscore: AniPortrait cuts names there
             stems.append(stem)
@@ -114,7 +118,7 @@ def _write_clip(sample: Sample, chosen: np.ndarray, folder: Path) -> dict[str, l
 def _write_array(path: Path, array: np.ndarray) -> None:
     data = io.BytesIO()
     np.save(data, array)
-    path.write_bytes(data.getvalue())  # NumPy's own writing to a file does not say that the disk is full
+    path.write_bytes(data.getvalue())  # `np.save` to a file does not report that the disk is full
 
 
 def _write_png(path: Path, image: np.ndarray) -> None:

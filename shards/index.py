@@ -1,8 +1,8 @@
-"""The index: one row per sample, where it lies, what it scored, whether training uses it.
+"""Index of a data set: one row per sample with its place in the shards, its scores, and whether training uses it.
 
 A Parquet table per annotation version, with flat columns so that a million rows open in a moment: each member has
-`<member>_offset` and `<member>_size`, each score `score_<name>`. Which members there are comes from the packed
-records, so that later column sets need no change here. A member that a sample does not have is null there.
+`<member>_offset` and `<member>_size`, each score `score_<name>`. The members come from the packed samples, so that
+later column sets need no change here. Offset and size are null where a sample does not have the member.
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ Archive = Literal["media", "annotation"]
 
 _METADATA = b"talkinghead"
 _TEXT = ("key", "clip_key", "dataset", "split", "split_group", "person", "licence", "reason")
+# Columns of few different texts: stored as numbers and a table of the texts.
 _DICTIONARY = ("dataset", "split", "licence", "reason")
 _OPTIONAL = ("person", "reason", "reason_score")
-_ABSENT = -1
-_ROW_GROUP = 1 << 17
+_ABSENT = -1  # offset and size, in memory, of a member that a sample does not have; null in the file
+_ROW_GROUP = 1 << 17  # rows per Parquet row group, and rows that `Index.rows` turns into objects at once
 
 
 def member_column(suffix: str) -> str:
@@ -43,7 +44,8 @@ class Index:
     """The rows of one annotation version in shard order, held as columns.
 
     Args:
-        table: What `write_index` wrote.
+        table: Table as `write_index` writes it.
+        version: Annotation version.
         members: Archive → suffixes of its members.
     """
 
@@ -53,6 +55,7 @@ class Index:
             "media": tuple(members["media"]),
             "annotation": tuple(members["annotation"]),
         }
+        # One chunk for each column: rows are found at once, and NumPy can share the memory of numbers.
         self.table = table.combine_chunks()
         self._arrays: dict[str, np.ndarray] = {}
 
@@ -65,40 +68,43 @@ class Index:
         return [name.removeprefix("score_") for name in self.table.column_names if name.startswith("score_")]
 
     def text(self, name: str, row: int) -> str | None:
-        """One text value."""
+        """Value of a text column in one row."""
         return self.table.column(name)[row].as_py()
 
     def numbers(self, name: str) -> np.ndarray:
-        """A numeric or bool column `[N]`; absent members are -1, absent scores NaN. Not to be changed."""
+        """A numeric or bool column `[N]`; absent members are -1, absent scores NaN. The array is shared: read only."""
         if name not in self._arrays:
             column = self.table.column(name)
             if column.null_count:
+                # Before the array is made: NumPy has no nulls, and Arrow would turn integers with nulls into floats.
                 column = column.fill_null(float("nan") if pa.types.is_floating(column.type) else _ABSENT)
             self._arrays[name] = column.to_numpy()
         return self._arrays[name]
 
     def texts(self, name: str) -> np.ndarray:
-        """A text column `[N]` of Python strings (slow for millions of rows; see `text`)."""
+        """A text column `[N]` of Python strings: slow for millions of rows, while `text` reads a single row."""
         return self.table.column(name).to_numpy()
 
     def equals(self, name: str, value: str) -> np.ndarray:
-        """`[N]` bool: where a text column has this value."""
+        """Rows in which a text column has this value, `[N]` bool."""
         column = self.table.column(name)
         if pa.types.is_dictionary(column.type):
             column = column.cast(pa.string())
+        # A null (an optional text that is absent) equals nothing, but Arrow answers null.
         return pc.fill_null(pc.call_function("equal", [column, value]), False).to_numpy()
 
     def shard_rows(self, shard: int) -> slice:
-        """The rows of one shard (rows are in shard order)."""
+        """Rows of one shard; they are contiguous because the index is in shard order."""
+        # The column of shard numbers never falls, so two binary searches find the borders.
         first, stop = np.searchsorted(self.numbers("shard"), [shard, shard + 1])
         return slice(int(first), int(stop))
 
     def has_member(self, suffix: str) -> np.ndarray:
-        """`[N]` bool: which samples have the member."""
+        """Samples that have the member, `[N]` bool."""
         return self.numbers(f"{member_column(suffix)}_offset") != _ABSENT
 
     def member(self, suffix: str, row: int) -> Member | None:
-        """Where a sample's member lies, None when the sample has none."""
+        """Place of a sample's member in its shard; None when the sample has no such member."""
         stem = member_column(suffix)
         offset = int(self.numbers(f"{stem}_offset")[row])
         if offset == _ABSENT:
@@ -124,7 +130,7 @@ class Index:
                 for suffix, stem in stems.items()
                 if values[f"{stem}_offset"] is not None
             ]
-            return sorted(found, key=lambda member: member.offset)
+            return sorted(found, key=lambda member: member.offset)  # as they lie in the tar
 
         plain = {name: values[name] for name in (*_TEXT, "shard", "ordinal", "num_frames", "keep", "reason_score")}
         scores = {name: values[f"score_{name}"] for name in self.score_names}
@@ -132,12 +138,17 @@ class Index:
 
 
 def build_index(version: str, rows: Iterable[SampleIndex]) -> Index:
-    """Turn rows into columns; the rows may come from a generator and are not kept.
+    """Index of rows in shard order; they may come from a generator and are not kept.
+
+    Args:
+        version: Annotation version.
+        rows: Rows in shard order; ordinals count from 0 in every shard.
 
     Raises:
-        ValueError: Rows out of shard order, a key twice, an unknown split, a kept sample with a reason, or two
-            members with one column name.
+        ValueError: Rows out of shard order, a key twice, an unknown split, a kept sample with a reason, a dropped
+            one without, or two members with one column name.
     """
+    # Columns grow in compact arrays: a million rows as Python objects would take gigabytes.
     texts: dict[str, list[str | None]] = {name: [] for name in _TEXT}
     numbers = {name: array("q") for name in ("shard", "ordinal", "num_frames", "keep")}
     floats: dict[str, array[float]] = {"reason_score": array("d")}
@@ -149,6 +160,7 @@ def build_index(version: str, rows: Iterable[SampleIndex]) -> Index:
             values.append(getattr(row, name))
         for name, values in numbers.items():
             values.append(int(getattr(row, name)))
+        # A score or member that occurs first in this row is absent in all rows before it.
         for name in row.scores.keys() - {n.removeprefix("score_") for n in floats}:
             floats[f"score_{name}"] = array("d", [float("nan")] * count)
         for name, values in floats.items():
@@ -158,13 +170,15 @@ def build_index(version: str, rows: Iterable[SampleIndex]) -> Index:
         _append_members(offsets["annotation"], row.annotation, count)
         count += 1
     if len(set(texts["key"])) != count:
-        raise ValueError(f"index of {version}: a key stands twice")
+        raise ValueError(f"index of {version}: a key occurs twice")
     return _assemble(check_version(version), texts, numbers, floats, offsets)
 
 
 def _check_order(row: SampleIndex, last: tuple[int, int]) -> tuple[int, int]:
+    """(shard, ordinal) of the row after `last`; `ValueError` when it does not follow, or contradicts itself."""
     here = (row.shard, row.ordinal)
     following = (last[0], last[1] + 1)
+    # Either the next ordinal of this shard, or the first of a later one.
     if here != following and not (row.shard > last[0] and row.ordinal == 0):
         raise ValueError(f"{row.key} at shard {row.shard}, ordinal {row.ordinal} does not follow {last}")
     if row.split not in SPLITS:
@@ -177,12 +191,14 @@ def _check_order(row: SampleIndex, last: tuple[int, int]) -> tuple[int, int]:
 
 
 def _append_members(columns: dict[str, tuple[array[int], array[int]]], members: list[Member], count: int) -> None:
+    """Append the members of row number `count` to the columns of offsets and sizes, by suffix."""
     for member in members:
         if member.suffix not in columns:
             columns[member.suffix] = (array("q", [_ABSENT]) * count, array("q", [_ABSENT]) * count)
         offset, size = columns[member.suffix]
         offset.append(member.offset)
         size.append(member.size)
+    # Columns of members that this row lacks.
     for offset, size in columns.values():
         if len(offset) == count:
             offset.append(_ABSENT)
@@ -196,6 +212,7 @@ def _assemble(
     floats: dict[str, array[float]],
     offsets: dict[Archive, dict[str, tuple[array[int], array[int]]]],
 ) -> Index:
+    """Arrow table of the collected columns: texts, numbers, members, scores, in this order."""
     text = pa.string()
     columns: dict[str, pa.Array] = {}
     for name in _TEXT:
@@ -205,6 +222,7 @@ def _assemble(
         columns[name] = pa.array(np.asarray(numbers[name]), pa.int32())
     columns["keep"] = pa.array(np.asarray(numbers["keep"]).astype(bool))
     for suffixes in offsets.values():
+        # Sorted, so that the columns do not depend on the sample that has a member first: equal rows, equal bytes.
         for suffix, pair in sorted(suffixes.items()):
             for what, values in zip(("offset", "size"), pair, strict=True):
                 name = f"{member_column(suffix)}_{what}"
@@ -214,10 +232,12 @@ def _assemble(
                 columns[name] = pa.array(array_, pa.int64(), mask=array_ == _ABSENT)
     for name, values in sorted(floats.items()):
         columns[name] = pa.array(np.asarray(values), pa.float64(), from_pandas=True)  # NaN becomes null
+    # The header in the schema's metadata keeps the suffixes, which the column names do not give back.
     members: dict[Archive, list[str]] = {archive: sorted(suffixes) for archive, suffixes in offsets.items()}
     header = {"schema_version": SCHEMA_VERSION, "version": version, "members": members}
     schema = pa.schema(
         [
+            # Scores may always be null, so that the schema does not depend on whether a value happens to be missing.
             pa.field(
                 name, values.type, nullable=name in _OPTIONAL or values.null_count > 0 or name.startswith("score_")
             )
@@ -229,11 +249,12 @@ def _assemble(
 
 
 def write_index(storage: Storage, index: Index) -> tuple[str, str]:
-    """Write the index (equal rows give equal bytes) under a name that its content gives it.
+    """Write the index under a name that contains its hash; equal rows give equal bytes.
 
     Returns:
-        Path relative to DATA, and SHA-256: what `DATASET.json` names it by.
+        Path relative to DATA, and SHA-256: both go into `DATASET.json`.
     """
+    # Into memory first: the name of the file holds the hash of its bytes.
     sink = io.BytesIO()
     pq.write_table(
         index.table,
@@ -248,11 +269,11 @@ def write_index(storage: Storage, index: Index) -> tuple[str, str]:
 
 
 def read_index(storage: Storage, entry: AnnotationEntry) -> Index:
-    """Read the index of an annotation version, as `DATASET.json` names it.
+    """Index of an annotation version that `DATASET.json` names.
 
     Raises:
         FileNotFoundError: The file is gone.
-        ValueError: Not an index, not the one with the entry's hash, or of another schema version.
+        ValueError: The file is no index, has another hash than the entry, or another schema version.
     """
     path, version = entry.index, entry.version
     data = storage.read(path)
@@ -264,11 +285,16 @@ def read_index(storage: Storage, entry: AnnotationEntry) -> Index:
 
 
 def parse_index(data: bytes, version: str, name: str) -> Index:
-    """The index of `version` from the content of its file `name`. Raises `ValueError` like `read_index`."""
+    """Index of `version` from the content of its file; `name` names the file in messages.
+
+    Raises:
+        ValueError: The content is no index, or has another version or schema version.
+    """
     try:
         table = pq.ParquetFile(io.BytesIO(data)).read()
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{name} is no readable index: {error}") from error
+    # Any Parquet table can be read: ours has a header in the metadata of its schema.
     metadata = (table.schema.metadata or {}).get(_METADATA)
     if metadata is None:
         raise ValueError(f"{name} is a Parquet table, but not an index of samples")

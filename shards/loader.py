@@ -1,7 +1,7 @@
-"""Batches of clip windows for training, the same for every world size, number of workers, and resume.
+"""Batches of clip windows for training, the same for every world size and number of workers, and after every resume.
 
-A slot of the sample order (see `shards.order`) determines its item alone: the sample, and what is read of it. Workers
-only read ahead; the state is the number of slots that were handed out.
+The slot of the sample order (`shards.order`) alone determines an item: the sample, and the window of it that is read.
+Workers only read ahead; the state is the number of slots that were handed out.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ Batch = dict[str, Any]
 
 
 class SlotDataset(Protocol):
-    """Slot → item, each a pure function of the slot: whoever reads it, whenever, reads the same.
+    """Slot → item, a pure function of the slot: every rank and worker reads the same item at any time.
 
-    An item is a dict of tensors and numbers with `key` (of the sample) and `slot`.
+    An item is a dict of tensors and numbers with `key` (the sample's key) and `slot`.
     """
 
     def __len__(self) -> int:
-        """Samples of an epoch; there are slots after it, too."""
+        """Number of samples in an epoch; slots go on after it."""
         ...
 
     def __getitem__(self, slot: int, /) -> Batch:
-        """The item of a slot."""
+        """Item of a slot."""
         ...
 
 
@@ -42,14 +42,14 @@ _MEDIA = ("video", "audio")
 
 @dataclass(frozen=True, kw_only=True)
 class WindowConfig:
-    """What is read of a clip."""
+    """Length and contents of the windows that are read from clips."""
 
     num_frames: int
-    """Frames of a window, F."""
+    """Number of frames F of a window."""
     columns: tuple[str, ...] = ("video", "audio", "landmarks")
-    """`video`, `audio`, and annotation columns."""
+    """Contents of a window: `video`, `audio`, and annotation columns."""
     short: Literal["pad", "skip"] = "pad"
-    """Clips of fewer frames: repeat their last frame (silence for audio) and mask it, or leave them out."""
+    """Treatment of clips with fewer frames: pad with the last frame (audio with silence) and mask it, or leave out."""
 
     def __post_init__(self) -> None:
         if self.num_frames < 1:
@@ -73,26 +73,29 @@ class WindowDataset(Dataset[Batch]):
         self.config = config
         self.seed = seed
         long_enough = reader.num_frames >= (config.num_frames if config.short == "skip" else 1)
+        # Positions in an epoch are over the samples that are long enough; this gives their number in the reader.
         self.samples = np.flatnonzero(long_enough)
         if not len(self.samples):
             raise ValueError(
                 f"none of the {len(reader)} samples has {config.num_frames} frames: take shorter windows or short='pad'"
                 if len(reader)
-                else f"there are no samples to train on in {reader.storage.uri}: look at the splits in make report"
+                else f"there are no samples to train on in {reader.storage.uri}: check the splits in make report"
             )
         self.order = SampleOrder(len(self.samples), seed)
 
     def __len__(self) -> int:
-        """Samples of an epoch; there are slots after it, too."""
+        """Number of samples in an epoch; slots go on after it."""
         return len(self.samples)
 
     def __getitem__(self, slot: int) -> Batch:
+        # Which sample, and which window of it: both drawn from the slot alone.
         epoch, position = self.order.at(slot)
         sample = self.reader[int(self.samples[position])]
         count = min(self.config.num_frames, sample.num_frames)
         places = sample.num_frames - count + 1
         key = sample.key
-        first = int(rng.uniform(self.seed, "window", epoch, key) * places)
+        first = int(rng.uniform(self.seed, "window", epoch, key) * places)  # uniform in [0, 1): 0 … places - 1
+        # Read the window; a short clip is padded to the full length, and the mask says how far it is real.
         item: Batch = {name: self._read(sample, name, first, count) for name in self.config.columns}
         item["mask"] = torch.arange(self.config.num_frames) < count
         return item | {"key": key, "first": first, "slot": slot}
@@ -102,17 +105,20 @@ class WindowDataset(Dataset[Batch]):
         if name == "audio":
             return torch.from_numpy(np.pad(sample.audio(first, count), (0, lacking * SAMPLES_PER_FRAME)))
         values = sample.video(first, count) if name == "video" else sample.annotation(name, first, count)
+        # Repeat the last frame, so that the padding holds values that occur in the clip.
         if lacking:
             values = np.concatenate([values, np.repeat(values[-1:], lacking, axis=0)])
+        # Rows that come straight from the bytes of a file are read-only, and torch shares the memory.
         tensor = torch.from_numpy(values if values.flags.writeable else values.copy())
+        # [F, H, W, C] → [F, C, H, W]
         return tensor.permute(0, 3, 1, 2).contiguous() if name == "video" else tensor
 
 
 def collate(items: list[Batch]) -> Batch:
-    """Stack items into `[B, F, …]`; `keys` is a list.
+    """Batch of items, their tensors stacked to `[B, F, …]`; `keys` is a list of the samples' keys.
 
     Raises:
-        ValueError: The clips differ in size, so that they fit in no one tensor.
+        ValueError: The clips differ in image size, so that they cannot be stacked.
     """
     if "video" in items[0] and len({item["video"].shape for item in items}) > 1:
         sizes = ", ".join(f"{i['key']} {i['video'].shape[-1]}x{i['video'].shape[-2]}" for i in items)
@@ -122,9 +128,9 @@ def collate(items: list[Batch]) -> Batch:
     batch: Batch = {"keys": [item["key"] for item in items]}
     for name, value in items[0].items():
         if isinstance(value, torch.Tensor):
-            batch[name] = torch.stack([item[name] for item in items])
+            batch[name] = torch.stack([item[name] for item in items])  # [B, …]
         elif name != "key":
-            batch[name] = torch.tensor([item[name] for item in items])
+            batch[name] = torch.tensor([item[name] for item in items])  # [B]
     return batch
 
 
@@ -132,17 +138,17 @@ class ClipLoader:
     """Endless batches of one rank.
 
     Args:
-        dataset: What is read; can be pickled where there are workers and processes do not fork.
-        global_batch: Samples of a batch over all ranks, B.
-        rank: This process.
-        world: Number of processes; must divide `global_batch`.
-        num_workers: Reading processes; 0: in this one.
-        epochs: Stop after so many epochs; the last batch is filled up with the first slots of the next epoch
+        dataset: Dataset of slots; must be picklable where workers are spawned instead of forked.
+        global_batch: Number of samples B in a batch over all ranks.
+        rank: Number of this process among the ranks.
+        world: Number of ranks W; must divide `global_batch`.
+        num_workers: Number of reading processes; 0: this process reads.
+        epochs: Number of epochs after which to stop; the last batch is filled up with the first slots of the next epoch
             (`slot` tells them apart), so that all ranks stop together. None: endless.
-        pin_memory: For copies to a GPU.
+        pin_memory: Pin the batches' memory, for faster copies to a GPU.
 
-    `state_dict` may be taken between any two batches; with it `load_state_dict` continues with the batch that would
-    have come next, also at another world size or number of workers.
+    `state_dict` may be taken between any two batches; after `load_state_dict` with it, iteration continues with the
+    batch that would have come next, also at another world size or number of workers.
     """
 
     def __init__(
@@ -161,12 +167,13 @@ class ClipLoader:
         self.global_batch = global_batch
         self.rank, self.world = rank, world
         self.num_workers, self.pin_memory = num_workers, pin_memory
+        # Slots, not batches, count: the end does not depend on the size of a batch.
         self._end = None if epochs is None else epochs * len(self.dataset)
         self._slots = 0
 
     @property
     def epoch(self) -> float:
-        """Epochs consumed, with fraction."""
+        """Epochs consumed, as a fraction, too."""
         return self._slots / len(self.dataset)
 
     def state_dict(self) -> dict[str, int]:
@@ -184,16 +191,17 @@ class ClipLoader:
             num_workers=self.num_workers,
             collate_fn=collate,
             pin_memory=self.pin_memory,
-            generator=torch.Generator(),  # else it draws from the global one
+            generator=torch.Generator(),  # else it draws its base seed from the global one, and changes training
         )
         for batch in batches:
+            # Counted when a batch is handed out: what workers have read ahead is read again after a resume.
             self._slots += self.global_batch
             yield batch
 
 
 @dataclass(frozen=True)
 class _SlotBatches:
-    """The slots of each batch of one rank."""
+    """Slots of each batch of one rank, as a batch sampler."""
 
     first: int
     end: int | None
@@ -203,6 +211,7 @@ class _SlotBatches:
 
     def __iter__(self) -> Iterator[list[int]]:
         first = self.first
+        # The last batch goes past the end as a whole: no rank may stop before the others.
         while self.end is None or first < self.end:
             yield list(rank_slots(first, self.global_batch, self.rank, self.world))
             first += self.global_batch

@@ -1,6 +1,7 @@
-"""`DATASET.json`: what the data set is. Replaced last, so that a reader sees the old data set or the new one.
+"""`DATASET.json`, the manifest of a data set.
 
-Everything else is found through it: a shard or an index that it does not name does not count.
+It is replaced last, so that a reader gets the whole old data set or the whole new one. Everything else is found
+through it: a shard or an index that it does not name does not belong to the data set.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from talkinghead.provenance import pretty_json
 from talkinghead.schema import SCHEMA_VERSION, check_version
 
 Kind = Literal["annotation", "latents"]
-"""What a version holds: a face annotation, or latents and embeddings of the frames (see `find_latents`)."""
+"""Contents of a version: a face annotation, or latents and embeddings of the frames (`find_latents`)."""
 
 _MEND = "move it away and run make shards ANN=<version> to write it again"
 
@@ -27,33 +28,36 @@ class ShardEntry:
     """One shard as it was committed."""
 
     name: str
-    """Relative to DATA."""
+    """Path relative to DATA."""
     sha256: str
     size: int
-    """Bytes."""
+    """Size in bytes."""
     samples: int
+    """Number of samples."""
     frames: int
+    """Number of frames of all samples."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AnnotationEntry:
-    """One annotation version: its index and its shards, with the numbers of the media shards."""
+    """One annotation version: its index and its shards, numbered like the media shards."""
 
     version: str
     index: str
-    """Index table, relative to DATA."""
+    """Path of the index table relative to DATA."""
     index_sha256: str
     shards: list[ShardEntry]
+    """Annotation shards; number k holds the annotations of media shard k."""
     samples: int
-    """Rows of the index."""
+    """Number of samples: rows of the index."""
     kept: int
+    """Number of samples that the filters kept."""
     splits: dict[str, int]
-    """Split → kept samples."""
+    """Split → number of kept samples."""
     kind: Kind = "annotation"
-    """Only annotations are opened by readers that do not name a version; files from before there were others have no
-    such field."""
+    """Contents of the version. A reader that names no version opens only annotations. Old files lack this field."""
     details: dict[str, Any] = field(default_factory=dict)
-    """Engine, model sha256, parameters, filter thresholds: whatever says how it was made."""
+    """How the version was made: engine, SHA-256 of the model, parameters, filter thresholds, …"""
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
@@ -65,36 +69,39 @@ class AnnotationEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetManifest:
-    """The content of `DATASET.json`. It holds no times, so that a rerun gives the same bytes."""
+    """Content of `DATASET.json`. It holds no times, so that repeating a job gives the same bytes."""
 
     datasets: list[str]
+    """Names of the source data sets."""
     counts: dict[str, int]
     """`samples` and `frames` in the shards; `kept` and `frames_kept` of the version that was finished last."""
     licences: dict[str, int]
-    """Licence → samples."""
+    """Licence → number of samples."""
     tool_versions: dict[str, str]
     plan_hash: str
+    """SHA-256 of the plan (`shards.plan.plan_hash`)."""
     media: list[ShardEntry]
     """Media shards in order of their numbers."""
     annotations: list[AnnotationEntry]
-    """First those of kind `annotation` in the order in which they were made; the last of them is what a reader opens
-    that does not ask for one. Then the others, by name."""
+    """Versions: first those of kind `annotation` in the order in which they were made (a reader that names no version
+    opens the last of them), then the others by name."""
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
         names = [check_version(entry.version) for entry in self.annotations]
         if len(set(names)) != len(names):
-            raise ValueError(f"an annotation version stands twice: {', '.join(names)}")
+            raise ValueError(f"an annotation version occurs twice: {', '.join(names)}")
 
     def annotation(self, version: str | None = None) -> AnnotationEntry:
-        """The entry of a version, of the newest face annotation for None.
+        """Entry of a version; None: of the newest face annotation.
 
         Raises:
-            ValueError: No such version; says which there are.
+            ValueError: There is no such version; the message lists those that exist.
         """
         if version is None:
             if not (faces := self.of_kind("annotation")):
                 raise ValueError("the data set has no annotations yet: run make shards")
+            # Versions of faces are in the order in which they were made.
             return faces[-1]
         for entry in self.annotations:
             if entry.version == version:
@@ -104,20 +111,26 @@ class DatasetManifest:
         raise ValueError(f"there is no annotation version {version!r}, only {there}: run {how}")
 
     def of_kind(self, kind: Kind) -> list[AnnotationEntry]:
-        """The entries of one kind, in their order."""
+        """Entries of one kind, in their order."""
         return [entry for entry in self.annotations if entry.kind == kind]
 
     def to_json(self) -> bytes:
-        """The file's content."""
+        """Content of the file."""
         return pretty_json(asdict(self))
 
     @classmethod
     def from_json(cls, data: bytes | str, name: str = dataroot.DATASET_JSON) -> DatasetManifest:
-        """Parse the file; raises `ValueError` when it is damaged or of another schema version."""
+        """Manifest from the content of its file, which `name` names in messages.
+
+        Raises:
+            ValueError: The file is damaged, or of another schema version.
+        """
         try:
             value = json.loads(data)
+            # The schema first: another one may have other fields, which would look like damage.
             schema = value["schema_version"]
             if schema == SCHEMA_VERSION:
+                # Unknown or missing fields raise `TypeError` here, and count as damage.
                 value["media"] = [ShardEntry(**entry) for entry in value["media"]]
                 value["annotations"] = [
                     AnnotationEntry(**{**entry, "shards": [ShardEntry(**shard) for shard in entry["shards"]]})
@@ -133,11 +146,11 @@ class DatasetManifest:
 
 
 def read_manifest(storage: Storage) -> DatasetManifest:
-    """Open the data set.
+    """Manifest of the data set in a storage.
 
     Raises:
-        FileNotFoundError: There is no finished data set there.
-        ValueError: It is damaged, or of another schema version.
+        FileNotFoundError: There is no finished data set.
+        ValueError: `DATASET.json` is damaged, or of another schema version.
     """
     name = storage.describe(dataroot.DATASET_JSON)
     try:
@@ -148,7 +161,8 @@ def read_manifest(storage: Storage) -> DatasetManifest:
 
 
 def find_manifest(storage: Storage) -> DatasetManifest | None:
-    """The data set, None where there is no finished one. Raises `ValueError` like `read_manifest`."""
+    """Manifest of the data set in a storage; None where there is no finished one. Raises like `read_manifest`."""
+    # Asked first: a missing file is no error here, but one that cannot be read is.
     return read_manifest(storage) if storage.exists(dataroot.DATASET_JSON) else None
 
 
@@ -160,20 +174,21 @@ def write_manifest(storage: Storage, manifest: DatasetManifest) -> None:
 def find_latents(
     manifest: DatasetManifest, provenance: Mapping[str, Mapping[str, Any]], width: int, height: int
 ) -> str | None:
-    """The version whose columns `latents` and `embedding` are those of these networks.
+    """Name of the version whose columns `latents` and `embedding` were computed with these networks at this size.
 
     Networks are told apart by the hash of their weights; where they were read from does not matter.
 
     Args:
-        manifest: What the data set is.
-        provenance: Network (`vae`, `image_encoder`) → `sha256`, as `ImageNetworks.provenance` gives it.
-        width: Width of the images that were encoded, pixels.
-        height: Their height, pixels.
+        manifest: Manifest of the data set.
+        provenance: Network (`vae`, `image_encoder`) → dict with its `sha256`, as `ImageNetworks.provenance` gives it.
+        width: Width of the encoded images in pixels.
+        height: Height of the encoded images in pixels.
 
     Returns:
-        Its name, for `ShardReader(extra=(name,))`; None when there is none. Of several the last in `DATASET.json`.
+        Version for `ShardReader(extra=(version,))`, of several the last in `DATASET.json`; None when there is none.
     """
     wanted = (ENCODING, width, height, *(provenance[name]["sha256"] for name in NETWORKS))
+    # Several versions may fit: from the last one back.
     for entry in reversed(manifest.of_kind("latents")):
         about = entry.details
         hashes = (about[name]["sha256"] for name in NETWORKS)

@@ -1,11 +1,11 @@
-"""Which sample goes into which shard, and into which split: pure functions of keys, groups, sizes and the seed.
+"""Plan of a data set: the shard and the split of every sample, as pure functions of keys, groups, sizes and the seed.
 
 Media shards are immutable, so a plan only ever grows: the shards that exist stay as they are, and new samples fill new
 shards after them. Within the new shards the order is pseudo-random by key, so that a shard mixes sources.
 
 Splits are by person or source video, never by clip. The split of a group is a hash of (seed, group) compared with the
-fractions. So it depends on no other group: adding data never moves anybody, and no state has to be kept. The price is
-that fractions hold only on average: of ten groups with 5 % validation there may be none or two in `val`, and nothing
+fractions. So it depends on no other group: adding data never moves a group, and no state has to be kept. In return
+the fractions hold only on average: of ten groups with 5 % validation there may be none or two in `val`, and nothing
 corrects that, since a correction would depend on the other groups. A small data set that needs a validation split takes
 larger fractions or another seed (`make shards ARGS='--shards val_fraction=0.2'`).
 """
@@ -26,12 +26,12 @@ from talkinghead.schema import SPLITS, Member, check_key
 
 @dataclass(frozen=True, kw_only=True)
 class ShardSettings:
-    """How samples are dealt out to shards and splits."""
+    """Settings of how samples are dealt out to shards and splits."""
 
     target_mib: int = 128
-    """Size of a media shard: large enough for sequential reading, small enough to give many shards to many workers."""
+    """Size of a media shard in MiB: large enough for sequential reading, small enough that many workers get many."""
     min_shards: int = 1
-    """At least so many shards (training wants 4 per reading worker), as far as there are samples."""
+    """Smallest number of shards (training wants 4 per reading worker), as far as there are samples."""
     seed: int = 0
     """Seed of the order in which samples are dealt out, and of the splits."""
     val_fraction: float = 0.05
@@ -41,7 +41,7 @@ class ShardSettings:
 
     @property
     def fractions(self) -> dict[str, float]:
-        """Share of each split."""
+        """Split → expected share of the split groups."""
         train = 1.0 - self.val_fraction - self.test_fraction
         return {"train": train, "val": self.val_fraction, "test": self.test_fraction}
 
@@ -69,22 +69,23 @@ class PlannedSample:
 
     key: str
     file: str
-    """Unit output, relative to DATA."""
+    """Path of the unit's output relative to DATA."""
     offset: int
     """First byte of the first member's header."""
     length: int
-    """Headers, contents and padding of all members, which stand in one run."""
+    """Length of the byte range: headers, contents and padding of all members, which are contiguous."""
     members: tuple[Member, ...]
-    """Offsets in `file`, in tar order."""
+    """Members in tar order; their offsets are in `file`."""
     num_frames: int
     sha256: str | None = None
-    """SHA-256 of the byte range, to be checked while it is copied; None: unknown."""
+    """SHA-256 of the byte range, checked while it is copied; None: unknown."""
 
     def __post_init__(self) -> None:
+        # Each header must begin where the padding of the member before it ends: the range is copied as it is.
         position = self.offset
         for member in self.members:
             if member.offset != position + BLOCK:
-                raise ValueError(f"{self.key}: member {member.suffix} of {self.file} is not in one run with the others")
+                raise ValueError(f"{self.key}: member {member.suffix} of {self.file} is not contiguous with the others")
             position = end_of([member])
         if not self.members or position != self.offset + self.length:
             raise ValueError(f"{self.key}: the members in {self.file} do not fill their {self.length} bytes")
@@ -93,7 +94,7 @@ class PlannedSample:
     def of_members(
         cls, *, key: str, file: str, members: Iterable[Member], num_frames: int, sha256: str | None = None
     ) -> PlannedSample:
-        """The sample whose members a unit's record lists (in any order)."""
+        """Sample whose members a unit's record lists, in any order."""
         ordered = tuple(sorted(members, key=lambda member: member.offset))
         if not ordered:
             raise ValueError(f"{key}: the record of {file} lists no members")
@@ -118,51 +119,57 @@ def plan_shards(
     seed: int = DEFAULTS.seed,
     existing: Sequence[Sequence[str]] = (),
 ) -> list[list[str]]:
-    """Put every sample into a shard.
+    """Plan that puts every sample into a shard.
 
     Args:
         sizes: Sample key → bytes it will take in its shard. Sizes of samples that are packed already are not used.
         target_bytes: Wanted size of a shard. New shards are equally full, at most a sample above or below.
-        min_shards: At least so many shards in all, as far as there are samples: training wants at least
+        min_shards: Smallest total number of shards, as far as there are samples: training wants at least
             4 x workers, and a small data set should still give several.
         seed: Seed of the order in which new samples are dealt out.
-        existing: Keys of the shards that are there, in shard order. They come back unchanged, in front, also where
-            a key is no longer in `sizes`.
+        existing: Keys of the existing shards, in shard order. They come first in the plan, unchanged, even where a
+            key is no longer in `sizes`.
 
     Returns:
         Keys of each shard; the position in the list is the shard's number, the position in a shard the ordinal.
+
+    Raises:
+        ValueError: A size or number below 1, or a key twice in `existing`.
     """
     if target_bytes < 1 or min_shards < 1:
         raise ValueError(f"target_bytes ({target_bytes}) and min_shards ({min_shards}) must be at least 1")
     plan = [list(shard) for shard in existing]
     packed = {key for shard in plan for key in shard}
     if len(packed) != sum(map(len, plan)):
-        raise ValueError("a key stands twice in the existing shards")
+        raise ValueError("a key occurs twice in the existing shards")
+    # New samples in pseudo-random order, so that every shard mixes sources; ties by key keep it a pure function.
     fresh = sorted(sizes.keys() - packed, key=lambda key: (rng.key_bits(seed, "shard", key), key))
     if not fresh:
         return plan
     total = sum(sizes[key] for key in fresh)
+    # As many shards as the bytes need, rounded up, but no more than there are samples: none is empty.
     wanted = max(-(-total // target_bytes), min_shards - len(plan), 1)
     return plan + _deal(fresh, sizes, min(wanted, len(fresh)))
 
 
 def _deal(keys: list[str], sizes: Mapping[str, int], count: int) -> list[list[str]]:
-    """Cut the list into `count` runs of nearly equal bytes, none empty."""
+    """Cut the list into `count` contiguous parts of nearly equal bytes, none empty."""
     total = sum(sizes[key] for key in keys)
-    runs: list[list[str]] = [[]]
+    parts: list[list[str]] = [[]]
     before = 0
     for position, key in enumerate(keys):
-        full = 2 * count * before + count * sizes[key] > 2 * total * len(runs)  # its middle lies past the run's end
-        must = len(keys) - position == count - len(runs)  # as many keys left as runs to open
-        if runs[-1] and len(runs) < count and (full or must):
-            runs.append([])
-        runs[-1].append(key)
+        # Compared in integers, multiplied out: no rounding can differ from machine to machine.
+        full = 2 * count * before + count * sizes[key] > 2 * total * len(parts)  # its middle lies after the part's end
+        must = len(keys) - position == count - len(parts)  # as many keys left as parts to open
+        if parts[-1] and len(parts) < count and (full or must):
+            parts.append([])
+        parts[-1].append(key)
         before += sizes[key]
-    return runs
+    return parts
 
 
 def plan_hash(plan: Sequence[Sequence[str]]) -> str:
-    """SHA-256 of the plan: names the set of shards."""
+    """SHA-256 of a plan, which identifies the set of shards."""
     return hash_bytes(canonical_json([list(shard) for shard in plan]))
 
 
@@ -172,10 +179,10 @@ def plan_hash(plan: Sequence[Sequence[str]]) -> str:
 def assign_splits(
     groups: Iterable[str], *, seed: int = DEFAULTS.seed, fractions: Mapping[str, float] = DEFAULTS.fractions
 ) -> dict[str, str]:
-    """The split of each group.
+    """Split of each group.
 
     Args:
-        groups: `split_group` of the samples; may repeat.
+        groups: Split groups of the samples (`split_group`); may repeat.
         seed: Another seed gives another, equally random division.
         fractions: Split → expected share of the groups. `test` takes the lowest hash values, then `val`, then `train`,
             so that a larger `val` takes groups from `train` only.
@@ -187,6 +194,7 @@ def assign_splits(
         ValueError: Fractions of unknown splits, or that do not sum to 1.
     """
     _check_fractions(fractions)
+    # Upper bounds of the hash values of each split, from `test` up to `train`.
     bounds: list[tuple[float, str]] = []
     bound = 0.0
     for split in reversed(SPLITS):
@@ -194,6 +202,7 @@ def assign_splits(
         bounds.append((bound, split))
     last = next(split for split in SPLITS if fractions.get(split, 0.0) > 0)  # rounding may leave its bound under 1
     assigned: dict[str, str] = {}
+    # The groups share no state: each is compared with the bounds by itself.
     for group in groups:
         if group not in assigned:
             value = rng.uniform(seed, "split", group)

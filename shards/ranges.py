@@ -1,4 +1,4 @@
-"""Reading byte ranges of many files over and over, from many processes and threads."""
+"""Reading byte ranges of many files repeatedly, from many processes and threads."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ OPEN_FILES = 256
 
 
 class _Descriptor:
-    """An open file that closes when the last one who uses it lets go."""
+    """An open file that closes with its last reference, so that no thread closes it while another reads."""
 
     def __init__(self, path: str) -> None:
         self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
     def __del__(self) -> None:
-        if hasattr(self, "number"):
+        if hasattr(self, "number"):  # absent if the file could not be opened
             os.close(self.number)
 
 
 class RangeReader:
-    """Byte ranges of the files of a storage.
+    """Reader of byte ranges of the files of a storage.
 
-    Local files are kept open (reads are `pread`, so processes and threads share descriptors safely); other storages
-    are asked for the range. Pickles as its storage.
+    Local files are kept open (reads are `pread`, so processes and threads share descriptors safely); from other
+    storages each range is requested. Pickling keeps only the storage.
     """
 
     def __init__(self, storage: Storage) -> None:
@@ -41,7 +41,7 @@ class RangeReader:
         return (RangeReader, (self.storage,))
 
     def read(self, path: str, offset: int, length: int) -> bytes:
-        """`length` bytes from `offset`.
+        """Bytes of a file: `length` of them from `offset` on.
 
         Raises:
             ValueError: The file is gone, or shorter than the index says.
@@ -50,20 +50,24 @@ class RangeReader:
             if self.storage.local_root is None:
                 return self.storage.read_range(path, offset, length)
             descriptor = self._descriptor(path)  # held until the read is done: another thread may push it out
+            # The lock is not held here: slow disks would make all threads wait for one read.
             data = os.pread(descriptor.number, length, offset)
         except (FileNotFoundError, EOFError) as error:
             raise ValueError(f"{self.storage.describe(path)} is not what the index says: run make verify") from error
+        # At the end of a file `pread` gives fewer bytes, and no error.
         if len(data) != length:
             raise ValueError(f"{self.storage.describe(path)} is shorter than the index says: run make verify")
         return data
 
     def open(self, path: str, offset: int, length: int) -> BinaryIO:
-        """The range as a seekable file of its own: read bit by bit from a local disk, at once from elsewhere."""
+        """The range as a seekable file: read in pieces as needed from a local disk, at once from other storages."""
         if self.storage.local_root is None:
             return io.BytesIO(self.read(path, offset, length))
+        # Decoders ask for a few bytes at a time: read 64 KiB at once.
         return io.BufferedReader(_RangeStream(self, path, offset, length), 1 << 16)  # type: ignore[return-value]
 
     def _descriptor(self, path: str) -> _Descriptor:
+        # Least recently used files leave first; a descriptor closes when the last thread that reads lets go of it.
         with self._lock:
             descriptor = self._open.get(path)
             if descriptor is None:
@@ -76,7 +80,7 @@ class RangeReader:
 
 
 class _RangeStream(io.RawIOBase):
-    """A byte range of a file as a file."""
+    """A byte range of a file, as a raw stream that begins at 0."""
 
     def __init__(self, ranges: RangeReader, path: str, offset: int, length: int) -> None:
         self._ranges, self._path, self._offset, self._length = ranges, path, offset, length
@@ -97,6 +101,7 @@ class _RangeStream(io.RawIOBase):
         return self._position
 
     def readinto(self, buffer: Any) -> int:
+        # Nothing after the end of the range: there lies the padding, and then the next member.
         count = max(0, min(len(buffer), self._length - self._position))
         buffer[:count] = self._ranges.read(self._path, self._offset + self._position, count)
         self._position += count

@@ -1,4 +1,4 @@
-"""Random access to the samples of a data set: by byte offset, a window at a time.
+"""Random access to the samples of a data set by byte offset, a window at a time.
 
 reader = ShardReader("build/real", split="train")
 sample = reader[12]
@@ -29,29 +29,30 @@ from talkinghead.schema import ClipInfo, Member, SampleIndex, annotation_shard_n
 log = logging.getLogger(__name__)
 
 SPEECH = {"audio_missing": 0.0, "audio_silent": 0.0}
-"""`at_most` of samples that can be heard."""
+"""Value of `at_most` that leaves out samples without audible sound."""
 
 
 class ShardReader:
-    """The samples of one split, in index order.
+    """Reader of the samples of one split, in index order.
 
     Opening reads `DATASET.json` and the index; media are read when asked for. Safe to use after a fork, from threads,
     and to pickle into spawned processes.
 
     Args:
-        data: The data set: folder, URI or storage.
+        data: Data set: folder, URI or storage.
         version: Annotation version; None: the newest face annotation.
         split: `train`, `val` or `test`; None: all.
-        kept: Only samples that the filters kept.
-        columns: Annotation columns that will be asked for; checked here rather than in the middle of an epoch.
-        extra: Further annotation versions whose columns are read too, joined by key (latents, audio features, …).
+        kept: Whether to leave out samples that the filters dropped.
+        columns: Annotation columns that will be read: samples that lack one are left out with a warning, now rather
+            than with an error in the middle of an epoch.
+        extra: Further annotation versions whose columns can be read, too, joined by key (latents, audio features, …).
         at_most: Score → largest value; samples above it, or without the score, are left out. Training from speech
-            asks for `SPEECH`.
-        persons: Only samples of these persons (or split groups, where the data set names no persons); empty: all.
+            uses `SPEECH`.
+        persons: Persons (or split groups, where the data set names no persons) whose samples are read; empty: all.
 
     Raises:
-        FileNotFoundError: No data set there.
-        ValueError: No such version, column, score or person; says how to make it.
+        FileNotFoundError: There is no data set.
+        ValueError: There is no such version, column, score or person; the message tells how to make it.
     """
 
     def __init__(
@@ -66,20 +67,24 @@ class ShardReader:
         at_most: Mapping[str, float] | None = None,
         persons: tuple[str, ...] = (),
     ) -> None:
+        # Open the manifest and the index of the version.
         self.storage = data if isinstance(data, Storage) else Storage(data)
         self.manifest = read_manifest(self.storage)
         entry = self.manifest.annotation(version)
         self.version = entry.version
         self.index = read_index(self.storage, entry)
+        # A flag for every row, [rows] bool; a copy, since the arrays of the index are shared.
         chosen = self.index.numbers("keep").copy() if kept else np.ones(len(self.index), bool)
         if split is not None:
             chosen &= self.index.equals("split", split)
+        # Suffix of a member → index and archive that have it; later versions take precedence.
         self._where: dict[str, tuple[Index, Archive]] = {}
         for archive, suffixes in self.index.members.items():
             self._where.update(dict.fromkeys(suffixes, (self.index, archive)))
         for name in extra:
             entry = self.manifest.annotation(name)
             self._join(read_index(self.storage, entry))
+        # Leave out samples that lack a column, exceed a score, or belong to other persons.
         for column in columns:
             there = self._index_of(f"{column}.npy").has_member(f"{column}.npy")
             if lacking := int((chosen & ~there).sum()):
@@ -89,6 +94,7 @@ class ShardReader:
             chosen &= self._scored(score, most, chosen)
         if persons:
             chosen &= self._of(persons)
+        # Sample → row of the index, [N]; everything below is addressed by row.
         self.rows = np.flatnonzero(chosen)
         self.ranges = RangeReader(self.storage)
 
@@ -102,7 +108,7 @@ class ShardReader:
 
     @property
     def num_frames(self) -> np.ndarray:
-        """`[N]` frames of each sample."""
+        """Number of frames of each sample, `[N]`."""
         return self.index.numbers("num_frames")[self.rows]
 
     @functools.cached_property
@@ -111,7 +117,7 @@ class ShardReader:
         return self.index.table.column("key").take(self.rows).to_pylist()
 
     def find(self, key: str) -> Sample:
-        """The sample with this key; `KeyError` when it is not in this split."""
+        """Sample with this key; `KeyError` when the reader does not have it."""
         return self[self._by_key[key]]
 
     @functools.cached_property
@@ -119,17 +125,20 @@ class ShardReader:
         return {key: sample for sample, key in enumerate(self.keys)}
 
     def _join(self, other: Index) -> None:
+        """Add the columns of another version, whose rows must be those of the same samples in the same order."""
+        # One row number then serves for all versions, and shard k of one belongs to shard k of the others.
         for name in ("key", "shard", "ordinal"):
             if not self.index.table.column(name).equals(other.table.column(name)):
                 kind = self.manifest.annotation(other.version).kind
                 how = "make latents" if kind == "latents" else f"make reannotate ANN={other.version}"
                 raise ValueError(
-                    f"annotation versions {self.version} and {other.version} are not of the same samples ({name}):"
+                    f"annotation versions {self.version} and {other.version} do not hold the same samples ({name}):"
                     f" run {how} to bring it up to date"
                 )
         self._where.update(dict.fromkeys(other.members["annotation"], (other, "annotation")))
 
     def _scored(self, score: str, most: float, chosen: np.ndarray) -> np.ndarray:
+        """Rows whose score is at most `most`, `[rows]` bool; warns of the chosen ones that it leaves out."""
         if score not in self.index.score_names:
             raise ValueError(
                 f"annotation version {self.version} has no score {score!r}: make it with make reannotate"
@@ -141,16 +150,17 @@ class ShardReader:
         return fitting
 
     def _of(self, persons: tuple[str, ...]) -> np.ndarray:
+        """Rows of these persons or split groups, `[rows]` bool."""
         found = np.zeros(len(self.index), bool)
         for person in persons:
             same = self.index.equals("person", person) | self.index.equals("split_group", person)
             if not same.any():
-                raise ValueError(f"no sample of {self.storage.uri} is of person or split group {person!r}")
+                raise ValueError(f"no sample in {self.storage.uri} belongs to person or split group {person!r}")
             found |= same
         return found
 
     def check_column(self, column: str) -> None:
-        """Raise `ValueError` when the data set has no such annotation column, or a sample of this reader lacks it."""
+        """Raise `ValueError` unless every sample of this reader has the annotation column."""
         there = self._index_of(f"{column}.npy").has_member(f"{column}.npy")[self.rows]
         if not there.all():
             raise ValueError(
@@ -159,9 +169,11 @@ class ShardReader:
             )
 
     def _index_of(self, suffix: str) -> Index:
+        """Index that has the member; `ValueError` tells how to make one that is missing."""
         if suffix not in self._where:
             there = ", ".join(sorted(name.removesuffix(".npy") for name in self._where))
             name = suffix.removesuffix(".npy")
+            # Latents are versions of their own: the column may exist there, and only needs to be named.
             holding = [entry.version for entry in self.manifest.of_kind("latents") if name in entry.details["columns"]]
             how = (
                 f"it is in {', '.join(holding)}, to be named in the reader's extra=(…)"
@@ -172,24 +184,25 @@ class ShardReader:
         return self._where[suffix][0]
 
     def locate(self, row: int, suffix: str) -> tuple[str, Member]:
-        """File and place of one member; `ValueError` when the sample or the data set has none."""
+        """File (relative to DATA) and place of one member; `ValueError` when the sample or the data set has none."""
         index = self._index_of(suffix)
         member = index.member(suffix, row)
         if member is None:
             raise ValueError(f"sample {index.text('key', row)} has no {suffix}: annotating it failed (make quarantine)")
         shard = int(index.numbers("shard")[row])
         archive = self._where[suffix][1]
+        # Media are shared by all versions; each version has annotation shards of its own, numbered alike.
         name = media_shard_name(shard) if archive == "media" else annotation_shard_name(index.version, shard)
         return name, member
 
 
 class Sample:
-    """One sample; every method reads only the bytes it needs."""
+    """One sample of a reader; every method reads only the bytes it needs."""
 
     def __init__(self, reader: ShardReader, row: int) -> None:
         self._reader = reader
         self.row = row
-        """Row of the index."""
+        """Row number in the index."""
         self.num_frames = int(reader.index.numbers("num_frames")[row])
 
     def __repr__(self) -> str:
@@ -197,28 +210,29 @@ class Sample:
 
     @property
     def key(self) -> str:
-        """The sample's key."""
+        """Key of the sample."""
         key = self._reader.index.text("key", self.row)
         assert key is not None
         return key
 
     @property
     def index(self) -> SampleIndex:
-        """Its row of the index: scores, split, reason, …"""
+        """Row of the index: scores, split, reason, …"""
         return self._reader.index.row(self.row)
 
     @functools.cached_property
     def info(self) -> ClipInfo:
-        """Where it comes from."""
+        """Clip info: where the sample comes from, its size and length (the `json` member)."""
         return ClipInfo.from_json(self.member("json"))
 
     def member(self, suffix: str) -> bytes:
-        """A whole member as it is stored."""
+        """Content of a whole member, as it is stored."""
         path, member = self._reader.locate(self.row, suffix)
         return self._reader.ranges.read(path, member.offset, member.size)
 
     def members(self, *suffixes: str) -> dict[str, memoryview]:
-        """Several members (all by default) as they are stored, with one read per shard."""
+        """Contents of several members (all by default) by suffix, as they are stored, with one read per shard."""
+        # Grouped by file: media and annotations lie in different shards.
         places: dict[str, list[Member]] = {}
         for suffix in suffixes or self._reader._where:
             path, member = self._reader.locate(self.row, suffix)
@@ -229,45 +243,64 @@ class Sample:
         return found
 
     def video(self, first: int = 0, count: int | None = None, stride: int = 1) -> np.ndarray:
-        """`count` frames from `first` on, each `stride` after the other, as RGB: uint8 `[count, H, W, 3]`.
+        """Frames as RGB uint8 `[count, H, W, 3]`; nothing after the last of them is decoded.
 
-        Nothing after the last of them is decoded. Without a count: all that there are.
+        Args:
+            first: Number of the first frame.
+            count: Number of frames; None: as many as there are.
+            stride: Distance in frames from one to the next; at least 1.
+
+        Raises:
+            ValueError: The window does not lie in the clip, or `stride` is below 1.
         """
         from talkinghead.media.clip import decode_window
 
         if stride < 1:
             raise ValueError(f"stride must be at least 1, not {stride}: frames are read in their order")
+        # Frames from the first to the last one that is shown; with a stride, fewer of them are returned.
         span = self._check_window(first, None if count is None else (count - 1) * stride + 1)
         path, member = self._reader.locate(self.row, "mp4")
         with self._reader.ranges.open(path, member.offset, member.size) as stream:
             return decode_window(stream, first, (span - 1) // stride + 1, stride)
 
     def audio(self, first: int = 0, count: int | None = None) -> np.ndarray:
-        """The audio of these frames, float32 `[count * 640]` in -1 .. 1."""
+        """Audio of `count` frames from `first` on (None: to the end), float32 `[count * 640]` at 16 kHz in -1 … 1."""
         count = self._check_window(first, count)
         path, member = self._reader.locate(self.row, "wav")
         read = self._reader.ranges.read
         try:
+            # Checked at every read: another header would shift all samples, which nobody would notice.
             check_wav_header(read(path, member.offset, WAV_HEADER), self.num_frames)
         except ValueError as error:
             raise ValueError(f"{self._reader.storage.describe(path)}: {self.key}.wav is {error}") from error
+        # Two bytes a sample, after the header: only the window is read.
         window = timebase.frame_slice_of_samples(first, count)
         data = read(path, member.offset + WAV_HEADER + 2 * window.start, 2 * (window.stop - window.start))
-        return np.frombuffer(data, "<i2").astype(np.float32) / np.float32(32768)
+        return np.frombuffer(data, "<i2").astype(np.float32) / np.float32(32768)  # int16 → -1 … 1
 
     def annotation(self, name: str, first: int = 0, count: int | None = None) -> np.ndarray:
         """Rows of an annotation column, `[count, …]`: float32 with NaN where there is no face (`valid`: bool).
 
-        Columns that `talkinghead.annotation` does not know come as they are stored.
+        Columns that `talkinghead.annotation` does not know are returned as they are stored.
+
+        Args:
+            name: Name of the column.
+            first: Number of the first frame.
+            count: Number of frames; None: to the end.
+
+        Raises:
+            ValueError: The window does not lie in the clip, the column is missing, or the member is damaged.
         """
         count = self._check_window(first, count)
         path, member = self._reader.locate(self.row, f"{name}.npy")
         read = self._reader.ranges.read
+        # The header gives the place of the rows; then only the window's rows are read.
         try:
             layout = npy_layout(read(path, member.offset, min(member.size, NPY_HEAD)))
             if layout.shape[0] != self.num_frames or layout.size != member.size:
                 raise ValueError(f"shape {layout.shape} in {member.size} bytes for {self.num_frames} frames")
             rows = read(path, member.offset + layout.start + first * layout.row_bytes, count * layout.row_bytes)
+            # Known columns are stored compactly: give the rows a header again, and decode them like a whole file.
             if name in COLUMN:
                 return decode_column(COLUMN[name], layout.array_bytes(rows))
         except ValueError as error:
@@ -275,9 +308,10 @@ class Sample:
             raise ValueError(
                 f"{where}: {self.key}.{member.suffix}: {error}; make verify lists what is damaged"
             ) from error
-        return np.frombuffer(rows, layout.dtype).reshape(count, *layout.shape[1:])
+        return np.frombuffer(rows, layout.dtype).reshape(count, *layout.shape[1:])  # read-only
 
     def _check_window(self, first: int, count: int | None) -> int:
+        """Number of frames of a window (None: to the end of the clip); `ValueError` unless it lies in the clip."""
         count = self.num_frames - first if count is None else count
         if first < 0 or count < 1 or first + count > self.num_frames:
             raise ValueError(f"frames {first} … {first + count - 1} are not in {self.key}: it has {self.num_frames}")
@@ -285,11 +319,12 @@ class Sample:
 
 
 def read_media(storage: Storage, row: SampleIndex, suffix: str) -> bytes:
-    """Content of `<key>.<suffix>` of a media shard, for who holds a row of the index and needs no reader.
+    """Content of `<key>.<suffix>` in a media shard, for callers that hold a row of the index and need no reader.
 
     Raises:
         ValueError: The index lists no such member.
-        OSError: The shard cannot be read there (`EOFError` when it is too short).
+        OSError: The shard cannot be read.
+        EOFError: The shard is too short.
     """
     return bytes(read_members(storage.read_range, media_shard_name(row.shard), row.key, row.media, suffix)[suffix])
 
@@ -297,7 +332,7 @@ def read_media(storage: Storage, row: SampleIndex, suffix: str) -> bytes:
 def read_column(storage: Storage, version: str, row: SampleIndex, name: str) -> np.ndarray:
     """One annotation column of a sample, float32 with NaN where a frame has no face (`valid`: bool).
 
-    Raises as `read_media` does; also `ValueError` when the member is no such column.
+    Raises like `read_media`; also `ValueError` when the member does not hold such a column.
     """
     suffix = COLUMN[name].member
     shard = annotation_shard_name(version, row.shard)

@@ -1,4 +1,5 @@
-"""One media shard and its annotation shards: file against manifest, tar against index, contents against each other."""
+"""Checks of one media shard and its annotation shards: file against manifest, tar against index, members against one
+another."""
 
 from __future__ import annotations
 
@@ -29,12 +30,12 @@ from talkinghead.timebase import FPS, samples_in
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong."""
+    """One thing that is wrong in a data set."""
 
     file: str
-    """Relative to DATA."""
+    """Path relative to DATA."""
     key: str | None
-    """The sample concerned, if it is one."""
+    """Key of the sample concerned; None: the problem concerns no single sample."""
     kind: str
     """`missing`, `size`, `sha256`, `unreadable`, `order`, `members`, `content`, `counts`, `splits`, `versions`."""
     detail: str
@@ -45,23 +46,25 @@ class Problem:
 
 @dataclass(frozen=True)
 class TarSample:
-    """A sample as the tar itself lists it."""
+    """A sample as the tar itself lists it, whatever the index says."""
 
     key: str
     members: tuple[Member, ...]
 
     def read(self, path: Path) -> dict[str, bytes]:
-        """Suffix → content."""
+        """Contents of the members by suffix, read from the tar at `path`."""
         with path.open("rb") as stream:
             return {member.suffix: os.pread(stream.fileno(), member.size, member.offset) for member in self.members}
 
 
 class ShardCheck:
-    """Looks at the files of one shard number and collects what is wrong.
+    """Check of all files of one shard number, which collects problems and counts.
 
     Args:
+        storage: Storage of the data set.
+        number: Number of the shard.
         indexes: Indexes of the versions to check; all must agree with the media.
-        deep: Decode every clip instead of one.
+        deep: Decode every clip instead of one per shard.
     """
 
     def __init__(self, storage: Storage, number: int, indexes: Sequence[Index], *, deep: bool) -> None:
@@ -71,6 +74,7 @@ class ShardCheck:
         self.deep = deep
         self.problems: list[Problem] = []
         self.shards = self.samples = self.frames = self.bytes = self.decoded = 0
+        # Key → row of the first index that has it: the facts about a clip are the same in every version.
         self._rows: dict[str, SampleIndex] = {}
         for index in reversed(indexes):
             self._rows |= {row.key: row for row in index.rows(index.shard_rows(number))}
@@ -81,6 +85,7 @@ class ShardCheck:
             listed = self._list(entry, path)
             for index in self.indexes:
                 self._compare(entry, listed, index, "media")
+            # Unless all are decoded, decode one sample per shard, chosen by the shard's hash: the same each time.
             chosen = rng.key_bits(0, "verify", entry.sha256) % max(1, len(listed))
             for ordinal, sample in enumerate(listed):
                 self.samples += 1
@@ -94,7 +99,7 @@ class ShardCheck:
                             check_frames(contents["mp4"], info)
 
     def annotation(self, entry: ShardEntry, index: Index | None) -> None:
-        """Check the annotation shard of one version; without its index (damaged) only the file itself."""
+        """Check the annotation shard of one version; without its index, which is damaged, only the file's contents."""
         for path in self._intact(entry):
             listed = self._list(entry, path)
             if index:
@@ -108,7 +113,7 @@ class ShardCheck:
         self.problems.append(Problem(entry.name, key, kind, detail))
 
     def _intact(self, entry: ShardEntry) -> Iterator[Path]:
-        """The file as a local path, once, after comparing it with the manifest; nothing when it is not there."""
+        """Yield the file once, as a local path, after comparing it with the manifest; nothing when it is missing."""
         size = self.storage.size(entry.name)
         if size is None:
             self._report(entry, "missing", "is not there")
@@ -123,8 +128,9 @@ class ShardCheck:
             yield path
 
     def _list(self, entry: ShardEntry, path: Path) -> list[TarSample]:
-        """What the tar holds, with its form checked: plain files in runs by key, proper end."""
-        runs: list[tuple[str, list[Member]]] = []
+        """Samples of a tar by its own headers, with its form checked: plain files grouped by key, proper end."""
+        # Group neighbouring members by key.
+        groups: list[tuple[str, list[Member]]] = []
         try:
             with tarfile.open(path, "r:") as archive:
                 for info in archive:
@@ -132,30 +138,34 @@ class ShardCheck:
                     if not (info.isreg() and dot) or "/" in info.name:
                         self._report(entry, "members", f"member {info.name!r} is no <key>.<suffix> file")
                         continue
-                    if not runs or runs[-1][0] != key:
-                        runs.append((key, []))
-                    runs[-1][1].append(Member(suffix=suffix, offset=info.offset_data, size=info.size))
+                    if not groups or groups[-1][0] != key:
+                        groups.append((key, []))
+                    groups[-1][1].append(Member(suffix=suffix, offset=info.offset_data, size=info.size))
         except tarfile.TarError as error:
             self._report(entry, "unreadable", f"tar ends early or is damaged: {error}")
-        keys = [key for key, _ in runs]
+        # A key in two groups: another sample's members lie between its own.
+        keys = [key for key, _ in groups]
         if len(set(keys)) != len(keys):
-            self._report(entry, "order", "the members of a sample are not in one run")
-        end = end_of(runs[-1][1]) if runs else 0
+            self._report(entry, "order", "the members of a sample are not contiguous")
+        # The two zero blocks must follow the last member.
+        end = end_of(groups[-1][1]) if groups else 0
         with path.open("rb") as stream:
             stream.seek(end)
             if stream.read(len(END_OF_ARCHIVE) + 1) != END_OF_ARCHIVE:  # `tarfile` takes a damaged header for the end
                 self._report(entry, "unreadable", f"no end mark after the last readable member, at byte {end}")
-        if len(runs) != entry.samples:
-            self._report(entry, "counts", f"holds {len(runs)} samples, DATASET.json says {entry.samples}")
-        return [TarSample(key, tuple(members)) for key, members in runs]
+        if len(groups) != entry.samples:
+            self._report(entry, "counts", f"holds {len(groups)} samples, DATASET.json says {entry.samples}")
+        return [TarSample(key, tuple(members)) for key, members in groups]
 
     def _compare(self, entry: ShardEntry, listed: list[TarSample], index: Index, archive: Archive) -> None:
-        """Keys in order, and every member where the index says."""
+        """Compare a tar with an index: the same keys in the same order, and every member where the index says."""
+        # Every sample must have media; annotations may lack only where the sample is dropped.
         rows = list(index.rows(index.shard_rows(self.number)))
         expected = [(row, getattr(row, archive)) for row in rows]
         for row, members in expected:
             if not members and (archive == "media" or row.keep):
                 self._report(entry, "members", f"index {index.version} keeps it, but has no {archive} of it", row.key)
+        # The keys in order, then the members of each.
         expected = [(row, members) for row, members in expected if members]
         names = [row.key for row, _ in expected]
         found = [sample.key for sample in listed]
@@ -168,6 +178,7 @@ class ShardCheck:
 
     @contextlib.contextmanager
     def _reporting(self, entry: ShardEntry, sample: TarSample) -> Iterator[None]:
+        """Context in which a `ValueError` becomes a problem with the sample's content."""
         try:
             yield
         except ValueError as error:
@@ -175,7 +186,7 @@ class ShardCheck:
 
 
 def _difference(expected: list[str], found: list[str]) -> str:
-    """The first place where two lists of keys differ, for a person."""
+    """Words for the first difference between two lists of keys."""
     if sorted(expected) == sorted(found):
         position = next(i for i, (a, b) in enumerate(zip(expected, found, strict=True)) if a != b)
         return f"another order from ordinal {position} on ({expected[position]} expected, {found[position]} found)"
@@ -189,9 +200,13 @@ def _difference(expected: list[str], found: list[str]) -> str:
 def check_media(row: SampleIndex, contents: Mapping[str, bytes]) -> ClipInfo:
     """Check the members of a media sample, except the frames themselves, against its row of the index.
 
+    Returns:
+        The sample's clip info.
+
     Raises:
-        ValueError: A member is missing, unknown or unreadable, or states another key or length.
+        ValueError: A member is missing, unknown or unreadable, or has another key or length than the index.
     """
+    # The order counts, too: equal samples must give equal bytes.
     if tuple(contents) != MEDIA_MEMBERS:
         raise ValueError(f"has the members {', '.join(contents)}, expected {', '.join(MEDIA_MEMBERS)}")
     try:
@@ -214,8 +229,8 @@ def check_frames(data: bytes, info: ClipInfo) -> None:
     """Decode all frames of an `mp4` member.
 
     Raises:
-        ValueError: It cannot be decoded, or is not H.264 yuv420p at constant 25 fps of the stated size and length,
-            without audio.
+        ValueError: It cannot be decoded, has audio, or is not H.264 yuv420p at constant 25 fps of the size and length
+            in `info`.
     """
     from av.error import FFmpegError
 
@@ -238,6 +253,7 @@ def _decode(data: bytes, info: ClipInfo) -> None:
             raise ValueError(f"is {stream.width}x{stream.height}, json says {info.width}x{info.height}")
         count = 0
         for frame in container.decode(stream):
+            # The container counts time in ticks: 1 ms is far below the 40 ms of a frame.
             if frame.time is None or abs(frame.time - count / FPS) > 1e-3:
                 raise ValueError(f"shows frame {count} at {frame.time} s, not at {count / FPS} s")
             count += 1
@@ -246,16 +262,17 @@ def _decode(data: bytes, info: ClipInfo) -> None:
 
 
 def check_annotation(contents: Mapping[str, bytes], num_frames: int) -> None:
-    """Check the members of an annotation sample against each other.
+    """Check the members of an annotation sample against one another.
 
-    A version with `valid` is a face annotation and must be complete; another set of columns (latents, …) only needs
-    rows for all frames.
+    A version with a `valid` column is a face annotation and must be complete; another set of columns (latents, …) only
+    needs rows for all frames.
 
     Raises:
         ValueError: A member is missing or unreadable, has another length, or is not NaN exactly where `valid` is 0.
     """
     if "valid.npy" in contents and (missing := set(ANNOTATION_MEMBERS) - contents.keys()):
         raise ValueError(f"lacks {', '.join(sorted(missing))}")
+    # Each member by itself: readable, and one row per frame.
     arrays: dict[str, np.ndarray] = {}
     for suffix, data in contents.items():
         if suffix.endswith(".json"):
@@ -267,5 +284,6 @@ def check_annotation(contents: Mapping[str, bytes], num_frames: int) -> None:
             raise ValueError(f"{suffix} is {layout.shape} in {len(data)} bytes, the clip has {num_frames} frames")
         if name in COLUMN:
             arrays[name] = decode_column(COLUMN[name], data)
+    # All columns of a face annotation together: NaN exactly where `valid` is 0.
     if len(arrays) == len(COLUMNS):
         check_arrays(arrays)

@@ -1,8 +1,8 @@
-"""Does the data set hold what it says? Every file against `DATASET.json`, every member against the index, every
-sample's members against each other.
+"""Verification of a data set: every file against `DATASET.json`, every member against the index, and the members of
+every sample against one another.
 
 Nothing is repaired and nothing is written. Findings are of two kinds: problems, which make the data set wrong, and
-unknown files, which belong to no version (left by an unfinished run, or put there by somebody).
+unknown files, which belong to no version (left by an unfinished job, or put there by somebody).
 """
 
 from __future__ import annotations
@@ -24,18 +24,19 @@ from talkinghead.schema import SPLITS, annotation_shard_name, media_shard_name
 
 @dataclass(kw_only=True)
 class VerifyReport:
-    """What was looked at and what was found."""
+    """Findings of a verification, and the amount of data that was checked."""
 
     versions: list[str]
+    """Annotation versions that were checked."""
     problems: list[Problem] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
-    """Files that nothing names, relative to DATA. Not problems: readers never see them."""
+    """Paths relative to DATA of files that belong to no version. Not problems: readers never open them."""
     shards: int = 0
     samples: int = 0
     frames: int = 0
     bytes: int = 0
     decoded: int = 0
-    """Clips whose frames were decoded."""
+    """Number of clips whose frames were decoded."""
 
     @property
     def ok(self) -> bool:
@@ -53,10 +54,10 @@ def verify(
     """Check a data set.
 
     Args:
-        storage: The data set.
+        storage: Storage of the data set.
         version: Annotation version to check; None: all.
         deep: Decode every clip instead of one per shard.
-        progress: Called with (bytes checked, bytes in all) after every shard.
+        progress: Called with (bytes checked, total) after every shard.
 
     Raises:
         FileNotFoundError: There is no data set.
@@ -64,12 +65,14 @@ def verify(
     """
     manifest = read_manifest(storage)
     entries = [manifest.annotation(version)] if version else manifest.annotations
+    # The indexes: their hashes, their counts, and their agreement with one another.
     report = VerifyReport(versions=[entry.version for entry in entries])
     indexes = dict(_indexes(storage, entries, report))
     for entry in entries:
         if index := indexes.get(entry.version):
             report.problems.extend(_check_counts(manifest, entry, index))
     report.problems.extend(_check_versions(list(indexes.values())))
+    # The shards by number: media, then the annotations of every version.
     total = sum(shard.size for part in (manifest.media, *(entry.shards for entry in entries)) for shard in part)
     for number, media in enumerate(manifest.media):
         check = ShardCheck(storage, number, list(indexes.values()), deep=deep)
@@ -77,6 +80,7 @@ def verify(
         for entry in entries:
             if number < len(entry.shards):
                 check.annotation(entry.shards[number], indexes.get(entry.version))
+        # Each shard adds up by itself, and its rows of the index are let go with it.
         report.problems.extend(check.problems)
         report.shards += check.shards
         report.samples += check.samples
@@ -85,14 +89,17 @@ def verify(
         report.decoded += check.decoded
         if progress:
             progress(report.bytes, total)
+    # Last the files that nothing names.
     report.unknown = _unknown_files(storage, manifest)
     return report
 
 
 def _indexes(storage: Storage, entries: list[AnnotationEntry], report: VerifyReport) -> Iterator[tuple[str, Index]]:
+    """Readable indexes by version; damaged and missing ones become problems of the report."""
     for entry in entries:
         try:
             data = storage.read(entry.index)
+            # A wrong hash is reported, but the index is read all the same, so that more can be found with it.
             if hash_bytes(data) != entry.index_sha256:
                 report.problems.append(Problem(entry.index, None, "sha256", "is not the index that DATASET.json names"))
             yield entry.version, parse_index(data, entry.version, storage.describe(entry.index))
@@ -103,12 +110,13 @@ def _indexes(storage: Storage, entries: list[AnnotationEntry], report: VerifyRep
 
 
 def _check_counts(manifest: DatasetManifest, entry: AnnotationEntry, index: Index) -> Iterator[Problem]:
-    """The index against the counts of `DATASET.json`, and against itself."""
+    """Problems of an index: counts that differ from `DATASET.json`, split groups in two splits, repeated keys."""
 
     def differ(what: str, said: object, found: object) -> Iterator[Problem]:
         if said != found:
             yield Problem(entry.index, None, "counts", f"DATASET.json says {what} {said}, the index has {found}")
 
+    # Totals of the version and of the data set.
     keep = index.numbers("keep")
     frames = index.numbers("num_frames")
     licences = Counter(index.table.column("licence").to_pylist())
@@ -117,6 +125,7 @@ def _check_counts(manifest: DatasetManifest, entry: AnnotationEntry, index: Inde
     splits = {split: int((keep & index.equals("split", split)).sum()) for split in SPLITS}
     yield from differ("kept by split", {split: entry.splits.get(split, 0) for split in SPLITS}, splits)
     yield from differ("licences", manifest.licences, dict(licences))
+    # A count that the manifest does not hold is not compared.
     for what, found in (("samples", len(index)), ("frames", int(frames.sum()))):
         yield from differ(f"counts.{what}", manifest.counts.get(what, found), found)
     yield from differ("media shards", len(manifest.media), int(index.numbers("shard").max(initial=-1)) + 1)
@@ -124,7 +133,9 @@ def _check_counts(manifest: DatasetManifest, entry: AnnotationEntry, index: Inde
         yield Problem(
             entry.index, None, "counts", f"{len(entry.shards)} annotation shards, {len(manifest.media)} media shards"
         )
+    # Counts and names of the single shards.
     samples = np.bincount(index.numbers("shard"), minlength=len(manifest.media))
+    # With weights, `bincount` sums in float64, which is exact for numbers of frames.
     sums = np.bincount(index.numbers("shard"), frames, len(manifest.media)).astype(int)
     for number, shard in enumerate(manifest.media):
         yield from differ(f"samples of {shard.name}", shard.samples, int(samples[number]))
@@ -136,7 +147,8 @@ def _check_counts(manifest: DatasetManifest, entry: AnnotationEntry, index: Inde
 
 
 def _check_versions(indexes: list[Index]) -> Iterator[Problem]:
-    """What does not depend on the annotation must be the same in every version's index."""
+    """Problems of columns that do not depend on the annotation but differ between the indexes of versions."""
+    # All against the first: if the columns equal those of one index, they equal one another.
     for other in indexes[1:]:
         for name in (
             "key",
@@ -156,18 +168,20 @@ def _check_versions(indexes: list[Index]) -> Iterator[Problem]:
 
 
 def _check_groups(entry: AnnotationEntry, index: Index) -> Iterator[Problem]:
-    """A group of clips (one person, one source video) must not be spread over splits."""
+    """Problems of split groups (one person, one source video) that are spread over splits, and of keys that repeat."""
     pairs = zip(index.table.column("split_group").to_pylist(), index.table.column("split").to_pylist(), strict=True)
     splits: dict[str, str] = {}
     for group, split in pairs:
+        # A group that is split would leak a person from training into validation.
         if splits.setdefault(group, split) != split:
             yield Problem(entry.index, None, "splits", f"group {group} is in {splits[group]} and in {split}")
     keys, counts = np.unique(index.texts("key"), return_counts=True)
     for key in keys[counts > 1]:
-        yield Problem(entry.index, str(key), "order", "stands twice in the index")
+        yield Problem(entry.index, str(key), "order", "occurs twice in the index")
 
 
 def _unknown_files(storage: Storage, manifest: DatasetManifest) -> list[str]:
+    """Paths relative to DATA of files that `DATASET.json` does not name."""
     known = {dataroot.DATASET_JSON, *(shard.name for shard in manifest.media)}
     for entry in manifest.annotations:
         known |= {entry.index, *(shard.name for shard in entry.shards)}
@@ -175,7 +189,8 @@ def _unknown_files(storage: Storage, manifest: DatasetManifest) -> list[str]:
 
 
 def _data_files(storage: Storage) -> Iterator[str]:
-    """Files outside the folders that other parts own; what killed writers left in `tmp/` is among them."""
+    """Paths of files where shards, indexes and temporary files lie; folders of other jobs are left out."""
+    # Media shards lie in DATA itself, which holds the folders of other jobs, too: no listing with subfolders there.
     for folder in ("ann", "index", TEMPORARY_FOLDER):
         yield from (file.path for file in storage.list(folder))
     if storage.local_root:

@@ -7,7 +7,7 @@ In memory a column is float32 (`valid` is bool) with NaN where a frame has no fa
 
 with -32768 for NaN. `blendshapes` is float16 (values 0 .. 1, at most 0.00025 off), everything else float32.
 
-The step is in `ann.json` too, so that a reader needs no code of ours.
+The step is in `ann.json` too, so that a reader needs no code of this project.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Column:
 
     name: str
     shape: tuple[int, ...]
-    """Per frame."""
+    """Shape per frame."""
     unit: str
     stored: np.dtype
     step: float | None = None
@@ -47,7 +47,7 @@ class Column:
 
     @property
     def member(self) -> str:
-        """Suffix of its tar member."""
+        """Suffix of the column's tar member."""
         return f"{self.name}.npy"
 
 
@@ -66,7 +66,7 @@ ANNOTATION_MEMBERS = tuple(sorted(["ann.json", *(column.member for column in COL
 """Suffixes of a sample in an annotation shard, in tar order."""
 
 MISSING = -32768
-"""Stands for NaN in a compact column."""
+"""Value that means NaN in a compact column."""
 
 LARGEST = 32767
 """Largest number of steps in a compact column."""
@@ -96,7 +96,11 @@ def encode_column(column: Column, values: np.ndarray) -> bytes:
 
 
 def decode_column(column: Column, data: bytes) -> np.ndarray:
-    """Inverse of `encode_column`: float32, NaN where the frame has no face (`valid`: bool)."""
+    """Inverse of `encode_column`: float32, NaN where the frame has no face (`valid`: bool).
+
+    Raises:
+        ValueError: The bytes hold another dtype or shape than the column's.
+    """
     stored = np.load(io.BytesIO(data), allow_pickle=False)
     if stored.shape[1:] != column.shape or stored.dtype != column.stored:
         raise ValueError(
@@ -112,6 +116,7 @@ def decode_column(column: Column, data: bytes) -> np.ndarray:
 
 
 def _quantise(column: Column, values: np.ndarray) -> np.ndarray:
+    """Values as integer steps of a compact column, `MISSING` for NaN."""
     assert column.step
     missing = np.isnan(values)
     steps = np.rint(np.where(missing, 0.0, values).astype(np.float64) / column.step)
@@ -133,13 +138,15 @@ def check_arrays(arrays: Mapping[str, np.ndarray]) -> int:
     """
     if missing := [column.name for column in COLUMNS if column.name not in arrays]:
         raise ValueError(f"annotation lacks {', '.join(missing)}")
+    # Every column spans the same frames.
     valid = arrays["valid"].astype(bool)
     for column in COLUMNS:
         values = arrays[column.name]
         if values.shape != (len(valid), *column.shape):
             raise ValueError(f"{column.name} is {values.shape}, expected {(len(valid), *column.shape)}")
+    # A frame has either a whole face or none: half a face would pass for one in a mean or a maximum.
     for name, rows in (
-        ("landmarks", slice(0, 468)),
+        ("landmarks", slice(0, 468)),  # without the irises
         ("mesh", slice(None)),
         ("pose", slice(None)),
         ("pose_matrix", slice(None)),

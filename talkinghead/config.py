@@ -14,7 +14,7 @@ def from_json(cls: type[T], value: Mapping[str, Any]) -> T:
     """A settings dataclass from its JSON object; fields that are dataclasses or tuples are rebuilt too.
 
     Raises:
-        ValueError: A name that the dataclass does not have (written by another version), or values it refuses.
+        ValueError: A name that the dataclass does not have (written by another version), or a value that it refuses.
     """
     assert dataclasses.is_dataclass(cls)
     hints = typing.get_type_hints(cls)
@@ -26,4 +26,5 @@ def from_json(cls: type[T], value: Mapping[str, Any]) -> T:
 def _rebuild(hint: Any, item: Any) -> Any:
     if isinstance(hint, type) and dataclasses.is_dataclass(hint) and isinstance(item, Mapping):
         return from_json(hint, item)
+    # JSON has no tuples. Settings hold no lists, as they are frozen, so every list was a tuple.
     return tuple(item) if isinstance(item, list) else item

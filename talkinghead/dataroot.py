@@ -1,4 +1,4 @@
-"""Where everything stands under DATA.
+"""Paths of everything under DATA, relative to it.
 
     DATASET.json                       what the data set is; replaced last
     clips-000000.tar …                 media shards, immutable
@@ -6,13 +6,13 @@
     index/<version>.<hash>.parquet     one row per sample: offsets, scores, split, keep/reason; DATASET.json says which
     catalog/<dataset>.parquet          one row per clip of the data set's metadata
     catalog/<dataset>.sources.parquet  size, time and sha256 of each source file
-    units/<job>/<aa>/<key>.<pkey>.tar  output of one unit of ingest or annotate, until it is packed (and after), and of
-                                       encode (latents), only until then
+    units/<job>/<aa>/<key>.<pkey>.tar  output of one unit; ingest's and annotate's stay after packing, those of encode
+                                       (latents) are deleted then
     records/<job>/<aa>/<key>.<pkey>.json   commit record: the unit counts from here on
     quarantine/<job>/<key>.<pkey>.json     inputs that failed, with the cause
     released/<job>/…                   quarantine records of units that were released for another try
     plans/<name>.json                  what each job has to do: keys and provenance keys, or keys by shard
-    runs/<time>-<job>.json             wall time of each run of a job
+    runs/<time>-<job>.json             wall time of each pass of a job
     report/                            index.html, report.json, inputs.csv
     tmp/                               writes in progress
     .lock                              held by the job that is writing
@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import hashlib
 
+# Forward slashes on every system: the same names are keys in an object store.
 DATASET_JSON = "DATASET.json"
 REPORT_FOLDER = "report"
 INDEX_FOLDER = "index"
@@ -47,7 +48,7 @@ def plan(name: str) -> str:
 
 
 def index(version: str, sha256: str) -> str:
-    """Index table of one annotation version; a changed table has another name, so that no reader mixes two."""
+    """Index table of one annotation version; a changed table gets another name, so that no reader mixes two."""
     return f"{INDEX_FOLDER}/{version}.{sha256[:12]}.parquet"
 
 
@@ -82,12 +83,12 @@ def quarantine(job: str, key: str, pkey: str) -> str:
 
 
 def released(job: str, key: str, pkey: str, number: int) -> str:
-    """Where a quarantine record goes when its unit is released for another try."""
+    """Quarantine record of a unit that was released for another try; `number` tells several of them apart."""
     return f"released/{job}/{key}.{pkey}.{number}.json"
 
 
 def run(job: str, time_ns: int) -> str:
-    """Wall time of one run of a job."""
+    """Wall time of one pass of a job, recorded at `time_ns`."""
     return f"{RUNS_FOLDER}/{time_ns}-{job}.json"
 
 

@@ -1,14 +1,14 @@
-"""Derived columns, which are added to annotation shards without touching media: what they are called and hold."""
+"""Derived columns, which are added to annotation shards without touching media: their names and contents."""
 
 from __future__ import annotations
 
 LATENTS = "latents"
-"""Column of the latents' moments: float16 `[F, 2·C, h, w]`, mean and logarithm of the variance, unscaled."""
+"""Column with the moments of the latents: float16 `[F, 2·C, h, w]`, mean and logarithm of the variance, unscaled."""
 EMBEDDING = "embedding"
-"""Column of the images' embeddings: float16 `[F, D]`."""
+"""Column with the images' embeddings: float16 `[F, D]`."""
 ENCODING = 1
-"""How images become these columns: raise it where the same networks and size would give others."""
+"""Version of the way from images to these columns; raise it when the same networks and size give other values."""
 FIRST_ENCODING = 1
-"""`ENCODING` of latents from before it was written down."""
+"""Value of `ENCODING` for latents whose provenance does not record it."""
 NETWORKS = ("vae", "image_encoder")
-"""Names in a provenance: the VAE that made the latents, and the encoder of the embeddings."""
+"""Names in a provenance: the VAE of the latents, and the encoder of the embeddings."""

@@ -15,8 +15,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-KEY_LENGTH = 16
-_BLOCK = 1 << 20
+KEY_LENGTH = 16  # hexadecimal digits, 64 bits
+_BLOCK = 1 << 20  # bytes read at once
 
 
 def canonical_json(value: Any) -> bytes:
@@ -30,6 +30,7 @@ def pretty_json(value: Any) -> bytes:
 
 
 def _plain(value: Any) -> Any:
+    """A value that `json` does not know, as one that it does."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return dataclasses.asdict(value)
     if isinstance(value, Path):
@@ -45,7 +46,7 @@ def hash_bytes(data: bytes | memoryview) -> str:
 
 
 def hash_stream(stream: BinaryIO) -> str:
-    """SHA-256 of what is left in a binary stream."""
+    """SHA-256 of the rest of a binary stream."""
     digest = hashlib.sha256()
     while block := stream.read(_BLOCK):
         digest.update(block)
@@ -60,6 +61,7 @@ def hash_file(path: Path) -> str:
 
 def hash_files(paths: Sequence[Path]) -> str:
     """SHA-256 of a file's content; of several, such as the parts of a network's weights, over their hashes in order."""
+    # One file keeps its plain hash, which anyone can check with sha256sum.
     hashes = [hash_file(path) for path in paths]
     return hashes[0] if len(hashes) == 1 else hash_bytes("".join(hashes).encode())
 
@@ -84,9 +86,9 @@ def provenance_key(
         job: Name of the job (`ingest`, `annotate`, …).
         version: Version of the job's code; raise it when its output changes.
         parameters: Settings that shape the output (dataclass or JSON value).
-        inputs: Content hashes of what goes in, and what of its description the output repeats; never times.
+        inputs: Content hashes of the inputs, and those parts of their description that the output repeats; never times.
         models: Model name → sha256 of its file.
-        libraries: Distribution → version, of those whose version can change the output.
+        libraries: Distribution → version, for those whose version can change the output.
     """
     parts = {
         "job": job,

@@ -1,4 +1,4 @@
-"""Random generators keyed by what they are for.
+"""Random generators keyed by their purpose.
 
 Randomness that matters never comes from global state: a generator is made from (seed, purpose, step or epoch, sample
 key, …), so results do not depend on the rank, the number of workers, the order of execution, or a resume.
@@ -15,6 +15,7 @@ def key_bits(*parts: int | str) -> int:
     """A 128-bit integer that depends on every part and on nothing else (SHA-256 of a length-prefixed encoding)."""
     digest = hashlib.sha256()
     for part in parts:
+        # With type and length, so that neither 1 and "1" nor ("ab", "c") and ("a", "bc") are the same key.
         encoded = f"{type(part).__name__}:{part}".encode()
         digest.update(len(encoded).to_bytes(4, "little"))
         digest.update(encoded)
@@ -28,4 +29,5 @@ def generator(seed: int, purpose: str, *parts: int | str) -> np.random.Generator
 
 def uniform(seed: int, purpose: str, *parts: int | str) -> float:
     """One number in [0, 1) for the key, without the cost of a generator."""
+    # The top 53 of 128 bits: as many as the mantissa of a float64 holds.
     return (key_bits(seed, purpose, *parts) >> 75) / float(1 << 53)

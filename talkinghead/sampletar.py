@@ -1,6 +1,6 @@
 """Deterministic tar archives of samples, written so that stock `webdataset` reads them.
 
-A sample is the run of members `<key>.<suffix>` with the same key. The same samples always give the same bytes: ustar
+A sample is a sequence of members `<key>.<suffix>` with the same key. The same samples always give the same bytes: ustar
 headers with time, owner and group zero. Since a member's bytes do not depend on its place, shards are packed by
 copying members, without decoding anything.
 """
@@ -15,10 +15,10 @@ from typing import BinaryIO
 from talkinghead.schema import Member, check_key
 
 BLOCK = 512
-END_OF_ARCHIVE = bytes(2 * BLOCK)
+END_OF_ARCHIVE = bytes(2 * BLOCK)  # two zero blocks, as POSIX wants
 
 ReadRange = Callable[[str, int, int], bytes]
-"""(path, offset, length) → bytes, as `Storage.read_range`."""
+"""Function (path, offset, length) → bytes, such as `Storage.read_range`."""
 
 
 def member_bytes(key: str, suffix: str, content: bytes) -> bytes:
@@ -30,14 +30,17 @@ def member_header(key: str, suffix: str, size: int) -> bytes:
     """The 512 header bytes of `<key>.<suffix>`."""
     info = tarfile.TarInfo(f"{check_key(key)}.{suffix}")
     info.size = size
-    info.mode = 0o644
+    info.mode = 0o644  # the other fields of a fresh TarInfo are zero or empty
     return info.tobuf(format=tarfile.USTAR_FORMAT, errors="strict")
 
 
 def write_sample(sink: BinaryIO, offset: int, key: str, contents: Mapping[str, bytes]) -> list[Member]:
-    """Append one sample at `offset` (the sink's position) and say where each content lies.
+    """Append one sample at `offset`, the sink's position.
 
     Members are written in the order of `contents`, which the caller takes from the schema.
+
+    Returns:
+        Place of each content in the tar.
     """
     members = []
     for suffix, content in contents.items():
@@ -54,20 +57,21 @@ def read_members(
 
     Args:
         read: How ranges of files are read.
-        path: The tar, of one unit or a whole shard.
-        key: The sample's key.
-        members: Where its members lie.
-        suffixes: Which of them to read; none named: all.
+        path: Path of the tar: one unit's or a whole shard.
+        key: Key of the sample.
+        members: Places of its members.
+        suffixes: Suffixes of the members to read; none: all.
 
     Returns:
         Suffix → content.
 
     Raises:
-        ValueError: The sample has no such member. What `read` raises goes through.
+        ValueError: The sample has no such member. Exceptions of `read` pass through.
     """
     places = {member.suffix: member for member in members}
     if missing := [suffix for suffix in suffixes if suffix not in places]:
         raise ValueError(f"{path} has no {', '.join(f'{key}.{suffix}' for suffix in missing)}")
+    # One read over the whole span: a request costs more than the few bytes between the members. The contents are views.
     wanted = [places[suffix] for suffix in suffixes or places]
     first = min(member.offset for member in wanted)
     stop = max(member.offset + member.size for member in wanted)

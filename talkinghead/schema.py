@@ -1,4 +1,4 @@
-"""What the files between the jobs contain: catalog rows, keys, media, annotation columns, index rows.
+"""Contents of the files between the jobs: keys, catalog rows, media members, index rows.
 
 `ingest`, `annotate` and `shards` do not import each other; they meet here. Names and units are the contract of
 `SCHEMA_VERSION`; a change that an old reader would misread raises it.
@@ -18,7 +18,7 @@ import pyarrow as pa
 SCHEMA_VERSION = 1
 
 DownloadableDataset = Literal["hdtf", "celebv-hq", "vfhq"]
-"""Data sets whose metadata says where their videos are to be had."""
+"""Data sets whose metadata gives the addresses of their videos."""
 Dataset = Literal[DownloadableDataset, "folder"]
 DATASETS: tuple[Dataset, ...] = get_args(Dataset)
 SPLITS = ("train", "val", "test")
@@ -30,20 +30,22 @@ CUT_SUFFIX = "-cut"
 
 
 def check_key(key: str) -> str:
-    """Return `key`, or raise `ValueError` when it has a character or length that a shard cannot hold."""
+    """Return `key`; raises `ValueError` when it has a character or length that a shard cannot hold."""
     if not KEY_PATTERN.fullmatch(key):
         raise ValueError(f"key {key!r} must be 1 to 90 characters out of A-Z a-z 0-9 _ -")
     return key
 
 
 def slug(text: str, *, most: int = 40) -> str:
-    """Text as key characters: accents dropped, everything else that a key cannot hold becomes one `-`."""
+    """Text as key characters: accents are dropped, other characters that a key cannot hold become one `-`."""
+    # NFKD takes letters and accents apart, so that only the accents are lost.
     ascii_text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
     return re.sub(r"[^A-Za-z0-9_]+", "-", ascii_text).strip("-")[:most].strip("-")
 
 
 def path_key(path: str) -> str:
-    """Key characters for any file path: a readable slug and twelve digits of its hash, so that it is unique."""
+    """Key characters for any file path: a readable slug and twelve digits of its hash, which make it unique."""
+    # surrogateescape: a Linux path may hold bytes that are no UTF-8.
     digest = hashlib.sha256(path.encode("utf-8", "surrogateescape")).hexdigest()[:12]
     return f"{slug(path) or 'file'}-{digest}"
 
@@ -64,30 +66,30 @@ class CatalogRow:
     """Clip key, a function of the metadata alone."""
     dataset: str
     source_id: str
-    """The data set's own name of the video, e.g. `WDA_BobCasey1` or a YouTube id."""
+    """Name of the video in the data set, e.g. `WDA_BobCasey1` or a YouTube id."""
     source: str | None
     """Media file (or folder of frames) relative to SOURCE; None when it was not found there."""
     url: str | None = None
     start_s: float | None = None
     """Start on the source's presentation timeline in seconds; None: from the beginning."""
     end_s: float | None = None
-    """End, exclusive; None: to the end."""
+    """End on the same timeline in seconds, exclusive; None: to the end."""
     box: tuple[float, float, float, float] | None = None
     """x0, y0, x1, y1 (ends exclusive) in units of `box_width` x `box_height`; None: crop around the face."""
     box_width: float | None = None
     """Width of the frame that `box` refers to (1.0 when normalised); None: same aspect as the real frame."""
     box_height: float | None = None
     frame_fps: float | None = None
-    """For a folder of frames: the rate at which they were taken. None for video files."""
+    """Frame rate of a folder of frames; None for video files."""
     person: str | None = None
     split_group: str
-    """Clips of one group always land in the same split: the person, or the source video."""
+    """Group whose clips always land in the same split: the person, or the source video."""
     licence: str
     terms_url: str | None = None
     notes: tuple[str, ...] = ()
-    """Defects of the metadata that were met and how they were taken, e.g. `resolution listed as 0`."""
+    """Defects found in the metadata and how they were handled, e.g. `resolution listed as 0`."""
     attributes: str = "{}"
-    """The data set's other labels as JSON, passed through to the sample."""
+    """Other labels of the data set as JSON, passed through to the sample."""
     adapter_version: int = 1
 
     def __post_init__(self) -> None:
@@ -102,6 +104,7 @@ class CatalogRow:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> CatalogRow:
         """Inverse of `to_json`; also takes a row of the catalog table."""
+        # JSON and Arrow give lists, the row has tuples.
         value = dict(value)
         if value.get("box") is not None:
             value["box"] = tuple(value["box"])
@@ -109,6 +112,7 @@ class CatalogRow:
         return cls(**value)
 
 
+# The catalog table, field by field as the row: `assert` below holds the two together.
 CATALOG_SCHEMA = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),
@@ -138,12 +142,12 @@ assert CATALOG_SCHEMA.names == [f.name for f in fields(CatalogRow)]
 
 @dataclass(frozen=True, kw_only=True)
 class Rejection:
-    """Why a clip or a piece of it is not a sample. Not an error: the input was read and judged."""
+    """Reason why a clip or a piece of it is not a sample. Not an error: the input was read and judged."""
 
     reason: str
     """Short stable word, e.g. `no_face`; the report counts by it."""
     score: float | None = None
-    """The measured value that fell short, e.g. the share of frames with a face."""
+    """Measured value that fell short, e.g. the share of frames with a face."""
     detail: str = ""
 
 
@@ -170,26 +174,26 @@ class ClipInfo:
     """Presentation time in the source at which frame 0 starts, seconds."""
     end_s: float
     crop_box_px: tuple[float, float, float, float]
-    """x0, y0, x1, y1 of the crop in pixels of the upright, square-pixel source frame; may leave the frame (padded)."""
+    """x0, y0, x1, y1 of the crop in pixels of the upright, square-pixel source frame; may exceed the frame (padded)."""
     crop_rule: Literal["box", "face", "none"]
     source_width: int
-    """Width of the upright frame, after rotation and sample aspect ratio."""
+    """Width of the upright frame in pixels, after rotation and sample aspect ratio."""
     source_height: int
     source_fps: float | None
     source_codec: str
     source_rotation: int
-    """Degrees that were applied to make the frame upright (0, 90, 180, 270)."""
+    """Rotation in degrees that made the frame upright (0, 90, 180, 270)."""
     source_multi_face_fraction: float | None
-    """Share of looks at the whole source frame that found another face of similar size. The crop may have left it out,
-    yet nobody knows which of the two speaks. None where the data set's own box says who is meant."""
+    """Share of the face's detections in whole source frames with another face of similar size in the same frame. The
+    crop may leave that one out, yet nobody knows which of the two speaks. None where the data set's box says who."""
     source_pts: list[float]
-    """Per frame: presentation time in seconds of the source frame that it shows, `[F]`."""
+    """Presentation time in seconds of the source frame that each frame shows, `[F]`."""
     audio: Literal["present", "silent", "missing"]
-    """`missing`: the source has no audio stream, or none of its audio lies in this clip."""
+    """State of the audio. `missing`: the source has no audio stream, or none of its audio lies in this clip."""
     audio_offset_samples: int
-    """Samples of silence that were put before the first audio of the source inside this clip."""
+    """Number of samples of silence before the first audio of the source inside this clip."""
     audio_padded_samples: int
-    """Samples of silence that were put after the last one."""
+    """Number of samples of silence after the last audio of the source inside this clip."""
     av_duration_difference_s: float | None
     """Audio stream end minus video stream end in the source, seconds."""
     person: str | None
@@ -216,13 +220,14 @@ class ClipInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class Member:
-    """Where one tar member's content lies."""
+    """Place of one tar member's content."""
 
     suffix: str
-    """`mp4`, `wav`, `json`, `landmarks.npy`, …"""
+    """Suffix of the member's name: `mp4`, `wav`, `json`, `landmarks.npy`, …"""
     offset: int
-    """First byte of the content in the tar."""
+    """Offset in bytes of the content in the tar."""
     size: int
+    """Size of the content in bytes, without padding."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,7 +238,7 @@ class SampleIndex:
     clip_key: str
     dataset: str
     shard: int
-    """Media shard `clips-%06d.tar`; the annotation shard has the same number."""
+    """Number of the media shard `clips-%06d.tar` and of its annotation shard."""
     ordinal: int
     """Position in the shard."""
     num_frames: int
@@ -243,30 +248,35 @@ class SampleIndex:
     licence: str
     keep: bool
     reason: str | None
-    """Why it is not kept (a filter's reason, or `annotate_failed`)."""
+    """Reason why the sample is not kept (a filter's, or `annotate_failed`); None when it is."""
     reason_score: float | None
+    """Score that the filter judged; None where the reason has none."""
     media: list[Member] = field(default_factory=list)
+    """Members in the media shard."""
     annotation: list[Member] = field(default_factory=list)
+    """Members in the annotation shard."""
     scores: dict[str, float | None] = field(default_factory=dict)
+    """Score by name, of the whole clip."""
 
     @property
     def speaker(self) -> str:
-        """Who speaks: the person, or where the data set names none, the split group."""
+        """Name of the speaker: the person, or where the data set names none, the split group."""
         return self.person or self.split_group
 
 
 def media_shard_name(shard: int) -> str:
-    """`clips-000042.tar`."""
+    """File name of a media shard, such as `clips-000042.tar`."""
     return f"clips-{shard:06d}.tar"
 
 
 def annotation_shard_name(version: str, shard: int) -> str:
-    """`ann/<version>/ann-000042.tar`."""
+    """Path of an annotation shard under DATA, such as `ann/<version>/ann-000042.tar`."""
     return f"ann/{check_version(version)}/ann-{shard:06d}.tar"
 
 
 def check_version(version: str) -> str:
-    """Return the annotation version's name, or raise `ValueError` when it cannot be a folder name."""
+    """Return the annotation version's name; raises `ValueError` when it cannot be a folder name."""
+    # `media` names the media shards wherever archives are told apart by name.
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,30}", version) or version == "media":
         raise ValueError(
             f"annotation version {version!r} must be 1 to 31 characters out of A-Z a-z 0-9 _ -, not 'media'"

@@ -1,7 +1,7 @@
 """The project's time base: 25 frames per second, 16 kHz audio, 640 samples per frame.
 
 Frame `k` shows the half-open interval `[k/25, (k+1)/25)` seconds and owns the samples `[640 k, 640 (k+1))`.
-Whoever converts between frames, samples and seconds does it here, so that no second rule can appear.
+All conversions between frames, samples and seconds are here, so that no second rule can appear.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ def frame_time(frame: int) -> float:
 
 def frames_in(duration_s: float) -> int:
     """Number of whole frames in `duration_s` seconds."""
+    # The product can come out just below a whole number: 1.16 · 25 = 28.999999999999996.
     return max(0, math.floor(duration_s * FPS + 1e-6))
 
 

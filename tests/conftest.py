@@ -1,4 +1,4 @@
-"""Fixtures for the real media beside the repository, and for small synthetic media made on the spot."""
+"""Fixtures for the real media next to the repository, and for small synthetic media made on the spot."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 os.environ.setdefault("RAY_AUTH_MODE", "token")
 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
-# With the official face model beside the repository the tests use it; without it they use what `make models` finds.
+# With the official face model next to the repository the tests use it; without it they use what `make models` finds.
 if (SHARED / "models").is_dir():
     os.environ.setdefault("TALKINGHEAD_MODELS", str(SHARED / "models"))
 

@@ -35,6 +35,19 @@ FLOORS = (
 """Folders of the library, lowest first: a floor imports itself and what is below it."""
 FAMILIES = {"audio2lmk": set(), "lmk2video": set()}
 """Family of models → the families it builds on. Shared kinds of models import no family."""
+OLD_WORDS = {
+    "image": r"pictur",
+    "VAE": r"\b(?:[Cc]osine|image|[Vv]ae|VAE|tiny|latent)[ _]?[Cc]odec",
+    "seam": r"\bjoints?\b",
+    "attend": r"\bhears?\b|\bHearing",
+    "ProgressCallback": r"\bWatch = Callable",
+    "next to": r"\b[Bb]eside\b",
+    "after": r"\b[Bb]ehind\b(?! (?:the|its) camera)",
+    "a docstring that begins with the thing": r'^\s*(?:"""|\w+: )(?:Of (?:the|an?|its|that|what)|Likewise|See there)\b',
+}
+"""Word of the field → what used to stand for it, and is gone."""
+KEPT = ("tiny picture codec", "CosineCodec", "cosine_codec", "nothing behind {name}", "expected behind the name")
+"""Old words that stay where they are stored: keys of random numbers, names in saved folders, problems in catalogs."""
 RAY = ("orchestration", "train/launch", "talkinghead/runtime/ray_cluster.py")
 """Who may import Ray."""
 TARGETS = {
@@ -149,6 +162,24 @@ def test_tests_mirror_the_tree() -> None:
     helpers = {path for path in (ROOT / "tests").rglob("*.py") if not path.name.startswith("test_")}
     apart = {p for p in helpers if p.name != "conftest.py" and not p.is_relative_to(ROOT / "tests" / "support")}
     assert not apart, "helpers of tests stand in tests/support"
+
+
+def texts() -> list[Path]:
+    """Everything that people read: code, templates, documents."""
+    pages = [path for package in ALLOWED for path in (ROOT / package).rglob("*.j2")]
+    return [*modules(), *pages, *(ROOT / "docs").glob("*.md"), ROOT / "README.md", ROOT / "Makefile"]
+
+
+@pytest.mark.parametrize("word", OLD_WORDS)
+def test_private_words_are_gone(word: str) -> None:
+    found = []
+    for path in texts():
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            for kept in KEPT:
+                line = line.replace(kept, "")
+            if re.search(OLD_WORDS[word], line):
+                found.append(f"{path.relative_to(ROOT)}:{number}: {line.strip()}")
+    assert not found, f"write {word}:\n" + "\n".join(found)
 
 
 def test_importing_the_library_stays_fast() -> None:

@@ -1,4 +1,4 @@
-"""`python -m train <task> <recipe>` trains; the other commands look at a run."""
+"""`python -m train <task> <recipe>` trains; the other commands work on a run."""
 
 from __future__ import annotations
 
@@ -23,13 +23,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _call(arguments: list[str]) -> int:
-    """Run what the command line asks for. A task's options depend on the recipe, so it reads them by itself."""
+    """Run the command that the arguments name."""
+    # A training. Its options depend on the recipe, so `commands.parse` reads them rather than the parser below.
     if arguments and full_name(arguments[0]) in TASKS:
         request = commands.parse(arguments[0], arguments[1:])
         return result_on_stdout(_said_by_rank_zero(commands.train))(request)
-    looking = (commands.validate, commands.overview, commands.worker)
+    # Any other command is a plain function whose arguments are its options.
+    others = (commands.validate, commands.overview, commands.worker)
     return call_command(
-        [_said_by_rank_zero(command) for command in looking],
+        [_said_by_rank_zero(command) for command in others],
         arguments,
         prog="python -m train",
         about=__doc__,
@@ -38,7 +40,7 @@ def _call(arguments: list[str]) -> int:
 
 
 def _said_by_rank_zero(command: Callable[..., str | None]) -> Callable[..., str | None]:
-    """Among several ranks that torchrun started, one says the result."""
+    """Wrap a command so that only rank 0 of a torchrun returns its result, and it is printed once."""
 
     @functools.wraps(command)
     def run(*arguments: Any, **options: Any) -> str | None:
@@ -49,13 +51,15 @@ def _said_by_rank_zero(command: Callable[..., str | None]) -> Callable[..., str 
 
 
 def _ending(error: BaseException) -> Ending | None:
-    """How a run ends that failed: the rank that failed first says why."""
+    """Exit status and last line of a training that ended early; None for errors that the common policy handles."""
     if isinstance(error, PeerError):
         return Ending(1)  # rank 0 says why
     if not isinstance(error, RunFailed):
         return None
     failure = error.failure
+    # 2: the request cannot be met as it is. 1: a failure on the way, after which the same command may go on.
     status = 2 if failure.kind == "user" else 1
+    # Every rank of a torchrun gets here: only the one that failed first prints, so that there is one error line.
     if not error.first and "TORCHELASTIC_RUN_ID" in os.environ:
         return Ending(status)
     if failure.kind == "interrupted":

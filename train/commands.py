@@ -1,4 +1,4 @@
-"""The commands of `python -m train` next to the trainings: each a function whose arguments are its options."""
+"""Commands of `python -m train`, next to the trainings: each a function whose arguments are its options."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ Run = Annotated[str, tyro.conf.arg(help="Folder of the run.")]
 Parent = Annotated[int | None, tyro.conf.arg(help="End when this process ends, and leave the machine to it.")]
 
 
-def validate(run: Run, step: Annotated[int, tyro.conf.arg(help="Whose weights.")], parent: Parent = None) -> str:
+def validate(
+    run: Run, step: Annotated[int, tyro.conf.arg(help="Step whose weights are validated.")], parent: Parent = None
+) -> str:
     """Run the inference pipeline of a step's weights on held-out clips. A training does it by itself."""
     from train.launch.worker import data_of
     from train.run.run_folder import RunFolder
@@ -45,7 +47,7 @@ def overview(run: Run) -> str:
 
 
 def worker(run: Run, parent: Parent = None) -> None:
-    """Be one rank of an existing run under torchrun. The other commands start it, and say the result."""
+    """Be one rank of an existing run under torchrun. The trainings start it, and print the result."""
     from train.launch.torchrun import run_rank
 
     run_rank(Path(run), parent)
@@ -56,21 +58,22 @@ C = TypeVar("C")
 
 @dataclass(frozen=True, kw_only=True)
 class Training(Generic[C]):
-    """What to train, where."""
+    """A training as the command line asks for it: what to train, on which data, where."""
 
     data: str
     """Data set: a folder, or a URI such as s3://bucket/folder."""
     run: str
-    """Folder of the run: created, or gone on with when it was started with the same settings."""
+    """Folder of the run: created, or continued when it was started with the same settings."""
     where: tyro.conf.OmitArgPrefixes[LaunchSettings]
     config: C
-    """The task's own settings."""
+    """Settings of the task."""
     train: TrainConfig
 
 
 def describe_task(task: str) -> str:
-    """What a task trains, in a line, and its short name if it has one; without importing what it needs."""
+    """One line about what a task trains, with its short name if it has one."""
     name = full_name(task)
+    # From the source text: importing all tasks for the help would load torch and their networks.
     spec = importlib.util.find_spec(TASKS[name])
     assert spec is not None and spec.origin is not None
     text = ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))) or name
@@ -91,13 +94,14 @@ def train(request: Request) -> str:
     """Train, and return where the weights are.
 
     Raises:
-        RunFailed: The run ended early.
-        ValueError: It cannot be started so.
+        RunFailed: The training ended early.
+        ValueError: The settings, the data or the folder do not allow to start it.
     """
     asked = request.asked
     if not asked.data.strip():
         raise ValueError("--data is empty: name the folder or URI of the data set")
     storage = Storage(asked.data)
+    # config.json names the data set without credentials, since it is copied and shown.
     config = RunConfig(
         task=request.task,
         recipe_name=request.recipe,
@@ -105,23 +109,26 @@ def train(request: Request) -> str:
         data=str(storage.local_root or storage.uri),
         annotation=_annotation(storage, asked.config),
     )
+    # The location with credentials, if it has any, reaches the ranks by another way and is written nowhere.
     secret = storage.location if storage.location != config.data else None
     return str(start(asked.run, config, asked.where, secret).export)
 
 
 def parse(task: str, arguments: list[str]) -> Request:
-    """What stands after a task's name on the command line.
+    """Parse the arguments after a task's name: the recipe and its options.
 
     Raises:
         ValueError: There is no such recipe.
-        SystemExit: Help was asked for, or an option is wrong; it is said.
+        SystemExit: Help was asked for, or an option is wrong; both are printed.
     """
     recipes = recipes_of(task)
     prog = f"python -m train {task}"
     if arguments and not arguments[0].startswith("-") and arguments[0] not in recipes:
         raise ValueError(f"there is no recipe {arguments[0]!r} of {task}, only {', '.join(recipes)}")
+    # No recipe named, or --help before it: the help lists the recipes.
     if not arguments or arguments[0] not in recipes:
         _explain(prog, task, arguments)
+    # The recipe's values are the defaults of all options.
     name = arguments[0]
     recipe = recipes[name]()
     asked = tyro.cli(
@@ -135,12 +142,13 @@ def parse(task: str, arguments: list[str]) -> Request:
 
 
 def _explain(prog: str, task: str, arguments: list[str]) -> NoReturn:
-    """The help that lists the recipes, or the complaint about one that is not there."""
+    """Print the help that lists the recipes, or the error that none is named, and exit."""
+    # tyro makes this help from subcommands; they are never called, since no argument names one of them.
     app = SubcommandApp()
     for name, make in recipes_of(task).items():
         app.command(name=name, help=_text(make))(_stand_in)
     app.cli(prog=prog, description=f"{describe_task(task)}\n\n{prog} RECIPE --help lists the options.", args=arguments)
-    raise AssertionError("there is no such recipe, which was not said")
+    raise AssertionError("tyro accepted a command line without a recipe")
 
 
 def _stand_in() -> None:

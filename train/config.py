@@ -1,4 +1,4 @@
-"""How a model is trained, whatever the model: frozen settings, checked where they are made."""
+"""Settings of a training, whatever the model: frozen, and checked where they are made."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class OptimizerConfig:
     weight_decay: float = 0.0
     """Decoupled (AdamW only); not applied to biases and gains of norms."""
     max_gradient_norm: float | None = 1.0
-    """The gradient of a step is scaled down to this L2 norm; None: not at all."""
+    """Largest L2 norm of a step's gradient; a larger one is scaled down to it. None: no clipping."""
 
     def __post_init__(self) -> None:
         if not 0 < self.learning_rate < math.inf:
@@ -36,10 +36,11 @@ class ScheduleConfig:
     """Learning rate over the steps, as a factor of `learning_rate`."""
 
     name: Literal["constant", "cosine", "linear"] = "constant"
-    """After the warm-up: constant, or falling to `final` at the last step."""
+    """Course after the warm-up: constant, or falling to `final` at the last step."""
     warmup_steps: int = 0
-    """The rate rises in a line; over half of the steps at most when it then falls."""
+    """Steps in which the rate rises linearly to the full one; at most half of all steps when it falls afterwards."""
     final: float = 0.0
+    """Rate at the last step, as a share of `learning_rate`."""
 
     def __post_init__(self) -> None:
         if self.warmup_steps < 0 or not 0 <= self.final <= 1:
@@ -51,7 +52,7 @@ class EmaConfig:
     """Moving average of the trainable parameters; it is what is exported and validated."""
 
     decay: float = 0.999
-    """0: the average is the newest weights."""
+    """Share of the average that stays in an update. 0: the newest weights are used, and no average is kept."""
     warmup: bool = True
     """Rising decay min(decay, (1 + step) / (10 + step)), so that the first weights do not weigh for long."""
 
@@ -62,12 +63,13 @@ class EmaConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ParallelConfig:
-    """How the ranks share the work."""
+    """Settings of how the ranks share the work."""
 
     strategy: Literal["ddp", "fsdp2"] = "ddp"
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Precision of the arithmetic; weights, gradients' sums and optimizer state are float32 always. A run keeps it."""
+    """Precision of the arithmetic; weights, sums of gradients and optimizer state are float32. A run keeps it."""
     activation_checkpointing: bool = False
+    """Compute the activations inside the blocks again in the backward pass rather than keeping them in memory."""
     compile: bool = False
     """`torch.compile` on each repeated block of the model rather than on the whole."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -75,7 +77,7 @@ class ParallelConfig:
     """CPU threads of a rank; None: the machine's cores shared by the ranks on it. The last bits of sums on a CPU
     depend on this number."""
     timeout_s: float = 600.0
-    """How long a rank waits for the others before the run is given up."""
+    """Seconds that a rank waits for the others before it gives the training up."""
 
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:
@@ -84,10 +86,10 @@ class ParallelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class GuardConfig:
-    """What happens when a loss or gradient is not finite: the step is skipped, counted, and its samples are named."""
+    """Guard against losses and gradients that are not finite: such a step is skipped, and its samples are named."""
 
     abort_after: int = 10
-    """Give up after so many skipped steps in a row."""
+    """Number of skipped steps in a row after which the training is given up."""
 
     def __post_init__(self) -> None:
         if self.abort_after < 1:
@@ -99,9 +101,9 @@ class CheckpointConfig:
     """Distributed checkpoints to resume from."""
 
     every: int = 500
-    """Steps from one to the next; the last step always has one."""
+    """Steps between two checkpoints; the last step always has one."""
     keep: int = 2
-    """The newest so many stay."""
+    """Number of checkpoints that stay, the newest ones."""
     asynchronous: bool = True
     """Write in the background while training goes on."""
 
@@ -115,9 +117,9 @@ class ValidationConfig:
     """Validation in a process of its own: the ranks wait until a copy of the weights is written, no longer."""
 
     every: int = 1000
-    """Steps from one to the next, and once at the end; 0: never."""
+    """Steps between two validations; one more at the end. 0: never."""
     device: Literal["auto", "cpu", "cuda"] = "cpu"
-    """cuda: the first GPU, which it shares with the training; auto: cuda where there is one."""
+    """Device of the validation. cuda: the first GPU, shared with the training; auto: cuda where there is a GPU."""
 
     def __post_init__(self) -> None:
         if self.every < 0:
@@ -126,14 +128,15 @@ class ValidationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LogConfig:
-    """Where figures go: `metrics.jsonl` always."""
+    """Places for the figures of a training, next to `metrics.jsonl`."""
 
     every: int = 10
-    """Steps from one line to the next."""
+    """Steps between two lines."""
     tensorboard: bool = True
     online: Literal["wandb", "trackio"] | None = None
-    """Also send to this service; its package must be installed."""
+    """Service that also gets the figures; its package must be installed."""
     project: str = "talkinghead"
+    """Project at that service."""
 
     def __post_init__(self) -> None:
         if self.every < 1:
@@ -142,18 +145,18 @@ class LogConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """The trainer's settings."""
+    """Settings of the trainer."""
 
     steps: int
-    """Optimizer updates in all."""
+    """Total number of optimizer updates."""
     global_batch: int
-    """Samples of a step over all ranks."""
+    """Number of samples in a step, over all ranks."""
     microbatch: int
-    """Samples of one backward on one rank. A step accumulates global_batch / (ranks · microbatch) of them. With dropout
-    in the model a run keeps it: masks are drawn for a microbatch as a whole."""
+    """Number of samples in one backward pass of one rank. A step accumulates global_batch / (ranks · microbatch) of
+    them. With dropout in the model a run keeps it: masks are drawn for a microbatch as a whole."""
     seed: int = 0
     num_workers: int = 2
-    """Reading processes of a rank; 0: in the training process."""
+    """Number of reading processes of a rank; 0: the training process reads."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     ema: EmaConfig = field(default_factory=EmaConfig)
@@ -170,13 +173,14 @@ class TrainConfig:
             raise ValueError(f"microbatch {self.microbatch} must divide global_batch {self.global_batch}")
 
     def accumulation(self, world: int) -> int:
-        """Microbatches of a rank in a step.
+        """Number of microbatches of a rank in a step.
 
         Raises:
             ValueError: The ranks cannot share the batch; says which numbers of ranks can.
         """
         count, rest = divmod(self.global_batch, self.microbatch * world)
         if rest or not count:
+            # Name every way out: other numbers of ranks, a smaller microbatch, or another batch.
             shares = self.global_batch // self.microbatch
             fitting = [n for n in range(1, shares + 1) if shares % n == 0]
             smaller = f"--train.microbatch {self.global_batch // world}"

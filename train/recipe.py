@@ -1,4 +1,4 @@
-"""A recipe: everything that decides how a run comes out, except the data.
+"""Recipes: everything that decides how a run comes out, except the data.
 
 A task is one file, `train/<family>/<task>.py`, which offers `Config` (its settings), `RECIPES` (name → function
 returning a `Recipe`) and `make(config, data, folder)` (the `Task`). A resolved recipe is kept in the run folder as JSON
@@ -24,9 +24,9 @@ TASKS = {
     "lmk2video-stage1": "train.lmk2video.stage1",
     "lmk2video-stage2": "train.lmk2video.stage2",
 }
-"""Task → the module that offers it."""
+"""Name of each task → the module that offers it."""
 SHORT_NAMES = {"stage1": "lmk2video-stage1", "stage2": "lmk2video-stage2"}
-"""Short name of a task → its name. Older runs know only the short one."""
+"""Short name of a task → its name. config.json of older runs has only the short one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,28 +34,28 @@ class Recipe:
     """Settings of a task and of its training."""
 
     config: Any
-    """The task's own settings: a frozen dataclass."""
+    """Settings of the task: a frozen dataclass."""
     train: TrainConfig
 
 
 def full_name(task: str) -> str:
-    """The name of a task that is called by its name or its short name; any other word stays."""
+    """Name of a task, given that or its short name; any other word comes back unchanged."""
     return SHORT_NAMES.get(task, task)
 
 
 def recipes_of(task: str) -> Mapping[str, Callable[[], Recipe]]:
-    """The named recipes of a task."""
+    """Recipes of a task by name."""
     return _module(task).RECIPES
 
 
 def make_task(task: str, config: Any, data: str, folder: Path) -> Task:
-    """The task over a data set.
+    """Task over a data set.
 
     Args:
-        task: Its name, or its short name.
-        config: Its settings.
-        data: The data set: folder or URI.
-        folder: Where it keeps what it derives from the data.
+        task: Name of the task, or its short name.
+        config: Settings of the task.
+        data: Folder or URI of the data set.
+        folder: Folder for what the task derives from the data.
     """
     return _module(task).make(config, data, folder)
 
@@ -69,7 +69,7 @@ def recipe_from_json(task: str, value: Mapping[str, Any]) -> Recipe:
     """Inverse of `recipe_to_json`.
 
     Raises:
-        ValueError: Written by another version, or values that the settings refuse.
+        ValueError: Another version wrote it, or the settings refuse a value.
     """
     return Recipe(config=from_json(_module(task).Config, value["config"]), train=from_json(TrainConfig, value["train"]))
 
@@ -78,4 +78,5 @@ def _module(task: str) -> Any:
     name = full_name(task)
     if name not in TASKS:
         raise ValueError(f"there is no task {task!r}; there are {', '.join(TASKS)}")
+    # Imported only when a task is used: each brings its networks and their libraries along.
     return importlib.import_module(TASKS[name])

@@ -1,4 +1,4 @@
-"""What a model adds to the trainer.
+"""Task: everything that a model adds to the trainer.
 
 A task knows the model, the annotations it needs and how well a prediction fits; the trainer (`train.trainer.loop`)
 knows steps, accumulation, checkpoints and ranks. A task keeps no state that training changes: everything that a resumed
@@ -16,29 +16,29 @@ from torch import nn
 from shards.loader import ClipLoader
 
 Batch = dict[str, Any]
-"""A batch of `shards.loader`: tensors `[B, …]`, `keys` (list of B sample keys) and `slot` (`[B]`, unique in a run)."""
+"""Batch of `shards.loader`: tensors `[B, …]`, `keys` (list of B sample keys) and `slot` (`[B]`, unique in a run)."""
 
 Losses = dict[str, torch.Tensor]
-"""Per sample `[B]`. `loss` is minimised; the others are logged."""
+"""Name → one number for each sample, `[B]`. `loss` is minimised; the others are logged."""
 
 Provenance = dict[str, str]
-"""Where weights come from: `kind` (folder, file or the name of built-in ones), `name` and `sha256`."""
+"""Origin of weights: `kind` (folder, file or the name of built-in ones), `name` and `sha256`."""
 
 
 class Task(Protocol):
-    """A model in training. Made from (its config, the data set, the folder for what `prepare` derives).
+    """A model in training, made from its config, the data set and the folder for what `prepare` derives.
 
     A config whose module draws from PyTorch's global generator in training has a setting `dropout` above 0. Settings
     that may change when a run goes on are named by its class attribute `free_settings`.
     """
 
     def check(self) -> dict[str, Provenance]:
-        """Look, within seconds and without writing, at whatever can be wrong with the settings, the data and weights.
+        """Check settings, data and weights for whatever can be wrong, within seconds and without writing.
 
-        Runs before a run is created or gone on with, and so before `prepare`.
+        Called before a run is created or continued, and so before `prepare`.
 
         Returns:
-            The weights that `build` takes from elsewhere: setting that says where → what lies there. A run goes on only
+            Weights that `build` takes from elsewhere: setting that says where → what lies there. A run goes on only
             with weights of the same sha256, wherever they lie by then.
 
         Raises:
@@ -50,7 +50,7 @@ class Task(Protocol):
     def prepare(self) -> None:
         """Derive what training needs from the data (speakers, neutral meshes, …) and write it into the task's folder.
 
-        Runs in one process before any other call of any rank, once for each run: the folder is complete or missing.
+        Called in one process before any other call of any rank, once for each run: the folder is complete or missing.
 
         Raises:
             ValueError: The data lacks something; says which command makes it.
@@ -58,7 +58,7 @@ class Task(Protocol):
         ...
 
     def build(self) -> nn.Module:
-        """The module in float32 on the CPU, with its first weights and with frozen parts at `requires_grad` False.
+        """Module in float32 on the CPU, with its first weights and with frozen parts at `requires_grad` False.
 
         Equal on every rank and for every call: first weights come from a file or from the seed. Its attribute `blocks`
         lists the layers that it repeats: the units of sharding, compiling and activation checkpointing.
@@ -66,21 +66,21 @@ class Task(Protocol):
         ...
 
     def loader(self, *, global_batch: int, seed: int, rank: int, world: int, num_workers: int) -> ClipLoader:
-        """The batches of one rank."""
+        """Batches of one rank, endless; see `ClipLoader`."""
         ...
 
     def loss(self, module: nn.Module, batch: Batch, *, seed: int) -> Losses:
-        """The losses of a microbatch, each sample's for itself, so that no sample's loss depends on its neighbours.
+        """Losses of a microbatch, computed for each sample on its own: no sample's loss depends on its neighbours.
 
         Args:
-            module: What `build` returned, possibly wrapped for parallel training; only its forward may be called.
-            batch: On the module's device.
-            seed: Draw what is random from `talkinghead.rng` with (seed, purpose, slot of the sample).
+            module: Module that `build` returned, possibly wrapped for the ranks; only its forward may be called.
+            batch: Microbatch on the module's device.
+            seed: Seed of the run. Random numbers come from `talkinghead.rng` by (seed, purpose, slot of the sample).
         """
         ...
 
     def export(self, module: nn.Module, folder: Path) -> None:
-        """Write weights and all that inference needs (`save_pretrained`) into an empty folder."""
+        """Write the weights and everything else that inference needs (`save_pretrained`) into an empty folder."""
         ...
 
     def validate(self, weights: Path, folder: Path, device: torch.device) -> dict[str, float]:

@@ -18,10 +18,10 @@ frames of each clip, median of three rounds in turns):
     litert-tracking   468                    2.84   6.18   29.2             -     1.72           1.6
 
 `litert` is the default: it gives what published systems were trained on (AniPortrait annotates with image mode) at less
-CPU than either mode of Tasks, runs either model, leaks nothing, and where two faces compete it stays with one (image
+CPU than either mode of Tasks, runs either model, leaks no memory, and where two faces compete it stays with one (image
 mode changes between them 24 times in six seconds of two people side by side). `litert-tracking` costs a fifth less
 again and is much calmer on small faces (jitter 0.5 instead of 2.1 px where the face is 15 % of the height); the price
-is that its landmarks are no longer image mode's, as those of `tasks` are not either.
+is that its landmarks, like those of `tasks`, differ from image mode's.
 """
 
 from __future__ import annotations
@@ -47,10 +47,15 @@ def check_engine(name: str, model: FaceModel) -> None:
 def make_engine(name: str, model: FaceModel) -> LandmarkEngine:
     """The engine called `name`, ready for any number of clips. It belongs to the thread that made it.
 
+    Args:
+        name: One of `ENGINES`.
+        model: Face model that the engine runs.
+
     Raises:
         ValueError: No such engine, or it cannot run this model.
     """
     check_engine(name, model)
+    # Each engine is imported here only: the command line reads `ENGINES` without loading its libraries.
     if name in ("litert", "litert-tracking"):
         from annotate.engines.litert import LitertEngine
 

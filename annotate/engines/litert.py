@@ -1,4 +1,4 @@
-"""The `litert` engine: the model's networks run directly, with region-of-interest tracking of our own."""
+"""The `litert` engine: the face model's networks run directly, with the project's own tracking of the region."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ BLENDSHAPE_LANDMARKS = np.array([
 # fmt: on
 
 NUM_LANDMARKS = 478
+"""Rows of an engine's landmarks; a model of 468 points leaves the last ten NaN."""
 _NUM_BLENDSHAPES = 52
 
 
@@ -45,9 +46,12 @@ class LitertEngine:
 
         Args:
             model: Either release; the 468-point one leaves iris rows and blendshapes NaN.
-            tracking: See the class.
+            tracking: Whether the region follows the landmarks of the frame before.
             threads: Threads per network.
             min_presence: Lowest presence score of a frame with a face, between 0 and 1.
+
+        Raises:
+            ValueError: `min_presence` is not between 0 and 1.
         """
         if not 0 < min_presence < 1:
             raise ValueError(f"min_presence is {min_presence}, must be between 0 and 1")
@@ -63,7 +67,7 @@ class LitertEngine:
         """Annotate the frames of one clip (RGB uint8 `[H, W, 3]`, all of one size, 25 fps, in order)."""
         points: list[np.ndarray] = []
         blendshapes: list[np.ndarray] = []
-        found: np.ndarray | None = None
+        found: np.ndarray | None = None  # the frame before's landmarks, the only state between frames
         for frame in frames:
             height, width = frame.shape[:2]
             found = self._locate(frame, found)
@@ -78,12 +82,14 @@ class LitertEngine:
         )
 
     def _locate(self, frame: np.ndarray, last: np.ndarray | None) -> np.ndarray | None:
-        """Landmarks `[468 or 478, 3]` of a frame, given those of the frame before."""
+        """Landmarks `[468 or 478, 3]` of a frame, given those of the frame before; None without a face."""
         height, width = frame.shape[:2]
+        # Tracking: the region of the frame before, as long as the presence score holds.
         if self._tracking and last is not None:
             found = self.landmarks_in(frame, Region.of_landmarks(last, width, height))
             if found is not None:
                 return found
+        # Detection.
         regions = [Region.of_detection(detection, width, height) for detection in self._detector.detect(frame)]
         if last is not None and len(regions) > 1:  # stay with the same face
             before = Region.of_landmarks(last, width, height)
@@ -95,15 +101,23 @@ class LitertEngine:
         return found
 
     def landmarks_in(self, frame: np.ndarray, region: Region) -> np.ndarray | None:
-        """Landmarks in a region, None when the network says that there is no face."""
+        """Landmarks `[468 or 478, 3]` in a region, normalised by the image; None when the network finds no face."""
+        # Outputs: landmarks in pixels of the input, and the logit of a face's presence.
         outputs = self._landmarks.run(region.cut(frame, self._size), 1 / 255)
         if float(outputs[1].reshape(-1)[0]) < self._min_logit:
             return None
         return region.to_image(outputs[0].reshape(-1, 3) / self._size, frame.shape[1], frame.shape[0])
 
     def expression(self, points: np.ndarray | None, width: int, height: int) -> np.ndarray:
-        """Blendshapes `[52]`; NaN without a face or without the network."""
+        """Blendshapes `[52]`; NaN without a face or without the network.
+
+        Args:
+            points: Landmarks of `landmarks_in`, or None without a face.
+            width: Width of the frame in pixels.
+            height: Height of the frame in pixels.
+        """
         if points is None or self._blendshapes is None:
             return np.full(_NUM_BLENDSHAPES, np.nan, dtype=np.float32)
+        # The network takes pixels, so that the image's aspect ratio does not distort the face.
         pixels = points[BLENDSHAPE_LANDMARKS, :2] * np.array([width, height], dtype=np.float32)
         return self._blendshapes.run(pixels)[0]

@@ -1,4 +1,4 @@
-"""The region of interest: the turned square of the image that the landmark network looks at.
+"""The region of interest: the turned rectangle of the image that the landmark network gets.
 
 The rules are those of MediaPipe's `face_detector_graph.cc` and `face_landmarks_detector_graph.cc`: one and a half
 times the face's box, turned so that the line between the eyes is level.
@@ -15,7 +15,7 @@ import numpy as np
 from talkinghead.face.detector import LEFT_EYE, RIGHT_EYE, Detection
 
 _SCALE = 1.5
-_RIGHT_EYE_CORNER, _LEFT_EYE_CORNER = 33, 263
+_RIGHT_EYE_CORNER, _LEFT_EYE_CORNER = 33, 263  # landmarks of the face mesh; sides are the subject's
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,11 @@ class Region:
     width: float
     height: float
     rotation: float
-    """Radians, positive turns x towards y (clockwise as seen)."""
+    """Angle in radians; positive turns x towards y (clockwise as seen)."""
 
     @classmethod
     def of_detection(cls, detection: Detection, width: int, height: int) -> Region:
-        """Where to look for the landmarks of a detected face in a frame of `width` x `height` pixels."""
+        """Region around a detected face in a frame of `width` x `height` pixels."""
         x0, y0, x1, y1 = detection.box
         eyes = detection.keypoints[[RIGHT_EYE, LEFT_EYE]] * (width, height)
         return cls(
@@ -44,7 +44,10 @@ class Region:
 
     @classmethod
     def of_landmarks(cls, points: np.ndarray, width: int, height: int) -> Region:
-        """Where to look in the next frame, from the landmarks `[N, 3]` (normalised) of this one."""
+        """Region for the next frame, around the landmarks `[N, 3]` of this one, which are normalised by the image.
+
+        It is square; `width` and `height` are the frame's, in pixels.
+        """
         corners = points[:, :2] * (width, height)
         low, high = corners.min(axis=0), corners.max(axis=0)
         center = (low + high) / 2
@@ -53,21 +56,24 @@ class Region:
         return cls(float(center[0]), float(center[1]), side, side, _angle(eyes))
 
     def contains(self, x: float, y: float) -> bool:
-        """Whether a point (pixels) lies in the square, turned with it."""
+        """Whether a point, in pixels of the frame, lies in the region."""
+        # Coordinates along the sides, in units of their lengths: the axes are as long as the sides, hence the squares.
         along = np.array([x - self.center_x, y - self.center_y]) @ self._axes() / (self.width**2, self.height**2)
         return bool((np.abs(along) <= 0.5).all())
 
     def cut(self, frame: np.ndarray, size: int) -> np.ndarray:
         """The region of an image, upright, as `[size, size, 3]`; the image's border is repeated beyond it."""
+        # The upright box around the region, so that only this part of a large frame is converted.
         height, width = frame.shape[:2]
         axes = self._axes()
-        reach = np.abs(axes).sum(axis=1) / 2 + 2  # of what is interpolated, from the centre
+        reach = np.abs(axes).sum(axis=1) / 2 + 2  # from the centre, with a margin for the interpolation
         x0, x1 = _within(self.center_x, reach[0], width)
         y0, y1 = _within(self.center_y, reach[1], height)
+        # The affine map from output pixels to pixels of that part.
         to_part = np.empty((2, 3))
         to_part[:, :2] = axes / size  # frame pixels per output pixel
         to_part[:, 2] = (self.center_x - x0, self.center_y - y0) - axes.sum(axis=1) / 2
-        # OpenCV turns four channels in half the time of three: there and back included, a third is saved.
+        # OpenCV turns four channels in half the time of three: with both conversions, a third is saved.
         part = cv2.cvtColor(frame[y0:y1, x0:x1], cv2.COLOR_RGB2RGBA)
         turned = cv2.warpAffine(
             part,
@@ -79,11 +85,12 @@ class Region:
         return cv2.cvtColor(turned, cv2.COLOR_RGBA2RGB)
 
     def to_image(self, points: np.ndarray, width: int, height: int) -> np.ndarray:
-        """Landmarks `[N, 3]` in units of the region (0 .. 1, z as x) → normalised by the image, z by its width.
+        """Landmarks `[N, 3]`, normalised by the image (z by its width), from units of the region (0 .. 1, z like x).
 
         MediaPipe takes z's scale from the region's top edge in *normalised* coordinates, so in an image that is not
-        square the depth of a tilted head is off by up to a per cent or so. Both engines do the same.
+        square the depth of a tilted head is off by up to a per cent or so. Both engines share this error.
         """
+        # The region's axes as fractions of the image.
         axes = (self._axes() / [[width], [height]]).astype(np.float32)
         center = np.array([self.center_x / width, self.center_y / height], dtype=np.float32)
         placed = np.empty(points.shape, dtype=np.float32)
@@ -104,6 +111,6 @@ def _angle(eyes: np.ndarray) -> float:
 
 
 def _within(center: float, reach: float, extent: int) -> tuple[int, int]:
-    """First pixel and end of `center` ± `reach` within an image of `extent` pixels: at least the border's pixel."""
+    """First pixel and end (exclusive) of `center` ± `reach` within `extent` pixels; at least the border's pixel."""
     first = min(max(math.floor(center - reach), 0), extent - 1)
     return first, max(min(math.ceil(center + reach), extent), first + 1)

@@ -14,7 +14,7 @@ from annotate.landmarks import Landmarks
 from talkinghead.face.model import FaceModel
 from talkinghead.timebase import FPS
 
-_MILLISECONDS = 1000 // FPS
+_MILLISECONDS = 1000 // FPS  # from frame to frame
 
 Mode = Literal["video", "image"]
 
@@ -23,18 +23,23 @@ class TasksEngine:
     """Landmarks by MediaPipe Tasks: `video` tracks and smooths over time, `image` detects anew in every frame.
 
     Each clip gets a landmarker of its own, because one in video mode carries its filters from clip to clip. Making and
-    closing one leaks about 0.3 MB inside MediaPipe, so whoever annotates thousands of clips recycles the process.
+    closing one leaks about 0.3 MB inside MediaPipe, so a process should end after some thousands of clips.
     """
 
     def __init__(self, model: FaceModel, mode: Mode = "video") -> None:
-        """Prepare the options; `check_engine` has said that this model has a bundle for Tasks to open."""
+        """Prepare the options.
+
+        Args:
+            model: The official model, which has a bundle for Tasks to open (`check_engine` reports others).
+            mode: `video` tracks and smooths, `image` detects in every frame.
+        """
         assert model.task_file is not None
         self.name = "tasks" if mode == "video" else "tasks-image"
         self._mode = mode
         self._options = vision.FaceLandmarkerOptions(
             base_options=BaseOptions(model_asset_path=str(model.task_file), delegate=BaseOptions.Delegate.CPU),
             running_mode=vision.RunningMode.VIDEO if mode == "video" else vision.RunningMode.IMAGE,
-            num_faces=1,  # smoothing exists for one face only; counting faces is the detector's work
+            num_faces=1,  # Tasks smooths one face only; the separate detector counts the faces
             output_face_blendshapes=True,
         )
 
@@ -45,6 +50,7 @@ class TasksEngine:
         with vision.FaceLandmarker.create_from_options(self._options) as landmarker:
             for number, frame in enumerate(frames):
                 image = mp.Image(image_format=mp.ImageFormat.SRGB, data=np.ascontiguousarray(frame))
+                # Video mode needs the time, from which its filters take their speed.
                 if self._mode == "video":
                     result = landmarker.detect_for_video(image, number * _MILLISECONDS)
                 else:
@@ -58,6 +64,7 @@ class TasksEngine:
 
 
 def _points(result: FaceLandmarkerResult) -> np.ndarray:
+    """Landmarks `[478, 3]` of the face in a frame; NaN without one."""
     if not result.face_landmarks:
         return np.full((478, 3), np.nan, dtype=np.float32)
     face = result.face_landmarks[0]
@@ -66,6 +73,7 @@ def _points(result: FaceLandmarkerResult) -> np.ndarray:
 
 
 def _blendshapes(result: FaceLandmarkerResult) -> np.ndarray:
+    """Coefficients `[52]` of the face in a frame; NaN without one."""
     if not result.face_blendshapes:
         return np.full(52, np.nan, dtype=np.float32)
     return np.array([category.score for category in result.face_blendshapes[0]], dtype=np.float32)

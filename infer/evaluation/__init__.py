@@ -1,1 +1,1 @@
-"""Weights measured on the clips of a data set, with baselines next to every number."""
+"""Evaluation of weights on the clips of a data set, with baselines next to every number."""

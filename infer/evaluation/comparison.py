@@ -1,7 +1,7 @@
-"""What a person looks at: contact sheets and videos of generated frames next to what was asked for and the truth.
+"""Contact sheets and videos for people: generated frames next to the landmarks that were asked for and the truth.
 
-From left to right (videos), or from top to bottom (sheets): the reference, the landmarks that were asked for, what was
-generated, the same without motion modules where there are any, and the true frames where there are any.
+From left to right (videos), or from top to bottom (sheets): the reference, the landmarks that were asked for, the
+generated frames, the frames generated without motion modules if they were made, and the true frames if there are any.
 """
 
 from __future__ import annotations
@@ -20,30 +20,31 @@ from talkinghead.timebase import FPS
 
 REFERENCE, ASKED = "reference", "asked"
 SHEET_COLUMNS = 8
-"""Frames of a contact sheet, spread over the clip."""
+"""Number of frames on a contact sheet, spread over the clip."""
 _SHOWN = (GENERATED, NO_MOTION, TRUTH)
 _TILE = 128  # pixels of the longer side of a sheet's images
-_PANEL = 256  # least height of a video's images: smaller ones are enlarged by whole pixels
-_BAR, _GAP = 18, 4  # of the words above a row, and between tiles
+_PANEL = 256  # least height of a video's images in pixels: smaller ones are enlarged by a whole factor
+_BAR, _GAP = 18, 4  # pixels: height of the title above a row, gap between tiles
 _PAPER, _INK = (250, 249, 246), (60, 66, 72)
 
 
 class Comparison:
-    """Writes a contact sheet and a video of the first clips of an evaluation. To be passed as `on_clip`.
+    """Callback `on_clip` of an evaluation that writes a contact sheet and a video of each of the first clips.
 
     Args:
-        folder: Where to: `sheet-<key>.png` and `<key>.mp4`.
-        most: So many clips are shown.
+        folder: Folder for `sheet-<key>.png` and `<key>.mp4`; made when needed.
+        most: Number of clips that are shown.
     """
 
     def __init__(self, folder: Path, most: int = 4) -> None:
         self.folder, self.left = folder, most
 
     def __call__(self, trace: VideoTrace) -> None:
-        """Write both of one clip."""
+        """Write the sheet and the video of one clip."""
         if self.left <= 0:
             return
         self.left -= 1
+        # Keys of clips that another one drives hold spaces: "<key> by <driver>".
         name = trace.clip.key.replace(" ", "-")
         self.folder.mkdir(parents=True, exist_ok=True)
         write_whole(self.folder / f"sheet-{name}.png", contact_sheet(trace))
@@ -53,13 +54,15 @@ class Comparison:
 def contact_sheet(trace: VideoTrace, columns: int = SHEET_COLUMNS) -> bytes:
     """Frames from all over a clip as one PNG.
 
-    The first row holds the reference and the landmarks asked for; below stand the images of the same frames.
+    The first row holds the reference and the landmarks asked for; the rows below hold the images of the same frames.
     """
+    # In a short clip several columns fall on one frame: each is shown once.
     frames = np.unique(np.linspace(0, trace.clip.num_frames - 1, columns).round().astype(int))
     height, width = trace.clip.reference.shape[:2]
     scale = _TILE / max(width, height)
     size = (round(width * scale), round(height * scale))
     asked = [draw_guidance(trace.clip.landmarks[frame], *size) for frame in frames]
+    # Empty tile below the reference, so that the columns of all rows show the same frame.
     paper = np.full((size[1], size[0], 3), _PAPER, np.uint8)
     rows = [_row("reference, then the landmarks asked for", [_resized(trace.clip.reference, size), *asked])]
     for name in _SHOWN:
@@ -71,7 +74,8 @@ def contact_sheet(trace: VideoTrace, columns: int = SHEET_COLUMNS) -> bytes:
 
 
 def write_comparison_video(trace: VideoTrace, path: Path) -> None:
-    """Everything side by side as a video with the driving clip's sound, whole or not at all."""
+    """Write a video of all images next to each other with the driving clip's sound, whole or not at all."""
+    # The size must be known before the file is opened: the first panel is made twice.
     first = next(_panels(trace))
     write_talking_video(
         path, _panels(trace), width=first.shape[1], height=first.shape[0], fps=FPS, speech=trace.clip.audio
@@ -79,8 +83,9 @@ def write_comparison_video(trace: VideoTrace, path: Path) -> None:
 
 
 def _panels(trace: VideoTrace) -> Iterator[np.ndarray]:
-    """Frames of the video."""
+    """Frames of the comparison video, `[H', W', 3]` RGB uint8 with even sides."""
     height, width = trace.clip.reference.shape[:2]
+    # Rounded up to a whole factor, so that every pixel is repeated equally often.
     factor = max(1, -(-_PANEL // height))
     size = (width * factor, height * factor)
     shown = {name: trace.videos[name] for name in _SHOWN if name in trace.videos}
@@ -89,12 +94,12 @@ def _panels(trace: VideoTrace) -> Iterator[np.ndarray]:
         images = {REFERENCE: reference, ASKED: draw_guidance(points, *size)}
         images |= {name: _resized(video[frame], size) for name, video in shown.items()}
         panel = np.hstack([np.vstack((_bar(name, size[0]), image)) for name, image in images.items()])
-        # The codec of the file halves the colours' resolution: both sides must be even.
+        # The video codec (yuv420p) halves the colours' resolution: both sides must be even.
         yield cv2.copyMakeBorder(panel, 0, panel.shape[0] % 2, 0, panel.shape[1] % 2, cv2.BORDER_CONSTANT, value=_PAPER)
 
 
 def _row(title: str, tiles: Sequence[np.ndarray]) -> np.ndarray:
-    """Images of one size side by side under a title."""
+    """Images of one size next to each other under a title."""
     gap = np.full((tiles[0].shape[0], _GAP, 3), _PAPER, np.uint8)
     pieces = [gap]
     for tile in tiles:
@@ -111,6 +116,6 @@ def _bar(text: str, width: int) -> np.ndarray:
 
 
 def _resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Larger by repeated pixels, so that nothing looks finer than it is; smaller by averaging."""
+    """The image at another size: larger by repeated pixels, so that it looks no finer than it is; smaller by means."""
     larger = size[0] >= image.shape[1]
     return cv2.resize(image, size, interpolation=cv2.INTER_NEAREST if larger else cv2.INTER_AREA)

@@ -1,7 +1,7 @@
-"""Clips of a data set as the video pipeline is tested on them: a reference frame, and landmarks that drive it.
+"""Clips of a data set prepared for the video pipeline: a reference frame, and landmarks that drive it.
 
-A clip drives its own reference frame with its own landmarks, so that the true frames are known; or another clip drives
-it, as users do, and there is no truth but the mouth can be seen to follow or not.
+Either a clip drives its own reference frame with its own landmarks, so that the true frames are known; or another clip
+drives it, as users do: then there are no true frames, but whether the mouth follows can still be measured.
 """
 
 from __future__ import annotations
@@ -23,35 +23,36 @@ COLUMNS = ("landmarks", "valid")
 """Annotation columns of a clip that drives itself."""
 DRIVER_COLUMNS = (*COLUMNS, "mesh", "pose_matrix", "blendshapes")
 """Annotation columns of clips that drive one another."""
-_AROUND = 75  # frames before and after the measured ones from which to learn how to read the mouth
-_MOST_KNOWN = 150
+_AROUND = 75  # frames before and after the measured ones that reading the mouth is also fitted to
+_MOST_KNOWN = 150  # true frames that reading the mouth is fitted to, at most
 
 
 @dataclass(frozen=True, kw_only=True)
 class DrivenClip:
-    """What the pipeline is asked for, and what is known of the answer. Images are cut and resized to W x H."""
+    """Input of the video pipeline for one clip, and the true result where it is known; images are W x H pixels."""
 
     key: str
+    """Sample key; with another driving clip "<key> by <driver's key>"."""
     reference: np.ndarray
-    """`[H, W, 3]` RGB uint8."""
+    """Reference frame, `[H, W, 3]` RGB uint8."""
     reference_landmarks: np.ndarray
-    """`[468, 2]` x/W, y/H."""
+    """Landmarks of the reference frame, `[468, 2]` x/W, y/H."""
     landmarks: np.ndarray
-    """`[F, 468, 2]` x/W, y/H; finite: in frames without a face the last one stands."""
+    """Driving landmarks, `[F, 468, 2]` x/W, y/H; finite: frames without a face repeat the last ones before them."""
     valid: np.ndarray
-    """`[F]` bool: frames that are measured: with a face, and not the reference itself."""
+    """Measured frames, `[F]` bool: with a face, and not the reference itself."""
     truth: np.ndarray | None
-    """`[F, H, W, 3]` RGB uint8; None where another clip drives."""
+    """True frames, `[F, H, W, 3]` RGB uint8; None where another clip drives."""
     audio: np.ndarray
-    """`[F · 640]` float32 at 16 kHz, of the clip that drives."""
+    """Audio of the driving clip, `[F · 640]` float32 at 16 kHz."""
     frames: np.ndarray | None
-    """`[F]` numbers of the true frames; None where another clip drives."""
+    """Numbers of the true frames in their clip, `[F]`; None where another clip drives."""
     mouth: MouthReader
-    """Learnt from true frames of the reference's clip."""
+    """Reads the mouth opening from pixels; fitted to true frames of the reference's clip."""
 
     @property
     def num_frames(self) -> int:
-        """F."""
+        """Number of frames F."""
         return len(self.landmarks)
 
 
@@ -61,10 +62,10 @@ def read_driven_clips(
     """Clips that drive themselves, one at a time; those without a face are left out.
 
     Args:
-        samples: What a reader of `COLUMNS` gives.
+        samples: Samples of a reader with the annotation columns `COLUMNS`.
         width: Width of the images in pixels.
         height: Height of the images in pixels.
-        frames: Frames of each clip, from its middle; None: all.
+        frames: Number of frames of each clip, near its middle; None: all.
     """
     for sample in samples:
         valid = sample.annotation("valid").astype(bool)
@@ -78,11 +79,11 @@ def read_cross_driven(
     """A clip's reference frame, driven by another clip's expression and head motion.
 
     Args:
-        reference: What a reader of `DRIVER_COLUMNS` gives.
-        driver: What the same reader gives; its frames are chosen as those of a clip that drives itself.
+        reference: Sample that the reference frame is taken from, of a reader with the columns `DRIVER_COLUMNS`.
+        driver: Driving sample of the same reader; its frames are chosen like those of a clip that drives itself.
         width: Width of the images in pixels.
         height: Height of the images in pixels.
-        frames: Frames of the driving clip; None: all.
+        frames: Number of frames of the driving clip, near its middle; None: all.
 
     Raises:
         ValueError: One of the two shows no face.
@@ -91,11 +92,11 @@ def read_cross_driven(
     for sample, there in ((reference, valid), (driver, driving)):
         if not there.any():
             raise ValueError(f"{sample.key} shows no face")
-    # The reference frame, and what its own clip tells of its mouth.
+    # The reference frame, and a mouth reader fitted to its clip.
     cut = ImageCut.of(reference, width, height)
     own = _own(reference, valid, cut, frames)
     still = _reference_frame(valid, _window(valid, frames))
-    # The driver's motion on the reference's face, over the whole clip, since rest is found from all of it.
+    # Transfer the driver's motion to the reference's face, over the whole clip: its rest pose is found from all frames.
     moved = transfer(
         driver.annotation("mesh"),
         driver.annotation("pose_matrix"),
@@ -103,10 +104,11 @@ def read_cross_driven(
         reference_mesh=reference.annotation("mesh", still, 1)[0],
         reference_pose_matrix=(matrix := reference.annotation("pose_matrix", still, 1)[0]),
     )
-    # Of that, the frames to be measured, where the reference's head is.
+    # Keep the frames to be measured, and place the motion where the reference's head is.
     window = _window(driving, frames)
     chosen = slice(window.start, window.stop)
     motion = place(
+        # Frames without a face are NaN, which `place` refuses: they repeat the last face and are not measured.
         held(moved.mesh, driving)[chosen],
         held(moved.pose, driving)[chosen],
         reference_pose_matrix=matrix,
@@ -128,14 +130,15 @@ def read_cross_driven(
 
 
 def _own(sample: Sample, valid: np.ndarray, cut: ImageCut, frames: int | None) -> DrivenClip:
-    """A clip that drives itself."""
-    # Which frames are measured, and which one is the reference.
+    """The clip of one sample, driving itself."""
+    # Choose the frames that are measured, and the reference frame.
     window = _window(valid, frames)
     still = _reference_frame(valid, window)
-    # Landmarks and true images, with those around from which reading the mouth is learned.
+    # Read landmarks and true images; the frames around the window are only there to fit the mouth reader.
     points = cut.points(sample.annotation("landmarks")[:, :NUM_VERTICES, :2])
     around = range(max(window.start - _AROUND, 0), min(window.stop + _AROUND, len(valid)))
-    images = cut.images(sample.video(around.start, len(around)))
+    images = cut.images(sample.video(around.start, len(around)))  # [A, H, W, 3]
+    # Place of the window in these images, and frames of them spread evenly for the mouth reader.
     first = window.start - around.start
     known = np.unique(np.linspace(0, len(around) - 1, min(len(around), _MOST_KNOWN)).round().astype(int))
     numbers = np.arange(window.start, window.stop)
@@ -144,6 +147,7 @@ def _own(sample: Sample, valid: np.ndarray, cut: ImageCut, frames: int | None) -
         reference=cut.images(sample.video(still, 1))[0],
         reference_landmarks=points[still],
         landmarks=held(points, valid)[numbers],
+        # The reference is an input: measuring it would reward a copy.
         valid=valid[numbers] & (numbers != still),
         truth=images[first : first + len(window)],
         audio=sample.audio(window.start, len(window)),
@@ -153,8 +157,9 @@ def _own(sample: Sample, valid: np.ndarray, cut: ImageCut, frames: int | None) -
 
 
 def _window(valid: np.ndarray, frames: int | None) -> range:
-    """The frames to be measured: as many with a face as can be, and of these windows the one nearest the middle."""
+    """Frames to be measured: the window with the most faces, of several the one nearest the middle."""
     count = min(frames or len(valid), len(valid))
+    # Number of faces in the window that begins at each frame, [F - count + 1].
     faces = np.convolve(valid.astype(int), np.ones(count, int), "valid")
     best = np.flatnonzero(faces == faces.max())
     first = int(best[np.abs(best - (len(valid) - count) / 2).argmin()])
@@ -162,36 +167,37 @@ def _window(valid: np.ndarray, frames: int | None) -> range:
 
 
 def _reference_frame(valid: np.ndarray, window: range) -> int:
-    """The frame with a face that is farthest from the window; of a whole clip the first one."""
+    """Frame with a face that is farthest from the window; the first one with a face if all lie inside."""
     faces = np.flatnonzero(valid)
-    away = np.maximum(window.start - faces, faces - (window.stop - 1)).clip(0)
+    away = np.maximum(window.start - faces, faces - (window.stop - 1)).clip(0)  # frames; 0 inside
     return int(faces[away.argmax()])
 
 
 def held(values: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """`[F, …]` in which every frame that is not valid repeats the last valid one, at the beginning the first."""
+    """Values `[F, …]` in which each invalid frame repeats the last valid one before it; at the beginning the first."""
     last = np.maximum.accumulate(np.where(valid, np.arange(len(valid)), -1))
     return values[np.where(last < 0, valid.argmax(), last)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageCut:
-    """What training sees of a clip whose images have another shape: the middle, in the training's size."""
+    """Cut of a clip's images to another shape, as in training: the middle, resized."""
 
     clip: tuple[int, int]
     """Width and height of the clip, in pixels."""
     size: tuple[int, int]
-    """Width and height of what is made of it, in pixels."""
+    """Width and height of the result, in pixels."""
 
     @classmethod
     def of(cls, sample: Sample, width: int, height: int) -> ImageCut:
-        """For a sample, and the size that is wanted in pixels."""
+        """Cut of a sample's images to a size in pixels."""
         return cls(clip=(sample.info.width, sample.info.height), size=(width, height))
 
     def images(self, video: np.ndarray) -> np.ndarray:
-        """Frames of the clip `[F, …, 3]` uint8 → `[F, H, W, 3]`."""
+        """Frames of the clip, `[F, …, 3]` uint8 → `[F, H, W, 3]`."""
+        # `fit_images` takes channels first: [F, 3, …] inside.
         return np.ascontiguousarray(np.moveaxis(fit_images(np.moveaxis(video, 3, 1), *self.size), 1, 3))
 
     def points(self, points: np.ndarray) -> np.ndarray:
-        """Landmarks `[…, 2]` in shares of the clip's image → in shares of what is cut out of it, float32."""
+        """Landmarks `[…, 2]` in shares of the clip's image → in shares of the cut image, float32."""
         return fit_landmarks(points.astype(np.float32), self.clip, self.size)

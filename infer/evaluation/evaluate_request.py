@@ -1,4 +1,4 @@
-"""What the user asks of `infer evaluate`."""
+"""Options of `infer evaluate`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from infer.weights.pipeline_weights import PipelinePlace, find_pipeline
 from infer.weights.speech_weights import WeightsPlace, find_weights
 
 MODELS = ("audio2mesh", "audio2pose", "lmk2video")
+# Options without effect on the speech models; given with one of them, they are an error instead of being ignored.
 _VIDEO_ONLY = (
     "frames",
     "drive",
@@ -35,7 +36,7 @@ class EvaluateRequest:
     data: str
     """Data folder, or a URI such as s3://bucket/folder."""
     split: Literal["train", "val", "test"] = "val"
-    """Which clips."""
+    """Split whose clips are measured."""
     audio2mesh: Path | None = None
     """Weights of the mesh model."""
     audio2pose: Path | None = None
@@ -45,18 +46,18 @@ class EvaluateRequest:
     version: str | None = None
     """Annotation version; default: the newest."""
     limit: int | None = None
-    """Only the first so many clips."""
+    """Number of clips that are measured, from the first on; default: all."""
     output: Annotated[Path | None, tyro.conf.arg(aliases=("-o",))] = None
-    """Folder for validation.json and validation.txt; of the video pipeline also contact sheets and videos."""
+    """Folder for validation.json and validation.txt; for the video pipeline also for contact sheets and videos."""
     frames: int | None = 50
-    """Frames of each clip, from its middle, for the video pipeline; None: all."""
+    """Number of frames of each clip, near its middle, for the video pipeline; None: all."""
     drive: Literal["own", "next"] = "own"
-    """Whose landmarks drive a clip's reference frame in the video pipeline: its own, which are compared with the true
-    frames, or the next clip's, of which there is no truth but whether the face follows."""
+    """Clip whose landmarks drive a reference frame in the video pipeline: own, so that the result is compared with the
+    true frames; or next, the next clip, so that only whether the face follows can be measured."""
     width: int | None = None
-    """Width of the images in pixels; default: what the weights have learnt."""
+    """Width of the images in pixels; default: the width that the weights were trained on."""
     height: int | None = None
-    """Height of the images in pixels; default: what the weights have learnt."""
+    """Height of the images in pixels; default: the height that the weights were trained on."""
     steps: int = 25
     """Steps of the sampler."""
     guidance: float = 3.5
@@ -64,36 +65,37 @@ class EvaluateRequest:
     seed: int = 0
     """Seed of the noise."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Where the video pipeline runs."""
+    """Device of the video pipeline."""
     identity_model: Path | None = None
-    """TorchScript network that embeds faces, for identity_similarity; see infer/metrics/learned_metrics.py."""
+    """TorchScript network that embeds faces, for identity_similarity; its form: infer/metrics/learned_metrics.py."""
     sync_model: Path | None = None
-    """TorchScript network that embeds lips and sound, for the sync measures."""
+    """TorchScript network that embeds lips and sound, for the sync metrics."""
     fid_model: Path | None = None
     """TorchScript network that describes images, for frechet_inception_distance."""
     fvd_model: Path | None = None
     """TorchScript network that describes videos, for frechet_video_distance."""
 
     def check(self) -> None:
-        """Raise `ValueError` for values that no data could make right."""
+        """Raise `ValueError` for values that are wrong whatever the data."""
         given = [name for name in MODELS if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError("give one of --audio2mesh, --audio2pose and --lmk2video")
         if self.lmk2video is None:
+            # An option at its default counts as not given: the command line does not tell the two apart.
             for setting in fields(self):
                 if setting.name in _VIDEO_ONLY and getattr(self, setting.name) != setting.default:
                     option = setting.name.replace("_", "-")
-                    raise ValueError(f"--{option} is of --lmk2video only: {given[0]} makes no video")
+                    raise ValueError(f"--{option} applies to --lmk2video only: {given[0]} makes no video")
         for name in ("limit", "frames", "width", "height", "steps"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name} is {value}, must be at least 1")
 
     def find(self) -> WeightsPlace | PipelinePlace:
-        """The weights.
+        """Place of the weights.
 
         Raises:
-            ValueError: They are not there.
+            ValueError: There are none.
         """
         if self.audio2mesh is not None:
             return find_weights("audio2mesh", self.audio2mesh)

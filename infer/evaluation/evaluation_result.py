@@ -1,4 +1,4 @@
-"""What an evaluation found: numbers of the predictions and of their baselines, as JSON and as a table to read."""
+"""Result of an evaluation: numbers of the predictions and of their baselines, as JSON and as a table to read."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from talkinghead.provenance import pretty_json
 
 JSON_FILE = "validation.json"
 TABLE_FILE = "validation.txt"
-FORMAT = 1
+FORMAT = 1  # of validation.json; files with another number are refused
 
 Role = Literal["prediction", "baseline", "truth"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClipCount:
-    """One clip that was looked at."""
+    """One clip of an evaluation and its numbers of frames."""
 
     key: str
     num_frames: int
     num_invalid: int
-    """Frames without a face, which are not measured."""
+    """Frames that are not measured, e.g. without a face."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """What was measured: a prediction, a baseline, or the truth itself."""
+    """One thing that was measured: a prediction, a baseline, or the truth itself."""
 
     name: str
     role: Role
@@ -46,19 +46,21 @@ class Evaluation:
     kind: str
     """`mesh`, `pose` or `video`."""
     protocol: str
+    """How the numbers were obtained, in a sentence or two."""
     notes: tuple[str, ...]
+    """Sentences that help to read the numbers, or tell what is missing."""
     clips: tuple[ClipCount, ...]
     subjects: tuple[Subject, ...]
     """Predictions, then baselines, then the truth."""
 
     @property
     def num_frames(self) -> int:
-        """Frames of all clips."""
+        """Number of frames of all clips."""
         return sum(clip.num_frames for clip in self.clips)
 
     @property
     def num_invalid(self) -> int:
-        """Frames without a face, of all clips."""
+        """Number of frames of all clips that are not measured."""
         return sum(clip.num_invalid for clip in self.clips)
 
     def result(self, metric: str, subject: str | None = None) -> Result:
@@ -74,11 +76,11 @@ class Evaluation:
         raise KeyError(f"{metric} of {subject}")
 
     def numbers(self) -> dict[str, float]:
-        """What is available of the predictions, to log: `mesh_l1`; with two predictions `free-running/pose_l1`.
+        """Available metrics of the predictions by name, to log: `mesh_l1`; with two predictions `free-running/pose_l1`.
 
-        The first metric also relative to the first baseline: `mesh_l1_to_neutral_mesh` is 0.25 where a quarter is left
-        of the error that the neutral mesh makes. What is in dB, the logarithm of a ratio already, as a difference:
-        `psnr_above_reference_copy`.
+        The first metric is also given relative to the first baseline: `mesh_l1_to_neutral_mesh` is 0.25 where the
+        error is a quarter of the neutral mesh's. A metric in dB, which is the logarithm of a ratio already, is given as
+        a difference: `psnr_above_reference_copy`.
         """
         predictions = [subject for subject in self.subjects if subject.role == "prediction"]
         baseline = next((subject for subject in self.subjects if subject.role == "baseline"), None)
@@ -86,7 +88,9 @@ class Evaluation:
         for subject in predictions:
             prefix = f"{subject.name}/" if len(predictions) > 1 else ""
             numbers |= {prefix + result.name: result.value for result in subject.results if result.value is not None}
+            # The first metric against the first baseline: one number that tells whether the weights learnt anything.
             first, there = subject.results[0], baseline.results[0].value if baseline else None
+            # Without a baseline, or against one of exactly 0, there is no ratio.
             if baseline is None or first.value is None or not there:
                 continue
             known = baseline.name.replace(" ", "_")
@@ -97,7 +101,7 @@ class Evaluation:
         return numbers
 
     def to_json(self) -> dict[str, Any]:
-        """All of it, and the counts, as a JSON object."""
+        """All fields and the counts as a JSON object."""
         return {"num_clips": len(self.clips), "num_frames": self.num_frames, "num_invalid": self.num_invalid} | asdict(
             self
         )
@@ -109,6 +113,7 @@ class Evaluation:
             kind=value["kind"],
             protocol=value["protocol"],
             notes=tuple(value["notes"]),
+            # JSON has only lists: tuples again, so that the result equals the one that was written.
             clips=tuple(ClipCount(**clip) for clip in value["clips"]),
             subjects=tuple(
                 Subject(
@@ -121,15 +126,19 @@ class Evaluation:
         )
 
     def summary(self) -> str:
-        """How much was measured, in a few words."""
+        """Numbers of clips and frames that were measured, in a few words."""
         seconds = self.num_frames / timebase.FPS
         clips = "1 clip" if len(self.clips) == 1 else f"{len(self.clips)} clips"
         return f"{clips}, {self.num_frames} frames ({seconds:.0f} s), {self.num_invalid} without a face"
 
     def table(self) -> str:
-        """Metrics down, subjects across; under it why values are missing, and each clip's values."""
+        """Table to read: a row for each metric, a column for each subject.
+
+        Below it: why values of the predictions are missing, and their values clip by clip.
+        """
         names = [subject.name for subject in self.subjects]
         rows = [["", "unit", *names]]
+        # All subjects have the same metrics in the same order: the index of a row fits each of them.
         for index, result in enumerate(self.subjects[0].results if self.subjects else ()):
             values = (subject.results[index] for subject in self.subjects)
             rows.append([_label(result), result.unit, *(number(item.value) for item in values)])
@@ -155,8 +164,8 @@ def write_evaluations(folder: Path, evaluations: Mapping[str, Evaluation]) -> No
     """Write `validation.json` and `validation.txt`, each whole or not at all.
 
     Args:
-        folder: Where to.
-        evaluations: Title (`held-out clips`, `training clips`) → what was found.
+        folder: Folder for the two files; made when needed.
+        evaluations: Title (`held-out clips`, `training clips`) → evaluation.
     """
     text = "\n\n".join(f"{title}: {evaluation.table()}" for title, evaluation in evaluations.items())
     value = {
@@ -168,11 +177,11 @@ def write_evaluations(folder: Path, evaluations: Mapping[str, Evaluation]) -> No
 
 
 def read_evaluations(folder: Path) -> dict[str, Evaluation]:
-    """Inverse of `write_evaluations`.
+    """Evaluations of a folder by title: inverse of `write_evaluations`.
 
     Raises:
-        ValueError: The file is damaged or of another version.
-        OSError: There is none.
+        ValueError: The file is damaged or of another format version.
+        OSError: There is no file.
     """
     path = folder / JSON_FILE
     try:
@@ -185,13 +194,14 @@ def read_evaluations(folder: Path) -> dict[str, Evaluation]:
 
 
 def number(value: float | None) -> str:
-    """A value to read: three digits that count; `–` where there is none."""
+    """A value to read, with about three significant digits; `–` where there is none."""
     if value is None:
         return "–"
     if value == 0:
         return "0"
     size = abs(value)
     if 1e-3 <= size < 1e5:
+        # Decimals by size: the format `g` would drop zeros at the end.
         decimals = 3 if size < 1 else 2 if size < 100 else 1 if size < 1000 else 0
         return f"{value:.{decimals}f}"
     return f"{value:.1e}"
@@ -203,6 +213,7 @@ def _label(result: Result) -> str:
 
 
 def _unavailable(subject: Subject) -> list[str]:
+    # Metrics that lack a value for the same reason share a line.
     missing: dict[str, list[str]] = {}
     for result in subject.results:
         if result.reason_unavailable:
@@ -211,7 +222,7 @@ def _unavailable(subject: Subject) -> list[str]:
 
 
 def _aligned(rows: list[list[str]]) -> list[str]:
-    """First column to the left, the others to the right."""
+    """Lines of a table with equally wide cells: the first column aligned left, the others right."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return [
         "  ".join(

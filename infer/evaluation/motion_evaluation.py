@@ -1,10 +1,10 @@
-"""Predictions for held-out clips against the truth, with baselines next to every number.
+"""Evaluation of predicted meshes and head poses for held-out clips, with baselines next to every number.
 
 Mesh: predicted offsets are added to the neutral mesh of the clip itself, estimated from its annotations by the rule of
 `talkinghead.motion.neutral`, unless another neutral mesh is given. Pose: poses are relative to the clip's rest pose
-(the median of each of its six numbers), or to its first frame with a face. Both: whole clips, of which the frames with
-a face are measured. Baselines: no motion at all (the neutral mesh; the zero pose), the mean over the training frames,
-and the true motion of the same clip, late by a fixed time: what a right motion at a wrong time gets.
+(the median of each of its six numbers), or to its first frame with a face. Both: whole clips are predicted, and the
+frames with a face are measured. Baselines: no motion at all (the neutral mesh; the zero pose), the mean over the
+training frames, and the true motion of the same clip, delayed by a fixed time: plausible motion without sync.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from talkinghead.motion.rest_pose import pose_origin, previous_poses, relative_p
 from talkinghead.motion.speakers import Speakers
 
 MESH_SHIFT_S = 0.4
-"""By which the shifted truth comes late for a mesh: more than a syllable, and still where a lag is looked for."""
+"""Delay of the shifted truth of a mesh in seconds: more than a syllable, and within the lags that are tried."""
 POSE_SHIFT_S = 1.0
-"""By which it comes late for a pose, which moves more slowly."""
+"""Delay of the shifted truth of a pose in seconds; longer, because a head moves more slowly."""
 
 NO_MOTION = {"mesh": "neutral mesh", "pose": "zero pose"}
 TRAINING_MEAN, SHIFTED_TRUTH, TRUTH = "training mean", "shifted truth", "truth"
 PREVIOUS_POSE = "previous pose"
-"""Baseline of a teacher-forced decoder: the true pose of the frame before, which it was given."""
+"""Baseline for a teacher-forced decoder: the true pose of the frame before, which the decoder was given."""
 PREDICTION, FREE_RUNNING, TEACHER_FORCED = "prediction", "free-running", "teacher-forced"
 
 Kind = Literal["mesh", "pose"]
@@ -41,40 +41,40 @@ COLUMNS: dict[Kind, tuple[str, ...]] = {"mesh": ("mesh", "blendshapes", "valid")
 
 @dataclass(frozen=True, kw_only=True)
 class TrueClip:
-    """A clip as it is annotated. Frames without a face are NaN."""
+    """Audio and annotations of a clip. Frames without a face are NaN."""
 
     key: str
     speaker: str
-    """`SampleIndex.speaker`."""
+    """Name of the speaker (`SampleIndex.speaker`)."""
     valid: np.ndarray
-    """`[F]` bool."""
+    """Frames with a face, `[F]` bool."""
     audio: np.ndarray
     """`[F · 640]` float32 at 16 kHz."""
     mesh: np.ndarray | None = None
     """`[F, 468, 3]` cm."""
     blendshapes: np.ndarray | None = None
-    """`[F, 52]`."""
+    """`[F, 52]`, 0 … 1."""
     pose_matrix: np.ndarray | None = None
-    """`[F, 4, 4]` canonical → camera."""
+    """`[F, 4, 4]` canonical face space → camera, cm."""
 
     @property
     def num_frames(self) -> int:
-        """Frames of the whole clip."""
+        """Number of frames F, with and without a face."""
         return len(self.valid)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trace:
-    """One evaluated clip, for plots and videos."""
+    """One evaluated clip with its predictions, for plots and videos."""
 
     clip: TrueClip
     kind: Kind
     still: np.ndarray
-    """What the motion is relative to: the neutral mesh `[468, 3]`, or the origin of the poses `[4, 4]`."""
+    """Origin of the motion: neutral mesh `[468, 3]` in cm, or pose matrix `[4, 4]` that poses are relative to."""
     true: np.ndarray
-    """`[F, 468, 3]` or `[F, 6]`; NaN in frames without a face."""
+    """True meshes `[F, 468, 3]` in cm, or poses `[F, 6]` in degrees and cm; NaN in frames without a face."""
     predictions: Mapping[str, np.ndarray]
-    """Name → the same shape, finite."""
+    """Name → predicted meshes or poses, of the shape of `true`, finite."""
 
 
 ClipCallback = Callable[[Trace], None]
@@ -84,11 +84,12 @@ def read_clips(samples: Iterable[Sample], kind: Kind, *, most_frames: int | None
     """The clips of samples, one at a time.
 
     Args:
-        samples: What a reader gives.
-        kind: What will be evaluated: the other annotations are not read.
-        most_frames: Only the first so many frames of each.
+        samples: Samples of a reader.
+        kind: Kind of motion that will be evaluated; other annotations are not read.
+        most_frames: Largest number of frames of each clip, from its beginning; None: all.
     """
     for sample in samples:
+        # Cut at the end only: frame k stays at sample 640 k of the audio.
         count = min(sample.num_frames, most_frames or sample.num_frames)
         mesh = kind == "mesh"
         yield TrueClip(
@@ -103,15 +104,14 @@ def read_clips(samples: Iterable[Sample], kind: Kind, *, most_frames: int | None
 
 
 def identity_of(speaker: str, known: Speakers | None, rows: int) -> int:
-    """Row of a pose model's identity embedding that stands for a speaker.
+    """Row of a pose model's identity embedding for a speaker.
 
-    A speaker that the model was not trained on has none of his own and takes row 0; where there are more speakers than
-    rows, some share one.
+    A speaker that the model was not trained on takes row 0; where there are more speakers than rows, some share one.
 
     Args:
         speaker: `TrueClip.speaker`.
-        known: Who the model was trained on; None: nobody knows.
-        rows: Rows of the embedding.
+        known: Speakers that the model was trained on; None: unknown.
+        rows: Number of rows of the embedding.
     """
     return known.identity(speaker) % rows if known is not None and speaker in known else 0
 
@@ -129,21 +129,21 @@ def evaluate_mesh(
 
     Args:
         predict: Clip → offsets from the neutral mesh `[F, 468, 3]` cm, from its audio (and speaker) alone.
-        clips: With mesh; may come from a generator.
-        mean_offset: `[468, 3]` cm, mean over the training frames (`Speakers.mean_offset`).
-        neutral: Clip → neutral mesh `[468, 3]`; None: estimated from the clip.
+        clips: Clips with mesh; may come from a generator.
+        mean_offset: Mean offset `[468, 3]` over the training frames, in cm (`Speakers.mean_offset`).
+        neutral: Clip → neutral mesh `[468, 3]` in cm; None: estimated from the clip.
         shift_s: Delay of the shifted truth in seconds.
         on_clip: Called with every clip that was evaluated.
 
     Raises:
-        ValueError: A prediction of another shape, or not finite.
+        ValueError: A prediction has a wrong shape, or is not finite.
     """
     measured = _Measured("mesh", shift_s, mean_offset is not None)
     for clip in clips:
         assert clip.mesh is not None, "read_clips(…, 'mesh') reads the mesh"
         if not measured.count(clip):
             continue
-        # What the offsets are added to.
+        # The neutral mesh that the offsets are added to.
         still = neutral(clip) if neutral else neutral_mesh(clip.mesh, clip.blendshapes, clip.valid).mesh
         # The prediction, next to the baselines.
         predictions = {PREDICTION: still + _checked(predict(clip), clip, (468, 3))}
@@ -168,17 +168,18 @@ def evaluate_pose(
     """Evaluate predicted head poses.
 
     Args:
-        free_running: Clip → poses `[F, 6]`, as at inference: each from the audio and the model's own poses before it.
-        clips: With pose_matrix; may come from a generator.
+        free_running: Clip → poses `[F, 6]` in degrees and cm, as at inference: each pose is predicted from the audio
+            and the model's own poses before it.
+        clips: Clips with pose_matrix; may come from a generator.
         teacher_forced: Clip and true previous poses `[F, 6]` (row 0 is zero, row t the true pose of frame t - 1; over
             frames without a face the last one is held) → poses `[F, 6]`.
-        mean_pose: `[6]`, mean over the training frames.
-        origin: What poses are relative to: the clip's rest pose, or its first frame with a face.
+        mean_pose: Mean pose `[6]` over the training frames.
+        origin: Pose that poses are relative to: the clip's rest pose, or that of its first frame with a face.
         shift_s: Delay of the shifted truth in seconds.
         on_clip: Called with every clip that was evaluated.
 
     Raises:
-        ValueError: Nothing to evaluate; a prediction of another shape, or not finite.
+        ValueError: There is nothing to evaluate; or a prediction has a wrong shape, or is not finite.
     """
     if free_running is None and teacher_forced is None:
         raise ValueError("there is no prediction to evaluate")
@@ -189,7 +190,7 @@ def evaluate_pose(
         assert clip.pose_matrix is not None, "read_clips(…, 'pose') reads the pose_matrix"
         if not measured.count(clip):
             continue
-        # The truth, about the pose that the model's poses are about.
+        # The truth, relative to the same origin as the model's poses.
         still = pose_origin(clip.pose_matrix, clip.valid, origin)
         true = relative_pose(clip.pose_matrix, still)
         # The predictions, next to the baselines.
@@ -208,10 +209,11 @@ def evaluate_pose(
 
 
 class _Measured:
-    """The measurements of all subjects over the clips."""
+    """Measurements of all subjects (predictions, baselines, truth) over the clips."""
 
     def __init__(self, kind: Kind, shift_s: float, has_mean: bool) -> None:
         self.kind, self.shift_s = kind, shift_s
+        # Metrics of other kinds would be unavailable for every clip: leave them out of the table.
         self.metrics = tuple(name for name, metric in METRICS.items() if f"predicted_{kind}" in metric.needs)
         self.subjects: dict[str, tuple[Role, Measurement]] = {}
         self.clips: list[ClipCount] = []
@@ -220,7 +222,7 @@ class _Measured:
             self.notes.append("The training mean was not given.")
 
     def count(self, clip: TrueClip) -> bool:
-        """Count a clip; False when it has no face and is not measured."""
+        """Count a clip; False when it has no face, so that it is not measured."""
         invalid = int((~clip.valid).sum())
         self.clips.append(ClipCount(key=clip.key, num_frames=clip.num_frames, num_invalid=invalid))
         return bool(clip.valid.any())
@@ -231,12 +233,13 @@ class _Measured:
         true, valid = trace.true, trace.clip.valid
         for name, values in trace.predictions.items():
             self._measure(name, "prediction", trace, values, valid)
+        # A constant, the same in every frame: [468, 3] or [6] → the shape of the truth.
         self._measure(NO_MOTION[self.kind], "baseline", trace, np.broadcast_to(no_motion, true.shape), valid)
         if mean is not None:
             self._measure(TRAINING_MEAN, "baseline", trace, np.broadcast_to(mean, true.shape), valid)
         if previous is not None:
             self._measure(PREVIOUS_POSE, "baseline", trace, previous, valid)
-        # The right motion at a wrong time: what is not there yet is not measured.
+        # The shifted truth: its first frames have no value yet and are not measured.
         late = np.full_like(true, np.nan)
         shift = round(self.shift_s * timebase.FPS)
         late[shift:] = true[: max(len(true) - shift, 0)]
@@ -245,8 +248,9 @@ class _Measured:
         self._measure(TRUTH, "truth", trace, true, valid)
 
     def _measure(self, name: str, role: Role, trace: Trace, values: np.ndarray, valid: np.ndarray) -> None:
+        # The dict keeps the order of the first clip: predictions, baselines, truth.
         _, measurement = self.subjects.setdefault(name, (role, Measurement(self.metrics)))
-        # The truth is not compared with itself: only what it is by itself says something.
+        # The truth is not compared with itself: it gets only the metrics that need no truth.
         true = None if role == "truth" else trace.true
         arrays = {f"predicted_{self.kind}": values, f"true_{self.kind}": true}
         measurement.add(Clip(key=trace.clip.key, valid=valid, audio=trace.clip.audio, **arrays))
@@ -271,6 +275,7 @@ def _checked(values: np.ndarray, clip: TrueClip, shape: tuple[int, ...]) -> np.n
     values = np.asarray(values)
     if values.shape != (clip.num_frames, *shape):
         raise ValueError(f"{clip.key}: the prediction is {values.shape}, expected {(clip.num_frames, *shape)}")
+    # Checked in all frames, also those without a face: there is audio in each of them to predict from.
     if not np.isfinite(values).all():
         raise ValueError(f"{clip.key}: the prediction is not finite: the weights are damaged or diverged")
     return values

@@ -1,4 +1,4 @@
-"""`infer evaluate`: weights against the annotated clips of a split, with baselines next to every number."""
+"""`infer evaluate`: evaluation of weights on the annotated clips of a split."""
 
 from __future__ import annotations
 
@@ -32,15 +32,16 @@ KINDS: dict[str, Kind] = {"audio2mesh": "mesh", "audio2pose": "pose"}
 
 
 def evaluate_and_write(request: EvaluateRequest) -> str:
-    """Do what the request asks for; everything that costs nothing is checked first.
+    """Evaluate what a request asks for, and write the result if it names an output folder.
 
     Returns:
-        The table, or the path of validation.json where there is an output folder; the table then goes to stderr.
+        The table; or with an output folder the path of validation.json, while the table goes to stderr.
 
     Raises:
-        ValueError: Something that was asked for is not possible.
+        ValueError: The request cannot be fulfilled.
         OSError: There is no data set, or the output cannot be written.
     """
+    # Check all that is cheap to check before hours of evaluation.
     request.check()
     place = request.find()
     if request.output is not None:
@@ -48,6 +49,7 @@ def evaluate_and_write(request: EvaluateRequest) -> str:
     if isinstance(place, WeightsPlace):
         evaluation = evaluate_split(place, request.data, request.split, limit=request.limit, version=request.version)
     else:
+        # Only when asked for: it loads the whole video pipeline.
         from infer.evaluation.video_split_evaluation import evaluate_video_split
 
         evaluation = evaluate_video_split(place, request)
@@ -60,19 +62,20 @@ def evaluate_and_write(request: EvaluateRequest) -> str:
 def evaluate_split(
     place: WeightsPlace, data: str, split: str, *, limit: int | None = None, version: str | None = None
 ) -> Evaluation:
-    """Run the inference pipeline over whole clips and measure it.
+    """Evaluation of an audio2mesh or audio2pose model: the inference pipeline over whole clips of a split.
 
     Args:
-        place: Weights of either model.
-        data: The data set: folder or URI.
+        place: Place of the weights of either model.
+        data: Data set: folder or URI.
         split: `train`, `val` or `test`.
-        limit: Only the first so many clips.
+        limit: Number of clips that are measured, from the first on; None: all.
         version: Annotation version; None: the newest.
 
     Raises:
-        ValueError: The weights cannot be loaded, or the split has no clip with speech.
+        ValueError: The weights cannot be loaded, or the split has no clip with a face and speech.
         OSError: There is no data set.
     """
+    # Clips with the annotations of the model's kind and with audible sound.
     reader = ShardReader(data, version=version, split=split, columns=COLUMNS[KINDS[place.kind]], at_most=SPEECH)
     count = min(len(reader), limit or len(reader))
     if not count:
@@ -83,7 +86,7 @@ def evaluate_split(
 
 
 def write_evaluation(evaluation: Evaluation, split: str, folder: Path) -> Path:
-    """Write `validation.json` and `validation.txt` into a folder; returns the path of the former."""
+    """Write `validation.json` and `validation.txt` into a folder; returns the path of `validation.json`."""
     folder.mkdir(parents=True, exist_ok=True)
     write_evaluations(folder, {f"{split} clips": evaluation})
     return folder / JSON_FILE
@@ -102,14 +105,17 @@ def _mesh(place: WeightsPlace, samples: Iterator[Sample]) -> Evaluation:
 
     def predict(clip: TrueClip) -> np.ndarray:
         offsets = pipeline.predict_offsets(clip.audio)
+        # From the frame rate of the model to that of the annotations: [F, 468, 3] at 25 fps.
         return resample_frames(offsets, weights.model.fps, FPS, clip.num_frames)
 
+    # Published weights come without the table of speakers that holds the mean.
     mean = None if weights.speakers is None else weights.speakers.mean_offset
     return evaluate_mesh(predict, read_clips(samples, "mesh"), mean_offset=mean)
 
 
 def _pose(place: WeightsPlace, samples: Iterator[Sample]) -> Evaluation:
     weights = load_audio2pose(place)
+    # The head alone: no mesh model is needed for it.
     pipeline = AudioToLandmarks(None, weights.model)
     rows = weights.model.id_embed.num_embeddings
 
@@ -117,4 +123,5 @@ def _pose(place: WeightsPlace, samples: Iterator[Sample]) -> Evaluation:
         pose = pipeline.predict_pose(clip.audio, identity=identity_of(clip.speaker, weights.speakers, rows))
         return resample_frames(pose, weights.model.fps, FPS, clip.num_frames)
 
+    # Poses count from the origin that the model was trained with.
     return evaluate_pose(free_running, read_clips(samples, "pose"), origin=weights.model.config["pose_origin"])

@@ -1,9 +1,10 @@
-"""The video pipeline against true frames, with baselines next to every number.
+"""Evaluation of the video pipeline against true frames, with baselines next to every number.
 
-A clip's own reference frame is driven by its own landmarks, so that the true frames are known, or by another clip's.
+A clip's reference frame is driven by its own landmarks, so that the true frames are known, or by another clip's.
 Baselines: the reference frame itself, which never moves; the same pipeline without its motion modules, on the same
-noise (what stage 2 adds); and the true frames through the VAE and back, which no pipeline on this VAE can pass. The
-truth itself is measured, too: its landmark distance is what the re-detection costs at this size.
+noise (the difference is what stage 2 adds); and the true frames encoded and decoded by the VAE, an upper bound for
+every pipeline on this VAE. The truth itself is measured, too: its landmark distance is the error of finding the
+landmarks again at this size.
 """
 
 from __future__ import annotations
@@ -38,17 +39,20 @@ GENERATED, REFERENCE_COPY, NO_MOTION, VAE, TRUTH = (
     "truth",
 )
 VIDEO_FIELDS = frozenset({"predicted_video", "shown_landmarks", "mouth_reading"})
-"""Fields of `Clip` of which every metric of a video needs one."""
+"""Fields of `Clip` that mark a metric of videos: it needs at least one of them."""
 _ENCODED = 8  # images that go through the VAE at once
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How the pipeline is run."""
+    """Settings of the pipeline's sampling."""
 
     steps: int = 25
+    """Steps of the sampler."""
     guidance: float = 3.5
+    """Guidance scale; 1 or less turns guidance off."""
     seed: int = 0
+    """Seed of the noise."""
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -60,11 +64,11 @@ class Sampling:
 
 @dataclass(frozen=True, kw_only=True)
 class VideoTrace:
-    """One evaluated clip, for contact sheets and videos."""
+    """One evaluated clip with its videos, for contact sheets and comparison videos."""
 
     clip: DrivenClip
     videos: Mapping[str, np.ndarray]
-    """Subject → `[F, H, W, 3]` RGB uint8; generated first."""
+    """Subject → video `[F, H, W, 3]` RGB uint8; the generated one first."""
 
 
 ClipCallback = Callable[[VideoTrace], None]
@@ -81,29 +85,29 @@ def evaluate_pipeline(
     on_clip: ClipCallback | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Evaluation:
-    """Run a pipeline over clips and measure what it makes.
+    """Evaluation of a pipeline: generate every clip, and measure the result next to its baselines.
 
     Args:
-        pipeline: On its device.
-        clips: May come from a generator; one is held at a time. Either all have a truth or none.
-        sampling: How to run it.
-        engine: Finds faces in what it makes; None: there is none, and what needs it is unavailable.
-        models: Networks that measure; None: none was given.
-        compare_motion: Where the denoiser has motion modules, make everything a second time without them.
+        pipeline: Pipeline on its device.
+        clips: Clips to generate; may come from a generator, one is held at a time. Either all have a truth or none.
+        sampling: Settings of the sampling.
+        engine: Landmark engine that finds faces in the videos; None: metrics that need it are unavailable.
+        models: Networks of learned metrics; None: none was given.
+        compare_motion: Whether to generate every clip a second time without motion modules, if the denoiser has them.
         on_clip: Called with every clip that was evaluated.
-        progress: Told what is generated, predictions of the network done, and in all.
+        progress: Called with (name of the video, predictions of the network done, total).
 
     Raises:
-        ValueError: The pipeline cannot make these clips, a model cannot be loaded, or two clips have one key.
+        ValueError: The pipeline cannot generate these clips, a model cannot be loaded, or two clips have one key.
     """
-    # What measures, and the pipeline without its motion modules to compare with.
+    # Load the measuring networks, and prepare the pipeline without motion modules to compare with.
     networks = (models or LearnedModels()).load()
     measured = _Measured(engine, networks)
     alone = without_motion(pipeline) if compare_motion else None
     for clip in clips:
         if not measured.count(clip):
             continue
-        # The videos of the clip: generated, and the baselines.
+        # Make the videos of the clip: generated, and the baselines.
         videos: dict[str, tuple[Role, np.ndarray]] = {
             GENERATED: ("prediction", generate(pipeline, clip, sampling, progress, GENERATED)),
             REFERENCE_COPY: ("baseline", np.broadcast_to(clip.reference, (clip.num_frames, *clip.reference.shape))),
@@ -113,7 +117,7 @@ def evaluate_pipeline(
         if clip.truth is not None:
             videos[VAE] = ("baseline", through_vae(pipeline, clip.truth))
             videos[TRUTH] = ("truth", clip.truth)
-        # Their numbers; the videos themselves are let go.
+        # Measure them; only numbers and features are kept, so that memory does not grow with the clips.
         measured.add(clip, videos)
         if on_clip:
             on_clip(VideoTrace(clip=clip, videos={name: video for name, (_, video) in videos.items()}))
@@ -127,7 +131,7 @@ def generate(
     progress: Callable[[str, int, int], None] | None = None,
     subject: str = GENERATED,
 ) -> np.ndarray:
-    """What the pipeline makes of a clip, `[F, H, W, 3]` RGB uint8; `progress` is told that it makes `subject`."""
+    """Video that the pipeline generates for a clip, `[F, H, W, 3]` RGB uint8; `progress` names it after `subject`."""
     height, width = clip.reference.shape[:2]
     frames = pipeline.stream(
         clip.reference,
@@ -146,13 +150,17 @@ def generate(
 
 
 def without_motion(pipeline: TalkingHeadPipeline) -> TalkingHeadPipeline | None:
-    """The same pipeline with the frames of a video made each for itself; None where that is so already."""
+    """The pipeline without motion modules, so that frames are made independently; None where it has none anyway.
+
+    Its networks share their weights with the pipeline's.
+    """
     denoiser: Any = pipeline.denoiser
     if not denoiser.config["motion"]:
         return None
+    # Names with an underscore are notes of diffusers in the config, no arguments of the constructor.
     settings = {name: value for name, value in denoiser.config.items() if not name.startswith("_")}
     settings["motion"] = False
-    # A denoiser of the same weights but those of the motion modules, without a copy.
+    # Build the denoiser on "meta" and assign the tensors: it shares the weights (without motion modules), not copies.
     with torch.device("meta"):
         still = Denoiser(**settings)
     state: dict[str, Any] = denoiser.state_dict()
@@ -165,18 +173,20 @@ def without_motion(pipeline: TalkingHeadPipeline) -> TalkingHeadPipeline | None:
 
 
 def through_vae(pipeline: TalkingHeadPipeline, video: np.ndarray) -> np.ndarray:
-    """Images encoded and decoded by the pipeline's VAE, `[F, H, W, 3]` RGB uint8."""
+    """Images `[F, H, W, 3]` RGB uint8, encoded and decoded by the pipeline's VAE, in the same form."""
     encoder = ImageNetworks(pipeline.vae, pipeline.image_encoder)
     parts = []
     for first in range(0, len(video), _ENCODED):
+        # [N, H, W, 3] → [N, 3, H, W]
         images = torch.from_numpy(np.ascontiguousarray(np.moveaxis(video[first : first + _ENCODED], 3, 1)))
+        # The mean, not a sample: the loss of the VAE without its noise. [N, C, h, w]
         latents = encoder.mean(encoder.moments(images))
         parts += [as_bytes(decoded) for decoded in decode(encoder, latents, _ENCODED)]
     return np.concatenate(parts)
 
 
 class _Measured:
-    """The measurements of all subjects over the clips."""
+    """Measurements of all subjects (generated, baselines, truth) over the clips."""
 
     def __init__(self, engine: LandmarkEngine | None, networks: Mapping[str, ScriptedModel]) -> None:
         self.engine, self.networks = engine, networks
@@ -193,17 +203,19 @@ class _Measured:
         return bool(clip.valid.any())
 
     def add(self, clip: DrivenClip, videos: Mapping[str, tuple[Role, np.ndarray]]) -> None:
+        # All subjects are compared with the same face: embed it once.
         reference = self._embedded(clip)
         for name, (role, video) in videos.items():
             entry = (role, Measurement(self.metrics), LearnedMeasurement(self.networks))
             _, measurement, learned = self.subjects.setdefault(name, entry)
+            # The reference copy shows one image all the time: find its landmarks once and repeat them.
             shown = self._shown(video[:1] if name == REFERENCE_COPY else video)
             one = Clip(
                 key=clip.key,
                 valid=clip.valid,
                 audio=clip.audio,
                 predicted_video=video,
-                # The truth is not compared with itself: only what it is by itself says something.
+                # The truth is not compared with itself: it gets only the metrics that need no truth.
                 true_video=None if role == "truth" else clip.truth,
                 asked_landmarks=clip.landmarks,
                 shown_landmarks=None if shown is None else np.broadcast_to(shown, clip.landmarks.shape),
@@ -216,7 +228,7 @@ class _Measured:
         return None if self.engine is None else redetect(video, self.engine)
 
     def _embedded(self, clip: DrivenClip) -> np.ndarray | None:
-        """Embedding of the reference's face; None without a network, or where the face is not found."""
+        """Embedding `[D]` of the reference's face; None without a network, or where no face is found."""
         if "identity" not in self.networks:
             return None
         alone = Clip(

@@ -1,4 +1,4 @@
-"""`infer evaluate --lmk2video`: a video pipeline against the clips of a split."""
+"""`infer evaluate --lmk2video`: evaluation of a video pipeline on the clips of a split."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from talkinghead.runtime.progress import Progress
 
 
 def evaluate_video_split(place: PipelinePlace, request: EvaluateRequest) -> Evaluation:
-    """Run the pipeline over clips and measure it; with an output folder, draw contact sheets and videos into it.
+    """Evaluation of a video pipeline on clips of a split; an output folder also gets contact sheets and videos.
 
     Args:
-        place: Where the weights lie.
-        request: The rest.
+        place: Place of the weights.
+        request: Clips, settings of the sampling, learned metrics and output folder.
 
     Raises:
         ValueError: The weights or a model cannot be loaded, the size does not fit, or the split has no clip that shows
             a face.
         OSError: There is no data set.
     """
-    # The clips.
+    # Open the clips; another clip's motion needs more annotation columns than a clip's own landmarks.
     own = request.drive == "own"
     reader = ShardReader(
         request.data, version=request.version, split=request.split, columns=COLUMNS if own else DRIVER_COLUMNS
@@ -38,13 +38,13 @@ def evaluate_video_split(place: PipelinePlace, request: EvaluateRequest) -> Eval
     if len(reader) < (1 if own else 2):
         wanted = "no clip that shows a face" if own else "fewer than two clips that show a face"
         raise ValueError(f"the split {request.split!r} of {request.data} has {wanted}")
-    # What measures.
+    # Load what measures first: a wrong file is reported before the large weights are loaded.
     models = LearnedModels(
         identity=request.identity_model, sync=request.sync_model, fid=request.fid_model, fvd=request.fvd_model
     )
-    models.load()  # what is wrong with them is said before the weights are loaded
+    models.load()
     engine = face_engine()
-    # What is measured, clip by clip.
+    # Load the pipeline, generate and measure clip by clip.
     device = choose_device(request.device)
     with Progress() as progress:
         progress("load weights", 0, 1)
@@ -70,5 +70,5 @@ def _clips(reader: ShardReader, request: EvaluateRequest, place: PipelinePlace) 
         yield from read_driven_clips((reader[number] for number in range(count)), width, height, frames=request.frames)
         return
     for number in range(count):
-        driver = reader[(number + 1) % len(reader)]
+        driver = reader[(number + 1) % len(reader)]  # the first clip drives the last
         yield read_cross_driven(reader[number], driver, width, height, frames=request.frames)

@@ -1,4 +1,4 @@
-"""Measures of a predicted face or video against the true one: a registry, in which every metric says what it needs."""
+"""Metrics that compare a predicted face or video with the true one: a registry in which each declares what it needs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How close the images of the predicted video are to the true ones, each for itself and from frame to frame."""
+"""Metrics of images: how close a predicted video is to the true one, per image and from frame to frame."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from talkinghead.geometry.face_regions import LIPS
 
 WHITE = 255.0
 MOUTH_MARGIN = 0.25
-"""Share of the lips' box by which the mouth's region is larger to each side."""
-_SIGMA, _WINDOW = 1.5, 11  # of Wang et al.'s Gaussian weights, in pixels
+"""Margin of the mouth's region around the box of the lips on each side, as a share of the box."""
+_SIGMA, _WINDOW = 1.5, 11  # standard deviation and width of Wang et al.'s Gaussian weights, in pixels
 _BOTH = ("predicted_video", "true_video")
 
 
@@ -22,21 +22,22 @@ _BOTH = ("predicted_video", "true_video")
 def psnr(clip: Clip) -> float:
     """Peak signal to noise ratio of the images, from the squared error over the whole clip.
 
-    10 log10(255² / mean squared error); the error is averaged before the logarithm, so that a single frame that is
-    equal does not decide.
+    10 log10(255² / mean squared error). The error is averaged before the logarithm, so that a single frame without
+    error does not make the value infinite.
     """
     return _decibels([_squared(one, other).mean() for one, other in _pairs(clip)])
 
 
 @metric("mouth_psnr", "dB", needs=(*_BOTH, "asked_landmarks"), better="higher")
 def mouth_psnr(clip: Clip) -> float:
-    """The same within the box of the lips, which is where a copy of the reference fails.
+    """Peak signal to noise ratio within the box of the lips, which is where a copy of the reference fails.
 
-    The box is that of the landmarks asked for in each frame, a quarter larger to each side.
+    The box surrounds the lips of the landmarks asked for in each frame, with a margin of a quarter on each side.
     """
     assert clip.asked_landmarks is not None
     errors = []
     for (one, other), points in zip(_pairs(clip), clip.asked_landmarks[clip.valid], strict=True):
+        # The boxes differ in size; the mean below counts each frame once, however many pixels its box has.
         rows, columns = box_of(points[list(LIPS)], one.shape[1], one.shape[0], MOUTH_MARGIN)
         errors.append(_squared(one[rows, columns], other[rows, columns]).mean())
     return _decibels(errors)
@@ -47,7 +48,7 @@ def ssim(clip: Clip) -> float:
     """Structural similarity of the images, 1 where they are equal; mean over frames and colours.
 
     Source: Wang et al., "Image Quality Assessment: From Error Visibility to Structural Similarity", 2004, with its
-    Gaussian weights (σ = 1.5 pixels), as computed by scikit-image. Pixels are those of the video as it is: values of
+    Gaussian weights (σ = 1.5 pixels), as computed by scikit-image. It is computed at the video's own size: values at
     different sizes do not compare.
     """
     assert clip.predicted_video is not None
@@ -69,7 +70,7 @@ def sharpness(clip: Clip) -> float:
 
 
 def luma(image: np.ndarray) -> np.ndarray:
-    """RGB uint8 `[H, W, 3]` → float32 `[H, W]`, 0 to 255."""
+    """Luma of an image: RGB uint8 `[H, W, 3]` → float32 `[H, W]`, 0 to 255."""
     return cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)
 
 
@@ -77,10 +78,10 @@ def box_of(points: np.ndarray, width: int, height: int, margin: float = 0.0) -> 
     """Rows and columns of the pixels around normalised points.
 
     Args:
-        points: `[P, 2]`, finite.
+        points: Points `[P, 2]`, x/width, y/height, finite.
         width: Width of the image in pixels.
         height: Height of the image in pixels.
-        margin: Share of the box by which it grows to each side.
+        margin: Margin on each side, as a share of the box.
 
     Raises:
         Unavailable: The box lies outside the image.
@@ -88,6 +89,7 @@ def box_of(points: np.ndarray, width: int, height: int, margin: float = 0.0) -> 
     low, high = points.min(axis=0), points.max(axis=0)
     grown = margin * (high - low)
     (left, top), (right, bottom) = (low - grown) * (width, height), (high + grown) * (width, height)
+    # Outwards to whole pixels, then cut at the borders of the image.
     rows = slice(max(int(np.floor(top)), 0), min(int(np.ceil(bottom)), height))
     columns = slice(max(int(np.floor(left)), 0), min(int(np.ceil(right)), width))
     if rows.start >= rows.stop or columns.start >= columns.stop:
@@ -96,7 +98,7 @@ def box_of(points: np.ndarray, width: int, height: int, margin: float = 0.0) -> 
 
 
 def _pairs(clip: Clip) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Predicted and true image of every measured frame."""
+    """Predicted and true image of every measured frame, each `[H, W, 3]` uint8."""
     assert clip.predicted_video is not None
     assert clip.true_video is not None
     for frame in np.flatnonzero(clip.valid):
@@ -104,6 +106,7 @@ def _pairs(clip: Clip) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
 
 def _squared(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    # In float32: the difference of two uint8 numbers would wrap around.
     return np.square(one.astype(np.float32) - other)
 
 
@@ -117,6 +120,8 @@ def _decibels(errors: list[float]) -> float:
 def _similarity(one: np.ndarray, other: np.ndarray) -> float:
     from skimage.metrics import structural_similarity  # takes longer to import than all the other metrics together
 
+    # With these settings scikit-image agrees with the published code: it takes the covariance of the window as a
+    # population, not as a sample.
     found: Any = structural_similarity(
         one, other, data_range=WHITE, channel_axis=2, gaussian_weights=True, sigma=_SIGMA, use_sample_covariance=False
     )
@@ -131,12 +136,13 @@ def flicker(clip: Clip) -> float:
     """Temporal difference error: how far the change to the next frame is from the true change.
 
     Mean over pixels of |(p(t+1) - p(t)) - (v(t+1) - v(t))| in grey levels of 255; both images of a pair must be
-    measured. A constant error of the image costs nothing, one that comes and goes does. A video that stands still
-    gets the mean size of the true change (the reference copy's value): below it, the changes are right; above, they
-    are mostly flicker.
+    measured. An error that is constant over time costs nothing, one that comes and goes does. A video that never
+    changes gets the mean size of the true change (the reference copy's value): below it, the changes are right; above
+    it, they are mostly flicker.
     """
     assert clip.predicted_video is not None
     assert clip.true_video is not None
+    # Both generators pass over the same pairs of frames; one change [H, W, 3] of each is held at a time.
     steps = zip(_changes(clip.predicted_video, clip), _changes(clip.true_video, clip), strict=True)
     return _mean(float(np.abs(predicted - true).mean()) for predicted, true in steps)
 
@@ -152,10 +158,10 @@ def temporal_change(clip: Clip) -> float:
 def temporal_noise(clip: Clip) -> float:
     """How far an image is from the mean of the ones before and after: compare with the truth's.
 
-    What moves evenly cancels out, what flashes up in one frame stays: the flicker that is left where the motion is
-    fast.
+    Even motion cancels out, a flash in a single frame stays: so it shows flicker even where the motion is fast.
     """
     assert clip.predicted_video is not None
+    # Middle frames of three measured ones in a row; entry k of the slices is about frame k + 1.
     inner = 1 + np.flatnonzero(clip.valid[2:] & clip.valid[1:-1] & clip.valid[:-2])
     video = clip.predicted_video
     return _mean(
@@ -165,7 +171,7 @@ def temporal_noise(clip: Clip) -> float:
 
 
 def _changes(video: np.ndarray, clip: Clip) -> Iterator[np.ndarray]:
-    """Change from each measured frame to the next measured one."""
+    """Change `[H, W, 3]` from each measured frame to the next one, where that is measured, too."""
     for frame in np.flatnonzero(clip.valid[1:] & clip.valid[:-1]):
         yield video[frame + 1].astype(np.float32) - video[frame]
 

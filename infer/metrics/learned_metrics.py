@@ -1,17 +1,17 @@
-"""Measures by networks that the user gives: identity, lip sync, and the Fréchet distances of images and of videos.
+"""Metrics by networks that the user gives: identity, lip sync, and the Fréchet distances of images and of videos.
 
-None of these networks comes with the program: without a file its measures are unavailable, and say so. Each file is
-TorchScript (`infer.metrics.scripted_model`) with a forward of this form, all values float32:
+None of these networks comes with the program: without its file a metric is unavailable, and the result says why. Each
+file is TorchScript (`infer.metrics.scripted_model`) with a forward of this form, all values float32:
 
     identity  faces `[N, 3, 112, 112]`, RGB in -1 … 1, aligned as for ArcFace → embeddings `[N, D]`
     sync      mouths `[N, 5, 3, 112, 112]`, RGB in 0 … 1, the lower half of five aligned frames fills the image, and
               their sound `[N, 3200]`, 16 kHz in -1 … 1 → embeddings of both `[N, D]`, `[N, D]`, near each other
               where they belong together (SyncNet)
     fid       images `[N, 3, H, W]`, RGB in 0 … 255, of any size → features `[N, D]` (Inception-v3 for FID)
-    fvd       videos `[N, 3, 16, H, W]`, of the same values → features `[N, D]` (I3D for FVD)
+    fvd       videos `[N, 3, 16, H, W]`, RGB in 0 … 255 → features `[N, D]` (I3D for FVD)
 
 The switches `return_features`, `rescale` and `resize` of the files that are published for the last two are set where
-they exist. Values compare only between runs with the same file: its sha256 is in the result.
+they exist. Values compare only between evaluations with the same file: its sha256 is in the result.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ from infer.metrics.scripted_model import ScriptedModel
 BATCH = 16
 FVD_FRAMES = 16
 FVD_STRIDE = 8
-"""Frames between the beginnings of two videos of a clip."""
+"""Frames between the first frames of two neighbouring videos of a clip."""
 FEWEST = 2
-"""Features that a distance between two sets needs of each."""
+"""Smallest number of features in each of two sets between which there is a distance."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LearnedMetric:
-    """One entry of the table."""
+    """Declaration of one metric: what it needs, its unit, and what it is."""
 
     model: str
-    """The network that it needs: a field of `LearnedModels`."""
+    """Network that it needs: a field of `LearnedModels`."""
     unit: str
     better: Better
     meaning: str
@@ -85,12 +85,12 @@ LEARNED: dict[str, LearnedMetric] = {
         meaning="Fréchet distance between the features of generated and true videos of 16 frames (FVD)",
     ),
 }
-"""Name → what the measure is, in the order in which they are printed, after those of the registry."""
+"""Name → metric, in the order in which they are printed, after those of the registry."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LearnedModels:
-    """The files of the user."""
+    """TorchScript files that the user gives, one per purpose."""
 
     identity: Path | None = None
     sync: Path | None = None
@@ -98,7 +98,7 @@ class LearnedModels:
     fvd: Path | None = None
 
     def load(self) -> dict[str, ScriptedModel]:
-        """Purpose → network, of those that were given.
+        """Networks that were given: purpose → network.
 
         Raises:
             ValueError: A file cannot be loaded.
@@ -109,7 +109,7 @@ class LearnedModels:
 
 @dataclass
 class LearnedMeasurement:
-    """Measures clips one after another; only numbers and features are kept of each."""
+    """Measures clips one after another; keeps only numbers and features, no images."""
 
     models: Mapping[str, ScriptedModel]
     _weights: dict[str, int] = field(default_factory=dict)
@@ -120,22 +120,23 @@ class LearnedMeasurement:
         """Measure one clip.
 
         Args:
-            clip: With predicted_video; for identity also shown_landmarks, for sync also asked_landmarks and audio.
-            reference: `[D]` embedding of the reference's face (`embed`); None: it is not found.
+            clip: Clip with predicted_video; for identity also shown_landmarks, for sync also asked_landmarks and audio.
+            reference: Embedding `[D]` of the reference's face (`embed`); None: its face was not found.
 
         Raises:
             ValueError: A network does not do what its purpose asks.
         """
         self._weights[clip.key] = clip.num_valid
-        # One number of each clip.
+        # Metrics with one number per clip.
         if "identity" in self.models:
             self._tallies["identity_similarity"].note(clip.key, lambda: self._identity(clip, reference))
         if "sync" in self.models:
+            # The three metrics share one pass of the network.
             score = cache(lambda: sync_score(clip, self.models["sync"], BATCH))
             self._tallies["sync_confidence"].note(clip.key, lambda: score().confidence)
             self._tallies["sync_distance"].note(clip.key, lambda: score().distance)
             self._tallies["sync_offset"].note(clip.key, lambda: score().offset)
-        # Features, of which the distances are taken at the end.
+        # Distances are between whole sets: keep the features of all clips until the end.
         for purpose, cut in (("fid", _images), ("fvd", _videos)):
             if purpose in self.models and clip.true_video is not None and clip.predicted_video is not None:
                 for kept, video in zip(self._kept(purpose), (clip.predicted_video, clip.true_video), strict=True):
@@ -143,13 +144,14 @@ class LearnedMeasurement:
                     kept.extend(self.models[purpose].features(batch) for batch in batches)
 
     def results(self) -> list[Result]:
-        """Every measure over the clips so far."""
+        """Every metric over the clips so far, in the order of `LEARNED`."""
         return [self._result(name, entry) for name, entry in LEARNED.items()]
 
     def _identity(self, clip: Clip, reference: np.ndarray | None) -> float:
         shown = embed(clip, self.models["identity"])
         if reference is None:
             raise Unavailable("no face is found in the reference")
+        # The network need not return embeddings of length 1: [M, D] · [D] is divided by both lengths.
         size = np.linalg.norm(shown, axis=1) * np.linalg.norm(reference)
         return float((shown @ reference / np.maximum(size, 1e-12)).mean())
 
@@ -160,12 +162,14 @@ class LearnedMeasurement:
         found = self._tallies[name].result(name, entry.unit, entry.better, self._weights)
         if entry.model not in self.models:
             return replace(found, reason_unavailable=f"no {entry.model} model was given")
+        # A distance belongs to the whole set: it has no values clip by clip, and takes the place of their mean.
         if entry.model in ("fid", "fvd"):
             value, reason = self._distance(entry.model)
             return replace(found, value=value, reason_unavailable=reason)
         return found
 
     def _distance(self, purpose: str) -> tuple[float | None, str | None]:
+        # Generated and true features, [N, D] each.
         one, other = (np.concatenate(kept) if kept else np.empty((0, 1)) for kept in self._kept(purpose))
         if len(one) < FEWEST:
             what = "frames" if purpose == "fid" else f"videos of {FVD_FRAMES} frames"
@@ -184,8 +188,9 @@ def embed(clip: Clip, model: ScriptedModel) -> np.ndarray:
     seen = clip.valid & np.isfinite(clip.shown_landmarks).all(axis=(1, 2))
     if not seen.any():
         raise Unavailable("no face is found in the images")
+    # Aligned by what the image shows: a face in the wrong place is for other metrics to measure.
     faces = aligned_faces(clip.predicted_video[seen], clip.shown_landmarks[seen])
-    planes = np.ascontiguousarray(np.moveaxis(faces, 3, 1)).astype(np.float32) / 127.5 - 1
+    planes = np.ascontiguousarray(np.moveaxis(faces, 3, 1)).astype(np.float32) / 127.5 - 1  # [M, 3, 112, 112]
     return np.concatenate([model.features(planes[at : at + BATCH]) for at in range(0, len(planes), BATCH)])
 
 
@@ -196,9 +201,11 @@ def _images(video: np.ndarray, valid: np.ndarray) -> list[np.ndarray]:
 
 
 def _videos(video: np.ndarray, valid: np.ndarray) -> list[np.ndarray]:
-    """Batches `[1, 3, 16, H, W]` of the runs of 16 measured frames."""
+    """Batches `[1, 3, 16, H, W]`: videos of 16 measured frames in a row."""
     starts = range(0, len(video) - FVD_FRAMES + 1, FVD_STRIDE)
+    # A gap would be a jump that the network takes for motion: only videos without one.
     whole = [start for start in starts if valid[start : start + FVD_FRAMES].all()]
+    # [16, 3, H, W] → [1, 3, 16, H, W]
     return [np.ascontiguousarray(_planes(video[start : start + FVD_FRAMES]).swapaxes(0, 1))[None] for start in whole]
 
 
@@ -207,34 +214,37 @@ def _planes(frames: np.ndarray) -> np.ndarray:
 
 
 def frechet_distance(one: np.ndarray, other: np.ndarray) -> float:
-    """|μ₁ - μ₂|² + tr(Σ₁ + Σ₂ - 2 (Σ₁ Σ₂)^½) of two sets of features.
+    """Fréchet distance between two sets of features, as of normal distributions: mean μ, covariance Σ.
 
-    Source: D. C. Dowson and B. V. Landau, 1982; as a measure of images Heusel et al., 2017 (FID), of videos
-    Unterthiner et al., 2018 (FVD). The trace of the root is the nuclear norm of A₁ᵀ A₂ with Σ = A Aᵀ, where A is the
-    centred features over √(N - 1): exact also where there are fewer samples than dimensions, and without the root of a
-    matrix that is not symmetric.
+    |μ₁ - μ₂|² + tr(Σ₁ + Σ₂ - 2 (Σ₁ Σ₂)^½). Source: D. C. Dowson and B. V. Landau, 1982; for images Heusel et al.,
+    2017 (FID), for videos Unterthiner et al., 2018 (FVD). The trace of the root is the nuclear norm of A₁ᵀ A₂ with
+    Σ = A Aᵀ, where A is the centred features over √(N - 1): exact also where there are fewer samples than dimensions,
+    and without the root of a matrix that is not symmetric.
 
     Args:
-        one: `[N, D]`, N ≥ 2.
-        other: `[M, D]`, M ≥ 2.
+        one: Features `[N, D]`, N ≥ 2.
+        other: Features `[M, D]`, M ≥ 2.
 
     Returns:
-        At least 0; biased upwards for few samples, so that values compare only over equal numbers.
+        At least 0. It is biased upwards for few samples, so that values compare only over equal numbers of them.
 
     Raises:
-        ValueError: Too few samples, or of other sizes.
+        ValueError: Too few samples, or features of different sizes.
     """
     if min(len(one), len(other)) < FEWEST or one.shape[1:] != other.shape[1:] or one.ndim != 2:
         raise ValueError(f"features {one.shape} and {other.shape} must be [{FEWEST} or more, D] with one D")
     apart = one.mean(axis=0, dtype=np.float64) - other.mean(axis=0, dtype=np.float64)
+    # tr Σ is the squared Frobenius norm of a root of Σ; tr (Σ₁ Σ₂)^½ the sum of singular values of R₁ R₂ᵀ.
     first, second = _root(one), _root(other)
     traces = float(np.square(first).sum() + np.square(second).sum())
     shared = float(np.linalg.svd(first @ second.T, compute_uv=False).sum())
+    # Rounding can bring the distance of equal sets slightly below 0.
     return max(float(apart @ apart) + traces - 2 * shared, 0.0)
 
 
 def _root(features: np.ndarray) -> np.ndarray:
-    """`[min(N, D), D]` whose product with itself transposed from the left is the covariance."""
+    """Root R `[min(N, D), D]` of the covariance Σ of features `[N, D]`: Rᵀ R = Σ."""
     centred = features.astype(np.float64) - features.mean(axis=0, dtype=np.float64)
     centred /= np.sqrt(len(features) - 1)
+    # QR drops an orthonormal factor, which changes no singular value, and leaves D rows at most.
     return np.asarray(np.linalg.qr(centred, mode="r")) if len(centred) > centred.shape[1] else centred

@@ -1,6 +1,7 @@
-"""How the predicted head moves: against the true motion, by itself, and with the rhythm of the speech.
+"""Metrics of head poses: errors against the true motion, properties of the motion, and the rhythm of the speech.
 
-Poses are relative to the clip's rest pose or to its first frame, as `infer.evaluation.motion_evaluation` was asked.
+Poses are relative to the clip's rest pose or to its first frame, whichever `infer.evaluation.motion_evaluation` was
+asked for.
 """
 
 from __future__ import annotations
@@ -13,14 +14,14 @@ from talkinghead.geometry.pose import rotation_from_euler
 from talkinghead.timebase import SAMPLE_RATE
 
 TOLERANCE_S = 3 / 25
-"""σ of the score of the rhythm: Bailando's 3 frames, here at 25 fps."""
+"""Standard deviation σ of the beat score in seconds: Bailando's 3 frames, here at 25 fps."""
 SMOOTHING_S = 5 / 25
-"""σ of the Gaussian over the head's speed before its minima are taken: 5 frames, too."""
+"""Standard deviation in seconds of the Gaussian that smooths the head's speed before its minima are taken: 5 frames."""
 
 _BOTH = ("predicted_pose", "true_pose")
 _HOP, _WINDOW = 160, 512  # samples: 10 and 32 ms
 _NEAR, _AROUND, _APART = 3, 10, 10  # hops: an onset is the highest within ±30 ms, above ±100 ms, 100 ms after the last
-_ABOVE = 0.5  # standard deviations of the flux by which an onset stands out of its surroundings
+_ABOVE = 0.5  # standard deviations of the flux by which an onset exceeds the mean of its surroundings
 _SILENCE = 1e-4  # of full scale
 
 
@@ -33,9 +34,9 @@ def _poses(clip: Clip) -> tuple[np.ndarray, np.ndarray]:
 
 @metric("pose_l1", "deg|cm", needs=_BOTH, better="lower")
 def pose_l1(clip: Clip) -> float:
-    """Mean absolute difference of the six pose numbers, degrees and cm side by side.
+    """Mean absolute difference of the six pose numbers, degrees and cm counted alike.
 
-    It is the quantity that Audio2Pose's L1 loss minimises (AniPortrait, arXiv 2403.17694).
+    Audio2Pose's L1 loss minimises this quantity (AniPortrait, arXiv 2403.17694).
     """
     predicted, true = _poses(clip)
     return float(np.abs(predicted - true).mean())
@@ -64,8 +65,8 @@ def pose_translation_error(clip: Clip) -> float:
 def pose_diversity(clip: Clip) -> float:
     """How much the predicted head turns: standard deviation over time of the three angles, their mean.
 
-    SadTalker (Zhang et al., 2023) takes the standard deviation of an estimator's features of the frames; here of the
-    angles themselves. Compare with the truth's: a still head has 0, a restless one too much.
+    SadTalker (Zhang et al., 2023) takes the standard deviation of an estimator's features of the frames; this function
+    takes that of the angles themselves. Compare with the truth's: a still head has 0, a restless one too much.
     """
     assert clip.predicted_pose is not None
     return float(clip.predicted_pose[clip.valid, :3].astype(np.float64).std(axis=0).mean())
@@ -80,7 +81,7 @@ def pose_jitter(clip: Clip) -> float:
 
 @metric("pose_largest_step", "deg", needs=("predicted_pose",), better=None)
 def pose_largest_step(clip: Clip) -> float:
-    """Largest change of an angle from one frame to the next: shows jumps, e.g. where two pieces were joined."""
+    """Largest change of an angle from one frame to the next: shows jumps, e.g. at a seam."""
     assert clip.predicted_pose is not None
     moving = clip.valid[1:] & clip.valid[:-1]
     if not moving.any():
@@ -97,8 +98,8 @@ def beat_alignment(clip: Clip) -> float:
 
     Mean over the onsets of exp(-d² / 2σ²), d the time to the nearest beat of the head and σ = 0.12 s; 0 where the head
     has no beats. Beats are minima of the head's angular speed. Source: Bailando (Siyao et al., 2022), after AIST++ (Li
-    et al., 2021), used for talking heads by SadTalker (Zhang et al., 2023). Onsets stand for musical beats, and frames
-    are at 25 fps instead of 60, so the value compares only with values of this function.
+    et al., 2021), used for talking heads by SadTalker (Zhang et al., 2023). Here onsets of the speech replace musical
+    beats, and frames are at 25 fps instead of 60, so the value compares only with values of this function.
     """
     assert clip.predicted_pose is not None
     assert clip.audio is not None
@@ -116,16 +117,17 @@ def head_beats(pose: np.ndarray, valid: np.ndarray, fps: float) -> np.ndarray:
     """Times in seconds at which the head's turning is slowest, between two faster moments.
 
     Args:
-        pose: `[F, 6]`.
-        valid: `[F]` bool; the angles are interpolated over other frames, and beats there do not count.
+        pose: `[F, 6]` degrees and cm; only the angles are used.
+        valid: `[F]` bool; in the other frames the angles are interpolated, and beats do not count.
         fps: Frames per second.
 
     Returns:
-        `[B]`, rising.
+        Times `[B]`, rising.
     """
     there = np.flatnonzero(valid)
     if len(there) < 2:
         return np.empty(0)
+    # Angular speed [F - 1] in degrees per frame, smoothed so that jitter makes no minima.
     every = np.arange(len(pose))
     angles = np.stack([np.interp(every, there, pose[there, axis]) for axis in range(3)], axis=1)
     speed = _smooth(np.linalg.norm(np.diff(angles, axis=0), axis=1), SMOOTHING_S * fps)
@@ -141,18 +143,19 @@ def speech_onsets(audio: np.ndarray) -> np.ndarray:
     Onset Detection Methods", 2012 (half-wave rectified flux of the logarithmic spectrum, and the picking of peaks).
 
     Args:
-        audio: `[N]` at 16 kHz, -1 .. 1.
+        audio: `[N]` at 16 kHz, -1 … 1.
 
     Returns:
-        `[O]`, rising.
+        Times `[O]`, rising.
     """
     if len(audio) < _WINDOW or np.abs(audio).max() < _SILENCE:
         return np.empty(0)
-    # How much louder the spectrum grows from hop to hop.
+    # Spectral flux: how much louder the spectrum grows from hop to hop.
+    # Padded by half a window, so that window k is centred on sample 160 k.
     padded = np.pad(audio.astype(np.float64), _WINDOW // 2)
     frames = np.lib.stride_tricks.sliding_window_view(padded, _WINDOW)[::_HOP]
     flux, last = np.zeros(len(frames)), None
-    for start in range(0, len(frames), 4096):  # of a long recording, a part at a time
+    for start in range(0, len(frames), 4096):  # in parts, so that a long recording does not fill the memory
         spectrum = np.abs(np.fft.rfft(frames[start : start + 4096] * np.hanning(_WINDOW), axis=1))
         level = np.log1p(1000 * spectrum / _WINDOW)
         before = np.concatenate((level[:1] if last is None else last, level[:-1]))
@@ -161,7 +164,7 @@ def speech_onsets(audio: np.ndarray) -> np.ndarray:
     deviation = flux.std()
     if deviation < 1e-9:
         return np.empty(0)
-    # Its peaks, far enough apart.
+    # Onsets: peaks of the flux that exceed their surroundings, far enough apart.
     found: list[int] = []
     for hop in range(len(flux)):
         near = flux[max(hop - _NEAR, 0) : hop + _NEAR + 1]
@@ -173,8 +176,10 @@ def speech_onsets(audio: np.ndarray) -> np.ndarray:
 
 
 def _smooth(values: np.ndarray, sigma: float) -> np.ndarray:
-    """Gaussian average of `[F]` over frames; at the ends over those that are there."""
+    """Gaussian average of `[F]` over frames, `sigma` in frames; at the ends over the frames that exist."""
+    # 4 σ leave out less than 0.01 % of the kernel.
     reach = int(np.ceil(4 * sigma))
     kernel = np.exp(-(np.arange(-reach, reach + 1) ** 2) / (2 * sigma**2))
+    # Part of the kernel that lies within the clip, [F]; it is the divisor at the ends.
     weight = np.convolve(np.ones(len(values)), kernel)[reach : reach + len(values)]
     return np.convolve(values, kernel)[reach : reach + len(values)] / weight

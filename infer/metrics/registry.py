@@ -1,8 +1,8 @@
-"""The registry of metrics: what each is called, its unit, what it needs of a clip; and the measuring of clips.
+"""Registry of metrics, each with its name, its unit and what it needs of a clip; and the measuring of clips.
 
-A metric is a function of one clip. Over several clips its value is the mean weighted by their frames with a face, over
-the clips that have it. Where a clip lacks what a metric needs, or the metric means nothing for it, it is unavailable
-there and says why; it is never 0 instead.
+A metric is a function of one clip. Its value over several clips is the mean over those that have one, weighted by
+their measured frames. Where a clip lacks what a metric needs, or the metric means nothing for it, the metric is
+unavailable there and gives a reason; it is never 0 instead.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from talkinghead import timebase
 from talkinghead.geometry.face_regions import NUM_VERTICES
 
 Better = Literal["lower", "higher"] | None
-"""Which way a metric gets better; None: it is a property to compare with the truth's."""
+"""Direction in which a metric gets better; None: it is a property to compare with the truth's."""
 
 
 class Unavailable(Exception):
@@ -28,30 +28,39 @@ class Unavailable(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Clip:
-    """What is known of one clip. Frame arrays are `[F, …]`; frames with `valid` false are not measured."""
+    """Prediction and truth of one clip, whatever there is of them.
+
+    Frame arrays are `[F, …]`; frames with `valid` false are not measured. A field that is None makes the metrics that
+    need it unavailable.
+
+    Raises:
+        ValueError: An array has a wrong shape or type, or is not finite in a measured frame.
+    """
 
     key: str
     valid: np.ndarray
-    """`[F]` bool, true where the clip has a face (and the prediction is to be measured)."""
+    """Measured frames, `[F]` bool: those in which the clip has a face and the prediction should be measured."""
     fps: float = timebase.FPS
     predicted_mesh: np.ndarray | None = None
     """`[F, 468, 3]` cm."""
     true_mesh: np.ndarray | None = None
+    """`[F, 468, 3]` cm."""
     predicted_pose: np.ndarray | None = None
-    """`[F, 6]` degrees and cm, relative to the clip's rest pose or first frame, as the evaluation says."""
+    """`[F, 6]` degrees and cm, relative to the clip's rest pose or to its first frame, as the evaluation was asked."""
     true_pose: np.ndarray | None = None
+    """`[F, 6]` degrees and cm, relative to the same pose."""
     audio: np.ndarray | None = None
-    """`[N]` float32 at 16 kHz, frame k beginning at sample 16000 k / fps."""
+    """`[N]` float32 at 16 kHz; frame k begins at sample 16000 k / fps."""
     predicted_video: np.ndarray | None = None
     """`[F, H, W, 3]` RGB uint8."""
     true_video: np.ndarray | None = None
-    """The same shape and type."""
+    """`[F, H, W, 3]` RGB uint8, of the size of the predicted video."""
     asked_landmarks: np.ndarray | None = None
-    """`[F, 468, 2]` x/width, y/height: where the face was to be."""
+    """Landmarks that drove the prediction, where the face should be: `[F, 468, 2]` x/width, y/height."""
     shown_landmarks: np.ndarray | None = None
-    """Where the landmark engine finds the face in the predicted video; NaN in frames in which it finds none."""
+    """Landmarks that the engine finds in the predicted video, `[F, 468, 2]`; NaN in frames in which it finds none."""
     mouth_reading: np.ndarray | None = None
-    """`[F]` opening of the mouth as read from the pixels of the predicted video; NaN where it cannot be read."""
+    """Mouth opening as read from the pixels of the predicted video, `[F]`; NaN where it cannot be read."""
 
     def __post_init__(self) -> None:
         frames = len(self.valid)
@@ -61,6 +70,7 @@ class Clip:
                 continue
             if values.shape != (frames, *shape):
                 raise ValueError(f"{self.key}: {name} is {values.shape}, expected {(frames, *shape)}")
+            # One flag for each measured frame, [M]: the other frames may hold NaN.
             finite = np.isfinite(values[self.valid]).reshape(-1, math.prod(shape)).all(axis=1)
             if not finite.all() and name not in _MAY_BE_NAN:
                 raise ValueError(f"{self.key}: {name} is not finite in {(~finite).sum()} of {frames} frames")
@@ -74,13 +84,14 @@ class Clip:
                 raise ValueError(
                     f"{self.key}: {name} is {video.dtype} {video.shape}, expected uint8 ({len(self.valid)}, H, W, 3)"
                 )
+        # Images are compared pixel by pixel: nothing is resized here, since that would be measured, too.
         if len({video.shape for video in there.values()}) > 1:
             sizes = " and ".join(f"{name} {video.shape}" for name, video in there.items())
-            raise ValueError(f"{self.key}: the videos are not of one size: {sizes}")
+            raise ValueError(f"{self.key}: the videos differ in size: {sizes}")
 
     @property
     def num_valid(self) -> int:
-        """Frames that are measured."""
+        """Number of measured frames."""
         return int(self.valid.sum())
 
 
@@ -93,6 +104,7 @@ _FRAME_ARRAYS = {
     "shown_landmarks": (NUM_VERTICES, 2),
     "mouth_reading": (),
 }
+# What is read from generated images: some of them may show no face.
 _MAY_BE_NAN = {"shown_landmarks", "mouth_reading"}
 
 
@@ -103,14 +115,14 @@ class Metric:
     name: str
     unit: str
     needs: tuple[str, ...]
-    """Fields of `Clip`."""
+    """Fields of `Clip` without which the metric is unavailable."""
     better: Better
     meaning: str
-    """First line of the function's docstring."""
+    """Explanation of the metric for people: the first line of the function's docstring."""
     function: Callable[[Clip], float]
 
     def of(self, clip: Clip) -> float:
-        """The value of one clip.
+        """Value of one clip.
 
         Raises:
             Unavailable: The clip lacks something, or the metric means nothing for it.
@@ -119,6 +131,7 @@ class Metric:
             raise Unavailable(f"needs {' and '.join(lacking)}")
         if not clip.num_valid:
             raise Unavailable("no frame to measure")
+        # Where the metric means nothing it raises `Unavailable`: NaN or infinity is a defect of the function.
         value = float(self.function(clip))
         assert math.isfinite(value), f"{self.name} of {clip.key} is {value}"
         return value
@@ -131,15 +144,16 @@ METRICS: dict[str, Metric] = {}
 def metric(
     name: str, unit: str, *, needs: tuple[str, ...], better: Better
 ) -> Callable[[Callable[[Clip], float]], Callable[[Clip], float]]:
-    """Decorator that registers a function of one clip.
+    """Decorator that registers a function of one clip as a metric.
 
     Args:
-        name: Stable word with underscores.
+        name: Name in tables and files, with underscores; it must never change.
         unit: Unit of the value; "" for a plain number.
-        needs: Fields of `Clip` without which it is unavailable.
-        better: Which way it gets better.
+        needs: Fields of `Clip` without which the metric is unavailable.
+        better: Direction in which it gets better.
     """
     assert name not in METRICS, name
+    # A misspelt field would make the metric unavailable for every clip.
     assert set(needs) <= {field.name for field in fields(Clip)}, needs
 
     def register(function: Callable[[Clip], float]) -> Callable[[Clip], float]:
@@ -159,11 +173,11 @@ class Result:
     unit: str
     better: Better
     value: float | None
-    """None: unavailable for every clip."""
+    """Mean over the clips, weighted by their measured frames; None: unavailable for every clip."""
     reason_unavailable: str | None
-    """Why, where some or all clips have no value."""
+    """Why some or all clips have no value; None where all have one."""
     per_clip: dict[str, float | None]
-    """Sample key → its value."""
+    """Sample key → value of the clip."""
 
     def to_json(self) -> dict[str, Any]:
         """All fields as a JSON object."""
@@ -172,15 +186,15 @@ class Result:
 
 @dataclass
 class Tally:
-    """What one metric found in each clip, and why in some of them nothing."""
+    """Values of one metric clip by clip, and the reasons why some clips have none."""
 
     values: dict[str, float | None] = field(default_factory=dict)
-    """Sample key → value, in the order in which the clips came."""
+    """Sample key → value, in the order in which the clips were measured."""
     reasons: dict[str, None] = field(default_factory=dict)
-    """Each once, in the order in which they came up."""
+    """Reasons, each once, in the order in which they occurred; a dict serves as an ordered set."""
 
     def note(self, key: str, measure: Callable[[], float]) -> None:
-        """Keep what `measure` gives for a clip, or why it is `Unavailable`."""
+        """Keep the value that `measure` returns for a clip, or the reason why it raises `Unavailable`."""
         try:
             self.values[key] = measure()
         except Unavailable as reason:
@@ -188,10 +202,12 @@ class Tally:
             self.reasons[str(reason)] = None
 
     def result(self, name: str, unit: str, better: Better, weights: Mapping[str, int]) -> Result:
-        """The metric over all clips: their mean, weighted by the frames of each (sample key → frames)."""
+        """The metric over all clips: their mean, weighted by the frames of each (`weights`: sample key → frames)."""
         there = {key: value for key, value in self.values.items() if value is not None}
+        # Each clip counts by its frames: a mean over the clips alone would favour short ones.
         total = math.fsum(weights[key] * value for key, value in there.items())
         reason = "; ".join(self.reasons) or None
+        # Some clips have a value: tell how many lack one.
         if reason and there:
             reason = f"{len(self.values) - len(there)} of {len(self.values)} clips: {reason}"
         if not self.values:
@@ -208,7 +224,7 @@ class Tally:
 
 @dataclass
 class Measurement:
-    """Measures clips one after another; only numbers are kept of each."""
+    """Measures clips one after another; keeps only numbers, no arrays."""
 
     metrics: tuple[str, ...] = ()
     """Names of the metrics; empty: all."""
@@ -226,6 +242,7 @@ class Measurement:
         Raises:
             ValueError: A clip of this key has been measured before.
         """
+        # The same key again would replace a value in the tallies without a trace.
         if clip.key in self._weights:
             raise ValueError(f"clip {clip.key} is measured twice")
         self._weights[clip.key] = clip.num_valid
@@ -233,16 +250,16 @@ class Measurement:
             tally.note(clip.key, partial(METRICS[name].of, clip))
 
     def results(self) -> list[Result]:
-        """Every metric over the clips so far."""
+        """Results of every metric over the clips so far."""
         found = ((METRICS[name], tally) for name, tally in self._tallies.items())
         return [tally.result(metric.name, metric.unit, metric.better, self._weights) for metric, tally in found]
 
 
 def measure(clips: Iterable[Clip], metrics: tuple[str, ...] = ()) -> list[Result]:
-    """Metrics over clips; they may come from a generator, one is held at a time.
+    """Results of metrics over clips; the clips may come from a generator, one is held at a time.
 
     Args:
-        clips: With different keys.
+        clips: Clips with different keys.
         metrics: Names of the metrics; empty: all.
 
     Raises:

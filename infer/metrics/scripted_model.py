@@ -1,7 +1,7 @@
-"""Networks of the user's own that measure: TorchScript files, run on the CPU.
+"""The user's own networks for learned metrics: TorchScript files, executed on the CPU.
 
-TorchScript because such a file carries its network: no code of the user's runs here, and the weights of the usual
-measures are given out in this form or are brought into it by `torch.jit.script(network).save(path)`.
+TorchScript because such a file carries its network: the user writes no code for this program, and the weights of the
+usual metrics are published in this form or are brought into it by `torch.jit.script(network).save(path)`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from talkinghead.provenance import hash_file
 
 _FLAGS = {"return_features", "rescale", "resize"}
-"""Switches of the published Inception and I3D files, on where a network's forward takes them."""
+"""Arguments of the published Inception and I3D files; set to True where a network's forward has them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,29 +25,33 @@ class ScriptedModel:
     """A network from a TorchScript file."""
 
     purpose: str
-    """`identity`, `sync`, …: for messages."""
+    """Purpose of the network (`identity`, `sync`, …); names it in messages."""
     path: Path
     sha256: str
+    """SHA-256 of the file."""
     module: Any
     """`torch.jit.ScriptModule`, in eval mode on the CPU."""
     flags: dict[str, bool]
+    """Arguments of its forward that are set, → True."""
 
     @classmethod
     def load(cls, purpose: str, path: Path) -> ScriptedModel:
-        """Load a file.
+        """The network of a file.
 
         Raises:
-            ValueError: It is not there, or no TorchScript file; the message says how to make one.
+            ValueError: The file does not exist, or is no TorchScript file; the message tells how to make one.
         """
         if not path.is_file():
             raise ValueError(f"the {purpose} model {path} is not there")
         try:
+            # A file saved from a GPU asks for one unless it is mapped.
             module = torch.jit.load(str(path), map_location="cpu").eval()
         except RuntimeError as error:
             raise ValueError(
                 f"the {purpose} model {path} is no TorchScript file: save it with torch.jit.script(network).save(path)"
                 f" ({str(error).splitlines()[0]})"
             ) from error
+        # TorchScript refuses arguments that a forward does not declare: pass only those in its schema.
         taken = {argument.name for argument in module.forward.schema.arguments}
         return cls(
             purpose=purpose,
@@ -61,24 +65,24 @@ class ScriptedModel:
         """One row of features for each row of a batch.
 
         Args:
-            batch: `[N, …]`.
+            batch: `[N, …]`, as the network's purpose asks (`infer.metrics.learned_metrics`).
 
         Returns:
-            `[N, D]` float32.
+            `[N, D]` float32; further axes of the network's output are flattened into D.
 
         Raises:
-            ValueError: The network fails on it, or returns something else.
+            ValueError: The network fails on the batch, or returns something else.
         """
         (found,) = self._rows(self._run(torch.from_numpy(batch)), len(batch), 1)
         return found
 
     def pair(self, one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Two rows of features, of two networks in one file, for each row of two batches; see `features`."""
+        """Features of two batches `[N, …]` by a file that holds two networks: `[N, D]` each. Raises like `features`."""
         first, second = self._rows(self._run(torch.from_numpy(one), torch.from_numpy(other)), len(one), 2)
         return first, second
 
     def provenance(self) -> str:
-        """For the notes of a result."""
+        """Purpose, file name and hash in one phrase, for the notes of a result."""
         return f"{self.purpose} model {self.path.name} (sha256 {self.sha256})"
 
     def _run(self, *batches: torch.Tensor) -> Any:
@@ -87,6 +91,7 @@ class ScriptedModel:
             with torch.inference_mode():
                 return self.module(*batches, **self.flags)
         except (RuntimeError, torch.jit.Error) as error:
+            # TorchScript puts the trace of its own code first and the reason last.
             reason = (str(error).strip().splitlines() or ["no message"])[-1]
             raise ValueError(f"the {self.purpose} model {self.path} fails on {shapes}: {reason}") from error
 
@@ -96,6 +101,7 @@ class ScriptedModel:
         if not fitting or not all(isinstance(one, torch.Tensor) and one.shape[0] == rows for one in tensors):
             raise ValueError(f"the {self.purpose} model {self.path} must return {wanted} tensor(s) of {rows} rows")
         for tensor in tensors:
+            # Some networks keep the axes of their last pooling, [N, D, 1, 1] → [N, D].
             values = tensor.reshape(rows, -1).float().numpy()
             if not np.isfinite(values).all():
                 raise ValueError(f"the {self.purpose} model {self.path} returns values that are not finite")

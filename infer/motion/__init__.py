@@ -1,1 +1,1 @@
-"""How the portrait's face moves: after speech, or after the face of a driving video."""
+"""Motion of the portrait's face: from speech, or from the face in a driving video."""

@@ -26,12 +26,12 @@ from talkinghead.timebase import FPS
 
 log = logging.getLogger(__name__)
 
-_STAGE = "motion of the video"
-_OPEN_MOUTH_CM = 0.4
+_STAGE = "motion of the video"  # name of this phase in the progress bar
+_OPEN_MOUTH_CM = 0.4  # gap of the portrait's lips from which on the mouth counts as open
 
 
 class DrivingVideo:
-    """The face of a video; a `Driving`."""
+    """The face in a video as what drives the portrait; a `Driving`."""
 
     command = "video"
 
@@ -41,7 +41,7 @@ class DrivingVideo:
         self._clip: DrivingClip | None = None
 
     def find(self, pipeline: Path) -> None:
-        """Look whether the video is there; it needs nothing of the pipeline."""
+        """Check that the video is there; it needs nothing from the pipeline."""
         if not self._request.driving.exists():
             raise ValueError(f"the driving video {self._request.driving} is not there")
 
@@ -51,12 +51,12 @@ class DrivingVideo:
 
     @property
     def sound(self) -> Path | None:
-        """The driving video's own, where it has any."""
+        """File whose sound goes into the result: the driving video; None when it has none."""
         assert self._clip is not None
         return self._clip.path if self._clip.has_audio else None
 
     def describe(self) -> dict[str, Any]:
-        """The video."""
+        """Hash, size, length and sound of the video, for the sidecar."""
         clip = self._clip
         assert clip is not None
         return {
@@ -71,27 +71,28 @@ class DrivingVideo:
     def move(
         self, portrait: Portrait, progress: Progress, *, fps: float, compat: bool, device: str
     ) -> tuple[LandmarkMotion, dict[str, Any]]:
-        """Let the portrait's face do what the driving face does; needs no weights."""
+        """Motion of the portrait's face, and what was decided on the way; needs no weights."""
         assert self._clip is not None
         return driven_motion(self._request, self._clip, portrait, fps=fps, compat=compat)
 
     def provenance(self) -> dict[str, Any]:
-        """No weights take part."""
+        """Weights that took part, for the sidecar: none."""
         return {}
 
 
 def read_driving(path: Path, model: FaceModel, progress: Progress, seconds: float | None) -> DrivingClip:
-    """The driving video's face in every frame, gaps bridged.
+    """Find the driving video's face in every frame and bridge gaps.
 
     Args:
         path: Video file.
         model: Face model.
-        progress: Told how far it is.
-        seconds: Read no more than this.
+        progress: Callback for the progress.
+        seconds: Most seconds to read; None: the whole video.
 
     Raises:
-        ValueError: It cannot be read, or shows no face, or none for too long.
+        ValueError: The video cannot be read, shows no face, or shows none for too long.
     """
+    # The container's length is only an estimate, good enough for the progress.
     info = probe(path)
     length = info.duration_s if info.duration_s is not None else 0.0
     frames = max(1, math.ceil(min(length, seconds if seconds is not None else math.inf) * FPS))
@@ -109,25 +110,26 @@ def read_driving(path: Path, model: FaceModel, progress: Progress, seconds: floa
 def driven_motion(
     request: VideoRequest, clip: DrivingClip, portrait: Portrait, *, fps: float, compat: bool
 ) -> tuple[LandmarkMotion, dict[str, Any]]:
-    """Let the portrait's face do what the driving face does.
+    """Transfer the driving face's motion to the portrait's face.
 
     Args:
-        request: What is asked for.
-        clip: The driving face, without gaps.
-        portrait: The portrait as it is animated (its crop).
+        request: Request of the user.
+        clip: Driving face, without gaps.
+        portrait: Portrait as it is animated (its crop).
         fps: Frame rate where the request leaves it open.
         compat: Whether to project as AniPortrait does.
 
     Returns:
-        The motion, and what was decided on the way (for the sidecar).
+        Motion, and what was decided on the way (for the sidecar).
     """
+    # Motion is relative to the portrait's mesh, so a mouth that is open there never closes further.
     if request.neutralise == "none" and (opening := float(lip_gap(portrait.mesh))) > _OPEN_MOUTH_CM:
         log.warning(
             "warning: the portrait's mouth is %.1f cm open, and with --neutralise none it will not close further",
             opening,
         )
 
-    # The driving face's motion on the portrait's face, at the video's own times.
+    # The driving face's motion on the portrait's face, at 25 fps as the video was read: mesh [F, 468, 3], pose [F, 6].
     transferred = transfer(
         moving_average(clip.mesh, request.smooth_mesh) if request.smooth_mesh > 1 else clip.mesh,
         clip.pose_matrix,
@@ -141,7 +143,7 @@ def driven_motion(
     )
     pose = np.zeros_like(transferred.pose) if request.pose == "still" else transferred.pose
 
-    # In the result's frame rate, in the portrait's camera.
+    # At the result's frame rate, and projected by the portrait's camera.
     rate = request.fps or fps
     count = max(1, round(len(clip) * rate / FPS))
     motion = place(
@@ -153,6 +155,7 @@ def driven_motion(
         fps=rate,
         compat=compat,
     )
+    # Gains and blinks come last, over the motion as it was transferred.
     facts = {
         "compat_projection": compat,
         "interpolated_frames": clip.interpolated,

@@ -1,6 +1,6 @@
-"""What drives a portrait: one interface over speech and the face of a video, and what is laid over the motion of both.
+"""Interface to what drives a portrait (speech, or the face of a video), and edits to the motion of both.
 
-`DrivingSpeech` stands in `speech_motion`, `DrivingVideo` in `driven_motion`.
+`DrivingSpeech` is in `speech_motion`, `DrivingVideo` in `driven_motion`.
 """
 
 from __future__ import annotations
@@ -20,34 +20,34 @@ from talkinghead.runtime.progress import Progress
 
 
 class Driving(Protocol):
-    """Called in the order of its methods; each raises `ValueError` for what the user gave wrongly."""
+    """What drives a portrait. Methods are called in the order below; each raises `ValueError` for a wrong input."""
 
     command: str
-    """Name of the command of `python -m infer`."""
+    """Name of its command of `python -m infer`."""
     files: list[Path]
-    """The user's files, which no output may replace."""
+    """Input files of the user, which no output may replace."""
 
     def find(self, pipeline: Path) -> None:
-        """Look whether all files and weights are there; `pipeline` is the folder of the pipeline that was found."""
+        """Check that all files and weights are there; `pipeline` is the folder of the pipeline that was found."""
         ...
 
     def read(self, portrait: Portrait, model: FaceModel, progress: Progress, seconds: float | None) -> None:
-        """Read and check what drives; no more than so many seconds of it."""
+        """Read and check the driving file, at most `seconds` of it."""
         ...
 
     @property
     def sound(self) -> Path | None:
-        """File whose sound goes into the video."""
+        """File whose sound goes into the video; None: a silent video."""
         ...
 
     def describe(self) -> dict[str, Any]:
-        """What was read, for the sidecar."""
+        """Facts about what was read, for the sidecar."""
         ...
 
     def move(
         self, portrait: Portrait, progress: Progress, *, fps: float, compat: bool, device: str
     ) -> tuple[LandmarkMotion, dict[str, Any]]:
-        """The motion of the portrait's face, and what was decided on the way; loads what it needs."""
+        """Motion of the portrait's face, and what was decided on the way; loads the weights that it needs."""
         ...
 
     def provenance(self) -> dict[str, Any]:
@@ -63,25 +63,28 @@ def edited(
     reference_mesh: np.ndarray,
     compat: bool,
 ) -> LandmarkMotion:
-    """The motion with the request's `expression_gain` and `blink`; itself where neither is asked for.
+    """Apply the request's `expression_gain` and `blink_rate` to a motion; itself where neither is asked for.
 
     Args:
         motion: Motion as the models or the driving video give it.
-        request: What is asked for.
-        portrait: The portrait in which the motion was placed.
-        reference_mesh: `[468, 3]` cm: what the motion's mesh is relative to.
+        request: Request of the user.
+        portrait: Portrait in which the motion was placed.
+        reference_mesh: Mesh that the motion is relative to, `[468, 3]`, cm.
         compat: Whether the motion was projected as AniPortrait does.
     """
     rate = request.blink_rate
     if request.expression_gain == 1 and rate is None:
         return motion
     mesh = motion.mesh
+    # The gain scales each vertex's offset from the reference, [F, 468, 3]; lips and lids that would cross are put back.
     if request.expression_gain != 1:
         reference = np.asarray(reference_mesh, np.float32)
         mesh = uncrossed(reference + np.float32(request.expression_gain) * (mesh - reference), reference, mesh)
+    # Blinks come after the gain, which would otherwise scale them too.
     if rate is not None:
         closure = blink_closure(len(motion), motion.fps, rate=rate, seed=request.seed)
         mesh = close_eyes(mesh, closure)
+    # The mesh has changed, so it is projected again.
     return place(
         mesh,
         motion.pose,

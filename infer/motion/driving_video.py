@@ -1,4 +1,4 @@
-"""A video that drives a portrait: its face in every frame at 25 fps, what to do where there is none, what is odd."""
+"""A driving video: its face in every frame at 25 fps, interpolation of gaps, and warnings about cuts and faces."""
 
 from __future__ import annotations
 
@@ -26,36 +26,40 @@ from talkinghead.timebase import FPS
 log = logging.getLogger(__name__)
 
 LARGEST_SIDE = 1920
-"""Larger driving frames are reduced to this before faces are sought in them."""
+"""Longest side of the frames in which faces are searched for, pixels; larger frames are reduced."""
 LONGEST_GAP_S = 1.0
-"""A face that is away longer has done what nobody can guess."""
+"""Longest gap without a face that is interpolated; in a longer one the face may have done anything."""
 
-_CHUNK = 500  # frames whose mesh is fitted at once: more would cost memory, not time
+_CHUNK = 500  # frames whose mesh is fitted at once: more would cost memory and save no time
 _LOOK_EVERY = 12
-"""Frames from one count of faces to the next: twice a second."""
-_MANY_LOOKS = 0.2  # share of the looks in which there is a second face, from which on it is no mistake of the detector
+"""Frames from one count of the faces to the next: about twice a second."""
+_MANY_LOOKS = 0.2  # share of the counts with a second face from which on it is no mistake of the detector
 
 
 @dataclass(frozen=True, kw_only=True)
 class DrivingClip:
-    """The face of a driving video, frame by frame; NaN in frames without a face."""
+    """The face in a driving video, frame by frame at 25 fps; NaN in frames without a face."""
 
     path: Path
+    """The video file."""
     mesh: np.ndarray
-    """`[F, 468, 3]` float32, cm, canonical space."""
+    """Mesh, `[F, 468, 3]` float32, cm, canonical space."""
     pose_matrix: np.ndarray
-    """`[F, 4, 4]` float64."""
+    """Pose of the head, `[F, 4, 4]` float64, cm."""
     blendshapes: np.ndarray
-    """`[F, 52]` float32; NaN also where the face model has no such network."""
+    """Blendshapes, `[F, 52]` float32; NaN also where the face model has no network for them."""
     width: int
+    """Width of the video in pixels, as it is shown."""
     height: int
+    """Height of the video in pixels."""
     has_audio: bool
+    """Whether the file has an audio stream."""
     interpolated: int = 0
-    """Frames that were bridged (`bridged`)."""
+    """Number of frames that `bridged` interpolated."""
 
     @property
     def valid(self) -> np.ndarray:
-        """`[F]` bool: frames with a face."""
+        """Frames with a face, `[F]` bool."""
         return np.isfinite(self.pose_matrix[:, 0, 0])
 
     def __len__(self) -> int:
@@ -65,16 +69,16 @@ class DrivingClip:
 def read_driving_clip(
     path: Path, model: FaceModel, *, seconds: float | None = None, on_frame: Callable[[int], None] | None = None
 ) -> DrivingClip:
-    """Find the face in every 25th of a second of a video, as the annotation does.
+    """Find the face in a video at 25 fps, with the landmarks, mesh and pose of the annotation.
 
     Frame 0 is what a player shows at 0:00, so that the video's sound fits. Where the video stream itself begins later,
-    its first frame stands until then.
+    its first frame is shown until then.
 
     Args:
-        path: Video file, of any size and rate.
+        path: Video file of any size and rate.
         model: Face model.
-        seconds: Read no more than this.
-        on_frame: Told the number of frames done.
+        seconds: Most seconds to read; None: the whole video.
+        on_frame: Callback with the number of frames done.
 
     Raises:
         ValueError: The file cannot be read, or no frame of it has a face.
@@ -82,7 +86,7 @@ def read_driving_clip(
     has_audio = probe(path).audio is not None
     limit = None if seconds is None else max(1, math.ceil(seconds * FPS))
 
-    # Landmarks of every frame; what is odd about the video is seen in passing.
+    # Landmarks of every frame, [F, N, 3]; cuts and further faces are noticed in the same pass over the images.
     checks = _Checks(model)
     with VideoSource(path) as source:
         width, height = source.info.width, source.info.height
@@ -94,7 +98,8 @@ def read_driving_clip(
         raise ValueError(f"no face was found in the first {len(points)} frames of the driving video {path}")
     checks.warn(path, points)
 
-    # Mesh and pose, fitted to the landmarks.
+    # Mesh [F, 468, 3] and pose [F, 4, 4], fitted to the landmarks. Landmarks are normalised, so the size of the video
+    # and not that of the reduced images counts.
     face = canonical_face(model.geometry_metadata)
     mesh = np.empty((len(points), face.vertices.shape[0], 3), np.float32)
     pose_matrix = np.empty((len(points), 4, 4))
@@ -115,7 +120,7 @@ def read_driving_clip(
 def _images(
     source: VideoSource, limit: int | None, checks: _Checks, on_frame: Callable[[int], None] | None
 ) -> Iterator[np.ndarray]:
-    """Images at 25 fps from 0:00 on, no larger than `LARGEST_SIDE`."""
+    """Images at 25 fps from 0:00 on, RGB uint8 `[H, W, 3]`, no larger than `LARGEST_SIDE`."""
     info = source.info
     shrink = min(1.0, LARGEST_SIDE / max(info.width, info.height))
     size = (round(info.width * shrink), round(info.height * shrink))
@@ -123,6 +128,7 @@ def _images(
     first = next(shown, None)
     if first is None:
         return
+    # A stream that begins late: its first image is repeated, so that frame k stays at k / 25 s.
     late = round(info.start_s * FPS)
     frames = itertools.chain(itertools.repeat(first, late + 1), shown)
     for number, frame in enumerate(itertools.islice(frames, limit), 1):
@@ -134,7 +140,7 @@ def _images(
 
 
 class _Checks:
-    """Looks at the frames of a driving video, one after the other, for cuts and for more than one face."""
+    """Checks on the frames of a driving video, one after the other, for cuts and for more than one face."""
 
     def __init__(self, model: FaceModel) -> None:
         self._cuts = CutDetector(CutSettings())
@@ -150,11 +156,11 @@ class _Checks:
         self._frames += 1
 
     def warn(self, path: Path, points: np.ndarray) -> None:
-        """Say what was seen.
+        """Log a warning for each thing that was noticed.
 
         Args:
-            path: The video, for the text.
-            points: `[F, N, 3]`: the landmarks that were followed.
+            path: Video file, for the text.
+            points: Landmarks that were followed, normalised, `[F, N, 3]`.
         """
         if cuts := self._cuts.cuts():
             times = ", ".join(f"{cut / FPS:.2f}" for cut in cuts[:5]) + (", …" if len(cuts) > 5 else "")
@@ -165,6 +171,7 @@ class _Checks:
                 times,
             )
         if self._several > _MANY_LOOKS * self._looks:
+            # The landmarks tell which of the faces was followed: where it is across the image.
             x = float(np.nanmedian(points[:, :, 0]))
             log.warning(
                 "warning: the driving video %s shows several faces: the one at %.0f %% of its width drives; crop the"
@@ -175,20 +182,22 @@ class _Checks:
 
 
 def bridged(clip: DrivingClip) -> DrivingClip:
-    """The clip with a face in every frame: gaps are interpolated between their neighbours, ends stand still.
+    """Clip with a face in every frame: gaps are interpolated between their neighbours, ends stand still.
 
-    Says so in a warning.
+    Logs a warning when there were gaps. Blendshapes keep their gaps.
 
     Raises:
-        ValueError: A gap of more than `LONGEST_GAP_S`; says where it is and what to do.
+        ValueError: A gap is longer than `LONGEST_GAP_S`; the message tells where it is and what to do.
     """
     valid = clip.valid
     missing = int((~valid).sum())
     if not missing:
         return clip
+    # Any gap that is too long is an error, before work is done.
     for begin, end in _gaps(valid):
         if (end - begin) / FPS > LONGEST_GAP_S:
             raise ValueError(_too_long(clip, begin, end))
+    # Angles and positions [F, 6] are interpolated, because a mean of rotation matrices is no rotation.
     pose_matrix = matrix_from_pose(_interpolated(pose_from_matrix(clip.pose_matrix), valid))
     log.warning(
         "warning: no face in %d of %d frames of %s: its motion is interpolated there", missing, len(clip), clip.path
@@ -197,27 +206,32 @@ def bridged(clip: DrivingClip) -> DrivingClip:
 
 
 def _gaps(valid: np.ndarray) -> list[tuple[int, int]]:
-    """Stretches of frames without a face: the first one, and the first one after them."""
+    """Stretches of frames without a face: the first frame of each, and the first frame after it."""
+    # With a valid frame added at both ends, falling and rising edges alternate.
     edges = np.flatnonzero(np.diff(np.concatenate(([True], valid, [True])).astype(np.int8)))
     return [(int(begin), int(end)) for begin, end in zip(edges[::2], edges[1::2], strict=True)]
 
 
 def _too_long(clip: DrivingClip, begin: int, end: int) -> str:
+    """Message for a gap that is too long, with what to do about it."""
     where = f"from {begin / FPS:.2f} to {end / FPS:.2f} s"
     text = f"the driving video {clip.path} shows no face {where}, and no more than {LONGEST_GAP_S:g} s can be bridged: "
     if begin == 0:
         return text + "cut the video so that it begins with the face"
+    # Rounded down, so that the part before the gap holds no frame of it.
     before = math.floor(begin / FPS * 100) / 100
     return text + f"take what is before with --limit-seconds {before:g}, or cut the video"
 
 
 def _interpolated(values: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """`[F, …]` with the frames that are not valid interpolated linearly in time."""
+    """Values `[F, …]` in which frames that are not valid are interpolated linearly in time."""
+    # For each frame, the nearest valid frames at or before it and at or after it; at the ends both are the same.
     frames, seen = np.arange(len(values)), np.flatnonzero(valid)
     after = np.searchsorted(seen, frames).clip(0, len(seen) - 1)
     before = np.where(seen[after] > frames, np.maximum(after - 1, 0), after)
     low, high = seen[before], seen[after]
     share = np.where(high > low, (frames - low) / np.maximum(high - low, 1), 0.0).clip(0, 1)
+    # Broadcast over the trailing dimensions: [F, 1, …].
     share = share.astype(values.dtype).reshape(-1, *[1] * (values.ndim - 1))
     filled = values[low] * (1 - share) + values[high] * share
     filled[valid] = values[valid]

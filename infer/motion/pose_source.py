@@ -1,4 +1,4 @@
-"""Where the head's motion comes from: `audio` (the speech), `video:FILE`, `template:FILE.npy`, or `still`."""
+"""Sources of the head's motion other than the speech (`--pose`): `video:FILE` and `template:FILE.npy`."""
 
 from __future__ import annotations
 
@@ -17,34 +17,37 @@ from talkinghead.motion.rest_pose import clip_rest_pose, relative_pose
 from talkinghead.motion.smoothing import TEMPLATE_WINDOW, moving_average
 from talkinghead.timebase import FPS
 
+# Limits of a plausible template; more is another kind of array.
 _MOST_DEGREES = 180.0
 _MOST_CM = 1000.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class DrivingPose:
-    """A head's motion relative to where it rests (templates: to its first frame), to be played on any reference."""
+    """A head's motion relative to its rest pose (templates: to the first frame), to be played on any reference."""
 
     pose: np.ndarray
-    """`[F, 6]` degrees and cm."""
+    """Pose per frame, `[F, 6]`: three angles in degrees, three shifts in cm."""
     fps: float
+    """Frames per second."""
     smoothing: int
-    """Frames of the moving average that suits it."""
+    """Frames (odd) of the moving average that suits it; 1: none."""
     interpolated: int = 0
-    """Frames in which no face was found and the motion was interpolated."""
+    """Number of frames in which no face was found and the motion was interpolated."""
 
     def play(self, frames: int, fps: float, *, gain: float | None = None, smoothing: int | None = None) -> np.ndarray:
-        """The motion for `frames` frames at `fps`, to and fro where it is shorter.
+        """Play the motion for `frames` frames at `fps`, to and fro where it is shorter.
 
         Args:
-            frames: Frames asked for.
-            fps: Their rate.
-            gain: Factor of the three angles; None: 1.
+            frames: Number of frames.
+            fps: Frame rate.
+            gain: Factor for the three angles; None: 1.
             smoothing: Frames (odd) of the moving average; None: what suits the source.
 
         Returns:
-            `[frames, 6]` float64.
+            Pose `[frames, 6]` float64, degrees and cm.
         """
+        # Smoothed and scaled at its own rate, [F, 6]; tiled to the length that is needed, then resampled.
         pose = moving_average(self.pose, self.smoothing if smoothing is None else smoothing)
         pose[:, :3] *= 1.0 if gain is None else gain
         needed = math.ceil(frames * self.fps / fps) + 1
@@ -52,10 +55,10 @@ class DrivingPose:
 
 
 def read_template(path: Path, fps: float = TEMPLATE_FPS) -> DrivingPose:
-    """A head pose template: an `.npy` file of `[F, 6]`, relative to its first frame, as AniPortrait makes them.
+    """Read a head pose template: an `.npy` file of `[F, 6]`, relative to its first frame, as AniPortrait makes them.
 
     Raises:
-        ValueError: No such file, or other content; says what was found.
+        ValueError: No such file, or other content; the message tells what was found.
     """
     try:
         # Mapped, so that a damaged header that speaks of terabytes is found out before memory is asked for.
@@ -66,6 +69,7 @@ def read_template(path: Path, fps: float = TEMPLATE_FPS) -> DrivingPose:
         raise ValueError(f"the pose template {path} is a folder, must be an .npy file") from None
     except (ValueError, EOFError) as error:  # NumPy's text proposes to unpickle it
         raise ValueError(f"the pose template {path} is not a NumPy .npy file of numbers, or is damaged") from error
+    # Shape and values are checked here, because a wrong file would only show as a strange video.
     if not isinstance(pose, np.ndarray) or pose.ndim != 2 or pose.shape[1] != 6 or not len(pose):
         shape = list(pose.shape) if isinstance(pose, np.ndarray) else "an archive"
         raise ValueError(f"the pose template {path} is {shape}, must be [frames, 6]: three angles in degrees, three cm")
@@ -79,22 +83,23 @@ def read_template(path: Path, fps: float = TEMPLATE_FPS) -> DrivingPose:
 def read_driving_video(
     path: Path, seconds: float, model: FaceModel, on_frame: Callable[[int], None] | None = None
 ) -> DrivingPose:
-    """The head motion of a video, frame by frame as the annotation sees it, relative to its rest pose.
+    """Read the head's motion from a video at 25 fps, relative to its rest pose.
 
-    The rest pose is the median, not the first frame as in pose templates: a video that begins with a turned head would
-    else turn the reference for good. Where no face is found the motion is interpolated between its neighbours, and
-    stands still at the ends.
+    The rest pose is the median, not the first frame as in pose templates: otherwise a video that begins with a turned
+    head would turn the reference for good. Where no face is found, the motion is interpolated between its neighbours;
+    at the ends it stands still.
 
     Args:
         path: Video file; only its first `seconds` are read.
-        seconds: How much motion is needed.
+        seconds: Length of the motion that is needed.
         model: Face model.
-        on_frame: Told the number of frames done, now and then.
+        on_frame: Callback with the number of frames done.
 
     Raises:
         ValueError: The file cannot be read, no frame of it has a face, or the face is away for too long.
     """
     clip = read_driving_clip(path, model, seconds=seconds, on_frame=on_frame)
+    # The rest pose comes from frames with a face only; what is interpolated must not weigh in.
     rest = clip_rest_pose(clip.pose_matrix, clip.valid)
     whole = bridged(clip)
     return DrivingPose(

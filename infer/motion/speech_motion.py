@@ -1,4 +1,4 @@
-"""A portrait's motion from speech: what is needed is read and checked first, the models run later."""
+"""A portrait's motion from speech. All inputs are read and checked first; the models run later."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ from talkinghead.timebase import FPS
 log = logging.getLogger(__name__)
 
 NEUTRALISED = {"mouth": ("mouth",), "all": tuple(PARTS)}
-"""`--neutralise` → parts of the face whose expression is taken out."""
+"""Parts of the face whose expression is taken out, by `--neutralise`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Places:
-    """What is found before anything is read."""
+    """Weights and template that were found, before the speech is read."""
 
     audio2mesh: WeightsPlace
     audio2pose: WeightsPlace | None
     template: DrivingPose | None
-    """The pose template of `--pose template:FILE.npy`: small, so it is read at once."""
+    """Pose template of `--pose template:FILE.npy`; small, so it is read at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,15 +46,17 @@ class SpeechModels:
     """The models that are driven by speech."""
 
     mesh: Weights[Any]
+    """Audio2Mesh."""
     pose: Weights[Any] | None
+    """Audio2Pose; None when the head's motion comes from elsewhere."""
 
     def provenance(self) -> dict[str, Any]:
-        """Where they are from, for the sidecar."""
+        """Path, hash and origin of each model's weights, for the sidecar."""
         return {w.place.kind: w.provenance() for w in (self.mesh, self.pose) if w is not None}
 
 
 class DrivingSpeech:
-    """Speech, to which Audio2Mesh and Audio2Pose attend; a `Driving`."""
+    """Speech as what drives the portrait, through Audio2Mesh and Audio2Pose; a `Driving`."""
 
     command = "audio"
 
@@ -68,12 +70,13 @@ class DrivingSpeech:
         self._provenance: dict[str, Any] = {}
 
     def find(self, pipeline: Path | None) -> None:
-        """Find the models' weights: parts of the pipeline, or next to it, or named one by one.
+        """Find the models' weights: in the pipeline's folder, next to it, or named one by one.
 
         Raises:
-            ValueError: Weights or the pose template are not there, or are none.
+            ValueError: Weights or the pose template are not there, or are something else.
         """
         request = self._request
+        # `--weights` may hold the models for speech next to the pipeline, which then lies in a folder below.
         next_to_it = request.weights is not None and any(request.weights.glob("audio2mesh*"))
         folder = request.weights if next_to_it else pipeline
         source = request.pose_source
@@ -86,12 +89,13 @@ class DrivingSpeech:
         )
 
     def read(self, portrait: Portrait, model: FaceModel, progress: Progress, seconds: float | None) -> None:
-        """Read the speech, no more than so many seconds of it, and what moves the head.
+        """Read the speech, at most `seconds` of it, and the file that moves the head.
 
         Raises:
-            ValueError: A file that cannot be read, or `--neutralise` without what it needs.
+            ValueError: A file cannot be read, or `--neutralise` lacks what it needs.
         """
         assert self._places is not None
+        # The cheap check first: reading a driving video takes long.
         check_neutralise(self._request, self._places.audio2mesh, portrait)
         self._speech = read_speech(self._request.audio, seconds=seconds)
         self._driving = self._places.template or _driving_video(
@@ -100,11 +104,11 @@ class DrivingSpeech:
 
     @property
     def sound(self) -> Path:
-        """The speech."""
+        """File whose sound goes into the video: the speech."""
         return self._request.audio
 
     def describe(self) -> dict[str, Any]:
-        """The speech, and the file that moves the head where there is one."""
+        """Facts about the speech, and the hash of the file that moves the head where there is one, for the sidecar."""
         assert self._speech is not None
         found: dict[str, Any] = {"audio": describe_speech(self._request.audio, self._speech)}
         source = self._request.pose_source.path
@@ -119,14 +123,14 @@ class DrivingSpeech:
         compat: bool | None = None,
         device: str,
     ) -> tuple[LandmarkMotion, dict[str, Any]]:
-        """Load the models and let the portrait's face speak; arguments and result as of `speech_motion`.
+        """Load the models and return the motion; arguments and result are those of `speech_motion`.
 
         Raises:
             ValueError: Weights are damaged.
         """
         assert self._places is not None and self._speech is not None
         places = self._places
-        # Not kept: what they take of the device's memory is free then.
+        # Local, so that the device's memory is free for the pipeline afterwards.
         models = SpeechModels(
             mesh=load_audio2mesh(places.audio2mesh, device),
             pose=None if places.audio2pose is None else load_audio2pose(places.audio2pose, device),
@@ -137,17 +141,18 @@ class DrivingSpeech:
         )
 
     def provenance(self) -> dict[str, Any]:
-        """The models' weights."""
+        """Weights that took part, for the sidecar; empty before `move`."""
         return self._provenance
 
 
 def _driving_video(source: PoseSource, seconds: float, model: FaceModel, progress: Progress) -> DrivingPose | None:
-    """The head's motion in a video; None where the head's motion comes from elsewhere."""
+    """Motion of the head in a driving video; None where it comes from elsewhere."""
     if source.kind != "video" or source.path is None:
         return None
     frames = max(1, round(seconds * FPS))
     progress("head motion of the video", 0, frames)
     on_frame = functools.partial(progress, "head motion of the video", total=frames)
+    # As long as the speech, since more motion would not be shown.
     return read_driving_video(source.path, seconds, model, on_frame)
 
 
@@ -162,30 +167,31 @@ def speech_motion(
     fps: float | None = None,
     compat: bool | None = None,
 ) -> tuple[LandmarkMotion, dict[str, Any]]:
-    """Let the portrait's face speak.
+    """Motion of the portrait's face from speech.
 
     Args:
-        request: What is asked for.
-        speech: The speech.
-        driving: Motion of the head, where another file shows it.
-        models: The models, on their device.
-        portrait: The portrait as it is animated (its crop).
-        progress: Told how far it is.
-        fps: Frame rate where the request leaves it open; None: the mesh model's.
-        compat: Whether to project as AniPortrait does; None: as the mesh model's weights want it.
+        request: Request of the user.
+        speech: Speech that was read.
+        driving: Motion of the head from another file; None: from the pose model, or none.
+        models: Models on their device.
+        portrait: Portrait as it is animated (its crop).
+        progress: Callback for the progress.
+        fps: Frame rate where the request leaves it open; None: the mesh model's rate.
+        compat: Whether to project as AniPortrait does; None: only with AniPortrait's weights.
 
     Returns:
-        The motion, and what was decided on the way (for the sidecar).
+        Motion, and what was decided on the way (for the sidecar).
     """
     from talkinghead.pipelines.audio_to_landmarks import AudioToLandmarks
 
+    # Settings: projection by the weights' origin, frame rate by request, pipeline, model, in this order.
     compat = models.mesh.published if compat is None else compat
     samples = speech.samples
     rate = request.fps or fps or models.mesh.model.fps
     facts: dict[str, Any] = {"compat_projection": compat}
     pipeline = AudioToLandmarks(models.mesh.model, None if models.pose is None else models.pose.model, compat=compat)
 
-    # How the head moves: by what another file shows, or by the pose model, as one of its speakers.
+    # Motion of the head: from another file, or from the pose model as one of its speakers.
     pose: Any = request.pose_source.kind
     if driving is not None:
         frames = pipeline.num_frames(samples, rate)
@@ -195,7 +201,7 @@ def speech_motion(
     if models.pose is not None:
         identity = facts["identity"] = choose_identity(request.identity, request.seed, models.pose)
 
-    # How the face moves, in the portrait's camera.
+    # Motion of the face, projected by the portrait's camera.
     reference_mesh = _reference_mesh(request, portrait, models.mesh)
     motion = pipeline(
         samples,
@@ -215,14 +221,15 @@ def speech_motion(
 
 
 def choose_identity(asked: str | None, seed: int, weights: Weights[Any]) -> int:
-    """The row of the pose model's identity embedding: a speaker's name, a number, or drawn by the seed.
+    """Row of the pose model's identity embedding: that of a named speaker, a number, or one drawn by the seed.
 
-    What names a speaker is a name, also where it is a number. Drawn among the speakers that the model was trained on,
-    where they are known.
+    A text that names a speaker is taken as the name, even when it is a number. The draw is among the speakers that the
+    model was trained on, where they are known.
 
     Raises:
-        ValueError: No such name or number; says which there are.
+        ValueError: No such name or number; the message tells which there are.
     """
+    # Training put speaker k into row k modulo the number of rows; rows beyond the speakers were never trained.
     rows = int(weights.model.config.num_identities)
     known = weights.speakers
     if asked is None:
@@ -241,7 +248,7 @@ def choose_identity(asked: str | None, seed: int, weights: Weights[Any]) -> int:
 
 
 def _reference_mesh(request: SpeechOptions, portrait: Portrait, weights: Weights[Any]) -> np.ndarray:
-    """The portrait's mesh `[468, 3]`, its expression taken out where that is asked for."""
+    """The portrait's mesh `[468, 3]`, cm, with its expression taken out where that is asked for."""
     if request.neutralise == "none":
         return portrait.mesh
     assert weights.expression is not None and portrait.face.blendshapes is not None, "checked before loading"
@@ -250,6 +257,7 @@ def _reference_mesh(request: SpeechOptions, portrait: Portrait, weights: Weights
 
 def check_neutralise(request: SpeechOptions, place: WeightsPlace, portrait: Portrait) -> None:
     """Raise `ValueError` when `--neutralise` is asked for and what it needs is not there."""
+    # An expression is taken out by blendshapes (of the portrait) times their basis (next to the weights).
     if request.neutralise == "none":
         return
     if place.is_file or not (place.path / EXPRESSION_FILE).is_file():

@@ -1,1 +1,1 @@
-"""The weights that a user names: found and looked at first, loaded or converted later."""
+"""Weights that a user names: found and checked first, loaded or converted later."""

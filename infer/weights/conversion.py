@@ -1,4 +1,4 @@
-"""Folders of ours made of published files: one model for speech, or a whole pipeline, also out of trainings.
+"""Conversion of published files and trainings to folders of ours: one model for speech, or a whole pipeline.
 
 The networks of a pipeline are written one after the other, so that memory for the largest one is enough.
 """
@@ -28,20 +28,22 @@ def write_speech_model(kind: Kind, source: Path, folder: Path, *, chunking: Chun
     """Write a published file as `config.json` and safetensors; prints the key report on stderr.
 
     Args:
-        kind: What the file holds.
+        kind: Model that the file holds.
         source: `audio2mesh.pt`, `audio2pose.pt`, or a safetensors file of it.
-        folder: Empty folder.
-        chunking: How the pose model decodes long speech; None: `continue`.
+        folder: Empty folder to write into.
+        chunking: Way in which the pose model decodes long speech; None: `continue`.
 
     Raises:
         ValueError: The file is damaged, or keys are missing, unexpected or of another shape.
         OSError: The disk is full.
     """
+    # Load with the keys renamed; the report tells which were found, missing or left over.
     model, report = load_published(kind, source)
     print(report, file=sys.stderr)
     if chunking is not None:
         model.register_to_config(chunking=chunking)
     model.save_pretrained(folder)
+    # Marks the weights as published, which decides how images are projected (`compat`).
     origin = {"origin": "published", "kind": kind, "file": source.name, "sha256": hash_file(source)}
     (folder / ORIGIN_FILE).write_bytes(pretty_json(origin))
 
@@ -53,18 +55,19 @@ def write_pipeline(
     *,
     pose_guider_mode: PoseGuiderMode | None = None,
 ) -> None:
-    """Write what `TalkingHeadPipeline.from_pretrained` and `--weights` take; prints key reports on stderr.
+    """Write a folder for `TalkingHeadPipeline.from_pretrained` and `--weights`; prints key reports on stderr.
 
     Args:
         pipeline: Published files, or a pipeline's folder.
-        speech: The models for speech that go into it.
-        folder: Empty folder.
-        pose_guider_mode: How the PoseGuider of published weights normalises; None: as it is, or `published`.
+        speech: Models for speech that go into the folder, by kind.
+        folder: Empty folder to write into.
+        pose_guider_mode: Normalisation of a published PoseGuider; None: the one it has, or `published`.
 
     Raises:
         ValueError: Weights are damaged, missing or of another shape.
         OSError: The disk is full.
     """
+    # The networks, then each model for speech in a folder of its own.
     if pipeline.published is not None:
         _convert(pipeline.published, pose_guider_mode or "published", folder)
     else:
@@ -79,21 +82,24 @@ def write_pipeline(
 
 
 def _convert(files: PublishedFiles, mode: PoseGuiderMode, folder: Path) -> None:
-    """AniPortrait's files as a pipeline's folder."""
+    """Write AniPortrait's files as a pipeline's folder."""
+    # One network in memory at a time: all together take 10 GB.
     for name, network in published_networks(files, mode, print_report):
         network.save_pretrained(folder / name)
         del network  # before the next one is read
+    # The schedule of AniPortrait's program, which its networks were trained for.
     scheduler = COMPAT_INFER.sampler("ddim")
     scheduler.save_pretrained(folder / "scheduler")
     # The index as the pipeline itself writes it, without holding the weights of all networks.
     TalkingHeadPipeline(**vars(HollowNetworks.of_folder(folder)), scheduler=scheduler, **SETTINGS).save_config(folder)
+    # Where the folder comes from: file names and hashes, for the sidecars of videos made with it.
     hashes = {name: {"file": path.name, "sha256": weight_hash(path)} for name, path in vars(files).items()}
     origin = {"origin": "published", "kind": "lmk2video", "pose_guider": mode, "files": hashes}
     (folder / ORIGIN_FILE).write_bytes(pretty_json(origin))
 
 
 def _copy(source: Path, folder: Path, *, leave_out: Container[str], pose_guider_mode: PoseGuiderMode | None) -> None:
-    """A pipeline's folder with all that lies in it but the models for speech that come from elsewhere."""
+    """Copy a pipeline's folder, without the models for speech that are replaced."""
     print(f"{source}: {', '.join(NETWORKS)}", file=sys.stderr)
     for entry in sorted(source.iterdir()):
         if entry.name in leave_out:
@@ -102,13 +108,14 @@ def _copy(source: Path, folder: Path, *, leave_out: Container[str], pose_guider_
             shutil.copytree(entry, folder / entry.name)
         else:
             shutil.copyfile(entry, folder / entry.name)
+    # The mode is a setting only: the weights stay as copied.
     if pose_guider_mode is not None:
         guider = with_mode(PoseGuider.from_pretrained(source / "pose_guider"), pose_guider_mode)
         guider.save_config(folder / "pose_guider")
 
 
 def _add_speech(kind: Kind, place: WeightsPlace, folder: Path) -> None:
-    """A model for speech with what its training left next to it, or converted."""
+    """Add a model for speech: its whole folder with speakers and expression basis, or a published file converted."""
     if place.is_file:
         folder.mkdir()
         write_speech_model(kind, place.path, folder)

@@ -1,8 +1,8 @@
-"""The weights of a whole pipeline: found and looked at first, loaded later, and described in the sidecar.
+"""Weights of a whole pipeline: found and checked first, loaded later, and described in the sidecar.
 
-What may be named: a pipeline's folder (made by `infer convert`, or a training's `pretrained_model/`), the RUN folder
-of a training of Lmk2Video, a folder that holds such in `lmk2video/`, `stage2/` or `stage1/`, or the folder of
-AniPortrait's published files.
+A user may name a pipeline's folder (made by `infer convert`, or a training's `pretrained_model/`), the RUN folder
+of a training of Lmk2Video, a folder that holds one of these in `lmk2video/`, `stage2/` or `stage1/`, or the folder
+of AniPortrait's published files.
 """
 
 from __future__ import annotations
@@ -28,36 +28,37 @@ log = logging.getLogger(__name__)
 INDEX_FILE = "model_index.json"
 PIPELINE_CLASS = "TalkingHeadPipeline"
 NETWORKS = ("vae", "image_encoder", "reference_net", "denoiser", "pose_guider")
-BESIDE = ("lmk2video", "stage2", "stage1")
-"""Folders below the one that is named, in which a pipeline or a run is looked for; the first one counts."""
+FOLDERS = ("lmk2video", "stage2", "stage1")
+"""Folders below the named one that are searched for a pipeline or a training; the first one counts."""
 
+# Suffixes of weight files, best first.
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PipelinePlace:
-    """Where a pipeline's weights lie; nothing is loaded."""
+    """Place of a pipeline's weights; nothing is loaded."""
 
     path: Path
-    """Its folder, or the one of the published files."""
+    """Folder of the pipeline, or of the published files."""
     published: PublishedFiles | None = None
-    """AniPortrait's files, not converted."""
+    """AniPortrait's files where they are not converted; None for a pipeline's folder."""
     size: tuple[int, int]
     """Width and height that the networks have learnt, pixels."""
     size_step: int
-    """Width and height must be multiples of it."""
+    """Number of pixels that must divide width and height."""
 
     @property
     def origin(self) -> str:
-        """`published` (also when converted) or `trained`."""
+        """Origin of the weights: `published` (also when converted) or `trained`."""
         return "published" if self.published or (self.path / ORIGIN_FILE).is_file() else "trained"
 
 
 def find_pipeline(path: Path) -> PipelinePlace:
-    """The pipeline under a path that the user gave.
+    """Find the pipeline under a path that the user gave.
 
     Raises:
-        ValueError: There is none, or it is damaged; says what is wanted.
+        ValueError: There is none, or it is damaged; the message tells what is wanted.
     """
     if path.name == INDEX_FILE:
         path = path.parent
@@ -65,8 +66,10 @@ def find_pipeline(path: Path) -> PipelinePlace:
         raise ValueError(f"the weights {path} are not there")
     if path.is_file():
         raise ValueError(f"{path} is a file: give the folder of a pipeline, or of the published files")
+    # First a finished pipeline: in the folder itself, in one below, or in the export folder of these. A training that
+    # was passed over on the way is named, because the user may have meant it.
     unfinished: list[Path] = []
-    for folder in (path, *(path / name for name in BESIDE)):
+    for folder in (path, *(path / name for name in FOLDERS)):
         for place in (folder, folder / EXPORT_FOLDER):
             if (place / INDEX_FILE).is_file():
                 for other in unfinished:
@@ -74,7 +77,8 @@ def find_pipeline(path: Path) -> PipelinePlace:
                 return _of_folder(place)
         if (folder / "checkpoints").is_dir():
             unfinished.append(folder)
-    for folder in (path, *(path / name for name in BESIDE)):
+    # Then published files; only then a training that has not exported yet is the likely cause.
+    for folder in (path, *(path / name for name in FOLDERS)):
         if holds_published(folder):
             return published_place(PublishedFiles.named({}, folder))
         if (folder / "checkpoints").is_dir() and not (folder / EXPORT_FOLDER).is_dir():
@@ -84,13 +88,13 @@ def find_pipeline(path: Path) -> PipelinePlace:
             )
     raise ValueError(
         f"no pipeline in {path}: wanted is a folder with {INDEX_FILE} (a training's {EXPORT_FOLDER}, or made by python"
-        f" -m infer convert), one that holds such in {', '.join(f'{name}/' for name in BESIDE)}, or AniPortrait's files"
+        f" -m infer convert), one that holds such in {', '.join(f'{n}/' for n in FOLDERS)}, or AniPortrait's files"
         " (denoising_unet.pth, …)"
     )
 
 
 def published_place(files: PublishedFiles) -> PipelinePlace:
-    """A pipeline of AniPortrait's files."""
+    """Place of a pipeline of AniPortrait's files."""
     return PipelinePlace(
         path=files.denoising_unet.parent,
         published=files,
@@ -100,11 +104,12 @@ def published_place(files: PublishedFiles) -> PipelinePlace:
 
 
 def _of_folder(folder: Path) -> PipelinePlace:
-    """The pipeline that a folder holds by its index."""
+    """Place of the pipeline in a folder, checked by its index and the folders of its networks."""
     index = _read_json(folder / INDEX_FILE)
     found = index.get("_class_name")
     if found != PIPELINE_CLASS:
         raise ValueError(f"{folder} holds {found or 'no pipeline'}, but {PIPELINE_CLASS} is wanted")
+    # A copy that was broken off lacks folders: found here and not after minutes of loading.
     missing = [name for name in (*NETWORKS, "scheduler") if not (folder / name).is_dir()]
     if missing:
         raise ValueError(f"{folder} has no {', '.join(missing)}, though its {INDEX_FILE} names them: copy it again")
@@ -113,10 +118,11 @@ def _of_folder(folder: Path) -> PipelinePlace:
 
 
 def _size_step(config: Path) -> int:
-    """Step of both sides, as `check_image_size` of the VAEs has it, without loading what that needs."""
+    """Step of both sides in pixels, as in `check_image_size` of the VAEs, but without loading PyTorch."""
     settings = _read_json(config)
     if settings.get("_class_name") in ("CosineVae", "CosineCodec"):  # the second before it was renamed
         return settings["patch"]
+    # Every block of the VAE of Stable Diffusion but the last halves the image.
     widths = settings.get("block_out_channels")
     if not isinstance(widths, list):
         raise ValueError(f"{config} does not describe a VAE: copy the folder again")
@@ -124,6 +130,7 @@ def _size_step(config: Path) -> int:
 
 
 def _read_json(file: Path) -> dict[str, Any]:
+    """Object in a JSON file; `ValueError` tells what to do about a missing or damaged one."""
     try:
         value = json.loads(file.read_bytes())
     except OSError as error:
@@ -142,20 +149,21 @@ def load_pipeline(
     device: str = "cpu",
     pose_guider_mode: PoseGuiderMode | None = None,
 ) -> tuple[TalkingHeadPipeline, dict[str, Any]]:
-    """Load a pipeline; published files straight from where they are.
+    """Load a pipeline; published files are read where they are.
 
     Args:
-        place: What `find_pipeline` found.
+        place: Place that `find_pipeline` found.
         dtype: Precision of the networks; None: single.
-        device: Where they go.
-        pose_guider_mode: How the PoseGuider of published weights normalises. None: as converted, or as published.
+        device: Device of the networks.
+        pose_guider_mode: Normalisation of a published PoseGuider. None: as converted, or `published`.
 
     Returns:
-        The pipeline in evaluation mode, and for the sidecar `{"pipeline": …}`: path, origin, hashes of the weights.
+        Pipeline in evaluation mode, and `{"pipeline": …}` for the sidecar: path, origin, hashes of the weights.
 
     Raises:
         ValueError: Weights are damaged, missing or of another shape; or a mode for weights that are not published.
     """
+    # Imported here: loading PyTorch and diffusers takes seconds, and finding weights needs neither.
     if place.published is not None:
         from infer.weights.published_pipeline import load_published_pipeline
 
@@ -175,19 +183,22 @@ def load_pipeline(
 
 
 def provenance(place: PipelinePlace) -> dict[str, Any]:
-    """Path, origin and hashes of a pipeline's weights: of each file, and one of them all."""
+    """Path, origin and hashes of a pipeline's weights: one per file or network, and one over all."""
     if place.published is not None:
         paths = {name: Path(path) for name, path in vars(place.published).items()}
     else:
         paths = {name: place.path / name for name in NETWORKS}
     files = {name: weight_hash(path) for name, path in paths.items()}
+    # One hash names the whole pipeline in a sidecar.
     whole = hash_bytes(json.dumps(files, sort_keys=True).encode())
     return {"path": str(place.path), "origin": place.origin, "sha256": whole, "files": files}
 
 
 def weight_hash(path: Path) -> str | None:
-    """SHA-256 of a file of weights, or of those in a network's folder (all of them, where it has several parts); None
-    where it needs none."""
+    """SHA-256 of a file of weights, or of those in a network's folder (over all, where it has several parts).
+
+    None for a network without weights.
+    """
     if path.is_file():
         return hash_file(path)
     # One form is enough where a folder has several: safetensors come first.

@@ -1,4 +1,4 @@
-"""A pipeline of AniPortrait's published files, computing what its program computes (`compat`)."""
+"""Pipeline of AniPortrait's published files; computes what its program computes (`compat`)."""
 
 from __future__ import annotations
 
@@ -22,29 +22,34 @@ from talkinghead.models.weights import KeyReport
 from talkinghead.pipelines.talking_head import TalkingHeadPipeline
 
 PUBLISHED_FPS = 30.0
+"""Frame rate of AniPortrait's videos."""
 SETTINGS: dict[str, Any] = {
     "compat": True,
     "fps": PUBLISHED_FPS,
     "width": PUBLISHED_SIZE[0],
     "height": PUBLISHED_SIZE[1],
 }
-"""Settings of the pipeline."""
+"""Settings of the pipeline, as `model_index.json` holds them."""
 
 
 def published_networks(
     files: PublishedFiles, mode: PoseGuiderMode, report: Callable[[KeyReport], object]
 ) -> Iterator[tuple[str, Any]]:
-    """The networks one after the other, in single precision and evaluation mode: all at once need 10 GB.
+    """Load the networks one after the other, in single precision and evaluation mode; all at once need 10 GB.
 
     Args:
-        files: Where they lie.
-        mode: How the PoseGuider normalises; see `load_pose_guider`.
-        report: Told how the keys of each file compare.
+        files: Paths of the published files.
+        mode: Normalisation of the PoseGuider; `load_pose_guider` describes the modes.
+        report: Callback with the comparison of each file's keys.
+
+    Yields:
+        Name of a network in the pipeline, and the network.
 
     Raises:
-        ValueError: A file is damaged, or holds other tensors; the report is in the text.
+        ValueError: A file is damaged, or holds other tensors; the message contains the report.
     """
 
+    # Loaded in functions, so that this generator keeps no reference to a network that the caller has dropped.
     def denoiser() -> Any:
         model, reports = load_denoising_unet(files.denoising_unet, files.motion_module)
         for one in reports:
@@ -71,11 +76,17 @@ def published_networks(
 def load_published_pipeline(
     files: PublishedFiles, *, mode: PoseGuiderMode = "published", dtype: torch.dtype | None = None
 ) -> TalkingHeadPipeline:
-    """All of it; prints the key reports on stderr.
+    """Load the whole pipeline; prints the key reports on stderr.
+
+    Args:
+        files: Paths of the published files.
+        mode: Normalisation of the PoseGuider.
+        dtype: Precision of the networks; None: single.
 
     Raises:
-        ValueError: A file is damaged, or holds other tensors; the report is in the text.
+        ValueError: A file is damaged, or holds other tensors; the message contains the report.
     """
+    # Each network is converted as soon as it is loaded, so that at most one is in memory in single precision.
     networks: dict[str, Any] = {}
     for name, network in published_networks(files, mode, print_report):
         networks[name] = network if dtype is None else network.to(dtype)
@@ -83,21 +94,22 @@ def load_published_pipeline(
 
 
 def print_report(report: KeyReport) -> None:
-    """Print how a file's keys compare, on stderr."""
+    """Print the comparison of a file's keys on stderr."""
     print(report, file=sys.stderr)
 
 
 def with_mode(guider: PoseGuider, mode: PoseGuiderMode) -> PoseGuider:
-    """The same published weights, normalised in another way.
+    """PoseGuider with these published weights and another normalisation.
 
     Raises:
-        ValueError: This PoseGuider normalises each frame for itself: it is not of the published kind.
+        ValueError: This PoseGuider normalises each frame for itself, so it is not of the published kind.
     """
     current = guider.config["normalisation"]
     if current == mode:
         return guider
     if current == "frame":
         raise ValueError("the modes of a PoseGuider are for AniPortrait's published weights, not for these")
+    # Built without memory; the tensors are shared with the guider that was given.
     with torch.device("meta"):
         other: Any = PoseGuider.from_config({**guider.config, "normalisation": mode})
     other.load_state_dict(guider.state_dict(), assign=True)

@@ -1,6 +1,6 @@
-"""The weights of a model for speech: found and looked at first, loaded later, and described in the sidecar.
+"""Weights of a model for speech: found and checked first, loaded later, and described in the sidecar.
 
-What may be named: a folder that a training exported (`pretrained_model/`) or `infer convert` made, the RUN folder of a
+A user may name a folder that a training exported (`pretrained_model/`) or `infer convert` made, the RUN folder of a
 training, a published file (`audio2mesh.pt`, `audio2pose.pt`, or a .safetensors of it), or a folder that holds these.
 """
 
@@ -22,13 +22,14 @@ if TYPE_CHECKING:
 
 Kind = Literal["audio2mesh", "audio2pose"]
 Chunking = Literal["continue", "restart"]
-"""How the pose model decodes long speech: on and on, or every 5 s from pose 0, as its authors do."""
+"""Decoding of long speech by the pose model: continuously, or every 5 s anew from pose 0, as its authors do."""
 CLASSES: dict[Kind, str] = {"audio2mesh": "Audio2Mesh", "audio2pose": "Audio2Pose"}
+"""Class of each kind, as `config.json` names it."""
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 ORIGIN_FILE = "origin.json"
-"""In a folder of converted weights: which published file they come from."""
+"""File in a folder of converted weights that names the published file they come from."""
 EXPORT_FOLDER = "pretrained_model"
 PUBLISHED_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
 
@@ -37,43 +38,46 @@ Model = TypeVar("Model")
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsPlace:
-    """Where weights lie; nothing is loaded."""
+    """Place of weights; nothing is loaded."""
 
     kind: Kind
     path: Path
-    """A folder of ours, or a published file."""
+    """Folder of ours, or a published file."""
 
     @property
     def is_file(self) -> bool:
-        """Whether it is a published file."""
+        """Whether `path` is a published file."""
         return self.path.is_file()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Weights(Generic[Model]):
-    """A model with its weights, and what lies next to it."""
+    """A model with its weights, and the files next to it."""
 
     place: WeightsPlace
     model: Model
     published: bool
-    """AniPortrait's weights, straight from its file or converted: images are projected as it does."""
+    """Whether these are AniPortrait's weights, from its file or converted: landmarks are then projected its way."""
     sha256: str
+    """Hash of the weight file."""
     speakers: Speakers | None
-    """Who it was trained on."""
+    """Speakers that the model was trained on; None where they are not known."""
     expression: ExpressionBasis | None
+    """Basis of the blendshapes, for `--neutralise`; None where the folder has none."""
 
     def provenance(self) -> dict[str, Any]:
-        """Where they are from and their hash, for the sidecar."""
+        """Path, hash and origin of the weights, for the sidecar."""
         origin = "published" if self.published else "trained"
         return {"path": str(self.place.path), "sha256": self.sha256, "origin": origin}
 
 
 def find_weights(kind: Kind, path: Path) -> WeightsPlace:
-    """The weights of one model under a path that the user gave.
+    """Find the weights of one model under a path that the user gave.
 
     Raises:
-        ValueError: Nothing there, or another model; says what is wanted.
+        ValueError: Nothing is there, or another model; the message tells what is wanted.
     """
+    # A file: ours counts as its folder, any other must be a published one.
     if path.name == WEIGHTS_FILE and (path.parent / CONFIG_FILE).is_file():
         path = path.parent  # the file out of a folder of ours is the folder
     if path.is_file():
@@ -84,6 +88,7 @@ def find_weights(kind: Kind, path: Path) -> WeightsPlace:
         return WeightsPlace(kind=kind, path=path)
     if not path.exists():
         raise ValueError(f"the {kind} weights {path} are not there")
+    # A folder: a model of ours in it, in its export, or in the folder of this kind; then a published file.
     for folder in (path, path / EXPORT_FOLDER, path / kind, path / kind / EXPORT_FOLDER):
         if (folder / CONFIG_FILE).is_file():
             found = _class_name(folder / CONFIG_FILE)
@@ -91,8 +96,10 @@ def find_weights(kind: Kind, path: Path) -> WeightsPlace:
                 if not (folder / WEIGHTS_FILE).is_file():
                     raise ValueError(f"{folder} has a {CONFIG_FILE} but no {WEIGHTS_FILE}: copy the folder again")
                 return WeightsPlace(kind=kind, path=folder)
+            # Another model of ours is an error; a `config.json` of something else (a training) is passed over.
             if found is not None:
                 raise ValueError(f"{folder} holds {found}, but {CLASSES[kind]} is wanted")
+    # Published files come last: a converted folder next to one is what the user made of it.
     for suffix in PUBLISHED_SUFFIXES:
         if (file := path / f"{kind}{suffix}").is_file():
             return WeightsPlace(kind=kind, path=file)
@@ -103,7 +110,7 @@ def find_weights(kind: Kind, path: Path) -> WeightsPlace:
 
 
 def _class_name(config: Path) -> str | None:
-    """Which of our models a `config.json` describes; None for a training's own configuration."""
+    """Class of the model that a `config.json` describes; None for a training's own configuration."""
     try:
         value = json.loads(config.read_bytes())
     except ValueError as error:
@@ -113,22 +120,24 @@ def _class_name(config: Path) -> str | None:
 
 
 def load_audio2mesh(place: WeightsPlace, device: str = "cpu") -> Weights[Audio2Mesh]:
-    """Load an Audio2Mesh.
+    """Load an Audio2Mesh in evaluation mode.
 
     Raises:
-        ValueError: A damaged or truncated file, or weights of another shape; names them.
+        ValueError: A damaged or truncated file, or weights of another shape; the message names them.
     """
     assert place.kind == "audio2mesh"
     return cast("Weights[Audio2Mesh]", _load(place, device))
 
 
 def load_audio2pose(place: WeightsPlace, device: str = "cpu") -> Weights[Audio2Pose]:
-    """Load an Audio2Pose; raises like `load_audio2mesh`."""
+    """Load an Audio2Pose in evaluation mode; raises like `load_audio2mesh`."""
     assert place.kind == "audio2pose"
     return cast("Weights[Audio2Pose]", _load(place, device))
 
 
 def _load(place: WeightsPlace, device: str) -> Weights[Any]:
+    """A published file, which has no speakers and no basis, or a folder of ours with what its training left there."""
+    # Imported here, because finding weights does without PyTorch.
     if place.is_file:
         from talkinghead.models.audio2lmk.published import load_published
 
@@ -156,6 +165,7 @@ def _load(place: WeightsPlace, device: str) -> Weights[Any]:
 
 
 def _class_of(kind: Kind) -> Any:
+    """Class of a kind of model; imported late, as it loads PyTorch."""
     if kind == "audio2mesh":
         from talkinghead.models.audio2lmk.audio2mesh import Audio2Mesh
 

@@ -9,11 +9,12 @@ from talkinghead.schema import DATASETS
 ADAPTERS: dict[str, Adapter] = {
     adapter.dataset: adapter for adapter in (hdtf.ADAPTER, celebv_hq.ADAPTER, vfhq.ADAPTER, folder.ADAPTER)
 }
+# The command line offers the names of the schema, so each of them needs its adapter.
 assert tuple(ADAPTERS) == DATASETS
 
 
 def adapter_of(dataset: str) -> Adapter:
-    """The adapter of a data set; raises `ValueError` with the names there are."""
+    """The adapter of a data set; raises `ValueError` with the known names."""
     if dataset not in ADAPTERS:
         raise ValueError(f"no data set is called {dataset!r}; choose one of {', '.join(ADAPTERS)}")
     return ADAPTERS[dataset]

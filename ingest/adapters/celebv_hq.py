@@ -46,23 +46,24 @@ CELEBV_HQ = YoutubeSet(
 INFO_FILE = "celebvhq_info.json"
 CSV_COLUMNS = ("VideoId", "SaveIdName", "Time", "Bbox")
 EXPAND = 0.02
-"""How far each side of the listed box is moved out, as a share of the frame."""
+"""Distance by which each side of the listed box is moved out, as a share of the frame."""
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{11}(?:_\d+)+")
 
 
 @dataclass(frozen=True, kw_only=True)
 class CelebvClip:
-    """One clip as listed."""
+    """One clip as the metadata lists it."""
 
     name: str
+    """`<YouTube id>_<n>`, or `<YouTube id>_<n>_<m>`."""
     video_id: str
     start_s: float
     end_s: float
     bbox: tuple[float, float, float, float]
-    """top, bottom, left, right, 0 to 1."""
+    """Box as top, bottom, left, right, each from 0 to 1."""
     labels: dict[str, Any]
-    """Appearance, action and emotion; empty when the file has none."""
+    """Appearance, action, emotion and version; empty when the file has none."""
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -77,14 +78,19 @@ class CelebvClip:
 
 
 def expanded_box(bbox: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
-    """Listed top, bottom, left, right → x0, y0, x1, y1, each side moved out by `EXPAND` and clamped to the frame."""
+    """Box x0, y0, x1, y1 of listed top, bottom, left, right: each side moved out by `EXPAND`, clamped to the frame."""
     top, bottom, left, right = bbox
     x0, y0, x1, y1 = left - EXPAND, top - EXPAND, right + EXPAND, bottom + EXPAND
     return (round(max(x0, 0.0), 6), round(max(y0, 0.0), 6), round(min(x1, 1.0), 6), round(min(y1, 1.0), 6))
 
 
 def read_info(path: Path, problems: list[Problem]) -> Iterator[CelebvClip]:
-    """Clips of the official JSON; a clip that cannot be read is added to `problems`."""
+    """Clips of the official JSON; a clip that cannot be read is added to `problems`.
+
+    Raises:
+        ValueError: The file is not JSON, or not this JSON.
+    """
+    # A damaged file is an error, because it would give no clip at all.
     try:
         info = json.loads(path.read_bytes().decode("utf-8-sig"))
     except ValueError as error:
@@ -93,6 +99,7 @@ def read_info(path: Path, problems: list[Problem]) -> Iterator[CelebvClip]:
     if not isinstance(clips, dict):
         raise ValueError(f'{path} has no "clips" object; it is not {INFO_FILE}')
     mappings = info.get("meta_info", info.get("mete_info", {}))  # the first release spelled it so
+    # One wrong clip among 35,666 must not hold up the others.
     for name, clip in clips.items():
         try:
             top, bottom, left, right = (float(clip["bbox"][side]) for side in ("top", "bottom", "left", "right"))
@@ -111,12 +118,13 @@ def read_info(path: Path, problems: list[Problem]) -> Iterator[CelebvClip]:
 
 
 def _labels(clip: dict[str, Any], mappings: dict[str, Any]) -> dict[str, Any]:
-    """Names of the appearance and action labels that are set (the raw flags where names are missing), emotion as is."""
+    """Names of the appearance and action labels that are set (raw flags where names are missing), emotion as listed."""
     attributes = clip.get("attributes", {})
     labels: dict[str, Any] = {}
     for kind in ("appearance", "action"):
         flags, names = attributes.get(kind), mappings.get(f"{kind}_mapping", [])
         if flags is not None:
+            # `flags` holds 0 or 1 for each name; without matching names the numbers are all there is.
             matched = len(flags) == len(names)
             labels[kind] = [name for name, flag in zip(names, flags, strict=True) if flag] if matched else flags
     for kind, value in (("emotion", attributes.get("emotion")), ("version", clip.get("version"))):
@@ -127,6 +135,7 @@ def _labels(clip: dict[str, Any], mappings: dict[str, Any]) -> dict[str, Any]:
 
 def read_csv(path: Path, problems: list[Problem]) -> Iterator[CelebvClip]:
     """Clips of the CSV; a line that cannot be read is added to `problems`."""
+    # Decoded leniently: ids, times and boxes are ASCII, so a wrong byte spoils its own line only.
     text = path.read_bytes().decode("utf-8-sig", "replace")
     reader = csv.DictReader(io.StringIO(text, newline=""))
     for record in reader:
@@ -147,7 +156,7 @@ def read_csv(path: Path, problems: list[Problem]) -> Iterator[CelebvClip]:
 
 
 def _numbers(text: str, count: int) -> list[float]:
-    """`"(81.62, 86.17)"` or `"[0.0, 0.88, …]"` as floats."""
+    """Numbers of `"(81.62, 86.17)"` or `"[0.0, 0.88, …]"`; `ValueError` unless there are `count`."""
     values = [float(part) for part in text.strip().strip("()[]").split(",")]
     if len(values) != count:
         raise ValueError(f"{count} numbers expected, found {text!r}")
@@ -157,6 +166,7 @@ def _numbers(text: str, count: int) -> list[float]:
 def _is_csv(path: Path) -> bool:
     if path.suffix.lower() != ".csv" or not path.is_file():
         return False
+    # The columns decide, since other CSV files may lie in the folder; they may stand in any order.
     with path.open("rb") as stream:
         header = stream.readline(4096).decode("utf-8-sig", "replace")
     return set(CSV_COLUMNS) <= {column.strip() for column in header.split(",")}
@@ -173,7 +183,7 @@ def find_metadata(path: Path) -> Path | None:
 
 def read(metadata: Path, listing: SourceListing) -> Parsed:
     """Catalog rows of all clips."""
-    file = find_metadata(metadata)
+    file = find_metadata(metadata)  # found before: an adapter is called only with metadata it recognised
     assert file is not None
     problems: list[Problem] = []
     clips = read_info(file, problems) if file.suffix.lower() == ".json" else read_csv(file, problems)
@@ -188,7 +198,7 @@ def _row(clip: CelebvClip, listing: SourceListing) -> CatalogRow:
         source=source,
         interval=(clip.start_s, clip.end_s),
         box=expanded_box(clip.bbox),
-        box_size=(1.0, 1.0),
+        box_size=(1.0, 1.0),  # the box is normalised
         notes=notes,
         attributes={"box_square": "min", **clip.labels},
     )

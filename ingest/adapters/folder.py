@@ -24,6 +24,7 @@ def read(_metadata: Path, listing: SourceListing) -> Parsed:
 
 
 def _row(path: str) -> CatalogRow:
+    # By path, not by content: two copies of a file are two inputs.
     key = f"folder-{path_key(path)}"
     return CatalogRow(
         key=key,

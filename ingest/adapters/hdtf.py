@@ -3,7 +3,7 @@
 Three subsets RD, WDA, WRA with five files each, one record a line, separated by blanks:
 
     <S>_video_url.txt      Radio11 <url>
-    <S>_resolution.txt     Radio11.mp4 720                        lines of the video that the crops refer to
+    <S>_resolution.txt     Radio11.mp4 720                        height of the video that the crops refer to, lines
     <S>_annotion_time.txt  Radio11.mp4 00:30-01:00 01:30-02:30    clip index = position, from 0 (spelled so)
     <S>_crop_wh.txt        Radio11_0.mp4 412 599 0 599            x w y h in pixels at that resolution
     <S>_crop_ratio.txt     Radio11_0.mp4 1.2                      enlargement of a face square, kept as attribute
@@ -50,8 +50,9 @@ class HdtfClip:
     start_s: float
     end_s: float
     crop_wh: tuple[int, int, int, int] | None
-    """x, w, y, h in pixels at the listed resolution, in the file's order."""
+    """Crop x, w, y, h in pixels at the listed resolution, in the file's order."""
     crop_ratio: float | None
+    """Enlargement of a face square."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,22 +63,24 @@ class HdtfVideo:
     name: str
     url: str | None
     height: int | None
-    """Listed number of lines; 0 occurs."""
+    """Listed height in lines; 0 occurs."""
     clips: tuple[HdtfClip, ...] = field(default=())
+    """Intervals that could be read."""
 
     @property
     def person(self) -> str | None:
-        """Who speaks, from the name; None in RD, whose names are programmes."""
+        """Speaker, from the name without trailing digits; None in RD, whose names are programmes."""
         return None if self.subset == "RD" else self.name.rstrip("0123456789") or self.name
 
     @property
     def source_id(self) -> str:
-        """`RD_Radio11`."""
+        """Name with its subset, e.g. `RD_Radio11`."""
         return f"{self.subset}_{self.name}"
 
 
 def read_videos(folder: Path) -> tuple[list[HdtfVideo], list[Problem]]:
     """All videos of the metadata, in the order of the files, and the lines that could not be read."""
+    # A subset without intervals has no clips; the others may still be complete.
     problems: list[Problem] = []
     videos: list[HdtfVideo] = []
     for subset in SUBSETS:
@@ -89,9 +92,12 @@ def read_videos(folder: Path) -> tuple[list[HdtfVideo], list[Problem]]:
 
 
 def _read_subset(folder: Path, subset: str, problems: list[Problem]) -> list[HdtfVideo]:
+    """Videos of one subset, joined from its five files by name."""
+
     def table(what: str, parse: Callable[[list[str]], _Value]) -> dict[str, tuple[int, _Value]]:
         return _read_table(folder / f"{subset}_{what}.txt", parse, problems)
 
+    # The five files, each keyed by the name of a video or of a clip.
     urls = table("video_url", lambda fields: _exactly(1, fields)[0])
     heights = table("resolution", lambda fields: int(_exactly(1, fields)[0]))
     crops = table("crop_wh", _crop)
@@ -99,6 +105,7 @@ def _read_subset(folder: Path, subset: str, problems: list[Problem]) -> list[Hdt
     intervals = table("annotion_time", list)
     videos = []
     for name in dict.fromkeys((*urls, *intervals)):
+        # One clip per interval. A wrong one still counts for the index, by which its crop is listed.
         clips: list[HdtfClip] = []
         if name not in intervals:
             file, line = f"{subset}_video_url.txt", urls[name][0]
@@ -110,6 +117,7 @@ def _read_subset(folder: Path, subset: str, problems: list[Problem]) -> list[Hdt
                 file, line = f"{subset}_annotion_time.txt", intervals[name][0]
                 problems.append(Problem(file=file, line=line, message=f"{name}, interval {index}: {error}"))
                 continue
+            # Taken out of the tables, so that what is left in the end belongs to no interval.
             crop, ratio = crops.pop(f"{name}_{index}", None), ratios.pop(f"{name}_{index}", None)
             clips.append(
                 HdtfClip(
@@ -130,6 +138,7 @@ def _read_subset(folder: Path, subset: str, problems: list[Problem]) -> list[Hdt
                 clips=tuple(clips),
             )
         )
+    # Crops without an interval are listed, because they may be a sign of a truncated file.
     for what, left in (("crop_wh", crops), ("crop_ratio", ratios)):
         problems += [
             Problem(file=f"{subset}_{what}.txt", line=line, message=f"{clip} has no interval")
@@ -141,12 +150,13 @@ def _read_subset(folder: Path, subset: str, problems: list[Problem]) -> list[Hdt
 def _read_table(
     path: Path, parse: Callable[[list[str]], _Value], problems: list[Problem]
 ) -> dict[str, tuple[int, _Value]]:
-    """Name (without `.mp4`) → (line number, parsed fields)."""
+    """Table of a file: name (without `.mp4`) → (line number, parsed fields); wrong lines are added to `problems`."""
     if not path.is_file():
         problems.append(Problem(file=path.name, message="not there"))
         return {}
     table: dict[str, tuple[int, _Value]] = {}
     for number, text in read_lines(path, problems):
+        # The name is the first word in all five files; only some write it with `.mp4`.
         name, *fields = text.split()
         name = name.removesuffix(".mp4")
         try:
@@ -169,6 +179,7 @@ def _exactly(count: int, fields: list[str]) -> list[str]:
 
 
 def _crop(fields: list[str]) -> tuple[int, int, int, int]:
+    """Crop x, w, y, h of a line of `crop_wh`."""
     x, width, y, height = (int(value) for value in _exactly(4, fields))
     if width <= 0 or height <= 0:
         raise ValueError(f"crop {' '.join(fields)!r} is empty")
@@ -176,7 +187,7 @@ def _crop(fields: list[str]) -> tuple[int, int, int, int]:
 
 
 def _interval(text: str) -> tuple[float, float]:
-    """`mm:ss-mm:ss` (or with hours) in seconds."""
+    """Start and end in seconds of `mm:ss-mm:ss` (or with hours)."""
     match = re.fullmatch(r"((?:\d+:){1,2}\d+(?:\.\d+)?)-((?:\d+:){1,2}\d+(?:\.\d+)?)", text)
     if not match:
         raise ValueError(f"{text!r} is not mm:ss-mm:ss")
@@ -194,7 +205,8 @@ def _seconds(text: str) -> float:
 
 
 def split_groups(videos: list[HdtfVideo]) -> dict[str, str]:
-    """Group of each video (by `source_id`): same person or same YouTube id, taken together (union-find)."""
+    """Split group of each video, by `source_id`: videos of one person or one YouTube id belong together."""
+    # Union-find: the root of a name is the name of its group.
     parent: dict[str, str] = {}
 
     def root(node: str) -> str:
@@ -202,6 +214,7 @@ def split_groups(videos: list[HdtfVideo]) -> dict[str, str]:
             node = parent[node]
         return node
 
+    # Every name begins as its own group; videos with one id then join the groups of their names.
     by_id: dict[str, list[str]] = defaultdict(list)
     for video in videos:
         name = video.person or video.source_id
@@ -224,12 +237,15 @@ def read(metadata: Path, listing: SourceListing) -> Parsed:
 
 
 def _rows(video: HdtfVideo, group: str, listing: SourceListing) -> Iterator[CatalogRow]:
+    """Catalog rows of one video, one per interval."""
+    # HDTF prescribes no file names, so the usual ones are tried: with the subset first, the YouTube id last.
     identifier = youtube_id(video.url)
     source, found_notes = listing.find(
         stem for stem in (video.source_id, f"{video.subset}-{video.name}", video.name, identifier) if stem
     )
     for clip in video.clips:
         box, notes = _box(clip, video.height)
+        # The listed numbers are kept also where they give no box.
         attributes = {
             "crop_wh": clip.crop_wh,
             "crop_ratio": clip.crop_ratio,
@@ -257,7 +273,7 @@ def _rows(video: HdtfVideo, group: str, listing: SourceListing) -> Iterator[Cata
 
 
 def _box(clip: HdtfClip, height: int | None) -> tuple[tuple[float, float, float, float] | None, tuple[str, ...]]:
-    """The crop as x0, y0, x1, y1 at the listed resolution, or None and the reason."""
+    """Crop as x0, y0, x1, y1 at the listed resolution, or None; and notes with the reason."""
     if clip.crop_wh is None:
         return None, ("no crop listed; cropped around the face",)
     x, width, y, lines = clip.crop_wh

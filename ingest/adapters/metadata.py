@@ -1,4 +1,4 @@
-"""What the adapters share: what an adapter is and gives back, lines of a metadata file, YouTube's ids and rows."""
+"""Parts that the adapters share: an adapter's interface and result, lines of a metadata file, YouTube ids and rows."""
 
 from __future__ import annotations
 
@@ -15,31 +15,33 @@ from talkinghead.schema import CatalogRow
 YOUTUBE_ID = re.compile(r"[A-Za-z0-9_-]{11}")
 _YOUTUBE_URL = re.compile(
     r"https?://(?:(?:www|m)\.)?(?:youtube\.com/(?:watch\?(?:[^#]*&)?v=|embed/|v/|shorts/)|youtu\.be/)"
-    r"([A-Za-z0-9_-]{11})(?![A-Za-z0-9_-])"
+    r"([A-Za-z0-9_-]{11})(?![A-Za-z0-9_-])"  # a twelfth character would make it another id
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Parsed:
-    """What an adapter reads out of the metadata."""
+    """Result of reading the metadata."""
 
     rows: list[CatalogRow]
+    """One row per clip, in any order."""
     problems: list[Problem]
+    """Lines and files that gave no row."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Adapter:
-    """One data set: how its metadata is found and read."""
+    """Adapter of one data set: finds and reads its metadata."""
 
     dataset: str
     read: Callable[[Path, SourceListing], Parsed]
-    """Rows from the metadata (a folder or a file), with the source of each looked up in the listing."""
+    """Function from the metadata (a folder or a file) to rows, with the source of each looked up in the listing."""
     official_files: str = ""
     """Names of the metadata files, for messages; empty when the data set has none."""
     has_metadata: Callable[[Path], bool] | None = None
-    """Whether a path (folder or file) holds the metadata; None when the data set has none."""
+    """Test whether a path (folder or file) holds the metadata; None when the data set has none."""
     is_unit_folder: Callable[[str], bool] = has_video_suffix
-    """By its name, whether a folder in SOURCE is one input itself."""
+    """Test by its name whether a folder in SOURCE is one input itself."""
 
 
 def read_lines(path: Path, problems: list[Problem]) -> Iterator[tuple[int, str]]:
@@ -47,6 +49,7 @@ def read_lines(path: Path, problems: list[Problem]) -> Iterator[tuple[int, str]]
 
     A line that is not UTF-8 is added to `problems` and left out.
     """
+    # Split as bytes, so that a line that is not UTF-8 spoils no other.
     for number, raw in enumerate(path.read_bytes().removeprefix(b"\xef\xbb\xbf").splitlines(), start=1):
         try:
             text = raw.decode("utf-8").strip()
@@ -58,19 +61,20 @@ def read_lines(path: Path, problems: list[Problem]) -> Iterator[tuple[int, str]]
 
 
 def youtube_id(url: str | None) -> str | None:
-    """The 11-character id in a YouTube url (`watch?v=`, `youtu.be/`, `embed/`; extra parameters as `&t=6s` allowed)."""
+    """YouTube's 11-character id in a url (`watch?v=`, `youtu.be/`, `embed/`; extra parameters as `&t=6s` allowed), or
+    None."""
     match = _YOUTUBE_URL.match(url) if url else None
     return match[1] if match else None
 
 
 def youtube_url(video_id: str) -> str:
-    """The page of a YouTube video."""
+    """Page of a YouTube video."""
     return f"https://www.youtube.com/watch?v={video_id}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class YoutubeSet:
-    """What the rows of a data set of YouTube videos have in common.
+    """Values that the rows of a data set of YouTube videos have in common.
 
     Nothing says whether two videos show one person, so the clips of one video form a split group.
     """
@@ -94,20 +98,21 @@ class YoutubeSet:
         notes: tuple[str, ...],
         attributes: dict[str, Any],
     ) -> CatalogRow:
-        """The row of one clip.
+        """Catalog row of one clip.
 
         Args:
             key: Key of the clip, with the data set's name.
             video_id: YouTube's id of the video.
             source: Path of the video in SOURCE; None where it is not there.
-            interval: Start and end in the video, seconds; None: all of it.
-            box: Crop as x0, y0, x1, y1; None: around the face.
+            interval: Start and end in the video, seconds; None: the whole video.
+            box: Crop as x0, y0, x1, y1; None: a crop around the face.
             box_size: Width and height of the frame that the box refers to.
-            frame_fps: Rate of a source that is a folder of frames.
-            person: Who is shown, where it is known.
-            notes: What is to be known about the clip.
-            attributes: What else the metadata says.
+            frame_fps: Frame rate of a source that is a folder of frames; None for a video.
+            person: Name or id of the person, where it is known.
+            notes: Peculiarities of the clip, for people.
+            attributes: Further values of the metadata, stored as JSON.
         """
+        # The split group is the video, since persons are not known across videos.
         start_s, end_s = interval or (None, None)
         box_width, box_height = box_size or (None, None)
         return CatalogRow(

@@ -40,51 +40,56 @@ VFHQ = YoutubeSet(
 )
 LIST_FILES = ("id_train.txt", "id_test.txt")
 DEFAULT_FRAME_FPS = 25.0
+"""Rate of a folder of frames whose clip has no meta file."""
 
 CLIP_NAME = re.compile(r"Clip\+([A-Za-z0-9_-]{11})\+P(\d+)\+C(\d+)\+F(\d+)-(\d+)")
 
 
 @dataclass(frozen=True, kw_only=True)
 class VfhqName:
-    """The parts of a clip's name."""
+    """Parts of a clip's name."""
 
     text: str
+    """The whole name."""
     video_id: str
     person: int
     clip: int
     first: int
     last: int
+    """Last frame in the name; the official rule cuts out frames `first + 1 .. last - 1`."""
 
     @classmethod
     def parse(cls, text: str) -> VfhqName:
-        """`Clip+WSGW-7gHS6A+P0+C1+F2551-2669`; raises `ValueError` for anything else."""
+        """Parts of a name such as `Clip+WSGW-7gHS6A+P0+C1+F2551-2669`; raises `ValueError` for anything else."""
         match = CLIP_NAME.fullmatch(text)
         if not match:
             raise ValueError(f"{text!r} is not Clip+<YouTube id>+P<n>+C<n>+F<first>-<last>")
         person, clip, first, last = (int(value) for value in match.groups()[1:])
+        # first + 1 .. last - 1 are cut out, see the head of this file.
         if last - first < 2:
             raise ValueError(f"{text!r} holds no frame between {first} and {last}")
         return cls(text=text, video_id=match[1], person=person, clip=clip, first=first, last=last)
 
     @property
     def key(self) -> str:
-        """`vfhq-WSGW-7gHS6A-P0-C1-F002551-002669`."""
+        """Key of the clip, e.g. `vfhq-WSGW-7gHS6A-P0-C1-F002551-002669`."""
         return f"vfhq-{self.video_id}-P{self.person}-C{self.clip}-F{self.first:06d}-{self.last:06d}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class VfhqMeta:
-    """What a meta file says, but for its name."""
+    """Content of a meta file: frame size, frame rate and crop."""
 
     width: int
     height: int
     fps: float
     crop: tuple[float, float, float, float]
-    """x0, y0, x1, y1 in pixels of `width` x `height`, ends exclusive."""
+    """Crop x0, y0, x1, y1 in pixels of `width` x `height`, ends exclusive."""
 
     @classmethod
     def parse(cls, text: str) -> VfhqMeta:
         """Read the four lines that matter; raises `ValueError` when one is missing or makes no sense."""
+        # The first line of each kind counts; colons are taken as blanks.
         values: dict[str, list[str]] = {}
         for line in text.removeprefix("\ufeff").splitlines():
             words = line.replace(":", " ").split()
@@ -95,6 +100,7 @@ class VfhqMeta:
             raise ValueError(f"no {', '.join(missing)} line")
         if len(values["CROP"]) < 4:
             raise ValueError(f"CROP has {len(values['CROP'])} of 4 numbers")
+        # Values are the last words of a line: some styles have text before them.
         width, height, fps = int(values["W"][-1]), int(values["H"][-1]), float(values["FPS"][-1])
         x0, y0, x1, y1 = (int(value) for value in values["CROP"][-4:])
         if width <= 0 or height <= 0 or not (math.isfinite(fps) and fps > 0):
@@ -105,7 +111,8 @@ class VfhqMeta:
 
 
 def _meta_files(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Name and content of each per-clip file below a folder, and in the zips in it."""
+    """Name and content of each per-clip file below a folder and in the zips in it (or in a single zip)."""
+    # Sorted, because the first of two files with one name is taken.
     if path.is_file():
         zips, texts = [path], []
     else:
@@ -124,7 +131,8 @@ def _meta_files(path: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def read_clips(metadata: Path) -> tuple[dict[VfhqName, tuple[VfhqMeta | None, str | None]], list[Problem]]:
-    """Clip name → (meta file's content, name of the list it stands in); either may be None."""
+    """Clip name → (content of its meta file, name of the list that holds it), either may be None; and the problems."""
+    # Meta files: the same clip may be there unpacked and in the zip, which is fine while both agree.
     problems: list[Problem] = []
     metas: dict[VfhqName, VfhqMeta] = {}
     for file, content in _meta_files(metadata):
@@ -135,6 +143,7 @@ def read_clips(metadata: Path) -> tuple[dict[VfhqName, tuple[VfhqMeta | None, st
                 raise ValueError("there twice with different content; the first is taken")
         except ValueError as error:
             problems.append(Problem(file=file, message=str(error)))
+    # Lists of names: they add clips without a meta file, whose only source is a released clip.
     lists: dict[VfhqName, str] = {}
     for file in LIST_FILES if metadata.is_dir() else ():
         if not (metadata / file).is_file():
@@ -157,11 +166,14 @@ def read(metadata: Path, listing: SourceListing) -> Parsed:
 
 
 def _row(name: VfhqName, meta: VfhqMeta | None, where: str | None, listing: SourceListing) -> CatalogRow:
+    """Catalog row of one clip; the choice of its source decides about interval, crop and notes."""
+    # The YouTube video first, for it alone gives the official interval and crop; then a released clip.
     source, notes = listing.find([name.video_id]) if meta else (None, ())
     released = False
     if source is None:
         source, notes = listing.find([name.text])
         released = source is not None
+    # A released clip is a video or a folder of frames, which has no rate of its own.
     frames = released and source in listing.unit_folders
     fps = meta.fps if meta else None
     if released:
@@ -170,11 +182,13 @@ def _row(name: VfhqName, meta: VfhqMeta | None, where: str | None, listing: Sour
             notes += (f"no meta file gives the rate of the frames; {DEFAULT_FRAME_FPS:g} fps assumed",)
     elif meta is None:
         notes += ("no meta file, so no rate and no crop: only a released clip can be its source",)
+    # Interval and crop hold for the YouTube video only.
     cut = meta if not released else None
     return VFHQ.row(
         name.key,
         name.video_id,
         source=source,
+        # frames first + 1 .. last - 1, end exclusive, in seconds
         interval=((name.first + 1) / cut.fps, name.last / cut.fps) if cut else None,
         box=cut.crop if cut else None,
         box_size=(float(cut.width), float(cut.height)) if cut else None,
@@ -192,7 +206,7 @@ def _row(name: VfhqName, meta: VfhqMeta | None, where: str | None, listing: Sour
 
 
 def has_metadata(path: Path) -> bool:
-    """Whether a folder holds per-clip files, `meta_info.zip` or a list; or whether a file is a zip."""
+    """Whether a folder holds per-clip files, `meta_info.zip` or a list, or a file is a zip."""
     if path.is_file():
         return path.suffix.lower() == ".zip"
     return (
@@ -202,7 +216,7 @@ def has_metadata(path: Path) -> bool:
 
 
 def is_unit_folder(name: str) -> bool:
-    """A folder of frames is called like its clip."""
+    """Whether a folder is one input: named like a clip (a folder of frames), or like a video."""
     return CLIP_NAME.fullmatch(name) is not None or has_video_suffix(name)
 
 

@@ -1,4 +1,4 @@
-"""The embedded sample: a few seconds of talking-head video that our own code draws, with nothing downloaded.
+"""The embedded sample: a few seconds of talking-head video that our own code draws, without any download.
 
 A public-domain portrait that ships inside scikit-image is made to talk: a mesh opens its mouth with synthesised speech,
 the eyes blink, the head moves. Three framings give three clips of different size, rate and container; a clip without a
@@ -11,6 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 
 SEED = 20_240_501
+"""Default seed of the speech and the motion."""
 
 
 def make_sample(out: Path, *, seed: int = SEED) -> Path:
@@ -26,6 +27,7 @@ def make_sample(out: Path, *, seed: int = SEED) -> Path:
     Raises:
         ValueError: `out` is a file, or cannot be written.
     """
+    # Imported late, since scikit-image and PyAV take long to load.
     from ingest.sample.scene import write_sources
 
     try:

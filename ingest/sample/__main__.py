@@ -17,7 +17,7 @@ def sample(out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("build/sam
 
     Args:
         out: Folder for the video files.
-        seed: Of the speech and the motion.
+        seed: Seed of the speech and the motion.
     """
     return str(make_sample(out, seed=seed))
 

@@ -1,7 +1,10 @@
-"""How the sample's head moves: turns, nods, shifts, blinks; and the map from an output frame to the portrait.
+"""Motion of the sample's head (turns, nods, shifts, blinks), and the map from an output frame to the portrait.
 
 The head turns as a solid in front of the camera, with a depth that bulges like a head; how much a place follows the
 head falls off smoothly towards the shoulders and the background.
+
+Convention: F frames; [H, W] of an output frame; image pixels of the portrait, x to the right, y down, depth to the
+camera.
 """
 
 from __future__ import annotations
@@ -16,47 +19,50 @@ from ingest.sample.portrait import smoothstep
 from talkinghead.rng import generator
 
 _HEAD_DEPTH = 52.0  # pixels of the image between the tip of the face and the plane in which the head turns
-_NOSE_DEPTH = 9.0
-_HEAD_RADIUS = 88.0
+_NOSE_DEPTH = 9.0  # pixels of the image by which the nose stands out further
+_HEAD_RADIUS = 88.0  # pixels of the image up to which everything follows the head fully
 _COARSE = 8  # the displacement is smooth: it is worked out on every 8th pixel
-_ROUNDS = 3  # of the fixed-point iteration that inverts it
-_BLINK_SECONDS = 0.3
+_ROUNDS = 3  # rounds of the fixed-point iteration that inverts the displacement
+_BLINK_SECONDS = 0.3  # from open over closed to open
 
 
 @dataclass(frozen=True)
 class HeadMotion:
-    """Per frame, `[F]` each."""
+    """Motion of the head per frame, `[F]` each."""
 
     yaw: np.ndarray
-    """Radians; positive turns the face to the right of the image."""
+    """Turn in radians; positive turns the face to the right of the image."""
     pitch: np.ndarray
-    """Radians; positive nods down."""
+    """Nod in radians; positive nods down."""
     roll: np.ndarray
-    """Radians; positive tilts clockwise in the image."""
+    """Tilt in radians; positive tilts clockwise in the image."""
     shift: np.ndarray
-    """`[F, 2]` pixels of the image."""
+    """Shift x, y in pixels of the image, `[F, 2]`."""
     growth: np.ndarray
     """Factor of size, around 1: the head leans to the camera and back."""
     blink: np.ndarray
-    """0 open … 1 closed."""
+    """Closing of the eyes: 0 open … 1 closed."""
 
 
 def head_motion(seed: int, name: str, times: np.ndarray, stress: np.ndarray) -> HeadMotion:
-    """Slow wandering, nods on stressed syllables, and a blink every two to four seconds.
+    """Random motion: slow wandering, nods on stressed syllables, and a blink every two to four seconds.
 
     Args:
         seed: Seed of the sample.
-        name: Clip; another name gives another motion.
-        times: Seconds of each frame, `[F]`.
+        name: Name of the clip; another name gives another motion.
+        times: Time of each frame in seconds, `[F]`.
         stress: Slow loudness of the speech, 0 .. 1, `[F]`.
     """
     noise = generator(seed, "sample-motion", name)
 
+    # The order of the draws below is part of the sample: another one would give other videos.
     def wander(amplitude: float) -> np.ndarray:
+        # Four sines below 0.6 Hz with random phases: [F, 4], summed.
         rates, phases = noise.uniform(0.12, 0.6, 4), noise.uniform(0, 2 * np.pi, 4)
         weights = np.array([0.5, 0.3, 0.2, 0.15])
         return amplitude * (weights * np.sin(2 * np.pi * rates * times[:, None] + phases)).sum(axis=1)
 
+    # Blinks: quick to close, slower to open.
     blink = np.zeros_like(times)
     start = noise.uniform(0.6, 1.4)
     while start < times[-1]:
@@ -75,7 +81,7 @@ def head_motion(seed: int, name: str, times: np.ndarray, stress: np.ndarray) -> 
 
 @dataclass(frozen=True)
 class View:
-    """Which part of the portrait a frame shows: `zoom` output pixels per image pixel, corner `x0`, `y0`."""
+    """Part of the portrait that a frame shows: `zoom` output pixels per image pixel, upper left corner `x0`, `y0`."""
 
     width: int
     height: int
@@ -97,7 +103,8 @@ class View:
 
 
 def _displacement(x: np.ndarray, y: np.ndarray, motion: HeadMotion, frame: int) -> tuple[np.ndarray, np.ndarray]:
-    """How far the head's motion carries the image's point (x, y), pixels."""
+    """Displacement x, y of the image's points (x, y) by the head's motion, pixels, same shape."""
+    # Depth of the head: a wide bulge, and the nose on it.
     centre_x, centre_y = face.HEAD_CENTRE
     from_centre = ((x - centre_x) / 46) ** 2 + ((y - centre_y) / 58) ** 2
     from_nose = ((x - centre_x + 1) / 9) ** 2 + ((y - centre_y - 12) / 9) ** 2
@@ -114,18 +121,21 @@ def _displacement(x: np.ndarray, y: np.ndarray, motion: HeadMotion, frame: int) 
     moved_x = growth * (turned_x * cos - turned_y * sin) + motion.shift[frame, 0]
     moved_y = growth * (turned_x * sin + turned_y * cos) + motion.shift[frame, 1]
 
+    # Points outside the head follow less, the shoulders not at all.
     distance = np.hypot(x - centre_x, (y - centre_y) * 0.95) / _HEAD_RADIUS
     follows = (1 - smoothstep((distance - 1) / 0.9)) * (1 - smoothstep((y - 172) / 62))
     return follows * (moved_x - along_x), follows * (moved_y - along_y)
 
 
 def portrait_map(view: View, motion: HeadMotion, frame: int) -> tuple[np.ndarray, np.ndarray]:
-    """Where each output pixel looks in the texture: `cv2.remap`'s two maps, `[H, W]` float32 each."""
+    """Texture coordinates of each output pixel: `cv2.remap`'s two maps, `[H, W]` float32 each."""
+    # The displacement is known at the source, but wanted at the target: solve x + d(x) = target by iteration.
     out_x, out_y = view.coarse()
     x, y = out_x, out_y
     for _ in range(_ROUNDS):
         dx, dy = _displacement(x, y, motion, frame)
         x, y = out_x - dx, out_y - dy
+    # Enlarge the smooth part to every pixel, add the exact grid, and go from image to texture pixels.
     maps = []
     for whole, moved, exact in zip((out_x, out_y), (x, y), view.fine(), strict=True):
         rows, columns = whole.shape

@@ -1,4 +1,4 @@
-"""The portrait of the embedded sample, and where its mouth, eyes and jaw are.
+"""The portrait of the embedded sample, and the contours of its mouth, eyes and jaw.
 
 The image is NASA's official portrait of Eileen Collins (public domain), which scikit-image ships inside its wheel as
 `skimage.data.astronaut()`: nothing is downloaded. The contours below were measured once on that image, in pixels of
@@ -14,8 +14,9 @@ import numpy as np
 import skimage.data
 
 SIZE = 512
+"""Side of the image, pixels."""
 TEXTURE_SCALE = 3
-"""The face is posed on a texture this many times finer than the image, so that two samplings do not blur it."""
+"""Texture pixels per image pixel: the face is posed on a finer texture, so that two samplings do not blur it."""
 
 
 @dataclass(frozen=True)
@@ -25,15 +26,16 @@ class Contour:
     points: tuple[tuple[float, float], ...]
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        """y of the contour at each `x`, any shape, image pixels."""
+        """Height y of the contour at each `x`, any shape, image pixels."""
         known = np.array(self.points)
         return np.interp(x, known[:, 0], known[:, 1])
 
 
 def _read_contours(table: str) -> dict[str, Contour]:
-    """Contours by name, from words: a name, and the points after it as `x,y`."""
+    """Contours by name, from words: each name is followed by its points as `x,y`."""
     found: dict[str, list[tuple[float, float]]] = {}
     for word in table.split():
+        # A word without a comma is a name; points belong to the newest one.
         x, comma, y = word.partition(",")
         if comma:
             found[next(reversed(found))].append((float(x), float(y)))
@@ -81,10 +83,13 @@ LOWER_LIP_OUTER = _CONTOURS["lower-lip-outer"]
 JAW = _CONTOURS["jaw"]
 MOUTH_CENTRE = (223.4, 143.5)
 SMILE_GAP = 6.0
-"""Distance of the inner lips in the image, pixels."""
+"""Gap between the inner lips in the image, pixels."""
 JAW_HALF_WIDTH = 44.0
+"""Distance from the middle of the mouth to where the jaw no longer moves, pixels."""
 NOSE_BASE = 130.0
+"""Height y of the nose's base, the fixed upper row of the mouth's mesh."""
 COLLAR = 208.0
+"""Height y of the collar, the fixed lower row of the mouth's mesh."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +101,7 @@ class Eye:
 
     @property
     def span(self) -> tuple[float, float]:
-        """x of the two corners."""
+        """Positions x of the two corners, from left to right."""
         return self.upper.points[0][0], self.upper.points[-1][0]
 
 
@@ -106,12 +111,14 @@ EYES = (
 )
 
 HEAD_CENTRE = (226.0, 112.0)
+"""Middle of the head, x, y."""
 NECK = (226.0, 188.0)
-"""Where the head turns."""
+"""Point about which the head turns, x, y."""
 
 
 def portrait_texture() -> np.ndarray:
-    """The image, `[1536, 1536, 3]` uint8 RGB."""
+    """Portrait as a texture, RGB uint8 `[1536, 1536, 3]`."""
+    # Another image under this name would not fit the contours above.
     image = skimage.data.astronaut()
     assert image.shape == (SIZE, SIZE, 3), f"scikit-image's astronaut is {image.shape}"
     size = (SIZE * TEXTURE_SCALE, SIZE * TEXTURE_SCALE)
@@ -119,6 +126,6 @@ def portrait_texture() -> np.ndarray:
 
 
 def smoothstep(value: np.ndarray) -> np.ndarray:
-    """A soft edge between two parts of the image: 0 up to 0, 1 from 1 on, any shape."""
+    """Soft step: 0 up to 0, 1 from 1 on, cubic 3t² - 2t³ between; any shape."""
     value = np.clip(value, 0, 1)
     return value * value * (3 - 2 * value)

@@ -22,8 +22,8 @@ from ingest.sample.portrait import portrait_texture
 from ingest.sample.speech import Speech, synthesise
 from talkinghead.rng import generator
 
-_THREADS = 2  # fixed, because the encoder's output depends on it
-_BLOCK = 1024  # samples of sound that are encoded at once
+_THREADS = 2  # threads of the encoder; fixed, because its output depends on their number
+_BLOCK = 1024  # audio samples per encoded frame: what AAC takes at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,10 +33,15 @@ class Scene:
     file: str
     """Name of the file; its stem keys the clip's randomness."""
     view: View
+    """Size of the clip, and the part of the portrait that it shows."""
     rate: Fraction
+    """Frames per second."""
     seconds: float
+    """Length of the clip."""
     sample_rate: int
+    """Rate of the sound, Hz."""
     audio_codec: str = "aac"
+    """Audio codec, as FFmpeg calls it."""
 
 
 SCENES = (
@@ -64,11 +69,14 @@ SCENES = (
     ),
 )
 NO_FACE = "rocket.mp4"
+"""Name of the clip in which nobody is shown."""
 BROKEN = "broken-download.mp4"
+"""Name of the file that cannot be opened."""
 
 
 def scene_frames(scene: Scene, speech: Speech, seed: int) -> Iterator[np.ndarray]:
-    """The frames of a talking clip, `[H, W, 3]` uint8 RGB. Frame k shows the middle of its interval."""
+    """Frames of a talking clip, RGB uint8 `[H, W, 3]`; frame k shows the middle of its interval."""
+    # Everything that moves, sampled at the frames' times: mouth from the speech, head from its stress.
     texture = portrait_texture()
     view = scene.view
     times = (np.arange(int(scene.seconds * scene.rate)) + 0.5) / float(scene.rate)
@@ -76,6 +84,7 @@ def scene_frames(scene: Scene, speech: Speech, seed: int) -> Iterator[np.ndarray
     opening, rounding = speech.at(speech.opening, times), speech.at(speech.rounding, times)
     motion = head_motion(seed, scene.file, times, stress)
     backdrop = _backdrop(texture, view)
+    # Pose the face on the fine texture, then warp the texture into the frame.
     for frame in range(len(times)):
         expression = Expression(opening=opening[frame], rounding=rounding[frame], blink=motion.blink[frame])
         maps = portrait_map(view, motion, frame)
@@ -87,7 +96,8 @@ def scene_frames(scene: Scene, speech: Speech, seed: int) -> Iterator[np.ndarray
 
 
 def _backdrop(texture: np.ndarray, view: View) -> np.ndarray | None:
-    """What fills the sides of a frame wider than the portrait: its blurred, darkened enlargement; None when it fits."""
+    """Filling for the sides of a frame that is wider than the portrait: its blurred, darkened enlargement, RGB uint8
+    `[H, W, 3]`; None when the portrait fills the frame."""
     if view.x0 >= 0 and view.x0 + view.width / view.zoom <= face.SIZE:
         return None
     square = cv2.resize(texture, (view.width, view.width), interpolation=cv2.INTER_AREA)
@@ -97,10 +107,11 @@ def _backdrop(texture: np.ndarray, view: View) -> np.ndarray | None:
 
 
 def _rocket_frames(rate: int, seconds: float) -> Iterator[np.ndarray]:
-    """A slow pan and zoom over scikit-image's image of a rocket launch (SpaceX, public domain): nobody is in it."""
+    """Frames without a face: a slow pan and zoom over scikit-image's rocket launch (SpaceX, public domain)."""
     image = skimage.data.rocket()
     height, width = image.shape[:2]
     for frame in range(int(rate * seconds)):
+        # Part of the way, 0 .. 1; the zoom always fills the frame of 640 x 480.
         share = frame / (rate * seconds)
         zoom = max(640 / width, 480 / height) * (1.25 + 0.35 * share)
         left, top = width * (0.05 + 0.1 * share), height * (0.05 + 0.1 * share)
@@ -110,6 +121,7 @@ def _rocket_frames(rate: int, seconds: float) -> Iterator[np.ndarray]:
 
 def write_sources(folder: Path, seed: int) -> list[Path]:
     """Write every clip of the sample into `folder` and return the files in order."""
+    # Three framings of the talking portrait.
     paths = []
     for scene in SCENES:
         speech = synthesise(seed, scene.file, scene.seconds, scene.sample_rate)
@@ -117,12 +129,14 @@ def write_sources(folder: Path, seed: int) -> list[Path]:
         frames = scene_frames(scene, speech, seed)
         _write_movie(path, frames, scene.rate, speech.audio, scene.sample_rate, audio_codec=scene.audio_codec)
         paths.append(path)
+    # A clip without a face, with the noise of a room as its sound.
     noise = generator(seed, "sample-room").standard_normal(3 * 44_100).astype(np.float32)
     paths.append(folder / NO_FACE)
     _write_movie(paths[-1], _rocket_frames(25, 3.0), Fraction(25), 0.01 * noise, 44_100)
+    # A file that is cut off, like a broken download.
     whole = paths[0].read_bytes()
     paths.append(folder / BROKEN)
-    paths[-1].write_bytes(whole[: len(whole) * 2 // 3])  # the table of contents stands at the end, so it is lost
+    paths[-1].write_bytes(whole[: len(whole) * 2 // 3])  # the index of an MP4 is at its end, so it is lost
     return paths
 
 
@@ -139,11 +153,11 @@ def _write_movie(
 
     Args:
         path: File to write.
-        frames: `[H, W, 3]` uint8 RGB each, all of one even size.
+        frames: Frames, RGB uint8 `[H, W, 3]`, all of one even size.
         rate: Frames per second.
-        audio: `[N]` float32 mono.
+        audio: Mono sound, `[N]` float32, -1 .. 1.
         sample_rate: Rate of `audio`, Hz.
-        audio_codec: `aac` or `pcm_s16le`.
+        audio_codec: Audio codec, `aac` or `pcm_s16le`.
     """
     with av.open(str(path), "w") as container:
         video = container.add_stream("libx264", rate=rate, options={"preset": "veryfast", "crf": "17"})
@@ -151,15 +165,15 @@ def _write_movie(
         video.codec_context.thread_count = _THREADS
         sound = container.add_stream(audio_codec, rate=sample_rate, layout="mono")
         assert isinstance(sound, av.AudioStream)
-        # The frames.
+        # The frames; the first one decides the size.
         for number, frame in enumerate(frames):
             if number == 0:
                 video.height, video.width = frame.shape[:2]
             image = av.VideoFrame.from_ndarray(frame, format="rgb24")
             image.pts, image.time_base = number, 1 / rate
             container.mux(video.encode(image))
-        container.mux(video.encode(None))
-        # The sound.
+        container.mux(video.encode(None))  # None: flush what the encoder holds back
+        # The sound, as 16-bit blocks: [1, samples].
         for start in range(0, len(audio), _BLOCK):
             block = (audio[start : start + _BLOCK] * 32767).round().astype(np.int16)
             piece = av.AudioFrame.from_ndarray(block[None], format="s16", layout="mono")

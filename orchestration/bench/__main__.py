@@ -34,18 +34,20 @@ def bench(
     """Measure the data side against its peers, and the training and inference of the speech-driven models.
 
     Args:
-        output: File to write; what libraries print goes beside it, with the suffix `.log`.
-        source: Folder with videos (default: the real clips beside the repository, else the embedded sample).
-        scratch: Where to work (default: a temporary folder beside the output file). Emptied of what the bench made.
-        frames: Frames that are annotated in each round, at least.
-        mebibytes: Size of what is packed and read.
-        repeats: Rounds of each comparison.
+        output: File to write; what libraries print goes next to it, with the suffix `.log`.
+        source: Folder with videos (default: the real clips next to the repository, else the embedded sample).
+        scratch: Folder to work in (default: that of the output file). What the bench makes there is removed.
+        frames: Least number of frames to annotate in each round.
+        mebibytes: Size of the shards to pack and read, in MiB.
+        repeats: Number of rounds of each comparison.
     """
     pin_threads()  # before anything numerical is imported
     started = time.perf_counter()
     parent = scratch or output.parent
     parent.mkdir(parents=True, exist_ok=True)
     output.parent.mkdir(parents=True, exist_ok=True)
+    # Scratch on the disk of the output rather than in /tmp, which may be memory. Libraries print into the log, so that
+    # they do not break the status line.
     with (
         tempfile.TemporaryDirectory(prefix="bench-", dir=parent) as folder,
         library_output_in(output.with_suffix(".log")) as terminal,
@@ -61,6 +63,8 @@ def bench(
 def _measure(
     folder: Path, given: Path | None, frames: int, mebibytes: int, repeats: int, console: Console
 ) -> tuple[list[Row], dict[str, Any]]:
+    """Measure everything; returns the rows, and what they were measured on."""
+    # Here, after `pin_threads`: numerical libraries read the number of threads when they are imported.
     from orchestration.bench.annotate_rows import annotate_rows
     from orchestration.bench.job_rows import job_rows
     from orchestration.bench.material import find_source, prefer_shared_models, read_material
@@ -76,10 +80,12 @@ def _measure(
 
     prefer_shared_models()
     model = resolve_face_model()
+    # One phase after the other, so that none slows down another. Each has a folder of its own.
     with console.status("videos") as status:
         source = find_source(given, folder)
         status.update(f"building a data set from {source.name}, twice, and annotating it anew")
         jobs = job_rows(source.folder, folder / "data")
+        # The finished data set is the material of the comparisons below.
         material = read_material(Storage(folder / "data"), frames)
         status.update(f"annotating {material.num_frames} frames, {repeats} rounds")
         annotating, speed = annotate_rows(material, model, _new(folder / "annotate"), repeats)

@@ -1,4 +1,4 @@
-"""Annotating, against what the original does (PNG frames, image mode, files per frame) and against MediaPipe alone."""
+"""Rows about annotating, against the original way (PNG frames, image mode, files per frame) and MediaPipe alone."""
 
 from __future__ import annotations
 
@@ -31,26 +31,33 @@ from talkinghead.media.clip import decode_clip
 
 WORKERS = 2
 PASSES = 3
+"""Times that the workers annotate every clip in one round."""
 
 
 def annotate_rows(material: Material, model: FaceModel, scratch: Path, repeats: int) -> tuple[list[Row], float]:
-    """The rows, and our frames per second with two workers.
+    """Measure both engines and the baselines.
 
     Args:
-        material: What is annotated.
-        model: With MediaPipe's bundle; the fallback model leaves the rows without baselines.
-        scratch: Empty folder for frames and what the baseline writes.
-        repeats: Rounds.
+        material: Clips to annotate.
+        model: Face model, with MediaPipe's bundle; the fallback model leaves the rows without baselines.
+        scratch: Empty folder for frames and for the baseline's files.
+        repeats: Number of rounds.
+
+    Returns:
+        The rows, and our speed with two workers in frames per second.
     """
+    # Ours, once as the whole job and once on frames in memory, like the video loop.
     pin_threads()
     frames = {sample.key: list(decode_clip(material.member(sample, "mp4"))) for sample in material.chosen}
     engines = ("litert", "tasks") if model.task_file else ("litert",)
     competitors: dict[str, Callable[[int], None]] = {engine: _annotator(material, model, engine) for engine in engines}
     competitors |= {f"{engine} in memory": _memory_annotator(frames, model, engine) for engine in engines}
+    # The baselines open MediaPipe's own bundle.
     if model.task_file:
         images = write_images(frames, scratch / "frames")
         competitors["images"] = lambda turn: image_loop(model, images, scratch / f"features{turn}")
         competitors["video"] = lambda _: video_loop(model, list(frames.values()))
+    # On one core CPU time is comparable: no thread waits actively for another.
     with one_core():
         costs = in_turns(competitors, repeats)
     speed = _speed_of_workers(material, model, repeats)
@@ -58,6 +65,7 @@ def annotate_rows(material: Material, model: FaceModel, scratch: Path, repeats: 
 
 
 def _rows(costs: dict[str, Cost], num_frames: int, speed: float) -> list[Row]:
+    """The rows from the costs of the competitors, by their names, and the speed of the workers."""
     default = AnnotateSettings().engine
     missing = " No baseline: the fallback model has no bundle for MediaPipe Tasks to open."
     work = "decode, landmarks, mesh, pose, blendshapes, quality, and the commit of the result"
@@ -93,6 +101,7 @@ def _rows(costs: dict[str, Cost], num_frames: int, speed: float) -> list[Row]:
             + ("" if "images" in costs else missing),
         ),
     ]
+    # Each engine, without and with the rest of the job, against nothing but MediaPipe's own calls.
     columns = "landmarks, mesh, pose, blendshapes, quality"
     for engine, goal in (("litert", 1.0), ("tasks", 0.9)):
         for name, competitor, note in (
@@ -120,6 +129,7 @@ def _units(material: Material, model: FaceModel, engine: str, version: str) -> l
     return plan_annotate(material.chosen, f"bench-{version}", settings, model, None)
 
 
+# In each round under another version, so that no round finds its units done.
 def _annotator(material: Material, model: FaceModel, engine: str) -> Callable[[int], None]:
     def annotate(turn: int) -> None:
         for unit in _units(material, model, engine, f"{engine}{turn}"):
@@ -131,7 +141,7 @@ def _annotator(material: Material, model: FaceModel, engine: str) -> Callable[[i
 def _memory_annotator(
     frames: Mapping[str, Sequence[np.ndarray]], model: FaceModel, engine: str
 ) -> Callable[[int], None]:
-    """Annotates decoded clips and encodes the columns: the job without decoding, and without the disk."""
+    """Function that annotates decoded clips and encodes the columns: the job without decoding, and without the disk."""
     settings = replace(AnnotateSettings(), engine=engine)
     landmarks, detector = make_engine(engine, model), FaceDetector(model)
     face = canonical_face(model.geometry_metadata)
@@ -145,7 +155,7 @@ def _memory_annotator(
 
 
 def _speed_of_workers(material: Material, model: FaceModel, repeats: int) -> float:
-    """Frames per second of `WORKERS` processes.
+    """Speed of `WORKERS` processes in frames per second.
 
     Every clip is annotated `PASSES` times, so that the last one does not keep a single process busy for long.
     """
@@ -156,10 +166,10 @@ def _speed_of_workers(material: Material, model: FaceModel, repeats: int) -> flo
 
 @contextlib.contextmanager
 def warm_workers(material: Material, model: FaceModel) -> Iterator[Callable[[int], None]]:
-    """`WORKERS` processes that have loaded everything, like Ray's after their first units.
+    """Start `WORKERS` processes and let them load everything, like Ray's after their first units.
 
     Yields:
-        A function that lets them annotate every clip so many times.
+        Function that lets them annotate every clip so many times.
     """
     engine = AnnotateSettings().engine
     versions = itertools.count()
@@ -167,6 +177,7 @@ def warm_workers(material: Material, model: FaceModel) -> Iterator[Callable[[int
 
         def annotate(passes: int) -> None:
             units = [u for _ in range(passes) for u in _units(material, model, engine, f"pool{next(versions)}")]
+            # The longest first, so that no process is left with one at the end.
             units.sort(key=lambda unit: -unit.payload["num_frames"])
             list(pool.map(_run, [material.storage.uri] * len(units), [unit.to_json() for unit in units]))
 

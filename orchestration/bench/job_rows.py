@@ -1,4 +1,4 @@
-"""The real commands: a rerun of a finished job, and what a re-annotation writes."""
+"""Rows about whole commands: the time of a rerun with nothing to do, and the bytes that a re-annotation writes."""
 
 from __future__ import annotations
 
@@ -15,19 +15,22 @@ from orchestration.bench.row import Row
 
 @dataclass(frozen=True)
 class _Seen:
-    """A file as it stands on the disk: replaced files get a new inode or time."""
+    """State of a file on the disk: a replaced file has a new inode or time."""
 
     inode: int
     time_ns: int
+    """Time of the last change in nanoseconds."""
     size: int
+    """Size in bytes."""
 
 
 def run_command(*arguments: str) -> float:
-    """`python -m orchestration …`; returns its wall time in seconds.
+    """Run `python -m orchestration …`; returns its wall time in seconds.
 
     Raises:
-        ValueError: It failed; with the end of what it said.
+        ValueError: It failed; the message ends with its stderr.
     """
+    # On a private Ray, even where the user has a cluster: the rows are about this machine.
     started = time.perf_counter()
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     done = subprocess.run(
@@ -39,7 +42,7 @@ def run_command(*arguments: str) -> float:
 
 
 def snapshot(folder: Path) -> dict[str, _Seen]:
-    """Every file below a folder."""
+    """Path → state of every file below a folder."""
     found = {}
     for path in folder.rglob("*"):
         if path.is_file():
@@ -49,24 +52,26 @@ def snapshot(folder: Path) -> dict[str, _Seen]:
 
 
 def written_bytes(before: dict[str, _Seen], after: dict[str, _Seen]) -> int:
-    """Bytes of the files that are new or were replaced."""
+    """Size of the files that are new or were replaced, in bytes."""
     return sum(seen.size for path, seen in after.items() if before.get(path) != seen)
 
 
 def job_rows(source: Path, data: Path) -> list[Row]:
-    """Build the data set `data` from `source`, run the same command again, then re-annotate it with the other engine.
+    """Build a data set, repeat the same command, then re-annotate with the other engine.
 
     Args:
         source: Folder with videos.
-        data: New folder; holds the finished data set afterwards.
+        data: New folder, which holds the finished data set afterwards.
     """
     from annotate.engines import DEFAULT_ENGINE
 
+    # Build, and build again: the second command finds everything done.
     build = ("shards", "--source", str(source), "--data", str(data), "--shards", "min_shards=2")
     first = run_command(*build)
     built = snapshot(data)
     again = run_command(*build)
     rerun = snapshot(data)
+    # Annotate anew: with the other engine, or with other settings where this model has only one.
     other = "tasks" if DEFAULT_ENGINE == "litert" and _has_tasks() else "litert"
     options = ("--engine", other) if other != DEFAULT_ENGINE else ("--annotate", "detector_every=4")
     run_command("reannotate", "--data", str(data), "--version", "bench", *options)
@@ -96,6 +101,7 @@ def job_rows(source: Path, data: Path) -> list[Row]:
 
 
 def _has_tasks() -> bool:
+    """Whether the face model has the bundle that MediaPipe Tasks opens."""
     from talkinghead.face.resolve import resolve_face_model
 
     return resolve_face_model().task_file is not None

@@ -1,4 +1,4 @@
-"""What the bench works on: a data set built from real clips where they are, from the embedded sample elsewhere."""
+"""Material of the bench: a data set built from real clips where there are any, from the embedded sample elsewhere."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ REAL_CLIPS = SHARED / "media" / "video"
 
 
 def prefer_shared_models() -> None:
-    """Use the face model next to the repository, if it is there and the user has not named a folder."""
+    """Use the face model next to the repository, if there is one and the user has not named a folder."""
     if (SHARED / "models").is_dir():
         os.environ.setdefault("TALKINGHEAD_MODELS", str(SHARED / "models"))
 
@@ -27,11 +27,19 @@ class Source:
 
     folder: Path
     name: str
-    """For `bench.json`."""
+    """Name of the source in `bench.json`."""
 
 
 def find_source(given: Path | None, scratch: Path) -> Source:
-    """The given folder, or the real clips next to the repository, or the embedded sample (made in `scratch`)."""
+    """Find the videos: the given folder, or the real clips next to the repository, or else the embedded sample.
+
+    Args:
+        given: Folder that the user named; None: none.
+        scratch: Folder in which the embedded sample is made.
+
+    Raises:
+        ValueError: The given folder does not exist.
+    """
     if given is not None:
         if not given.is_dir():
             raise ValueError(f"{given} is no folder: --source takes a folder with videos")
@@ -49,25 +57,29 @@ class Material:
 
     storage: Storage
     samples: list[MediaSample]
-    """All of them, in key order."""
+    """All samples, in key order."""
     chosen: list[MediaSample]
-    """The first of them that have at least the wanted number of frames together."""
+    """First samples, as many as have the wanted number of frames together."""
 
     @property
     def num_frames(self) -> int:
-        """Frames of the chosen samples."""
+        """Number of frames of the chosen samples."""
         return sum(sample.num_frames for sample in self.chosen)
 
     def member(self, sample: MediaSample, suffix: str) -> bytes:
-        """One media member of a sample."""
+        """Content of one media member of a sample, e.g. of suffix `mp4`."""
         return bytes(read_members(self.storage.read_range, sample.file, sample.key, sample.members, suffix)[suffix])
 
 
 def read_material(storage: Storage, frames: int) -> Material:
-    """The samples of a data set.
+    """Read the material from a data set.
+
+    Args:
+        storage: DATA of a finished data set.
+        frames: Least number of frames of the chosen samples, as far as there are so many.
 
     Raises:
-        ValueError: It has none.
+        ValueError: The data set has no samples.
     """
     samples = sorted(ingested_media(storage), key=lambda sample: sample.key)
     if not samples:

@@ -1,4 +1,4 @@
-"""What annotating is measured against: MediaPipe in plain loops."""
+"""Baselines of annotating: MediaPipe in plain loops."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PARTS = ("landmarks", "mesh", "matrix", "blendshapes")
 
 
 def write_images(frames: Mapping[str, Sequence[np.ndarray]], folder: Path) -> list[Path]:
-    """The frames as PNG files, as the original's preprocessing wants them; returns their paths in order."""
+    """Write frames as PNG files, as the original's preprocessing wants them; returns their paths in order."""
     paths = []
     for key, images in frames.items():
         (folder / key).mkdir(parents=True)
@@ -30,7 +30,7 @@ def write_images(frames: Mapping[str, Sequence[np.ndarray]], folder: Path) -> li
 
 
 def image_loop(model: FaceModel, images: Sequence[Path], out: Path) -> None:
-    """The original's way: read a PNG, detect anew, save landmarks, mesh, matrix and blendshapes, one file each.
+    """Annotate the original way: read a PNG, detect anew, save landmarks, mesh, matrix and blendshapes, one file each.
 
     Its MediaPipe was patched to hand out the metric mesh that it computes for the matrix anyway; here a product with
     the matrix stands in for it, which costs next to nothing.
@@ -44,6 +44,7 @@ def image_loop(model: FaceModel, images: Sequence[Path], out: Path) -> None:
             result = landmarker.detect(_image(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)))
             if not result.face_landmarks:
                 continue
+            # Landmarks [478, 3] and the matrix [4, 4] of the pose; the mesh has the 468 points without the irises.
             folder = out / image.parent.name
             landmarks = np.array([[p.x, p.y, p.z] for p in result.face_landmarks[0]], np.float32)
             matrix = np.asarray(result.facial_transformation_matrixes[0], np.float32)
@@ -54,7 +55,8 @@ def image_loop(model: FaceModel, images: Sequence[Path], out: Path) -> None:
 
 
 def video_loop(model: FaceModel, clips: Sequence[Sequence[np.ndarray]]) -> None:
-    """MediaPipe's video mode on frames in memory, and nothing else."""
+    """Detect in MediaPipe's video mode on frames in memory, and do nothing else."""
+    # A landmarker for each clip: it tracks from frame to frame, and times must grow.
     for clip in clips:
         with _landmarker(model, video=True) as landmarker:
             for number, image in enumerate(clip):

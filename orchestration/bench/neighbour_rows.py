@@ -1,7 +1,7 @@
-"""Animating, training and annotating while another process computes all the time, against the same without it.
+"""Rows about a busy neighbour: animating, training and annotating while another process computes, against without it.
 
-`python -m orchestration.bench.neighbour_rows REPEATS` measures what PyTorch computes, in a process of its own with as
-many threads as a user's: the bench itself has one, and a thread alone waits for nobody.
+`python -m orchestration.bench.neighbour_rows REPEATS` measures animating and training in a process of its own with as
+many threads as a user's: the bench itself has one, and a single thread waits for no other.
 """
 
 from __future__ import annotations
@@ -22,21 +22,23 @@ from orchestration.bench.video_rows import IMAGES, StepMaterial
 from talkinghead.face.model import FaceModel
 
 GOAL = 2.0
-"""On two cores, two threads and the neighbour: half as long again at the best."""
+"""Goal of the ratio. Two threads and the neighbour on two cores take half as long again at best."""
 SIDE = 64
+"""Width and height of the images in pixels."""
 SAMPLING_STEPS = 4
 TRAINING_STEPS = 5
 PASSES = 1
 
 
 def neighbour_rows(material: Material, model: FaceModel, repeats: int) -> list[Row]:
-    """A row for each job.
+    """Measure a row for each kind of work.
 
     Args:
-        material: What is annotated.
-        model: It annotates.
-        repeats: Rounds of each comparison.
+        material: Clips to annotate.
+        model: Face model that annotates them.
+        repeats: Number of rounds of each comparison.
     """
+    # Animating and training in one process with all threads, annotating in one process per worker.
     apart = measured_apart("orchestration.bench.neighbour_rows", str(repeats), threads=True)
     threads = f"{apart['threads']} threads"
     with warm_workers(material, model) as annotate:
@@ -49,6 +51,7 @@ def neighbour_rows(material: Material, model: FaceModel, repeats: int) -> list[R
 
 
 def _row(job: str, seconds: list[float], work: str) -> Row:
+    """Row from the seconds without and with the neighbour."""
     quiet, busy = seconds
     return Row(
         name=f"{job}_busy_neighbour",
@@ -61,18 +64,19 @@ def _row(job: str, seconds: list[float], work: str) -> Row:
     )
 
 
-def _quiet_and_busy(run: Callable[[], object], repeats: int) -> list[float]:
-    """Seconds without a neighbour, and with one."""
+def _quiet_and_busy(call: Callable[[], object], repeats: int) -> list[float]:
+    """Wall time of a call in seconds, without a neighbour and with one."""
 
     def busy(_: int) -> None:
         with busy_neighbour():
-            run()
+            call()
 
-    costs = in_turns({"quiet": lambda _: run(), "busy": busy}, repeats)
+    costs = in_turns({"quiet": lambda _: call(), "busy": busy}, repeats)
     return [costs["quiet"].wall, costs["busy"].wall]
 
 
 def _animation() -> Callable[[], object]:
+    """Function that animates one second with guidance; the landmarks do not move, which costs the same."""
     pipeline, noise = tiny_pipeline(), np.random.default_rng(0)
     portrait = noise.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
     face = noise.random((POINTS, 3), dtype=np.float32)
@@ -88,6 +92,7 @@ def _animation() -> Callable[[], object]:
 
 
 def _training() -> Callable[[], object]:
+    """Function that trains some steps of stage 1 on latents that are already encoded."""
     material = StepMaterial(IMAGES, 1, SIDE, motion=False)
     material.module.train_images(fold=True)
     cached = material.encode()
@@ -100,11 +105,12 @@ def _training() -> Callable[[], object]:
 
 
 def _measure(repeats: int) -> dict[str, object]:
+    """Number of threads, and seconds without and with the neighbour for each kind of work."""
     found: dict[str, object] = {"threads": torch.get_num_threads()}
     for name, make in (("animate", _animation), ("stage1", _training)):
-        run = make()
-        run()  # the first turn takes memory and chooses kernels
-        found[name] = _quiet_and_busy(run, repeats)
+        call = make()
+        call()  # the first turn takes memory and chooses kernels
+        found[name] = _quiet_and_busy(call, repeats)
     return found
 
 

@@ -1,4 +1,4 @@
-"""Video → annotation, against Ray Data's own video reader, which only decodes."""
+"""Row about the way from video to annotation, against Ray Data's own video reader, which only decodes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,14 @@ _OBJECT_STORE_BYTES = 1 << 30
 
 
 def ray_rows(material: Material, ours: float, scratch: Path, repeats: int) -> list[Row]:
-    """`ours`: frames per second from clip to annotation with two workers, measured on the same clips."""
+    """Measure Ray Data on the clips of the material.
+
+    Args:
+        material: Clips to decode.
+        ours: Our speed on the same clips from clip to annotation, with as many workers, in frames per second.
+        scratch: Empty folder for the clips as files.
+        repeats: Number of rounds.
+    """
     paths = []
     for sample in material.chosen:
         paths.append(scratch / f"{sample.key}.mp4")
@@ -35,6 +42,8 @@ def ray_rows(material: Material, ours: float, scratch: Path, repeats: int) -> li
 
 
 def _read_videos_speed(paths: list[str], num_frames: int, repeats: int) -> float:
+    """Median speed of `ray.data.read_videos` in frames per second."""
+    # Ray Data puts every decoded frame into the object store, which ours keeps small.
     with ray_cluster(None, WORKERS, object_store_bytes=_OBJECT_STORE_BYTES):
         import ray
 
@@ -51,6 +60,7 @@ def _read_videos_speed(paths: list[str], num_frames: int, repeats: int) -> float
 
 
 def _count_frames(paths: list[str]) -> int:
+    """Decode all videos; returns the number of frames."""
     import ray
 
     return sum(len(batch["frame"]) for batch in ray.data.read_videos(paths).iter_batches())

@@ -1,4 +1,4 @@
-"""One line of the bench: our figure, the baseline's, and whether the ratio reaches its goal."""
+"""Row of the bench: our figure, the baseline's, and whether their ratio reaches its goal."""
 
 from __future__ import annotations
 
@@ -16,22 +16,23 @@ from talkinghead.provenance import pretty_json
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A comparison. `ratio` is ours over the baseline's."""
+    """One comparison."""
 
     name: str
     ours: float
+    """Our figure, in `unit`."""
     baseline: float | None
-    """None when the baseline cannot run here; the note says why."""
+    """Figure of the baseline; None when it cannot run here, for the reason in the note."""
     unit: str
     better: Literal["higher", "lower"]
     goal: float
-    """What the ratio should reach."""
+    """Value that the ratio should reach."""
     note: str
-    """What was run on either side, and what the figure leaves out."""
+    """Description of the work on either side, and of what the figure leaves out."""
 
     @property
     def ratio(self) -> float | None:
-        """Ours over the baseline's."""
+        """Our figure over the baseline's, None without a baseline."""
         return self.ours / self.baseline if self.baseline else None
 
     @property
@@ -43,11 +44,11 @@ class Row:
 
     @property
     def goal_text(self) -> str:
-        """E.g. `<= 0.6`."""
+        """Goal with its direction, e.g. `<= 0.6`."""
         return f"{'>=' if self.better == 'higher' else '<='} {self.goal:g}"
 
     def to_json(self) -> dict[str, Any]:
-        """The row of `bench.json`; figures with four digits."""
+        """Row of `bench.json`; figures with four significant digits."""
         values = asdict(self) | {"ratio": self.ratio, "met": self.met, "goal": self.goal_text}
         return {name: _rounded(value) for name, value in values.items()}
 
@@ -57,18 +58,24 @@ def _rounded(value: Any) -> Any:
 
 
 def write_rows(path: Path, rows: Sequence[Row], about: dict[str, Any]) -> None:
-    """Write `bench.json`: `rows`, and what they were measured on."""
+    """Write `bench.json`.
+
+    Args:
+        path: File to write.
+        rows: All comparisons.
+        about: Facts about machine, material and libraries, as further fields.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(pretty_json(about | {"rows": [row.to_json() for row in rows]}))
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a `bench.json`."""
+    """Rows of a `bench.json`."""
     return json.loads(path.read_bytes())["rows"]
 
 
 def show_rows(rows: Sequence[Row], console: Console) -> None:
-    """Print the rows as a table."""
+    """Print the rows as a table; a goal that is met is green, a missed one red, a row without a baseline yellow."""
     table = Table(title="bench: ours / baseline", title_justify="left")
     table.add_column("row", no_wrap=True)
     for name in ("ours", "baseline", "ratio", "goal"):

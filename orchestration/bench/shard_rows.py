@@ -1,4 +1,4 @@
-"""Packing against webdataset's ShardWriter; shuffled reading against sequential webdataset."""
+"""Rows about shards: packing against webdataset's ShardWriter, shuffled reading against sequential webdataset."""
 
 from __future__ import annotations
 
@@ -29,23 +29,29 @@ _SHARD_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class Copies:
-    """The material's media again and again under new keys, so that there is enough to pack and to read."""
+    """Copies of the material's media under new keys, so that there is enough to pack and to read."""
 
     storage: Storage
     samples: list[PlannedSample]
     contents: dict[str, dict[str, bytes]]
-    """Key → the members' contents, in memory."""
+    """Key → {suffix: content}, in memory."""
     plan: list[list[PlannedSample]]
-    """Per shard."""
+    """Samples of each shard, in order."""
 
     @property
     def size(self) -> int:
-        """Bytes of all members."""
+        """Size of all members in bytes."""
         return sum(len(content) for members in self.contents.values() for content in members.values())
 
 
 def copy_material(material: Material, folder: Path, wanted_bytes: int) -> Copies:
-    """Write as many unit tars, one sample each, as `wanted_bytes` take."""
+    """Write unit tars of one sample each, until they have so many bytes together.
+
+    Args:
+        material: Samples to copy.
+        folder: Empty folder for the tars, later also for the shards.
+        wanted_bytes: Least size of all members together.
+    """
     storage = Storage(folder)
     samples: list[PlannedSample] = []
     contents: dict[str, dict[str, bytes]] = {}
@@ -53,6 +59,7 @@ def copy_material(material: Material, folder: Path, wanted_bytes: int) -> Copies
     originals = [
         (sample, {suffix: material.member(sample, suffix) for suffix in MEDIA_MEMBERS}) for sample in material.samples
     ]
+    # All samples in turn, so that the copies have the material's mix of sizes.
     while size < wanted_bytes:
         for sample, members in originals:
             key = f"{sample.key[:60]}-{len(samples):06d}"
@@ -62,13 +69,14 @@ def copy_material(material: Material, folder: Path, wanted_bytes: int) -> Copies
             samples.append(PlannedSample.of_members(key=key, file=file, members=places, num_frames=sample.num_frames))
             contents[key] = members
             size += sum(map(len, members.values()))
+    # Dealt out to shards as the pack job does it.
     by_key = {sample.key: sample for sample in samples}
     keys = plan_shards({sample.key: sample.length for sample in samples}, target_bytes=_SHARD_BYTES)
     return Copies(storage, samples, contents, [[by_key[key] for key in shard] for shard in keys])
 
 
 def pack_row(copies: Copies, repeats: int) -> Row:
-    """Our packing (read, check, copy, hash, sync, rename) against ShardWriter given the same samples in memory."""
+    """Compare our packing (read, check, copy, hash, sync, rename) with ShardWriter, fed with samples from memory."""
 
     def ours(_: int) -> None:
         pack(copies)
@@ -93,7 +101,7 @@ def pack_row(copies: Copies, repeats: int) -> Row:
 
 
 def pack(copies: Copies) -> list[PackedShard]:
-    """All media shards, committed."""
+    """Pack all media shards, up to their final names."""
     packed = []
     for number, samples in enumerate(copies.plan):
         with copies.storage.staged(media_shard_name(number)) as sink:
@@ -102,7 +110,7 @@ def pack(copies: Copies) -> list[PackedShard]:
 
 
 def write_with_webdataset(copies: Copies, folder: Path) -> None:
-    """The same samples in the same order through webdataset."""
+    """Write the same samples in the same order through webdataset."""
     pattern = str(folder / "clips-%06d.tar")
     with ShardWriter(pattern, maxsize=_SHARD_BYTES, verbose=0, encoder=False) as writer:
         for shard in copies.plan:
@@ -111,12 +119,14 @@ def write_with_webdataset(copies: Copies, folder: Path) -> None:
 
 
 def read_row(copies: Copies, repeats: int) -> Row:
-    """Our reader over a full shuffle against webdataset from the first byte to the last."""
+    """Compare our reader on a full shuffle with webdataset, which reads from the first byte to the last."""
+    # A data set of the copies, all of whose samples are used.
     write_data_set(copies, pack(copies))
     reader = ShardReader(copies.storage, split=None)
     order = SampleOrder(len(reader), seed=0)
     urls = [str(Path(copies.storage.uri) / media_shard_name(number)) for number in range(len(copies.plan))]
 
+    # Both sides must have seen every byte: the sums say so.
     def ours(turn: int) -> None:
         assert sum(_touch(reader[i].members(*MEDIA_MEMBERS)) for i in order.permutation(turn).tolist()) == copies.size
 
@@ -137,17 +147,19 @@ def read_row(copies: Copies, repeats: int) -> Row:
 
 
 def read_with_webdataset(urls: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Samples in the order of the tars."""
+    """Read samples through webdataset, in the order of the tars."""
     yield from WebDataset(list(urls), shardshuffle=False, empty_check=False)
 
 
 def _touch(sample: Any) -> int:
+    """Size of a sample's media members in bytes, which reads them all."""
     return sum(len(sample[suffix]) for suffix in MEDIA_MEMBERS)
 
 
 def write_data_set(copies: Copies, packed: Sequence[PackedShard]) -> None:
-    """Index and `DATASET.json` of the packed copies, so that the reader opens them like any data set."""
+    """Write index and `DATASET.json` of the packed copies, so that the reader opens them like any data set."""
 
+    # Where every sample is, and nothing else: no groups, no scores, all in one split.
     def rows() -> Iterator[SampleIndex]:
         for number, shard in enumerate(packed):
             for ordinal, sample in enumerate(shard.samples):
@@ -157,6 +169,7 @@ def write_data_set(copies: Copies, packed: Sequence[PackedShard]) -> None:
                     keep=True, reason=None, reason_score=None, media=sample.members,
                 )  # fmt: skip
 
+    # A version without columns: the reader is only asked for media.
     index = build_index("bench", rows())
     path, sha256 = write_index(copies.storage, index)
     entry = AnnotationEntry(

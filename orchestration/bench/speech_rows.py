@@ -1,4 +1,4 @@
-"""Speech-driven models at their published size: decoding with kept keys and values, and against real time.
+"""Rows about the speech-driven models at their published size: decoding with kept keys and values, and real time.
 
 Weights are random; their values do not change the work.
 """
@@ -23,15 +23,18 @@ from talkinghead.timebase import SAMPLE_RATE
 
 DECODED_FRAMES = 300
 SPEECH_S = 30
+"""Length of the speech in seconds."""
 CONTEXT = 125
+"""Frames that the pose decoder attends to: 5 s."""
 WIDTH = 512
 """Width of the published decoder."""
 
 
 def speech_rows(repeats: int) -> list[Row]:
-    """Decoding of 300 poses, and the time that a second of speech takes in either model."""
+    """Measure the decoding of 300 poses, and the time that a second of speech takes in either model."""
     from transformers import Wav2Vec2Config
 
+    # The whole way from speech to offsets and poses, on all cores, as the pipeline does it.
     torch.set_num_threads(os.cpu_count() or 1)
     torch.manual_seed(0)
     encoder = encoder_settings(Wav2Vec2Config())
@@ -39,6 +42,7 @@ def speech_rows(repeats: int) -> list[Row]:
     pose = Audio2Pose(wav2vec=encoder, context=CONTEXT, position_period=25, memory_window=12).eval()
     pipeline = AudioToLandmarks(mesh, pose)
     speech = normalise(torch.randn(SPEECH_S * SAMPLE_RATE)).numpy()
+    # Decoding alone: the published attention, over the whole prefix. A short speech encoder, since it takes no part.
     memory = torch.randn(1, DECODED_FRAMES, WIDTH)
     published = Audio2Pose(
         wav2vec=encoder_settings(Wav2Vec2Config(num_hidden_layers=1)),
@@ -65,7 +69,7 @@ def speech_rows(repeats: int) -> list[Row]:
         *(
             Row(
                 name=f"speech_to_{name}",
-                ours=_seconds(run, repeats) / SPEECH_S,
+                ours=_seconds(predict, repeats) / SPEECH_S,
                 baseline=1.0,
                 unit="s per s of speech",
                 better="lower",
@@ -73,7 +77,7 @@ def speech_rows(repeats: int) -> list[Row]:
                 note=f"wav2vec2-base size, {SPEECH_S} s of speech, {torch.get_num_threads()} threads;"
                 " the baseline is real time",
             )
-            for name, run in (
+            for name, predict in (
                 ("mesh", lambda: pipeline.predict_offsets(speech)),
                 ("pose", lambda: pipeline.predict_pose(speech)),
             )
@@ -81,10 +85,11 @@ def speech_rows(repeats: int) -> list[Row]:
     ]
 
 
-def _seconds(run: Callable[[], object], repeats: int) -> float:
+def _seconds(call: Callable[[], object], repeats: int) -> float:
+    """Median wall time of a call in seconds."""
     times = []
     for _ in range(repeats):
         begin = time.perf_counter()
-        run()
+        call()
         times.append(time.perf_counter() - begin)
     return statistics.median(times)

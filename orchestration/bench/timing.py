@@ -1,4 +1,4 @@
-"""Fair timing: competitors take turns, one core each, and the median of their turns counts; and a busy neighbour."""
+"""Fair timing: competitors take turns on one core, and the median of their turns counts; and a busy neighbour."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any, TextIO
 from orchestration import ROOT
 from orchestration.cluster import WORKER_VARIABLES
 
-# It ends by itself when the bench is killed.
+# Program of the busy neighbour. It ends by itself when the bench is killed, because its parent is another process then.
 _NEIGHBOUR = """
 import os, sys
 while os.getppid() == int(sys.argv[1]):
@@ -28,21 +28,26 @@ while os.getppid() == int(sys.argv[1]):
 
 @dataclass(frozen=True)
 class Cost:
-    """What one turn took, seconds."""
+    """Time that one turn took, in seconds."""
 
     wall: float
+    """Wall time."""
     cpu: float
     """CPU time of this process and all its threads."""
 
 
 def pin_threads() -> None:
-    """One thread for every numerical library, here and in child processes. Before those libraries are imported."""
+    """Limit every numerical library to one thread, here and in child processes.
+
+    Call it before those libraries are imported, which is when they read these variables.
+    """
     os.environ.update(WORKER_VARIABLES)
 
 
 @contextlib.contextmanager
 def library_output_in(log: Path) -> Iterator[TextIO]:
-    """Send what libraries and child processes print to a file; yield the terminal's stderr."""
+    """Redirect what libraries and child processes print to a file; yields a stream to the terminal's stderr."""
+    # C++ libraries print to the file descriptors, not to sys.stderr: these are what is redirected.
     sys.stderr.flush()
     with os.fdopen(os.dup(2), "w") as terminal, log.open("wb") as sink:
         output = os.dup(1)
@@ -60,7 +65,7 @@ def library_output_in(log: Path) -> Iterator[TextIO]:
 
 @contextlib.contextmanager
 def one_core() -> Iterator[None]:
-    """Run this process, and the threads and children it starts, on one core only (where the system allows to)."""
+    """Keep this process, and the threads and children that it starts, on one core (on systems that can)."""
     if not hasattr(os, "sched_setaffinity"):
         yield
         return
@@ -74,7 +79,8 @@ def one_core() -> Iterator[None]:
 
 @contextlib.contextmanager
 def busy_neighbour() -> Iterator[None]:
-    """Another process computes all the time, on whichever core it gets."""
+    """Let another process compute all the time within the block, on any core."""
+    # -S: without site-packages it starts at once.
     with subprocess.Popen([sys.executable, "-S", "-c", _NEIGHBOUR, str(os.getpid())]) as neighbour:
         try:
             yield
@@ -83,16 +89,17 @@ def busy_neighbour() -> Iterator[None]:
 
 
 def measured_apart(module: str, *arguments: str, threads: bool = False) -> Any:
-    """What `python -m module …` prints as its last line, JSON.
+    """Run `python -m module …` and parse the last line that it prints, as JSON.
 
     Args:
-        module: What to run.
-        arguments: Its arguments.
-        threads: Whether it computes on as many threads as for a user, not on one.
+        module: Module to run.
+        arguments: Arguments of the module.
+        threads: Whether to compute on as many threads as for a user, instead of one.
 
     Raises:
-        ValueError: It failed; with the end of what it said.
+        ValueError: It failed; the message ends with its stderr.
     """
+    # The bench itself is pinned to one thread: for more, its children must not inherit that.
     environment = {name: value for name, value in os.environ.items() if not threads or name not in WORKER_VARIABLES}
     command = ["-m", module, *arguments]
     done = subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True)
@@ -101,22 +108,26 @@ def measured_apart(module: str, *arguments: str, threads: bool = False) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def measure(run: Callable[[], object]) -> Cost:
-    """The cost of one call."""
+def measure(call: Callable[[], object]) -> Cost:
+    """Measure the cost of one call."""
     wall, cpu = time.perf_counter(), time.process_time()
-    run()
+    call()
     return Cost(time.perf_counter() - wall, time.process_time() - cpu)
 
 
 def in_turns(competitors: Mapping[str, Callable[[int], object]], repeats: int) -> dict[str, Cost]:
-    """Let each competitor run once per round, called with the round's number, and take the medians over the rounds.
+    """Measure competitors in turns, one call of each per round, and take the medians over the rounds.
 
-    What slows the machine down for a while then slows all of them.
+    A machine that is slow for a while then slows all of them.
+
+    Args:
+        competitors: Name → function, called with the number of the round.
+        repeats: Number of rounds.
     """
     costs: dict[str, list[Cost]] = {name: [] for name in competitors}
     for turn in range(repeats):
-        for name, run in competitors.items():
-            costs[name].append(measure(lambda run=run, turn=turn: run(turn)))
+        for name, compute in competitors.items():
+            costs[name].append(measure(lambda compute=compute, turn=turn: compute(turn)))
     return {
         name: Cost(statistics.median(cost.wall for cost in turns), statistics.median(cost.cpu for cost in turns))
         for name, turns in costs.items()

@@ -1,4 +1,4 @@
-"""Training of Audio2Mesh at its published size from the shards: against a bare loop, and how long it waits for data."""
+"""Rows about training Audio2Mesh at its published size from shards: against a bare loop, and its wait for data."""
 
 from __future__ import annotations
 
@@ -21,19 +21,22 @@ TASK = "audio2mesh"
 STEPS = 6
 BATCH = 2
 WINDOW = 75
+"""Frames of a window: 3 s."""
 
 
 def train_rows(data: Storage, folder: Path) -> list[Row]:
-    """Two rows of one short run.
+    """Measure two rows on one short training.
 
     Args:
-        data: A packed and annotated data set with speech.
-        folder: Empty, to work in.
+        data: DATA, a packed and annotated data set with speech.
+        folder: Empty folder to work in.
     """
+    # Train by the whole way of a user, in this process; the run's own metrics say how long each step took.
     recipe = _recipe(folder)
     run = start(folder / "run", RunConfig(task=TASK, recipe_name="paper", recipe=recipe, data=data.uri), _LOCAL)
     lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
     steady = [line for line in lines if line.get("step", 0) > 1 and "step_s" in line]  # the first one warms up
+    # The same task and batch without anything around the step.
     step_s = statistics.median(line["step_s"] for line in steady)
     bare_s = _bare_loop(recipe, data, run.path / "task")
     size = f"wav2vec2-base size, {BATCH} windows of {WINDOW} frames, float32"
@@ -64,8 +67,10 @@ _LOCAL = LaunchSettings(launch="local")
 
 
 def _recipe(folder: Path) -> Recipe:
+    """The published recipe for a few steps, with random weights in the speech encoder."""
     from transformers import Wav2Vec2Config, Wav2Vec2Model
 
+    # Weights in the folder that the recipe reads them from; their values do not change the work.
     torch.manual_seed(0)
     Wav2Vec2Model(Wav2Vec2Config()).save_pretrained(folder / "wav2vec2-base-random")
     recipe = recipes_of(TASK)["paper"]()
@@ -88,12 +93,13 @@ def _recipe(folder: Path) -> Recipe:
 
 
 def _bare_loop(recipe: Recipe, data: Storage, derived: Path) -> float:
-    """Seconds of a step of the plainest loop."""
+    """Median time in seconds of a step in the plainest loop: forward, backward, Adam."""
     task = make_task(TASK, recipe.config, data.uri, derived)
     module = task.build().train()
     optimizer = torch.optim.Adam(
         [p for p in module.parameters() if p.requires_grad], recipe.train.optimizer.learning_rate
     )
+    # One batch in memory, again and again: no loading, and nothing that the trainer checks, averages or logs.
     batch = next(iter(task.loader(global_batch=BATCH, seed=0, rank=0, world=1, num_workers=0)))
     times = []
     for _ in range(STEPS):
@@ -102,4 +108,4 @@ def _bare_loop(recipe: Recipe, data: Storage, derived: Path) -> float:
         optimizer.step()
         optimizer.zero_grad()
         times.append(time.perf_counter() - begin)
-    return statistics.median(times[1:])
+    return statistics.median(times[1:])  # the first step warms up

@@ -1,6 +1,6 @@
 """`python -m orchestration.bench.video_lengths`: videos of growing length in one process, their speed and peak memory.
 
-A process of its own, shortest video first: what a process once had at its peak cannot be told from what it needs.
+In a process of its own, and the shortest video first, because the peak memory of a process never falls again.
 """
 
 from __future__ import annotations
@@ -22,16 +22,21 @@ from talkinghead.pipelines.talking_head import TalkingHeadPipeline
 from talkinghead.runtime.peak_memory import peak_memory
 
 LENGTHS_S = (2, 10, 60)
+"""Lengths of the videos in seconds."""
 FPS = 25
 SIDE = 32
+"""Width and height of the portrait in pixels."""
 STEPS = 2
+"""Sampling steps of each window."""
 POINTS = 478
+"""Landmarks of a face."""
 
 
 def tiny_pipeline() -> TalkingHeadPipeline:
-    """Networks of the size `tiny` with first weights, whose values do not change the work."""
+    """Pipeline of size `tiny` with random weights, whose values do not change the work."""
     torch.manual_seed(0)
     images = ImageNetworks.load("tiny", "tiny")
+    # The tiny VAE has a number of channels of its own, which decides both ends of the networks.
     ends: dict[str, Any] = {"in_channels": latent_channels(images.vae), "out_channels": latent_channels(images.vae)}
     pipeline = TalkingHeadPipeline(
         vae=images.vae,
@@ -46,11 +51,15 @@ def tiny_pipeline() -> TalkingHeadPipeline:
 
 
 def measure_lengths() -> list[dict[str, float]]:
-    """For each length: seconds, frames, wall time of a frame, and the process's peak memory so far in MiB."""
+    """Animate a video of each length.
+
+    Returns:
+        Length in seconds and in frames, wall time per frame in seconds, and peak memory of the process so far in MiB.
+    """
     pipeline, noise = tiny_pipeline(), np.random.default_rng(0)
     portrait = noise.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
     face = noise.random((POINTS, 3), dtype=np.float32)
-    _run(pipeline, portrait, face, FPS)  # libraries take what they keep
+    _run(pipeline, portrait, face, FPS)  # libraries allocate what they keep
     found = []
     for seconds in LENGTHS_S:
         began = time.perf_counter()
@@ -62,6 +71,7 @@ def measure_lengths() -> list[dict[str, float]]:
 
 
 def _run(pipeline: TalkingHeadPipeline, portrait: np.ndarray, face: np.ndarray, frames: int) -> int:
+    """Animate so many frames of a still face as a stream; returns how many came out."""
     landmarks = np.broadcast_to(face, (frames, *face.shape))
     options: dict[str, Any] = {"num_inference_steps": STEPS, "guidance_scale": 1.0, "reference_landmarks": face}
     return sum(1 for _ in pipeline.stream(portrait, landmarks, **options))

@@ -1,4 +1,4 @@
-"""Lmk2Video: operations of a frame, steps of training and sampling against straightforward ones, and long videos."""
+"""Rows about Lmk2Video: operations per frame, steps of training and sampling against plain ones, and long videos."""
 
 from __future__ import annotations
 
@@ -23,21 +23,25 @@ from talkinghead.pipelines.lmk2video.context_windows import open_windows, publis
 from train.lmk2video.module import Conditions, Lmk2Video
 
 GOAL_TFLOP, PUBLISHED_TFLOP = 75.0, 99.7
+"""Operations per frame, ours at most and the published program's."""
 LONG_FRAMES = 1500
+"""Length of the video whose operations are counted: 60 s."""
 WINDOW = 16
+"""Frames of a window, and of a step of stage 2."""
 IMAGES = 8
 """Samples of a step of stage 1."""
 TRAINING_SIDE, WINDOW_SIDE = 64, 128
-"""Pixels, of what is timed."""
+"""Width and height in pixels of the images in the timed steps."""
 _SIZE = "networks of size tiny with a VAE of factor 8, {side} px, 1 thread"
 
 
 def video_rows(repeats: int) -> list[Row]:
-    """All rows of Lmk2Video.
+    """Measure all rows.
 
     Args:
-        repeats: Rounds of each comparison.
+        repeats: Number of rounds of each comparison.
     """
+    # One thread on either side: the comparison is about work, not about how well it is shared.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -47,8 +51,10 @@ def video_rows(repeats: int) -> list[Row]:
 
 
 def _flops() -> Row:
+    """Operations per frame of a long video, counted on networks without weights."""
     shape = VideoShape(width=512, height=512, frames=LONG_FRAMES, windows=_sizes(open_windows(LONG_FRAMES, WINDOW, 4)))
     networks = HollowNetworks.published()
+    # The same networks and video in the published program, which cuts the video into windows of its own.
     theirs = published_cost(networks, replace(shape, windows=_sizes(published_windows(LONG_FRAMES))))
     return Row(
         name="video_flops",
@@ -67,7 +73,10 @@ def _sizes(windows: tuple[tuple[int, ...], ...]) -> tuple[int, ...]:
 
 
 class StepMaterial:
-    """Networks, and random inputs of a step."""
+    """Networks of size tiny, and random inputs of a step.
+
+    Shapes: B samples, F frames, images of `side` pixels, latents of a side of `side / 8`.
+    """
 
     def __init__(self, samples: int, frames: int, side: int, *, motion: bool) -> None:
         torch.manual_seed(0)
@@ -77,6 +86,7 @@ class StepMaterial:
             ReferenceNet(**reference_net_config("tiny")),
             PoseGuider(**pose_guider_config("tiny")),
         )
+        # Images [B, F, 3, side, side], of which the first of each sample is its portrait.
         self.target = torch.randint(0, 256, (samples, frames, 3, side, side), dtype=torch.uint8)
         self.reference = self.target[:, 0]
         self.noise = torch.randn(samples, frames, 4, side // 8, side // 8)
@@ -84,14 +94,15 @@ class StepMaterial:
         self.guidance = torch.rand(samples, frames, 3, side, side) * 2 - 1
 
     def encode(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Latents of target and reference, and the token."""
+        """Latents of target `[B, F, 4, h, w]` and reference `[B, 4, h, w]`, and the reference's token `[B, 1, D]`."""
         target = self.images.mean(self.images.moments(self.target.flatten(0, 1)))
         reference = self.images.mean(self.images.moments(self.reference))
         token = self.images.embedding(self.reference).float()[:, None]
         return target.unflatten(0, self.target.shape[:2]), reference, token
 
     def step(self, encoded: tuple[Tensor, Tensor, Tensor]) -> None:
-        """Forward and backward."""
+        """Compute forward and backward, on what `encode` returned."""
+        # Noise is added as it is: the schedule's factors do not change the work.
         target, reference, token = encoded
         given = Conditions(
             token=token,
@@ -105,7 +116,12 @@ class StepMaterial:
 
 
 def _training(stage: int, repeats: int) -> Row:
-    """A step of either stage; the same module, folded and not."""
+    """Compare a training step with a plain one, on the same module.
+
+    Args:
+        stage: Stage of the training, 1 (images) or 2 (motion).
+        repeats: Number of rounds.
+    """
     material = StepMaterial(*((IMAGES, 1) if stage == 1 else (1, WINDOW)), TRAINING_SIDE, motion=stage == 2)
     module = material.module
     cached = material.encode()
@@ -114,6 +130,7 @@ def _training(stage: int, repeats: int) -> Row:
         module.train_images(fold=True) if stage == 1 else module.train_motion()
         material.step(cached)
 
+    # The plain step encodes its images, and attends to the single token instead of folding it into a constant.
     def plain(_: int) -> None:
         module.train_images(fold=False)
         module.only_motion = False
@@ -136,9 +153,10 @@ def _training(stage: int, repeats: int) -> Row:
 
 
 def _window_step(repeats: int) -> Row:
-    """A guided prediction of a window."""
+    """Compare a guided prediction of one window with a plain one."""
     material = StepMaterial(1, WINDOW, WINDOW_SIDE, motion=True)
     denoiser, guider = material.module.denoiser.eval(), material.module.pose_guider.eval()
+    # Kept over all steps and windows: reference features, pose features, and the reference's keys and values.
     with torch.no_grad():
         _, latents, token = material.encode()
         features = material.module.reference_net.eval()(latents, token)
@@ -151,6 +169,7 @@ def _window_step(repeats: int) -> Row:
         for begun, given in zip(parts, conditions, strict=True):
             denoiser(begun, 500, given.token, reference=given.reference, pose=pose, fold=True)
 
+    # Both halves of the guidance, unconditional and conditional, as one doubled batch from scratch.
     @torch.no_grad()
     def plain(_: int) -> None:
         images = material.guidance.repeat(2, 1, 1, 1, 1)
@@ -175,17 +194,18 @@ def _window_step(repeats: int) -> Row:
     )
 
 
-def _compared(name: str, runs: dict[str, Callable[[int], Any]], repeats: int, **about: Any) -> Row:
-    for run in runs.values():
-        run(0)  # the first turn takes memory and chooses kernels
-    costs = in_turns(runs, repeats)
+def _compared(name: str, competitors: dict[str, Callable[[int], Any]], repeats: int, **about: Any) -> Row:
+    """Row of the competitors `ours` and `plain`, in milliseconds."""
+    for compute in competitors.values():
+        compute(0)  # the first turn takes memory and chooses kernels
+    costs = in_turns(competitors, repeats)
     note = about.pop("note") + about.pop("difference")
     ours, plain = (1000 * costs[side].wall for side in ("ours", "plain"))
     return Row(name=name, ours=ours, baseline=plain, better="lower", note=note, **about)
 
 
 def _lengths() -> list[Row]:
-    """Speed and memory of long videos, against those of the shortest."""
+    """Speed and memory of long videos, against those of the shortest: neither may grow with the length."""
     short, *others = measured_apart("orchestration.bench.video_lengths")
     rows = []
     for long in others:

@@ -1,5 +1,5 @@
-"""The jobs, each in one file: the whole of it over DATA, how its units are planned, and what a worker does with one.
+"""The jobs, one file each: the whole job over DATA, how its units are planned, and what a worker does with one of them.
 
-What only workers need is imported in the functions that they run: a command that finds everything done loads none of
-it. `Unit.function` names those functions in the plans of DATA folders, so they keep their names.
+Libraries that only workers need are imported in the functions that workers call: a command that finds everything done
+loads none of them. Units name those functions as text (`Unit.function`), so they keep their names.
 """

@@ -1,4 +1,4 @@
-"""The annotate job: the face of every ingested sample, as one annotation version.
+"""The annotate job: landmarks and more of the face in every ingested sample, as one annotation version.
 
 `run_annotate` plans a unit per ingested sample and version, and runs those that are not done; `run` is what a worker
 does with one. What is packed never changes: a packed version goes on only with the settings and the model it was made
@@ -16,7 +16,7 @@ from annotate.settings import AnnotateSettings
 from orchestration import plans
 from orchestration.jobs.media import MediaSample, ingested_media, read_clip
 from orchestration.overrides import settings_with
-from orchestration.units.executor import Runner, Tally
+from orchestration.units.executor import Tally, UnitRunner
 from orchestration.units.unit import Output, Unit
 from talkinghead.config import from_json
 from talkinghead.face.model import FaceModel
@@ -24,24 +24,29 @@ from talkinghead.files.storage import Storage
 from talkinghead.provenance import library_versions, provenance_key
 from talkinghead.schema import check_version
 
+# Both go into the provenance keys: a higher version, or another release of a library, means that units are done anew.
 VERSION = 1
 LIBRARIES = ("av", "opencv-contrib-python", "numpy", "ai-edge-litert", "mediapipe")
 
 # --- the whole job ----------------------------------------------------------------------------------------------------
 
 
-def run_annotate(runner: Runner, version: str, overrides: Sequence[str], model: FaceModel) -> Tally:
+def run_annotate(runner: UnitRunner, version: str, overrides: Sequence[str], model: FaceModel) -> Tally:
     """Annotate every ingested sample as `version`.
 
     Args:
-        runner: DATA.
-        version: Annotation version.
-        overrides: Settings as NAME=VALUE; the others stay as the version was planned before.
-        model: The face model.
+        runner: Runs the units, on its DATA.
+        version: Name of the annotation version.
+        overrides: `AnnotateSettings` as NAME=VALUE; the others stay as the version was planned before.
+        model: Face model.
+
+    Returns:
+        Counts of the units done before and now.
 
     Raises:
-        ValueError: No such setting, an engine that cannot run the model, or a version that is packed with other ones.
-        RunError: The machine is at fault.
+        ValueError: A setting does not exist, the engine cannot run the model, or the version is packed with other
+            settings or another model.
+        JobStoppedError: The machine is at fault.
     """
     storage, name = runner.storage, plans.annotate_job(check_version(version))
 
@@ -76,7 +81,7 @@ def _packed(storage: Storage, version: str) -> set[str]:
 
 
 def _check_same(version: str, before: Mapping[str, Any], about: Mapping[str, Any]) -> None:
-    """Packed annotations are immutable: other settings or another model need another version name."""
+    """Raise `ValueError` unless settings and model are those of the packed version: shards are immutable."""
     differing = [name for name in ("settings", "model_sha256") if before[name] != about[name]]
     if differing:
         what = "another face model" if "model_sha256" in differing else "other settings"
@@ -88,7 +93,7 @@ def _check_same(version: str, before: Mapping[str, Any], about: Mapping[str, Any
 
 
 def _order(storage: Storage, name: str) -> int:
-    """How many annotation versions were planned before this one."""
+    """Number of annotation versions that were planned before this one; a replanned version keeps its number."""
     names = plans.plan_names(storage, plans.annotate_job(""))
     return plans.read_plan(storage, name)["order"] if name in names else len(names)
 
@@ -103,15 +108,16 @@ def plan_annotate(
     model: FaceModel,
     time_limit_s: float | None,
 ) -> list[Unit]:
-    """One unit per sample, in key order.
+    """Plan one unit per sample, in key order.
 
     Args:
-        samples: What is annotated.
-        version: Annotation version.
+        samples: Samples to annotate.
+        version: Name of the annotation version.
         settings: Parameters of the job.
-        model: The face model.
-        time_limit_s: Wall-clock limit of a unit; None: from the length of its clip.
+        model: Face model.
+        time_limit_s: Wall-clock limit of a unit in seconds; None: from the length of its clip.
     """
+    # The version's name is no part of the provenance key: it says where a result belongs, not what it depends on.
     libraries = library_versions(*LIBRARIES)
     return [
         Unit(
@@ -146,10 +152,12 @@ def run(storage: Storage, unit: Unit) -> Output:
     from orchestration.jobs.worker import pin_threads, planned_detector, planned_model
     from talkinghead.geometry.canonical import canonical_face
 
+    # The model that the plan was made with, and the media.
     pin_threads()
     settings = from_json(AnnotateSettings, unit.payload["settings"])
     model = planned_model(unit.payload["model_sha256"])
     clip = read_clip(storage, unit)
+    # Decode and annotate frame by frame, so that the frames of a long clip are never in memory together.
     arrays = annotate_clip(
         clip.frames(),
         engine=make_engine(settings.engine, model),
@@ -157,6 +165,7 @@ def run(storage: Storage, unit: Unit) -> Output:
         face=canonical_face(model.geometry_metadata),
         settings=settings,
     )
+    # The columns must have a row for each frame; then the scores, by which the filters judge the sample.
     clip.check_length(len(arrays["valid"]))
     scores = sample_scores(arrays, clip.info)
     about = {

@@ -1,4 +1,4 @@
-"""The data set as readers see it: the index of a version, and `DATASET.json`, replaced last.
+"""Finishing a version: its index, then `DATASET.json`, which is replaced last and makes the version visible to readers.
 
 `finish` enters a face annotation, `finish_latents` a version of latents. Both read records only, no media, and write an
 index of the same samples in the same places, so that the columns of several versions are joined row by row.
@@ -38,12 +38,13 @@ from talkinghead.schema import Member, Rejection, SampleIndex
 log = logging.getLogger(__name__)
 
 ANNOTATE_FAILED, ENCODE_FAILED = "annotate_failed", "encode_failed"
-"""Reasons of samples that are not kept because a version has nothing of them."""
+"""Reasons of samples that are not kept because the version has no columns for them."""
+# Their versions are noted in `DATASET.json`.
 TOOLS = ("talkinghead", "av", "mediapipe", "ai-edge-litert", "opencv-contrib-python", "numpy", "ray")
 
 
 def current_version(storage: Storage) -> str | None:
-    """The newest face annotation, None when there is no finished data set."""
+    """Name of the newest face annotation, None when there is no finished data set."""
     manifest = find_manifest(storage)
     return manifest.annotation().version if manifest else None
 
@@ -54,13 +55,17 @@ def current_version(storage: Storage) -> str | None:
 def finish(storage: Storage, version: str, overrides: Sequence[str] = ()) -> DatasetManifest:
     """Write the annotation version's index and replace `DATASET.json`.
 
-    So filter thresholds can be changed and applied again at any time.
+    No media are read, so filter thresholds can be changed and applied again at any time.
 
     Args:
-        storage: DATA; every shard of the plan is packed.
-        version: Annotation version.
+        storage: DATA, in which every shard of the plan is packed.
+        version: Name of the annotation version.
         overrides: `FilterSettings` as NAME=VALUE; the others stay as they are in `DATASET.json`.
+
+    Returns:
+        The new content of `DATASET.json`.
     """
+    # Thresholds: what the user names, else those in use.
     before = find_manifest(storage)
     filters = settings_with(FilterSettings, _known_filters(before, version), overrides)
 
@@ -70,7 +75,7 @@ def finish(storage: Storage, version: str, overrides: Sequence[str] = ()) -> Dat
     columns = _packed(storage, plans.pack_annotation_job(version), len(shards))
     index = build_index(version, _annotation_rows(storage, version, media, columns, filters))
 
-    # `DATASET.json`: what the data set is now, with this version among the others.
+    # `DATASET.json`: the data set as it is now, with this version among the others.
     about = plans.read_plan(storage, plans.annotate_job(version))
     details = {
         "engine": about["settings"]["engine"],
@@ -81,6 +86,7 @@ def finish(storage: Storage, version: str, overrides: Sequence[str] = ()) -> Dat
     }
     entry = _write_version(storage, index, columns, "annotation", details)
     others = _other_versions(before, version, len(shards))
+    # One atomic write switches readers from the old data set to the new one; until then nothing that they use changed.
     after = _describe(index, media, shards, _in_order(storage, [*others, entry]))
     write_manifest(storage, after)
     _remove_old_indexes(storage, before, after)
@@ -88,7 +94,7 @@ def finish(storage: Storage, version: str, overrides: Sequence[str] = ()) -> Dat
 
 
 def _known_filters(before: DatasetManifest | None, version: str) -> dict[str, float | bool | None]:
-    """Thresholds of the version, else of the newest one: a new version is judged like the one before."""
+    """Thresholds of the version, else those of the newest one: a new version is filtered like the one before."""
     faces = before.of_kind("annotation") if before else []
     if not faces:
         return {}
@@ -103,8 +109,18 @@ def _annotation_rows(
     columns: Sequence[UnitRecord],
     filters: FilterSettings,
 ) -> Iterator[SampleIndex]:
+    """Rows of the index, in the order of the shards: facts from ingest, scores and verdict from the annotation.
+
+    Args:
+        storage: DATA, the data set's folder or bucket.
+        version: Name of the annotation version.
+        media: Records of the media shards, by number.
+        columns: Records of the version's shards, parallel to them.
+        filters: Thresholds of the scores.
+    """
     ingested = plans.ingested_samples(storage)
     annotated = plans.annotate_results(storage, version)
+    # Splits are dealt to whole groups (a person, a source video), from the same plan settings for every version.
     groups = (item.record.details["split_group"] for item in ingested.values())
     settings = shard_settings(storage)
     splits = assign_splits(groups, seed=settings.seed, fractions=settings.fractions)
@@ -112,10 +128,11 @@ def _annotation_rows(
     for number, (media_shard, column_shard) in enumerate(zip(media, columns, strict=True)):
         blank = column_shard.details.get("blank", ())
         for ordinal, (clip, annotation) in enumerate(zip(media_shard.samples, column_shard.samples, strict=True)):
-            assert clip.key == annotation.key
+            assert clip.key == annotation.key  # packed parallel
             record = annotated.get(clip.key)
             scores: dict[str, float | None] = {}
             verdict: Rejection | None = Rejection(reason=ANNOTATE_FAILED)
+            # A row of NaN stays one, even if the sample was annotated after its shard was packed.
             if clip.key in blank:
                 late += isinstance(record, UnitRecord)
             elif isinstance(record, UnitRecord):
@@ -140,6 +157,7 @@ def _row(
     scores: dict[str, float | None],
     verdict: Rejection | None,
 ) -> SampleIndex:
+    """One row of the index, from the records of a clip, its sample in the media shard, and its columns."""
     group = about.details["split_group"]
     return SampleIndex(
         key=clip.key,
@@ -162,7 +180,7 @@ def _row(
 
 
 def _other_versions(before: DatasetManifest | None, version: str, num_shards: int) -> list[AnnotationEntry]:
-    """Entries of the other versions that cover every shard; new shards leave an older version out."""
+    """Entries of the other versions that cover every shard. A version that lacks new shards is no longer listed."""
     entries = []
     for entry in before.annotations if before else ():
         if len(entry.shards) < num_shards and entry.version != version:
@@ -177,6 +195,7 @@ def _other_versions(before: DatasetManifest | None, version: str, num_shards: in
 def _describe(
     index: Index, media: Sequence[UnitRecord], shards: list[list[str]], annotations: list[AnnotationEntry]
 ) -> DatasetManifest:
+    """Content of `DATASET.json`; its counts are those of the version that was just made."""
     frames, keep = index.numbers("num_frames"), index.numbers("keep")
     return DatasetManifest(
         datasets=sorted(set(index.texts("dataset"))),
@@ -203,12 +222,13 @@ def finish_latents(
     """Write the index of a version of latents and replace `DATASET.json`.
 
     Args:
-        storage: DATA; every shard of the version is packed.
-        version: Its name.
-        samples: Index of a face annotation: which samples there are, and where.
-        encoded: What became of them.
-        about: Size and networks.
+        storage: DATA, in which every shard of the version is packed.
+        version: Name of the version.
+        samples: Index of a face annotation, for all samples and their places in the media shards.
+        encoded: Sample key → outcome of its unit.
+        about: Encoding, size and networks of the version.
     """
+    # Where each sample's latents are. What the shards lack is said here, since the index only marks it.
     before = read_manifest(storage)
     columns = _packed(storage, plans.pack_annotation_job(version), len(before.media))
     places = {sample.key: sample.members for record in columns for sample in record.samples}
@@ -221,6 +241,7 @@ def finish_latents(
         log.warning(
             "%s lacks %d of %d samples that could not be encoded: make quarantine", version, missing, len(samples)
         )
+    # The index, then `DATASET.json` with the version among the others: the rest of the data set stays as it is.
     index = build_index(version, _latent_rows(samples, places))
     entry = _write_version(storage, index, columns, "latents", {**about, "columns": [EMBEDDING, LATENTS]})
     others = [other for other in before.annotations if other.version != version]
@@ -230,7 +251,7 @@ def finish_latents(
 
 
 def _latent_rows(samples: Index, places: Mapping[str, list[Member]]) -> Iterator[SampleIndex]:
-    """The same samples in the same places; what could not be encoded has no members and is not kept."""
+    """Rows of the same samples in the same places; one that could not be encoded has no members and is not kept."""
     for row in samples.rows():
         members = places.get(row.key, [])
         yield replace(
@@ -243,11 +264,11 @@ def _latent_rows(samples: Index, places: Mapping[str, list[Member]]) -> Iterator
         )
 
 
-# --- what both do -----------------------------------------------------------------------------------------------------
+# --- shared by both ---------------------------------------------------------------------------------------------------
 
 
 def _packed(storage: Storage, job: str, num_shards: int) -> list[UnitRecord]:
-    """Records of a job's shards, by number."""
+    """Commit records of a pack job's shards, by shard number."""
     records = plans.pack_records(storage, job)
     return [records[shard_key(number)] for number in range(num_shards)]
 
@@ -255,7 +276,7 @@ def _packed(storage: Storage, job: str, num_shards: int) -> list[UnitRecord]:
 def _write_version(
     storage: Storage, index: Index, columns: Sequence[UnitRecord], kind: Kind, details: dict[str, Any]
 ) -> AnnotationEntry:
-    """Write a version's index; the version as `DATASET.json` lists it."""
+    """Write a version's index; returns its entry for `DATASET.json`."""
     path, sha256 = write_index(storage, index)
     keep = index.numbers("keep")
     return AnnotationEntry(
@@ -272,7 +293,7 @@ def _write_version(
 
 
 def _shard_entry(record: UnitRecord) -> ShardEntry:
-    """A packed shard as `DATASET.json` lists it."""
+    """Entry of a packed shard for `DATASET.json`."""
     assert record.file and record.file_sha256
     return ShardEntry(
         name=record.file,
@@ -284,8 +305,10 @@ def _shard_entry(record: UnitRecord) -> ShardEntry:
 
 
 def _in_order(storage: Storage, entries: Sequence[AnnotationEntry]) -> list[AnnotationEntry]:
-    """Face annotations in the order in which they were first made: the last is what readers open by default. Then
-    the others, by name."""
+    """Face annotations in the order in which they were first made, then versions of latents by name.
+
+    Readers open the last face annotation by default.
+    """
     faces = [entry for entry in entries if entry.kind == "annotation"]
     others = [entry for entry in entries if entry.kind != "annotation"]
     # Only where it matters: data sets of one version need no plans (they may have been copied without).
@@ -295,7 +318,7 @@ def _in_order(storage: Storage, entries: Sequence[AnnotationEntry]) -> list[Anno
 
 
 def _remove_old_indexes(storage: Storage, before: DatasetManifest | None, after: DatasetManifest) -> None:
-    """Keep the indexes that the new and the last `DATASET.json` name: somebody may just be opening the last one."""
+    """Delete the indexes that neither the new nor the last `DATASET.json` names: a reader may be opening the last."""
     named = {entry.index for manifest in (before, after) if manifest for entry in manifest.annotations}
     for file in storage.list(dataroot.INDEX_FOLDER):
         if file.path not in named:

@@ -19,7 +19,7 @@ from ingest.settings import IngestSettings
 from orchestration import plans
 from orchestration.overrides import settings_with
 from orchestration.plans import INGEST_JOB, INGEST_PLAN_PREFIX
-from orchestration.units.executor import Runner, Tally
+from orchestration.units.executor import Tally, UnitRunner
 from orchestration.units.records import RejectedPiece
 from orchestration.units.unit import Output, Unit
 from talkinghead import dataroot
@@ -31,6 +31,7 @@ from talkinghead.schema import CatalogRow, Dataset
 
 log = logging.getLogger(__name__)
 
+# Both go into the provenance keys: a higher version, or another release of a library, means that units are done anew.
 VERSION = 1
 LIBRARIES = ("av", "opencv-contrib-python", "numpy", "ai-edge-litert")
 GONE = "packed; its source is no longer in SOURCE"
@@ -39,33 +40,37 @@ _WHOLE_FILE_LIMIT_S = 1800.0
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Which data set, and where its videos lie."""
+    """The data set to ingest, and where its videos lie."""
 
     dataset: Dataset = "folder"
-    """Data set whose metadata is read; `folder`: any media."""
+    """Name of the data set, whose metadata is read; `folder`: any media."""
     source: str | None = None
-    """Folder with the videos. Without one, what DATA holds already is used."""
+    """Folder with the videos (default: none; the clips that DATA already holds are used)."""
     metadata: str | None = None
     """Folder (or file) with the data set's own metadata (default: looked for in SOURCE)."""
     limit: int | None = None
-    """Take only so many clips, those with a source file first."""
+    """Most clips to take, those with a source file first (default: all)."""
 
 
 # --- the whole job ----------------------------------------------------------------------------------------------------
 
 
-def run_ingest(runner: Runner, source: Source, overrides: Sequence[str], model: FaceModel) -> Tally:
+def run_ingest(runner: UnitRunner, source: Source, overrides: Sequence[str], model: FaceModel) -> Tally:
     """Read the metadata, fingerprint the sources, cut and crop every clip.
 
     Args:
-        runner: DATA.
-        source: What to ingest.
-        overrides: Settings as NAME=VALUE; the others stay as the data set was ingested before.
-        model: Its detector finds the faces.
+        runner: Runs the units, on its DATA.
+        source: Data set and folder to ingest.
+        overrides: `IngestSettings` as NAME=VALUE; the others stay as the data set was ingested before.
+        model: Face model; its detector finds the faces.
+
+    Returns:
+        Counts of the units done before and now.
 
     Raises:
-        ValueError: No such source or setting; a packed clip's source has changed; another clip size than is packed.
-        RunError: The machine is at fault.
+        ValueError: The source or a setting does not exist, the source of a packed clip has changed, or DATA holds clips
+            of another size.
+        JobStoppedError: The machine is at fault.
     """
     if source.source is None:
         raise ValueError("SOURCE is missing: the folder with the videos")
@@ -77,7 +82,7 @@ def run_ingest(runner: Runner, source: Source, overrides: Sequence[str], model: 
     packed = plans.packed_clips(storage)
     _check_size(storage, name, packed, settings)
 
-    # What there is: the catalog, and the content of every source it names.
+    # The inputs: the catalog, and the content of every source it names.
     catalog, gone = _catalog(storage, source, folder, packed)
     prints = _fingerprints(storage, source.dataset, folder, catalog, gone)
     rows = [row for row in catalog.rows if row.key not in gone]
@@ -103,7 +108,8 @@ def run_ingest(runner: Runner, source: Source, overrides: Sequence[str], model: 
 
 
 def _check_size(storage: Storage, name: str, packed: set[str], settings: IngestSettings) -> None:
-    """All clips of DATA are made with one size setting: batches are stacked from them."""
+    """Raise `ValueError` unless all clips of DATA have one size: training stacks them into batches."""
+    # The size of this data set may still change while none of its clips is packed.
     others = [other for other in plans.plan_names(storage, INGEST_PLAN_PREFIX) if other != name or packed]
     sizes = {plans.read_plan(storage, other)["settings"]["size"] for other in others}
     if other := sizes - {settings.size}:
@@ -113,7 +119,12 @@ def _check_size(storage: Storage, name: str, packed: set[str], settings: IngestS
 
 
 def _catalog(storage: Storage, source: Source, folder: Path, packed: set[str]) -> tuple[Catalog, set[str]]:
-    """The catalog of what SOURCE holds now, with the rows of packed clips that it no longer has; and their keys."""
+    """Catalog of SOURCE.
+
+    Returns:
+        The catalog, with the rows of packed clips that SOURCE no longer has, and the keys of those.
+    """
+    # DATA may lie inside SOURCE: its own media are no input.
     metadata = Path(source.metadata) if source.metadata else None
     outputs = [storage.local_root] if storage.local_root else []
     catalog = build_catalog(source.dataset, folder, metadata, source.limit, exclude=outputs)
@@ -123,6 +134,7 @@ def _catalog(storage: Storage, source: Source, folder: Path, packed: set[str]) -
         raise ValueError(f"no clips: neither metadata nor media of {source.dataset} found in {source.source}")
     if not packed or not storage.exists(dataroot.catalog(source.dataset)):
         return catalog, set()
+    # A packed clip stays in its shard, and so in the catalog, marked, even when its source is gone.
     here = {row.key for row in catalog.rows if row.source is not None}
     kept = [row for row in read_catalog(storage, source.dataset).rows if row.key in packed - here]
     gone = {row.key for row in kept}
@@ -136,7 +148,7 @@ def _catalog(storage: Storage, source: Source, folder: Path, packed: set[str]) -
 def _fingerprints(
     storage: Storage, dataset: str, folder: Path, catalog: Catalog, gone: set[str]
 ) -> dict[str, Fingerprint]:
-    """Source → fingerprint; only what has another size or time than before is read."""
+    """Source → fingerprint. Only files with another size or time than before are read."""
     paths = {row.source for row in catalog.rows if row.source is not None and row.key not in gone}
     known = read_fingerprints(storage, dataset)
     prints = fingerprint(folder, paths, known)
@@ -148,7 +160,12 @@ def _fingerprints(
 def _keep_packed(
     before: Mapping[str, Any], units: Sequence[Unit], contents: Mapping[str, str | None], packed: set[str]
 ) -> list[Unit]:
-    """Clips that are in a shard stay as they were ingested, also under newer libraries or settings."""
+    """Units of which those of packed clips stay as they were ingested, also under newer libraries or settings.
+
+    Raises:
+        ValueError: The source of a packed clip has other content, or cannot be read.
+    """
+    # Packed clips whose provenance key would change. That is fine for settings and libraries, but not for content.
     old = before["units"]
     frozen = [unit for unit in units if unit.key in packed and old.get(unit.key, unit.pkey) != unit.pkey]
     for unit in frozen:
@@ -177,21 +194,22 @@ def plan_ingest(
     detector: str,
     time_limit_s: float | None,
 ) -> list[Unit]:
-    """Units for the rows that have a source, in key order.
+    """Plan one unit per row that has a source, in key order.
 
     Args:
         rows: Rows of the catalog.
-        fingerprints: Source → what it holds.
-        source: SOURCE, as every worker finds it.
+        fingerprints: Source → size, time and content hash.
+        source: Path of SOURCE, the same on every node.
         settings: Parameters of the job.
         detector: SHA-256 of the face detector.
-        time_limit_s: Wall-clock limit of a unit; None: from the length of its clip.
+        time_limit_s: Wall-clock limit of a unit in seconds; None: from the length of its clip.
     """
     libraries = library_versions(*LIBRARIES)
     units = []
     for row in sorted(rows, key=lambda row: row.key):
         if row.source is None:
             continue
+        # A row's metadata is part of the input: a clip with other times or another person is done anew.
         content = fingerprints[row.source]
         pkey = provenance_key(
             INGEST_JOB,
@@ -222,6 +240,7 @@ def plan_ingest(
 
 
 def _time_limit(row: CatalogRow) -> float:
+    """Default wall-clock limit of a clip's unit in seconds."""
     if row.end_s is None:
         return _WHOLE_FILE_LIMIT_S
     # Decoding starts at a keyframe before the interval; ten times real time covers 1080p on a slow core.
@@ -232,7 +251,7 @@ def _time_limit(row: CatalogRow) -> float:
 
 
 class SourceChangedError(Exception):
-    """The source is not what was fingerprinted; what was made of it must not count for that content."""
+    """The source has changed since it was fingerprinted: what was made of it must not count for the old content."""
 
 
 def run(storage: Storage, unit: Unit) -> Output:
@@ -240,15 +259,18 @@ def run(storage: Storage, unit: Unit) -> Output:
     from ingest.clip import ingest_clip
     from orchestration.jobs.worker import pin_threads, planned_detector
 
+    # From the payload: the catalog row, the settings, and the detector that the plan was made with.
     pin_threads()
     row = CatalogRow.from_json(unit.payload["row"])
     assert row.source is not None
     settings = from_json(IngestSettings, unit.payload["settings"])
     detector = planned_detector(unit.payload["detector_sha256"])
     folder, known = Path(unit.payload["source"]), Fingerprint(**unit.payload["fingerprint"])
+    # Cut and crop. The source is checked afterwards: a file that was still being written may have changed meanwhile.
     pieces = ingest_clip(row, folder / row.source, settings, detector, unit.pkey)
     if known.sha256 is not None and has_changed(folder, known):
         raise SourceChangedError(f"{folder / row.source} changed while it was ingested: run again when it is complete")
+    # Each piece is a sample or has a reason.
     output = Output(details=_about(row))
     for piece in pieces:
         if piece.contents is not None:
@@ -259,6 +281,6 @@ def run(storage: Storage, unit: Unit) -> Output:
 
 
 def _about(row: CatalogRow) -> dict[str, Any]:
-    """What the index and the report need to know of the clip, so that they read no media."""
+    """Facts about the clip for the index and the report, which therefore read no media."""
     names = ("dataset", "source_id", "source", "person", "split_group", "licence", "terms_url", "start_s", "end_s")
     return {name: getattr(row, name) for name in names}

@@ -1,8 +1,8 @@
 """The latents job: every packed sample encoded by a VAE and an image encoder, as a version next to the annotations.
 
 `run_latents` plans a unit per packed sample, encodes those that are not done, packs them parallel to the media shards
-and enters the version in `DATASET.json`; `run` is what a worker does with one unit. A version stands for networks and a
-size: its name is a hash of them unless the user gives another, and it is never continued with other ones.
+and enters the version in `DATASET.json`; `run` is what a worker does with one unit. All latents of a version come from
+the same networks at the same size; its name is a hash of these unless the user gives another.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from orchestration import plans
 from orchestration.jobs.finish import finish_latents
 from orchestration.jobs.media import MediaSample, read_clip
 from orchestration.jobs.pack import pack_columns
-from orchestration.units.executor import Runner, Tally
+from orchestration.units.executor import Tally, UnitRunner
 from orchestration.units.ledger import Ledger
-from orchestration.units.unit import Output, RunError, Unit
+from orchestration.units.unit import JobStoppedError, Output, Unit
 from shards.index import Index, read_index
 from shards.manifest import DatasetManifest, read_manifest
 from talkinghead import dataroot
@@ -37,6 +37,7 @@ from talkinghead.schema import check_version, media_shard_name
 
 log = logging.getLogger(__name__)
 
+# In the provenance keys: they decode the videos, resize the frames and compute the networks.
 LIBRARIES = ("av", "opencv-contrib-python", "numpy", "torch", "diffusers", "transformers")
 
 Provenance = Mapping[str, Mapping[str, str]]
@@ -45,21 +46,21 @@ Provenance = Mapping[str, Mapping[str, str]]
 # --- the whole job ----------------------------------------------------------------------------------------------------
 
 
-def run_latents(runner: Runner, settings: LatentSettings, version: str | None = None) -> str:
+def run_latents(runner: UnitRunner, settings: LatentSettings, version: str | None = None) -> str:
     """Encode every packed sample that is not encoded yet, pack the version's shards, and enter it in `DATASET.json`.
 
     Args:
-        runner: DATA, with a finished data set.
-        settings: Networks and size.
-        version: Name of the version; None: `version_name`.
+        runner: Runs the units, on its DATA, which holds a finished data set.
+        settings: Networks that encode, and the size of the images.
+        version: Name of the version; None: that of `version_name`.
 
     Returns:
         Name of the version.
 
     Raises:
         FileNotFoundError: There is no finished data set.
-        ValueError: Networks that cannot be read, a size that does not fit them, or a name that something else has.
-        RunError: The machine is at fault.
+        ValueError: The networks cannot be read, the size does not fit them, or the name is in use for something else.
+        JobStoppedError: The machine is at fault.
     """
     storage = runner.storage
     manifest = read_manifest(storage)
@@ -83,7 +84,7 @@ def run_latents(runner: Runner, settings: LatentSettings, version: str | None = 
     _check_space(storage, version, units, index, frame_bytes)
     plans.write_plan(storage, plans.encode_job(version), units, **about)
 
-    # Encode.
+    # Encode, on GPUs where the cluster has any.
     tally = runner.run(plans.encode_job(version), units, gpu_share=settings.gpu_share)
 
     # Pack parallel to the media shards (what could not be encoded is missing there), and let readers see the version.
@@ -98,15 +99,21 @@ def run_latents(runner: Runner, settings: LatentSettings, version: str | None = 
 
 
 def version_name(settings: LatentSettings, provenance: Provenance) -> str:
-    """`latents-` and 12 hexadecimal digits: a function of weights and size, not of where the weights lie."""
+    """Default name of a version: `latents-` and 12 hexadecimal digits, a hash of the weights and the size.
+
+    Args:
+        settings: Networks and size.
+        provenance: SHA-256 of each network's weights, so that their place does not matter.
+    """
     hashes = [provenance[name]["sha256"] for name in NETWORKS]
     return f"latents-{hash_bytes(canonical_json([ENCODING, *hashes, settings.width, settings.height]))[:12]}"
 
 
 def _findable(settings: LatentSettings) -> LatentSettings:
-    """Folders by their absolute path: a worker elsewhere has another working folder."""
+    """Settings with absolute paths of the networks' folders: a worker elsewhere has another working folder."""
 
     def absolute(source: str, names: tuple[str, ...]) -> str:
+        # A folder may be called like a network that is built in; the name wins, as it does in loading.
         return source if source in names or not Path(source).is_dir() else str(Path(source).resolve())
 
     return replace(
@@ -117,12 +124,20 @@ def _findable(settings: LatentSettings) -> LatentSettings:
 
 
 def _check_name(storage: Storage, manifest: DatasetManifest, version: str, about: Mapping[str, Any]) -> dict[str, str]:
-    """Refuse a name that stands for something else; the units that were planned under it before."""
+    """Check that the name is free, or that of the same networks at the same size.
+
+    Returns:
+        Sample key → provenance key of the units that were planned under this name before.
+
+    Raises:
+        ValueError: The name belongs to a face annotation, or to other latents.
+    """
     if any(entry.version == version for entry in manifest.of_kind("annotation")):
         raise ValueError(f"{version} is a face annotation: choose another --version for the latents")
     before = plans.find_plan(storage, plans.encode_job(version))
     if before is None:
         return {}
+    # Plans of the first release do not name their encoding.
     same = all(before[network]["sha256"] == about[network]["sha256"] for network in NETWORKS)
     settings = ("encoding", "width", "height")
     if not same or any({"encoding": FIRST_ENCODING, **before}[name] != about[name] for name in settings):
@@ -134,7 +149,7 @@ def _check_name(storage: Storage, manifest: DatasetManifest, version: str, about
 
 
 def _samples(manifest: DatasetManifest, index: Index) -> list[MediaSample]:
-    """Every packed sample, kept by the filters or not: filters may change, shards do not."""
+    """Media of every packed sample, kept by the filters or not: filters may change, shards do not."""
     return [
         MediaSample(
             key=row.key,
@@ -148,18 +163,18 @@ def _samples(manifest: DatasetManifest, index: Index) -> list[MediaSample]:
 
 
 def _check_space(storage: Storage, version: str, units: Sequence[Unit], index: Index, frame_bytes: int) -> None:
-    """Say before hours of work that their results will not fit."""
+    """Raise `JobStoppedError` before hours of work whose results would not fit on the disk."""
     ledger = Ledger(storage, plans.encode_job(version))
     pending = {unit.key for unit in units if not ledger.is_done(unit)}
     keys, lengths = index.texts("key"), index.numbers("num_frames")
     frames = sum(int(length) for key, length in zip(keys, lengths, strict=True) if key in pending)
     if not frames:
         return
-    # Each result stands in its unit's file until it is packed.
+    # Twice, because a result is in its unit's file until its shard is packed.
     wanted = 2 * frames * frame_bytes
     log.info("%s: %d frames to encode, %.2f GB", version, frames, frames * frame_bytes / 1e9)
     if storage.local_root is not None and (free := shutil.disk_usage(storage.local_root).free) < wanted:
-        raise RunError(
+        raise JobStoppedError(
             f"latents of {frames} frames at {frame_bytes / 1024:.1f} KiB each need {wanted / 1e9:.3g} GB while they are"
             f" packed (half of it then stays); {storage.uri} has {free / 1e9:.3g} GB left: make room, or choose smaller"
             " images"
@@ -173,6 +188,7 @@ def _remove_unit_files(storage: Storage, version: str) -> None:
 
 
 def _tell(tally: Tally, version: str, frame_bytes: int) -> None:
+    """Log speed and size of what was encoded now."""
     if tally.committed:
         speed = tally.frames / max(tally.wall_seconds, 1e-9)
         log.info("%s: %d frames, %.1f frames/s, %d bytes per frame", version, tally.frames, speed, frame_bytes)
@@ -188,18 +204,18 @@ def plan_latents(
     provenance: Provenance,
     time_limit_s: float | None,
 ) -> list[Unit]:
-    """One unit per packed sample, in key order.
+    """Plan one unit per packed sample, in key order.
 
     Args:
-        samples: What is encoded.
+        samples: Samples to encode.
         version: Name of the version.
-        settings: Networks (their folders as every worker finds them) and size.
-        provenance: What the networks are.
-        time_limit_s: Wall-clock limit of a unit; None: from the size of its frames.
+        settings: Networks (their folders at paths that hold on every node) and size.
+        provenance: Names and hashes of the networks.
+        time_limit_s: Wall-clock limit of a unit in seconds; None: from the number and size of its frames.
     """
     sha256 = {name: provenance[name]["sha256"] for name in NETWORKS}
     libraries = library_versions(*LIBRARIES)
-    # Stable Diffusion's VAE and CLIP take some 20 s per 512 x 512 image on one slow core.
+    # Seconds per frame: Stable Diffusion's VAE and CLIP take some 20 s per 512 x 512 image on one slow core.
     frame_s = 0.5 + 60.0 * settings.width * settings.height / 512**2
     return [
         Unit(
@@ -230,13 +246,16 @@ def run(storage: Storage, unit: Unit) -> Output:
     """Encode one sample."""
     from orchestration.jobs.worker import pin_threads
 
+    # The networks of the plan, and the media.
     pin_threads()
     settings = LatentSettings(**unit.payload["settings"])
     networks = unit.payload["networks"]
     encoder = _planned_encoder(settings, networks)
     clip = read_clip(storage, unit)
+    # `latents` [F, 2·C, h, w] and `embedding` [F, D], in half precision: a row for each frame.
     columns = encode_frames(encoder, clip.frames(), settings.width, settings.height)
     clip.check_length(len(columns[LATENTS]))
+    # Stored with the columns: how they were made, and the factor by which training scales the latents.
     about = {
         "encode_key": unit.pkey,
         "width": settings.width,
@@ -250,16 +269,17 @@ def run(storage: Storage, unit: Unit) -> Output:
 
 
 def _planned_encoder(settings: LatentSettings, networks: Provenance) -> ImageNetworks:
-    """The networks of the plan, where this process encodes: on the GPU that Ray gave it, else on the CPU.
+    """The networks of the plan, on the GPU that Ray gave this process, else on the CPU.
 
     Raises:
-        RunError: This machine does not find them, or finds others.
+        JobStoppedError: This machine does not find the networks, or finds others.
     """
+    # Ray shows a worker only the GPUs that its task was given, so "cuda" is the right one.
     device = "cuda" if settings.gpu_share and torch.cuda.is_available() else "cpu"
     encoder = _encoder(settings.vae, settings.image_encoder, device)
     for name, about in encoder.provenance().items():
         if about["sha256"] != networks[name]["sha256"]:
-            raise RunError(
+            raise JobStoppedError(
                 f"this machine has the {name} {about['sha256'][:12]}…, the plan was made with"
                 f" {networks[name]['sha256'][:12]}…: give every node the same weights in the same place, and the same"
                 " versions of the libraries"
@@ -269,12 +289,14 @@ def _planned_encoder(settings: LatentSettings, networks: Provenance) -> ImageNet
 
 @lru_cache(maxsize=1)
 def _encoder(vae: str, image_encoder: str, device: str) -> ImageNetworks:
-    """Loaded once per worker process."""
+    """Load the networks, once per worker process."""
     torch.set_num_threads(1)  # the units are the parallelism
     try:
         encoder = ImageNetworks.load(vae, image_encoder)
     except (ValueError, OSError) as error:
-        raise RunError(f"a worker cannot load the image networks: {error}") from error
+        raise JobStoppedError(f"a worker cannot load the image networks: {error}") from error
     except (MemoryError, RuntimeError) as error:
-        raise RunError(f"the image networks do not fit a worker's memory (--memory-gb gives more): {error}") from error
+        raise JobStoppedError(
+            f"the image networks do not fit a worker's memory (--memory-gb gives more): {error}"
+        ) from error
     return encoder.to(device)

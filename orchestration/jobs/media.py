@@ -1,4 +1,4 @@
-"""Media as the input of a unit: where each sample's lie, for those who plan, and reading them, for a worker."""
+"""Media as the input of a unit: where each sample's media lie (for planning), and reading them (in a worker)."""
 
 from __future__ import annotations
 
@@ -17,24 +17,26 @@ from talkinghead.schema import ClipInfo, Member
 
 @dataclass(frozen=True, kw_only=True)
 class MediaSample:
-    """Where a sample's media lie: in the tar of the unit that ingested it, or in a media shard."""
+    """Place of a sample's media: in the tar of the unit that ingested it, or in a media shard."""
 
     key: str
     num_frames: int
     file: str
-    """The tar, relative to DATA."""
+    """Path of the tar, relative to DATA."""
     members: tuple[Member, ...]
+    """Place of each member in the tar."""
     content_sha256: str
-    """SHA-256 of the file that names the content together with the key: the ingest unit's tar, wherever the media lie
+    """SHA-256 of the file by which provenance keys identify the content: the ingest unit's tar, wherever the media lie
     by now (annotate), or the media shard (latents)."""
 
     def payload(self) -> dict[str, Any]:
-        """What a unit must say of its input, for `read_clip`."""
+        """Part of a unit's payload from which `read_clip` finds the media."""
         return {"file": self.file, "members": [asdict(member) for member in self.members]}
 
 
 def ingested_media(storage: Storage) -> list[MediaSample]:
-    """Every ingested sample: in its shard when it is packed, else in its unit's tar."""
+    """Media of every ingested sample: in a shard when it is packed, else in its unit's tar."""
+    # Packed media first: the units' tars may be deleted once everything is packed.
     packed = plans.packed_samples(storage)
     samples = []
     for key, item in plans.ingested_samples(storage).items():
@@ -54,17 +56,20 @@ def ingested_media(storage: Storage) -> list[MediaSample]:
 
 @dataclass(frozen=True)
 class Clip:
-    """A unit's input as it was read."""
+    """Media of one sample, read into memory."""
 
     info: ClipInfo
+    """Its json member."""
     mp4: bytes
+    """Its video, still encoded."""
 
     def frames(self) -> Iterator[np.ndarray]:
         """Every frame in order, RGB uint8 `[H, W, 3]`.
 
         Raises:
-            UnreadableMediaError: A packet is damaged: trying again does not help.
+            UnreadableMediaError: A packet is damaged; trying again does not help.
         """
+        # Here only: PyAV is for workers, and this module is also imported to plan.
         from av.error import FFmpegError
 
         from talkinghead.media.clip import decode_clip
@@ -77,20 +82,25 @@ class Clip:
             raise UnreadableMediaError("undecodable", message) from error
 
     def check_length(self, num_frames: int) -> None:
-        """Raise `ValueError` unless so many frames are what the clip should have."""
+        """Raise `ValueError` unless the clip should have so many frames."""
         if num_frames != self.info.num_frames:
             raise ValueError(f"{self.info.key}.mp4 has {num_frames} frames, its json says {self.info.num_frames}")
 
 
 def read_clip(storage: Storage, unit: Unit) -> Clip:
-    """The clip that the payload of a unit names.
+    """Read the clip that a unit's payload names.
+
+    Args:
+        storage: DATA, the data set's folder or bucket.
+        unit: Unit whose payload holds `MediaSample.payload`.
 
     Raises:
-        ValueError: Another clip lies there.
+        ValueError: The place holds another clip.
     """
     file = unit.payload["file"]
     members = [Member(**member) for member in unit.payload["members"]]
     media = read_members(storage.read_range, file, unit.key, members, "json", "mp4")
+    # Offsets out of a stale record could hit another sample: its own json tells.
     info = ClipInfo.from_json(bytes(media["json"]))
     if info.key != unit.key:
         raise ValueError(f"{storage.describe(file)} holds {info.key} where {unit.key} should be")

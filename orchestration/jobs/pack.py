@@ -15,7 +15,7 @@ from typing import Any
 from orchestration import plans
 from orchestration.overrides import settings_with
 from orchestration.plans import PACK_MEDIA_JOB, shard_key
-from orchestration.units.executor import Runner
+from orchestration.units.executor import UnitRunner
 from orchestration.units.ledger import Ledger
 from orchestration.units.records import QuarantineRecord, SampleRecord, UnitRecord
 from orchestration.units.unit import Output, Unit, store_output
@@ -28,32 +28,35 @@ from talkinghead.provenance import provenance_key
 from talkinghead.schema import Member, annotation_shard_name, media_shard_name
 
 VERSION = 1
+"""Version of the job in its provenance keys. No library is in them: packing copies bytes."""
 SHARD_PLAN = "shards"
+"""Name of the plan that says which sample goes into which shard."""
 BLANK = "blank"
-"""Stands for the provenance key of an annotation that could not be made."""
+"""Provenance key of a row of NaN, in place of an annotation that could not be made."""
 _TIME_LIMIT_S = 3600.0
 
+# Sample key → sample.
 Ingested = Mapping[str, plans.IngestedSample]
 
 # --- the whole job ----------------------------------------------------------------------------------------------------
 
 
-def run_pack(runner: Runner, version: str, overrides: Sequence[str] = ()) -> None:
+def run_pack(runner: UnitRunner, version: str, overrides: Sequence[str] = ()) -> None:
     """Pack the media shards that are missing, then the version's annotation shards.
 
     Args:
-        runner: DATA.
-        version: Annotation version.
+        runner: Runs the units, on its DATA.
+        version: Name of the annotation version.
         overrides: `ShardSettings` as NAME=VALUE; the others stay as the shards were planned before.
 
     Raises:
-        ValueError: Samples that are not annotated yet, content that changed under a packed shard, or a shard that
-            cannot be packed.
-        RunError: The machine is at fault.
+        ValueError: A sample is not annotated yet, the content of a packed shard has changed, or a shard cannot be
+            packed.
+        JobStoppedError: The machine is at fault.
     """
     storage = runner.storage
 
-    # What there is to pack: every ingested sample, once the fate of its annotation is known.
+    # What to pack: every ingested sample, once the fate of its annotation is known.
     ingested = plans.ingested_samples(storage)
     annotated = plans.annotate_results(storage, version)
     if pending := [key for key, result in annotated.items() if result is None]:
@@ -80,7 +83,7 @@ def run_pack(runner: Runner, version: str, overrides: Sequence[str] = ()) -> Non
 
 
 def pack_columns(
-    runner: Runner,
+    runner: UnitRunner,
     version: str,
     shards: Sequence[Sequence[str]],
     results: plans.Results,
@@ -89,22 +92,25 @@ def pack_columns(
     """Pack the shards of one version's columns that are missing, parallel to the media shards.
 
     Args:
-        runner: DATA.
-        version: Name of the version.
-        shards: Keys of each media shard.
-        results: Key → what became of its unit.
-        blank: Stores a row for a key that has no result but perhaps a failure; None: it is left out.
+        runner: Runs the units, on its DATA.
+        version: Name of the version, of annotations or latents.
+        shards: Sample keys of each media shard, in order.
+        results: Sample key → outcome of its unit.
+        blank: Function that stores a row for a sample without a result, given its key and its failure, if any. None:
+            such samples are left out.
 
     Raises:
         ValueError: A shard cannot be packed.
-        RunError: The machine is at fault.
+        JobStoppedError: The machine is at fault.
     """
+    # A packed shard is never packed again: what could be annotated only later stays a row of NaN in it.
     job = plans.pack_annotation_job(version)
     done = {key for key, _ in Ledger(runner.storage, job).committed}
     units = []
     for number, keys in enumerate(shards):
         if shard_key(number) in done:
             continue
+        # The columns of the same samples in the same order as in the media shard.
         parts, failed = [], []
         for key in keys:
             record = results.get(key)
@@ -119,13 +125,14 @@ def pack_columns(
 
 
 def shard_settings(storage: Storage, overrides: Sequence[str] = ()) -> ShardSettings:
-    """Settings of the shards that are planned, else the defaults, with the user's overrides."""
+    """Settings of the shards as planned before, else the defaults, with the user's overrides."""
     plan = plans.find_plan(storage, SHARD_PLAN)
     return settings_with(ShardSettings, plan["settings"] if plan else {}, overrides)
 
 
 def _check_splits(storage: Storage, settings: ShardSettings) -> None:
-    """All annotation versions have the same splits: nothing may be trained on in one and tested in another."""
+    """Raise `ValueError` if splits would change between annotation versions: a sample that one version trains on must
+    not be tested in another."""
     before = shard_settings(storage)
     changed = (settings.seed, settings.fractions) != (before.seed, before.fractions)
     if changed and (manifest := find_manifest(storage)) and len(manifest.annotations) > 1:
@@ -137,7 +144,11 @@ def _check_splits(storage: Storage, settings: ShardSettings) -> None:
 def _plan_shards(
     storage: Storage, ingested: Ingested, annotated: plans.Results, settings: ShardSettings
 ) -> list[list[str]]:
-    """Keys by shard. Packed shards stay; a planned one that is not packed loses what is gone; the new comes after."""
+    """Sample keys of each shard, planned and written.
+
+    Packed shards stay as they are. A planned shard that is not packed yet loses the samples that are gone. New samples
+    get new shards after them.
+    """
     wanted = {key for key in ingested if isinstance(annotated.get(key), UnitRecord)}
     packed = {key for key, _ in Ledger(storage, PACK_MEDIA_JOB).committed}
     existing: list[list[str]] = []
@@ -145,9 +156,11 @@ def _plan_shards(
         for number, keys in enumerate(before["shards"]):
             frozen = shard_key(number) in packed
             existing.append([key for key in keys if frozen or key in wanted])
+    # Numbers follow from positions, so an emptied shard can be dropped only at the end.
     while existing and not existing[-1]:
         existing.pop()
     planned = {key for keys in existing for key in keys}
+    # Before anything is packed the plan is on the disk: a rerun after a crash packs the same shards.
     shards = plan_shards(
         {key: sum(member.size for member in ingested[key].sample.members) for key in wanted - planned},
         target_bytes=settings.target_mib << 20,
@@ -160,7 +173,7 @@ def _plan_shards(
 
 
 def _check_immutable(storage: Storage, units: Sequence[Unit]) -> None:
-    """A packed shard never changes: refuse a plan that would pack one of them from other content."""
+    """Raise `ValueError` if a packed shard would now be packed from other content."""
     committed = dict(Ledger(storage, PACK_MEDIA_JOB).committed)
     changed = [unit for unit in units if committed.get(unit.key, unit.pkey) != unit.pkey]
     if changed:
@@ -171,7 +184,11 @@ def _check_immutable(storage: Storage, units: Sequence[Unit]) -> None:
 
 
 def _blank(storage: Storage, version: str, key: str, num_frames: int, failure: QuarantineRecord | None) -> UnitRecord:
-    """Store a row of NaN; shards of all versions stay parallel."""
+    """Store rows of NaN for a sample that could not be annotated, so that the shards of all versions stay parallel.
+
+    Returns:
+        Record to pack from. It is not committed: the sample still counts as not annotated.
+    """
     from annotate.clip import encode_annotation
 
     job = plans.annotate_job(version)
@@ -184,13 +201,15 @@ def _blank(storage: Storage, version: str, key: str, num_frames: int, failure: Q
         "failed": failure.cause if failure else "not annotated",
     }
     contents = encode_annotation(blank_arrays(num_frames), about)
+    # Stored like a unit's output, which is what packing copies from.
     unit = Unit(job=job, key=key, pkey=BLANK, function="", payload={}, source=key, time_limit_s=0.0)
     fields = store_output(storage, unit, Output(contents=[(key, num_frames, contents)]))
     return UnitRecord.from_json(json.dumps(fields).encode())
 
 
-def _pack(runner: Runner, job: str, units: Sequence[Unit]) -> None:
-    """Pack; a data set with a shard missing is none, whether it failed now or in an earlier run."""
+def _pack(runner: UnitRunner, job: str, units: Sequence[Unit]) -> None:
+    """Run the pack units, and raise `ValueError` unless every shard is there: readers need all of them."""
+    # The ledger, not the tally: a shard may also have failed in an earlier command, and still be in quarantine.
     runner.run(job, units)
     committed = Ledger(runner.storage, job).committed
     if lacking := [unit for unit in units if (unit.key, unit.pkey) not in committed]:
@@ -204,7 +223,7 @@ def _pack(runner: Runner, job: str, units: Sequence[Unit]) -> None:
 
 
 Part = tuple[PlannedSample, str]
-"""A sample that goes into a shard, and the SHA-256 of the tar that it is copied from."""
+"""Sample that goes into a shard, and the SHA-256 of the tar that it is copied from."""
 
 
 def _part(record: UnitRecord, sample: SampleRecord) -> Part:
@@ -226,15 +245,16 @@ def plan_pack(
     time_limit_s: float | None,
     blank: Sequence[str] = (),
 ) -> Unit:
-    """The unit that packs one shard.
+    """Plan the unit that packs one shard.
 
     Args:
-        version: Version of the columns; None for the media shard.
+        version: Name of the version whose columns are packed; None: media.
         shard: Number of the shard.
-        parts: What goes in, in order.
-        time_limit_s: Wall-clock limit; None: an hour.
+        parts: Samples of the shard, in order.
+        time_limit_s: Wall-clock limit in seconds; None: an hour.
         blank: Keys of the samples whose columns could not be made; noted on the record.
     """
+    # Key and content of every sample in order: the bytes of the shard are a function of them.
     inputs = [[sample.key, content] for sample, content in parts]
     name = annotation_shard_name(version, shard) if version else media_shard_name(shard)
     return Unit(
@@ -259,8 +279,10 @@ def run(storage: Storage, unit: Unit) -> Output:
         PlannedSample(**{**sample, "members": tuple(Member(**member) for member in sample["members"])})
         for sample in unit.payload["samples"]
     ]
+    # Streamed to a temporary file, which takes its name only when it is complete and synced.
     with storage.staged(unit.payload["name"]) as sink:
         packed = pack_shard(storage, samples, sink)
+    # Samples are copied byte for byte, so the hash of each is the one that its unit recorded.
     record = UnitRecord(
         job=unit.job,
         key=unit.key,

@@ -21,7 +21,7 @@ from typing import Literal
 
 from annotate.filters import judge
 from ingest.source_listing import display_path
-from orchestration.report.state import RunState
+from orchestration.report.state import DataState
 from orchestration.units.records import QuarantineRecord, RejectedPiece, SampleRecord, UnitRecord
 from talkinghead.schema import CatalogRow, SampleIndex
 
@@ -38,21 +38,26 @@ _EXAMPLES = 3
 
 @dataclass(frozen=True, kw_only=True)
 class PieceOutcome:
-    """What became of one piece of a clip."""
+    """Outcome of one piece of a clip."""
 
     key: str
+    """Sample key."""
     fate: Fate
     job: Job
+    """Job that decided it."""
     reason: str | None = None
     """Rejection reason, or quarantine cause."""
     score: float | None = None
+    """Score that the reason is about."""
     detail: str = ""
+    """More about the reason, for people."""
     frames: int = 0
+    """Length of the piece."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class InputOutcome:
-    """What became of one catalog row."""
+    """Outcome of one catalog row; fate, job and reason are those of its decisive piece."""
 
     row: CatalogRow
     fate: Fate
@@ -64,18 +69,18 @@ class InputOutcome:
 
     @property
     def keys(self) -> list[str]:
-        """Keys of the kept samples made of this input."""
+        """Keys of the kept samples that this input gave."""
         return [piece.key for piece in self.pieces if piece.fate == "sample"]
 
     @property
     def input(self) -> str:
-        """Data set, source file and interval, e.g. `hdtf:videos/a.mp4@12.5-20`."""
+        """Name of the input: data set, source file and interval, e.g. `hdtf:videos/a.mp4@12.5-20`."""
         return input_name(self.row)
 
 
 @dataclass(frozen=True, kw_only=True)
 class FunnelRow:
-    """Inputs that passed one job, and why others did not."""
+    """Number of inputs that passed one job, and why others did not."""
 
     job: Job
     passed: int
@@ -92,20 +97,20 @@ class Accounting:
 
     @property
     def pieces(self) -> list[PieceOutcome]:
-        """The pieces of all inputs."""
+        """Pieces of all inputs."""
         return [piece for outcome in self.inputs for piece in outcome.pieces]
 
     def by_fate(self) -> dict[str, int]:
-        """Fate → inputs; all four are there."""
+        """Fate → number of inputs; all four fates are there."""
         counts = Counter(outcome.fate for outcome in self.inputs)
         return {fate: counts[fate] for fate in FATES}
 
     def reasons(self, fate: Fate) -> dict[str, int]:
-        """Reason or cause → inputs of this fate, most frequent first."""
+        """Reason or cause → number of inputs of this fate, most frequent first."""
         return count_reasons(self.inputs, fate)
 
     def funnel(self) -> list[FunnelRow]:
-        """Job by job, how many inputs are left and why the others ended; losses and rest add up to the inputs."""
+        """Numbers of inputs left after each job, and why the others ended; losses and rest add up to all inputs."""
         left = len(self.inputs)
         funnel = []
         for job in JOBS:
@@ -115,13 +120,14 @@ class Accounting:
                 if outcome.job == job and outcome.fate != "sample"
             )
             left -= ended.total()
+            # Packing loses nothing in a finished data set: then the funnel is shown without it.
             if job != "pack" or ended:
                 ranked = sorted(ended.items(), key=lambda item: (-item[1], item[0]))
                 funnel.append(FunnelRow(job=job, passed=left, lost=dict(ranked)))
         return funnel
 
     def csv(self) -> bytes:
-        """`inputs.csv`: one line per input."""
+        """Content of `inputs.csv`: one line per input."""
         text = io.StringIO(newline="")
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(CSV_HEADER)
@@ -129,6 +135,7 @@ class Accounting:
             score = "" if outcome.score is None else f"{outcome.score:.6g}"
             row = (outcome.input, outcome.row.key, outcome.fate, outcome.reason or "", score, " ".join(outcome.keys))
             writer.writerow(row)
+        # File names may hold bytes that are no UTF-8 (surrogates, in Python): escape them.
         return text.getvalue().encode("utf-8", "backslashreplace")
 
 
@@ -139,7 +146,7 @@ def count_reasons(outcomes: Iterable[InputOutcome | PieceOutcome], fate: Fate) -
 
 
 def input_name(row: CatalogRow) -> str:
-    """Data set, source (file, else URL, else the data set's own name) and the interval in seconds."""
+    """Name of an input: data set, source (file, else URL, else the data set's own name), and interval in seconds."""
     name = f"{row.dataset}:{display_path(row.source) if row.source else row.url or row.source_id}"
     if row.start_s is None and row.end_s is None:
         return name
@@ -147,14 +154,16 @@ def input_name(row: CatalogRow) -> str:
     return f"{name}@{'-'.join(ends)}"
 
 
-def account(state: RunState) -> Accounting:
-    """Give every input of a run its outcome, and list everything that does not add up."""
+def account(state: DataState) -> Accounting:
+    """Find the outcome of every input, and list everything that does not add up."""
     index = {row.key: row for row in state.index}
     inputs = [_input_outcome(row, state, index) for row in state.catalog]
     return Accounting(inputs=inputs, errors=_contradictions(state, inputs, index))
 
 
-def _input_outcome(row: CatalogRow, state: RunState, index: dict[str, SampleIndex]) -> InputOutcome:
+def _input_outcome(row: CatalogRow, state: DataState, index: dict[str, SampleIndex]) -> InputOutcome:
+    """Outcome of one catalog row."""
+    # Inputs that ended before they had pieces.
     if row.source is None:
         return InputOutcome(row=row, fate="rejected", job="source", reason=MISSING_SOURCE)
     ingested = state.ingest.get(row.key)
@@ -163,6 +172,7 @@ def _input_outcome(row: CatalogRow, state: RunState, index: dict[str, SampleInde
     if isinstance(ingested, QuarantineRecord):
         last = ingested.attempts[-1]
         return InputOutcome(row=row, fate="quarantined", job="ingest", reason=ingested.cause, detail=last.message)
+    # Otherwise its pieces decide: those that ingest rejected, and those that it put out.
     pieces = [_rejected_piece(piece, "ingest") for piece in ingested.rejected]
     pieces += [_piece_outcome(sample, state, index) for sample in ingested.samples]
     if not pieces:
@@ -181,8 +191,9 @@ def _input_outcome(row: CatalogRow, state: RunState, index: dict[str, SampleInde
     )
 
 
-def _piece_outcome(sample: SampleRecord, state: RunState, index: dict[str, SampleIndex]) -> PieceOutcome:
-    """What became of a piece that ingest put out."""
+def _piece_outcome(sample: SampleRecord, state: DataState, index: dict[str, SampleIndex]) -> PieceOutcome:
+    """Outcome of a piece that ingest put out."""
+    # Annotation.
     annotated = state.annotate.get(sample.key)
     frames = sample.num_frames
     if annotated is None:
@@ -198,6 +209,7 @@ def _piece_outcome(sample: SampleRecord, state: RunState, index: dict[str, Sampl
         )
     if annotated.rejected and not annotated.samples:
         return _rejected_piece(annotated.rejected[0], "annotate", frames)
+    # Packing, then the filters. The index tells the reason and the score; the filters spell out the detail.
     row = index.get(sample.key)
     if row is None:
         return PieceOutcome(key=sample.key, fate="pending", job="pack", frames=frames)
@@ -229,13 +241,13 @@ def _rejected_piece(piece: RejectedPiece, job: Job, frames: int = 0) -> PieceOut
 
 
 def _decisive(pieces: list[PieceOutcome]) -> PieceOutcome:
-    """The piece whose outcome the input takes; of equals the first."""
+    """Piece whose outcome the input takes; among equals the first."""
     rank: dict[Fate, int] = {"sample": 3, "pending": 2, "quarantined": 1, "rejected": 0}
     return max(pieces, key=lambda piece: (rank[piece.fate], JOBS.index(piece.job), piece.frames))
 
 
-def _contradictions(state: RunState, inputs: list[InputOutcome], index: dict[str, SampleIndex]) -> list[str]:
-    """What the records, the catalogs and the index say against each other."""
+def _contradictions(state: DataState, inputs: list[InputOutcome], index: dict[str, SampleIndex]) -> list[str]:
+    """Contradictions between records, catalogs and index, one line each."""
     errors: list[str] = []
 
     def check(keys: Iterable[str], message: str) -> None:
@@ -243,6 +255,7 @@ def _contradictions(state: RunState, inputs: list[InputOutcome], index: dict[str
             shown = ", ".join(found[:_EXAMPLES]) + (", …" if len(found) > _EXAMPLES else "")
             errors.append(f"{len(found)} {message}: {shown}")
 
+    # Each of these should hold by construction; a line here means a damaged DATA or a fault of ours.
     clips = Counter(row.key for row in state.catalog)
     ingested = {key: record for key, record in state.ingest.items() if record is not None}
     samples = [sample for record in ingested.values() if isinstance(record, UnitRecord) for sample in record.samples]
@@ -250,6 +263,7 @@ def _contradictions(state: RunState, inputs: list[InputOutcome], index: dict[str
     frames = {sample.key: sample.num_frames for sample in samples}
     kept = {piece.key for outcome in inputs for piece in outcome.pieces if piece.fate == "sample"}
 
+    # Catalog against ingest, ingest against annotation, and the index against all of them.
     check(_repeated(clips), "clip keys stand more than once in the catalogs")
     check(ingested.keys() - clips.keys(), "ingest records belong to no catalog row")
     check(_repeated(made), "samples were put out by more than one clip")
@@ -270,10 +284,11 @@ def _contradictions(state: RunState, inputs: list[InputOutcome], index: dict[str
     return errors
 
 
-def _misjudged(state: RunState) -> list[str]:
-    """Annotated samples whose row in the index does not say what the filters say of their scores."""
+def _misjudged(state: DataState) -> list[str]:
+    """Keys of the annotated samples whose verdict in the index is not what the filters make of their scores."""
     if state.filters is None:
         return []
+    # Rows without any score are those of samples that could not be annotated.
     scored = (row for row in state.index if any(score is not None for score in row.scores.values()))
     verdicts = ((row, judge(row.scores, state.filters)) for row in scored)
     return [row.key for row, verdict in verdicts if (verdict.reason if verdict else None) != row.reason]

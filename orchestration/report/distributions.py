@@ -1,4 +1,4 @@
-"""Which scores the report draws as histograms, and which filter limits belong to them."""
+"""Distributions: the scores that the report draws as histograms, with the filters' limits."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Distribution:
     score: str | None = None
     """Name of the clip score; None: the length of the clip."""
     limits: tuple[str, ...] = ()
-    """Filter settings that limit it, `min_…` or `max_…`."""
+    """Names of the filter settings that limit it, `min_…` or `max_…`."""
     to_unit: Callable[[float], float] = float
-    """From a limit's unit to the drawn one."""
+    """Conversion from a limit's unit to the drawn one."""
 
     def value(self, row: SampleIndex) -> float:
         """The score of a sample; NaN when it has none."""
@@ -36,7 +36,7 @@ class Distribution:
         return math.nan if value is None else value
 
     def thresholds(self, filters: FilterSettings | None) -> list[Threshold]:
-        """Lines to draw: the limits that are switched on."""
+        """Lines to draw, for the limits that are switched on."""
         values = {name: getattr(filters, name) for name in self.limits} if filters else {}
         return [
             Threshold(value=self.to_unit(value), label="least" if name.startswith("min_") else "most")
@@ -45,6 +45,7 @@ class Distribution:
         ]
 
 
+# In the order of the page. Scores without limits are shown because they describe the data.
 DISTRIBUTIONS = (
     Distribution(title="Clip length", unit="s", limits=("min_frames",), to_unit=lambda frames: frames / FPS),
     Distribution(title="Face height in the source", unit="px", score="face_source_px", limits=("min_face_source_px",)),
@@ -68,12 +69,19 @@ class Chart:
     median: float | None
     """Median of the kept samples."""
     limits: int
+    """Number of limits drawn."""
 
 
 def charts(index: list[SampleIndex], filters: FilterSettings | None = None) -> list[Chart]:
-    """A histogram of each distribution that at least one sample has a value of."""
+    """Histograms of all distributions for which at least one sample has a value.
+
+    Args:
+        index: All rows, kept or not.
+        filters: Thresholds to draw; None: none.
+    """
     drawn = []
     for distribution in DISTRIBUTIONS:
+        # [N] each: the value (NaN where there is none), and whether the sample is kept.
         values = np.array([distribution.value(row) for row in index], np.float64)
         keep = np.array([row.keep for row in index], bool)
         finite = np.isfinite(values)

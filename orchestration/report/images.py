@@ -20,13 +20,15 @@ from talkinghead.media.clip import decode_window
 from talkinghead.schema import SampleIndex
 from talkinghead.timebase import FPS
 
+# Sizes in pixels. They keep a page of some fifty images at a few megabytes.
 TILE_HEIGHT = 288
 STRIP_FRAMES = 8
 STRIP_HEIGHT = 120
 ENVELOPE_BINS = 240
 _SILENCE = 0.01  # of full scale
 _WEBP_QUALITY = 74
-_SUBPIXEL = 4  # OpenCV draws at 1/16 pixel
+_SUBPIXEL = 4  # fraction bits of the coordinates that OpenCV draws at: 1/16 pixel
+# Colours are RGB; the names are those of MediaPipe's connection lists.
 _MESH_COLOUR = (120, 235, 215)
 _LINE_COLOURS = {
     "FACE_OVAL": (255, 255, 255),
@@ -50,7 +52,7 @@ class EmbeddedImage:
 
     @classmethod
     def of(cls, image: np.ndarray) -> EmbeddedImage:
-        """Encode RGB uint8 `[H, W, 3]` as WebP."""
+        """Encode an image, RGB uint8 `[H, W, 3]`, as WebP."""
         done, data = cv2.imencode(
             ".webp", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_WEBP_QUALITY, _WEBP_QUALITY]
         )
@@ -68,6 +70,7 @@ class Tile:
     frame: int
     """Number of the frame shown."""
     has_face: bool
+    """Whether landmarks are drawn on it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,21 +79,23 @@ class Strip:
 
     row: SampleIndex
     image: EmbeddedImage
-    """`STRIP_FRAMES` frames side by side."""
+    """`STRIP_FRAMES` frames side by side, evenly spread over the clip."""
     seconds: float
+    """Length of the clip."""
     mouth_opening: np.ndarray
-    """`[F]`"""
+    """Opening of the mouth in units of its width, `[F]`."""
     yaw_deg: np.ndarray
-    """`[F]`"""
+    """Yaw of the head in degrees, `[F]`."""
     envelope: np.ndarray
-    """`[N]` peaks of the sound, 0 .. 1."""
+    """Peaks of the sound, `[N]` in 0 .. 1."""
 
 
 def choose(rows: Iterable[SampleIndex], most: int) -> list[SampleIndex]:
-    """Up to `most` rows, spread over the split groups and otherwise by the hash of their key."""
+    """Choose up to `most` rows, spread over the split groups and otherwise by the hash of their key."""
     groups: dict[tuple[str, str], list[SampleIndex]] = defaultdict(list)
     for row in rows:
         groups[row.dataset, row.split_group].append(row)
+    # The first of every group, then the second of every group, …: many persons before many clips of one.
     ranked = []
     for members in groups.values():
         members.sort(key=lambda row: _digest(row.key))
@@ -100,12 +105,18 @@ def choose(rows: Iterable[SampleIndex], most: int) -> list[SampleIndex]:
 
 
 def contact_tile(storage: Storage, version: str, row: SampleIndex) -> Tile:
-    """The middle frame (of those with a face) with mesh and contours drawn on it.
+    """Draw mesh and contours on the frame with a face that is nearest to the middle of the clip.
+
+    Args:
+        storage: DATA, the data set's folder or bucket.
+        version: Annotation version to draw.
+        row: Sample to show.
 
     Raises:
         ValueError, av.error.FFmpegError: Media or annotation cannot be decoded.
         OSError, EOFError: A shard cannot be read.
     """
+    # Without any face, the middle frame as it is.
     frame, points = row.num_frames // 2, None
     if row.annotation:
         with_face = np.flatnonzero(read_column(storage, version, row, "valid"))
@@ -119,8 +130,9 @@ def contact_tile(storage: Storage, version: str, row: SampleIndex) -> Tile:
 
 
 def clip_strip(storage: Storage, version: str, row: SampleIndex) -> Strip:
-    """Frames, mouth, head and sound of one sample over time. Raises as `contact_tile` does."""
+    """Read frames, mouth, head and sound of one sample over time. Raises as `contact_tile` does."""
     mp4 = read_media(storage, row, "mp4")
+    # One frame from the middle of each eighth of the clip, decoded by itself.
     middles = ((np.arange(STRIP_FRAMES) + 0.5) * row.num_frames / STRIP_FRAMES).astype(int)
     frames = [_scaled(decode_window(mp4, int(frame), 1)[0], STRIP_HEIGHT) for frame in middles]
     quality = read_column(storage, version, row, "quality")
@@ -135,9 +147,9 @@ def clip_strip(storage: Storage, version: str, row: SampleIndex) -> Strip:
 
 
 def sound_envelope(wav: bytes, bins: int = ENVELOPE_BINS) -> np.ndarray:
-    """Peak of the absolute value in each of `bins` stretches of a sample's sound, `[bins]` of 0 .. 1.
+    """Envelope of a sample's sound: the largest absolute value in each of `bins` equal stretches, `[bins]` in 0 .. 1.
 
-    The loudest is 1, unless the sound is next to silence.
+    The loudest stretch is 1, unless the sound is almost silent.
 
     Raises:
         ValueError: Not a WAV file of the project.
@@ -155,10 +167,11 @@ def draw_mesh(image: np.ndarray, points: np.ndarray) -> np.ndarray:
 
     Args:
         image: RGB uint8 `[H, W, 3]`.
-        points: `[468 or 478, ≥ 2]` x/width, y/height; lines to NaN points are left out.
+        points: Landmarks `[468 or 478, ≥ 2]` as x/width, y/height; lines to NaN points are left out.
     """
     height, width = image.shape[:2]
     pixels = points[:, :2] * (width, height)
+    # The mesh at half strength, so that the face shows through; the contours at full strength on top.
     mesh, lines = _connections()
     under = image.copy()
     _draw(under, pixels, mesh, _MESH_COLOUR)
@@ -169,17 +182,21 @@ def draw_mesh(image: np.ndarray, points: np.ndarray) -> np.ndarray:
 
 
 def _draw(image: np.ndarray, pixels: np.ndarray, pairs: np.ndarray, colour: tuple[int, int, int]) -> None:
+    """Draw lines between pairs of points, in place."""
+    # A model without irises has 468 points, and no lines between those that it lacks.
     pairs = pairs[(pairs < len(pixels)).all(axis=1)]
     ends = pixels[pairs]  # [N, 2, 2]
     limit = 4 * max(image.shape)  # far outside the image; keeps the fixed-point numbers small
     ends = ends[(np.abs(np.nan_to_num(ends, nan=np.inf)) < limit).all(axis=(1, 2))]
+    # Convention: pixel (0, 0) covers 0 .. 1 here, while OpenCV's integer coordinates are pixel centres.
     fixed = np.rint((ends - 0.5) * (1 << _SUBPIXEL)).astype(np.int32)
     cv2.polylines(image, list(fixed), False, colour, 1, cv2.LINE_AA, _SUBPIXEL)
 
 
 @cache
 def _connections() -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Pairs of landmark numbers: the mesh's edges, each once, and the contours by name."""
+    """Pairs of landmark numbers `[N, 2]`: the edges of the mesh, each once, and the contours by name."""
+    # Here only: MediaPipe takes seconds to import, and a report without images needs none of it.
     from mediapipe.tasks.python.vision import FaceLandmarksConnections
 
     def pairs(name: str) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The report: one page readable offline, on paper, by day and by night; its numbers; and the list of inputs."""
+"""Writing the report: one page, readable offline and on paper, light or dark; its numbers; and the list of inputs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import av.error
 from orchestration.report.accounting import Accounting, account
 from orchestration.report.diff import VersionDifference, compare_versions
 from orchestration.report.images import choose, clip_strip, contact_tile
-from orchestration.report.state import RunState
+from orchestration.report.state import DataState
 from orchestration.report.summary import summarise
 from orchestration.report.view import Images, render_page
 from shards.index import read_index
@@ -23,6 +23,7 @@ from talkinghead.schema import SampleIndex
 PAGE = f"{dataroot.REPORT_FOLDER}/index.html"
 NUMBERS = f"{dataroot.REPORT_FOLDER}/report.json"
 INPUTS = f"{dataroot.REPORT_FOLDER}/inputs.csv"
+# Most images on the page, so that its size does not grow with the data set.
 MOST_TILES = 40
 MOST_STRIPS = 12
 MOST_REJECTED_TILES = 16
@@ -30,15 +31,15 @@ MOST_REJECTED_TILES = 16
 Look = TypeVar("Look")
 
 
-def write_report(storage: Storage, state: RunState) -> str:
+def write_report(storage: Storage, state: DataState) -> str:
     """Write `report/index.html`, `report/report.json` and `report/inputs.csv`.
 
-    Of DATA only `DATASET.json`, the index of the version before, and a few members of the shards are read. The same
-    DATA and state give the same bytes.
+    Beyond the state, only `DATASET.json`, the index of the version before, and a few members of the shards are read.
+    Equal DATA and state give equal bytes.
 
     Args:
-        storage: DATA.
-        state: What the run made of every input.
+        storage: DATA, the data set's folder or bucket.
+        state: State of the data set.
 
     Returns:
         Path of the page, relative to DATA.
@@ -47,19 +48,21 @@ def write_report(storage: Storage, state: RunState) -> str:
         ValueError: `DATASET.json` or the index of the version before is damaged.
         OSError: DATA cannot be read or written.
     """
+    # Outcome of every input, sample images, numbers; then the page, which shows all three.
     accounting = account(state)
     images = look_at_samples(storage, state, accounting)
     summary = summarise(storage, state, accounting, find_manifest(storage), _difference(storage, state))
     summary["errors"] += images.errors
     page = render_page(summary, accounting, state, images, storage.uri)
+    # The page last: its numbers are there when it is.
     storage.write(INPUTS, accounting.csv())
     storage.write(NUMBERS, pretty_json(summary))
     storage.write(PAGE, page.encode("utf-8", "backslashreplace"))
     return PAGE
 
 
-def look_at_samples(storage: Storage, state: RunState, accounting: Accounting) -> Images:
-    """Decode the few samples that the page shows; one that cannot be read is an error of the report, not its end."""
+def look_at_samples(storage: Storage, state: DataState, accounting: Accounting) -> Images:
+    """Decode the few samples that the page shows; one that cannot be read is listed as an error."""
     errors: list[str] = []
 
     def look(one: Callable[[Storage, str, SampleIndex], Look], rows: Iterable[SampleIndex]) -> list[Look]:
@@ -71,12 +74,14 @@ def look_at_samples(storage: Storage, state: RunState, accounting: Accounting) -
                 errors.append(f"{row.key} cannot be read for its image: {error}")
         return seen
 
+    # Kept samples over all groups; then samples that were left out, so that every reason gets its share.
     kept = choose((row for row in state.index if row.keep), MOST_TILES)
     left_out = {piece.key for piece in accounting.pieces if piece.fate == "rejected"}
     by_reason: dict[str, list[SampleIndex]] = {}
     for row in state.index:
         if row.key in left_out:
             by_reason.setdefault(row.reason or "", []).append(row)
+    # Rounded up, so that few reasons fill the row of images.
     share = -(-MOST_REJECTED_TILES // max(len(by_reason), 1))
     rejected = [row for reason in sorted(by_reason) for row in choose(by_reason[reason], share)]
     return Images(
@@ -87,7 +92,8 @@ def look_at_samples(storage: Storage, state: RunState, accounting: Accounting) -
     )
 
 
-def _difference(storage: Storage, state: RunState) -> VersionDifference | None:
+def _difference(storage: Storage, state: DataState) -> VersionDifference | None:
+    """Comparison with the version before, None where there is none."""
     if state.previous_version is None or not state.index:
         return None
     manifest = read_manifest(storage)

@@ -1,4 +1,4 @@
-"""What the report is made from: every input of DATA, and what the jobs made of it by their current plans."""
+"""State of a data set, from which its report is made: every input, and its outcome in each job's current plan."""
 
 from __future__ import annotations
 
@@ -26,65 +26,65 @@ class LatentsState:
 
     entry: AnnotationEntry
     encode: Mapping[str, UnitState] = field(default_factory=dict)
-    """Sample key → what became of its unit."""
+    """Sample key → outcome of its unit."""
     pack: list[UnitRecord] = field(default_factory=list)
-    """Commit records of its shards."""
+    """Commit records of the version's shards."""
 
     @property
     def units(self) -> list[UnitRecord]:
-        """Every committed unit."""
+        """Commit records of all units: samples, then shards."""
         return [*(record for record in self.encode.values() if isinstance(record, UnitRecord)), *self.pack]
 
     @property
     def quarantined(self) -> list[QuarantineRecord]:
-        """Samples that could not be encoded."""
+        """Quarantine records of the samples that could not be encoded."""
         return [record for record in self.encode.values() if isinstance(record, QuarantineRecord)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class MetadataNotes:
-    """What of a data set gave no input."""
+    """Metadata and files of a data set that gave no input."""
 
     problems: list[str]
     """Parts of the metadata, or of SOURCE, that could not be read."""
     unused: list[str]
     """Videos in SOURCE that belong to no clip of the metadata."""
     left_out: int
-    """Clips that LIMIT cut off."""
+    """Number of clips that LIMIT cut off."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunState:
-    """All inputs of one DATA folder and what became of their units under the parameters of the current plan.
+class DataState:
+    """All inputs of one DATA folder, and the outcome of their units under the parameters of the current plan.
 
     A unit that was done under other parameters is not done: its state here is None. So the plan decides which of
     several records of one key counts, and the report only adds up.
     """
 
     version: str
-    """The annotation version reported on."""
+    """Annotation version that the report is about."""
     catalog: list[CatalogRow]
-    """The rows of all data sets in DATA: the inputs."""
+    """Catalog rows of all data sets in DATA: the inputs."""
     ingest: Mapping[str, UnitState]
-    """Clip key → state. A row without a source file has no unit and need not be listed."""
+    """Clip key → outcome. A row without a source file has no unit and need not be listed."""
     annotate: Mapping[str, UnitState]
-    """Sample key → state of its annotation of `version`."""
+    """Sample key → outcome of its annotation in `version`."""
     pack: list[UnitRecord]
     """Commit records of `pack-media` and `pack-<version>`."""
     index: list[SampleIndex]
     """Rows of `version`'s index; empty before packing."""
     previous_version: str | None = None
-    """The annotation version to compare with; None when this is the first."""
+    """Annotation version to compare with; None when this is the first."""
     filters: FilterSettings | None = None
-    """Thresholds the index was filtered with; drawn into the histograms, and the index is checked against them."""
+    """Thresholds that the index was filtered with. They are drawn into the histograms, and the index is checked."""
     latents: list[LatentsState] = field(default_factory=list)
-    """Versions of latents next to it."""
+    """Versions of latents next to the annotation."""
     metadata: Mapping[str, MetadataNotes] = field(default_factory=dict)
-    """Data set → what gave no input."""
+    """Data set → metadata and files that gave no input."""
     wall_frames: Mapping[str, int] = field(default_factory=dict)
-    """Job → frames that the runs in `wall_seconds` put out."""
+    """Job → frames that the passes in `wall_seconds` put out."""
     wall_seconds: Mapping[str, float] = field(default_factory=dict)
-    """Job → seconds on the clock of the runs that came to their end; without it speeds are per worker-second."""
+    """Job → wall time in seconds of the passes that came to their end; without it speeds are per worker-second."""
 
     def __post_init__(self) -> None:
         check_version(self.version)
@@ -92,24 +92,30 @@ class RunState:
             raise ValueError(f"annotation version {self.version} cannot be compared with itself")
 
 
-def run_state(storage: Storage, version: str | None) -> RunState:
-    """Collect the state of a version (default: the newest).
+def data_state(storage: Storage, version: str | None) -> DataState:
+    """Collect the state of a data set for one annotation version.
+
+    Args:
+        storage: DATA, the data set's folder or bucket.
+        version: Name of the version; None: the newest.
 
     Raises:
         FileNotFoundError: There is no finished data set.
         ValueError: There is no such version, or it is no face annotation.
     """
+    # Only a finished data set can be reported on, by a face annotation.
     manifest = read_manifest(storage)
     entry = manifest.annotation(version)
     if entry.kind != "annotation":
         faces = ", ".join(other.version for other in manifest.of_kind("annotation"))
         raise ValueError(f"{version} holds {entry.kind}; a report is about a face annotation: {faces}")
+    # Everything from tables and records: no media are opened here.
     names = [name for name in DATASETS if storage.exists(dataroot.catalog(name))]
     catalogs = {name: read_catalog(storage, name) for name in names}
     media = plans.pack_records(storage, PACK_MEDIA_JOB)
     annotation = plans.pack_records(storage, pack_annotation_job(entry.version))
-    frames, seconds = _runs(storage)
-    return RunState(
+    frames, seconds = _wall_times(storage)
+    return DataState(
         version=entry.version,
         catalog=[row for catalog in catalogs.values() for row in catalog.rows],
         metadata={name: _notes(catalog) for name, catalog in catalogs.items()},
@@ -146,17 +152,18 @@ def _notes(catalog: Catalog) -> MetadataNotes:
 
 
 def _previous(entries: list[AnnotationEntry], entry: AnnotationEntry) -> str | None:
-    """The version before, passing over those that kept nothing: they have nothing to compare with."""
+    """Name of the version before, without those that kept no sample: they have nothing to compare with."""
     earlier = [other.version for other in entries[: entries.index(entry)] if other.kept]
     return earlier[-1] if earlier else None
 
 
-def _runs(storage: Storage) -> tuple[Counter[str], Counter[str]]:
-    """Job → frames and seconds on the clock, over all runs that came to their end."""
+def _wall_times(storage: Storage) -> tuple[Counter[str], Counter[str]]:
+    """Job → frames, and job → wall time in seconds, over all passes that came to their end."""
     frames: Counter[str] = Counter()
     seconds: Counter[str] = Counter()
+    # One small file per pass, written at its end.
     for file in storage.list(dataroot.RUNS_FOLDER, ".json"):
-        run = json.loads(storage.read(file.path))
-        frames[run["job"]] += run["frames"]
-        seconds[run["job"]] += run["wall_seconds"]
+        about = json.loads(storage.read(file.path))
+        frames[about["job"]] += about["frames"]
+        seconds[about["job"]] += about["wall_seconds"]
     return frames, seconds

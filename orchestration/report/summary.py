@@ -1,40 +1,40 @@
-"""The numbers of the report: what `report.json` holds.
+"""Numbers of the report, the value of `report.json`:
 
 report_version          1
-annotation_version      version reported on
-previous_version        version compared with, or null
-model_sha256            of the landmark model; null when nothing is annotated
-model_sha256s           all of them, when several made the annotations
-engines                 landmark engines that made them
-inputs                  catalog rows of all data sets
+annotation_version      annotation version that the report is about
+previous_version        annotation version compared with, or null
+model_sha256            hash of the landmark model; null when nothing is annotated
+model_sha256s           hashes of all landmark models that made the annotations
+engines                 landmark engines that made the annotations
+inputs                  number of catalog rows of all data sets
 inputs_by_outcome       {sample, rejected, quarantined, pending}: inputs; they add up to `inputs`
 rejected                {reason: inputs}
 quarantined             {cause: inputs}
-pending                 inputs without an outcome yet; 0 after a finished run
+pending                 inputs without an outcome yet; 0 when every job is finished
 samples                 kept samples; one input may give several (its pieces)
 pieces                  {total, sample, rejected, quarantined, pending, rejected_reasons, quarantined_causes}: the
                         same account by piece; an input that gave none is not in it
 funnel                  [{job, passed, lost: [{outcome, reason, inputs}]}]
-frames, hours           of the kept samples, at 25 frames per second
-frames_indexed          of all samples in the index, kept or not
+frames, hours           length of the kept samples, at 25 frames per second
+frames_indexed          frames of all samples in the index, kept or not
 persons                 different persons among the kept samples, as far as the metadata names them
 split_groups            different split groups among the kept samples
 splits                  {split: {samples, frames, hours, persons, split_groups}}, kept samples
 datasets                {dataset: {inputs, sample, rejected, quarantined, pending, samples, frames, hours}}
-metadata                {dataset: {problems, unused, left_out}}: what gave no input: unreadable metadata, videos that
+metadata                {dataset: {problems, unused, left_out}}, what gave no input: unreadable metadata, videos that
                         no metadata names, clips that LIMIT cut off
 licences                [{licence, terms_urls, datasets, inputs, samples, hours}]
-shards                  media shards
-bytes_media             of the media shards
-bytes_annotation        of the annotation shards of this version
+shards                  number of media shards
+bytes_media             size of the media shards
+bytes_annotation        size of the annotation shards of this version
 bytes_per_frame         {member: bytes}, over all samples in the index that have the member
 jobs                    {job: {units, frames, seconds, cpu_seconds, wall_seconds, frames_per_second,
                         cpu_ms_per_frame, retried}}; `seconds` are summed over workers, `wall_seconds` are null
                         when unknown, and `frames_per_second` is then that of one worker
-latents                 [{version, width, height, networks, samples, missing, frames, bytes, bytes_per_frame}]: those
-                        next to this annotation; `bytes` are of their shards
+latents                 [{version, width, height, networks, samples, missing, frames, bytes, bytes_per_frame}]: the
+                        versions next to this annotation; `bytes` is the size of their shards
 settings                how the annotations were made and filtered, as the data set records it
-difference              against the version before (see `VersionDifference.to_json`), or null
+difference              changes since the version before (see `VersionDifference.to_json`), or null
 errors                  everything that does not add up; empty when all is well
 """
 
@@ -48,7 +48,7 @@ from typing import Any
 from orchestration.plans import INGEST_JOB, PACK_MEDIA_JOB, annotate_job, pack_annotation_job
 from orchestration.report.accounting import FATES, Accounting, count_reasons
 from orchestration.report.diff import VersionDifference
-from orchestration.report.state import LatentsState, RunState
+from orchestration.report.state import DataState, LatentsState
 from orchestration.units.records import UnitRecord
 from shards.manifest import DatasetManifest, ShardEntry
 from talkinghead.derived import NETWORKS
@@ -61,20 +61,21 @@ REPORT_VERSION = 1
 
 def summarise(
     storage: Storage,
-    state: RunState,
+    state: DataState,
     accounting: Accounting,
     manifest: DatasetManifest | None,
     difference: VersionDifference | None,
 ) -> dict[str, Any]:
-    """The value of `report.json`; see the module's text for its fields.
+    """The value of `report.json`, whose fields the module's docstring explains.
 
     Args:
         storage: DATA; only the sizes of shards are asked for.
-        state: The run.
-        accounting: What became of its inputs.
-        manifest: `DATASET.json`; None before the first packing.
-        difference: Against the version before.
+        state: State of the data set.
+        accounting: Outcome of every input.
+        manifest: Content of `DATASET.json`; None before the first packing.
+        difference: Changes since the version before; None without one.
     """
+    # What several fields below are made of.
     kept = [row for row in state.index if row.keep]
     models = _details(state, "model_sha256")
     media, annotation, shard_errors = _shard_sizes(storage, state, manifest)
@@ -129,10 +130,11 @@ def summarise(
     }
 
 
-def job_speeds(state: RunState) -> dict[str, dict[str, Any]]:
-    """Per job, in the order in which they run: units, time and speed, from the commit records."""
+def job_speeds(state: DataState) -> dict[str, dict[str, Any]]:
+    """Job → units, time and speed by its commit records; in the order of the work."""
     jobs = (INGEST_JOB, annotate_job(state.version), PACK_MEDIA_JOB, pack_annotation_job(state.version))
     records: dict[str, list[UnitRecord]] = {name: [] for name in jobs}
+    # Records know their job; versions of latents add jobs of their own at the end.
     units: list[Any] = [*state.ingest.values(), *state.annotate.values(), *state.pack]
     units.extend(record for latents in state.latents for record in latents.units)
     for record in units:
@@ -146,10 +148,11 @@ def job_speeds(state: RunState) -> dict[str, dict[str, Any]]:
 
 
 def _speed(records: list[UnitRecord], wall_frames: int | None, wall_seconds: float | None) -> dict[str, Any]:
+    """One entry of `jobs`."""
     frames = sum(record.frames for record in records)
     seconds = sum(record.seconds for record in records)
     cpu_seconds = sum(record.cpu_seconds for record in records)
-    # A run that was killed left no wall time: its frames must not count into the others' speed.
+    # A pass that was killed left no wall time: its frames must not count into the speed of the others.
     clocked, clock = (wall_frames, wall_seconds) if wall_frames and wall_seconds else (frames, seconds)
     return {
         "units": len(records),
@@ -169,6 +172,7 @@ def _size(rows: Iterable[SampleIndex]) -> dict[str, Any]:
 
 
 def _people(rows: Iterable[SampleIndex]) -> dict[str, int]:
+    # Data sets name persons and groups on their own: the same name in two of them means two.
     pairs = [(row.dataset, row.person, row.split_group) for row in rows]
     persons = {(dataset, person) for dataset, person, _ in pairs if person is not None}
     return {"persons": len(persons), "split_groups": len({(dataset, group) for dataset, _, group in pairs})}
@@ -189,7 +193,8 @@ def _datasets(accounting: Accounting, kept: list[SampleIndex]) -> dict[str, Any]
     return {name: {**counts[name], "samples": len(rows[name]), **_size(rows[name])} for name in sorted(counts)}
 
 
-def _licences(state: RunState, kept: list[SampleIndex]) -> list[dict[str, Any]]:
+def _licences(state: DataState, kept: list[SampleIndex]) -> list[dict[str, Any]]:
+    # Inputs and terms from the catalog, whether they became samples or not; samples and hours from the index.
     inputs: dict[str, int] = defaultdict(int)
     urls: dict[str, set[str]] = defaultdict(set)
     datasets: dict[str, set[str]] = defaultdict(set)
@@ -215,6 +220,7 @@ def _licences(state: RunState, kept: list[SampleIndex]) -> list[dict[str, Any]]:
 
 
 def _bytes_per_frame(index: list[SampleIndex]) -> dict[str, float]:
+    # Only the frames of samples that have the member count, so that a rare one does not look small.
     sizes: dict[str, int] = defaultdict(int)
     frames: dict[str, int] = defaultdict(int)
     for row in index:
@@ -224,8 +230,9 @@ def _bytes_per_frame(index: list[SampleIndex]) -> dict[str, float]:
     return {name: round(sizes[name] / frames[name], 2) for name in sorted(sizes) if frames[name]}
 
 
-def _shard_sizes(storage: Storage, state: RunState, manifest: DatasetManifest | None) -> tuple[int, int, list[str]]:
-    """Bytes of the media and of the annotation shards as they stand in DATA, and what is wrong with them."""
+def _shard_sizes(storage: Storage, state: DataState, manifest: DatasetManifest | None) -> tuple[int, int, list[str]]:
+    """Sizes in bytes of the media shards and of the annotation shards on the disk, and errors about them."""
+    # Sizes that `DATASET.json` promises.
     committed: dict[str, ShardEntry] = {}
     if manifest:
         entries = [entry for made in manifest.annotations for entry in made.shards if made.version == state.version]
@@ -235,6 +242,7 @@ def _shard_sizes(storage: Storage, state: RunState, manifest: DatasetManifest | 
         "media": [media_shard_name(number) for number in numbers],
         "annotation": [annotation_shard_name(state.version, number) for number in numbers],
     }
+    # Sizes as they are: a shard that is missing or cut short is an error.
     totals, errors = dict.fromkeys(names, 0), []
     for archive, shards in names.items():
         for name in shards:
@@ -248,9 +256,10 @@ def _shard_sizes(storage: Storage, state: RunState, manifest: DatasetManifest | 
 
 
 def _latents(storage: Storage, states: list[LatentsState]) -> tuple[list[dict[str, Any]], list[str]]:
-    """The versions of latents next to the annotation, and what is wrong with their files."""
+    """Entries of `latents`, and errors about their shards."""
     numbers, errors = [], []
     for state in states:
+        # Files as they are, against what `DATASET.json` promises.
         entry = state.entry
         for shard in entry.shards:
             size = storage.size(shard.name)
@@ -276,22 +285,23 @@ def _latents(storage: Storage, states: list[LatentsState]) -> tuple[list[dict[st
 
 
 def _split_errors(index: list[SampleIndex]) -> list[str]:
-    """Split groups that stand in more than one split: a person or video that training and test would share."""
+    """Error about split groups that are in more than one split: training and test would share a person or a video."""
     splits: dict[tuple[str, str], set[str]] = defaultdict(set)
     for row in index:
         splits[row.dataset, row.split_group].add(row.split)
+    # A group in two splits can only come from a damaged index: splits are dealt to whole groups.
     torn = sorted(group for (_, group), found in splits.items() if len(found) > 1)
     return [f"{len(torn)} split groups stand in more than one split: {', '.join(torn[:3])}"] if torn else []
 
 
-def _details(state: RunState, name: str) -> list[str]:
-    """Different values of one detail of the annotation records."""
+def _details(state: DataState, name: str) -> list[str]:
+    """Distinct values of one detail in the annotation records, sorted."""
     records = [record for record in state.annotate.values() if isinstance(record, UnitRecord)]
     return sorted({str(record.details[name]) for record in records if record.details.get(name)})
 
 
-def _settings(manifest: DatasetManifest | None, state: RunState) -> dict[str, Any]:
-    """How the version was made and filtered: what `DATASET.json` records of it, and the thresholds in use."""
+def _settings(manifest: DatasetManifest | None, state: DataState) -> dict[str, Any]:
+    """Value of `settings`: what `DATASET.json` records about the version, and the thresholds in use."""
     settings: dict[str, Any] = {}
     if manifest:
         settings.update(next((made.details for made in manifest.annotations if made.version == state.version), {}))

@@ -1,4 +1,4 @@
-"""The report's page as HTML: what the template shows of the numbers, the accounting and the images."""
+"""View: the report's page as HTML, from the numbers, the accounting and the images."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from orchestration.report.accounting import Accounting, InputOutcome
 from orchestration.report.charts import sparkline_svg, waveform_svg
 from orchestration.report.distributions import charts
 from orchestration.report.images import EmbeddedImage, Strip, Tile
-from orchestration.report.state import RunState
+from orchestration.report.state import DataState
 from orchestration.units.records import Attempt, QuarantineRecord
 from talkinghead.schema import SampleIndex
 
+# Most rows of the page's lists; `inputs.csv` has every input.
 MOST_REJECTED_ROWS = 60
 MOST_PER_REASON = 8
 MOST_PER_CAUSE = 20
@@ -39,18 +40,21 @@ JOB_WORDS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Images:
-    """Decoded looks at some samples."""
+    """Sample images of the page."""
 
     tiles: Sequence[Tile] = ()
+    """Kept samples, one frame each."""
     strips: Sequence[Strip] = ()
+    """Some of them over time."""
     rejected: Sequence[Tile] = ()
+    """Samples that were annotated and not kept."""
     errors: list[str] = field(default_factory=list)
     """Samples that could not be read."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StripView:
-    """A strip with its tracks drawn."""
+    """A strip with its tracks drawn as SVG."""
 
     row: SampleIndex
     image: EmbeddedImage
@@ -69,6 +73,7 @@ class QuarantineEntry:
     source: str
     attempts: list[Attempt]
     tail: str
+    """End of the last try's traceback."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,23 +82,29 @@ class QuarantineGroup:
 
     cause: str
     total: int
+    """Number of units; not all of them are entries."""
     retry: str
+    """Command that releases them."""
     entries: list[QuarantineEntry]
 
 
-def render_page(summary: dict[str, Any], accounting: Accounting, state: RunState, images: Images, data_uri: str) -> str:
-    """The HTML text of the report.
+def render_page(
+    summary: dict[str, Any], accounting: Accounting, state: DataState, images: Images, data_uri: str
+) -> str:
+    """Render the HTML text of the report.
 
     Args:
         summary: Value of `report.json`.
         accounting: Outcome of every input.
-        state: The run, for quarantine records and the index.
-        images: Samples to show.
+        state: State of the data set, for quarantine records and the index.
+        images: Sample images to show.
         data_uri: DATA as the user names it, for the retry command.
     """
+    # File names and messages come from the user's data: everything is escaped but our own SVG and CSS (Markup).
     folder = Path(__file__).parent
     environment = Environment(loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined)
     environment.filters.update(number=number_text, bytes=bytes_text, duration=duration_text, decimal=decimal_text)
+    # What the sections show, and which of them there are: the contents list and the page agree by `present`.
     strips, mouth_top, yaw_top = _strip_views(images.strips)
     histograms = charts(state.index, state.filters)
     rejected_rows = rejected_examples(accounting)
@@ -136,7 +147,8 @@ def render_page(summary: dict[str, Any], accounting: Accounting, state: RunState
 
 
 def rejected_examples(accounting: Accounting) -> list[InputOutcome]:
-    """Some rejected inputs of every reason, in the order of the catalog within a reason."""
+    """Some rejected inputs of every reason, the most frequent reason first, in catalog order within a reason."""
+    # Few of each reason, so that a frequent one does not push out the others.
     by_reason: dict[str, list[InputOutcome]] = defaultdict(list)
     for outcome in accounting.inputs:
         if outcome.fate == "rejected" and len(by_reason[outcome.reason or ""]) < MOST_PER_REASON:
@@ -145,9 +157,10 @@ def rejected_examples(accounting: Accounting) -> list[InputOutcome]:
     return ordered[:MOST_REJECTED_ROWS]
 
 
-def quarantine_groups(state: RunState, data_uri: str) -> list[QuarantineGroup]:
-    """Quarantined units by cause, the most frequent first, with the command that retries them."""
+def quarantine_groups(state: DataState, data_uri: str) -> list[QuarantineGroup]:
+    """Quarantined units by cause, the most frequent cause first, with the command that retries them."""
     by_cause: dict[str, list[QuarantineRecord]] = defaultdict(list)
+    # Units of ingest, of this annotation version, and of all versions of latents.
     encoded = (record for latents in state.latents for record in latents.quarantined)
     for record in (*state.ingest.values(), *state.annotate.values(), *encoded):
         if isinstance(record, QuarantineRecord):
@@ -173,7 +186,12 @@ def quarantine_groups(state: RunState, data_uri: str) -> list[QuarantineGroup]:
 
 
 def _strip_views(strips: Sequence[Strip]) -> tuple[list[StripView], float, float]:
-    """The strips with tracks of one scale, and the scale: most mouth opening, most yaw in degrees."""
+    """Draw the tracks of all strips at one scale, so that clips can be compared.
+
+    Returns:
+        The strips, and the tops of the scale: mouth opening in units of the mouth's width, yaw in degrees.
+    """
+    # Lower bounds of the tops, so that the noise of a still face does not fill the height.
     mouth_top = max((float(np.nanmax(strip.mouth_opening, initial=0.0)) for strip in strips), default=0.0)
     yaw_top = max((float(np.nanmax(np.abs(strip.yaw_deg), initial=0.0)) for strip in strips), default=0.0)
     mouth_top, yaw_top = max(mouth_top, 0.1), max(10.0, 10 * math.ceil(yaw_top / 10))
@@ -192,12 +210,12 @@ def _strip_views(strips: Sequence[Strip]) -> tuple[list[StripView], float, float
 
 
 def number_text(value: int) -> str:
-    """`12,345`."""
+    """Whole number with thousands separated: `12,345`."""
     return f"{value:,}"
 
 
 def bytes_text(value: float) -> str:
-    """`12.3 MB`, in powers of 1000."""
+    """Size in the unit that reads best, in powers of 1000: `12.3 MB`."""
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if value < 999.5 or unit == "TB":
             return f"{value:.0f} {unit}" if unit == "B" else f"{value:.3g} {unit}"
@@ -206,7 +224,7 @@ def bytes_text(value: float) -> str:
 
 
 def duration_text(seconds: float, *, spelled: bool = False) -> str:
-    """Seconds, minutes or hours, whatever reads best: `4.2 s`, `3.1 min`, `12 h`; spelled out `12 hours`."""
+    """Duration in the unit that reads best: `4.2 s`, `3.1 min`, `12 h`; spelled out, `12 hours`."""
     for size, short, word in ((3600, "h", "hours"), (60, "min", "minutes"), (1, "s", "seconds")):
         if seconds >= size * 1.5 or size == 1:
             value = seconds / size
@@ -216,7 +234,7 @@ def duration_text(seconds: float, *, spelled: bool = False) -> str:
 
 
 def decimal_text(value: float | None, suffix: str = "") -> str:
-    """Three significant digits, thousands separated; a dash for None."""
+    """Number with three significant digits, thousands separated; a dash for None and what is not finite."""
     if value is None or not math.isfinite(value):
         return "–"
     return (f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}") + suffix

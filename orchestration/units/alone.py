@@ -1,6 +1,6 @@
-"""A unit alone in a child process of its own, under a wall-clock and a memory limit.
+"""Running one unit alone in a child process, under a wall-clock limit and a memory limit.
 
-A unit that took its worker down is retried here, so that a second crash hurts nobody else and leaves a precise cause:
+A unit that took its worker down is retried here, so that a second crash hurts no other unit and leaves a precise cause:
 the signal, the time-out, or the exception, with the end of stderr.
 """
 
@@ -19,7 +19,7 @@ from dataclasses import asdict
 
 from orchestration import ROOT
 from orchestration.units.records import Attempt, UnitRecord
-from orchestration.units.unit import RunError, Unit, failed_attempt, run_unit
+from orchestration.units.unit import JobStoppedError, Unit, failed_attempt, run_unit
 from talkinghead.files.storage import Storage
 from talkinghead.runtime.child_process import end_with_parent
 
@@ -29,15 +29,22 @@ _TRACE_BYTES = 4000
 def run_alone(storage: Storage, unit: Unit, *, attempts: int, memory_gb: float) -> UnitRecord | Attempt:
     """Run a unit in a fresh child process.
 
+    Args:
+        storage: DATA, the data set's folder or bucket.
+        unit: Unit to run.
+        attempts: Number of this try, counted from 1, for the record.
+        memory_gb: Memory limit of the child, in GiB.
+
     Returns:
         The commit record, or what went wrong.
 
     Raises:
-        RunError: The machine is at fault.
+        JobStoppedError: The machine is at fault.
     """
     request = json.dumps(
         {"storage": storage.location, "unit": unit.to_json(), "attempts": attempts, "memory_gb": memory_gb}
     )
+    # A session of its own, so that a time-out also ends the processes that the unit has started.
     started = time.perf_counter()
     child = subprocess.Popen(
         [sys.executable, "-m", "orchestration.units.alone"],
@@ -47,6 +54,7 @@ def run_alone(storage: Storage, unit: Unit, *, attempts: int, memory_gb: float) 
         stderr=subprocess.PIPE,
         start_new_session=True,
     )
+    # The child's own watchdog prints its stack one second before the limit, so that stderr shows where it hung.
     try:
         stdout, stderr = child.communicate(request.encode(), timeout=unit.time_limit_s)
     except subprocess.TimeoutExpired:
@@ -56,26 +64,30 @@ def run_alone(storage: Storage, unit: Unit, *, attempts: int, memory_gb: float) 
         message = f"took longer than {unit.time_limit_s:g} s"
         return _attempt("timeout", message, stderr, time.perf_counter() - started)
     seconds = time.perf_counter() - started
+    # Ended by a signal: a crash in native code, or the kernel's out-of-memory killer.
     if child.returncode < 0:
         name = signal.Signals(-child.returncode).name
         return _attempt(f"crash:{name}", f"the process was ended by {name}", stderr, seconds)
+    # Ended by itself: with a reply, or with none where something called exit() under it.
     reply = json.loads(stdout) if child.returncode == 0 and stdout else None
     if reply is None:
         return _attempt(f"crash:exit{child.returncode}", "the process ended without a result", stderr, seconds)
     if "run_error" in reply:
-        raise RunError(reply["run_error"])
+        raise JobStoppedError(reply["run_error"])
     if "record" in reply:
         return UnitRecord.from_json(json.dumps(reply["record"]).encode())
     return Attempt(**reply["attempt"])
 
 
 def _attempt(cause: str, message: str, stderr: bytes, seconds: float) -> Attempt:
+    """Failed try of a child that left no reply: the end of its stderr takes the place of a traceback."""
     trace = stderr[-_TRACE_BYTES:].decode(errors="replace")
     return Attempt(cause=cause, message=message, trace=trace, alone=True, seconds=round(seconds, 3))
 
 
 def limit_memory(gigabytes: float) -> None:
     """Make this process fail with `MemoryError` beyond so much private memory, instead of starving the machine."""
+    # RLIMIT_DATA rather than RLIMIT_AS: mapped files and libraries, gigabytes of address space, do not count.
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     resource.setrlimit(resource.RLIMIT_DATA, (int(gigabytes * 2**30), hard))
 
@@ -86,16 +98,17 @@ def main() -> None:
     faulthandler.enable()
     request = json.load(sys.stdin)
     unit = Unit.from_json(request["unit"])
-    # Libraries print to stdout too; the reply goes to a private copy of it.
+    # Libraries print to stdout too: the reply goes to a private copy of it, and what they print to stderr.
     reply_stream = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
+    # Both limits hold before the job's modules are loaded. The watchdog only prints; the parent kills.
     limit_memory(request["memory_gb"])
     faulthandler.dump_traceback_later(max(1.0, unit.time_limit_s - 1.0))
     started = time.perf_counter()
     try:
         record = run_unit(Storage(request["storage"]), unit, attempts=request["attempts"])
         reply = {"record": asdict(record)}
-    except RunError as error:
+    except JobStoppedError as error:
         reply = {"run_error": str(error)}
     except Exception as error:  # noqa: BLE001  every failure of an input becomes an attempt on its record
         reply = {"attempt": asdict(failed_attempt(error, alone=True, seconds=time.perf_counter() - started))}

@@ -1,4 +1,5 @@
-"""Runs units on Ray: each exactly once, none lost, a poison input alone and then in quarantine.
+"""The executor: runs units on Ray, each exactly once and none lost; an input that crashes workers is tried alone, then
+quarantined.
 
 Plain Ray tasks, one unit each, rather than Ray Data: a unit's failure must stay its own (Ray Data drops whole blocks),
 a rejected or quarantined unit must count as done (a Ray Data checkpoint knows only rows that reach the sink), and only
@@ -22,7 +23,7 @@ from orchestration.cluster import Cluster
 from orchestration.units.alone import limit_memory, run_alone
 from orchestration.units.ledger import Ledger
 from orchestration.units.records import Attempt, QuarantineRecord, UnitRecord
-from orchestration.units.unit import RunError, Unit, failed_attempt, run_unit
+from orchestration.units.unit import JobStoppedError, Unit, failed_attempt, run_unit
 from talkinghead import dataroot
 from talkinghead.files.storage import Storage
 from talkinghead.provenance import pretty_json
@@ -30,7 +31,9 @@ from talkinghead.runtime.progress import Progress
 
 log = logging.getLogger(__name__)
 
-Result = UnitRecord | Attempt | RunError
+# The machine's fault comes back as a value: Ray would wrap a raised one in an error of its own.
+Result = UnitRecord | Attempt | JobStoppedError
+"""Return value of a Ray task."""
 
 UNITS_PER_PROCESS = 200
 """Units after which a worker process is renewed (MediaPipe leaks about 0.5 MB per landmarker)."""
@@ -38,14 +41,14 @@ UNITS_PER_PROCESS = 200
 
 @dataclass(frozen=True, kw_only=True)
 class RetrySettings:
-    """How hard a failing unit is tried before it is quarantined."""
+    """Number of tries, and limits, of a failing unit before it is quarantined."""
 
     attempts: int = 3
-    """Tries of a unit that crashed, hung or ran out of memory; all but the first run alone."""
+    """Tries of a unit that crashed, hung or ran out of memory; all but the first are made alone."""
     memory_gb: float = 8.0
-    """Memory that a unit's process may take."""
+    """Memory that a unit's process may take, in GiB."""
     time_limit_s: float | None = None
-    """Wall-clock limit of one unit (default: from the length of its clip)."""
+    """Wall-clock limit of one unit in seconds (default: from the length of its clip)."""
 
     def __post_init__(self) -> None:
         if self.attempts < 1:
@@ -58,30 +61,45 @@ class RetrySettings:
 
 @dataclass
 class Tally:
-    """What one run did."""
+    """Counts of one pass over a job's units, in units."""
 
     planned: int = 0
+    """Units that the job has."""
     done_before: int = 0
-    """Without a need to run: committed by an earlier run, or quarantined by it."""
+    """Units that an earlier command has committed or quarantined."""
     quarantined_before: int = 0
-    """Those of `done_before` that were quarantined."""
+    """Units among `done_before` that were quarantined."""
     committed: int = 0
+    """Units committed now."""
     quarantined: int = 0
+    """Units quarantined now."""
     wall_seconds: float = 0.0
     frames: int = 0
+    """Frames that the units committed now put out."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Runner:
-    """DATA, a cluster, and how hard to try: what every job runs its units with."""
+class UnitRunner:
+    """Runner that every job gives its units to; it knows where they store and compute, and their limits."""
 
     storage: Storage
+    """DATA, the data set's folder or bucket."""
     cluster: Cluster
     retry: RetrySettings
 
     def run(self, job: str, units: Sequence[Unit], *, gpu_share: float = 0.0) -> Tally:
-        """Run what is pending and note the wall time of the run; `gpu_share` as for `run_units`."""
+        """Run the pending units, and note frames and wall time in DATA for the report.
+
+        Args:
+            job: Name of the job.
+            units: All units of the job, done or not.
+            gpu_share: Share of a GPU that a unit takes, where the cluster has GPUs.
+
+        Raises:
+            JobStoppedError: The machine is at fault.
+        """
         tally = run_units(self.storage, job, units, self.cluster, self.retry, gpu_share=gpu_share)
+        # A pass that did nothing has no speed to report.
         if tally.committed or tally.quarantined:
             about = {
                 "job": job,
@@ -105,26 +123,32 @@ def run_units(
     """Run every unit that has no record yet.
 
     Args:
-        storage: DATA.
+        storage: DATA, the data set's folder or bucket.
         job: Name of the job.
-        units: Its units.
-        cluster: Where they run.
-        retry: How hard a failing one is tried.
+        units: All units of the job, done or not.
+        cluster: Ray cluster that runs them; not started when nothing is pending.
+        retry: Tries and limits of a failing unit.
         gpu_share: Share of a GPU that a unit takes, where the cluster has GPUs.
 
+    Returns:
+        Counts of units done before and now.
+
     Raises:
-        RunError: DATA cannot be written; everything committed so far stays and a rerun goes on from there.
+        JobStoppedError: The machine is at fault. Everything committed so far stays, and a rerun goes on from there.
     """
+    # What is left to do: units without a record under their present provenance key.
     started = time.perf_counter()
     ledger = Ledger(storage, job)
     pending = [unit for unit in units if not ledger.is_done(unit)]
+    # Two commands on an object store, which has no lock, may leave a unit both records: then it counts as committed.
     left_out = ledger.quarantined - ledger.committed
     before = sum((unit.key, unit.pkey) in left_out for unit in units)
     tally = Tally(planned=len(units), done_before=len(units) - len(pending), quarantined_before=before)
+    # Asking for the slots starts or joins Ray.
     if pending:
         slots, gpus = cluster.gpu_slots(gpu_share) if gpu_share else (cluster.slots, 0.0)
         with Progress() as progress:
-            _Run(storage, job, retry, slots, gpus, tally, progress).run(pending)
+            _Pass(storage, job, retry, slots, gpus, tally, progress).run(pending)
         _check_committed(storage, job, pending)
     tally.wall_seconds = time.perf_counter() - started
     log.info(
@@ -136,18 +160,18 @@ def run_units(
 
 
 def _check_committed(storage: Storage, job: str, units: Sequence[Unit]) -> None:
-    """Workers elsewhere must have written where this process reads."""
+    """Raise `JobStoppedError` unless every unit has a record here: workers on other nodes may see another DATA."""
     ledger = Ledger(storage, job)
     lost = [unit for unit in units if not ledger.is_done(unit)]
     if lost:
-        raise RunError(
+        raise JobStoppedError(
             f"{len(lost)} units were run but left no record in {storage.uri} (first: {lost[0].source}): "
             "DATA must be a place that every node of the cluster reaches"
         )
 
 
-class _Run:
-    """One pass over the pending units: the pool first, then what failed there, alone."""
+class _Pass:
+    """One pass over the pending units: all of them in the pool of workers first, then the failed ones alone."""
 
     def __init__(
         self,
@@ -175,9 +199,12 @@ class _Run:
         self.alone_task = ray.remote(**options)(_alone_task)
 
     def run(self, pending: Sequence[Unit]) -> None:
+        """Run the units until each is committed or quarantined."""
         self._show()
+        # First round, in the pool: cheap processes that many units share.
         again: deque[Unit] = deque()
         self._drain(deque(pending), again, self._submit_pool)
+        # Every further round, alone: only after the pool is done, so that a crash takes no healthy unit with it.
         while again:
             queue, again = again, deque()
             self._drain(queue, again, self._submit_alone)
@@ -190,8 +217,10 @@ class _Run:
         return self.alone_task.remote(self.storage.location, unit.to_json(), attempts, self.retry.memory_gb)
 
     def _drain(self, queue: deque[Unit], again: deque[Unit], submit: Callable[[Unit], Any]) -> None:
+        """Run a queue of units, at most `slots` at a time; what may pass later is appended to `again`."""
         from ray.exceptions import RayError
 
+        # Ray's reference → the unit, and when it was submitted (seconds of `perf_counter`).
         running: dict[Any, tuple[Unit, float]] = {}
         try:
             while queue or running:
@@ -204,37 +233,46 @@ class _Run:
                     unit, started = running.pop(reference)
                     self._settle(unit, self._result(reference, unit, time.perf_counter() - started), again)
         except RayError as error:
-            raise RunError(f"Ray ended while units were running: {str(error).strip().splitlines()[0]}") from error
+            raise JobStoppedError(
+                f"Ray ended while units were running: {str(error).strip().splitlines()[0]}"
+            ) from error
         finally:
+            # Left early, by an error or Ctrl-C: no unit may go on writing to DATA after its driver.
             for reference in running:
                 with contextlib.suppress(RayError):
                     self.ray.cancel(reference, force=True)
 
     def _result(self, reference: Any, unit: Unit, seconds: float) -> UnitRecord | Attempt:
+        """Outcome of a finished task.
+
+        A task that ended with its process is the unit's failed try; a task that could not run is the cluster's fault.
+        """
         from ray import exceptions
 
         try:
             result: Result = self.ray.get(reference)
         except exceptions.OutOfMemoryError as error:
+            # Ray's memory monitor killed the worker before the kernel would have.
             return Attempt(cause="memory", message="the machine ran out of memory", trace=str(error)[-4000:])
         except exceptions.LocalRayletDiedError as error:
-            raise RunError("Ray ended on this machine while units were running") from error
+            raise JobStoppedError("Ray ended on this machine while units were running") from error
         except (exceptions.WorkerCrashedError, exceptions.NodeDiedError) as error:
             if not self._nodes_alive():
-                raise RunError("the Ray cluster has no node left") from error
+                raise JobStoppedError("the Ray cluster has no node left") from error
+            # The watchdog of a pool worker ends the process with no word to Ray: the clock tells hanging from crashing.
             hung = seconds >= unit.time_limit_s
             cause = "timeout" if hung else "crash"
             message = f"took longer than {unit.time_limit_s:g} s" if hung else "the worker process died"
             return Attempt(cause=cause, message=message, trace=str(error)[-4000:], seconds=round(seconds, 3))
         except exceptions.RayError as error:
             # The task catches what a unit raises, so this is the cluster's: no environment, no access, no packages.
-            raise RunError(f"Ray could not run {unit.source}: {str(error).strip().splitlines()[-1]}") from error
-        if isinstance(result, RunError):
+            raise JobStoppedError(f"Ray could not run {unit.source}: {str(error).strip().splitlines()[-1]}") from error
+        if isinstance(result, JobStoppedError):
             raise result
         return result
 
     def _nodes_alive(self) -> bool:
-        """Whether units can still run somewhere; else their failures are not theirs."""
+        """Whether any node of the cluster is alive; without one, a failure is not the unit's."""
         from ray.exceptions import RayError
 
         try:
@@ -243,6 +281,8 @@ class _Run:
             return False
 
     def _settle(self, unit: Unit, result: UnitRecord | Attempt, again: deque[Unit]) -> None:
+        """Count a result: committed, to be tried again, or quarantined after the last try."""
+        # The worker has written the commit record itself.
         if isinstance(result, UnitRecord):
             self.tally.committed += 1
             self.tally.frames += result.frames
@@ -254,6 +294,7 @@ class _Run:
         if len(attempts) < self.retry.attempts and may_pass_later(result):
             again.append(unit)
             return
+        # `create` keeps a record that is already there: object stores have no lock, and another driver may be first.
         record = QuarantineRecord(job=unit.job, key=unit.key, pkey=unit.pkey, source=unit.source, attempts=attempts)
         self.storage.create(dataroot.quarantine(unit.job, unit.key, unit.pkey), record.to_json())
         self.tally.quarantined += 1
@@ -267,11 +308,12 @@ class _Run:
 
 
 def may_pass_later(attempt: Attempt) -> bool:
-    """Whether a retry can help: crashes, hangs, memory and system errors yes; what a job says of its input, no."""
+    """Whether a retry can help: after crash, hang, memory and system errors, but not after a verdict on the input."""
     if attempt.cause.startswith("media:"):
         return False
     if not attempt.cause.startswith("error:"):
         return True
+    # The same input gives these errors again.
     name = attempt.cause.removeprefix("error:")
     never = {"ValueError", "FileNotFoundError", "PermissionError", "IsADirectoryError"}
     return name not in never
@@ -285,7 +327,7 @@ def _pool_task(storage_uri: str, unit_json: str, memory_gb: float) -> Result:
     started = time.perf_counter()
     try:
         return run_unit(Storage(storage_uri), unit, attempts=1)
-    except RunError as error:
+    except JobStoppedError as error:
         return error
     except Exception as error:  # noqa: BLE001  every failure of an input becomes an attempt on its record
         return failed_attempt(error, alone=False, seconds=time.perf_counter() - started)
@@ -297,5 +339,5 @@ def _alone_task(storage_uri: str, unit_json: str, attempts: int, memory_gb: floa
     """One unit in a child process of a pool worker."""
     try:
         return run_alone(Storage(storage_uri), Unit.from_json(unit_json), attempts=attempts, memory_gb=memory_gb)
-    except RunError as error:
+    except JobStoppedError as error:
         return error

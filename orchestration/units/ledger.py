@@ -1,4 +1,4 @@
-"""What has been done: commit records, quarantine records, and the one writer that may change them."""
+"""The ledger: which units are committed or quarantined, and the lock of the one process that may change that."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 class Ledger:
-    """Commit and quarantine records of one job, read once."""
+    """Commit and quarantine records of one job, listed once when the ledger is made."""
 
     def __init__(self, storage: Storage, job: str) -> None:
         self.storage = storage
@@ -28,16 +28,22 @@ class Ledger:
         self.quarantined = {_names(file.path) for file in storage.list(dataroot.quarantines(job), ".json")}
 
     def is_done(self, unit: Unit) -> bool:
-        """Whether the unit needs no run: committed, or quarantined until somebody retries it."""
+        """Whether the unit is committed, or quarantined until somebody retries it."""
         return (unit.key, unit.pkey) in self.committed or (unit.key, unit.pkey) in self.quarantined
 
     def results(self, units: Iterable[tuple[str, str]]) -> dict[str, UnitRecord | QuarantineRecord | None]:
-        """Per key of the given (key, provenance key) pairs: its record, or None while it is pending."""
+        """Record of each unit: key → commit record, quarantine record, or None while it is pending.
+
+        Args:
+            units: Pairs of key and provenance key.
+        """
         pairs = list(units)
+        # Waiting dominates: many small reads from an object store, a few from a disk.
         with ThreadPoolExecutor(16 if self.storage.local_root is None else 4) as pool:
             return {pair[0]: result for pair, result in zip(pairs, pool.map(self._result, pairs), strict=True)}
 
     def _result(self, pair: tuple[str, str]) -> UnitRecord | QuarantineRecord | None:
+        # A commit outweighs a quarantine record, where two commands on an object store left both.
         if pair in self.committed:
             return UnitRecord.from_json(self.storage.read(dataroot.record(self.job, *pair)))
         if pair in self.quarantined:
@@ -46,6 +52,7 @@ class Ledger:
 
 
 def _names(path: str) -> tuple[str, str]:
+    """Key and provenance key from the name of a record file, `<key>.<pkey>.json`; neither holds a dot."""
     key, pkey, _ = path.rsplit("/", 1)[1].split(".")
     return key, pkey
 
@@ -57,19 +64,28 @@ def quarantined(storage: Storage) -> list[QuarantineRecord]:
 
 
 def causes(records: Iterable[QuarantineRecord]) -> Counter[str]:
-    """How many units each cause holds in quarantine."""
+    """Cause → number of quarantined units."""
     return Counter(record.cause for record in records)
 
 
 def release(storage: Storage, records: Iterable[QuarantineRecord], cause: str | None = None) -> list[QuarantineRecord]:
-    """Take units out of quarantine (all of `records`, or those of one cause) so that the next run tries them again.
+    """Take units out of quarantine, so that the next command tries them again.
 
     The old record moves to `released/`, so that no failure is forgotten.
+
+    Args:
+        storage: DATA, the data set's folder or bucket.
+        records: Quarantine records that may be released.
+        cause: Cause of those to release; None: all.
+
+    Returns:
+        Records of the released units.
     """
     released = []
     for record in records:
         if cause in (None, record.cause):
             path = dataroot.quarantine(record.job, record.key, record.pkey)
+            # Copy first, delete then: a crash in between leaves the unit quarantined, with a second copy.
             number = 0
             while not storage.create(dataroot.released(record.job, record.key, record.pkey, number), record.to_json()):
                 number += 1
@@ -80,10 +96,14 @@ def release(storage: Storage, records: Iterable[QuarantineRecord], cause: str | 
 
 @contextlib.contextmanager
 def writer_lock(storage: Storage) -> Iterator[None]:
-    """Be the only job that writes to DATA on this machine; clear what killed writers left.
+    """Make this process the only one on this machine that writes to DATA, and clear what killed writers left.
 
     The lock belongs to the process: the kernel drops it when the process dies. Object stores have no lock; there
-    every write is whole and its content a function of its name, so two runs waste work but break nothing.
+    every write is whole and its content a function of its name, so two commands waste work but break nothing.
+
+    Raises:
+        ValueError: Another process holds the lock.
+        OSError: DATA cannot be written.
     """
     if storage.local_root is None:
         storage.check_writable()
@@ -99,6 +119,7 @@ def writer_lock(storage: Storage) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(f"another job is writing to {storage.uri}; wait for it or stop it") from None
+        # Under the lock nobody else has a write in progress, so every temporary file is a dead writer's.
         storage.check_writable()
         if leftovers := storage.sweep_temporary():
             log.info("removed %d unfinished files of an interrupted run", leftovers)

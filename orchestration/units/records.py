@@ -1,4 +1,4 @@
-"""What is written about a unit of work: its commit record, or its quarantine record.
+"""Records: what is written about a unit of work, its commit record or its quarantine record.
 
 A unit counts only with its commit record. Together with the catalogs the records account for every input.
 """
@@ -17,12 +17,16 @@ from talkinghead.schema import Member, Rejection
 class SampleRecord:
     """One sample in a unit's output tar."""
 
+    # The fields of all classes here are those of JSON files in DATA: names stay, and a new field needs a default.
+
     key: str
     num_frames: int
     members: list[Member]
+    """Suffix, offset and size of each of its files, in tar order."""
     sha256: str
     """SHA-256 of the sample's bytes in the tar: headers, contents, padding."""
     scores: dict[str, float | None] = field(default_factory=dict)
+    """Name → clip score that the filters judge; None where it could not be measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,19 +46,23 @@ class UnitRecord:
     key: str
     """Clip key (ingest), sample key (annotate, encode), `clips-000042` (pack)."""
     pkey: str
-    """Provenance key."""
+    """Provenance key: hash of the inputs, parameters, models and libraries that the output depends on."""
     samples: list[SampleRecord] = field(default_factory=list)
     rejected: list[RejectedPiece] = field(default_factory=list)
     file: str | None = None
-    """Output, relative to DATA; None when everything was rejected."""
+    """Path of the output, relative to DATA; None when everything was rejected."""
     file_bytes: int = 0
     file_sha256: str | None = None
     frames: int = 0
-    """Frames that the unit put out."""
+    """Frames of the output."""
     seconds: float = 0.0
+    """Wall time of the successful try."""
     cpu_seconds: float = 0.0
+    """CPU time of its process meanwhile, with all threads."""
     attempts: int = 1
+    """Tries made, with the successful one."""
     details: dict[str, Any] = field(default_factory=dict)
+    """Facts for later jobs and the report, which need not open the output."""
 
     def to_json(self) -> bytes:
         """The record file's content."""
@@ -64,6 +72,7 @@ class UnitRecord:
     def from_json(cls, data: bytes) -> UnitRecord:
         """Parse a record file."""
         value = json.loads(data)
+        # `asdict` has turned the nested dataclasses into objects of JSON: build them again.
         value["samples"] = [
             SampleRecord(**{**sample, "members": [Member(**member) for member in sample["members"]]})
             for sample in value.get("samples", ())
@@ -80,27 +89,28 @@ class Attempt:
     """One failed try at a unit."""
 
     cause: str
-    """What the quarantine is listed by: `media:<word>` (no readable media), `error:<Class>`, `crash:<SIGNAL>`
-    (plain `crash` for a worker of the pool), `timeout`, `memory`."""
+    """Kind of the failure, by which the quarantine is listed and released: `media:<word>` (no readable media),
+    `error:<Class>`, `crash:<SIGNAL>` (plain `crash` for a worker of the pool), `timeout`, `memory`."""
     message: str
     """One line for a person: what is wrong, with which file."""
     trace: str = ""
     """End of the traceback or of stderr."""
     alone: bool = False
-    """Whether it ran alone in a child process of its own."""
+    """Whether the unit ran alone, in a child process of its own."""
     seconds: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class QuarantineRecord:
-    """An input that could not be processed. It stays listed until it is retried, mended or removed."""
+    """Quarantine record: an input that could not be processed. It stays until that is retried, mended or removed."""
 
     job: str
     key: str
     pkey: str
     source: str
-    """The file that was read."""
+    """Name of the input, for messages: the file, or the sample's key."""
     attempts: list[Attempt]
+    """Failed tries, the last of which decides the cause."""
 
     @property
     def cause(self) -> str:

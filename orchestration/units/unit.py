@@ -1,4 +1,4 @@
-"""A unit of work, and how one is run: call the job's function, store its output, then commit its record."""
+"""A unit of work, and how a worker runs one: call the job's function, store its output, then commit its record."""
 
 from __future__ import annotations
 
@@ -23,18 +23,22 @@ from talkinghead.schema import Rejection
 
 @dataclass(frozen=True, kw_only=True)
 class Unit:
-    """One clip (ingest, annotate) or one shard (pack): what to run, on what, under which name it is committed."""
+    """One piece of a job: a clip (ingest), a sample (annotate, latents) or a shard (pack)."""
 
     job: str
+    """Name of the job, under which the unit is committed."""
     key: str
+    """Key of the clip, sample or shard."""
     pkey: str
+    """Provenance key: with another one, the unit counts as not done."""
     function: str
     """`module:function` of the job: `function(storage, unit) -> Output`."""
     payload: dict[str, Any]
-    """JSON value: paths and settings, never media."""
+    """Arguments of the function, as a JSON value: paths and settings, never media."""
     source: str
-    """What a person would call the input, for messages."""
+    """Name of the input for messages, as a person would call it."""
     time_limit_s: float
+    """Wall-clock limit in seconds."""
 
     def to_json(self) -> str:
         """One line of ASCII JSON (file names may hold bytes that are no UTF-8)."""
@@ -48,48 +52,55 @@ class Unit:
 
 @dataclass(kw_only=True)
 class Output:
-    """What a job function returns: samples to store, or a file it has stored itself, and what it rejected."""
+    """Result of a job function: samples to store, or a file that it has stored itself, and what it rejected."""
 
     contents: list[tuple[str, int, dict[str, bytes]]] = field(default_factory=list)
-    """Per sample: key, number of frames, {suffix: content} in tar order. Stored as the unit's tar."""
+    """Samples of the unit's tar: key, number of frames, {suffix: content} in tar order."""
     scores: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    """Sample key → clip scores."""
     rejected: list[RejectedPiece] = field(default_factory=list)
     stored: UnitRecord | None = None
-    """For jobs that stream their own file (pack): the record but for its timings."""
+    """Record of the file that the job has streamed itself (pack), still without timings."""
     details: dict[str, Any] = field(default_factory=dict)
+    """Details of the commit record."""
 
 
-class RunError(MachineError):
-    """The machine is at fault, not the input: DATA cannot be written, the installation or the model differs.
+class JobStoppedError(MachineError):
+    """The machine is at fault, not the input: DATA cannot be written, or the installation or the model differs.
 
-    The run stops and nothing is quarantined for it; when it is mended, the same command goes on.
+    The job stops and quarantines nothing for it. Once the machine is mended, the same command goes on.
     """
 
 
 def run_unit(storage: Storage, unit: Unit, *, attempts: int) -> UnitRecord:
-    """Run one unit to its commit record.
+    """Run one unit up to its commit record.
 
     Args:
-        storage: DATA.
-        unit: What to run.
-        attempts: How many tries this one makes, for the record.
+        storage: DATA, the data set's folder or bucket.
+        unit: Unit to run.
+        attempts: Number of this try, counted from 1, for the record.
+
+    Returns:
+        The commit record, already written.
 
     Raises:
-        RunError: The machine is at fault.
+        JobStoppedError: The machine is at fault.
         Exception: Whatever the job function raises about its input.
     """
+    # Compute. An error is the machine's (the job stops) or the input's (an attempt on its record): sorted out here.
     started, cpu_started = time.perf_counter(), time.process_time()
     try:
         output = _job_function(unit.function)(storage, unit)
     except ImportError as error:
-        raise RunError(f"the installation is not complete: {error} (make setup mends it)") from error
-    except RunError:
+        raise JobStoppedError(f"the installation is not complete: {error} (make setup mends it)") from error
+    except JobStoppedError:
         raise
     except Exception as error:
         if not is_machine_error(error):
             raise
         said = " ".join(error_text(error).split())
-        raise RunError(f"the machine failed while working on {unit.source}: {said}") from error
+        raise JobStoppedError(f"the machine failed while working on {unit.source}: {said}") from error
+    # Store and commit, in this order: without its record a stored tar does not count, and a rerun replaces it.
     try:
         fields = asdict(output.stored) if output.stored else store_output(storage, unit, output)
         fields |= {
@@ -98,12 +109,13 @@ def run_unit(storage: Storage, unit: Unit, *, attempts: int) -> UnitRecord:
             "attempts": attempts,
             "details": output.details,
         }
+        # `create` never replaces: of two workers with the same unit, the first commit stays.
         record = UnitRecord.from_json(json.dumps(fields).encode())
         storage.create(dataroot.record(unit.job, unit.key, unit.pkey), record.to_json())
     except UnreachableError as error:
-        raise RunError(str(error)) from error
+        raise JobStoppedError(str(error)) from error
     except OSError as error:
-        raise RunError(f"cannot write to {storage.uri}: {error.strerror or error}") from error
+        raise JobStoppedError(f"cannot write to {storage.uri}: {error.strerror or error}") from error
     return record
 
 
@@ -113,13 +125,19 @@ def _job_function(name: str) -> Callable[[Storage, Unit], Output]:
 
 
 def store_output(storage: Storage, unit: Unit, output: Output) -> dict[str, Any]:
-    """Write the unit's tar, if it has samples, and return the record's fields."""
+    """Write the unit's tar, if it has samples.
+
+    Returns:
+        The fields of the commit record, as a JSON value, without timings.
+    """
     record: dict[str, Any] = {"job": unit.job, "key": unit.key, "pkey": unit.pkey}
     record["rejected"] = [asdict(piece) for piece in output.rejected]
+    # Every unit ends with a sample or a reason, so that no input disappears without a trace.
     if not output.contents and not output.rejected:
         nothing = Rejection(reason="no_output", detail="the job gave neither a sample nor a reason")
         record["rejected"] = [asdict(RejectedPiece(key=unit.key, rejection=nothing))]
     if output.contents:
+        # The tar is built in memory, with the place and hash of each sample: packing copies bytes by them.
         buffer = io.BytesIO()
         samples = []
         for key, num_frames, contents in output.contents:
@@ -143,7 +161,7 @@ def store_output(storage: Storage, unit: Unit, output: Output) -> dict[str, Any]
 
 
 def failed_attempt(error: BaseException, *, alone: bool, seconds: float) -> Attempt:
-    """What to note of an exception that a job function raised."""
+    """Attempt that records an exception which a job function raised about its input."""
     if isinstance(error, MemoryError):
         cause = "memory"
     elif isinstance(error, UnreadableMediaError):

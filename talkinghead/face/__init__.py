@@ -1,1 +1,1 @@
-"""The face networks that several jobs need: which model file, and the detector."""
+"""The face model that several jobs need: its files and where they come from, its networks, and the detector."""

@@ -2,6 +2,9 @@
 
 Letterboxing, anchors, decoding and weighted non-maximum suppression follow MediaPipe's `face_detector_graph.cc`, so the
 boxes agree with those of MediaPipe's own detector.
+
+Shapes: `H`, `W` height and width of the frame in pixels; `N` faces, or candidates for one. The network has 896 anchors,
+16 numbers each: a box (centre, size) and six keypoints.
 """
 
 from __future__ import annotations
@@ -16,21 +19,21 @@ from talkinghead.face.model import FaceModel
 from talkinghead.face.network import load_network
 
 RIGHT_EYE, LEFT_EYE, NOSE_TIP, MOUTH, RIGHT_EAR, LEFT_EAR = range(6)
-"""Rows of `Detection.keypoints`, sides as the subject has them."""
+"""Rows of `Detection.keypoints`; left and right are the subject's own."""
 
 _SIZE = 128
 _LAYERS = ((16, 2), (8, 6))  # cells per side, anchors per cell: strides 8, 16, 16, 16 with two anchors each
 
 _TILE_DIVISORS = (1, 2)  # tiles of the short side, then of half of it
-_TILE_MIN_SCORE = 0.75  # many looks at parts of a scene find more things that are no faces (measured: none above this)
+_TILE_MIN_SCORE = 0.75  # many parts of a scene give more false detections than the whole (measured: none above this)
 
 
 @dataclass(frozen=True)
 class Detection:
-    """One face. Image coordinates are normalised by width and height, and may lie outside 0 .. 1."""
+    """One face. Coordinates are fractions of the frame's width and height, and may lie outside 0 .. 1."""
 
     score: float
-    """0 .. 1"""
+    """Confidence, 0 .. 1."""
     box: tuple[float, float, float, float]
     """x0, y0, x1, y1: forehead to chin, ear to ear, roughly."""
     keypoints: np.ndarray
@@ -49,12 +52,16 @@ class FaceDetector:
             model: The face model; both releases carry the same detector architecture.
             threads: Threads of the network.
             min_score: Lowest score that counts as a face, between 0 and 1.
-            min_suppression: Overlap (intersection over union) from which two boxes are one face.
+            min_suppression: Overlap (intersection over union) above which two boxes are one face.
+
+        Raises:
+            ValueError: `min_score` is not between 0 and 1, or the detector is no TFLite model.
         """
         if not 0 < min_score < 1:
             raise ValueError(f"min_score is {min_score}, must be between 0 and 1")
         self._network = load_network(model.detector, threads)
         self._anchors = _anchors()
+        # The threshold as a logit, so that the sigmoid is computed for the few anchors above it only.
         self._min_logit = math.log(min_score / (1 - min_score))
         self._min_suppression = min_suppression
 
@@ -63,19 +70,20 @@ class FaceDetector:
 
         Args:
             frame: RGB uint8 `[H, W, 3]`.
-            small_faces: When nothing is found, look again at overlapping square tiles. The network sees 128x128
-                pixels, in which a face under about 10 % of the longer side is not found; tiles find faces down to
-                5 %. Costs 3 and then 21 more looks (about 1 ms each) at a 16:9 frame without a face.
+            small_faces: When nothing is found, search overlapping square tiles too. The network gets 128x128 pixels,
+                in which a face under about 10 % of the longer side is not found; with tiles, faces down to 5 % are
+                found. Costs 3 and then 21 more passes of the network (about 1 ms each) in a 16:9 frame without a face.
         """
         height, width = frame.shape[:2]
-        # The whole frame in one look; if nothing is found, its tiles, ever smaller.
+        # The whole frame in one pass; if nothing is found, its tiles, ever smaller.
         found = self._look(frame, width / 2, height / 2, max(width, height))
         sides = [min(width, height) / divisor for divisor in _TILE_DIVISORS] if small_faces else []
         while len(found) == 0 and sides:
             side = sides.pop(0)
             found = np.concatenate([self._look(frame, x, y, side) for x, y in _tile_centers(width, height, side)])
+            # Tiles overlap by half, so a face is found in several.
             found = _suppress(found[found[:, 0] >= _TILE_MIN_SCORE], self._min_suppression)
-        # From pixels to shares of the frame.
+        # From pixels to fractions of the frame.
         found[:, 1:] /= (width, height) * 8
         return [
             Detection(float(row[0]), tuple(row[1:5].tolist()), row[5:].reshape(6, 2).astype(np.float32))
@@ -86,19 +94,22 @@ class FaceDetector:
         """Faces in a square of the image, as `[N, 17]`: score, box (4) and keypoints (12) in pixels of the frame."""
         left, top = center_x - side / 2, center_y - side / 2
         pixels = _square(frame, left, top, side)
-        regressors, logits = self._network.run(pixels, 1 / 127.5, -1.0)
+        regressors, logits = self._network.run(pixels, 1 / 127.5, -1.0)  # [1, 896, 16], [1, 896, 1]; input -1 .. 1
         rows = self._decode(regressors[0], logits[0, :, 0])
         rows[:, 1:] = rows[:, 1:] * side + (left, top) * 8
         return rows
 
     def _decode(self, regressors: np.ndarray, logits: np.ndarray) -> np.ndarray:
-        """`[896, 16]` offsets from the anchors and `[896]` logits → suppressed `[N, 17]` in units of the square."""
+        """Faces `[N, 17]` in units of the square, suppressed, from `[896, 16]` anchor offsets and `[896]` logits."""
+        # Scores of the anchors above the threshold.
         chosen = np.flatnonzero(logits >= self._min_logit)
         scores = 1.0 / (1.0 + np.exp(-np.clip(logits[chosen].astype(np.float64), -80.0, 80.0)))
-        points = regressors[chosen].reshape(-1, 8, 2) / _SIZE  # centre, size, and six keypoints
+        # Offsets are pixels of the input; centre and keypoints count from the anchor's centre.
+        points = regressors[chosen].reshape(-1, 8, 2) / _SIZE  # [N, 8, 2]: centre, size, and six keypoints
         center, size, keypoints = points[:, 0], points[:, 1], points[:, 2:]
         center += self._anchors[chosen]
         keypoints += self._anchors[chosen, None]
+        # Rows of score, box corners and keypoints; a negative size is no face.
         rows = np.empty((len(chosen), 17))
         rows[:, 0] = scores
         rows[:, 1:3] = center - size / 2
@@ -112,7 +123,7 @@ def _square(frame: np.ndarray, left: float, top: float, side: float) -> np.ndarr
     height, width = frame.shape[:2]
     inside = 0 <= left <= width - side and 0 <= top <= height - side
     if inside and left % 1 == top % 1 == side % _SIZE == 0:
-        # Every sample falls on a pixel, as in clips of 512x512: interpolation gives the same, at five times the cost.
+        # Every sample falls on a pixel, as in clips of 512x512; interpolation gives its value at five times the cost.
         x, y, end = int(left), int(top), int(side)
         return cv2.resize(frame[y : y + end, x : x + end], (_SIZE, _SIZE), interpolation=cv2.INTER_NEAREST)
     zoom = _SIZE / side
@@ -131,7 +142,10 @@ def _anchors() -> np.ndarray:
 
 
 def _suppress(rows: np.ndarray, threshold: float) -> np.ndarray:
-    """Weighted non-maximum suppression: each group of overlapping faces becomes its average, weighted by score."""
+    """Weighted non-maximum suppression of faces `[N, 17]`, best score first in the result.
+
+    Each group of faces that overlap the best one becomes its average, weighted by score, with the best score.
+    """
     rows = rows[np.argsort(-rows[:, 0], kind="stable")]
     kept = []
     while len(rows):

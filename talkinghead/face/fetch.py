@@ -42,11 +42,14 @@ _NETWORK_ERRORS = (OSError, http.client.HTTPException)
 
 
 def download_official(url: str = OFFICIAL_URL) -> bytes:
-    """Download the official bundle. Whether the server answers is decided within seconds, whatever the network does.
+    """The official bundle, downloaded. Whether the server answers is decided within seconds, on any network.
+
+    Args:
+        url: Where the bundle is downloaded from.
 
     Raises:
         UnreachableError: No answer, a refusal, or a download that broke off.
-        ValueError: The server sent something else than the bundle.
+        ValueError: The server sent another file than the bundle.
     """
     log.info("face model: downloading %s", url)
     try:
@@ -65,12 +68,14 @@ def download_official(url: str = OFFICIAL_URL) -> bytes:
 
 
 def _read(response: http.client.HTTPResponse) -> bytes:
+    """The whole body of an answer, within the time for a download."""
     deadline = time.monotonic() + _DOWNLOAD_SECONDS
     data = bytearray()
     while block := response.read(_BLOCK):
         data += block
         if time.monotonic() > deadline:
             raise TimeoutError(f"not finished after {_DOWNLOAD_SECONDS:.0f} s")
+    # A connection that breaks off looks like the end of the body to a reader of blocks.
     announced = response.headers.get("Content-Length")
     if announced and len(data) < int(announced):
         raise ConnectionError(f"broke off after {len(data)} of {announced} bytes")
@@ -78,7 +83,10 @@ def _read(response: http.client.HTTPResponse) -> bytes:
 
 
 def _within(seconds: float, call: Callable[[], Any]) -> Any:
-    """`call()` in a thread, given up on after `seconds`: a socket's time-out does not bound name look-ups."""
+    """Result of `call()`, made in a thread that is given up after `seconds`.
+
+    A socket's time-out does not bound name look-ups.
+    """
     outcome: list[Any] = []
     failure: list[Exception] = []
 
@@ -88,6 +96,7 @@ def _within(seconds: float, call: Callable[[], Any]) -> Any:
         except (*_NETWORK_ERRORS, ValueError) as error:
             failure.append(error)
 
+    # A daemon thread: one that hangs must not keep the process from ending.
     thread = threading.Thread(target=run, daemon=True, name="face-model-download")
     thread.start()
     thread.join(seconds)
@@ -99,7 +108,7 @@ def _within(seconds: float, call: Callable[[], Any]) -> Any:
 
 
 def fetch_fallback() -> dict[str, bytes]:
-    """The fallback networks by file name, out of a wheel that pip downloads and nobody installs.
+    """The fallback networks by file name, from a wheel that pip downloads but does not install.
 
     Raises:
         UnreachableError: pip is missing, or cannot get the wheel.
@@ -120,6 +129,7 @@ def fetch_fallback() -> dict[str, bytes]:
 
 
 def _download_wheel(folder: Path) -> Path:
+    """The path of the wheel, which pip downloads into `folder`."""
     # A project's constraints pin the mediapipe it installs; this wheel is only unpacked.
     environment = {
         name: value for name, value in os.environ.items() if name not in ("PIP_CONSTRAINT", "PIP_REQUIREMENT")
@@ -132,8 +142,10 @@ def _download_wheel(folder: Path) -> Path:
         )
     except subprocess.TimeoutExpired as error:
         raise UnreachableError(f"pip did not fetch {FALLBACK_WHEEL} within {_PIP_SECONDS} s") from error
+    # Of all that pip writes, the last error line names the cause.
     wheels = sorted(folder.glob("*.whl"))
     if done.returncode or not wheels:
-        said = [line for line in done.stderr.splitlines() if line.startswith("ERROR") or "No module named" in line]
-        raise UnreachableError(f"pip cannot fetch {FALLBACK_WHEEL} ({said[-1] if said else f'exit {done.returncode}'})")
+        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR") or "No module named" in line]
+        cause = errors[-1] if errors else f"exit {done.returncode}"
+        raise UnreachableError(f"pip cannot fetch {FALLBACK_WHEEL} ({cause})")
     return wheels[0]

@@ -1,4 +1,4 @@
-"""The networks that find a face and its landmarks, and which release of them is in hand."""
+"""The face model: the networks that find a face and its landmarks, in one of two releases, checked by hash."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from talkinghead.provenance import hash_bytes
 
 OFFICIAL_FILE = "face_landmarker.task"
 OFFICIAL_SHA256 = "64184e229b263107bc2b804c6625db1341ff2bb731874b0bcc2fe6544e0bc9ff"
-"""MediaPipe's Face Landmarker bundle, float16, version 1."""
+"""Hash of MediaPipe's Face Landmarker bundle, float16, version 1."""
 
 FALLBACK_SHA256 = {
     "face_detection_short_range.tflite": "bbff11cebd1eb27a1e004cae0b0e63ec8c551cbf34a4451148b4908b8db3eca8",
     "face_landmark.tflite": "1055cb9d4a9ca8b8c688902a3a5194311138ba256bcc94e336d8373a5f30c814",
 }
-"""The two networks inside the `mediapipe==0.10.21` wheel, by file name."""
+"""Hashes of the two networks inside the `mediapipe==0.10.21` wheel, by file name."""
 
+# The bundle is a ZIP archive; role → member.
 _BUNDLE_MEMBERS = {
     "detector": "face_detector.tflite",
     "landmarks": "face_landmarks_detector.tflite",
@@ -45,14 +46,15 @@ class FaceModel:
     files: Mapping[str, str]
     """Role (`bundle`, or `detector` and `landmarks`) → sha256 of the file."""
     detector: bytes = field(repr=False)
-    """TFLite: BlazeFace short range, 128x128."""
+    """Face detector, a TFLite file: BlazeFace short range, 128x128 pixels."""
     landmarks: bytes = field(repr=False)
-    """TFLite: 256x256 → 478 points, or 192x192 → 468 points."""
+    """Landmark network, a TFLite file: 256x256 pixels → 478 points, or 192x192 → 468 points."""
     num_landmarks: int
+    """Points of the landmark network: 478, or 468 without the iris."""
     path: Path
-    """Where it was read from: the bundle, or the folder of the two networks."""
+    """The bundle, or the folder of the two networks, from which the model was read."""
     blendshapes: bytes | None = field(default=None, repr=False)
-    """TFLite: 146 points → 52 coefficients."""
+    """Blendshape network, a TFLite file: 146 points → 52 coefficients."""
     geometry_metadata: bytes | None = field(default=None, repr=False)
     """Serialised `mediapipe.face_geometry.GeometryPipelineMetadata`: canonical mesh, weights, input source."""
 
@@ -69,12 +71,12 @@ class FaceModel:
 
     @property
     def detector_sha256(self) -> str:
-        """What identifies the detector alone: ingest does not depend on the landmark network that comes with it."""
+        """Hash of the detector alone: ingest does not depend on the landmark network that comes with it."""
         return hash_bytes(self.detector)
 
     @property
     def sha256(self) -> str:
-        """What identifies the model in provenance: the file's hash, or the hash over the hashes of several files."""
+        """Hash of the model for provenance: the file's, or a hash over the roles and hashes of several files."""
         if len(self.files) == 1:
             return next(iter(self.files.values()))
         return hash_bytes("\n".join(f"{role} {digest}" for role, digest in sorted(self.files.items())).encode())
@@ -84,8 +86,8 @@ def load_official(path: Path) -> FaceModel:
     """Read the official bundle and check its hash.
 
     Raises:
-        ValueError: The file is not the bundle this project is pinned to.
-        OSError: It cannot be read.
+        ValueError: The file is not the bundle to which this project is pinned.
+        OSError: The file cannot be read.
     """
     data = path.read_bytes()
     check_hash(path, data, OFFICIAL_SHA256)
@@ -104,7 +106,12 @@ def load_official(path: Path) -> FaceModel:
 
 
 def load_fallback(folder: Path) -> FaceModel:
-    """Read the two networks of the fallback model and check their hashes. Raises like `load_official`."""
+    """Read the two networks of the fallback model and check their hashes.
+
+    Raises:
+        ValueError: A file is not the network to which this project is pinned.
+        OSError: A file cannot be read.
+    """
     parts: dict[str, bytes] = {}
     for name, expected in FALLBACK_SHA256.items():
         parts[name] = (folder / name).read_bytes()
@@ -121,6 +128,16 @@ def load_fallback(folder: Path) -> FaceModel:
 
 
 def check_hash(source: Path | str, data: bytes, expected: str, remedy: str = _REPLACE) -> None:
-    """Raise `ValueError` unless `data`, read from `source`, has the pinned sha256; `remedy` says what to do."""
+    """Check that data has the pinned hash.
+
+    Args:
+        source: File or address from which the data was read, for the message.
+        data: Content to check.
+        expected: The pinned sha256.
+        remedy: End of the message: what to do.
+
+    Raises:
+        ValueError: The hash is another one.
+    """
     if (found := hash_bytes(data)) != expected:
         raise ValueError(f"{source} has sha256 {found} ({len(data)} bytes), expected {expected}. {remedy}")

@@ -9,7 +9,7 @@ from ai_edge_litert.interpreter import Interpreter
 
 
 class Network:
-    """One network with one input. Its answers depend on nothing else; it belongs to the thread that made it."""
+    """One network with one input. Its outputs depend on nothing else; it belongs to the thread that made it."""
 
     def __init__(self, data: bytes, threads: int = 1) -> None:
         """Load the network from the bytes of a `.tflite` file.
@@ -28,21 +28,26 @@ class Network:
     def run(self, values: np.ndarray, scale: float = 1.0, offset: float = 0.0) -> list[np.ndarray]:
         """The outputs, in the file's order, for `values · scale + offset`.
 
-        Asked the same again, it answers without computing: detectors of one thread share a network, and several of
-        them look at the same frame. Comparing the values takes 10 µs.
+        Called with equal arguments again, it returns without computing: detectors of one thread share a network, and
+        several of them get the same frame. Comparing the values takes 10 µs.
 
         Args:
-            values: `input_shape` without the batch axis, any dtype; written into the network's memory without a copy
-                on the way.
+            values: Input in `input_shape` without the batch axis, any dtype; written into the network's memory without
+                a copy on the way.
+            scale: Factor from the values to the network's input.
+            offset: Added after the factor.
+
+        Raises:
+            ValueError: The values have another shape.
         """
         asked = (values.dtype, values.tobytes(), scale, offset)
         if asked != self._answered:
-            self._answered = None  # if this fails, the outputs belong to nothing
+            self._answered = None  # if this fails, the outputs belong to no input
             target = self._input()[0]
             np.multiply(values, np.float32(scale), out=target, dtype=np.float32, casting="unsafe")
             if offset:
                 np.add(target, np.float32(offset), out=target)
-            del target  # the interpreter does not run while somebody looks into its memory
+            del target  # the interpreter refuses to run while a view of its memory is alive
             self._interpreter.invoke()
             self._answered = asked
         return [self._interpreter.get_tensor(index) for index in self._outputs]

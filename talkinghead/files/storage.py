@@ -1,7 +1,7 @@
 """Files under one root, local or any `pyarrow.fs` URI (s3://, gs://, …), with whole-or-nothing writes.
 
-Every write goes to a temporary name first, is flushed to the disk and then renamed, so a reader sees the old file or
-the new one, never a part. An object store gives the same: an object appears when its upload is complete.
+Every write goes to a temporary name first, is flushed to the disk and then renamed, so a reader gets the old file or
+the new one, never a part. An object store behaves alike: an object appears when its upload is complete.
 """
 
 from __future__ import annotations
@@ -26,14 +26,17 @@ from talkinghead.files.uri import hide_secrets, with_whole_writes, without_crede
 from talkinghead.runtime.errors import UnreachableError, naming
 
 TEMPORARY_FOLDER = "tmp"
+"""Folder under the root for files that are being written."""
 
 
 @dataclass(frozen=True)
 class StoredFile:
-    """One file in a listing: path relative to the root, and its size in bytes."""
+    """One file in a listing."""
 
     path: str
+    """Path relative to the root, with forward slashes."""
     size: int
+    """Size in bytes."""
 
 
 class Storage:
@@ -44,7 +47,7 @@ class Storage:
 
     Attributes:
         location: Absolute path, or the URI as given. Only for opening the same place again; it may hold credentials.
-        uri: The same with credentials hidden: what messages and pages show.
+        uri: The location with credentials hidden, for messages and pages.
         local_root: The folder; None for a URI.
     """
 
@@ -61,8 +64,10 @@ class Storage:
     def __repr__(self) -> str:
         return f"Storage({self.uri!r})"
 
+    # Opened at the first use and not pickled: each process has a connection of its own.
     @cached_property
     def _remote(self) -> tuple[pafs.FileSystem, str]:
+        """The file system of a URI, and the root's path in it."""
         try:
             return pafs.FileSystem.from_uri(with_whole_writes(self.location))
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
@@ -71,9 +76,9 @@ class Storage:
 
     @contextlib.contextmanager
     def _reaching(self) -> Iterator[pafs.FileSystem]:
-        """The remote file system; what it cannot do becomes `UnreachableError`, but for a missing file.
+        """The remote file system; its errors become `UnreachableError`, except for a missing file.
 
-        Errors with a number are the operating system's, of local files.
+        Errors with a number are the operating system's, about local files, and pass through.
         """
         filesystem = self._remote[0]
         try:
@@ -84,29 +89,33 @@ class Storage:
             raise UnreachableError(f"cannot reach {self.uri}: {hide_secrets(str(error), self.location)}") from None
 
     def _local(self, path: str) -> Path:
+        """Full path of a file under a local root."""
         assert self.local_root is not None
         self._check(path)
         return self.local_root / path
 
     def _key(self, path: str) -> str:
+        """Path of a file in the remote file system."""
         self._check(path)
         return f"{self._remote[1].rstrip('/')}/{path}"
 
     @staticmethod
     def _check(path: str) -> None:
+        """Raise `ValueError` for a path that is empty, absolute or leads above the root."""
         parts = PurePosixPath(path).parts
         if not parts or path.startswith("/") or ".." in parts:
             raise ValueError(f"path {path!r} leaves the data folder")
 
     def describe(self, path: str) -> str:
-        """The full name of a file, for messages."""
+        """Full name of a file, for messages."""
         if self.local_root:
             return str(self._local(path))
+        # Options of the URI stay at its end.
         root, question, options = self.uri.partition("?")
         return f"{root.rstrip('/')}/{path}{question}{options}"
 
     def read(self, path: str) -> bytes:
-        """Whole content. Raises `FileNotFoundError`."""
+        """Whole content of a file. Raises `FileNotFoundError`."""
         if self.local_root:
             with naming(self._local(path)):
                 return self._local(path).read_bytes()
@@ -114,7 +123,7 @@ class Storage:
             return stream.read()
 
     def read_range(self, path: str, offset: int, length: int) -> bytes:
-        """`length` bytes from `offset`; raises `EOFError` when the file is shorter."""
+        """Bytes `offset .. offset + length - 1` of a file; raises `EOFError` when the file is shorter."""
         if self.local_root:
             with naming(self._local(path)), self._local(path).open("rb") as stream:
                 data = os.pread(stream.fileno(), length, offset)
@@ -138,10 +147,13 @@ class Storage:
             temporary.unlink(missing_ok=True)
 
     def create(self, path: str, data: bytes) -> bool:
-        """Write a file only if it is not there; False when it was. Two writers cannot both succeed on a local disk.
+        """Write a file only if it is not there. Of two writers on a local disk, only one succeeds.
 
-        Object stores reached through pyarrow have no conditional write: there a lost race replaces a record by its
-        equal, since what is written is a function of its name.
+        Object stores reached through pyarrow have no conditional write: there, the loser of a race replaces a file by
+        an equal one, since callers write content that its name determines.
+
+        Returns:
+            False when the file was there already.
         """
         if self.local_root is None:
             if self.exists(path):
@@ -153,6 +165,7 @@ class Storage:
         try:
             write_synced(temporary, data)
             target.parent.mkdir(parents=True, exist_ok=True)
+            # A hard link, unlike a rename, fails where the name is taken.
             os.link(temporary, target)
         except FileExistsError:
             return False
@@ -163,7 +176,7 @@ class Storage:
 
     @contextlib.contextmanager
     def staged(self, path: str) -> Iterator[Path]:
-        """A local scratch path whose file becomes `path` when the block ends without an error; else it is gone."""
+        """A local scratch path whose file becomes `path` when the block ends without an error, else is removed."""
         if self.local_root is None:
             with tempfile.TemporaryDirectory(prefix="talkinghead-") as folder:
                 scratch = Path(folder) / "file"
@@ -181,7 +194,7 @@ class Storage:
 
     @contextlib.contextmanager
     def local_copy(self, path: str) -> Iterator[Path]:
-        """The file as a local path: itself when it is local, a temporary download otherwise."""
+        """Local path of a file's content: the file itself, or a download that is removed when the block ends."""
         if self.local_root:
             yield self._local(path)
             return
@@ -193,13 +206,13 @@ class Storage:
             yield target
 
     def exists(self, path: str) -> bool:
-        """Whether a file stands at `path`."""
+        """Whether there is a file at `path` (a folder does not count)."""
         if self.local_root:
             return self._local(path).is_file()
         return self.size(path) is not None
 
     def size(self, path: str) -> int | None:
-        """Size in bytes, None when there is no such file."""
+        """Size in bytes; None when there is no such file."""
         if self.local_root:
             try:
                 return self._local(path).stat().st_size
@@ -210,7 +223,7 @@ class Storage:
         return info.size if info.type == pafs.FileType.File else None
 
     def list(self, folder: str, suffix: str = "") -> list[StoredFile]:
-        """All files below `folder`, sorted by path; empty when the folder does not exist."""
+        """All files below `folder` whose names end in `suffix`, sorted by path; empty without such a folder."""
         self._check(folder)
         found: list[StoredFile] = []
         if self.local_root:
@@ -219,6 +232,7 @@ class Storage:
                     if name.endswith(suffix):
                         full = Path(parent) / name
                         relative = full.relative_to(self.local_root).as_posix()
+                        # Another process may delete a file between the listing and this line.
                         with contextlib.suppress(FileNotFoundError):
                             found.append(StoredFile(relative, full.stat().st_size))
         else:
@@ -240,14 +254,14 @@ class Storage:
                 remote.delete_file(self._key(path))
 
     def sweep_temporary(self) -> int:
-        """Delete what killed writers left under temporary names. Only when no writer runs. Returns the count."""
+        """Delete the temporary files of killed writers; returns how many. Call it while there is no writer."""
         leftovers = self.list(TEMPORARY_FOLDER)
         for file in leftovers:
             self.delete(file.path)
         return len(leftovers)
 
     def check_writable(self) -> None:
-        """Raise one clear `OSError` when nothing can be written under the root."""
+        """Raise one clear `OSError` when files cannot be written under the root."""
         probe = f"{TEMPORARY_FOLDER}/probe-{uuid.uuid4().hex}"
         try:
             self.write(probe, b"talkinghead")
@@ -258,28 +272,31 @@ class Storage:
             raise OSError(error.errno, f"cannot write to {self.uri}: {error.strerror or error}") from error
 
     def _temporary(self) -> Path:
+        """A new temporary name under a local root, so on the file system of the final names."""
         assert self.local_root is not None
         folder = self.local_root / TEMPORARY_FOLDER
         folder.mkdir(parents=True, exist_ok=True)
         return folder / uuid.uuid4().hex
 
     def _commit(self, temporary: Path, path: str) -> None:
+        """Rename a finished temporary file to its final name."""
         target = self._local(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary.replace(target)
         sync(target.parent)
 
     def _upload(self, path: str, data: bytes | mmap.mmap) -> None:
-        """Make an object of data that are all at hand.
+        """Make an object from data that is complete in memory.
 
         Closing a stream, even after an error, makes an object of what was written until then, and pyarrow cannot abort
-        one. So nothing of ours may fail between opening and closing: there is one write, which fails as a whole.
+        one. So no code of ours may fail between opening and closing: there is one write, which fails as a whole.
         """
         with self._reaching() as remote, remote.open_output_stream(self._key(path)) as stream:
             stream.write(data)
 
     def _upload_file(self, path: str, source: Path) -> None:
-        if not source.stat().st_size:  # which cannot be mapped
+        """Make an object from a local file, mapped into memory rather than read."""
+        if not source.stat().st_size:  # an empty file cannot be mapped
             self._upload(path, b"")
             return
         with source.open("rb") as reader, mmap.mmap(reader.fileno(), 0, access=mmap.ACCESS_READ) as data:

@@ -1,8 +1,8 @@
-"""The 52 blendshape scores of an annotation: their names, and which of them belong together.
+"""The 52 blendshape scores of an annotation: their names, and the parts of the face that they belong to.
 
 Convention:
-    Column i of `blendshapes [F, 52]` is `NAMES[i]`: MediaPipe's order, which is ARKit's set with `_neutral` in front.
-    Scores lie in 0 .. 1. "Left" and "right" are the subject's.
+    Column i of `blendshapes [F, 52]` is `NAMES[i]`, in MediaPipe's order: `_neutral`, then ARKit's names (all but
+    `tongueOut`) in alphabetical order. Scores lie in 0 .. 1. "Left" and "right" are the subject's.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ NAMES = (
 NUM_BLENDSHAPES = len(NAMES)
 assert NUM_BLENDSHAPES == 52
 
+# Kept apart from the mouth, so that an open mouth can be closed without taking a smile away. Raised corners of the
+# mouth lift the cheeks, so the squint of the cheeks belongs here.
 _SMILE = ("mouthSmile", "mouthDimple", "cheekSquint")
 
 

@@ -17,8 +17,8 @@ import math
 import numpy as np
 
 VERTICAL_FOV_DEG = 63.0
-NEAR = 1.0
-FAR = 10_000.0
+NEAR = 1.0  # distance of the near plane, cm
+FAR = 10_000.0  # distance of the far plane, cm; only AniPortrait's projection depends on it
 
 FOCAL = 1.0 / math.tan(math.radians(VERTICAL_FOV_DEG) / 2)
 """Focal length in half image heights: 1.6318517."""
@@ -27,8 +27,8 @@ NEAR_HEIGHT = 2.0 * NEAR * math.tan(math.radians(VERTICAL_FOV_DEG) / 2)
 """Height of the near plane in centimetres; its width is this times the aspect ratio."""
 
 COMPAT_DEPTH = FAR * NEAR / (FAR - NEAR)
-"""AniPortrait divides by this times the depth (it reads the divisor from another element of its perspective matrix),
-so its images are 0.01 % smaller about the centre. Its published weights have seen those."""
+"""Factor 1.0001 of the depth in AniPortrait's projection, which reads it from another element of its perspective
+matrix: its images are 0.01 % smaller about the centre, and its published weights were trained on those."""
 
 
 def check_size(width: int, height: int) -> float:
@@ -57,18 +57,21 @@ def project(mesh: np.ndarray, pose_matrix: np.ndarray, width: int, height: int, 
         `[..., N, 2]` float64 pixels. Frames with NaN stay NaN.
 
     Raises:
-        ValueError: Wrong shapes or image size, or a point next to or behind the camera.
+        ValueError: Wrong shapes or image size, or a point level with or behind the camera.
     """
     aspect = check_size(width, height)
     if mesh.shape[-1] != 3 or pose_matrix.shape[-2:] != (4, 4):
         raise ValueError(f"mesh {mesh.shape} and pose matrix {pose_matrix.shape} must be [..., N, 3] and [..., 4, 4]")
-    points = transform(mesh, pose_matrix)
+    # Into camera space, where the camera looks down -z.
+    points = transform(mesh, pose_matrix)  # [..., N, 3]
     depth = -points[..., 2]
     if (depth <= 0).any():
         raise ValueError("a point of the mesh lies behind the camera: the pose's z must be well below 0")
     focal_x, focal_y, factor = FOCAL / aspect, FOCAL, 1.0
     if compat:
+        # AniPortrait's perspective matrix is float32.
         focal_x, focal_y, factor = (float(np.float32(value)) for value in (focal_x, focal_y, COMPAT_DEPTH))
+    # The quotients span -1 .. 1 over the image; pixels count from the upper left corner, y down.
     x = (focal_x * points[..., 0] / (factor * depth) + 1.0) / 2.0 * width
     y = (1.0 - focal_y * points[..., 1] / (factor * depth)) / 2.0 * height
     return np.stack((x, y), axis=-1)

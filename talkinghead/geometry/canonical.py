@@ -5,8 +5,8 @@ Convention:
     ears. Row i is landmark i of MediaPipe's 468-point face mesh. The Procrustes weights say how much each landmark
     counts when the head pose is fitted: 33 of them, on parts that move little in speech.
 
-MediaPipe's own canonical face travels inside its model bundle and is read from there. A model without a bundle gets
-`mean_face`, which was measured on real clips (`python -m annotate.mean_face`) and lives in the same space.
+MediaPipe's own canonical face is part of its model bundle and is read from there. A model without a bundle gets
+`mean_face`, which was measured on real clips (`python -m annotate.mean_face`) in the same space.
 """
 
 from __future__ import annotations
@@ -61,18 +61,20 @@ PROCRUSTES_WEIGHTS = {
 }
 """Landmark → weight, from MediaPipe's `geometry_pipeline_metadata_landmarks.pbtxt` (Apache-2.0)."""
 
-# Field numbers of MediaPipe's GeometryPipelineMetadata, Mesh3d and WeightedLandmarkRef messages.
+# The metadata is a protobuf message. Its few fields are read here, so that no generated classes are needed. Field
+# numbers of MediaPipe's GeometryPipelineMetadata, Mesh3d and WeightedLandmarkRef messages:
 _METADATA_MESH, _METADATA_BASIS = 1, 2
 _MESH_VERTICES, _MESH_INDICES = 3, 4
 _BASIS_LANDMARK, _BASIS_WEIGHT = 1, 2
 _FLOATS_PER_VERTEX = 5  # x, y, z and the texture's u, v
 
+# Wire types of protobuf's encoding (protobuf.dev/programming-guides/encoding).
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class CanonicalFace:
-    """A face in canonical space, and how much each of its points counts for the head pose."""
+    """A face in canonical space, and the weight of each of its points in the fit of the head pose."""
 
     name: Literal["mediapipe", "mean"]
     vertices: np.ndarray
@@ -114,28 +116,32 @@ def mean_face() -> CanonicalFace:
         vertices = content["vertices"].astype(np.float64)
     weights = np.zeros(NUM_VERTICES)
     weights[list(PROCRUSTES_WEIGHTS)] = list(PROCRUSTES_WEIGHTS.values())
+    # The cached face is shared by all callers.
     vertices.setflags(write=False)
     weights.setflags(write=False)
     return CanonicalFace(name="mean", vertices=vertices, weights=weights)
 
 
 def _parse_metadata(data: bytes) -> CanonicalFace:
+    """The face in MediaPipe's `geometry_pipeline_metadata_landmarks.binarypb`."""
     floats: list[float] = []
     indices: list[int] = []
     weights = np.zeros(NUM_VERTICES)
     try:
         for field, value in _fields(data):
             if field == _METADATA_MESH:
+                # The canonical mesh. Repeated numbers may come packed or one by one, so they are collected.
                 for mesh_field, item in _fields(_bytes(value)):
                     if mesh_field == _MESH_VERTICES:
                         floats.extend(_floats(_bytes(item)))
                     elif mesh_field == _MESH_INDICES:
                         indices.extend(_varints(item))
             elif field == _METADATA_BASIS:
+                # One landmark of the Procrustes fit with its weight; this field repeats.
                 point = dict(_fields(_bytes(value)))
                 (landmark,) = _varints(point[_BASIS_LANDMARK])
                 (weights[landmark],) = _floats(_bytes(point[_BASIS_WEIGHT]))
-        vertices = np.array(floats).reshape(-1, _FLOATS_PER_VERTEX)[:, :3]
+        vertices = np.array(floats).reshape(-1, _FLOATS_PER_VERTEX)[:, :3]  # [468, 3], texture coordinates dropped
         triangles = np.array(indices, dtype=np.int64).reshape(-1, 3)
         return CanonicalFace(
             name="mediapipe", vertices=vertices.copy(), weights=weights, triangles=triangles if len(triangles) else None
@@ -151,6 +157,7 @@ def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
     """Fields of a protobuf message, in order: number and value (fixed-width and nested values as bytes)."""
     at = 0
     while at < len(data):
+        # A tag is the field's number and, in its low three bits, the wire type.
         tag, at = _varint(data, at)
         wire = tag & 7
         if wire == _VARINT:
@@ -170,8 +177,10 @@ def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
+    """An integer of variable length at byte `at`, and the position after it."""
     value = shift = 0
     while True:
+        # Seven bits a byte, lowest first; a set top bit means that more follow.
         byte = data[at]
         value |= (byte & 0x7F) << shift
         at += 1
@@ -182,17 +191,17 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 
 def _bytes(value: int | bytes) -> bytes:
     if isinstance(value, int):
-        raise ValueError("an integer stands where a message or a float should")
+        raise ValueError("an integer where a message or a float is expected")
     return value
 
 
 def _floats(item: bytes) -> tuple[float, ...]:
-    """One float, or a packed run of them."""
+    """One float, or a packed list of them."""
     return struct.unpack(f"<{len(item) // 4}f", item)
 
 
 def _varints(item: int | bytes) -> list[int]:
-    """One integer, or a packed run of them."""
+    """One integer, or a packed list of them."""
     if isinstance(item, int):
         return [item]
     values, at = [], 0

@@ -1,13 +1,13 @@
 """Metric face mesh and head pose from image landmarks: MediaPipe's face geometry procedure in NumPy.
 
-The landmarks' z has an unknown scale and the face an unknown distance. Two weighted similarity fits to the canonical
+The scale of the landmarks' z and the distance of the face are unknown. Two weighted similarity fits to the canonical
 face find both: the first on the near plane as it is, the second after unprojecting with the first fit's scale. With
 the product of the two scales the landmarks are unprojected into camera space in centimetres; a last fit gives the
 head pose, and undoing it gives the mesh in canonical space.
 
 Source: `ScreenToMetricSpaceConverter` and `FloatPrecisionProcrustesSolver` of MediaPipe's face geometry module.
-Sums run in float64 here and all frames are fitted at once. Because the perspective is that of `camera.py`, projecting
-the mesh with its pose returns the landmarks.
+Here sums are float64 and all frames are fitted at once. Because the perspective is that of `camera.py`, projecting the
+mesh with its pose returns the landmarks.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def metric_mesh(landmarks: np.ndarray, width: int, height: int, face: CanonicalF
         → camera. Its 3x3 part is a rotation times a scale that is 1 to about 1e-5. Frames without a face are NaN.
 
     Raises:
-        ValueError: Wrong shape or image size, or landmarks that no face can have (all on one spot).
+        ValueError: Wrong shape or image size, or landmarks that no face can have (all in one place).
     """
     aspect = check_size(width, height)
     if landmarks.ndim != 3 or landmarks.shape[1] < NUM_VERTICES or landmarks.shape[2] != 3:
@@ -50,23 +50,24 @@ def metric_mesh(landmarks: np.ndarray, width: int, height: int, face: CanonicalF
 
 def _fit(points: np.ndarray, aspect: float, face: CanonicalFace) -> tuple[np.ndarray, np.ndarray]:
     """`metric_mesh` of frames that all have a face."""
-    # The landmarks on the near plane, and those of them that count for the fits.
-    screen = _near_plane(points, aspect)
+    # The landmarks on the near plane, and among them the anchors: those that have a weight in the fits.
+    screen = _near_plane(points, aspect)  # [F, 468, 3]
     basis = np.flatnonzero(face.weights)
     weights = face.weights[basis]
     target = face.vertices[basis]
-    anchors = screen[:, basis]
-    depth = screen[:, :, 2].mean(axis=1)[:, None]
+    anchors = screen[:, basis]  # [F, A, 3]
+    depth = screen[:, :, 2].mean(axis=1)[:, None]  # [F, 1]
 
-    # First estimate of the scale, from the near plane as it is; z turns, since depth grows away from the camera.
+    # First estimate of the scale, from the near plane as it is. z changes its sign: a landmark's z grows away from the
+    # camera, canonical z grows towards it.
     mirrored = anchors * (1.0, 1.0, -1.0)
     first, _, _ = similarity(target, mirrored, weights)
-    # Second one, from points unprojected with the first; both together put the whole face into the camera's space.
+    # Second estimate, from points unprojected with the first. Their product puts the whole face into camera space.
     second, _, _ = similarity(target, _unproject(anchors, depth, first), weights)
     scale = first * second
     camera_points = _unproject(screen, depth, scale)
 
-    # The head pose, and the mesh with the pose undone.
+    # The head pose, and the mesh with the pose undone: (p - t) R / s inverts s R p + t, as points are rows.
     scale, rotation, translation = similarity(target, camera_points[:, basis], weights)
     matrix = np.zeros((len(points), 4, 4))
     matrix[:, :3, :3] = scale[:, None, None] * rotation
@@ -106,23 +107,24 @@ def similarity(
         scale `[F]`, rotation `[F, 3, 3]`, translation `[F, 3]`, float64.
 
     Raises:
-        ValueError: The points of a frame all lie on one spot, so that they have no scale.
+        ValueError: The points of a frame all lie in one place, so that they have no scale.
 
     Source: S. Umeyama, "Least-squares estimation of transformation parameters between two point patterns", 1991.
     """
-    # Both centred.
+    # Weighted centres of both, and the covariance of target and source, [F, 3, 3].
     share = weights / weights.sum()
     source_centre = share @ source
     target_centre = np.einsum("n,fnd->fd", share, target)
     centred = source - source_centre
     # The target need not be centred here: the weighted sum of the centred source is 0.
     covariance = np.einsum("fni,nj->fij", target, centred * share[:, None])
-    # The rotation is the covariance's, with the last axis turned where it would be a reflection.
+    # The rotation is the covariance's orthogonal factor; where that is a reflection, its weakest axis is flipped.
     left, singular, right = np.linalg.svd(covariance)
     sign = np.where(np.linalg.det(left @ right) < 0, -1.0, 1.0)
     left[..., 2] *= sign[:, None]
     rotation = left @ right
-    # trace(R^T cov) is the sum of the singular values, the last one signed.
+    # The scale is trace(R^T cov) over the source's variance. The trace is the sum of the singular values, the last one
+    # signed.
     numerator = singular[:, 0] + singular[:, 1] + sign * singular[:, 2]
     scale = numerator / (share @ (centred**2).sum(axis=1))
     if (scale <= 1e-12).any():

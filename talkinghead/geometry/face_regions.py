@@ -57,8 +57,7 @@ LOWER_FACE: tuple[int, ...] = (
     401, 402, 403, 404, 405, 406, 407, 408, 409, 410, 411, 415, 416, 418, 421, 422, 424, 426, 427, 428, 430, 431,
     432, 433, 434, 435, 436,
 )
-"""The 168 vertices that lie lower than the nose's base (vertex 2) on MediaPipe's canonical face: mouth, jaw, chin and
-lower cheeks."""
+"""The 168 vertices below the nose's base (vertex 2) on MediaPipe's canonical face: mouth, jaw, chin, lower cheeks."""
 # fmt: on
 
 _LIP_TOP, _LIP_BOTTOM, _MOUTH_RIGHT, _MOUTH_LEFT = 13, 14, 61, 291
@@ -75,7 +74,7 @@ def lip_gap(points: np.ndarray) -> np.ndarray:
     """Mouth opening: distance between the middles of the inner lips, |13 - 14|, in the unit of the points.
 
     Args:
-        points: `[..., 468, 3]` cm of metric meshes, which gives cm; or image points `[..., 468, 2]`. NaN stays NaN.
+        points: Metric meshes `[..., 468, 3]` in cm, which gives cm; or image points `[..., 468, 2]`. NaN stays NaN.
 
     Returns:
         `[...]`.
@@ -91,7 +90,7 @@ def mouth_width(mesh: np.ndarray) -> np.ndarray:
 def mouth_opening_ratio(mesh: np.ndarray) -> np.ndarray:
     """Mouth opening over mouth width, `[..., 468, 3]` → `[...]`: about 0 closed, 0.5 wide open.
 
-    It does not depend on the size of the face, as the annotation's `mouth_opening` must not.
+    A ratio, so that the annotation's `mouth_opening` does not depend on the size of the face.
     """
     return lip_gap(mesh) / mouth_width(mesh)
 
@@ -108,6 +107,7 @@ def eye_opening(mesh: np.ndarray) -> np.ndarray:
     Returns:
         `[...]`.
     """
+    # Each [..., 2, 3]: right and left eye.
     outer, high_outer, high_inner, inner, low_inner, low_outer = (mesh[..., _LIDS[:, k], :] for k in range(6))
     height = np.linalg.norm(high_outer - low_outer, axis=-1) + np.linalg.norm(high_inner - low_inner, axis=-1)
     return (height / (2 * np.linalg.norm(outer - inner, axis=-1))).mean(axis=-1)

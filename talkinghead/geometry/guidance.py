@@ -1,9 +1,9 @@
 """Guidance images: landmarks drawn as coloured lines, the image that tells the generator where the face is.
 
 Convention:
-    Channels 0, 1, 2 of the colour table are red, green, blue of the RGB image. The drawing is AniPortrait's, bit for
-    bit, because its published weights have seen no other: face oval without the forehead, eyes, eyebrows, and each lip
-    in four colours; no iris, nose or points.
+    Colours are (red, green, blue), the channels of the RGB image. The drawing is AniPortrait's, bit for bit, because
+    its published weights were trained on no other: face oval without the forehead, eyes, eyebrows, and each lip in four
+    colours; no iris, nose or points.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from talkinghead.geometry.camera import check_size
 from talkinghead.geometry.face_regions import NUM_VERTICES
 
 CANVAS = 512
-"""Side of the canvas on which lines are drawn before the image is resized to the size asked for."""
-THICKNESS = 2
+"""Side in pixels of the canvas on which lines are drawn before the image is resized to the size asked for."""
+THICKNESS = 2  # width of a line in pixels of the canvas
 
 Colour = tuple[int, int, int]
 
@@ -91,17 +91,18 @@ def draw_guidance(points: np.ndarray, width: int, height: int) -> np.ndarray:
     check_size(width, height)
     if points.ndim != 2 or points.shape[0] < NUM_VERTICES or points.shape[1] < 2:
         raise ValueError(f"points have shape {points.shape}, must be [{NUM_VERTICES} or more, 2 or 3]")
-    # Rounded to float32 first: on a pixel border a float64 could fall on the other side.
+    # To pixels of the canvas. Rounded to float32 first: at a pixel's border a float64 could fall on the other side.
     xy = points[:NUM_VERTICES, :2].astype(np.float32)
     shown = np.all((xy >= 0) & (xy <= 1), axis=1)
     pixels = np.floor(np.where(shown[:, None], xy, np.float32(0)) * CANVAS).astype(np.int32)
-    np.minimum(pixels, CANVAS - 1, out=pixels)
+    np.minimum(pixels, CANVAS - 1, out=pixels)  # a coordinate of exactly 1 belongs to the last pixel
 
+    # One colour after the other; a line is left out when one of its ends is.
     canvas = np.zeros((CANVAS, CANVAS, 3), dtype=np.uint8)
     for segments, colour in _SEGMENTS:
         lines = pixels[segments[shown[segments].all(axis=1)]]
         if len(lines):
-            # Two-point polylines are exactly cv2.line, in one call per colour.
+            # Polylines of two points give the pixels of cv2.line, in one call per colour.
             cv2.polylines(canvas, list(lines), False, colour, THICKNESS, cv2.LINE_8)
     if (width, height) == (CANVAS, CANVAS):
         return canvas

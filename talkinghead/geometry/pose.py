@@ -17,7 +17,7 @@ _GIMBAL = 1e-7  # cosine of ry below which only rx ± rz is determined
 
 
 def pose_from_matrix(matrix: np.ndarray) -> np.ndarray:
-    """`[..., 4, 4]` → `[..., 6]` float64.
+    """Poses of pose matrices, `[..., 4, 4]` → `[..., 6]` float64, degrees and cm.
 
     The 3x3 part is replaced by the nearest rotation first: stored matrices carry float32 rounding and a scale of about
     1. NaN matrices give NaN.
@@ -36,7 +36,9 @@ def pose_from_matrix(matrix: np.ndarray) -> np.ndarray:
 
 
 def matrix_from_pose(pose: np.ndarray) -> np.ndarray:
-    """`[..., 6]` → `[..., 4, 4]` float64, inverse of `pose_from_matrix`. NaN poses give wholly NaN matrices.
+    """Pose matrices of poses, `[..., 6]` → `[..., 4, 4]` float64: the inverse of `pose_from_matrix`.
+
+    A pose with a NaN gives a matrix of NaN only.
 
     Raises:
         ValueError: Wrong shape.
@@ -66,8 +68,10 @@ def rotation_from_euler(degrees: np.ndarray) -> np.ndarray:
 
 def euler_from_rotation(rotation: np.ndarray) -> np.ndarray:
     """Inverse of `rotation_from_euler`: rotation `[..., 3, 3]` → degrees `[..., 3]`, ry within -90 .. 90."""
+    # ry is held within -90 .. 90 by the sign of its cosine, which is never negative here.
     cos_y = np.hypot(rotation[..., 0, 0], rotation[..., 1, 0])
     free = cos_y > _GIMBAL
+    # At the ends rz is taken as 0, where the middle row is (0, cos rx, -sin rx).
     x = np.where(
         free,
         np.arctan2(rotation[..., 2, 1], rotation[..., 2, 2]),
@@ -86,6 +90,7 @@ def nearest_rotation(matrix: np.ndarray) -> np.ndarray:
     """
     left, singular, right = np.linalg.svd(matrix)
     rotation = left @ right
+    # No sign is flipped to repair a reflection: a head pose that mirrors is a damaged one.
     if (np.linalg.det(rotation) < 0).any() or (singular[..., 2] <= 1e-6 * singular[..., 0]).any():
         raise ValueError("a pose matrix holds a reflection or has no inverse")
     return rotation
@@ -95,6 +100,7 @@ def rigid_inverse(matrix: np.ndarray) -> np.ndarray:
     """Inverse of pose matrices `[..., 4, 4]` (rotation times a uniform scale, translation); NaN stays NaN."""
     matrix = np.asarray(matrix, dtype=np.float64)
     linear = matrix[..., :3, :3]
+    # (s R)^-1 = (s R)^T / s^2, and the squares of a rotation's nine numbers add up to 3.
     squared_scale = (linear**2).sum(axis=(-2, -1), keepdims=True) / 3
     inverse = np.zeros_like(matrix)
     inverse[..., :3, :3] = np.swapaxes(linear, -2, -1) / squared_scale

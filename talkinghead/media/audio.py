@@ -1,9 +1,9 @@
 """Audio as float32 mono at 16 kHz: read from any file, and kept in the project's own WAV files.
 
-It is cut by samples on the file's presentation timeline. The order matters: decode, mean of the channels (a sum would
-clip), resample, then cut. Cutting packets instead would be off by up to a codec frame (23 ms for AAC). Every span is
-cut from one grid of 16 kHz samples that starts at the timeline's zero, so a span is equal to the same slice of the
-whole file.
+Audio is cut by samples on the file's presentation timeline. The order matters: decode, mean of the channels (a sum
+would clip), resample, then cut. Cutting packets instead would be off by up to a codec frame (23 ms for AAC). Every span
+is cut from one grid of 16 kHz samples that starts at the timeline's zero, so a span is equal to that slice of the whole
+file.
 """
 
 from __future__ import annotations
@@ -34,8 +34,9 @@ _JITTER_S = 0.04  # time stamps may be this far off the running count of samples
 _FILTER = {"filter_size": "64"}  # taps per phase; images at -95 dB, pass band to 7.5 kHz (measured)
 _SAMPLE_TYPES = {"u8": "u1", "s16": "i2", "s32": "i4", "s64": "i8", "flt": "f4", "dbl": "f8"}
 
+# "RIFF", size, "WAVE"; "fmt ", size, PCM = 1, channels, rate, bytes per second, bytes per sample, bits; "data", size
 _WAV_HEADER = struct.Struct("<4sI4s4sIHHIIHH4sI")
-_WAV_SCALE = 32768
+_WAV_SCALE = 32768  # full scale of 16 bits: -1 is the lowest value, and 1 is one step beyond the highest
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,9 @@ class AudioSpan:
     leading_silence: int
     """Samples of silence before the first sample of the source."""
     trailing_silence: int
-    """Samples of silence after its last one."""
+    """Samples of silence after the last sample of the source."""
     state: Literal["present", "silent", "missing"]
-    """`missing`: no audio stream, or nothing of it lies in the span; `silent`: peak below `SILENCE_PEAK`."""
+    """`missing`: no audio stream, or none of its samples lies in the span; `silent`: peak below `SILENCE_PEAK`."""
 
 
 def read_audio(file: MediaFile, start_s: float, num_samples: int) -> AudioSpan:
@@ -58,7 +59,7 @@ def read_audio(file: MediaFile, start_s: float, num_samples: int) -> AudioSpan:
     Args:
         file: Any audio or video file.
         start_s: Seconds from the timeline's start (what players show as 0:00).
-        num_samples: Length of the result at 16 kHz; where the source has no audio there is silence.
+        num_samples: Number of samples of the result at 16 kHz; silence fills what the source does not cover.
 
     Raises:
         ValueError: The file cannot be opened.
@@ -68,8 +69,10 @@ def read_audio(file: MediaFile, start_s: float, num_samples: int) -> AudioSpan:
         stream = audio_stream(container)
         if stream is None:
             return _missing(num_samples)
+        # A margin on both sides keeps the edges of the resampler's filter out of the span.
         margin = round(_PREROLL_S * SAMPLE_RATE)
         found, offset = _read(container, stream, first - margin, first + num_samples + margin, name_of(file))
+    # Cut: the part of the span that the source covers, with silence around it.
     samples = np.zeros(num_samples, np.float32)
     begin, end = max(first, offset), min(first + num_samples, offset + len(found))
     if end <= begin:
@@ -94,6 +97,7 @@ def read_whole_audio(file: MediaFile) -> np.ndarray:
         raise UnreadableMediaError(
             "undecodable", f"{name_of(file)}: nothing of its {stream.codec_context.name} audio can be decoded"
         )
+    # A late start becomes silence; samples before the timeline's zero are dropped.
     return np.concatenate([np.zeros(max(0, offset), np.float32), found[max(0, -offset) :]])
 
 
@@ -114,7 +118,8 @@ def _read(
     if not len(native):
         return np.zeros(0, np.float32), 0
 
-    # The resampler puts its first output on its first input, so the input must start where both grids meet.
+    # The resampler puts its first output on its first input, so the input must start where both grids meet: they do
+    # so every `block` samples of the source (441 at 44.1 kHz, 3 at 48 kHz).
     common = math.gcd(rate, SAMPLE_RATE)
     block = rate // common
     lead = position % block
@@ -128,23 +133,27 @@ def _read(
 
 
 def _seek(container: av.container.InputContainer, stream: AudioStream, time_s: float) -> None:
+    """Go to a packet at or before a point on the timeline, or to the file's start where it cannot be sought in."""
     tick = cast(Fraction, stream.time_base)
     try:
+        # Time stamps of packets need not start at 0, as the timeline does.
         container.seek(int((time_s + start_of(container)) / tick), backward=True, stream=stream)
     except FFmpegError:
         container.seek(0)  # cannot seek there: decode from the start
 
 
 def _frames(container: av.container.InputContainer, stream: AudioStream) -> Iterator[AudioFrame]:
-    """Everything that decodes; broken packets become gaps."""
+    """All frames that can be decoded; broken packets become gaps."""
     packets = container.demux(stream)
     while True:
+        packet = None
         try:
             packet = next(packets, None)
             if packet is None:
                 return
             frames = cast(list[AudioFrame], packet.decode())
         except FFmpegError:
+            # PyAV ends a stream with an empty packet without dts, which flushes the decoder: after it, nothing comes.
             if packet is None or packet.dts is None:
                 return
             continue
@@ -159,17 +168,20 @@ def _collect(
     Gaps in the time stamps become silence, overlaps are cut, jitter is ignored.
     """
     parts: list[np.ndarray] = []
-    position = expected = rate = 0
+    position = expected = rate = 0  # `expected`: where the next sample lies if the time stamps leave no gap
     for frame in frames:
+        # One rate per file: the frames share one grid of samples.
         if not parts:
             rate = frame.sample_rate
         elif frame.sample_rate != rate:
             raise ValueError(f"{name}: its audio changes from {rate} to {frame.sample_rate} Hz in the middle")
+        # Where the frame begins: by its time stamp, else right after the one before.
         begin = expected
         if frame.pts is not None and frame.time_base:
             begin = round((float(frame.pts * frame.time_base) - origin) * rate)
         if end_s is not None and begin >= end_s * rate:
             break
+        # Join it to the samples so far.
         mono = to_mono(frame)
         if not parts:
             if begin_s is not None and begin + len(mono) <= begin_s * rate:
@@ -186,7 +198,11 @@ def _collect(
 
 
 def to_mono(frame: AudioFrame) -> np.ndarray:
-    """Mean of the channels of a decoded frame, float32 `[N]`, full scale = 1."""
+    """Mean of the channels of a decoded frame, float32 `[N]`, full scale = 1.
+
+    Raises:
+        ValueError: More than 8 planar channels.
+    """
     kind = np.dtype(_SAMPLE_TYPES[frame.format.name.removesuffix("p")])
     channels = frame.layout.nb_channels
     if frame.format.is_planar:
@@ -197,6 +213,7 @@ def to_mono(frame: AudioFrame) -> np.ndarray:
         values = np.stack(planes, axis=1)
     else:
         values = np.frombuffer(cast(bytes, frame.planes[0]), kind, frame.samples * channels).reshape(-1, channels)
+    # [N, C] → [N]; unsigned samples are 8 bit only, with silence at 128.
     mono = values.mean(axis=1, dtype=np.float64)
     if kind.kind == "u":
         mono = (mono - 128) / 128
@@ -206,22 +223,26 @@ def to_mono(frame: AudioFrame) -> np.ndarray:
 
 
 def _resample(samples: np.ndarray, rate: int) -> np.ndarray:
+    """Mono samples `[N]` at `rate` → at 16 kHz, the first on the first."""
     if rate == SAMPLE_RATE:
         return samples
     resampler = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE, options=_FILTER)
     parts = []
-    for begin in range(0, len(samples), rate):
+    for begin in range(0, len(samples), rate):  # a second at a time
         frame = AudioFrame.from_ndarray(samples[None, begin : begin + rate], format="flt", layout="mono")
         frame.sample_rate, frame.pts, frame.time_base = rate, begin, Fraction(1, rate)
         parts += [out.to_ndarray()[0] for out in resampler.resample(frame)]
     parts += [out.to_ndarray()[0] for out in resampler.resample(None)]
-    return np.concatenate(parts) if parts else np.zeros(0, np.float32)  # a sample or two give nothing
+    return np.concatenate(parts) if parts else np.zeros(0, np.float32)  # a sample or two give no output
 
 
 def encode_wav(samples: np.ndarray) -> bytes:
     """Float32 `[N]` in -1 .. 1 as a WAV file: 16 kHz mono, 16 bit; values outside are limited.
 
-    Its header of 44 bytes depends on nothing but the length.
+    The header has 44 bytes and depends on the length alone.
+
+    Raises:
+        ValueError: The samples are not one-dimensional.
     """
     if samples.ndim != 1:
         raise ValueError(f"audio has shape {samples.shape}, must be [N]")
@@ -239,6 +260,7 @@ def decode_wav(data: bytes) -> np.ndarray:
     Raises:
         ValueError: Not a WAV file of the project; any other audio file is read by `read_whole_audio`.
     """
+    # Only the header that `encode_wav` writes is accepted: no other chunks, no other format.
     if len(data) < _WAV_HEADER.size:
         raise ValueError(f"a WAV file of {len(data)} bytes has no header")
     fields = _WAV_HEADER.unpack_from(data)

@@ -45,10 +45,16 @@ def decode_clip(mp4: bytes | BinaryIO) -> Iterator[np.ndarray]:
 
 
 def decode_window(mp4: bytes | BinaryIO, first: int, count: int, stride: int = 1) -> np.ndarray:
-    """`count` frames from `first` on, each `stride` after the other: RGB uint8 `[count, H, W, 3]`.
+    """Frames `first`, `first + stride`, … of a clip: RGB uint8 `[count, H, W, 3]`.
 
-    The same pixels as `decode_clip` gives. Only the packets from the key frame before `first` on are read and decoded;
-    frames that are passed over are not converted.
+    The pixels are equal to those of `decode_clip`. Reading and decoding begin at the key frame before `first`; frames
+    that are passed over are not converted.
+
+    Args:
+        mp4: The clip's file.
+        first: Number of the first frame.
+        count: How many frames.
+        stride: Frames from one to the next.
 
     Raises:
         ValueError: The clip cannot be opened, or has fewer frames.
@@ -61,9 +67,11 @@ def decode_window(mp4: bytes | BinaryIO, first: int, count: int, stride: int = 1
     images: np.ndarray | None = None
     found = 0
     with _open(mp4) as (container, stream):
+        # Go to the key frame at or before the first frame: groups are closed, so nothing earlier is needed.
         tick = cast(Fraction, stream.time_base)
         if first:
             container.seek(round(Fraction(first, FPS) / tick), stream=stream)
+        # A frame's number follows from its time stamp: decoding began at an unknown key frame.
         for frame in container.decode(stream):
             index = round(cast(int, frame.pts) * tick * FPS)
             if index < first or (index - first) % stride:
@@ -84,14 +92,14 @@ def _open(mp4: bytes | BinaryIO) -> Iterator[tuple[av.container.InputContainer, 
 
 
 def _bt709_to_rgb() -> np.ndarray:
-    """Limited-range Y'CbCr, 8 bit, to full-range RGB as a `[3, 4]` matrix with offsets. Source: ITU-R BT.709-6, §3.
+    """Matrix `[3, 4]` (the last column: offsets) from limited-range Y'CbCr, 8 bit, to full-range RGB.
 
-    Its entries are rounded as OpenCV would round them anyway, and the offsets make up for that at middle grey: what
-    is left is 0.04 levels at black and white, and a grey pixel stays grey.
+    Source: ITU-R BT.709-6, §3. The entries are rounded as OpenCV would round them anyway, and the offsets make up for
+    that at middle grey: the error that is left is 0.04 levels at black and white, and a grey pixel stays grey.
     """
     red, blue = 0.2126, 0.0722
     green = 1 - red - blue
-    luma, chroma = 255 / 219, 255 / 224
+    luma, chroma = 255 / 219, 255 / 224  # limited range: luma 16 .. 235, chroma 16 .. 240
     exact = np.array(
         [
             [luma, 0, 2 * (1 - red) * chroma],
@@ -99,6 +107,7 @@ def _bt709_to_rgb() -> np.ndarray:
             [luma, 2 * (1 - blue) * chroma, 0],
         ]
     )
+    # Offsets that make the rounded matrix exact at middle grey (luma 126).
     rounded = np.round(exact * _STEPS) / _STEPS
     black, grey = np.array([16, 128, 128]), np.array([126, 128, 128])
     return np.column_stack([rounded, exact @ (grey - black) - rounded @ grey])
@@ -108,15 +117,15 @@ _TO_RGB = _bt709_to_rgb()
 
 
 class ClipConverter:
-    """Frames of clips to RGB. The pixels depend on the frame alone; belongs to the thread that made it."""
+    """Converts frames of clips to RGB. The pixels depend on the frame alone; belongs to the thread that made it."""
 
     def __init__(self) -> None:
         self._other = PixelConverter()
 
     def rgb(self, frame: VideoFrame, out: np.ndarray | None = None) -> np.ndarray:
-        """The frame as RGB uint8 `[H, W, 3]`, full range; into `out` if it is given.
+        """The frame as RGB uint8 `[H, W, 3]`, full range; written into `out` if it is given.
 
-        A frame that is not as `encode.py` writes them (a shard may come from elsewhere) is left to swscale.
+        A frame in another format than `encode.py` writes (a shard may come from elsewhere) is left to swscale.
         """
         if not _is_ours(frame):
             image = self._other.rgb(frame, frame.width, frame.height)
@@ -141,18 +150,21 @@ def _is_ours(frame: VideoFrame) -> bool:
 
 def _samples(plane: VideoPlane) -> np.ndarray:
     """The samples of a plane `[h, w]`, not copied."""
+    # FFmpeg's rows may be longer than the image.
     return np.frombuffer(cast(memoryview, plane), np.uint8).reshape(-1, plane.line_size)[: plane.height, : plane.width]
 
 
 def _full_size(chroma: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Chroma `[H/2, W/2]`, interpolated linearly to the luma's `size`, (W, H).
 
-    Convention: where H.264 puts chroma if it does not say otherwise (ITU-T H.264, figure 6-1), as swscale does for
-    encoding: in a row on the first of two luma samples, in a column in the middle between two.
+    Convention: chroma lies where H.264 puts it by default (ITU-T H.264, figure 6-1), as swscale does for encoding: in a
+    row on the first of two luma samples, in a column in the middle between two.
     """
+    # Along the rows: even columns are the samples, odd ones the mean of two neighbours.
     padded = cv2.copyMakeBorder(chroma, 1, 1, 0, 1, cv2.BORDER_REPLICATE)
     between = cv2.addWeighted(padded[:, :-1], 0.5, padded[:, 1:], 0.5, 0)
-    rows = cv2.merge((padded[:, :-1], between)).reshape(len(padded), size[0])
+    rows = cv2.merge((padded[:, :-1], between)).reshape(len(padded), size[0])  # [H/2 + 2, W]
+    # Down the columns: each luma row lies a quarter of the way from one chroma row to the next.
     full = np.empty((size[1], size[0]), np.uint8)
     # Not cv2.resize: it rounds halves up, which these weights make so often that reds and blues shift by 0.1 levels.
     cv2.addWeighted(rows[:-2], 0.25, rows[1:-1], 0.75, 0, dst=full[0::2])

@@ -1,6 +1,6 @@
 """Encodes clips: H.264 in MP4, 25 frames per second, closed groups of 25 frames, no audio, reproducible bytes.
 
-The index stands at the front of the file, so that a reader needs no seek to the end before the first frame; FFmpeg's
+The index comes first in the file, so that a reader needs no seek to the end before the first frame; FFmpeg's
 `faststart` does the same but needs a file on disk. Box layout: ISO/IEC 14496-12.
 """
 
@@ -27,7 +27,7 @@ GROUP_FRAMES = 25
 _CLIP_X264 = (
     f"keyint={GROUP_FRAMES}",
     f"min-keyint={GROUP_FRAMES}",
-    "scenecut=0",  # key frames stand at multiples of GROUP_FRAMES and nowhere else
+    "scenecut=0",  # key frames at multiples of GROUP_FRAMES and nowhere else
     "open-gop=0",
 )
 _X264 = (
@@ -44,9 +44,12 @@ def encode_mp4(frames: Iterable[np.ndarray], width: int, height: int, settings: 
 
     Args:
         frames: RGB uint8 `[height, width, 3]`, at least one.
-        width: Even number of pixels (yuv420p has one colour for two pixels).
-        height: Even number of pixels.
+        width: Width in pixels; even, at least 16 (yuv420p has one colour for two pixels).
+        height: Height in pixels; even, at least 16.
         settings: Quality and preset.
+
+    Raises:
+        ValueError: A side that is odd or too short, or no frames.
     """
     if width % 2 or height % 2 or width < 16 or height < 16:
         raise ValueError(f"a clip of {width}x{height} cannot be encoded: both sides must be even and at least 16")
@@ -63,7 +66,8 @@ def encode_mp4(frames: Iterable[np.ndarray], width: int, height: int, settings: 
             count += 1
         if not count:
             raise ValueError("a clip needs at least one frame")
-        container.mux(stream.encode(None))
+        container.mux(stream.encode(None))  # the frames that the encoder still holds
+    # FFmpeg writes the index when the file is closed, after the frames.
     return index_first(buffer.getvalue())
 
 
@@ -78,11 +82,12 @@ def add_h264(
 
     Args:
         container: File that is being written.
-        size: Width and height, even.
+        size: Width and height in pixels, even.
         rate: Frames per second; a frame's time stamp is its number.
         settings: Quality and preset.
         x264: Further options of x264.
     """
+    # The colours are named twice: for x264 (in `_X264`), and for the container by the codec context below.
     options = {"crf": str(settings.crf), "preset": settings.preset, "x264-params": ":".join((*x264, *_X264))}
     stream = container.add_stream("libx264", rate=rate, options=options)
     (stream.width, stream.height), stream.pix_fmt = size, "yuv420p"
@@ -95,24 +100,25 @@ def add_h264(
 
 
 def index_first(mp4: bytes) -> bytes:
-    """An MP4 file with its index (`moov`) before its frames (`mdat`); chunk offsets move along.
+    """An MP4 file with its index (`moov`) before its frames (`mdat`), and chunk offsets to match.
 
-    A file that has it so already is returned as it is.
+    A file that has this order already is returned as it is.
     """
     boxes = {name: mp4[begin:end] for name, begin, end in _boxes(mp4, 0, len(mp4))}
     if list(boxes).index(b"moov") < list(boxes).index(b"mdat"):
         return mp4
+    # The index moves in front of the frames, so they begin later by its length.
     moov = bytearray(boxes.pop(b"moov"))
     _shift_chunks(moov, 0, len(moov), len(moov))
     return b"".join([boxes.pop(b"ftyp"), moov, *boxes.values()])
 
 
 def _shift_chunks(data: bytearray, begin: int, end: int, shift: int) -> None:
-    """Add `shift` to every chunk offset below the boxes in `begin .. end`."""
+    """Add `shift` to every chunk offset in the boxes of `begin .. end`, at any depth."""
     for name, first, last in _boxes(data, begin, end):
         if name in _CONTAINERS:
             _shift_chunks(data, first + 8, last, shift)
-        elif name in (b"stco", b"co64"):
+        elif name in (b"stco", b"co64"):  # size, name, version and flags, count (4 bytes each); then the offsets
             (count,) = struct.unpack_from(">I", data, first + 12)
             layout = f">{count}{'I' if name == b'stco' else 'Q'}"
             offsets = struct.unpack_from(layout, data, first + 16)
@@ -120,12 +126,12 @@ def _shift_chunks(data: bytearray, begin: int, end: int, shift: int) -> None:
 
 
 def _boxes(data: bytes | bytearray, begin: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """Name, first byte and end of each box in a row."""
+    """Name, first byte and end of each box from `begin` to `end`."""
     while begin + 8 <= end:
         size, name = struct.unpack_from(">I4s", data, begin)
-        if size == 1:
+        if size == 1:  # a 64-bit size follows
             (size,) = struct.unpack_from(">Q", data, begin + 8)
-        elif size == 0:
+        elif size == 0:  # the last box, to the end of the file
             size = end - begin
         assert 8 <= size <= end - begin, f"box {name!r} of {size} bytes does not fit"
         yield name, begin, begin + size

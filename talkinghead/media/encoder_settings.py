@@ -1,4 +1,4 @@
-"""How clips are compressed. Apart from the encoder, so that reading settings loads no codec."""
+"""Settings of clip compression, in a file apart from the encoder, so that reading settings does not load FFmpeg."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderSettings:
-    """How clips are compressed."""
+    """Settings of clip compression: quality and speed."""
 
     crf: int = 18
     """x264's constant rate factor: 18 is visually lossless, each 6 more halves the size."""

@@ -1,4 +1,4 @@
-"""What is wrong with a media file, by a stable word, so that failures can be listed and retried by cause."""
+"""Errors of media files, each with a stable word for its cause, so that failures can be listed and retried by cause."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Cause = Literal[
 
 
 class UnreadableMediaError(ValueError):
-    """A file that is no readable video, audio or image. The message names the file and says what is wrong."""
+    """Error about a file that is no readable video, audio or image. The message names the file and what is wrong."""
 
     def __init__(self, cause: Cause, message: str) -> None:
         super().__init__(message)

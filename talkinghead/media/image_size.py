@@ -16,18 +16,18 @@ Images = TypeVar("Images", np.ndarray, "Tensor")
 def resize_images(images: Images, width: int, height: int) -> Images:
     """Images in another size: each axis averaged where it shrinks, interpolated (bicubic) where it grows.
 
-    The aspect is not kept; crop before. Images that have the size already come back as they are, uncopied.
+    The aspect ratio is not kept; crop before. Images that have the size already are returned as they are, uncopied.
 
     Args:
         images: uint8 `[N, 3, H, W]`, an array or a tensor on the CPU.
-        width: Width that is wanted, pixels.
-        height: Height that is wanted, pixels.
+        width: Width of the result, pixels.
+        height: Height of the result, pixels.
 
     Returns:
-        uint8 `[N, 3, height, width]`, contiguous, of the kind that was given.
+        uint8 `[N, 3, height, width]`, contiguous; an array for an array, a tensor for a tensor.
 
     Raises:
-        ValueError: The images are of another shape or type, or the size is not positive.
+        ValueError: The images have another shape or type, or the size is not positive.
     """
     array = np.asarray(images)
     if array.ndim != 4 or array.shape[1] != 3 or array.dtype != np.uint8 or 0 in array.shape[2:]:
@@ -36,7 +36,8 @@ def resize_images(images: Images, width: int, height: int) -> Images:
         raise ValueError(f"images cannot be made {width}x{height} pixels large")
     if array.shape[2:] == (height, width):
         return images
-    rows = array.transpose(0, 2, 3, 1)
+    # OpenCV takes one image at a time, channels last.
+    rows = array.transpose(0, 2, 3, 1)  # [N, H, W, 3]
     result = np.empty((len(rows), height, width, 3), np.uint8)
     for image, place in zip(rows, result, strict=True):
         place[...] = resize_image(np.ascontiguousarray(image), width, height)
@@ -49,7 +50,8 @@ def resize_images(images: Images, width: int, height: int) -> Images:
 
 
 def resize_image(image: np.ndarray, width: int, height: int) -> np.ndarray:
-    """One image, uint8 `[H, W, 3]` → `[height, width, 3]`, as `resize_images` has it."""
+    """One image, uint8 `[H, W, 3]` → `[height, width, 3]`, by the rule of `resize_images`."""
+    # Shrink first, so that the bicubic step only ever enlarges: it would alias where an axis shrinks.
     shrunk = (min(width, image.shape[1]), min(height, image.shape[0]))
     if shrunk != (image.shape[1], image.shape[0]):
         image = cv2.resize(image, shrunk, interpolation=cv2.INTER_AREA)
@@ -59,13 +61,13 @@ def resize_image(image: np.ndarray, width: int, height: int) -> np.ndarray:
 
 
 def middle_box(width: int, height: int, to_width: int, to_height: int) -> tuple[int, int, int, int]:
-    """The largest box of another aspect in the middle of an image: left, top, width, height in pixels.
+    """The largest box of another aspect ratio in the middle of an image: left, top, width, height in pixels.
 
     Args:
         width: Width of the image, pixels.
         height: Height of the image, pixels.
-        to_width: The aspect that is wanted is to_width / to_height.
-        to_height: Its other number.
+        to_width: Numerator of the aspect ratio `to_width / to_height` of the box.
+        to_height: Denominator of that aspect ratio.
     """
     across = min(width, round(height * to_width / to_height))
     down = min(height, round(width * to_height / to_width))
@@ -73,7 +75,7 @@ def middle_box(width: int, height: int, to_width: int, to_height: int) -> tuple[
 
 
 def fit_images(images: Images, width: int, height: int) -> Images:
-    """Images cut to the aspect of another size around their middle, then resized: what training sees of a clip.
+    """Images cropped to the aspect ratio of another size around their middle, then resized, as training uses a clip.
 
     Arguments, result and errors are those of `resize_images`.
     """
@@ -82,19 +84,20 @@ def fit_images(images: Images, width: int, height: int) -> Images:
 
 
 def fit_landmarks(points: np.ndarray, image: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
-    """Landmarks of an image where `fit_images` puts them.
+    """Landmarks of an image, moved to where `fit_images` puts them.
 
     Args:
-        points: `[…, 2 or more]`, x and y in shares of the image's width and height.
-        image: Width and height of the image.
-        size: Width and height of what is made of it.
+        points: `[…, 2 or more]`, x and y as fractions of the image's width and height.
+        image: Width and height of the image, pixels.
+        size: Width and height of the image that `fit_images` makes of it, pixels.
 
     Returns:
-        The same shape and type, x and y in shares of what is made; other columns stay.
+        Landmarks of the same shape and type, x and y as fractions of the new image; other columns stay.
     """
     left, top, across, down = middle_box(*image, *size)
     if (across, down) == image:
         return points
+    # Only the crop moves them: fractions do not change in the resize after it.
     placed = points.copy()
     placed[..., 0] = (placed[..., 0] * image[0] - left) / across
     placed[..., 1] = (placed[..., 1] * image[1] - top) / down

@@ -1,8 +1,8 @@
-"""Opens media files with FFmpeg's demuxers and says what they contain: the best video stream, the best audio stream,
-how the image stands upright. What can go wrong becomes one clear line.
+"""Opens media files with FFmpeg's demuxers and describes them: the best video and audio stream, size, rotation, times.
 
-Only demuxers of self-contained audio and video files are allowed: a playlist, a concat script, a subtitle or a text
-file (FFmpeg would "play" it as terminal art) that carries a video's name is refused instead of followed.
+Whatever is wrong with a file becomes one clear line. Only demuxers of self-contained audio and video files are allowed:
+a playlist, a concat script, a subtitle or a text file (FFmpeg would "play" it as terminal art) that carries a video's
+name is refused instead of followed.
 """
 
 from __future__ import annotations
@@ -43,10 +43,11 @@ def open_media(file: MediaFile, kind: str = "video") -> Iterator[av.container.In
 
     Args:
         file: Path or seekable stream.
-        kind: What the user was asked for, `video` or `audio`; only used in messages.
+        kind: Kind of file that was asked for, `video` or `audio`; only used in messages.
 
     Raises:
-        ValueError: It is a folder, empty, unreadable, truncated, or nothing FFmpeg knows. The message names the file.
+        ValueError: The file is a folder, empty, unreadable, truncated, or in no format that FFmpeg knows. The message
+            names the file.
     """
     container = _open(file, kind)
     try:
@@ -66,6 +67,8 @@ def start_of(container: av.container.InputContainer) -> float:
 
 
 def _open(file: MediaFile, kind: str) -> av.container.InputContainer:
+    """The file, opened; every way in which that fails becomes one line that names the file."""
+    # Without the protocol list, a file could make FFmpeg open addresses on the network.
     options = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
     try:
         if not isinstance(file, Path):
@@ -76,7 +79,7 @@ def _open(file: MediaFile, kind: str) -> av.container.InputContainer:
             raise UnreadableMediaError("empty_file", f"{file} is empty (0 bytes)")
         with file.open("rb"):  # a clear error of the operating system rather than FFmpeg's
             pass
-        # `file:` and an absolute path: no name can be taken for an option, a protocol or a pattern.
+        # With `file:` and an absolute path, no name can be taken for an option, a protocol or a pattern.
         return av.open(f"file:{file.absolute()}", "r", container_options=options)
     except FFmpegError as error:
         cause = "its index is missing or damaged, or it is another kind of file"
@@ -106,22 +109,29 @@ class VideoInfo:
     index: int
     """Stream number in the file."""
     codec: str
+    """FFmpeg's name of the codec, such as `h264`."""
     pixel_format: str
+    """FFmpeg's name of the decoded frames' format, such as `yuv420p`."""
     coded_width: int
+    """Width of the decoded frame, pixels: before sample aspect ratio and rotation."""
     coded_height: int
+    """Height of the decoded frame, pixels."""
     width: int
     """Width of the upright frame with square pixels: after sample aspect ratio, then rotation."""
     height: int
+    """Height of the upright frame with square pixels."""
     rotation: int
     """Degrees clockwise that make the frame upright: 0, 90, 180 or 270."""
     sample_aspect_ratio: Fraction
+    """Width of a coded pixel over its height; 1 where the file does not say."""
     fps: float | None
-    """Average frame rate as the container tells it; never used for timing."""
+    """Average frame rate that the container announces; never used for timing."""
     start_s: float
+    """Announced time of the first frame."""
     end_s: float | None
     """Announced end; None when the container does not say."""
     tick_s: float
-    """Resolution of its time stamps."""
+    """Resolution of the time stamps."""
     hdr: str | None = None
     """`PQ` or `HLG` for high dynamic range, which is not tone-mapped here."""
     interlaced: bool = False
@@ -132,28 +142,35 @@ class AudioInfo:
     """The chosen audio stream. Times are seconds on the file's presentation timeline, which starts at 0."""
 
     index: int
+    """Stream number in the file."""
     codec: str
+    """FFmpeg's name of the codec, such as `aac`."""
     rate: int
+    """Sampling rate, Hz."""
     channels: int
     start_s: float
+    """Announced time of the first sample."""
     end_s: float | None
+    """Announced end; None when the container does not say."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MediaInfo:
-    """What `probe` found in a file."""
+    """Description of a video file."""
 
     container: str
     """Demuxer, e.g. `mov` or `matroska`."""
     duration_s: float | None
+    """Announced duration, seconds; None when the container does not say."""
     video: VideoInfo
     audio: AudioInfo | None
+    """None when there is no audio stream that can be decoded."""
 
 
 def probe(file: MediaFile) -> MediaInfo:
-    """Read a video file's headers and its first frame.
+    """Description of a video file, from its headers and its first frame.
 
-    Of several streams the best one is taken as FFmpeg ranks them (disposition, then resolution or channels, then bit
+    Among several streams the best one counts, in FFmpeg's ranking (disposition, then resolution or channels, then bit
     rate); cover images do not count as video.
 
     Raises:
@@ -201,7 +218,7 @@ def audio_stream(container: av.container.InputContainer) -> AudioStream | None:
 
 
 def first_frame(container: av.container.InputContainer, stream: VideoStream) -> VideoFrame | None:
-    """The first frame that decodes, or None; leaves the container after it."""
+    """The first frame that can be decoded, or None; the container is left at the packet after it."""
     try:
         for packet in container.demux(stream):
             try:
@@ -215,10 +232,15 @@ def first_frame(container: av.container.InputContainer, stream: VideoStream) -> 
     return None
 
 
-def describe_video(
-    container: av.container.InputContainer, stream: VideoStream, frame: VideoFrame, *, start_s: float | None = None
-) -> VideoInfo:
-    """Facts about the stream; the display matrix and interlacing are only known from a decoded frame."""
+def describe_video(container: av.container.InputContainer, stream: VideoStream, frame: VideoFrame) -> VideoInfo:
+    """Description of a video stream.
+
+    Args:
+        container: The file.
+        stream: The video stream.
+        frame: A decoded frame of it: the display matrix and interlacing are known from a frame only.
+    """
+    # Square pixels: the frame grows along the longer side of its pixels, so no detail is lost.
     aspect = Fraction(stream.sample_aspect_ratio or 0)
     if not Fraction(1, 8) <= aspect <= 8:  # 0 and nonsense mean: unknown
         aspect = Fraction(1)
@@ -227,9 +249,11 @@ def describe_video(
         width = round(width * aspect)
     else:
         height = round(height / aspect)
+    # Then upright.
     rotation = -round(frame.rotation / 90) * 90 % 360  # FFmpeg counts counter-clockwise
     if rotation in (90, 270):
         width, height = height, width
+    # Times on the timeline of the file; a negative start is before what players show.
     tick = stream.time_base or Fraction(1, 1000)
     origin = start_of(container)
     begin = _seconds(stream.start_time, tick, origin)
@@ -254,7 +278,7 @@ def describe_video(
 
 
 def describe_audio(container: av.container.InputContainer, stream: AudioStream) -> AudioInfo:
-    """Facts about the stream as its header tells them."""
+    """Description of an audio stream, from its header."""
     tick = stream.time_base or Fraction(1, stream.rate)
     begin = _seconds(stream.start_time, tick, start_of(container)) or 0.0
     return AudioInfo(
@@ -268,4 +292,5 @@ def describe_audio(container: av.container.InputContainer, stream: AudioStream) 
 
 
 def _seconds(ticks: int | None, tick: Fraction, origin: float) -> float | None:
+    """A stream's time stamp as seconds on the file's timeline, which starts at `origin`."""
     return None if ticks is None else float(ticks * tick) - origin

@@ -2,7 +2,7 @@
 
 Swscale's default path from YUV to RGB truncates: on a smooth image it is 1.1 levels too dark on average and up to 7 off
 (measured; BT.709, 8 bit). `ACCURATE` rounds properly and interpolates chroma (no bias, 0.3 on average) for about 5 ns
-per pixel more; `FAST` is for images that only a detector sees.
+per pixel more; `FAST` is for images that only a detector gets.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _MARGIN = 8  # pixels around a part that its border pixels are interpolated from
 
 
 class PixelConverter:
-    """Keeps swscale's tables between frames of one size; belongs to the thread that made it."""
+    """Converts frames, keeping swscale's tables between frames of one size; belongs to the thread that made it."""
 
     def __init__(self) -> None:
         self._reformatter = VideoReformatter()
@@ -33,7 +33,8 @@ class PixelConverter:
     def rgb(self, frame: VideoFrame, width: int, height: int, quality: Interpolation = ACCURATE) -> np.ndarray:
         """The frame as RGB uint8 `[height, width, 3]`, full range.
 
-        A frame that does not say its colour matrix is taken as BT.709 from 720 lines on, else as BT.601, as players do.
+        A frame without a colour matrix is taken as BT.709 if its longer side is 1280 pixels or more (720 lines at
+        16:9), else as BT.601, as players do.
         """
         matrix = None
         if frame.colorspace == _UNSPECIFIED:
@@ -46,8 +47,10 @@ class PixelConverter:
     def rgb_part(self, frame: VideoFrame, x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
         """The part `x0 .. x1 - 1`, `y0 .. y1 - 1` of a frame as RGB uint8 `[y1 - y0, x1 - x0, 3]`.
 
-        Cuts before it converts: a face in a 1080p frame costs a tenth. At most 1 level off the whole frame's pixels.
+        The part is cut before it is converted: a face in a 1080p frame costs a tenth of the frame. Its pixels differ
+        from the whole frame's by 1 level at most.
         """
+        # The corner on a multiple of the margin, so that chroma samples stay whole.
         left, top = (max(0, start // _MARGIN - 1) * _MARGIN for start in (x0, y0))
         right, bottom = min(frame.width, x1 + _MARGIN), min(frame.height, y1 + _MARGIN)
         cutter = self._cutter(frame, left, top, right - left, bottom - top)
@@ -63,6 +66,7 @@ class PixelConverter:
             f"pixel_aspect=1/1:colorspace={frame.colorspace}:range={frame.color_range}"
         )
         part = f"{width}:{height}:{left}:{top}"
+        # A graph costs more to build than to use, and faces stay in their boxes for many frames.
         if (source, part) not in self._cutters:
             graph = Graph()
             graph.threads = 1

@@ -36,11 +36,11 @@ SMALLEST, LARGEST = 16, 8192
 
 _AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 _WIDE_RATE = 32000  # from here on a channel gets 96 kbit/s, below 48
-_JITTER_S = 0.04  # as `talkinghead.media.audio`: smaller gaps and overlaps of time stamps are rounding
+_JITTER_S = 0.04  # smaller gaps and overlaps of time stamps are rounding (`talkinghead.media.audio` uses it too)
 
 
 def check_video_size(width: int, height: int) -> None:
-    """Raise `ValueError` when H.264 (yuv420p) cannot hold such frames."""
+    """Raise `ValueError` when H.264 (yuv420p) cannot hold frames of this size in pixels."""
     if width % 2 or height % 2:
         raise ValueError(f"a video of {width}x{height} cannot be encoded: both sides must be even")
     if not (SMALLEST <= width <= LARGEST and SMALLEST <= height <= LARGEST):
@@ -57,9 +57,9 @@ def write_talking_video(
     speech: MediaFile | np.ndarray | None = None,
     settings: EncoderSettings | None = None,
 ) -> int:
-    """`encode_talking_video`, but `path` appears, or is replaced, when the video is complete.
+    """Write a video and its sound; `path` appears, or is replaced, when the video is complete.
 
-    Its folder is made if it is missing.
+    The folder of `path` is made if it is missing. Arguments, result and errors are those of `encode_talking_video`.
     """
     with staged_file(path) as scratch:
         return encode_talking_video(
@@ -77,17 +77,17 @@ def encode_talking_video(
     speech: MediaFile | np.ndarray | None = None,
     settings: EncoderSettings | None = None,
 ) -> int:
-    """Encode a video and its sound into a file that is being staged: after an error a part of it is left.
+    """Encode a video and its sound into a scratch file: after an error a part of it is left.
 
     The same frames, speech and settings give the same bytes.
 
     Args:
-        path: Where to; the name need not end in `.mp4`.
+        path: File to write; the name need not end in `.mp4`.
         frames: RGB uint8 `[height, width, 3]`, at least one; consumed one at a time.
-        width: Even number of pixels.
-        height: Even number of pixels.
+        width: Width in pixels, even, `SMALLEST` to `LARGEST`.
+        height: Height in pixels, even, `SMALLEST` to `LARGEST`.
         fps: Frames per second; frame `k` is shown from `k / fps` on.
-        speech: The sound from the first frame on: an audio or video file (mono and stereo stay so, more channels
+        speech: Sound that begins with the first frame: an audio or video file (mono and stereo stay so, more channels
             become one), or float samples `[N]` at 16 kHz. It is cut where the last frame ends. None: no sound.
         settings: Quality and preset.
 
@@ -96,15 +96,15 @@ def encode_talking_video(
 
     Raises:
         ValueError: A size or rate that cannot be encoded, no frame, or a file without audio.
-        OSError: It cannot be written (no space left, no permission).
+        OSError: The file cannot be written (no space left, no permission).
     """
     check_video_size(width, height)
     if not 1 <= fps <= 240:
         raise ValueError(f"a video of {fps} frames per second cannot be encoded: it must be 1 to 240")
-    rate = Fraction(fps).limit_denominator(1001)
+    rate = Fraction(fps).limit_denominator(1001)  # 29.97 becomes 30000/1001
     with contextlib.ExitStack() as stack:
         sound = None if speech is None else _open_sound(speech, stack)
-        # Not a stream of Python's: what fails in the muxer's callbacks is lost there, and moving the index to the front
+        # A path, not a Python stream: PyAV loses errors in a stream's callbacks, and moving the index to the front
         # needs a file.
         options = {"movflags": "+faststart", "fflags": "+bitexact"}
         target = f"file:{path.absolute()}"
@@ -120,13 +120,13 @@ def _write(
     sound: _Sound | None,
     settings: EncoderSettings,
 ) -> int:
-    """Frames and sound into an open file; returns the number of frames."""
+    """Encode frames and sound into an open file; returns the number of frames."""
     width, height = size
     video = add_h264(container, size, rate, settings)
     audio = None if sound is None else _add_audio(container, sound)
     converter = PixelConverter()
     count = 0
-    # Frame by frame, each with the sound until its end.
+    # Frame by frame, each with the sound until its end: the muxer holds back what is ahead of the other stream.
     for image in frames:
         assert image.shape == (height, width, 3) and image.dtype == np.uint8, f"{image.shape} {image.dtype}"
         frame = converter.yuv420(image)
@@ -162,10 +162,11 @@ class _Sound:
         self._held: AudioFrame | None = None
 
     def until(self, end_s: Fraction) -> Iterator[AudioFrame]:
-        """What follows the pieces before, up to `end_s`; nothing where the source has ended."""
+        """The sound after the pieces that were handed out, up to `end_s`; nothing where the source has ended."""
         end = round(end_s * self.rate)
         while (frame := self._held or next(self._frames, None)) is not None:
             self._held = None
+            # Three cases: the frame begins later (keep it), ends in time (pass it on), or has to be split.
             begin = cast(int, frame.pts)
             if begin >= end:
                 self._held = frame
@@ -190,12 +191,14 @@ def _audio_frame(values: np.ndarray, layout: str, rate: int, position: int) -> A
 
 
 def _open_sound(speech: MediaFile | np.ndarray, stack: contextlib.ExitStack) -> _Sound:
+    """The sound of a file, which `stack` closes, or of samples `[N]` at 16 kHz."""
     if isinstance(speech, np.ndarray):
         return _Sound(_frames_of(speech), SAMPLE_RATE, "mono")
     container = stack.enter_context(open_media(speech, "audio"))
     stream = audio_stream(container)
     if stream is None:
         raise UnreadableMediaError("no_audio", f"{name_of(speech)} has no audio stream")
+    # The user's own rate where AAC has it, else the highest.
     layout = "stereo" if stream.channels == 2 else "mono"
     rate = stream.rate if stream.rate in _AAC_RATES else _AAC_RATES[-1]
     return _Sound(_resampled(_placed(container, stream), layout, rate), rate, layout)
@@ -203,14 +206,14 @@ def _open_sound(speech: MediaFile | np.ndarray, stack: contextlib.ExitStack) -> 
 
 def _frames_of(samples: np.ndarray) -> Iterator[AudioFrame]:
     """Frames of float samples `[N]` at 16 kHz."""
-    step = SAMPLE_RATE // 10
+    step = SAMPLE_RATE // 10  # 0.1 s
     for begin in range(0, len(samples), step):
         values = samples[None, begin : begin + step].astype(np.float32)
         yield _audio_frame(np.ascontiguousarray(values), "mono", SAMPLE_RATE, begin)
 
 
 def _decoded(container: InputContainer, stream: AudioStream) -> Iterator[AudioFrame]:
-    """Everything that decodes; broken packets become gaps."""
+    """All frames that can be decoded; broken packets become gaps."""
     packets = container.demux(stream)
     while True:
         try:
@@ -224,7 +227,7 @@ def _decoded(container: InputContainer, stream: AudioStream) -> Iterator[AudioFr
 
 
 def _placed(container: InputContainer, stream: AudioStream) -> Iterator[AudioFrame]:
-    """Everything that decodes, of one or two channels, with time stamps in samples from the file's 0:00 on."""
+    """All frames that can be decoded, as one or two channels, with time stamps in samples from the file's 0:00 on."""
     origin = start_of(container)
     expected = 0
     for frame in _decoded(container, stream):
@@ -233,7 +236,7 @@ def _placed(container: InputContainer, stream: AudioStream) -> Iterator[AudioFra
         if frame.pts is not None and frame.time_base:
             position = round((float(frame.pts * frame.time_base) - origin) * rate)
         if frame.layout.nb_channels > 2:
-            # As the models get it, and whatever the channels are: layouts that have no name cannot be mixed.
+            # The mean of the channels, as the models get it: FFmpeg cannot mix layouts that have no name.
             frame = _audio_frame(to_mono(frame)[None], "mono", rate, position)
         frame.pts, frame.time_base = position, Fraction(1, rate)
         expected = position + frame.samples
@@ -241,7 +244,11 @@ def _placed(container: InputContainer, stream: AudioStream) -> Iterator[AudioFra
 
 
 def _resampled(frames: Iterator[AudioFrame], layout: str, rate: int) -> Iterator[AudioFrame]:
-    """Float32 planar at `rate`, without gaps from sample 0 on: gaps become silence, what lies before 0 is cut."""
+    """Frames of float32 planar samples at `rate`, without gaps from sample 0 on.
+
+    Gaps become silence, and sound before 0 is cut.
+    """
+    # The first frame decides the graph's input format.
     graph: Graph | None = None
     for frame in frames:
         if graph is None:
@@ -249,11 +256,12 @@ def _resampled(frames: Iterator[AudioFrame], layout: str, rate: int) -> Iterator
         graph.push(frame)
         yield from _pulled(graph)
     if graph is not None:
-        graph.push(None)
+        graph.push(None)  # the resampler still holds the end
         yield from _pulled(graph)
 
 
 def _resampler(frame: AudioFrame, layout: str, rate: int) -> Graph:
+    """A filter graph that resamples frames like this one; it fills gaps and cuts overlaps by their time stamps."""
     graph = Graph()
     graph.threads = 1
     source = graph.add_abuffer(
@@ -273,6 +281,7 @@ def _resampler(frame: AudioFrame, layout: str, rate: int) -> Graph:
 
 
 def _pulled(graph: Graph) -> Iterator[AudioFrame]:
+    """The frames that a graph has ready; it reports by an exception that there are no more for now."""
     while True:
         try:
             yield cast(AudioFrame, graph.pull())

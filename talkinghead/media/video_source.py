@@ -1,7 +1,7 @@
 """Reads a video's frames in presentation order, upright and with square pixels, from any point on.
 
-`constant_rate` shows them at the project's rate. They are resampled on their presentation time, never by stride or
-average rate: a file with a variable rate, a late start or a gap keeps its timing.
+`constant_rate` resamples them to the project's rate, on their presentation time, never by stride or average rate: a
+file with a variable rate, a late start or a gap keeps its timing.
 """
 
 from __future__ import annotations
@@ -32,13 +32,14 @@ from talkinghead.media.media_file import (
 from talkinghead.media.pixels import ACCURATE, FAST, PixelConverter
 from talkinghead.timebase import frame_time, frames_in
 
+# Degrees clockwise that make a frame upright → OpenCV's code for this turn.
 _TURNS = {90: cv2.ROTATE_90_CLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_COUNTERCLOCKWISE}
 _SEEK_MARGINS_S = (0.5, 4.0, 20.0)  # one of these reaches back to a key frame that really decodes; else from the start
-_DEFAULT_FRAME_S = 0.04
+_DEFAULT_FRAME_S = 0.04  # duration of a frame where neither the frame nor the container announces one
 
 
 class Timed(Protocol):
-    """Anything that is shown from a point in time on."""
+    """Anything with a presentation time."""
 
     @property
     def time_s(self) -> float:
@@ -47,7 +48,7 @@ class Timed(Protocol):
 
     @property
     def end_s(self) -> float:
-        """When it would end if nothing followed, seconds."""
+        """End in seconds if nothing follows."""
         ...
 
 
@@ -66,7 +67,7 @@ class SourceFrame:
         self.time_s = time_s
         """Presentation time, seconds from the start of the file's timeline."""
         self.end_s = end_s
-        """When it would end if nothing followed."""
+        """End in seconds if nothing follows."""
 
     @property
     def image(self) -> np.ndarray:
@@ -74,12 +75,16 @@ class SourceFrame:
         return self._upright(self._info.width, self._info.height, ACCURATE)
 
     def part(self, x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
-        """A part of `image`, RGB uint8 `[y1 - y0, x1 - x0, 3]`, at a fraction of the cost."""
+        """A part of `image`, RGB uint8 `[y1 - y0, x1 - x0, 3]`, at a fraction of the cost.
+
+        The box is `x0 .. x1 - 1`, `y0 .. y1 - 1` in pixels of `image`.
+        """
         info, frame = self._info, self._frame
         assert 0 <= x0 < x1 <= info.width and 0 <= y0 < y1 <= info.height, f"{x0, y0, x1, y1} leaves the frame"
         whole = (info.coded_width, info.coded_height) == (frame.width, frame.height)
         if not whole or info.sample_aspect_ratio != 1:
             return self.image[y0:y1, x0:x1]  # scaled: parts have no whole pixels
+        # The same box in the frame before its rotation.
         width, height = frame.width, frame.height
         if info.rotation == 90:
             x0, y0, x1, y1 = y0, height - x1, y1, height - x0
@@ -92,10 +97,11 @@ class SourceFrame:
         return pixels if turn is None else cv2.rotate(pixels, turn)
 
     def reduced(self, width: int, height: int) -> np.ndarray:
-        """A smaller RGB uint8 `[height, width, 3]` for detectors, upright; converted faster and less exactly."""
+        """A smaller image for detectors, RGB uint8 `[height, width, 3]`, upright; converted faster and less exactly."""
         return self._upright(width, height, FAST)
 
     def _upright(self, width: int, height: int, quality: Interpolation) -> np.ndarray:
+        """RGB uint8 `[height, width, 3]`: scaled in the conversion, then turned."""
         turn = _TURNS.get(self._info.rotation)
         if self._info.rotation in (90, 270):
             width, height = height, width
@@ -104,13 +110,13 @@ class SourceFrame:
 
 
 class VideoSource:
-    """A video file, opened. Use it as a context manager; `frames` may be called several times, one at a time."""
+    """An open video file. Use it as a context manager; `frames` may be called several times, one at a time."""
 
     def __init__(self, file: MediaFile) -> None:
         """Open the file and decode its first frame.
 
         Raises:
-            ValueError: Not a video, no video stream, or nothing of it can be decoded; the message names the file.
+            ValueError: The file is no video, has no video stream, or no frame can be decoded; the message names it.
         """
         self._file = file
         self._name = name_of(file)
@@ -125,7 +131,7 @@ class VideoSource:
                 "undecodable", f"{self._name}: no frame of its {self._stream.codec_context.name} video can be decoded"
             )
         self.info: VideoInfo = describe_video(self._container, self._stream, frame)
-        self._fresh = False
+        self._fresh = False  # whether nothing was read since the file was opened
 
     def __enter__(self) -> VideoSource:
         return self
@@ -140,13 +146,13 @@ class VideoSource:
         self._stack.close()
 
     def frames(self, start_s: float = 0.0) -> Iterator[SourceFrame]:
-        """Frames in presentation order, beginning with the one that is shown at `start_s`.
+        """Frames in presentation order, beginning with the one that is shown at `start_s` (seconds on the timeline).
 
         When the video itself starts later, its first frame comes first. Broken packets are skipped and counted.
         """
         self.broken_packets = 0
-        held: SourceFrame | None = None
-        tolerance = self.info.tick_s / 2
+        held: SourceFrame | None = None  # the latest frame that is not later than `start_s`
+        tolerance = self.info.tick_s / 2  # time stamps are rounded to ticks
         for frame in self._decode_from(start_s):
             if frame.time_s > start_s + tolerance:
                 if held is not None:
@@ -160,7 +166,7 @@ class VideoSource:
 
     def _decode_from(self, start_s: float) -> Iterator[SourceFrame]:
         """Frames from a point that is not later than `start_s` (or from the first frame)."""
-        # From a key frame before it, further and further back until one decodes.
+        # From a key frame before it, further and further back until one can be decoded.
         for margin in _SEEK_MARGINS_S:
             target = start_s - margin
             if target <= self.info.start_s or not self._seek(target):
@@ -171,12 +177,13 @@ class VideoSource:
                 yield first
                 yield from frames
                 return
-        # Near the start, or where the file cannot be sought in: from its first frame on.
+        # Near the start, or in a file without an index: from its first frame on.
         self._reopen()
         yield from self._decode()
 
     def _seek(self, time_s: float) -> bool:
         """Go to a key frame before a point in time; False where the file has no index."""
+        # Every try begins with a freshly opened file, in whatever state reading left the demuxer and the decoder.
         if not self._fresh:
             self._reopen()
         self._fresh = False
@@ -189,6 +196,7 @@ class VideoSource:
         return True
 
     def _reopen(self) -> None:
+        """Open the file anew, at its first packet."""
         self._stack.close()
         self._container = self._stack.enter_context(open_media(self._file))
         self._stream = video_stream(self._container, self._name)
@@ -198,14 +206,14 @@ class VideoSource:
         self._fresh = True
 
     def _decode(self) -> Iterator[SourceFrame]:
-        """Frames from where the file stands, with their times."""
+        """Frames from the file's current position on, with their times."""
         self._fresh = False
         converter = PixelConverter()
         tick = float(cast(Fraction, self._stream.time_base))
         time_s, step_s = None, 1 / self.info.fps if self.info.fps else _DEFAULT_FRAME_S
         self._first_dts = None
         for frame in self._raw_frames():
-            # From when it is shown.
+            # Its start: from the time stamp, or counted on from the frame before.
             if self._is_avi:  # stores no presentation times, but has a constant rate
                 if time_s is None:
                     time_s = (self._first_dts or 0) * tick - self._origin
@@ -215,7 +223,7 @@ class VideoSource:
                 time_s = frame.pts * tick - self._origin
             else:  # no time stamp: it follows the one before
                 time_s = self.info.start_s if time_s is None else time_s + step_s
-            # Until when, if nothing follows.
+            # Its end if nothing follows.
             duration_s = frame.duration * tick if frame.duration and not self._is_avi else step_s
             end_s = time_s + duration_s
             if self.info.end_s is not None and time_s < self.info.end_s < end_s:
@@ -223,7 +231,7 @@ class VideoSource:
             yield SourceFrame(frame, self.info, converter, time_s, end_s)
 
     def _raw_frames(self) -> Iterator[VideoFrame]:
-        """Everything that decodes, in presentation order."""
+        """All frames that can be decoded, in presentation order."""
         packets = self._container.demux(self._stream)
         while True:
             try:
@@ -243,7 +251,7 @@ class VideoSource:
 
 
 def constant_rate(frames: Iterable[T], start_s: float, end_s: float | None, tick_s: float) -> Iterator[T]:
-    """For each output frame the source frame that it shows.
+    """The source frame that each output frame shows.
 
     Output frame `k` shows the last source frame with `time_s <= start_s + k/25 + tick_s/2`; half a tick forgives the
     rounding of time stamps. There are as many output frames as whole 25ths fit before the end of the last source frame
@@ -252,9 +260,9 @@ def constant_rate(frames: Iterable[T], start_s: float, end_s: float | None, tick
     Args:
         frames: Source frames in presentation order; the first must not be later than `start_s`. A frame that goes back
             in time is left out.
-        start_s: Time of output frame 0.
-        end_s: End of the interval, exclusive; None: to the end of the source.
-        tick_s: Resolution of the source's time stamps.
+        start_s: Time of output frame 0, seconds.
+        end_s: End of the interval, exclusive, seconds; None: to the end of the source.
+        tick_s: Resolution of the source's time stamps, seconds.
     """
     limit = None if end_s is None else frames_in(end_s - start_s + tick_s / 2)
     shown: T | None = None
@@ -262,6 +270,7 @@ def constant_rate(frames: Iterable[T], start_s: float, end_s: float | None, tick
     for frame in frames:
         if shown is not None and frame.time_s < shown.time_s:
             continue
+        # The frame before is shown at every output time until this one begins.
         while (
             shown is not None and (limit is None or k < limit) and start_s + frame_time(k) + tick_s / 2 < frame.time_s
         ):
@@ -273,6 +282,7 @@ def constant_rate(frames: Iterable[T], start_s: float, end_s: float | None, tick
         shown = frame
     if shown is None:
         return
+    # The last frame is shown until its own end.
     last = frames_in(shown.end_s - start_s + tick_s / 2)
     while k < (last if limit is None else min(last, limit)):
         yield shown

@@ -1,4 +1,4 @@
-"""What a computation costs, counted while it runs on tensors that may be without content (the meta device)."""
+"""Cost of a computation in operations and memory, counted on the meta device, whose tensors have no content."""
 
 from __future__ import annotations
 
@@ -19,23 +19,24 @@ from torch.utils.flop_counter import flop_registry
 
 @dataclass(frozen=True)
 class Cost:
-    """What one computation takes."""
+    """Cost of one computation."""
 
     flops: int
-    """Floating point operations of matrix products, convolutions and attention: two for each multiplication."""
+    """Number of floating point operations in matrix products, convolutions and attention: two per multiplication."""
     peak_bytes: int
-    """Most memory of tensors that were made inside and alive at the same time."""
+    """Largest total size in bytes of tensors that were made inside and alive at the same time."""
 
 
 @torch.no_grad()
 def measure_cost(run: Callable[[], object]) -> Cost:
-    """Run once and count.
+    """Cost of calling `run` once.
 
-    Attention counts as one fused kernel, which needs no memory for its scores; workspaces of kernels are not seen.
+    Attention counts as one fused kernel, which needs no memory for its scores. Workspaces inside kernels do not count.
 
     Args:
-        run: What to count, on the meta device: there attention has a result of the right shape and no content.
+        run: The computation, on the meta device: there attention has a result of the right shape and no content.
     """
+    # The outer mode sees attention as one function, before PyTorch takes it apart into operations that the inner sees.
     meter = _Meter()
     with _FusedAttention(meter), meter:
         run()
@@ -43,11 +44,14 @@ def measure_cost(run: Callable[[], object]) -> Cost:
 
 
 class _Meter(TorchDispatchMode):
+    """Counts the operations of PyTorch's dispatcher and the storages that they make."""
+
     def __init__(self) -> None:
         super().__init__()
         self.flops = 0
         self.peak = 0
         self._now = 0
+        # Storages by the address of their C++ object, which all views of one share.
         self._alive: dict[int, weakref.ref[torch.UntypedStorage]] = {}
         self._outside: set[int] = set()
 
@@ -55,10 +59,11 @@ class _Meter(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        # Weights and inputs were there before, also where a result is a view of them.
+        # Arguments that nothing here made are weights and inputs: they were there before, and so are views of them.
         given = (value.untyped_storage()._cdata for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor))
         self._outside.update(key for key in given if key not in self._alive)
         out = func(*args, **kwargs)
+        # PyTorch's own table of formulas; operations without one (norms, activations) count as free.
         if (count := flop_registry.get(func._overloadpacket)) is not None:
             self.flops += count(*args, **kwargs, out_val=out)
         for value in tree_leaves(out):
@@ -78,11 +83,12 @@ class _Meter(TorchDispatchMode):
             del self._alive[key]
             self._now -= size
 
+        # Called when the last tensor on the storage is gone.
         self._alive[key] = weakref.ref(storage, gone)
 
 
 class _FusedAttention(TorchFunctionMode):
-    """On the meta device attention would be taken apart, into a table of scores that no real device makes."""
+    """Counts attention as one kernel: the meta device would take it apart, with scores that no real device stores."""
 
     def __init__(self, meter: _Meter) -> None:
         super().__init__()
@@ -97,6 +103,7 @@ class _FusedAttention(TorchFunctionMode):
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         assert query.is_meta, "costs are counted on the meta device"
+        # Scores and weighted values, two matrix products. [..., T, D], [..., S, D], [..., S, V] → [..., T, V]
         *rows, length, width = query.shape
         self._meter.flops += 2 * math.prod(rows) * length * key.shape[-2] * (width + value.shape[-1])
         return query.new_empty(*rows, length, value.shape[-1])

@@ -1,4 +1,8 @@
-"""How much noise a timestep stands for: one configuration for training, inference and every sampler."""
+"""Noise schedule: the share of noise at each timestep, in one configuration for training, inference and samplers.
+
+Letters:
+    T timesteps of the schedule, B samples, F frames, C channels, h and w sides of the latents.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +24,14 @@ from talkinghead import rng
 Sampler = Literal["ddim", "dpm++", "euler", "unipc"]
 
 Key = tuple[int | str, ...]
-"""What a sample's random numbers depend on, next to seed and purpose: its slot, or its step and its name."""
+"""Parts of a random key after seed and purpose that tell samples apart: a slot, or a step and a name."""
 
 _ALLOWED = {
     "beta_schedule": ("scaled_linear", "linear"),
     "prediction_type": ("v_prediction",),
     "timestep_spacing": ("trailing", "leading", "linspace"),
 }
+# Samplers that can follow a velocity prediction on any of these schedules.
 _SAMPLERS: dict[str, Any] = {
     "ddim": DDIMScheduler,
     "dpm++": DPMSolverMultistepScheduler,
@@ -34,12 +39,12 @@ _SAMPLERS: dict[str, Any] = {
     "unipc": UniPCMultistepScheduler,
 }
 _DISTILLED = ("LCMScheduler", "TCDScheduler")
-"""Samplers of the same settings for other networks."""
+"""Samplers that have the same settings but need networks distilled for them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NoiseSchedule:
-    """Noise schedule and prediction, of one configuration.
+    """Noise schedule and kind of prediction.
 
     v-prediction (Salimans and Ho, arXiv 2202.00512), with betas rescaled so that the last timestep is pure noise and
     timesteps counted from there (Lin et al., arXiv 2305.08891). With a_t = alphas_cumprod:
@@ -71,8 +76,9 @@ class NoiseSchedule:
         """The schedule of a `diffusers` scheduler.
 
         Raises:
-            ValueError: It predicts something else than velocity, or has its betas from elsewhere.
+            ValueError: The scheduler does not predict velocity, has betas of its own, or is for distilled networks.
         """
+        # These have every setting that is compared, so only their names give them away.
         if type(scheduler).__name__ in _DISTILLED:
             raise ValueError(
                 f"{type(scheduler).__name__} does not fit: it is for networks that were distilled for it. Use one of"
@@ -83,6 +89,7 @@ class NoiseSchedule:
             raise ValueError(
                 f"{type(scheduler).__name__} has betas of its own, and the networks were not trained on them"
             )
+        # The other settings are the dataclass's own, by the same names; its checks refuse what does not fit.
         wanted = cls.__dataclass_fields__
         missing = [name for name in wanted if name not in config]
         if missing:
@@ -93,10 +100,10 @@ class NoiseSchedule:
         return cls(**{name: config[name] for name in wanted})
 
     def check(self, scheduler: SchedulerMixin) -> None:
-        """Make sure that a sampler belongs to this schedule.
+        """Check that a sampler has this schedule.
 
         Raises:
-            ValueError: It does not; says in which settings.
+            ValueError: It has another; the message names the settings that differ.
         """
         other = self.of(scheduler)
         differences = [
@@ -111,33 +118,34 @@ class NoiseSchedule:
             )
 
     def sampler(self, name: Sampler = "ddim") -> Any:
-        """A `diffusers` scheduler of this schedule.
+        """A `diffusers` scheduler with this schedule.
 
         Raises:
-            ValueError: There is none of that name.
+            ValueError: There is no sampler of that name.
         """
         if name not in _SAMPLERS:
             raise ValueError(f"sampler must be one of {', '.join(_SAMPLERS)}, not {name!r}")
         settings: dict[str, Any] = {field: getattr(self, field) for field in self.__dataclass_fields__}
         if name == "ddim":
+            # Clipping to -1 .. 1 is for images; latents go beyond.
             settings["clip_sample"] = False
         return _SAMPLERS[name](**settings)
 
     @cached_property
     def alphas_cumprod(self) -> Tensor:
-        """`[T]` float32: the share of the clean image's variance at each timestep."""
+        """Share of the clean image's variance at each timestep, `[T]` float32."""
         return self.sampler("ddim").alphas_cumprod
 
     def snr(self, timesteps: Tensor) -> Tensor:
-        """Signal-to-noise ratio a / (1 - a): of `[B]` timesteps, `[B]` float32. 0 at the last timestep."""
+        """Signal-to-noise ratio a / (1 - a) of timesteps: `[B]` → `[B]` float32; 0 at the last timestep."""
         share = self.alphas_cumprod.to(timesteps.device)[timesteps]
         return share / (1 - share)
 
     def min_snr_weight(self, timesteps: Tensor, gamma: float = 5.0) -> Tensor:
         """Weight of each sample's loss: min(SNR + 1, gamma) / (SNR + 1), `[B]` → `[B]` float32.
 
-        Min-SNR weighting (Hang et al., arXiv 2303.09556) of a velocity's error, with SNR + 1 for SNR so that pure noise
-        keeps weight 1: weigh each sample's own mean squared error, then average.
+        Min-SNR weighting (Hang et al., arXiv 2303.09556) of a velocity's error, with SNR + 1 in place of SNR so that
+        pure noise keeps weight 1: weight each sample's own mean squared error, then average.
         """
         above = self.snr(timesteps) + 1
         return above.clamp(max=gamma) / above
@@ -148,23 +156,25 @@ class NoiseSchedule:
         return signal * clean + sigma * noise
 
     def velocity(self, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """What the denoiser shall predict: `[B, …]`, `[B, …]`, `[B]` → `[B, …]`."""
+        """Velocity, the denoiser's target: `[B, …]`, `[B, …]`, `[B]` → `[B, …]`."""
         signal, sigma = self._factors(timesteps, clean)
         return signal * noise - sigma * clean
 
     def clean(self, noisy: Tensor, velocity: Tensor, timesteps: Tensor) -> Tensor:
-        """The clean latents that a prediction means: `[B, …]`, `[B, …]`, `[B]` → `[B, …]`."""
+        """Clean latents that a predicted velocity implies: `[B, …]`, `[B, …]`, `[B]` → `[B, …]`."""
         signal, sigma = self._factors(timesteps, noisy)
         return signal * noisy - sigma * velocity
 
     def draw_timesteps(self, seed: int, keys: Sequence[Key]) -> Tensor:
-        """Timesteps of training samples, uniform, one for all frames of a sample: `[B]` int64."""
+        """Timesteps of training samples, uniform, one for all frames of a sample: `[B]` int64, on the CPU."""
         last = self.num_train_timesteps
         return torch.tensor([int(rng.generator(seed, "timestep", *key).integers(last)) for key in keys])
 
     def _factors(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Factors of clean latents and of noise, in the shape and precision that multiply `like`."""
         share = self.alphas_cumprod.to(timesteps.device)[timesteps]
-        share = share.reshape(-1, *[1] * (like.ndim - 1))
+        share = share.reshape(-1, *[1] * (like.ndim - 1))  # [B, 1, 1, 1, 1] for latents [B, F, C, h, w]
+        # The roots in float32: close to the last timestep a lower precision would lose the signal.
         return share.sqrt().to(like), (1 - share).sqrt().to(like)
 
 
@@ -173,7 +183,7 @@ def draw_noise(seed: int, keys: Sequence[Key], shape: Sequence[int], *, offset: 
 
     Args:
         seed: Seed of the training.
-        keys: One for each sample.
+        keys: Random keys, one for each sample.
         shape: Shape of one sample: `[F, C, h, w]`.
         offset: Strength of a further draw for each sample and channel, the same in all frames and positions ("offset
             noise"), so that the mean of an image is also learnt.
@@ -185,6 +195,7 @@ def draw_noise(seed: int, keys: Sequence[Key], shape: Sequence[int], *, offset: 
 
 
 def _sample_noise(seed: int, key: Key, shape: Sequence[int], offset: float) -> Tensor:
+    # Drawn by NumPy on the CPU: the same numbers on every device and in every version of PyTorch.
     draws = rng.generator(seed, "noise", *key)
     noise = torch.from_numpy(draws.standard_normal(tuple(shape), dtype="float32"))
     if offset:
@@ -195,6 +206,6 @@ def _sample_noise(seed: int, key: Key, shape: Sequence[int], offset: float) -> T
 
 
 PAPER = NoiseSchedule()
-"""What training uses, and inference with what was trained here."""
+"""Schedule of training, and of inference with networks trained here."""
 COMPAT_INFER = NoiseSchedule(beta_schedule="linear")
-"""What AniPortrait's inference uses with networks that were trained on `PAPER`."""
+"""Schedule of AniPortrait's inference, with networks that were trained on `PAPER`."""

@@ -1,7 +1,7 @@
-"""Weights of networks: where the first ones come from, how files of them are read, and what identifies them.
+"""Weights of networks: first weights, files of weights, and the hash that identifies them.
 
-Nothing is filled in by chance: a folder loads whole or not at all, and of a published file every tensor is accounted
-for.
+Missing weights are never filled in at random: a folder loads whole or not at all, and every tensor of a published file
+is accounted for.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from transformers.utils import logging as transformers_logging
 from talkinghead import rng
 
 _WRAPPERS = ("state_dict", "module")
-"""Under which names training programs put the weights when they save other things with them."""
+"""Names under which training programs store the weights when they save other things with them."""
 
 
 # --- first weights ----------------------------------------------------------------------------------------------------
@@ -35,17 +35,18 @@ _WRAPPERS = ("state_dict", "module")
 
 @contextlib.contextmanager
 def weights_from(*key: int | str) -> Iterator[None]:
-    """Modules made inside draw their weights from the key alone; the global generator is left as it was.
+    """Context in which modules draw their first weights from the key alone; the global generator is left as it was.
 
-    So they are equal on every rank, at every start, after anything ran before.
+    So they are equal on every rank and at every start, whatever was computed before.
     """
+    # Modules are made on the CPU, so GPU generators need no saving; manual_seed takes 63 bits.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(rng.key_bits(*key) % 2**63)
         yield
 
 
 def first_weights(name: str) -> contextlib.AbstractContextManager[None]:
-    """`weights_from` the name of what is trained."""
+    """`weights_from` with the name of what is trained as the key."""
     return weights_from(0, "first weights", name)
 
 
@@ -59,11 +60,12 @@ class StrictModel(ModelMixin, ConfigMixin):
     def from_pretrained(cls, folder: str | os.PathLike[str], **kwargs: Any) -> Self:  # pyright: ignore[reportIncompatibleMethodOverride]
         """A model from a folder of `save_pretrained`, in evaluation mode.
 
-        Stricter than the method it replaces, which fills weights that are missing by chance.
+        Stricter than the method it replaces, which fills missing weights with random ones.
 
         Raises:
             ValueError: The folder is missing, damaged, or holds other weights than its configuration describes.
         """
+        # The plain way of loading, as the fast one needs the package `accelerate`; with the report of keys.
         kwargs = {"low_cpu_mem_usage": False, "local_files_only": True} | kwargs | {"output_loading_info": True}
         try:
             model, report = super().from_pretrained(folder, **kwargs)  # pyright: ignore[reportGeneralTypeIssues]
@@ -73,6 +75,7 @@ class StrictModel(ModelMixin, ConfigMixin):
                 f"{folder} is no whole {cls.__name__}: {text}. Give the folder that training or"
                 " conversion wrote, or copy it again"
             ) from error
+        # The library only warns of these.
         wrong = [*report["missing_keys"], *report["unexpected_keys"], *map(str, report["mismatched_keys"])]
         if wrong:
             raise ValueError(
@@ -84,9 +87,9 @@ class StrictModel(ModelMixin, ConfigMixin):
 
 @contextlib.contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Let transformers and diffusers log errors only, and draw nothing, inside: our callers say what is going on.
+    """Context in which transformers and diffusers log errors only and show no progress bars; callers report instead.
 
-    What they raise is raised.
+    Exceptions pass through.
     """
     loggers = [logging.getLogger(name) for name in ("transformers", "diffusers")]
     levels, bar = [logger.level for logger in loggers], transformers_logging.is_progress_bar_enabled()
@@ -107,20 +110,21 @@ def quiet_libraries() -> Iterator[None]:
 
 @dataclass(frozen=True, kw_only=True)
 class KeyReport:
-    """How the tensors of a file compare with those that a model needs. Names are those of the published file."""
+    """Comparison of a file's tensors with those that a model needs. Names are those of the published file."""
 
     file: str
     kind: str
     loaded: int
+    """Number of tensors that fit."""
     parameters: int
-    """Numbers in the loaded tensors."""
+    """Number of values in those tensors."""
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
     wrong_shape: list[str] = field(default_factory=list)
 
     @property
     def complete(self) -> bool:
-        """Every tensor found its place, and every place its tensor."""
+        """True when every tensor of the file fits the model and the model needs no other."""
         return not (self.missing or self.unexpected or self.wrong_shape)
 
     def __str__(self) -> str:
@@ -138,7 +142,7 @@ class KeyReport:
 def read_weights(file: str | Path) -> dict[str, Tensor]:
     """The tensors of a file, by name.
 
-    Nothing but tensors and plain values is unpickled. Weights below `state_dict` are taken from there; the prefix
+    Nothing but tensors and plain values is unpickled. Weights under `state_dict` are taken from there; the prefix
     `module.` of data-parallel training is cut off; plain values next to tensors (step numbers, settings) are left out.
 
     Args:
@@ -158,6 +162,7 @@ def read_weights(file: str | Path) -> dict[str, Tensor]:
             f"{path} cannot be read as weights; it is damaged, cut short or of another kind: copy it again"
             f" ({text.splitlines()[0][:200]})"
         ) from error
+    # Unwrap, and keep the tensors.
     for wrapper in _WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
@@ -174,13 +179,13 @@ def read_weights(file: str | Path) -> dict[str, Tensor]:
 def compare_keys(
     file: str, kind: str, found: Mapping[str, Tensor], wanted: Mapping[str, torch.Size | tuple[int, ...]]
 ) -> KeyReport:
-    """How tensors compare with the names and shapes that a model needs.
+    """Comparison of tensors with the names and shapes that a model needs.
 
     Args:
         file: Name of the file, for the report.
-        kind: What it should hold, for the report.
-        found: Its tensors.
-        wanted: Name → shape.
+        kind: Kind of weights that it should hold, for the report.
+        found: Tensors of the file by name.
+        wanted: Name → shape that the model needs.
     """
     shared = found.keys() & wanted.keys()
     wrong = sorted(key for key in shared if tuple(found[key].shape) != tuple(wanted[key]))
@@ -197,12 +202,12 @@ def compare_keys(
 
 def _unpickle(path: Path) -> Any:
     try:
-        # Gigabytes are read where they are used, not all at once.
+        # Mapped into memory: of gigabytes only the pages in use are read.
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except RuntimeError as error:
         if "mmap" not in str(error):
             raise
-        # Written before PyTorch 1.6: no zip archive.
+        # A file from before PyTorch 1.6 is no zip archive and cannot be mapped.
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
@@ -212,11 +217,11 @@ def _unpickle(path: Path) -> Any:
 def parameter_hash(module: nn.Module) -> str:
     """SHA-256 of all parameters and persistent buffers.
 
-    Over (name, dtype, shape, bytes) in the order of the names, so neither the order of registration nor the device
+    Hashes (name, dtype, shape, bytes) in the order of the names, so neither the order of registration nor the device
     matters. Buffers that `state_dict` leaves out do not count.
 
     Args:
-        module: With whole tensors: gather sharded parameters first.
+        module: Network with whole tensors: gather sharded parameters first.
 
     Returns:
         64 hexadecimal digits.

@@ -21,17 +21,17 @@ from talkinghead.geometry.face_regions import LEFT_EYE, RIGHT_EYE
 from talkinghead.rng import generator
 
 FASTEST_RATE = 60.0
-"""Most blinks per minute: one a second, with all of its 0.36 s and a look between."""
+"""Largest number of blinks per minute: one a second, which takes 0.36 s and leaves the eyes open for the rest."""
 SHUT_S, HELD_S, OPEN_S = 0.08, 0.08, 0.20
 """Seconds of closing, of being shut, and of opening."""
 
-_LEFT_GAP = 0.1
-_UPPER_SHARE = 0.9
-_FOLD_SHARE = 0.2
+_LEFT_GAP = 0.1  # share of the gap between the lids that a full blink leaves
+_UPPER_SHARE = 0.9  # share of the way that the upper lid goes; the lower lid goes the rest
+_FOLD_SHARE = 0.2  # motion of the fold above the upper lid, as a share of the whole way
 _SPREAD = 0.5  # standard deviation of an interval's logarithm
 _SHORTEST, _LONGEST = 0.35, 3.0  # intervals stay within these multiples of the mean
 
-# The skin fold above each lid, next to the lid's vertices of the same order (outer corner to inner).
+# The skin fold above each upper lid: seven vertices in the order of the lid's, outer corner to inner.
 _RIGHT_FOLD = (247, 30, 29, 27, 28, 56, 190)
 _LEFT_FOLD = (467, 260, 259, 257, 258, 286, 414)
 
@@ -48,14 +48,14 @@ _FOLDS = (np.array(_RIGHT_FOLD), np.array(_LEFT_FOLD))
 
 
 def blink_times(rate: float, seed: int) -> Iterator[float]:
-    """When blinks begin, in seconds, without end.
+    """Times in seconds at which blinks begin, without end.
 
     Args:
         rate: Blinks per minute, more than 0 and at most `FASTEST_RATE`.
-        seed: Draws the intervals.
+        seed: Seed of the intervals.
 
     Raises:
-        ValueError: Another rate.
+        ValueError: A rate out of that range.
     """
     if not 0 < rate <= FASTEST_RATE:
         raise ValueError(f"{rate} blinks per minute are not possible, must be more than 0 and at most {FASTEST_RATE:g}")
@@ -67,18 +67,19 @@ def blink_times(rate: float, seed: int) -> Iterator[float]:
         if number == 0:
             time = mean * float(draws.random())  # the video begins anywhere between two blinks
         else:
+            # A log-normal factor of mean 1, cut at both ends; blinks never run into each other.
             stretch = math.exp(_SPREAD * float(draws.standard_normal()) - _SPREAD**2 / 2)
             time += max(mean * min(max(stretch, _SHORTEST), _LONGEST), 1.2 * blink)
         yield time
 
 
 def blink_closure(frames: int, fps: float, *, rate: float, seed: int) -> np.ndarray:
-    """How far the eyes are shut in each frame, 0 (as they are) to 1 (shut): `[frames]` float64.
+    """Closure of the eyes in each frame, 0 (as they are) to 1 (shut): `[frames]` float64.
 
     A frame shows the middle of its interval, whatever the frame rate.
 
     Raises:
-        ValueError: A rate that is not possible (`blink_times`).
+        ValueError: A rate out of range (`blink_times`).
     """
     at = (np.arange(frames) + 0.5) / fps
     closure = np.zeros(frames)
@@ -91,7 +92,7 @@ def blink_closure(frames: int, fps: float, *, rate: float, seed: int) -> np.ndar
 
 
 def _smooth(share: np.ndarray) -> np.ndarray:
-    """0 … 1 → 0 … 1, without a jerk at either end."""
+    """Smoothstep, 0 … 1 → 0 … 1: its slope is 0 at both ends, so the lids start and stop without a jerk."""
     return share * share * (3 - 2 * share)
 
 
@@ -103,11 +104,12 @@ def close_eyes(mesh: np.ndarray, closure: np.ndarray) -> np.ndarray:
         closure: `[F]`, 0 … 1.
 
     Returns:
-        `[F, 468, 3]`, a copy in the same dtype. Frames with closure 0 are the same, and eyes that are shut stay so.
+        `[F, 468, 3]`, a copy in the same dtype. Frames with closure 0 are unchanged, and eyes that are shut stay so.
     """
     result = mesh.copy()
     share = closure[:, None, None].astype(mesh.dtype)
     for (upper, lower), fold in zip(EYELIDS, _FOLDS, strict=True):
+        # From the upper to the lower lid, [F, 7, 3].
         way = (mesh[:, lower] - mesh[:, upper]) * (1 - _LEFT_GAP) * share
         result[:, upper] += _UPPER_SHARE * way
         result[:, lower] -= (1 - _UPPER_SHARE) * way

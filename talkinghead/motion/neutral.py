@@ -1,13 +1,13 @@
 """A speaker's neutral mesh: the face at rest with the mouth closed, estimated from annotated frames.
 
 Rule. Every frame gets a tension: the sum of the mouth, jaw, brow, cheek and blink scores, plus 2 for each centimetre
-that the lips are apart. The neutral mesh is the per-coordinate median of the tenth of the frames with the least
-tension (at least 5 frames where there are, at most 500).
+between the lips. The neutral mesh is the per-coordinate median of the tenth of the frames with the least tension (at
+least 5 frames where there are so many, at most 500).
 
-Why so: the scores alone do not find a closed mouth (in one of our clips the tenth with the lowest sum has the lips
-1.1 cm apart), the opening alone picks lips that are pressed for a /p/ or /m/, and a blink would close the neutral
-eyes. Offsets of the scores that belong to a person's anatomy do not matter, since only frames of one person are
-compared. The median resists a few wrong frames.
+Why so: the scores alone do not find a closed mouth (in one clip the tenth with the lowest sum has the lips 1.1 cm
+apart), the opening alone picks lips that are pressed for a /p/ or /m/, and a blink would close the neutral eyes. Scores
+that a person's anatomy raises do not matter, since only frames of one person are compared. The median resists a few
+wrong frames.
 """
 
 from __future__ import annotations
@@ -20,45 +20,45 @@ import numpy as np
 from talkinghead.geometry.blendshapes import NUM_BLENDSHAPES, columns
 from talkinghead.geometry.face_regions import NUM_VERTICES, lip_gap
 
-SHARE = 0.1
+SHARE = 0.1  # share of the frames that the median is taken over
 FEWEST_FRAMES = 5
 MOST_FRAMES = 500
-"""No more frames than these are kept, so that an hour of one speaker needs no more memory than a few minutes."""
-TENSION_PER_CM = 2.0
+"""Largest number of frames kept, so that an hour of one speaker needs no more memory than a few minutes."""
+TENSION_PER_CM = 2.0  # tension for each cm between the lips
 TENSE = columns("mouth", "jaw", "brow", "cheek", "eyeBlink")
-"""Blendshapes that count; `_neutral` does not."""
+"""Columns of the blendshapes that count as tension; `_neutral` does not."""
 
 Rule = Literal["blendshapes and lip opening", "lip opening"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class NeutralMesh:
-    """The face at rest."""
+    """A face at rest, and how it was found."""
 
     mesh: np.ndarray
-    """`[468, 3]` float32, cm."""
+    """`[468, 3]` float32, cm, canonical space."""
     num_frames: int
-    """Frames that the median was taken of."""
+    """Number of frames in the median."""
     rule: Rule
-    """What the frames were chosen by; `lip opening` alone where the annotation has no blendshapes."""
+    """Measure of tension that chose the frames; `lip opening` alone where the annotation has no blendshapes."""
 
 
 class NeutralEstimator:
-    """Collects the most relaxed frames of one person over any number of clips, in bounded memory.
+    """Estimate from the most relaxed frames of one person over any number of clips, in bounded memory.
 
-    Where some frames have blendshapes and others do not, those with blendshapes are taken.
+    Where some frames have blendshapes and others do not, only those with blendshapes count.
     """
 
     def __init__(self) -> None:
         self._pools: dict[Rule, _Pool] = {"blendshapes and lip opening": _Pool(), "lip opening": _Pool()}
 
     def add(self, mesh: np.ndarray, blendshapes: np.ndarray | None, valid: np.ndarray) -> None:
-        """Look at the frames of one clip.
+        """Add the frames of one clip.
 
         Args:
             mesh: `[F, 468, 3]` cm.
             blendshapes: `[F, 52]`; None or NaN rows where the face model gives none.
-            valid: `[F]` bool; other frames are passed over.
+            valid: `[F]` bool, True where the frame has a face; other frames are ignored.
 
         Raises:
             ValueError: Shapes that do not fit each other.
@@ -71,7 +71,7 @@ class NeutralEstimator:
                 f"a neutral mesh is made of mesh [F, {NUM_VERTICES}, 3], blendshapes [F, {NUM_BLENDSHAPES}] and valid"
                 f" [F]; these are {mesh.shape}, {blendshapes.shape} and {valid.shape}"
             )
-        # How tense each frame is, by its scores and by its lips.
+        # Tension of each frame, [F], by its scores and by its lips; NaN without scores.
         opening = TENSION_PER_CM * lip_gap(mesh).astype(np.float64)
         tension = opening + blendshapes[:, TENSE].sum(axis=1, dtype=np.float64)
         # Frames without scores are kept apart: they count only where no frame has any.
@@ -86,6 +86,7 @@ class NeutralEstimator:
         Raises:
             ValueError: No frame had a face.
         """
+        # The pool of the better rule comes first.
         for rule, pool in self._pools.items():
             if pool.seen:
                 chosen = pool.chosen()
@@ -95,7 +96,7 @@ class NeutralEstimator:
 
 
 class _Pool:
-    """The frames of least tension among those seen; the earlier one where two are equal."""
+    """The least tense of all frames seen; the earlier one where two are equal."""
 
     def __init__(self) -> None:
         self.seen = 0
@@ -106,11 +107,13 @@ class _Pool:
         self.seen += int(which.sum())
         self._tension = np.concatenate((self._tension, tension[which]))
         self._mesh = np.concatenate((self._mesh, mesh[which].astype(np.float32, copy=False)))
-        # Whatever comes later, no more than MOST_FRAMES can be chosen, and only the least tense ones.
+        # No later frame can bring back one that is dropped here: at most MOST_FRAMES are chosen, the least tense ones.
         least = np.argsort(self._tension, kind="stable")[:MOST_FRAMES]
         self._tension, self._mesh = self._tension[least], self._mesh[least]
 
     def chosen(self) -> np.ndarray:
+        """Meshes `[n, 468, 3]` that the median is taken over."""
+        # A share of all frames seen, not only of those kept. The frames are in order of tension.
         count = min(max(round(SHARE * self.seen), FEWEST_FRAMES), MOST_FRAMES)
         return self._mesh[:count]
 

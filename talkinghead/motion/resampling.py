@@ -9,7 +9,7 @@ import numpy as np
 
 
 def resample_frames(values: np.ndarray, fps: float, to_fps: float, count: int) -> np.ndarray:
-    """Linear interpolation of motion in time; before the first and after the last frame's middle it stands still.
+    """Linear interpolation of motion in time; before the first and after the last frame's middle it is constant.
 
     Equal rates give the same numbers. Angles are interpolated as numbers, which is right away from ±180 degrees.
 
@@ -29,6 +29,7 @@ def resample_frames(values: np.ndarray, fps: float, to_fps: float, count: int) -
         raise ValueError(f"{len(values)} frames at {fps} fps cannot be resampled to {to_fps} fps")
     if fps == to_fps and count <= len(values):
         return values[:count]
+    # Middles of the new frames, counted in old frames from the first one's middle.
     at = np.clip((np.arange(count) + 0.5) * (fps / to_fps) - 0.5, 0, len(values) - 1)
     before = np.floor(at).astype(np.int64)
     after = np.minimum(before + 1, len(values) - 1)
@@ -44,5 +45,6 @@ def tile(template: np.ndarray, frames: int) -> np.ndarray:
     """
     if not len(template):
         raise ValueError("the pose template is empty")
+    # Forwards, then backwards without the two ends: one period of 2T - 2 rows.
     period = np.concatenate((template, template[-2:0:-1]))
     return period[np.arange(frames) % len(period)]

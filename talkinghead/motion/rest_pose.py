@@ -1,7 +1,7 @@
-"""Where a head rests in a clip, and its motion about that pose.
+"""Rest pose of a head in a clip, and the head's motion about it.
 
-Convention: poses are relative in the axes of the pose they are relative to, pose of inverse(rest) · M; so
-`rest · M(result)` is the head's matrix again.
+Convention: a relative pose is the pose of inverse(rest) · matrix, in the axes of the rest pose; so with M, which makes
+a pose a matrix, `rest · M(relative)` is the head's matrix again.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from talkinghead.geometry.pose import matrix_from_pose, pose_from_matrix, rigid_
 
 
 def clip_rest_pose(pose_matrix: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """Where a clip's head rests: the matrix of the median of each of the six pose numbers.
+    """Rest pose of a clip's head: the matrix of the median of each of the six pose numbers.
 
     Args:
         pose_matrix: `[F, 4, 4]` canonical → camera.
-        valid: `[F]` bool; other frames are passed over.
+        valid: `[F]` bool, True where the frame has a face; other frames are ignored.
 
     Returns:
         `[4, 4]` float64.
@@ -33,7 +33,7 @@ def clip_rest_pose(pose_matrix: np.ndarray, valid: np.ndarray) -> np.ndarray:
 
 
 def relative_pose(pose_matrix: np.ndarray, rest: np.ndarray) -> np.ndarray:
-    """Head motion about a rest pose: the pose of inverse(rest) · M, in the canonical axes of the rest pose.
+    """Head motion about a rest pose: the pose of inverse(rest) · pose_matrix, in the axes of the rest pose.
 
     Args:
         pose_matrix: `[F, 4, 4]`; NaN stays NaN.
@@ -46,12 +46,12 @@ def relative_pose(pose_matrix: np.ndarray, rest: np.ndarray) -> np.ndarray:
 
 
 def pose_origin(pose_matrix: np.ndarray, valid: np.ndarray, origin: Literal["rest", "first"]) -> np.ndarray:
-    """What the poses of a clip are relative to, `[4, 4]` canonical → camera.
+    """Pose that the poses of a clip are relative to, `[4, 4]` canonical → camera.
 
     Args:
-        pose_matrix: `[F, 4, 4]`.
-        valid: `[F]` bool.
-        origin: `rest`: the median of each pose number; `first`: the first frame with a face.
+        pose_matrix: `[F, 4, 4]` canonical → camera.
+        valid: `[F]` bool, True where the frame has a face.
+        origin: `rest`: the median of each pose number; `first`: the pose in the first frame with a face.
 
     Raises:
         ValueError: No frame has a face.
@@ -60,16 +60,18 @@ def pose_origin(pose_matrix: np.ndarray, valid: np.ndarray, origin: Literal["res
         return clip_rest_pose(pose_matrix, valid)
     if not valid.any():
         raise ValueError("no frame has a face, so there is no first pose")
+    # To numbers and back: that leaves a pure rotation and translation, without the scale of a stored matrix.
     first = relative_pose(pose_matrix[valid.argmax()], np.eye(4))
     return matrix_from_pose(first)
 
 
 def previous_poses(true: np.ndarray) -> np.ndarray:
-    """What a decoder sees before each frame, `[F, 6]` → `[F, 6]`: zero, then the true poses one frame late.
+    """Input of a pose decoder in each frame, `[F, 6]` → `[F, 6]`: zero, then the true poses one frame late.
 
     Over frames without a face (NaN) the last pose is held; before the first face it is zero.
     """
     present = np.isfinite(true).all(axis=1)
+    # Number of the newest frame with a face up to each frame, -1 before the first.
     last = np.maximum.accumulate(np.where(present, np.arange(len(true)), -1))
     held = np.where(last[:, None] >= 0, true[last], 0.0)
     return np.concatenate((np.zeros((1, 6)), held[:-1]))

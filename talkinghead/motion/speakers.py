@@ -1,6 +1,6 @@
-"""The speakers of a data set: neutral mesh, mean offset and number of each.
+"""The speakers of a data set: neutral mesh, mean offset and identity number of each.
 
-Kept as `speakers.safetensors`, which holds everything, and `speakers.json`, the same without arrays, for people.
+Stored as `speakers.safetensors`, which holds everything, and `speakers.json`, the same without arrays, for people.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class Speaker:
     name: str
     neutral: NeutralMesh
     mean_offset: np.ndarray
-    """`[468, 3]` float32, cm: mean over the frames of mesh minus neutral mesh; what one predicts without any input."""
+    """`[468, 3]` float32, cm: mean over the frames of mesh minus neutral mesh, the best prediction without input."""
     num_frames: int
-    """Frames with a face."""
+    """Number of frames with a face."""
 
     def __post_init__(self) -> None:
         for name, values in (("neutral mesh", self.neutral.mesh), ("mean offset", self.mean_offset)):
@@ -44,7 +44,7 @@ class Speaker:
 
 
 class Speakers(Mapping[str, Speaker]):
-    """Name → speaker. The identity of a speaker is its place in the sorted names, so it does not hang on clip order."""
+    """Name → speaker. A speaker's identity is its place among the sorted names, so it does not depend on clip order."""
 
     def __init__(self, speakers: list[Speaker]) -> None:
         """Raises `ValueError` when two have the same name, or there are none."""
@@ -65,10 +65,10 @@ class Speakers(Mapping[str, Speaker]):
         return len(self._speakers)
 
     def identity(self, name: str) -> int:
-        """Number of a speaker, 0 …
+        """Identity number of a speaker, from 0.
 
         Raises:
-            ValueError: No such speaker; names those that are there.
+            ValueError: There is no such speaker; the message names those that there are.
         """
         if name not in self._identities:
             shown = ", ".join(list(self._speakers)[:8]) + (", …" if len(self) > 8 else "")
@@ -77,7 +77,7 @@ class Speakers(Mapping[str, Speaker]):
 
     @property
     def mean_offset(self) -> np.ndarray:
-        """`[468, 3]` float32, cm: mean offset over the frames of all speakers."""
+        """Mean offset over the frames of all speakers, `[468, 3]` float32, cm."""
         frames = np.array([speaker.num_frames for speaker in self.values()], np.float64)
         offsets = np.stack([speaker.mean_offset for speaker in self.values()])
         return np.average(offsets, axis=0, weights=frames).astype(np.float32)
@@ -104,6 +104,7 @@ class Speakers(Mapping[str, Speaker]):
             "neutral_mesh": np.stack([speaker.neutral.mesh for speaker in self.values()]).astype(np.float32),
             "mean_offset": np.stack([speaker.mean_offset for speaker in self.values()]).astype(np.float32),
         }
+        # The table also goes into the tensors' file, so that rows and names cannot be of different versions.
         table = self.to_json()
         write_whole(folder / FILE, save_tensors(tensors, metadata={"speakers": canonical_json(table).decode()}))
         write_whole(folder / READABLE_FILE, pretty_json(table))
@@ -113,7 +114,7 @@ class Speakers(Mapping[str, Speaker]):
         """Inverse of `save`.
 
         Raises:
-            ValueError: No such file there, or it is damaged or of another version.
+            ValueError: The folder has no such file, or the file is damaged or of another version.
         """
         path = folder / FILE
         try:
@@ -131,6 +132,7 @@ class Speakers(Mapping[str, Speaker]):
 
 
 def _speaker(row: dict[str, Any], tensors: dict[str, np.ndarray]) -> Speaker:
+    # A row of the tensors belongs to the identity of the same number: `save` stacks in that order.
     number = row["identity"]
     neutral = NeutralMesh(
         mesh=tensors["neutral_mesh"][number], num_frames=row["neutral_num_frames"], rule=row["neutral_rule"]
@@ -141,6 +143,10 @@ def _speaker(row: dict[str, Any], tensors: dict[str, np.ndarray]) -> Speaker:
 
 
 def _metadata(data: bytes) -> dict[str, Any]:
-    """The table in a safetensors file's header: 8 bytes of length, then JSON (the format's own description)."""
+    """The table in a safetensors file's header: 8 bytes of length, then JSON.
+
+    Source: the format's description, github.com/huggingface/safetensors. Its library gives metadata only of a file by
+    name, not of bytes.
+    """
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     return json.loads(header["__metadata__"]["speakers"])

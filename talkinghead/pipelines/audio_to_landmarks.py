@@ -1,4 +1,7 @@
-"""Speech and a portrait's face in, the moving face and its image landmarks out."""
+"""Speech and a portrait's face in, the moving face and its image landmarks out.
+
+Letters of shapes: N samples of the speech, T frames of a model, F frames of the result, D width of speech features.
+"""
 
 from __future__ import annotations
 
@@ -21,34 +24,43 @@ from talkinghead.runtime.progress import ProgressCallback
 from talkinghead.timebase import SAMPLE_RATE
 
 _BLOCK = 250
-"""Poses decoded from one report of progress to the next."""
+"""Number of poses decoded between two reports of progress."""
 _COLUMNS = 36
-"""Vertices smoothed at once: float64 copies of the whole mesh would cost several times its memory."""
+"""Number of vertices smoothed at once: float64 copies of the whole mesh would cost several times its memory."""
 
 
 class AudioToLandmarks:
-    """Audio2Mesh, Audio2Pose and the projection, for speech of any length in bounded memory.
+    """Audio2Mesh, Audio2Pose and the projection, for speech of any length.
 
-    Audio2Mesh gives offsets, which are added to the reference's mesh as if the reference were neutral; Audio2Pose gives
-    the head's motion relative to the reference's pose. The same arguments give the same arrays: nothing is drawn here.
+    Audio2Mesh gives offsets, which are added to the reference's mesh as if the reference were neutral. Audio2Pose gives
+    the head's motion relative to the reference's pose. The networks' memory is bounded, whatever the length. Nothing is
+    random: the same arguments give the same arrays.
     """
 
     def __init__(
         self, audio2mesh: Audio2Mesh | None, audio2pose: Audio2Pose | None = None, *, compat: bool = False
     ) -> None:
-        """Put the models together.
+        """Put the models together, in evaluation mode.
 
         Args:
-            audio2mesh: On the device where it shall run; None: only `predict_pose` is wanted.
-            audio2pose: On the device where it shall run; None: the head's motion comes from elsewhere.
-            compat: Project as AniPortrait does, for its published weights (`projection.project`).
+            audio2mesh: Model of the mesh, on the device of its computation; None: only `predict_pose` can be used.
+            audio2pose: Model of the head's motion, on the device of its computation; None: that motion must be given.
+            compat: Whether to project as AniPortrait does, for its published weights (`projection.project`).
         """
         self.audio2mesh = None if audio2mesh is None else audio2mesh.eval()
         self.audio2pose = None if audio2pose is None else audio2pose.eval()
         self.compat = compat
 
     def num_frames(self, samples: np.ndarray, fps: float | None = None) -> int:
-        """Frames of the result for speech `[N]`; `fps` None: at the mesh model's rate."""
+        """Number F of frames of the result.
+
+        Args:
+            samples: Speech `[N]` at 16 kHz.
+            fps: Frame rate of the result; None: the mesh model's.
+
+        Raises:
+            ValueError: No samples, or no frame rate and no mesh model.
+        """
         if not len(samples):
             raise ValueError("the speech has no samples")
         return num_frames(len(samples), fps or self._mesh_model().fps)
@@ -69,22 +81,25 @@ class AudioToLandmarks:
         fps: float | None = None,
         progress: ProgressCallback | None = None,
     ) -> LandmarkMotion:
-        """Animate a face.
+        """Moving face for speech, with its landmarks in the image.
 
         Args:
-            samples: Float mono `[N]` at 16 kHz, at least one.
-            reference_mesh: `[468, 3]` cm, the portrait's (neutral) mesh.
-            reference_pose_matrix: `[4, 4]`, the portrait's head pose.
+            samples: Speech, float mono `[N]` at 16 kHz, at least one sample.
+            reference_mesh: Neutral mesh of the portrait, `[468, 3]` in cm.
+            reference_pose_matrix: Head pose of the portrait, `[4, 4]`.
             width: Width of the portrait in pixels; only its ratio to `height` matters.
             height: Height of the portrait in pixels.
-            pose: `audio` (Audio2Pose), `still`, or the motion itself, `[F, 6]` degrees and cm relative to the portrait
-                at the result's frame rate (`num_frames` of them).
-            identity: Whose head motion `audio` takes: row of Audio2Pose's identity embedding.
+            pose: Head motion: `audio` (by Audio2Pose), `still`, or given as `[F, 6]` degrees and cm relative to the
+                portrait, at the result's frame rate (`num_frames` of them).
+            identity: Row of Audio2Pose's identity embedding, the person whose head motion `audio` has.
             pose_gain: Factor of the angles of `audio`; None: the model's.
-            pose_smoothing: Frames (odd) of the moving average over the pose of `audio`; None: the model's.
-            mesh_smoothing: Frames (odd) of the moving average over the mesh offsets; None: the model's.
+            pose_smoothing: Number of frames (odd) of the moving average over the pose of `audio`; None: the model's.
+            mesh_smoothing: Number of frames (odd) of the moving average over the mesh offsets; None: the model's.
             fps: Frame rate of the result; None: the mesh model's. Models of other rates are interpolated in time.
-            progress: Progress.
+            progress: Progress callback; None: none.
+
+        Returns:
+            The moving face, with F frames.
 
         Raises:
             ValueError: No samples, an identity or pose that does not fit, or weights that give no finite motion.
@@ -92,6 +107,9 @@ class AudioToLandmarks:
         mesh_model = self._mesh_model()
         rate = fps or mesh_model.fps
         count = self.num_frames(samples, rate)
+
+        # Head motion at the result's frame rate: given, none, or predicted from the speech. Done first, so that a wrong
+        # shape or identity is refused before the mesh is computed.
         if isinstance(pose, np.ndarray):
             if pose.shape != (count, 6):
                 raise ValueError(f"the head motion has shape {pose.shape}, must be ({count}, 6) for this speech")
@@ -103,9 +121,13 @@ class AudioToLandmarks:
             )
             assert self.audio2pose is not None
             pose = resample_frames(moved, self.audio2pose.fps, rate, count)
+
+        # Mesh at the result's frame rate: the portrait's own, moved by the predicted offsets.
         offsets = self.predict_offsets(samples, smoothing=mesh_smoothing, progress=progress)
         mesh = resample_frames(offsets, mesh_model.fps, rate, count)
-        mesh += np.asarray(reference_mesh, dtype=np.float32)
+        mesh += np.asarray(reference_mesh, dtype=np.float32)  # [F, 468, 3]
+
+        # The mesh in each pose, and its landmarks in the image.
         return place(
             mesh,
             pose,
@@ -125,19 +147,28 @@ class AudioToLandmarks:
     def predict_offsets(
         self, samples: np.ndarray, *, smoothing: int | None = None, progress: ProgressCallback | None = None
     ) -> np.ndarray:
-        """Offsets of the mesh from the neutral mesh, `[T, 468, 3]` float32 cm, at Audio2Mesh's frame rate.
+        """Offsets from the neutral mesh, at Audio2Mesh's frame rate.
 
         Args:
-            samples: Float mono `[N]` at 16 kHz.
-            smoothing: Frames (odd) of the moving average; None: the model's.
-            progress: Progress.
+            samples: Speech, float mono `[N]` at 16 kHz.
+            smoothing: Number of frames (odd) of the moving average; None: the model's.
+            progress: Progress callback; None: none.
+
+        Returns:
+            Offsets in cm, float32 `[T, 468, 3]`.
+
+        Raises:
+            ValueError: There is no Audio2Mesh.
         """
+        # In windows, so that memory does not grow with the length of the speech.
         model = self._mesh_model()
         encode = _with_progress(model, "mesh from speech", num_frames(len(samples), model.fps), progress)
         offsets = encode_long(encode, _prepared(samples, model), model.fps).float().cpu().numpy()
         window = model.smoothing if smoothing is None else smoothing
         if window == 1:
             return offsets
+
+        # Vertices are smoothed independently, so a few at a time give the same result in less memory.
         smooth = np.empty_like(offsets)
         for first in range(0, offsets.shape[1], _COLUMNS):
             part = slice(first, first + _COLUMNS)
@@ -154,14 +185,17 @@ class AudioToLandmarks:
         smoothing: int | None = None,
         progress: ProgressCallback | None = None,
     ) -> np.ndarray:
-        """The head's motion, `[T, 6]` float64 degrees and cm relative to the reference, at Audio2Pose's frame rate.
+        """Head motion relative to the reference, at Audio2Pose's frame rate.
 
         Args:
-            samples: Float mono `[N]` at 16 kHz.
+            samples: Speech, float mono `[N]` at 16 kHz.
             identity: Row of the identity embedding.
             gain: Factor of the angles; None: the model's.
-            smoothing: Frames (odd) of the moving average; None: the model's.
-            progress: Progress.
+            smoothing: Number of frames (odd) of the moving average; None: the model's.
+            progress: Progress callback; None: none.
+
+        Returns:
+            Three angles in degrees and a translation in cm, float64 `[T, 6]`.
 
         Raises:
             ValueError: There is no Audio2Pose, or no such identity.
@@ -170,14 +204,19 @@ class AudioToLandmarks:
         if model is None:
             raise ValueError("head motion from the speech needs an Audio2Pose model")
         prepared = _prepared(samples, model)
+
+        # Poses are decoded one after another, each from those before. With `restart` (AniPortrait's way) every chunk is
+        # encoded and decoded for itself; otherwise speech is encoded in windows, and the decoder keeps its state.
         if model.context is None and model.chunking == "restart":
             raw = generate(model, prepared, identity)
         else:
             total = num_frames(len(samples), model.fps)
             encode = _with_progress(model.encode, "pose from speech", total, progress)
-            memory = encode_long(encode, prepared, model.fps)[None]
+            memory = encode_long(encode, prepared, model.fps)[None]  # [1, T, D]
             with _one_thread():
                 raw = _decoded(model, memory, identity, progress)
+
+        # The gain applies to the angles; the translation stays as it is.
         pose = raw.double().cpu().numpy()
         pose[:, :3] *= model.angle_gain if gain is None else gain
         return moving_average(pose, model.smoothing if smoothing is None else smoothing)
@@ -185,10 +224,10 @@ class AudioToLandmarks:
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    """Let PyTorch compute on one CPU thread inside.
+    """Context in which PyTorch computes on one CPU thread.
 
-    A pose is some hundred small products, and threads that share them meet after each one: on two busy cores that costs
-    twenty times what it brings.
+    A pose takes some hundred small products, after each of which threads would synchronise: on two busy cores that
+    costs twenty times what it saves.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -199,13 +238,14 @@ def _one_thread() -> Iterator[None]:
 
 
 def _decoded(model: Audio2Pose, memory: torch.Tensor, identity: int, progress: ProgressCallback | None) -> torch.Tensor:
-    """`[T, 6]` from memory `[1, T, D]`, in blocks, so that progress can be told."""
+    """Poses `[T, 6]` from encoded speech `[1, T, D]`, decoded in blocks, so that progress can be reported."""
     total = memory.shape[1]
     parts: list[torch.Tensor] = []
     state = None
     for first in range(0, total, _BLOCK):
         if progress is not None:
             progress("head motion", first, total)
+        # The decoder's state goes from block to block, so the blocks do not change the result.
         part = memory[:, first : first + _BLOCK]
         poses, state = decode(model, part, identity, state=state, final=first + _BLOCK >= total)
         parts.append(poses[0])
@@ -213,11 +253,11 @@ def _decoded(model: Audio2Pose, memory: torch.Tensor, identity: int, progress: P
 
 
 def _prepared(samples: np.ndarray, model: Audio2Mesh | Audio2Pose) -> torch.Tensor:
-    """Normalised over the whole recording, before it is cut into windows, and filled up to whole frames.
+    """Speech `[N]` normalised over the whole recording, before it is cut into windows, and padded to whole frames.
 
-    Filled up, because the encoders' features are stretched over the frames: with a partly filled last frame every other
-    frame would fall between two features, where training (on whole frames) has never looked. At rates that share no
-    grid with the samples (30 fps) training has looked everywhere, and the samples stay as they are.
+    It is padded because the encoders' features are stretched over the frames: with a partly filled last frame every
+    other frame would fall between two features, which never happens in training on whole frames. At rates whose frames
+    are no whole number of samples (30 fps) it happens in training too, and the speech stays as it is.
     """
     normal = normalise(torch.from_numpy(np.ascontiguousarray(samples, dtype=np.float32)))
     per_frame = SAMPLE_RATE / frame_rate(model.fps)
@@ -227,17 +267,20 @@ def _prepared(samples: np.ndarray, model: Audio2Mesh | Audio2Pose) -> torch.Tens
 
 
 def _with_progress(encode: Encode, stage: str, total: int, progress: ProgressCallback | None) -> Encode:
-    """`encode`, telling how many of `total` frames are done (windows overlap, so it is held at the total)."""
+    """Encoder that also reports how many of `total` frames are done.
+
+    Windows overlap, so the number of encoded frames can exceed the total; it is limited to it.
+    """
     if progress is None:
         return encode
     progress(stage, 0, total)
     done = 0
 
-    def encode_and_tell(piece: torch.Tensor, frames: int) -> torch.Tensor:
+    def encode_and_report(piece: torch.Tensor, frames: int) -> torch.Tensor:
         nonlocal done
         result = encode(piece, frames)
         done = min(done + frames, total)
         progress(stage, done, total)
         return result
 
-    return encode_and_tell
+    return encode_and_report

@@ -1,4 +1,4 @@
-"""How a pipeline gets by with the memory of a device: presets, networks that rest, and what to do when it runs out."""
+"""Memory of a pipeline's device: presets, networks that are moved off it, and advice when memory runs out."""
 
 from __future__ import annotations
 
@@ -13,30 +13,32 @@ from diffusers.utils.torch_utils import empty_device_cache
 from torch import nn
 
 KeepPose = Literal["device", "cpu", "none"]
-"""Where features wait for the next step: where they were computed, in the computer's memory, or nowhere."""
+"""Place where pose features are kept for the next step: on the device, in the computer's memory, or nowhere."""
 
 
 Network = TypeVar("Network", bound=nn.Module)
 
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "unable to allocate")
-"""How PyTorch's allocators, which share no exception, say it (GPU, CPU on Linux, CPU on Windows, NumPy)."""
+"""Parts of the messages of a failed allocation (GPU, CPU on Linux, CPU on Windows, NumPy), which share no exception."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryPreset:
-    """Settings for a device with so many gigabytes, at Stable Diffusion 1.5's sizes and 512x512 pixels."""
+    """Settings for a device of a given memory, at Stable Diffusion 1.5's sizes and 512x512 pixels."""
 
     gigabytes: int
+    """Memory of the device, in gigabytes as it is sold."""
     dtype: torch.dtype
     """Precision of the networks on a device that is not the CPU."""
     rest: bool
-    """Networks that look at the portrait only wait in the computer's memory, and visit the device for that."""
+    """Whether networks that only encode the portrait stay in the computer's memory, except while they work."""
     decode_chunk_size: int
-    """Frames decoded at once."""
+    """Number of frames decoded at once."""
     keep_pose: KeepPose
-    """Where pose features wait."""
+    """Place where pose features are kept for the next step."""
     share: bool
-    """See `velocity.GuidedVelocity.share`: a hundredth of the operations, for most of a gigabyte."""
+    """Whether windows share their first layers (`velocity.GuidedVelocity.share`): saves a hundredth of the operations,
+    and costs most of a gigabyte."""
 
 
 PRESETS: Mapping[int, MemoryPreset] = MappingProxyType(
@@ -53,22 +55,31 @@ PRESETS: Mapping[int, MemoryPreset] = MappingProxyType(
         ),
     }
 )
-"""By gigabytes."""
+"""Presets by their gigabytes, from the smallest."""
 
 
 LOOK_ONCE = ("image_encoder", "reference_net")
-"""Networks of a pipeline that only look at the portrait: with `MemoryPreset.rest` they rest."""
+"""Names of a pipeline's networks that only encode the portrait, to which `MemoryPreset.rest` applies."""
 
 
 def spread(parts: Mapping[str, Any], preset: MemoryPreset, device: torch.device) -> None:
-    """Move a pipeline's networks, by their names, to a device or where a preset lets them rest."""
+    """Move a pipeline's networks to a device, or to the computer's memory where the preset says so.
+
+    Args:
+        parts: Components of the pipeline by name; those that are no networks are left alone.
+        preset: Memory preset.
+        device: Device of the computation.
+    """
     for name, part in parts.items():
         if isinstance(part, nn.Module):
             part.to("cpu" if preset.rest and name in LOOK_ONCE else device)
 
 
 def memory_preset(gigabytes: int) -> MemoryPreset:
-    """A preset by its number.
+    """Preset by its number.
+
+    Args:
+        gigabytes: One of `PRESETS`.
 
     Raises:
         ValueError: There is no such preset.
@@ -79,16 +90,17 @@ def memory_preset(gigabytes: int) -> MemoryPreset:
 
 
 def fitting_preset(num_bytes: int) -> MemoryPreset:
-    """The most generous preset for a device with so much memory; the smallest where none fits.
+    """Largest preset that fits a device; the smallest preset where none fits.
 
-    A device sold as 24 GB has a little less: a twentieth may be missing.
+    Args:
+        num_bytes: Memory of the device. A device sold as 24 GB has a little less: a twentieth may be missing.
     """
     fitting = [preset for preset in PRESETS.values() if preset.gigabytes * 2**30 * 0.95 <= num_bytes]
     return fitting[-1] if fitting else next(iter(PRESETS.values()))
 
 
 def device_memory(device: torch.device) -> int | None:
-    """Bytes of a device; None where it does not say."""
+    """Memory of a device in bytes; None for the CPU, whose memory other programs share."""
     if device.type == "cpu":
         return None
     if device.type == "mps":
@@ -99,9 +111,14 @@ def device_memory(device: torch.device) -> int | None:
 
 @contextmanager
 def at_work(network: nn.Module, device: torch.device, *, rest: bool) -> Iterator[None]:
-    """Have a network on a device inside, and (`rest`) in the computer's memory afterwards.
+    """Context in which a network is on a device, and after which it is in the computer's memory.
 
-    `diffusers` has several kinds of offloading, all of which need the accelerate library.
+    Used instead of the offloading of `diffusers`, which needs the accelerate library in all of its kinds.
+
+    Args:
+        network: Network to move.
+        device: Device of the computation.
+        rest: Whether to move the network at all; otherwise it stays where it is.
     """
     if rest:
         network.to(device)
@@ -114,10 +131,11 @@ def at_work(network: nn.Module, device: torch.device, *, rest: bool) -> Iterator
 
 
 def awake(network: Network) -> Network:
-    """A network whose other methods than `forward` shall be called.
+    """The network, on its device, so that other methods than `forward` can be called.
 
-    Accelerate's hooks (`enable_model_cpu_offload`) move a network to its device in front of `forward` only.
+    Accelerate's hooks (`enable_model_cpu_offload`) move a network to its device only before `forward`.
     """
+    # A private attribute of accelerate; networks without offloading lack it.
     hook: Any = getattr(network, "_hf_hook", None)
     if hook is not None:
         hook.pre_forward(network)
@@ -126,12 +144,12 @@ def awake(network: Network) -> Network:
 
 @contextmanager
 def out_of_memory_explained(preset: MemoryPreset | None, device: torch.device, what: str) -> Iterator[None]:
-    """Say what to try where memory runs out inside.
+    """Context that turns an out-of-memory error into advice.
 
     Args:
-        preset: In force; None: none.
-        device: Where the networks are.
-        what: Is computed, such as "frames of 512x512 pixels".
+        preset: Present memory preset; None: none.
+        device: Device of the networks.
+        what: Description of what is computed, such as "frames of 512x512 pixels".
 
     Raises:
         ValueError: Memory ran out; names the next smaller preset.
@@ -147,16 +165,19 @@ def out_of_memory_explained(preset: MemoryPreset | None, device: torch.device, w
 def _is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
+    # The CPU's allocator raises a plain RuntimeError, which only its text tells apart.
     text = str(error).lower()
     return any(words in text for words in _OUT_OF_MEMORY)
 
 
 def _advice(preset: MemoryPreset | None, device: torch.device) -> str:
     smaller = [number for number in PRESETS if preset is None or number < preset.gigabytes]
+    # Of the smaller presets, those that fit the device; if none does, the smallest may still help.
     total = device_memory(device)
     if total is not None and smaller:
         smaller = [number for number in smaller if number <= fitting_preset(total).gigabytes] or smaller[:1]
     if not smaller:
         return "this is the smallest memory preset already; make the image smaller (width, height)"
+    # The largest of them costs the least speed.
     best = smaller[-1]
     return f"try the memory preset {best} (apply_preset({best}), --memory {best}), or a smaller image"

@@ -1,7 +1,7 @@
-"""The folder of a pipeline: read strictly, every tensor of every network, and running no code that the folder names.
+"""Folder of a pipeline, read strictly: every tensor of every network is checked, and no code that it names is run.
 
-`diffusers` imports the modules that a `model_index.json` names, fills weights that are missing by chance, and does not
-find networks whose class stands outside of its own packages. So the parts are read here, by loaders chosen by name.
+`diffusers` imports the modules that a `model_index.json` names, fills missing weights with random numbers, and does not
+find networks whose class is outside of its own packages. So the parts are read here, by loaders chosen by name.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from talkinghead.models.lmk2video.pose_guider import PoseGuider
 from talkinghead.models.lmk2video.reference_net import ReferenceNet
 
 INDEX = "model_index.json"
-"""Written last by `save_pretrained`: a folder without it is no whole pipeline."""
+"""Name of the index file, which `save_pretrained` writes last: a folder without it is no whole pipeline."""
 
 _LOADERS: Mapping[str, Callable[[Path], Any]] = {
     "vae": lambda folder: load_vae(str(folder)),
@@ -33,22 +33,25 @@ _LOADERS: Mapping[str, Callable[[Path], Any]] = {
     "audio2mesh": Audio2Mesh.from_pretrained,
     "audio2pose": Audio2Pose.from_pretrained,
 }
-"""Part → how it is read from its subfolder. The scheduler's class is read from the index."""
+"""Loaders of the parts from their subfolders, by name of the part. The scheduler's class is read from the index."""
 _RENAMED = {"CosineCodec": "CosineVae"}
-"""Class name in older folders → its present name. Modules are never looked up by the names that an index gives."""
+"""Present class names by those in older folders. Modules are never looked up by the names that an index gives."""
 PARTS = (*_LOADERS, "scheduler")
-"""What a pipeline is made of; its other arguments are settings."""
+"""Names of the parts of a pipeline; its other arguments are settings."""
 
 
 def read_index(folder: Path, class_name: str) -> dict[str, Any]:
-    """Parts and settings of a pipeline.
+    """Parts and settings that a pipeline's index names.
 
     Args:
-        folder: What `save_pretrained` wrote.
-        class_name: Class of the pipeline that is wanted.
+        folder: Folder that `save_pretrained` wrote.
+        class_name: Expected class of the pipeline.
+
+    Returns:
+        Library and class of each part, and the value of each setting, by name.
 
     Raises:
-        ValueError: There is no pipeline, it is damaged, or it is another one.
+        ValueError: There is no pipeline, it is damaged, or it is of another class.
     """
     file = folder / INDEX
     try:
@@ -69,19 +72,20 @@ def read_index(folder: Path, class_name: str) -> dict[str, Any]:
 def read_parts(
     folder: Path, index: Mapping[str, Any], wanted: Iterable[str], optional: Iterable[str]
 ) -> dict[str, Any]:
-    """The parts of a pipeline, networks in single precision and evaluation mode.
+    """Parts of a pipeline by name, networks in single precision and evaluation mode.
 
     Args:
-        folder: The pipeline's.
-        index: What `read_index` returned.
+        folder: Folder of the pipeline.
+        index: Result of `read_index`.
         wanted: Names of the parts to read.
-        optional: Those of them that may be missing: they become None.
+        optional: Names of parts that may be missing; they become None.
 
     Raises:
-        ValueError: A part is missing, damaged, or another one than the index says.
+        ValueError: A part is missing, damaged, or of another class than the index says.
     """
     parts: dict[str, Any] = {}
     for name in wanted:
+        # The index has [library, class] for each part, and [null, null] for a part that the pipeline lacks.
         entry = index.get(name)
         library, kind = entry if isinstance(entry, list) and len(entry) == 2 else (None, None)
         if kind is None:
@@ -89,6 +93,8 @@ def read_parts(
                 raise ValueError(f"{folder / INDEX} names no {name}: the folder is damaged, copy or convert it again")
             parts[name] = None
             continue
+
+        # Read by our own loader, then compared with the class that the index names.
         if not (folder / name).is_dir():
             raise ValueError(f"{folder} has no folder {name}, though its {INDEX} names one: copy it again")
         part = _read_scheduler(folder, str(kind)) if name == "scheduler" else _LOADERS[name](folder / name)
@@ -99,6 +105,7 @@ def read_parts(
 
 
 def _read_scheduler(folder: Path, kind: str) -> SchedulerMixin:
+    # Users may swap the scheduler, so any class of `diffusers` itself is allowed, and nothing else.
     found = getattr(diffusers, kind, None)
     if not (isinstance(found, type) and issubclass(found, SchedulerMixin)):
         raise ValueError(

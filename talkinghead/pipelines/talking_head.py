@@ -1,4 +1,4 @@
-"""A portrait and a moving face in, video frames out: the pipeline around the Lmk2Video networks."""
+"""Pipeline around the Lmk2Video networks: a portrait and a moving face in, video frames out."""
 
 from __future__ import annotations
 
@@ -28,31 +28,35 @@ from talkinghead.pipelines.memory import MemoryPreset, memory_preset, spread
 from talkinghead.pipelines.pipeline_folder import PARTS, read_index, read_parts
 
 _SPEECH = ("audio2mesh", "audio2pose")
-"""Always in single precision."""
+"""Names of the networks for speech, which are always in single precision."""
 
 
 class TalkingHeadPipeline(DiffusionPipeline):
-    """Animates a portrait by landmarks, for videos of any length in memory that does not grow with them.
+    """Pipeline that animates a portrait by landmarks, for videos of any length in constant memory.
 
-    A `diffusers` pipeline: `save_pretrained` and `from_pretrained`, `to`, `components`, `progress_bar`, a scheduler to
-    be swapped, callbacks, `interrupt`. Read it with this class: `DiffusionPipeline.from_pretrained` does not find
-    networks outside of `diffusers`.
+    A `diffusers` pipeline: `save_pretrained` and `from_pretrained`, `to`, `components`, `progress_bar`, a scheduler
+    that can be swapped, callbacks, `interrupt`. Load it with this class: `DiffusionPipeline.from_pretrained` does not
+    find networks outside of `diffusers`.
 
     Args:
-        vae: VAE of the images: `AutoencoderKL`, or the `CosineVae` of tiny models.
-        image_encoder: CLIP's, with projection.
-        reference_net: Looks at the portrait.
-        denoiser: With motion modules (stage 2), or without (stage 1: frames know nothing of each other).
-        pose_guider: Looks at guidance images.
-        scheduler: A sampler of `NoiseSchedule`, see `noise_schedule`.
-        audio2mesh: Speech to a moving mesh; None: `motion` cannot be used.
-        audio2pose: Speech to head motion; None: `motion` needs head motion from elsewhere.
-        compat: AniPortrait's published weights: windows form a closed loop and count alike, projection is as there.
-        fps: Frame rate that the motion modules have learnt.
-        width: Width in pixels of the images that the networks have learnt, the default of calls.
-        height: Height in pixels of the same, the default of calls.
-        context_frames: Frames of the windows that the motion modules have learnt, the default of calls.
+        vae: VAE of the images, an `AutoencoderKL`, or the `CosineVae` of tiny models.
+        image_encoder: CLIP's image encoder, with projection.
+        reference_net: Network that encodes the portrait.
+        denoiser: Denoiser with motion modules (stage 2), or without (stage 1: frames do not interact).
+        pose_guider: Network that encodes guidance images.
+        scheduler: Sampler of `diffusers` with the noise schedule of the networks, see `noise_schedule`.
+        audio2mesh: Model from speech to a moving mesh; None: `motion` cannot be used.
+        audio2pose: Model from speech to head motion; None: `motion` must be given the head motion.
+        compat: Whether the weights are AniPortrait's published ones: windows form a closed loop with uniform weights,
+            and projection is as in its program.
+        fps: Frame rate of the motion modules' training.
+        width: Width in pixels of the networks' training images, the default of calls.
+        height: Height in pixels of the networks' training images, the default of calls.
+        context_frames: Number of frames of the motion modules' training windows, the default of calls.
     """
+
+    # Order of the calls, by which `enable_model_cpu_offload` moves networks on and off the device. The networks for
+    # speech take no part in it, and may be missing.
 
     model_cpu_offload_seq = "image_encoder->vae->reference_net->pose_guider->denoiser"
     _exclude_from_cpu_offload = [*_SPEECH]  # noqa: RUF012  as in the base class
@@ -96,30 +100,34 @@ class TalkingHeadPipeline(DiffusionPipeline):
             audio2pose=audio2pose,
         )
         self.register_to_config(compat=compat, fps=fps, width=width, height=height, context_frames=context_frames)
+        # State of the pipeline that is not saved.
         self.vae_scale_factor = latent_scale(vae)
         self.memory: MemoryPreset | None = None
         self._interrupt = False
         self.current_frames = range(0)
-        """In a callback: the frames whose latents it is given."""
+        """Frames whose latents a callback gets; valid during the callback."""
 
     @classmethod
     def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
         cls, folder: str | os.PathLike[str], *, dtype: torch.dtype | None = None, **given: Any
     ) -> Self:
-        """A pipeline from a folder of `save_pretrained`, whole or not at all, in evaluation mode.
+        """Pipeline from a folder of `save_pretrained`, complete, in evaluation mode.
 
         Args:
-            folder: Local.
+            folder: Local folder.
             dtype: Precision of the networks; None: single precision. Speech networks are always in single precision.
-            given: Parts and settings to take instead of the folder's, as of `__init__`.
+            given: Parts and settings to use instead of the folder's, by their names in `__init__`.
 
         Raises:
             ValueError: The folder is missing or damaged, or weights do not fit the network that is described.
         """
+        # The arguments of `__init__` are parts, which have subfolders, and settings, which are in the index.
         names = sorted(inspect.signature(cls).parameters)
         parts, settings = ([name for name in names if (name in PARTS) == wanted] for wanted in (True, False))
         if unknown := given.keys() - {*parts, *settings}:
             raise ValueError(f"a pipeline has no {', '.join(sorted(unknown))}; it has {', '.join(parts + settings)}")
+
+        # Read what is not given. A setting that an older folder lacks has its default.
         index = read_index(Path(folder), cls.__name__)
         read = read_parts(Path(folder), index, [name for name in parts if name not in given], _SPEECH)
         read |= {name: index[name] for name in settings if name in index}
@@ -128,16 +136,17 @@ class TalkingHeadPipeline(DiffusionPipeline):
         return pipeline if dtype is None else pipeline.to(dtype)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
-        """Save every part in a folder of its own, as `diffusers` pipelines do, without progress bars."""
+        """Save every part in a subfolder, as `diffusers` pipelines do, without progress bars."""
         with quiet_libraries():
             super().save_pretrained(save_directory, *args, **kwargs)
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
-        """Move and cast as `diffusers` pipelines do; networks for speech are moved, and stay in single precision."""
+        """Move and cast the networks as `diffusers` pipelines do; networks for speech are moved, but not cast."""
+        # The speech networks are taken out meanwhile, because the base class casts every part that it finds.
         speech = {name: self.__dict__[name] for name in _SPEECH}
         self.__dict__.update(dict.fromkeys(_SPEECH))
         try:
-            with quiet_libraries():  # they warn of half precision on a CPU, which is slow and works
+            with quiet_libraries():  # which warn of half precision on a CPU: slow, but it works
                 super().to(*args, **kwargs)
         finally:
             self.__dict__.update(speech)
@@ -149,18 +158,19 @@ class TalkingHeadPipeline(DiffusionPipeline):
     def apply_preset(
         self, gigabytes: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> Self:
-        """Move to a device with so much memory, and get by with it.
+        """Move to a device, with settings for its memory.
 
         Args:
-            gigabytes: 8, 12, 16 or 24; see `memory.PRESETS`.
-            device: None: where it is.
-            dtype: None: that of the preset, single precision on the CPU.
+            gigabytes: Memory preset: 8, 12, 16 or 24, see `memory.PRESETS`.
+            device: Device to move to; None: the present one.
+            dtype: Precision of the networks; None: the preset's, or single precision on the CPU.
 
         Raises:
             ValueError: There is no such preset.
         """
         preset = memory_preset(gigabytes)
         place = torch.device(device) if device is not None else self.device
+        # Cast first, where the networks are, so that only the smaller weights are moved.
         self.to(dtype or (torch.float32 if place.type == "cpu" else preset.dtype), silence_dtype_warnings=True)
         spread(self.components, preset, place)
         self.memory = preset
@@ -168,22 +178,22 @@ class TalkingHeadPipeline(DiffusionPipeline):
 
     @property
     def interrupt(self) -> bool:
-        """Whether the video at hand shall end. A callback sets `_interrupt`: no further frames come."""
+        """Whether the present video ends without further frames; a callback sets `_interrupt` for that."""
         return self._interrupt
 
     @property
     def compute_device(self) -> torch.device:
-        """Device of the computation, also with weights that `diffusers` lets rest elsewhere."""
+        """Device of the computation, also when `diffusers` keeps weights elsewhere."""
         return self._execution_device
 
     @takes(VideoRequest)
     def __call__(self, request: VideoRequest) -> TalkingHeadOutput | tuple[Any]:
-        """Animate a portrait; all frames at once (`stream` needs no memory for them).
+        """Video of an animated portrait, all frames at once (`stream` needs no memory for them).
 
-        The arguments are the fields of `ClipRequest`, which describes them, `output_type` and `return_dict`.
+        The arguments are the fields of `VideoRequest`: those of `ClipRequest`, `output_type` and `return_dict`.
 
         Returns:
-            The frames. After an interruption those that were finished.
+            The frames; after an interruption, those that were finished.
 
         Raises:
             ValueError: Arguments or the scheduler do not fit, or memory runs out; says what to do.
@@ -194,9 +204,10 @@ class TalkingHeadPipeline(DiffusionPipeline):
 
     @takes(ClipRequest)
     def stream(self, request: ClipRequest) -> Iterator[np.ndarray]:
-        """Frames as soon as they are final, in order; the arguments are the fields of `ClipRequest`, checked at once.
+        """Frames of an animated portrait in order, each as soon as it is final.
 
-        Memory does not grow with the number of frames. After an interruption no more frames come.
+        The arguments are the fields of `ClipRequest`; they are checked before the first frame is requested. Memory does
+        not grow with the number of frames. After an interruption no more frames come.
 
         Yields:
             RGB uint8 `[H, W, 3]`.
@@ -204,24 +215,25 @@ class TalkingHeadPipeline(DiffusionPipeline):
         Raises:
             ValueError: Arguments or the scheduler do not fit, or memory runs out; says what to do.
         """
+        # Returns a generator instead of being one, so that the request is checked in the call.
         parts = self._start(request).parts(latent=False)
         return (frame for part in parts for frame in as_bytes(part))
 
     @property
     def motion(self) -> AudioToLandmarks:
-        """The moving face that speech asks for: `motion(samples, …)`, see `AudioToLandmarks.__call__`."""
+        """Function from speech to a moving face, `motion(samples, …)`, see `AudioToLandmarks.__call__`."""
         return AudioToLandmarks(self.audio2mesh, self.audio2pose, compat=self.config["compat"])
 
     def check_inputs(self, request: ClipRequest) -> None:
-        """Refuse what the networks cannot do, before anything is computed.
+        """Refuse requests that the networks cannot fulfil, before anything is computed.
 
         Raises:
-            ValueError: Says what does not fit and what would.
+            ValueError: Something does not fit; says what, and what would.
         """
         check_request(request, self, *self.frame_size(request))
 
     def frame_size(self, request: ClipRequest) -> tuple[int, int]:
-        """Width and height of the frames in pixels."""
+        """Width and height of the frames in pixels: the request's, else the networks', else the portrait's."""
         image = request.reference
         own = image.size if isinstance(image, PIL.Image.Image) else (image.shape[1], image.shape[0])
         return request.width or self.config["width"] or own[0], request.height or self.config["height"] or own[1]

@@ -1,1 +1,1 @@
-"""What running processes share: command line, progress, device, child processes, joining a Ray cluster."""
+"""Parts that all processes share: command line, errors, progress, device, child processes, joining a Ray cluster."""

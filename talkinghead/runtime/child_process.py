@@ -1,4 +1,4 @@
-"""Processes that must not outlive the one that started them: units that run alone, ranks, validations."""
+"""Ends child processes with the one that started them: units in a process of their own, ranks, validations."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ import ctypes
 import os
 import signal
 
-_PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def end_with_parent() -> None:
-    """Have the kernel (Linux) end this process when its parent dies: a hung unit must not outlive a killed worker."""
+    """Let the kernel (Linux) kill this process when its parent dies: a hung unit must not outlive a killed worker."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def end_with(parent: int) -> None:
-    """As `end_with_parent`, for a process that knows its parent's number: a killed run leaves nothing behind.
+    """Let the kernel kill this process when its parent dies, and end it now if the parent is dead already.
 
     Args:
-        parent: The process that started this one; when it is dead already, this one ends here.
+        parent: Process number of the one that started this process.
     """
     end_with_parent()
     if os.getppid() != parent:  # it died before the kernel was asked

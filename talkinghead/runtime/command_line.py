@@ -1,6 +1,6 @@
-"""How every `python -m …` of the project reads its command line and how it ends: one way, and one policy.
+"""Command lines of all `python -m …` of the project: one way to read them, and one policy for how they end.
 
-Commands are functions. Their arguments are the options, their docstrings the help, and what they return is the result.
+Commands are functions. Their arguments are the options, their docstrings the help, their return values the results.
 """
 
 from __future__ import annotations
@@ -24,50 +24,52 @@ EXIT_STATUS = """\
 The result is the last line on stdout; everything else goes to stderr. Exit status: 0 done, 1 it ran and failed (a full
 disk, not enough memory, a store or another process that does not answer, an interruption, or a check that found
 problems), 2 the request cannot be met (wrong option, setting, file or place). One error line says what to do."""
-"""The policy in a sentence, for the help of every main."""
+"""The policy in a few sentences, for the help of every main."""
 
 _QUIET_LIBRARIES = ("transformers", "diffusers", "httpx", "libav", "matplotlib")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Advice:
-    """What people are told to do when a command of this main did not come to its end."""
+    """Hints in the error line of a command that did not come to its end."""
 
     interrupted: str
-    """After Ctrl-C or SIGTERM."""
+    """Hint after Ctrl-C or SIGTERM."""
     mended: str
-    """After a failure of the machine."""
+    """Hint after a failure of the machine."""
 
 
 AGAIN = Advice(interrupted="run the same command again", mended="run the same command again when it is mended")
-"""The command begins anew."""
+"""Hints for a command that begins anew."""
 GOES_ON = Advice(
     interrupted="run the same command again to go on from here",
     mended="run the same command again when it is mended, it goes on from here",
 )
-"""The command keeps what it has done."""
+"""Hints for a command that keeps what it has done."""
 
 
 @dataclass(frozen=True)
 class Incomplete:
-    """What a command returns when it has a result but found problems, or could not do all: its exit status is 1."""
+    """Return value of a command that has a result but found problems, or could not do all: its exit status is 1."""
 
     result: str
+    """The result, for stdout."""
     error: str
-    """One line: what is wrong, and what to do."""
+    """One line for stderr: what is wrong, and what to do."""
 
 
 Command = Callable[..., str | Incomplete | None]
-"""A command; None for one without a result."""
+"""A command; it returns None if it has no result."""
 
 
 @dataclass(frozen=True)
 class Ending:
-    """How a command that failed ends."""
+    """End of a command that failed: exit status and text."""
 
     status: int
+    """Exit status, 1 or 2."""
     text: str = ""
-    """For stderr; its last line is the error line. Empty where somebody else says it."""
+    """Text for stderr; its last line is the error line. Empty where another process prints it."""
 
 
 def run_command_line(
@@ -79,21 +81,21 @@ def run_command_line(
     advice: Advice = AGAIN,
     end_at_once: bool = False,
 ) -> int:
-    """Be a main: read the command line, run the command, end by the policy.
+    """Do the work of a main: read the command line, run the command, end by the policy.
 
     Args:
         commands: The subcommands, in the order of the help, or one function for a main without subcommands.
         arguments: The command line; None: the process's own.
-        prog: How the main is called, `python -m infer`.
-        about: What the help begins with (default: the docstring of the one function).
-        advice: What to do after an interruption or a failure of the machine.
-        end_at_once: Interrupted, end without the interpreter's own clearing up.
+        prog: Name of the main in the help, such as `python -m infer`.
+        about: Beginning of the help (default: the docstring of the one function).
+        advice: Hints after an interruption or a failure of the machine.
+        end_at_once: Whether an interrupted command ends without the interpreter's own cleanup.
 
     Returns:
         The exit status.
 
     Raises:
-        SystemExit: Help was asked for (status 0), or an option is wrong (2); it is said.
+        SystemExit: Help was asked for (status 0), or an option is wrong (2); the text is printed already.
     """
     call = functools.partial(call_command, commands, arguments, prog=prog, about=about)
     return end_by_policy(call, advice=advice, end_at_once=end_at_once)
@@ -110,20 +112,22 @@ def call_command(
     """Read a command line, run what it asks for, and write the result to stdout.
 
     Args:
-        commands: As for `run_command_line`, and so are the two after it.
-        arguments: The command line.
-        prog: How the main is called.
-        about: What the help begins with.
+        commands: The subcommands, or one function, as in `run_command_line`.
+        arguments: The command line; None: the process's own.
+        prog: Name of the main in the help.
+        about: Beginning of the help.
         described: Name and help of further subcommands, listed first, whose command line the main reads by itself.
 
     Returns:
         The exit status.
     """
+    # One command: its docstring describes the main, and its options come without a subcommand's name.
     if callable(commands):
         description = about or inspect.cleandoc(commands.__doc__ or "").split("\n\nArgs:")[0]
         return tyro.cli(
             result_on_stdout(commands), prog=prog, description=f"{description}\n\n{EXIT_STATUS}", args=arguments
         )
+    # Subcommands, in the order of the help.
     app = SubcommandApp()
     for name, text in described:
         app.command(name=name, help=text)(_read_elsewhere)
@@ -133,6 +137,7 @@ def call_command(
 
 
 def _read_elsewhere() -> int:
+    """Placeholder in the help for a subcommand whose command line the main reads by itself."""
     raise AssertionError("the main reads this command line by itself")
 
 
@@ -146,15 +151,19 @@ def end_by_policy(
 ) -> int:
     """Call a function and turn what it raises into an exit status and an error line on stderr.
 
-    Defects of ours are raised on, as tracebacks (status 1).
+    Defects of the code are raised further, as tracebacks (status 1).
 
     Args:
-        call: Returns the exit status.
-        advice: What to do after an interruption or a failure of the machine.
-        explain: How a main's own kinds of errors end; None for all others.
-        quiet: Log errors only.
-        end_at_once: Interrupted, end without the interpreter's own clearing up.
+        call: Function that does the work and returns the exit status.
+        advice: Hints after an interruption or a failure of the machine.
+        explain: Function that gives the end of a main's own kinds of errors; None for all others.
+        quiet: Whether to log errors only.
+        end_at_once: Whether an interrupted command ends without the interpreter's own cleanup.
+
+    Returns:
+        The exit status.
     """
+    # A scheduler's SIGTERM ends a command in the same way as Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     _log_to_stderr(logging.ERROR if quiet else logging.INFO)
     try:
@@ -165,17 +174,19 @@ def end_by_policy(
             raise
         if ending.text:
             print(ending.text, file=sys.stderr, flush=True)
+        # Threads that a library is just starting (Ray's) would crash in the interpreter's cleanup.
         if end_at_once and isinstance(error, KeyboardInterrupt):
             os._exit(ending.status)
         return ending.status
 
 
 def ending_of(error: BaseException, advice: Advice) -> Ending | None:
-    """The policy: how a command ends that raised an error, None for a defect of ours."""
+    """The policy: the end of a command that raised this error, or None for a defect of the code."""
     if isinstance(error, KeyboardInterrupt):
         return Ending(1, f"interrupted; {advice.interrupted}")
     if isinstance(error, MemoryError):
         return Ending(1, f"error: not enough memory; {advice.mended}")
+    # Before the next question: a full disk is an OSError too, but no fault of the request.
     if is_machine_error(error):
         return Ending(1, _with_details(error, f"; {advice.mended}"))
     if isinstance(error, (OSError, ValueError)):
@@ -184,34 +195,35 @@ def ending_of(error: BaseException, advice: Advice) -> Ending | None:
 
 
 def _with_details(error: BaseException, hint: str = "") -> str:
-    """The error line, the first of the message, after the other lines of it."""
+    """Text of an error: the message's first line last, as the error line, after the message's other lines."""
     summary, *details = error_text(error).splitlines() or [type(error).__name__]
     return "\n".join([*details, f"error: {summary}{hint}"])
 
 
 def _log_to_stderr(level: int) -> None:
-    """Log to stderr from a level on; what libraries say of their own accord is not for the user."""
+    """Log to stderr from a level on; of the chatty libraries, errors only."""
     stream = logging.StreamHandler(sys.stderr)
     stream.setLevel(level)
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[stream])
     for library in _QUIET_LIBRARIES:
         logging.getLogger(library).setLevel(logging.ERROR)
-    for library in ("TRANSFORMERS", "DIFFUSERS"):  # which set their levels anew when they are imported
+    for library in ("TRANSFORMERS", "DIFFUSERS"):  # both set their levels again when they are imported
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
 
 
 def result_on_stdout(command: Command) -> Callable[..., int]:
-    """Let only the command's result reach stdout: what libraries and other processes print goes to stderr.
+    """Wrap a command so that only its result reaches stdout; output of libraries and child processes goes to stderr.
 
     Args:
-        command: Its signature and docstring stay.
+        command: The command; the wrapper keeps its signature and docstring.
 
     Returns:
-        The same, returning the exit status.
+        A function that runs the command, writes its result and returns the exit status.
     """
 
     @functools.wraps(command)
     def run(*arguments: Any, **options: Any) -> int:
+        # On the level of file descriptors, so that libraries in C and child processes are caught too.
         sys.stdout.flush()
         stdout = os.dup(1)
         os.dup2(2, 1)
@@ -221,6 +233,7 @@ def result_on_stdout(command: Command) -> Callable[..., int]:
             sys.stdout.flush()
             os.dup2(stdout, 1)
             os.close(stdout)
+        # The result first, then what is wrong with it.
         text, error = (result.result, result.error) if isinstance(result, Incomplete) else (result, None)
         delivered = text is None or _write_line(text)
         if error is not None:
@@ -231,10 +244,10 @@ def result_on_stdout(command: Command) -> Callable[..., int]:
 
 
 def _write_line(text: str) -> bool:
-    """Write to stdout, file names of any bytes as they are; False when its reader has gone, whom nobody can tell."""
+    """Write a line to stdout, file names of any bytes as they are; False when its reader (a closed pipe) is gone."""
     rest = os.fsencode(text + "\n")
     try:
-        while rest:
+        while rest:  # a pipe may take a part at a time
             rest = rest[os.write(1, rest) :]
     except BrokenPipeError:
         return False

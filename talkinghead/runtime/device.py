@@ -1,4 +1,4 @@
-"""Where the models run, and in which precision."""
+"""Device on which the models compute, and their precision."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 def choose_device(asked: str) -> str:
-    """The device asked for, or the best one for `auto`.
+    """Name of the device that was asked for; for `auto` the best one: CUDA, then Metal, then the CPU.
 
     Raises:
-        ValueError: It is not there.
+        ValueError: PyTorch finds no such device.
     """
     import torch
 
@@ -31,7 +31,7 @@ def choose_device(asked: str) -> str:
 
 
 def named_dtype(name: str | None) -> torch.dtype | None:
-    """`fp32`, `bf16` or `fp16` as PyTorch's; None stays None."""
+    """PyTorch's type for `fp32`, `bf16` or `fp16`; None for None."""
     import torch
 
     return None if name is None else getattr(torch, _DTYPES[name])

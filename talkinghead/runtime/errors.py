@@ -1,8 +1,8 @@
-"""Whose fault an error is, the machine's or what was asked for, and what it says. Commands, workers and ranks ask here.
+"""Decides for commands, workers and ranks whether an error is the machine's fault or the request's, and gives its text.
 
-The machine is its disks and mounts, its memory, its network and the stores behind it. What fails there may succeed when
-it is mended: a command ends with status 1 and can be run again, and a worker stops its job. It never counts against an
-input, which would be quarantined for nothing.
+The machine means its disks and mounts, its memory, its network and the stores that it reaches. Work that fails there
+may succeed when the machine is mended: a command ends with status 1 and can be run again, and a worker stops its job.
+Such an error never counts against an input, which would be quarantined for nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _REASONS = {
     "EDQUOT": "the user's share of the disk is used up",
     "EROFS": "mounted read-only, which a disk with faults becomes by itself",
     "EFBIG": "larger than the file system, or a limit of the process, allows",
-    "EIO": "the disk or the mount fails; where a bad sector hits one input, the next run meets it again and names it",
+    "EIO": "the disk or the mount fails; where a bad sector hits one input, the next try fails again and names it",
     "EUCLEAN": "the file system is damaged",
     "ENODEV": "the device is gone",
     "ENXIO": "the device is gone",
@@ -40,26 +40,26 @@ _REASONS = {
     "EMFILE": "this process holds as many open files as it may",
     "ENFILE": "all processes together do",
 }
-"""Name of an error number → why it is the machine's.
+"""Name of an error number → why it is the machine's fault.
 
-Not among them: ECONNREFUSED (a wrong address: what was asked for is not there), EACCES and EPERM (a wrong place), and
-EAGAIN (FFmpeg's, for "more data, please")."""
+Left out: ECONNREFUSED (a wrong address in the request), EACCES and EPERM (a wrong place), and EAGAIN (FFmpeg raises it
+to ask for more data)."""
 
 MACHINE_ERRORS = frozenset(getattr(errno, name) for name in _REASONS if hasattr(errno, name))
-"""The numbers of these errors, as far as this system has them."""
+"""Numbers of the machine's errors, as far as this system has them."""
 
 
 class MachineError(Exception):
-    """The machine is at fault, not what was asked for; the message says what to mend."""
+    """Error of the machine, not of the request; the message says what to mend."""
 
 
 class UnreachableError(MachineError, OSError):
-    """A store or a server that does not answer, or refuses: never an input's fault. The message names no secret."""
+    """Error of a store or a server that does not answer or refuses; never an input's fault. It names no secret."""
 
 
 @contextlib.contextmanager
 def naming(file: str | Path) -> Iterator[None]:
-    """Let errors of the operating system name the file they are about; those of reading and writing name none."""
+    """Add the file's name to errors of the operating system: those of opening have it, those of reading do not."""
     try:
         yield
     except OSError as error:
@@ -69,21 +69,22 @@ def naming(file: str | Path) -> Iterator[None]:
 
 
 def error_text(error: BaseException) -> str:
-    """What an error says to people: the operating system's with the file they are about, and without their number."""
+    """Text of an error for people; the operating system's errors with their file, and without their number."""
     if isinstance(error, OSError):
         return (f"{error.filename}: " if error.filename else "") + (error.strerror or str(error))
     return str(error)
 
 
 def is_machine_error(error: BaseException) -> bool:
-    """Whether the machine is at fault, rather than what was asked for.
+    """Whether the machine is at fault, rather than the request.
 
-    An error that explains another one (`raise … from error`) is of its kind: a portrait that "cannot be read" because
-    the mount is gone is the mount's fault.
+    An error that explains another one (`raise … from error`) is of that one's kind: a portrait that "cannot be read"
+    because the mount is gone is the mount's fault.
 
-    A `MemoryError` is nobody's by itself: to a command it is the machine's, but a worker has a limit of its own, and
-    there the input may be too large.
+    A `MemoryError` does not count here: in a command it is the machine's fault, but a worker has a limit of its own,
+    and there the input may be too large.
     """
+    # Along the chain of explanations; the context of `raise … from None` and of accidental errors does not count.
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, MachineError):
@@ -95,6 +96,7 @@ def is_machine_error(error: BaseException) -> bool:
 
 
 def _made_up(error: OSError) -> bool:
-    """FFmpeg's demuxers say EIO of files that end early: without the system's word for it, that is the file's fault."""
+    """Whether FFmpeg invented an EIO: its demuxers report one for files that end early, which is the file's fault."""
+    # Without importing PyAV: a process that has not loaded it has no errors of FFmpeg.
     av = sys.modules.get("av.error")
     return av is not None and isinstance(error, av.FFmpegError) and error.errno == errno.EIO

@@ -1,4 +1,4 @@
-"""Checks what wheels cannot bring: shared libraries of the system that MediaPipe and OpenCV load.
+"""Checks that the system has the shared libraries that MediaPipe and OpenCV load, which wheels cannot bring.
 
 Run by `make setup` as `python -m talkinghead.runtime.native`.
 """
@@ -14,7 +14,7 @@ NEEDED = {
     "libGLESv2.so.2": "libgles2",
     "libglib-2.0.so.0": "libglib2.0-0",
 }
-"""Library → Debian/Ubuntu package."""
+"""Shared library → the Debian or Ubuntu package that brings it."""
 
 
 def missing_libraries(needed: dict[str, str] = NEEDED) -> dict[str, str]:
@@ -29,7 +29,7 @@ def missing_libraries(needed: dict[str, str] = NEEDED) -> dict[str, str]:
 
 
 def main() -> int:
-    """Exit status 1, and one line that says what to install, when a library is missing."""
+    """Check the libraries; when one is missing, print a line that says what to install and return status 1."""
     if missing := missing_libraries():
         names, packages = ", ".join(missing), " ".join(missing.values())
         print(

@@ -1,4 +1,4 @@
-"""Progress of long work on stderr: a bar with the time left on a terminal, a line now and then elsewhere."""
+"""Progress of long work on stderr: on a terminal a bar with the time left, elsewhere a line every few seconds."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as RichProgress
 
 FIRST_LINE_S = 2.0
-"""When the first line comes: who waits wants to know early for how long."""
+"""Seconds until the first line, which tells early how long the work will take."""
 LINE_EVERY_S = 10.0
+"""Seconds from one line to the next."""
 
 ProgressCallback = Callable[[str, int, int], None]
-"""Told the stage, how many of its steps are done, and how many there are. A `Progress` is one."""
+"""Function that is called with a stage's name, its steps that are done, and their total. A `Progress` is one."""
 
 
 class Progress:
@@ -23,7 +24,7 @@ class Progress:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
-        """Stage → wall time so far."""
+        """Stage → its wall time so far, seconds."""
         self._stage: str | None = None
         self._started = self._next_line = time.monotonic()
         self._done_before = 0
@@ -49,20 +50,22 @@ class Progress:
             self._bar.stop()
 
     def __call__(self, stage: str, done: int, total: int, *, frames: int = 0) -> None:
-        """Tell how far a stage is.
+        """Report how far a stage is.
 
         Args:
             stage: Name of the stage. It begins with the first call that names it.
-            done: Steps that are finished. What the first call says was finished before, and took no time now.
-            total: Steps in all.
-            frames: Frames that the stage has put out by now, to show how many it does in a second.
+            done: Steps that are finished. The first call's steps were finished before and do not count in the speed.
+            total: Total number of steps.
+            frames: Frames that the stage has produced so far, to show its speed in frames per second.
         """
         now = time.monotonic()
+        # A new stage closes the one before.
         if stage != self._stage:
             self._close_stage()
             self._stage, self._started, self._next_line, self._done_before = stage, now, now + FIRST_LINE_S, done
             if self._bar:
                 self._task = self._bar.add_task(stage, total=total, rate="")
+        # Show it: the bar at every call, lines by the clock and only where a time left can be estimated.
         elapsed = now - self._started
         rate = f"{frames / elapsed:.0f} frames/s" if frames and elapsed > 0 else ""
         if self._bar and self._task is not None:
@@ -70,10 +73,11 @@ class Progress:
         elif self._done_before < done < total and now >= self._next_line:
             self._next_line = now + LINE_EVERY_S
             left = elapsed / (done - self._done_before) * (total - done)
-            said = " ".join(filter(None, (f"{done}/{total}", rate)))
-            print(f"{stage}: {said}, about {duration(left)} left", file=sys.stderr, flush=True)
+            count = " ".join(filter(None, (f"{done}/{total}", rate)))
+            print(f"{stage}: {count}, about {duration(left)} left", file=sys.stderr, flush=True)
 
     def _close_stage(self) -> None:
+        """Add the stage's time to `seconds`; a stage may come several times."""
         if self._stage is not None:
             spent = time.monotonic() - self._started
             self.seconds[self._stage] = self.seconds.get(self._stage, 0.0) + spent
@@ -81,7 +85,7 @@ class Progress:
 
 
 def duration(seconds: float) -> str:
-    """As people say it: `40 s`, `12 min`, `3 h 5 min`."""
+    """A duration in words: `40 s`, `12 min`, `3 h 5 min`."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

@@ -1,11 +1,12 @@
-"""How the threads of a computation wait for each other.
+"""Threads: how those of a computation wait for each other.
 
 PyTorch computes on a team of OpenMP threads, as many as there are cores, that meet after every layer. By default a
 thread that is early spins there for milliseconds before it sleeps (300,000 rounds of GNU's libgomp, which PyTorch's
 wheels for Linux bring along, and on which their MKL and oneDNN run, too). That is the fastest while every thread has a
 core. With one other busy process it is ruinous: the early thread burns the share of the core that the late one waits
-for, layer after layer, and a step takes ten times as long. Passive waits sleep at once, a woken thread goes before
-whoever computed all along, and the neighbour costs its share and no more. The sums are the same, bit by bit.
+for, layer after layer, and a step takes ten times as long. A thread that waits passively sleeps at once, the scheduler
+prefers a woken thread to one that computed all along, and the neighbour costs its share and no more. Results are the
+same, bit by bit.
 
 Fewer rounds are no way out, because the pauses between layers are about as long as the spinning: with 10,000 a busy
 neighbour costs nearly as much, and 1,000 are slower than none, with a neighbour and without. On a quiet machine passive
@@ -18,18 +19,19 @@ from __future__ import annotations
 import os
 
 WAIT_VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
-"""What says how OpenMP's threads wait: the standard's name, GNU's and LLVM's (of PyTorch for macOS)."""
+"""Environment variables that set how OpenMP's threads wait: the standard's, GNU's and LLVM's (PyTorch for macOS)."""
 
 
 def wait_passively() -> None:
-    """Let waiting threads sleep, unless the user says how they wait.
+    """Let waiting threads sleep in this process and its children, unless the user has set how they wait.
 
-    For this process and its children. Read when PyTorch is imported, so to be called before: `import talkinghead` does.
+    OpenMP reads the setting when PyTorch is imported, so this has to be called before: `import talkinghead` does.
     """
+    # A user who sets any of these has decided; ours could contradict it.
     if not any(name in os.environ for name in WAIT_VARIABLES):
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 
 def wait_settings() -> dict[str, str]:
-    """The variables that say how threads wait here, for processes that do not inherit them."""
+    """Variables that set how threads wait here, for processes that do not inherit them (a cluster's workers)."""
     return {name: os.environ[name] for name in WAIT_VARIABLES if name in os.environ}

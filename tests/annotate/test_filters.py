@@ -1,3 +1,5 @@
+"""Clip scores, and the filters that judge them: each rule, and real clips that pass or fail."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -179,7 +181,7 @@ def test_clip_scores_run_over_the_frames_with_a_face() -> None:
 
 
 def test_source_pixels_undo_the_resize() -> None:
-    """A face that was enlarged from 224 px to 512 px counts with the pixels that it had."""
+    """A face that was enlarged from 224 px to 512 px counts with its pixels before that."""
     arrays = columns(100, face_height_px=334.0)
     assert sample_scores(arrays, clip_info())["face_source_px"] == pytest.approx(334 * 224 / 512)
     native = clip_info(crop_box_px=(0.0, 0.0, 512.0, 512.0))

@@ -1,4 +1,4 @@
-"""The script that made `mean_face.npz`."""
+"""The command that makes `mean_face.npz`."""
 
 from __future__ import annotations
 

@@ -1,3 +1,5 @@
+"""Quality of frames: faces are counted, measured in their boxes, and matched with the landmarks."""
+
 from __future__ import annotations
 
 import weakref
@@ -20,7 +22,7 @@ LEFT, RIGHT = (0.1, 0.2, 0.4, 0.6), (0.6, 0.2, 0.9, 0.6)
 
 
 class ScriptedDetector:
-    """Gives the faces of a script, one entry a call, and repeats the last."""
+    """Detector that returns the faces of a script, one entry per call, and repeats the last."""
 
     def __init__(self, *script: list[tuple[float, tuple[float, float, float, float]]]) -> None:
         self.script, self.calls = list(script), 0
@@ -111,7 +113,7 @@ def test_the_annotated_face_is_the_one_that_is_measured() -> None:
 
 
 def test_detector_that_misses_the_face_costs_only_its_own_measures() -> None:
-    """Score 0 where it sees nothing; the box is held for the pixels, but a face elsewhere is never measured instead."""
+    """Score 0 where it finds no face; the box is kept for the pixels, but no face elsewhere is measured instead."""
     detector = ScriptedDetector([(0.9, LEFT)], [])
     meter = FaceMeter(detector, 1)
     list(meter.watch(noise(number) for number in range(3)))

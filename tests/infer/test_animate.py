@@ -1,4 +1,4 @@
-"""`infer audio` and `infer video` as a user runs them, with a tiny pipeline: files, sizes, sound, nothing by halves."""
+"""`infer audio` and `infer video` from the command line, with a tiny pipeline: files, sizes, sound, no partial file."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def weights(tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.fixture
 def spoken(media: Path, weights: Path, tmp_path: Path) -> dict[str, Any]:
-    """Options of `audio` that work: a third of a second."""
+    """Options with which `audio` succeeds, for a third of a second."""
     speech = tmp_path / "in" / "speech.wav"
     speech.parent.mkdir()
     speech.write_bytes(encode_wav(read_whole_audio(media / "audio" / "whisper_jfk.flac")[8000:13120]))
@@ -53,7 +53,7 @@ def spoken(media: Path, weights: Path, tmp_path: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def driven(media: Path, weights: Path, tmp_path: Path) -> dict[str, Any]:
-    """Options of `video` that work, likewise."""
+    """Options with which `video` succeeds, for a third of a second."""
     clip = media / "video" / "Real3DPortrait_May_5s.mp4"
     return {"--driving": clip, "--limit-seconds": 0.32, **options(media, weights, tmp_path)}
 
@@ -87,7 +87,7 @@ def written(given: dict[str, Any]) -> list[str]:
 
 @pytest.fixture
 def shown(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """Replaces the networks by a mirror: frames are the portrait's crop; what was asked for is noted."""
+    """Replaces the networks: every frame is the portrait's crop. Returns the arguments of the calls."""
     asked: list[dict[str, Any]] = []
 
     def mirror(self: Any, reference: np.ndarray, landmarks: np.ndarray, **settings: Any) -> Iterator[np.ndarray]:
@@ -135,7 +135,7 @@ def test_it_goes_back_into_the_image(driven: dict[str, Any], shown: list[dict[st
 
 
 def test_landmarks_sit_on_the_face(driven: dict[str, Any], shown: list[dict[str, Any]], face_model: FaceModel) -> None:
-    """What the networks get: the crop in the wanted aspect, its landmarks, and motion about them."""
+    """Input of the networks: the crop in the wanted aspect, its landmarks, and motion around them."""
     assert main(command("video", driven | {"--width": 96, "--height": 64, "--pose": "still"})) == 0
     asked = shown[0]
     height, width = asked["reference"].shape[:2]
@@ -209,8 +209,8 @@ def test_a_driving_video_without_sound(
         ("video", {"-o": "MANIFEST.csv/o.mp4"}, "not a folder"),
         ("audio", {"--audio": "video/EDTalk_mouth_source.mp4"}, "no audio"),
         ("audio", {"--pose": "dance"}, "must be audio, still"),
-        ("audio", {"--pose": "still", "--identity": "0"}, "--identity is of --pose audio"),
-        ("audio", {"--template-fps": 30.5}, "--template-fps is of --pose template:"),
+        ("audio", {"--pose": "still", "--identity": "0"}, "--identity belongs to --pose audio"),
+        ("audio", {"--template-fps": 30.5}, "--template-fps belongs to --pose template:"),
     ],
 )
 def test_what_is_wrong_is_one_line(
@@ -256,7 +256,7 @@ def test_speech_models_inside_the_pipeline(
     capfd: pytest.CaptureFixture[str],
     tmp_path: Path,
 ) -> None:
-    """As `infer convert` bundles them; without any, it says what is wanted."""
+    """Speech models in the pipeline's folder are found, as `infer convert` writes it; without any there is an error."""
     bundle = tmp_path / "bundle" / "lmk2video"
     bundle.mkdir(parents=True)
     for entry in (weights / "lmk2video").iterdir():
@@ -273,7 +273,7 @@ def test_speech_models_inside_the_pipeline(
 def test_large_networks_are_estimated_before(
     weights: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Small ones tell it themselves, with their first predictions."""
+    """Small ones are not: their first predictions come as soon as an estimate."""
     caplog.set_level("INFO")
     place = find_pipeline(weights)
     pipeline, _ = load_pipeline(place)
@@ -313,21 +313,21 @@ def test_help_is_complete_and_fast() -> None:
 
 @pytest.mark.slow
 def test_a_kill_and_a_stop_leave_nothing(spoken: dict[str, Any], media: Path) -> None:
-    """Killed while it makes frames: no result. Interrupted: it tidies up itself."""
+    """Killed while it makes frames: no result. Interrupted: it also removes its scratch files."""
     given = spoken | {"--audio": media / "audio" / "whisper_jfk.flac"}
     for sent in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
-        run = subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-m", "infer", *command("audio", given)], cwd=ROOT, stderr=subprocess.PIPE
         )
-        while run.poll() is None and not any(file.stat().st_size > 4000 for file in spoken["-o"].parent.iterdir()):
+        while process.poll() is None and not any(file.stat().st_size > 4000 for file in spoken["-o"].parent.iterdir()):
             time.sleep(0.02)
         time.sleep(1)
-        assert run.poll() is None, "it was to be stopped in the middle"
-        run.send_signal(sent)
-        _, errors = run.communicate(timeout=60)
+        assert process.poll() is None, "it was to be stopped in the middle"
+        process.send_signal(sent)
+        _, errors = process.communicate(timeout=60)
         assert not any(not name.startswith(".") for name in written(spoken)), errors.decode()
         if sent != signal.SIGKILL:
-            assert run.returncode == 1 and b"interrupted" in errors and b"Traceback" not in errors
+            assert process.returncode == 1 and b"interrupted" in errors and b"Traceback" not in errors
             assert written(spoken) == []
     assert main(command("audio", spoken)) == 0
     assert written(spoken) == ["o.json", "o.landmarks.mp4", "o.mp4"]
@@ -339,14 +339,14 @@ def test_a_full_disk_is_one_line(spoken: dict[str, Any], tmp_path: Path) -> None
     disk = tmp_path / "disk"
     disk.mkdir()
     given = spoken | {"-o": disk / "o.mp4", "--paste-back": True, "--pose": "still"}
-    run = f"'{sys.executable}' -m infer " + " ".join(f"'{part}'" for part in command("audio", given))
+    command_line = f"'{sys.executable}' -m infer " + " ".join(f"'{part}'" for part in command("audio", given))
     commands = f"""
 mount -t tmpfs -o size=100k none '{disk}' || exit 77
-{run}; echo "$? $(ls -A '{disk}' | wc -l)"
+{command_line}; echo "$? $(ls -A '{disk}' | wc -l)"
 mount -o remount,size=8k '{disk}'
-{run}; echo "$? $(ls -A '{disk}' | wc -l)"
+{command_line}; echo "$? $(ls -A '{disk}' | wc -l)"
 mount -o remount,size=16m '{disk}'
-{run}; echo "$? $(ls -A '{disk}' | wc -l)"
+{command_line}; echo "$? $(ls -A '{disk}' | wc -l)"
 """
     done = run_with_mounts(commands, timeout=200)
     lines = [line for line in done.stdout.splitlines() if not line.startswith("/")]

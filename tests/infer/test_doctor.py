@@ -1,4 +1,4 @@
-"""The doctor: says what is there, what is not, and what a request costs; the estimate holds what it says."""
+"""`infer doctor`: reports which weights are there, and what a request costs; properties of the estimate."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.tiny_pipeline import tiny_pipeline
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, tiny_weights: Path) -> Path:
-    """A pipeline with a mesh model beside it, and no pose model."""
+    """A folder with a pipeline and a mesh model, and no pose model."""
     path = tmp_path_factory.mktemp("weights")
     tiny_pipeline(width=64, height=64).save_pretrained(path / "lmk2video")
     shutil.copytree(tiny_weights / "audio2mesh", path / "audio2mesh")
@@ -56,7 +56,7 @@ def test_what_cannot_be_estimated(folder: Path, capfd: pytest.CaptureFixture[str
 def test_published_weights_are_counted_as_they_run(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Their PoseGuider normalises over windows, so it sees frames in each of their windows, and nothing is shared."""
+    """Their PoseGuider normalises over windows, so it is computed once for each window, and nothing is shared."""
     seen: list[HollowNetworks] = []
 
     def speed(networks: HollowNetworks, *_: Any) -> float:
@@ -80,7 +80,7 @@ def test_published_weights_are_counted_as_they_run(
 
 
 def test_memory_under_the_presets_at_published_sizes() -> None:
-    """Each fits what it is named after, a smaller one needs less, and length does not matter once it is long."""
+    """Each preset fits the memory it is named after, smaller ones need less, and longer videos do not need more."""
     networks = HollowNetworks.published().to(torch.float16)
     needed = {}
     for seconds in (60, 600):

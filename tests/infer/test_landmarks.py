@@ -1,4 +1,4 @@
-"""`infer landmarks` as a user runs it: the video with the speech, the same arrays again, one line for what is wrong."""
+"""`infer landmarks` from the command line: video with speech, the same arrays again, one line for each mistake."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def speech(media: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def arguments(media: Path, speech: Path, tiny_weights: Path, tmp_path: Path) -> dict[str, Any]:
-    """Options of a run that works."""
+    """Options with which the command succeeds."""
     return {
         "--reference": media / "image" / "AniPortrait_lyl.png",
         "--audio": speech,
@@ -49,9 +49,10 @@ def command(options: dict[str, Any]) -> list[str]:
     return ["landmarks", *(str(part) for option in options.items() for part in option)]
 
 
-def lag(heard: np.ndarray, sent: np.ndarray) -> int:
-    size = 1 << (len(heard) + len(sent)).bit_length()
-    best = int(np.argmax(np.fft.irfft(np.fft.rfft(heard, size) * np.conj(np.fft.rfft(sent, size)), size)))
+def lag(decoded: np.ndarray, original: np.ndarray) -> int:
+    """Delay of a decoded sound in samples: the peak of the cross-correlation."""
+    size = 1 << (len(decoded) + len(original)).bit_length()
+    best = int(np.argmax(np.fft.irfft(np.fft.rfft(decoded, size) * np.conj(np.fft.rfft(original, size)), size)))
     return best - size if best > size // 2 else best
 
 
@@ -63,8 +64,8 @@ def test_a_video_with_the_speech(arguments: dict[str, Any], tmp_path: Path, capf
     found = probe(out)
     assert (found.video.width, found.video.height, found.video.fps) == (128, 128, 25)
     assert found.duration_s == pytest.approx(2.0, abs=0.02)
-    sent, heard = read_speech(arguments["--audio"]).samples, read_whole_audio(out)
-    assert abs(lag(heard, sent)) <= 2, "samples; a frame has 640"
+    original, decoded = read_speech(arguments["--audio"]).samples, read_whole_audio(out)
+    assert abs(lag(decoded, original)) <= 2, "samples; a frame has 640"
     motion = read_motion(out.with_suffix(".npz"))
     assert len(motion) == 50 and np.abs(motion.pose).max() > 0.01
     sidecar = json.loads(out.with_suffix(".json").read_bytes())
@@ -163,7 +164,7 @@ def test_what_is_wrong_is_one_line(
     options: dict[str, str],
     said: str,
 ) -> None:
-    """Exit status 2, one error line, nothing on stdout, no file; and no weights were loaded for it."""
+    """Exit status 2, one error line, nothing on stdout, no file; and in a time in which no weights are loaded."""
     placed = {}
     for name, value in options.items():
         kind, colon, path = value.rpartition(":")
@@ -189,7 +190,7 @@ def test_identities(arguments: dict[str, Any], capfd: pytest.CaptureFixture[str]
 
 
 def test_help_and_wrong_options_are_fast() -> None:
-    """Nothing heavy is imported for them."""
+    """No large library is imported for them."""
     code = "import sys, infer.__main__; print([m for m in ('torch', 'cv2', 'av', 'mediapipe') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
@@ -201,18 +202,18 @@ def test_help_and_wrong_options_are_fast() -> None:
 
 @pytest.mark.slow
 def test_a_kill_and_a_stop_leave_nothing(arguments: dict[str, Any], media: Path, tmp_path: Path) -> None:
-    """Killed while it writes: no result, and the next run removes what was left. Stopped: it tidies up itself."""
+    """Killed while it writes: no result, and the next command removes leftovers. Stopped: it removes them itself."""
     long_speech = media / "audio" / "pyannote-audio_sample.wav"
     options = arguments | {"--audio": long_speech, "--width": 640}
     for sent, left in ((signal.SIGTERM, 0), (signal.SIGKILL, 3)):
-        run = subprocess.Popen([sys.executable, "-m", "infer", *command(options)], cwd=ROOT, stderr=subprocess.PIPE)
-        while run.poll() is None and not any(file.stat().st_size > 4000 for file in tmp_path.iterdir()):
+        process = subprocess.Popen([sys.executable, "-m", "infer", *command(options)], cwd=ROOT, stderr=subprocess.PIPE)
+        while process.poll() is None and not any(file.stat().st_size > 4000 for file in tmp_path.iterdir()):
             time.sleep(0.02)
-        run.send_signal(sent)
-        _, errors = run.communicate(timeout=60)
+        process.send_signal(sent)
+        _, errors = process.communicate(timeout=60)
         files = list(tmp_path.iterdir())
         assert len(files) == left and not any(file.name.startswith("out") for file in files), errors.decode()
-        assert run.returncode == (1 if sent == signal.SIGTERM else -signal.SIGKILL)
+        assert process.returncode == (1 if sent == signal.SIGTERM else -signal.SIGKILL)
         assert (b"interrupted" in errors) == (sent == signal.SIGTERM) and b"Traceback" not in errors
     assert main(command(arguments)) == 0
     assert sorted(file.name for file in tmp_path.iterdir()) == ["out.json", "out.mp4", "out.npz"]
@@ -223,16 +224,16 @@ def test_a_full_disk_is_one_line(arguments: dict[str, Any], tmp_path: Path) -> N
     """Room for the video but not for the arrays, then for neither: status 1, and the folder is as it was."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    run = f"'{sys.executable}' -m infer " + " ".join(
+    command_line = f"'{sys.executable}' -m infer " + " ".join(
         f"'{part}'" for part in command(arguments | {"-o": disk / "o.mp4"})
     )
     commands = f"""
 mount -t tmpfs -o size=300k none '{disk}' || exit 77
-{run}; echo "$? $(ls -A '{disk}' | wc -l)"
+{command_line}; echo "$? $(ls -A '{disk}' | wc -l)"
 mount -o remount,size=16k '{disk}'
-{run}; echo "$? $(ls -A '{disk}' | wc -l)"
+{command_line}; echo "$? $(ls -A '{disk}' | wc -l)"
 mount -o remount,size=16m '{disk}'
-{run}; echo "$? $(ls -A '{disk}' | wc -l)"
+{command_line}; echo "$? $(ls -A '{disk}' | wc -l)"
 """
     done = run_with_mounts(commands, timeout=200)
     lines = [line for line in done.stdout.splitlines() if not line.startswith("/")]

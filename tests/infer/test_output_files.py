@@ -1,4 +1,4 @@
-"""The files that are written: sizes, arrays that come back, and names that would overwrite an input."""
+"""Output files: sizes, arrays read back, and names that would overwrite an input."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Portraits: every kind of image, the face that is meant, and the same landmarks as the annotation finds."""
+"""Portraits: every kind of image, the choice of a face, and the same landmarks as in the annotation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from talkinghead.geometry.camera import project
     "name", ["AniPortrait_lyl.png", "SadTalker_art_6.png", "SadTalker_happy1.png", "SadTalker_full_body_1.png"]
 )
 def test_every_mode_gives_the_annotation_and_projects_back(media: Path, face_model: FaceModel, name: str) -> None:
-    """RGBA, palette, a JPEG called .png: landmarks equal the annotation's, and mesh and pose give them again."""
+    """RGBA, palette, a JPEG called .png: landmarks equal the annotation's, and mesh and pose project onto them."""
     portrait = read_portrait(media / "image" / name, face_model)
     annotated = make_engine("litert", face_model)([portrait.image])
     assert np.array_equal(portrait.face.points, annotated.points[0])
@@ -32,7 +32,7 @@ def test_every_mode_gives_the_annotation_and_projects_back(media: Path, face_mod
 
 
 def test_exif_orientation(media: Path, face_model: FaceModel) -> None:
-    """The same image stored lying and marked so stands upright and has the same face."""
+    """An image stored sideways, with an EXIF mark for it, is read upright and has the same face."""
     upright = read_portrait(media / "image" / "tfjs-models_portrait.jpg", face_model)
     lying = read_portrait(media / "derived" / "portrait_exif6.jpg", face_model)
     assert lying.image.shape == upright.image.shape
@@ -62,7 +62,7 @@ DISPLAY_P3 = ((0.51512, 0.2412, -0.00105), (0.29198, 0.69225, 0.04189), (0.1571,
 
 
 def test_colours_are_those_of_the_images_own_profile(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """The reddest red of sRGB is no pure red in Display P3."""
+    """Pure red of sRGB has other values in Display P3; without a usable profile, values stay."""
     pixels = np.array([[[234, 51, 35], [128, 128, 128]]], np.uint8)
     for suffix in ("png", "tiff"):
         file = tmp_path / f"wide.{suffix}"
@@ -103,7 +103,7 @@ def test_several_faces(media: Path, face_model: FaceModel) -> None:
 
 @pytest.mark.parametrize("name", ["dlib_dogs.jpg", "scikit-image_chelsea.png"])
 def test_no_face(media: Path, face_model: FaceModel, name: str) -> None:
-    """A cat, and dogs that the detector (but not the landmark network) takes for a face."""
+    """A cat, and dogs that the detector takes for a face, but the landmark network does not."""
     with pytest.raises(ValueError, match="no face was found"):
         read_portrait(media / "image" / name, face_model, face="largest")
 
@@ -116,7 +116,7 @@ def test_a_face_cut_by_the_border(media: Path, face_model: FaceModel) -> None:
 def test_transparency_becomes_white(tmp_path: Path) -> None:
     image = np.zeros((4, 6, 4), np.uint8)
     image[:, :3] = (10, 20, 30, 255)
-    image[:, 3:, 0] = 200  # red that nobody sees
+    image[:, 3:, 0] = 200  # red under full transparency
     Image.fromarray(image).save(tmp_path / "a.png")
     found = read_image(tmp_path / "a.png")
     assert (found[:, :3] == (10, 20, 30)).all() and (found[:, 3:] == 255).all()

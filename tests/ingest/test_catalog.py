@@ -130,7 +130,7 @@ def test_broken_tables(tmp_path: Path):
 
 @pytest.fixture
 def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the files that are really read."""
+    """Names of the files that are hashed, in order."""
     names: list[str] = []
     real = fingerprints.hash_file
 

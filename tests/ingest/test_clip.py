@@ -29,7 +29,7 @@ def detector(shared: Path) -> FaceDetector:
 
 
 class OneFace:
-    """Finds one face in the middle of everything: for tests that are not about faces."""
+    """A detector that finds one face in the middle of every image, for tests that are not about faces."""
 
     class Face:
         score = 0.9
@@ -47,7 +47,7 @@ def _row(**changes: object) -> CatalogRow:
 
 
 def _sample(pieces: list[Piece]) -> tuple[ClipInfo, np.ndarray, np.ndarray]:
-    """Facts, frames `[F, H, W, 3]` and audio `[F * 640]` of the only piece."""
+    """Provenance, frames `[F, H, W, 3]` and audio `[F * 640]` of the only piece."""
     assert [piece.rejection for piece in pieces] == [None]
     return _members(pieces[0])
 

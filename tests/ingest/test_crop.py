@@ -1,4 +1,4 @@
-"""Where clips are cut out: listed boxes, squares around faces, and what happens at the frame's border."""
+"""Crops: listed boxes, squares around faces, and what happens at the frame's border."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def test_settings_say_what_is_wrong(wrong: dict[str, float]) -> None:
 
 
 def test_celebv_hq_square_is_the_official_one() -> None:
-    """Shorter side, about the integer centre of the rounded box, also at native size."""
+    """The square has the box's shorter side and the integer centre of the rounded box, also at native size."""
     row = CatalogRow(
         key="celebv-hq-x",
         dataset="celebv-hq",

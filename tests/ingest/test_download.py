@@ -35,7 +35,7 @@ FAST = DownloadSettings(sleep_s=0, backoff_s=0, retries=0, timeout_s=10, rate_li
 
 
 class Server(ThreadingHTTPServer):
-    """Serves files from memory, with Range; can break off or refuse."""
+    """A server of files in memory, with Range; can break off or refuse."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -141,7 +141,7 @@ def test_download_lands_whole_under_its_name(server: Server, video: bytes, tmp_p
 def test_broken_transfer_is_continued_by_the_next_run(server: Server, video: bytes, tmp_path: Path):
     server.files["/v.mp4"] = video
     half = len(video) // 2
-    server.break_after["/v.mp4"] = [len(video), half]  # the look at what it is, then the transfer
+    server.break_after["/v.mp4"] = [len(video), half]  # first the probe of what it is, then the transfer
     first = _one(server, "/v.mp4", tmp_path)
     assert first.status == "failed"
     assert not (tmp_path / "clip.mp4").exists()

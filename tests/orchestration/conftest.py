@@ -30,7 +30,7 @@ def sample_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def finished(sample_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """DATA of a finished run over the sample. Not to be changed: copy it first."""
+    """DATA in which the sample is finished. Not to be changed: copy it first."""
     data = tmp_path_factory.mktemp("finished") / "data"
     run_command("orchestration", "shards", "--source", sample_source, "--data", data, *TWO_SHARDS)
     return data

@@ -28,7 +28,7 @@ def free_port() -> int:
 
 
 def processes(session: int) -> dict[int, str]:
-    """Process id → title of what lives in a session."""
+    """Process id → title of every process of a session."""
     found = {}
     for folder in Path("/proc").iterdir():
         try:
@@ -54,7 +54,7 @@ class Head:
     token: str
 
     def environment(self) -> dict[str, str]:
-        """For a driver; with the face model's folder, which the cluster's own environment does not name."""
+        """Environment of a driver, with the face model's folder, which the cluster's own environment does not name."""
         return os.environ | {"RAY_ADDRESS": self.address, "RAY_AUTH_TOKEN": self.token}
 
 
@@ -75,7 +75,7 @@ def head() -> Iterator[Head]:
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("TALKINGHEAD", "RAY_"))}
     with (folder / "head.log").open("w+") as log:
-        run = subprocess.Popen(
+        server = subprocess.Popen(
             [*command, *(f"--{name}={value}" for name, value in options.items())],
             env=environment | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "HOME": str(folder)},
             stdout=log,
@@ -85,13 +85,13 @@ def head() -> Iterator[Head]:
         try:
             deadline = time.monotonic() + 90
             while "Ray runtime started" not in (folder / "head.log").read_text():
-                assert run.poll() is None and time.monotonic() < deadline, (folder / "head.log").read_text()
+                assert server.poll() is None and time.monotonic() < deadline, (folder / "head.log").read_text()
                 time.sleep(0.2)
-            yield Head(f"127.0.0.1:{port}", run.pid, folder, token)
+            yield Head(f"127.0.0.1:{port}", server.pid, folder, token)
         finally:
-            for pid in processes(run.pid):  # only what this fixture started: `ray stop` would end everybody's Ray
+            for pid in processes(server.pid):  # only what this fixture started: `ray stop` would end everybody's Ray
                 os.kill(pid, signal.SIGKILL)
-            run.wait()
+            server.wait()
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -100,7 +100,7 @@ def head() -> Iterator[Head]:
 def test_cluster_gives_the_same_shards(
     head: Head, finished: Path, sample_source: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the packages sent along, a worker killed on the way, and its unit run alone from the sent packages."""
+    """The packages are sent along, a worker is killed on the way, and its unit runs alone from the sent packages."""
     data = tmp_path / "data"
     model = tmp_path / "models"
     model.mkdir()
@@ -109,16 +109,16 @@ def test_cluster_gives_the_same_shards(
             shutil.copy(file, model / file.name)
     monkeypatch.setenv("TALKINGHEAD_MODELS", str(model))
     assert resolve_face_model()
-    run = start(head, sample_source, data)
+    driver = start(head, sample_source, data)
     hit = False
-    while run.poll() is None:
+    while driver.poll() is None:
         for worker in busy_workers(head.session)[:1] if not hit else []:
             time.sleep(0.3)
             os.kill(worker, signal.SIGKILL)
             hit = True
         time.sleep(0.02)
-    errors = run.communicate()[1]
-    assert hit and run.returncode == 0, errors
+    errors = driver.communicate()[1]
+    assert hit and driver.returncode == 0, errors
     assert digests(data) == digests(finished)
     assert "Traceback" not in errors and "\nerror: " not in errors and "oken auth" not in errors
     sent = list(head.folder.glob("session_2*/runtime_resources/working_dir_files/_ray_pkg_*/talkinghead"))
@@ -128,12 +128,12 @@ def test_cluster_gives_the_same_shards(
 
 @pytest.mark.slow
 def test_killed_driver_leaves_nothing_running_on_the_cluster(head: Head, sample_source: Path, tmp_path: Path) -> None:
-    run = start(head, sample_source, tmp_path / "data")
-    while run.poll() is None and not busy_workers(head.session):
+    driver = start(head, sample_source, tmp_path / "data")
+    while driver.poll() is None and not busy_workers(head.session):
         time.sleep(0.05)
-    assert run.poll() is None
-    run.kill()
-    run.communicate()
+    assert driver.poll() is None
+    driver.kill()
+    driver.communicate()
     deadline = time.monotonic() + 15
     while busy_workers(head.session) and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -142,10 +142,10 @@ def test_killed_driver_leaves_nothing_running_on_the_cluster(head: Head, sample_
 
 @pytest.mark.slow
 def test_wrong_token_is_one_clear_error(head: Head, sample_source: Path, tmp_path: Path) -> None:
-    run = start(head, sample_source, tmp_path / "data", RAY_AUTH_TOKEN="wrong")
-    errors = run.communicate(timeout=60)[1]
+    driver = start(head, sample_source, tmp_path / "data", RAY_AUTH_TOKEN="wrong")
+    errors = driver.communicate(timeout=60)[1]
     lines = [line for line in errors.splitlines() if line.startswith("error: ")]
-    assert run.returncode == 2 and len(lines) == 1 and "RAY_AUTH_TOKEN" in lines[0], errors
+    assert driver.returncode == 2 and len(lines) == 1 and "RAY_AUTH_TOKEN" in lines[0], errors
     assert "gcs_client" not in errors and "Traceback" not in errors
 
 
@@ -181,7 +181,7 @@ def package_names() -> set[str]:
     ],
 )
 def test_wrong_address_is_told_at_once(address: str, said: str, command: Command, tmp_path: Path) -> None:
-    """By the command line: within one process Ray keeps what it was first told about tokens."""
+    """With the command line: within one process Ray keeps what it was first told about tokens."""
     (tmp_path / "text.mp4").write_text("not a video")
     arguments = ("--source", tmp_path, "--data", tmp_path / "data", "--ray-address", address.format(closed=free_port()))
     started = time.monotonic()

@@ -46,7 +46,7 @@ def test_shards_verify_deeply(finished: Path, command: Command) -> None:
     assert "ok" in done.stdout
 
 
-def test_second_run_does_nothing(finished: Path, sample_source: Path, command: Command) -> None:
+def test_second_command_does_nothing(finished: Path, sample_source: Path, command: Command) -> None:
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*.tar")}
     done = command("orchestration", "shards", "--source", sample_source, "--data", finished, "--shards", "min_shards=2")
     assert done.stderr.count(" 0 done now, 0 quarantined") == 4
@@ -92,7 +92,7 @@ def test_reannotation_leaves_media_untouched(finished: Path, tmp_path: Path, com
     assert clash.returncode == 2 and "make reannotate ANN=" in clash.stderr
 
 
-def test_new_clips_come_behind_the_packed_ones(
+def test_new_clips_come_after_the_packed_ones(
     finished: Path, sample_source: Path, tmp_path: Path, command: Command
 ) -> None:
     data, source = tmp_path / "data", tmp_path / "source"
@@ -148,7 +148,7 @@ def test_wrong_use_is_one_line(arguments: list[str], said: str, tmp_path: Path, 
 
 
 def test_full_disk_stops_with_one_line_and_resumes(sample_source: Path, tmp_path: Path, command: Command) -> None:
-    """On a real file system of 2.5 MB: the run stops, nothing is quarantined, and more room finishes it."""
+    """On a real file system of 2.5 MB: the job stops, nothing is quarantined, and more room finishes it."""
     mount = tmp_path / "small"
     mount.mkdir()
     shards = f"'{sys.executable}' -m orchestration shards --source '{sample_source}' --data '{mount}/data' --workers 2"

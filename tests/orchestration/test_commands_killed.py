@@ -47,7 +47,7 @@ def processes_of(data: Path, *, units_only: bool = True) -> list[int]:
 
 
 def wait_until_gone(data: Path) -> None:
-    """A killed driver takes its private Ray with it; wait for that, so that one run at a time is tested."""
+    """A killed driver takes its private Ray with it; wait for that, so that one command at a time is tested."""
     deadline = time.monotonic() + 30
     while processes_of(data) and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -56,33 +56,33 @@ def wait_until_gone(data: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_twenty_kills_change_nothing(finished: Path, sample_source: Path, tmp_path: Path, command: Command) -> None:
-    """The driver and one of Ray's processes in turn. A run goes on where the last one died; one that gets through is
-    compared, and the next starts from nothing."""
+    """The driver and one of Ray's processes in turn. A command goes on where the last one died; the result of one that
+    gets through is compared, and the next starts from nothing."""
     chance = random.Random(20)
     expected = digests(finished)
     killed: Counter[str] = Counter()
     data = tmp_path / "data0"
     while sum(killed.values()) < KILLS:
-        run = start(sample_source, data)
+        driver = start(sample_source, data)
         deadline = time.monotonic() + chance.uniform(3.0, 14.0)
-        while time.monotonic() < deadline and run.poll() is None:
+        while time.monotonic() < deadline and driver.poll() is None:
             time.sleep(0.05)
-        if run.poll() is None:
+        if driver.poll() is None:
             whom = "other" if sum(killed.values()) % 2 else "driver"
-            others = [process for process in processes_of(data, units_only=False) if process != run.pid]
-            victim = run.pid if whom == "driver" or not others else chance.choice(others)
+            others = [process for process in processes_of(data, units_only=False) if process != driver.pid]
+            victim = driver.pid if whom == "driver" or not others else chance.choice(others)
             with contextlib.suppress(ProcessLookupError):
                 os.kill(victim, signal.SIGKILL)
-                killed["driver" if victim == run.pid else "other"] += 1
-        _, errors = run.communicate(timeout=240)
+                killed["driver" if victim == driver.pid else "other"] += 1
+        _, errors = driver.communicate(timeout=240)
         wait_until_gone(data)
-        if run.returncode == 0:
+        if driver.returncode == 0:
             assert digests(data) == expected
             data = tmp_path / f"data{sum(killed.values())}-{time.monotonic_ns()}"
-        elif run.returncode == 1:  # Ray itself was hit
+        elif driver.returncode == 1:  # Ray itself was hit
             assert b"error: " in errors or b"GCS" in errors, errors.decode()[-3000:]
         else:
-            assert run.returncode == -signal.SIGKILL
+            assert driver.returncode == -signal.SIGKILL
     assert killed["driver"] and killed["other"]
 
     command("orchestration", "shards", "--source", sample_source, "--data", data, *TWO_SHARDS)
@@ -97,24 +97,24 @@ def test_twenty_kills_change_nothing(finished: Path, sample_source: Path, tmp_pa
 def test_one_killed_worker_and_one_killed_driver(
     finished: Path, sample_source: Path, tmp_path: Path, command: Command
 ) -> None:
-    """The short form of the above, for every test run: the driver dies while clips are cut, then a worker."""
+    """The short form of the above, which is never left out: the driver dies while clips are cut, then a worker."""
     data = tmp_path / "data"
-    run = start(sample_source, data)
-    while run.poll() is None and not (data / "records").exists():
+    driver = start(sample_source, data)
+    while driver.poll() is None and not (data / "records").exists():
         time.sleep(0.05)
-    run.send_signal(signal.SIGKILL)
-    run.communicate()
+    driver.send_signal(signal.SIGKILL)
+    driver.communicate()
     wait_until_gone(data)
     assert not list(data.glob("clips-*.tar"))
 
-    run = start(sample_source, data)
+    driver = start(sample_source, data)
     hit = False
-    while run.poll() is None and not hit:
+    while driver.poll() is None and not hit:
         for worker in processes_of(data)[:1]:
             os.kill(worker, signal.SIGKILL)
             hit = True
         time.sleep(0.02)
-    _, errors = run.communicate(timeout=240)
-    assert hit and run.returncode == 0, errors.decode()[-3000:]
+    _, errors = driver.communicate(timeout=240)
+    assert hit and driver.returncode == 0, errors.decode()[-3000:]
     assert digests(data) == digests(finished)
     assert not list((data / "tmp").iterdir())

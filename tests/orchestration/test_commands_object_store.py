@@ -25,7 +25,7 @@ def tars(storage: Storage) -> dict[str, bytes]:
 
 
 def assert_no_secret(storage: Storage, *texts: str) -> None:
-    """Neither in what was said nor in anything that was stored."""
+    """Assert that the secret is neither in the output nor in any stored file."""
     assert not any(SECRET in text for text in texts)
     names = ["DATASET.json", *(file.path for folder in FOLDERS for file in storage.list(folder))]
     assert len(names) > 10 and not [name for name in names if SECRET.encode() in storage.read(name)]
@@ -68,24 +68,24 @@ def test_object_store_gives_the_same_shards(finished: Path, sample_source: Path,
 
 
 @pytest.mark.slow
-def test_server_that_goes_away_stops_the_run_and_loses_nothing(
+def test_server_that_goes_away_stops_the_job_and_loses_nothing(
     finished: Path, sample_source: Path, s3: LocalS3, command: Command
 ) -> None:
     uri = s3.uri("interrupted")
     storage = Storage(uri)
     arguments = ["shards", "--source", str(sample_source), "--data", uri, *TWO_SHARDS]
-    run = subprocess.Popen(
+    driver = subprocess.Popen(
         [sys.executable, "-m", "orchestration", *arguments], cwd=ROOT, stderr=subprocess.PIPE, text=True
     )
-    while run.poll() is None and not storage.list("records"):
+    while driver.poll() is None and not storage.list("records"):
         time.sleep(0.1)
     s3.stop()
     try:
-        _, errors = run.communicate(timeout=90)
+        _, errors = driver.communicate(timeout=90)
     finally:
         s3.start()
     lines = [line for line in errors.splitlines() if line.startswith("error: ")]
-    assert run.returncode == 1 and len(lines) == 1 and "cannot reach s3://***@clips/interrupted" in lines[0], errors
+    assert driver.returncode == 1 and len(lines) == 1 and "cannot reach s3://***@clips/interrupted" in lines[0], errors
     assert "Traceback" not in errors and SECRET not in errors
     assert not [record for record in quarantined(storage) if not record.cause.startswith("media:")]
 

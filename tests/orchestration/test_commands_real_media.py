@@ -86,7 +86,7 @@ def test_two_data_sets_in_one_place(
     tmp_path: Path,
     command: Command,
 ) -> None:
-    """HDTF from its own metadata, with one raw video there and 369 missing, behind a plain folder."""
+    """HDTF from its own metadata, with one raw video there and 369 missing, after a plain folder."""
     source, data = tmp_path / "hdtf", tmp_path / "data"
     source.mkdir()
     write_source(source / "WDA_BobCasey1.mp4", original, 540)

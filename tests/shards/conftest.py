@@ -1,4 +1,4 @@
-"""The synthetic data set of `shard_data`, and copies of it to be damaged."""
+"""Fixtures: the synthetic data set of `shard_data`, and copies of it to be damaged."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.tars import read_tar
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Storage:
-    """The data set; not to be changed."""
+    """The data set, shared by all tests: it must not be changed."""
     return build(tmp_path_factory.mktemp("shards") / "data")
 
 

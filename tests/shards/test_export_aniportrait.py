@@ -1,4 +1,4 @@
-"""Others read what we write: stock `webdataset`, and AniPortrait's training layout."""
+"""Other programs read our files: stock `webdataset`, and AniPortrait's training by its own rules."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_stock_webdataset_reads_every_tar(built, pattern, contents):
 
 
 def load_like_aniportrait(training_json: Path) -> dict[str, list[tuple[Path, Path]]]:
-    """Frames and landmarks as pairs, by its rules: two sorted globs, cut to the shorter, ends must have one name."""
+    """Pairs of frames and landmarks by AniPortrait's rules: two sorted globs, cut to the shorter, ends named alike."""
     pairs = {}
     for key, value in json.loads(training_json.read_text()).items():
         (clip,) = value["clip_data_list"]

@@ -36,7 +36,7 @@ def take(loader: ClipLoader, count: int) -> list[dict]:
 
 
 def joined(parts: list[dict]) -> dict:
-    """The ranks' parts of a global batch as one."""
+    """One global batch from the parts of its ranks."""
     batch = {"keys": [key for part in parts for key in part["keys"]]}
     return batch | {name: torch.cat([p[name] for p in parts]) for name in parts[0] if name != "keys"}
 
@@ -63,7 +63,7 @@ def test_same_batches_for_any_world_and_workers(reader, world, workers):
 
 @pytest.mark.parametrize(("stop", "world", "workers"), [(1, 1, 0), (3, 2, 0), (3, 1, 2), (5, 4, 0)])
 def test_resume_continues_exactly(reader, stop, world, workers):
-    """8 samples in batches of 4 x 3: stops in the middle of an epoch, continues on another world."""
+    """8 samples in batches of 12: stops in the middle of an epoch and continues at another world size."""
     unbroken = take(loader_of(reader, LIGHT, global_batch=12, seed=1), 7)
     first = loader_of(reader, LIGHT, global_batch=12, seed=1, num_workers=workers)
     take(first, stop)
@@ -149,7 +149,7 @@ def test_wrong_use_is_refused(reader, built):
 
 
 class Numbers:
-    """Any dataset of slots will do."""
+    """A dataset of slots that has nothing to do with clips."""
 
     def __len__(self) -> int:
         return 5

@@ -1,4 +1,4 @@
-"""`DATASET.json` reads back as written and says clearly what is wrong with it."""
+"""`DATASET.json` reads back as written, and a damaged one is refused with a clear message."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_a_manifest_from_before_there_were_kinds(copied):
         (lambda value: value | {"schema_version": 0}, "make shards"),
         (lambda value: value | {"surprise": 1}, "damaged"),
         (lambda value: {key: value[key] for key in value if key != "media"}, "damaged"),
-        (lambda value: value | {"annotations": value["annotations"] * 2}, "stands twice"),
+        (lambda value: value | {"annotations": value["annotations"] * 2}, "occurs twice"),
         (lambda value: [], "damaged"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The sample order is a pure function, a permutation per epoch, and the same for every world size."""
+"""The sample order: a pure function, a permutation in every epoch, and the same for every world size."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_each_epoch_is_a_permutation(count, seed, epoch):
 
 
 def test_order_is_pinned_and_shuffled():
-    """A trained run must resume in the same order after an update of anything."""
+    """A training must resume in the same order after any update of the code or its libraries."""
     assert SampleOrder(8, 0).permutation(0).tolist() == [3, 6, 7, 1, 2, 5, 4, 0]
     orders = {tuple(SampleOrder(8, seed).permutation(epoch)) for seed in range(10) for epoch in range(10)}
     assert len(orders) > 95

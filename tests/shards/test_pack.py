@@ -1,4 +1,4 @@
-"""Packing copies bytes, the same ones every time, and notices when a unit's file is not the one recorded."""
+"""Packing copies the same bytes every time, and notices when a unit's file does not match its record."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def storage(tmp_path):
 
 @pytest.fixture
 def planned(storage):
-    """Five samples in three unit files, two of which hold two."""
+    """Five samples in three unit files."""
     found = {}
     for name, keys in (("a", [0, 1]), ("b", [2]), ("c", [3, 4])):
         found |= write_unit(storage, f"units/x/{name}.tar", [(f"key-{n}", CONTENTS[f"key-{n}"]) for n in keys])

@@ -69,12 +69,12 @@ def test_wrong_arguments_are_refused():
         plan_shards({}, existing=[["a"], ["a"]])
 
 
-def test_planned_sample_is_one_run():
+def test_planned_sample_is_contiguous():
     members = [Member(suffix="json", offset=512, size=10), Member(suffix="mp4", offset=1536, size=600)]
     random.Random(1).shuffle(members)
     sample = PlannedSample.of_members(key="k", file="f.tar", members=members, num_frames=1)
     assert (sample.offset, sample.length) == (0, 512 + 512 + 512 + 1024)
-    with pytest.raises(ValueError, match="not in one run"):
+    with pytest.raises(ValueError, match="not contiguous with the others"):
         PlannedSample.of_members(
             key="k", file="f.tar", members=[members[0], Member(suffix="wav", offset=9728, size=3)], num_frames=1
         )

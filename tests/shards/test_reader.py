@@ -1,4 +1,4 @@
-"""The reader gives what went in, window by window, from the bytes that it needs."""
+"""The reader returns the packed contents window by window, and reads only the bytes that it needs."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def test_other_processes_and_threads(built, method, monkeypatch):
     monkeypatch.setattr(ranges, "OPEN_FILES", 1)  # shards are closed and opened all the time
     reader = ShardReader(built)
     expected = _sum_of(reader)
-    # From a process without threads: forking one that has threads can leave a child waiting for ever.
+    # Fork from a process without threads: forking one with threads can leave a child waiting for ever.
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as clean:
         assert clean.submit(_sums_in_two_processes, method, reader).result() == [expected] * 3
     with ThreadPoolExecutor(8) as threads:
@@ -165,7 +165,7 @@ def test_other_processes_and_threads(built, method, monkeypatch):
 
 
 def test_extra_columns_join_by_key(copied):
-    """A later column set (latents, …) is its own version: own tars, own index, same keys; one sample lacks it."""
+    """A later column set (latents, …) is a version of its own: own tars, own index, same keys; one sample lacks it."""
     base = ShardReader(copied, split=None, kept=False)
     rows, shards = [], []
     for shard in range(len(read_manifest(copied).media)):
@@ -202,7 +202,7 @@ def test_extra_columns_join_by_key(copied):
         ShardReader(copied, extra=("vae",))
     entry = dataclasses.replace(entry, index=path, index_sha256=sha256)
     write_manifest(copied, dataclasses.replace(manifest, annotations=[entry, *manifest.annotations]))
-    with pytest.raises(ValueError, match="not of the same samples"):
+    with pytest.raises(ValueError, match="do not hold the same samples"):
         ShardReader(copied, extra=("vae",))
 
 

@@ -27,7 +27,7 @@ def kinds(report: VerifyReport) -> set[tuple[str, str]]:
 
 
 def adopt(storage: Storage, *names: str) -> None:
-    """Make `DATASET.json` name the shards as they are now, so that only the contents can give the damage away."""
+    """Let `DATASET.json` name the shards as they are now, so that only a check of the contents can find the damage."""
     manifest = read_manifest(storage)
     entry = manifest.annotation()
 
@@ -166,7 +166,7 @@ CONTENT_DAMAGE = {
 
 @pytest.mark.parametrize("damage", CONTENT_DAMAGE)
 def test_contents_that_do_not_agree(copied, edit_shard, damage):
-    """The writer itself went wrong: hashes and counts agree, contents do not."""
+    """The writer itself was wrong: hashes and counts agree, contents do not."""
     name, change = CONTENT_DAMAGE[damage]
     keys: list[str] = []
 

@@ -27,9 +27,9 @@ from talkinghead.schema import annotation_shard_name, check_key
 from tests.support.packed_data import PackedClip, annotation_members, media_members, pack, pack_data, write_unit
 
 LENGTHS = (26, 34, 12, 30)
-"""Frames of the clips; the last is held out."""
+"""Numbers of frames of the clips; the last clip is held out."""
 SIDE = 64
-"""Pixels of an image's side."""
+"""Width and height of the images in pixels."""
 UNSEEN = slice(8, 11)
 """Frames of clip 1 without a face."""
 LATENTS_VERSION = "latents-0123456789ab"
@@ -41,7 +41,7 @@ def clip_key(number: int) -> str:
 
 
 def landmarks(number: int) -> np.ndarray:
-    """`[F, 478, 3]`: a face that wanders, and whose lower lip falls and rises."""
+    """Landmarks `[F, 478, 3]` of a face that wanders, and whose lower lip falls and rises."""
     count = LENGTHS[number]
     time = np.arange(count) / 25
     vertices = mean_face().vertices
@@ -55,14 +55,14 @@ def landmarks(number: int) -> np.ndarray:
 
 
 def frames(number: int) -> np.ndarray:
-    """`[F, 64, 64, 3]`: the landmarks, drawn on a wall of the clip's own colour."""
+    """Images `[F, 64, 64, 3]` of the landmarks, drawn on a wall with a colour for each clip."""
     wall = np.array([40 + 50 * number, 160 - 40 * number, 90], np.uint8)
     drawn = np.stack([draw_guidance(points, SIDE, SIDE) for points in landmarks(number)])
     return np.where(drawn.any(axis=-1, keepdims=True), drawn, wall)
 
 
 def arrays(number: int) -> dict[str, np.ndarray]:
-    """The annotation."""
+    """Annotation of a clip."""
     found = blank_arrays(LENGTHS[number])
     found["landmarks"][:] = landmarks(number)
     found["mesh"][:] = mean_face().vertices

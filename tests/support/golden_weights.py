@@ -1,7 +1,7 @@
 """Weights by formula: every tensor of a published checkpoint made from its key and its shape.
 
 The goldens' README states the formula (section 1); outputs of the original networks with these weights are stored
-beside it, so a network can be compared without any published file.
+next to it, so a network can be compared without any published file.
 """
 
 from __future__ import annotations

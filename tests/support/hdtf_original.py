@@ -17,7 +17,7 @@ SIDE, LEFT, TOP = 650, 639, 46
 
 @dataclass(frozen=True)
 class Original:
-    """The published clip: RGB images `[300, 650, 650, 3]`, stereo sound `[2, N]` and its rate."""
+    """Published clip: RGB images `[300, 650, 650, 3]`, stereo sound `[2, N]` and its rate."""
 
     images: list[np.ndarray]
     sound: np.ndarray
@@ -25,7 +25,7 @@ class Original:
 
 
 def read_original(media: Path) -> Original:
-    """The clip among the shared media."""
+    """Path of the clip among the shared media."""
     with av.open(str(media / "video" / "Moore-AnimateAnyone_4.mp4")) as container:
         images = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     with av.open(str(media / "video" / "Moore-AnimateAnyone_4.mp4")) as container:
@@ -35,7 +35,8 @@ def read_original(media: Path) -> Original:
 
 
 def write_source(path: Path, original: Original, height: int) -> None:
-    """The clip in its place: a still image up to 44.5 s, then other images, the clip from 45 s, others again."""
+    """Source with the clip in its place: a still image up to 44.5 s, then other images, the clip from 45 s, others
+    again."""
     scale = height / 1080
     width, side, left, top = (round(value * scale) for value in (1920, SIDE, LEFT, TOP))
     background = np.random.default_rng(0).integers(90, 110, (height, width, 3), np.uint8)
@@ -55,7 +56,7 @@ def write_source(path: Path, original: Original, height: int) -> None:
                     clip = cv2.resize(clip, (side, side), interpolation=cv2.INTER_AREA)
                 image[top : top + side, left : left + side] = clip
             frame = av.VideoFrame.from_ndarray(image, format="rgb24")
-            # frame numbers count from 45 s; the still image stands at 0
+            # frame numbers count from 45 s; the still image is at 0
             frame.pts = 0 if n < -lead else START_S * 30_000 + n * 1001
             frame.time_base = Fraction(1, 30_000)
             output.mux(video.encode(frame))

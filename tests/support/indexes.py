@@ -1,4 +1,4 @@
-"""Opens a version's index as `DATASET.json` names it."""
+"""Opening the index of a version, as `DATASET.json` names it."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from talkinghead.files.storage import Storage
 
 
 def open_index(storage: Storage, version: str) -> Index:
-    """The index of a finished version."""
+    """Index of a finished version."""
     return read_index(storage, read_manifest(storage).annotation(version))

@@ -20,7 +20,7 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def run_command(*arguments: object, check: bool = True, **options: object) -> subprocess.CompletedProcess[str]:
-    """`python -m <arguments>` from the repository root."""
+    """Run `python -m <arguments>` from the repository root."""
     done = subprocess.run(
         [sys.executable, "-m", *map(str, arguments)],
         cwd=ROOT,

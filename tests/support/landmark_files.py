@@ -1,4 +1,4 @@
-"""The arrays that `infer landmarks` writes next to its video, read back."""
+"""Reader of the arrays that `infer landmarks` writes next to its video."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from talkinghead.motion.landmark_motion import LandmarkMotion
 
 
 def read_motion(path: Path) -> LandmarkMotion:
-    """The motion as it was written."""
+    """Motion as it was written."""
     with np.load(path, allow_pickle=False) as content:
         arrays = {name: content[name] for name in ("mesh", "pose", "pose_matrix", "landmarks")}
         return LandmarkMotion(**arrays, fps=float(content["fps"]))

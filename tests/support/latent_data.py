@@ -10,10 +10,10 @@ import numpy as np
 
 from annotate.latents import LatentSettings
 from orchestration.cluster import Cluster, ClusterSettings
-from orchestration.units.executor import RetrySettings, Runner, Tally
+from orchestration.units.executor import RetrySettings, Tally, UnitRunner
 from orchestration.units.ledger import Ledger
 from orchestration.units.records import QuarantineRecord
-from orchestration.units.unit import RunError, Unit, failed_attempt, run_unit
+from orchestration.units.unit import JobStoppedError, Unit, failed_attempt, run_unit
 from talkinghead import dataroot
 from talkinghead.annotation import blank_arrays
 from talkinghead.files.storage import Storage
@@ -28,7 +28,7 @@ def clip_key(number: int) -> str:
 
 
 def clip_frames(number: int) -> np.ndarray:
-    """`[F, 64, 64, 3]`: a coloured square that moves over a slope."""
+    """Images `[F, 64, 64, 3]` of a coloured square that moves over a slope."""
     frames = np.zeros((LENGTHS[number], 64, 64, 3), np.uint8)
     frames[...] = np.arange(64, dtype=np.uint8)[:, None] * 3
     for position, frame in enumerate(frames):
@@ -60,7 +60,7 @@ def build(root: Path, poison: Sequence[int] = ()) -> Storage:
     return pack_data(root, clips, min_shards=2)
 
 
-class InProcessRunner(Runner):
+class InProcessUnitRunner(UnitRunner):
     """Runs units here, one after the other; a failure is quarantined at once."""
 
     def run(self, job: str, units: Sequence[Unit], *, gpu_share: float = 0.0) -> Tally:
@@ -74,7 +74,7 @@ class InProcessRunner(Runner):
             try:
                 tally.frames += run_unit(self.storage, unit, attempts=1).frames
                 tally.committed += 1
-            except RunError:
+            except JobStoppedError:
                 raise
             except Exception as error:  # noqa: BLE001  as the executor does
                 attempt = failed_attempt(error, alone=False, seconds=0.0)
@@ -87,6 +87,6 @@ class InProcessRunner(Runner):
         return tally
 
 
-def in_process(data: Storage | Path) -> Runner:
+def in_process(data: Storage | Path) -> UnitRunner:
     storage = data if isinstance(data, Storage) else Storage(data)
-    return InProcessRunner(storage=storage, cluster=Cluster(ClusterSettings()), retry=RetrySettings())
+    return InProcessUnitRunner(storage=storage, cluster=Cluster(ClusterSettings()), retry=RetrySettings())

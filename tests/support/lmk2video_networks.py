@@ -1,4 +1,4 @@
-"""Lmk2Video networks small enough for tests, with weights that all matter, and what they are given."""
+"""Lmk2Video networks small enough for tests, with weights that all matter, and inputs for them."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def small_denoiser(*, motion: bool = False, seed: int = 1, **settings: Any) -> D
 
 
 def small_reference_net(seed: int = 2) -> ReferenceNet:
-    """Its reference network."""
+    """Reference network of that denoiser."""
     torch.manual_seed(seed)
     model = ReferenceNet(**SMALL)
     shake(model, seed)
@@ -54,7 +54,7 @@ def small_reference_net(seed: int = 2) -> ReferenceNet:
 
 
 def small_guider(*, shaken: bool = True, seed: int = 3, **settings: Any) -> PoseGuider:
-    """Its PoseGuider."""
+    """PoseGuider of that denoiser."""
     torch.manual_seed(seed)
     model = PoseGuider(**{**GUIDER, **settings})
     if shaken:

@@ -35,7 +35,7 @@ def prepared(name: str, data: Storage, folder: Path, *, config: Any = None, **ch
 
 
 def batch_of(task: Lmk2VideoTask[Any], size: int) -> Batch:
-    """The first batch."""
+    """First batch of a task."""
     return next(iter(task.loader(global_batch=size, seed=0, rank=0, world=1, num_workers=0)))
 
 
@@ -49,20 +49,20 @@ def shake(module: nn.Module, *, only_trained: bool = False) -> None:
 
 
 class Double(nn.Module):
-    """Computes in double precision what it is given in single, so that sums in another order are equal enough."""
+    """Module that computes in double precision on single-precision inputs, so that the order of sums hardly matters."""
 
     def __init__(self, module: Lmk2Video) -> None:
         super().__init__()
         self.module = copy.deepcopy(module).double()
 
     def forward(self, noisy: Tensor, timesteps: Tensor, given: Conditions) -> Tensor:
-        """See `Lmk2Video.forward`."""
+        """Predict the velocity, as `Lmk2Video.forward` does."""
         precise = Conditions(*(part.double() if part.is_floating_point() else part for part in given))
         return self.module(noisy.double(), timesteps, precise)
 
 
 def gradients(task: Lmk2VideoTask[Any], module: Lmk2Video, batches: Iterable[Batch]) -> dict[str, Tensor]:
-    """What the batches' losses add up to, by name; the module stays as it is."""
+    """Gradient by name of the sum of the batches' losses; the module stays as it is."""
     precise = Double(module)
     for batch in batches:
         task.loss(precise, batch, seed=0)["loss"].sum().backward()

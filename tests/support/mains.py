@@ -36,7 +36,7 @@ def interrupted(
     blocked: bool = False,
     env: Mapping[str, str] | None = None,
 ) -> tuple[int, str, str]:
-    """Start `python -m …`, send it a signal when it has come so far, and see it end.
+    """Start `python -m …`, send it a signal when it has come so far, and wait for its end.
 
     Args:
         arguments: After `-m`.
@@ -71,7 +71,7 @@ def interrupted(
 
 
 def _sleeps(process: int) -> bool:
-    """Twice within a moment, so that it is not just about to go on."""
+    """Whether a process sleeps, checked twice, so that it is not just about to go on."""
     states = []
     for _ in range(2):
         states.append(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0])
@@ -81,7 +81,7 @@ def _sleeps(process: int) -> bool:
 
 @contextlib.contextmanager
 def reader_of(fifo: Path) -> Iterator[Callable[[], bool]]:
-    """A named pipe; says whether somebody reads it, who then waits for its first byte until the block ends."""
+    """Make a named pipe; yields a function that tells whether a process reads it and so waits until the block ends."""
     os.mkfifo(fifo)
     held: list[int] = []
 

@@ -1,4 +1,4 @@
-"""Run as a program: a pipeline that is really refused memory. Prints what it says."""
+"""Program with a pipeline that is really refused memory. Prints its error."""
 
 from __future__ import annotations
 

@@ -30,10 +30,10 @@ class LocalS3:
         return f"s3://key:{SECRET}@clips/{folder}?{endpoint}"
 
     def stop(self) -> None:
-        """Connections are refused from now on."""
+        """Refuse connections from now on."""
         self._server.stop()
 
     def start(self) -> None:
-        """The same server again, with all its objects."""
+        """Start the server again, with all its objects."""
         self._server = ThreadedMotoServer(ip_address=self.host, port=self.port, verbose=False)
         self._server.start()

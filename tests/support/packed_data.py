@@ -1,4 +1,4 @@
-"""Packs given clips into a data set the way the jobs do: unit tars, plan, pack, index, manifest."""
+"""Packing given clips into a data set the way the jobs do: unit tars, plan, pack, index, manifest."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class PackedClip:
     split_group: str
     scores: Mapping[str, float | None] = field(default_factory=dict)
     reason: str | None = None
-    """Why it is not kept; None: it is."""
+    """Reason why it is not kept; None: it is kept."""
 
 
 def media_members(key: str, frames: np.ndarray, audio: np.ndarray, *, source_id: str, group: str) -> dict[str, bytes]:
@@ -142,7 +142,7 @@ def pack_data(root: Path, clips: Sequence[PackedClip], *, min_shards: int) -> St
 
 
 def write_unit(storage: Storage, path: str, contents: list[tuple[str, dict[str, bytes]]]) -> dict[str, PlannedSample]:
-    """A unit's output tar, and its samples as a plan names them."""
+    """Output tar of a unit, and its samples as a plan names them."""
     storage.write(path, pack_samples(contents))
     offset, planned = 0, {}
     for key, members in contents:

@@ -1,4 +1,4 @@
-"""Where the repository lies, and the real media next to it."""
+"""Paths of the repository, and of the real media next to it."""
 
 from __future__ import annotations
 

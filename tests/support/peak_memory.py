@@ -1,4 +1,4 @@
-"""Run as a program with a number of frames: stream a video of so many, and print how much memory that took (MB)."""
+"""Program that streams a video with a given number of frames, and prints how much memory that took (MB)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.support.tiny_pipeline import tiny_pipeline, tiny_request
 
 
 def main() -> None:
-    """Few steps, no guidance and small images: what matters here is how many frames there are."""
+    """Options with few steps, no guidance and small images: only the number of frames matters here."""
     torch.set_num_threads(1)
     pipeline = tiny_pipeline()
     pipeline.set_progress_bar_config(disable=True)

@@ -1,4 +1,4 @@
-"""What a training imports, imported ahead; and the toy task, registered."""
+"""Imports of a training, made ahead, and the toy task, registered."""
 
 import torch._dynamo
 

@@ -24,29 +24,29 @@ from talkinghead.media.video_source import VideoSource
 from tests.support.packed_data import PackedClip, annotation_members, media_members, pack_data
 
 WOMAN, OTHER = "Real3DPortrait_May_5s", "SadTalker_WDA_AlexandriaOcasioCortez_000"
-"""Both 512 x 512 pixels, 25 frames per second, and speaking."""
+"""Files of the clips: both 512 x 512 pixels, 25 frames per second, and speaking."""
 FRAMES = 100
 SIDE = 256
-"""Of the images that are packed."""
+"""Width and height in pixels of the images that are packed."""
 
 
 @dataclass(frozen=True)
 class RealClip:
-    """The first frames of a clip."""
+    """First frames of a clip."""
 
     name: str
     video: np.ndarray
-    """`[F, 512, 512, 3]`."""
+    """Images, `[F, 512, 512, 3]`."""
     audio: np.ndarray
     arrays: Arrays
 
     @property
     def landmarks(self) -> np.ndarray:
-        """`[F, 468, 2]`."""
+        """Points in the images, `[F, 468, 2]`."""
         return self.arrays["landmarks"][:, :468, :2]
 
     def at(self, side: int) -> np.ndarray:
-        """The video at another size, as the pipeline would make it."""
+        """Video at another size, as the pipeline would make it."""
         return resized(self.video, side)
 
 
@@ -84,16 +84,16 @@ def build_real_data(root: Path, shared: Path, *, held_out: bool = True) -> Stora
 
 
 def resized(video: np.ndarray, side: int) -> np.ndarray:
-    """`[F, H, W, 3]` in another size."""
+    """Images `[F, H, W, 3]` in another size."""
     return np.ascontiguousarray(np.moveaxis(fit_images(np.moveaxis(video, 3, 1), side, side), 1, 3))
 
 
 def blurred(video: np.ndarray, sigma: float) -> np.ndarray:
-    """Every image out of focus."""
+    """Images out of focus."""
     return np.stack([cv2.GaussianBlur(image, (0, 0), sigma) for image in video])
 
 
 def noisy(video: np.ndarray, sigma: float) -> np.ndarray:
-    """Every image with noise of its own."""
+    """Images with noise, drawn for each one."""
     noise = np.random.default_rng(0).normal(0, sigma, video.shape)
     return np.clip(video + noise, 0, 255).round().astype(np.uint8)

@@ -12,7 +12,7 @@ import numpy as np
 
 from annotate.filters import FilterSettings
 from orchestration.plans import UnitState, annotate_job
-from orchestration.report.state import RunState
+from orchestration.report.state import DataState
 from orchestration.units.records import Attempt, QuarantineRecord, RejectedPiece, SampleRecord, UnitRecord
 from shards.index import build_index, write_index
 from shards.manifest import AnnotationEntry, DatasetManifest, ShardEntry, write_manifest
@@ -35,7 +35,7 @@ from talkinghead.schema import (
 from talkinghead.timebase import SAMPLES_PER_FRAME
 
 Kind = Literal["kept", "filtered", "unannotatable", "uncut", "unreadable", "waiting", "missing"]
-"""How a clip ends: sample, rejected by a filter, annotation quarantined, rejected by ingest, ingest quarantined,
+"""Outcome of a clip: sample, rejected by a filter, annotation quarantined, rejected by ingest, ingest quarantined,
 pending, no source file."""
 
 Content = dict[str, bytes]
@@ -72,14 +72,14 @@ class Clip:
 
     @property
     def made(self) -> tuple[Piece, ...]:
-        """The samples that ingest put out."""
+        """Samples that ingest put out."""
         if self.pieces or self.kind in ("uncut", "unreadable", "missing"):
             return self.pieces
         return (Piece(key=self.key, kind=self.kind),)
 
     @property
     def row(self) -> CatalogRow:
-        """Its catalog row."""
+        """Catalog row of the clip."""
         return CatalogRow(
             key=self.key,
             dataset=self.dataset,
@@ -136,8 +136,8 @@ def write_data(
     media: Callable[[Piece], Content] = lambda piece: tiny_media(piece.num_frames),
     annotation: Callable[[Piece, str], Content] = lambda piece, _: tiny_annotation(piece.num_frames),
     filters: FilterSettings | None = None,
-) -> RunState:
-    """Write shards, indexes and `DATASET.json`, as a finished run leaves them; returns the last version's state."""
+) -> DataState:
+    """Write shards, indexes and `DATASET.json`, as the finished jobs leave them; returns the last version's state."""
     assert versions
     packed = [(clip, piece) for clip in clips for piece in clip.made if piece.kind in ("kept", "filtered")]
     places, media_shards = _write_shards(storage, packed, media_shard_name, media, MEDIA_MEMBERS)
@@ -175,15 +175,15 @@ def write_data(
         annotations=entries,
     )
     write_manifest(storage, manifest)
-    return run_state(clips, rows, versions, filters)
+    return data_state(clips, rows, versions, filters)
 
 
-def run_state(
+def data_state(
     clips: Sequence[Clip], index: list[SampleIndex], versions: Sequence[str], filters: FilterSettings | None = None
-) -> RunState:
-    """The state of a run that ended as the clips say."""
+) -> DataState:
+    """State of a data set whose jobs ended as the clips say."""
     job = annotate_job(versions[-1])
-    return RunState(
+    return DataState(
         version=versions[-1],
         catalog=[clip.row for clip in clips],
         ingest={clip.key: ingest_state(clip) for clip in clips},
@@ -198,7 +198,7 @@ def run_state(
 
 
 def ingest_state(clip: Clip) -> UnitState:
-    """What ingest made of a clip."""
+    """Outcome of ingest for a clip."""
     pkey = "0" * 16
     if clip.kind == "unreadable":
         attempt = Attempt(cause="error:InvalidDataError", message=clip.message, trace="Traceback\n  <av>", alone=True)
@@ -224,7 +224,7 @@ def ingest_state(clip: Clip) -> UnitState:
 
 
 def annotate_state(clip: Clip, piece: Piece, job: str) -> UnitState:
-    """What annotation made of a sample."""
+    """Outcome of annotation for a sample."""
     pkey = "1" * 16
     if piece.kind == "waiting":
         return None

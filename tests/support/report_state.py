@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 
-from orchestration.report.state import RunState
+from orchestration.report.state import DataState
 from talkinghead.schema import SampleIndex
-from tests.support.report_data import Clip, Piece, run_state
+from tests.support.report_data import Clip, Piece, data_state
 
 
-def make_state(clips: list[Clip], **changes: object) -> RunState:
+def make_state(clips: list[Clip], **changes: object) -> DataState:
     """The state of the clips with an index of their packed pieces (no files)."""
     packed = [(clip, piece) for clip in clips for piece in clip.made if piece.kind in ("kept", "filtered")]
     index = [index_row(clip, piece, number) for number, (clip, piece) in enumerate(packed)]
-    return dataclasses.replace(run_state(clips, index, ["v1"]), **changes)
+    return dataclasses.replace(data_state(clips, index, ["v1"]), **changes)
 
 
 def index_row(clip: Clip, piece: Piece, number: int) -> SampleIndex:

@@ -20,7 +20,7 @@ def sample_key(number: int) -> str:
 
 
 def clip_frames(number: int) -> np.ndarray:
-    """Frames whose grey level tells frame and clip: `[F, 64, 64, 3]`."""
+    """Frames whose grey level identifies frame and clip, `[F, 64, 64, 3]`."""
     length = LENGTHS[number]
     level = (np.arange(length) * 4 + number) % 256
     frames = np.empty((length, SIZE, SIZE, 3), np.uint8)

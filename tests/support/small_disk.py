@@ -1,4 +1,4 @@
-"""Commands beside a small file system of their own, which only they see."""
+"""Commands with a small file system of their own, which only they see."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from tests.support.paths import ROOT
 
 REFUSED = 77
-"""Exit status by which a command says that its `mount` was refused: `mount … || exit 77`."""
+"""Exit status by which a command reports that its `mount` was refused: `mount … || exit 77`."""
 
 
 def run_with_mounts(

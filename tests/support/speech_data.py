@@ -16,9 +16,9 @@ from talkinghead.timebase import SAMPLES_PER_FRAME
 from tests.support.packed_data import PackedClip, annotation_members, media_members, pack_data
 
 LENGTHS = (40, 55, 30, 48, 36)
-"""Frames of the clips; the last is held out, the one before it cannot be heard."""
+"""Numbers of frames of the clips; the last clip is held out, the one before it is silent."""
 UNSEEN = 7
-"""Every so-manieth frame of clip 1 has no face."""
+"""Interval at which frames of clip 1 have no face."""
 
 
 def clip_key(number: int) -> str:
@@ -27,19 +27,19 @@ def clip_key(number: int) -> str:
 
 
 def loudness(number: int) -> np.ndarray:
-    """0 .. 1 per frame, `[F]`."""
+    """Loudness of each frame, `[F]` in 0 .. 1."""
     time = np.arange(LENGTHS[number]) / 25
     return 0.5 - 0.5 * np.cos(2 * np.pi * (1.3 + 0.2 * number) * time)
 
 
 def speech(number: int) -> np.ndarray:
-    """A tone as loud as the frame says, `[F * 640]`."""
+    """Samples of a tone with the loudness of each frame, `[F * 640]`."""
     time = np.arange(LENGTHS[number] * SAMPLES_PER_FRAME) / 16000
     return (np.repeat(loudness(number), SAMPLES_PER_FRAME) * 0.4 * np.sin(2 * np.pi * 220 * time)).astype(np.float32)
 
 
 def arrays(number: int) -> dict[str, np.ndarray]:
-    """Annotation: the lower half of the lips falls with the loudness, the head nods with it."""
+    """Annotation in which the lower half of the lips falls, and the head nods, with the loudness."""
     count = LENGTHS[number]
     loud = loudness(number).astype(np.float32)
     found = blank_arrays(count)

@@ -1,4 +1,4 @@
-"""Reads a tar as samples, with nothing but the standard library."""
+"""Reader of a tar as samples, with nothing but the standard library."""
 
 from __future__ import annotations
 

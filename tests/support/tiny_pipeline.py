@@ -1,4 +1,4 @@
-"""A whole pipeline of the size `tiny`, with weights that all matter and mean nothing, and what it is asked for."""
+"""A whole pipeline of the size `tiny`, with weights that all matter and mean nothing, and a request for it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from talkinghead.pipelines.talking_head import TalkingHeadPipeline
 from talkinghead.rng import key_bits
 
 POSE = np.array([2.0, -4.0, 1.0, 0.0, 0.0, -32.0])
-"""Of the reference's head: degrees and cm."""
+"""Pose of the head in the reference, degrees and cm."""
 
 
 def tiny_pipeline(
@@ -35,7 +35,7 @@ def tiny_pipeline(
         motion: Whether the denoiser has motion modules (a pipeline of stage 2).
         sampler: Its scheduler.
         vae: `tiny` (factor 4, 16 channels) or `tiny-kl` (factor 8, 4 channels).
-        seed: Of all weights but those of the codec and the image encoder.
+        seed: Seed of all weights but those of the VAE and the image encoder.
         settings: Of the pipeline, or modules to put in.
     """
     images = ImageNetworks.load(vae, "tiny")
@@ -53,7 +53,7 @@ def tiny_pipeline(
 
 
 def published_guider(mode: PoseGuiderMode = "published", seed: int = 0) -> PoseGuider:
-    """A PoseGuider as AniPortrait's: it normalises over windows and does not look at the portrait's landmarks."""
+    """PoseGuider as published for AniPortrait: it normalises over windows and takes no landmarks of the portrait."""
     settings = published_pose_guider(mode)
     return keyed(PoseGuider, seed, **pose_guider_config("tiny"), **settings)
 

@@ -31,7 +31,7 @@ NUM_INPUTS = 6
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Settings of the toy; nothing of it is realistic."""
+    """Settings of the toy; none of them is realistic."""
 
     free_settings: ClassVar[tuple[str, ...]] = ("wait_s",)
     num_samples: int = 20
@@ -45,11 +45,11 @@ class Config:
     bad_gradient: tuple[int, ...] = ()
     """Slots whose loss is finite and whose gradient is not."""
     wait_s: float = 0.0
-    """The loader waits so long for each sample."""
+    """Seconds that the loader waits for each sample."""
     step_s: float = 0.0
-    """The loss waits so long for each microbatch."""
+    """Seconds that the loss waits for each microbatch."""
     validate_s: float = 0.0
-    """So long takes a validation."""
+    """Seconds that a validation takes."""
     fail_validation: bool = False
     features: str = "drawn"
     """Folder with frozen features (`features.safetensors`), or `drawn`: from a seed."""
@@ -79,7 +79,7 @@ class ToyModel(nn.Module):
         self.register_buffer("scale", torch.tensor(1.5))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`[B, 6]` → `[B]`."""
+        """Prediction, `[B, 6]` → `[B]`."""
         x = self.features(x)
         for block in self.blocks:
             x = block(x)
@@ -131,7 +131,7 @@ def batch_of(items: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 class ToyTask:
-    """See `train.task.Task`."""
+    """Toy in training; see `train.task.Task`."""
 
     def __init__(self, config: Config, data: str, folder: Path) -> None:
         self.config, self.data, self.folder = config, data, folder
@@ -222,5 +222,5 @@ RECIPES = {"tiny": tiny}
 
 
 def make(config: Config, data: str, folder: Path) -> ToyTask:
-    """The task."""
+    """Toy task."""
     return ToyTask(config, data, folder)

@@ -16,7 +16,7 @@ from typing import Any
 from tests.support.paths import ROOT
 
 SITE = str(ROOT / "tests" / "support" / "toy_site")
-"""On PYTHONPATH it makes the toy known to processes that are started rather than forked."""
+"""Folder that, on PYTHONPATH, makes the toy known to processes that are started rather than forked."""
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["tests.support.preloaded"])
@@ -24,13 +24,13 @@ _context.set_forkserver_preload(["tests.support.preloaded"])
 
 @dataclass
 class Command:
-    """A command that runs, or has run."""
+    """Command that is running or has ended."""
 
     process: ForkServerProcess
     folder: Path
 
     def wait(self, timeout: float = 120.0) -> int:
-        """Its exit status; negative for a signal."""
+        """Exit status; negative for a signal."""
         self.process.join(timeout)
         if self.process.exitcode is None:
             self.process.kill()
@@ -38,28 +38,28 @@ class Command:
         return self.process.exitcode
 
     def send(self, number: int) -> None:
-        """Send it a signal."""
+        """Send a signal to the process."""
         assert self.process.pid is not None
         os.kill(self.process.pid, number)
 
     @property
     def stdout(self) -> str:
-        """What it wrote."""
+        """Text that the command wrote to stdout."""
         return (self.folder / "stdout").read_text()
 
     @property
     def stderr(self) -> str:
-        """What it wrote."""
+        """Text that the command wrote to stderr."""
         return (self.folder / "stderr").read_text()
 
     @property
     def errors(self) -> list[str]:
-        """Its `error:` lines."""
+        """Lines of stderr that begin with `error:`."""
         return [line for line in self.stderr.splitlines() if line.startswith("error: ")]
 
 
 def start_train(folder: Path, *arguments: object, **environment: str) -> Command:
-    """Start `python -m train <arguments>`; what it writes goes to files in `folder`."""
+    """Start `python -m train <arguments>`; its output goes to files in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("stdout", "stderr"):
         (folder / name).touch()
@@ -72,7 +72,7 @@ def start_train(folder: Path, *arguments: object, **environment: str) -> Command
 
 
 def run_train(folder: Path, *arguments: object, **environment: str) -> Command:
-    """The same, to its end."""
+    """Run `python -m train <arguments>` to its end; see `start`."""
     command = start_train(folder, *arguments, **environment)
     command.wait()
     return command
@@ -89,7 +89,7 @@ def weights_of(run: Path) -> str:
 
 
 def wait_for(condition: Any, timeout: float = 60.0) -> None:
-    """Until it holds."""
+    """Wait until a condition holds."""
     deadline = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < deadline, "it does not come"

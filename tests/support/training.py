@@ -25,7 +25,7 @@ TASKS["toy"] = "tests.support.toy_task"
 
 
 def recipe(toy: dict[str, Any] | None = None, **train: Any) -> Recipe:
-    """The toy's `tiny` with other settings; nested ones as dicts, e.g. `log={"every": 1}`."""
+    """Toy recipe `tiny` with other settings; nested ones as dicts, e.g. `log={"every": 1}`."""
     base = toy_task.tiny()
     changed = {
         name: dataclasses.replace(getattr(base.train, name), **value) if isinstance(value, dict) else value
@@ -37,12 +37,12 @@ def recipe(toy: dict[str, Any] | None = None, **train: Any) -> Recipe:
 
 
 def start(path: Path, chosen: Recipe) -> RunFolder:
-    """A run folder, new or to go on with."""
+    """Run folder, new or to go on with."""
     return RunFolder.start(path, RunConfig(task="toy", recipe_name="tiny", recipe=chosen, data="none"))
 
 
 def trainer_of(path: Path, chosen: Recipe, **options: Any) -> Trainer:
-    """A trainer of this rank; options: `port`, `task`."""
+    """Trainer of this rank; options: `port`, `task`."""
     torch.set_num_threads(1)  # as `run_worker` sets them; several only wait for each other in so small a model
     run = RunFolder(path, RunConfig(task="toy", recipe_name="tiny", recipe=chosen, data="none"))
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
@@ -52,7 +52,7 @@ def trainer_of(path: Path, chosen: Recipe, **options: Any) -> Trainer:
 
 
 def train(path: Path, chosen: Recipe, **options: Any) -> dict[str, Any]:
-    """Train, export to `path/out`, and return what came of it. An error is returned, too, as `error`."""
+    """Train, export to `path/out`, and return the results. An error is returned, too, as `error`."""
     if not dist.is_initialized() or dist.get_rank() == 0:
         start(path, chosen)
     if dist.is_initialized():
@@ -80,12 +80,12 @@ def tensors_of(trainer: Trainer) -> dict[str, Any]:
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of `metrics.jsonl`."""
+    """Lines of `metrics.jsonl`."""
     return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
 
 
 def assert_same(one: dict[str, Any], two: dict[str, Any], tolerance: float = 0.0) -> None:
-    """Weights, averages and moments are equal, bit by bit unless a tolerance is given."""
+    """Assert that weights, averages and moments are equal, bit by bit unless a tolerance is given."""
     for part in ("module", "optimizer", "ema"):
         assert one[part].keys() == two[part].keys()
         for name, value in one[part].items():
@@ -107,7 +107,7 @@ class Ranks:
             process.start()
 
     def run(self, function: Callable[..., Any], *args: Any, **options: Any) -> list[Any]:
-        """What each rank returns."""
+        """Call a function on every rank; returns the result of each."""
         for pipe in self.pipes:
             pipe.send((function, args, options))
         answers = []

@@ -12,7 +12,7 @@ from train.trainer.checkpoint import Checkpoints
 
 
 def blank(state: dict[str, Any]) -> dict[str, Any]:
-    """The same shape, other values."""
+    """State with the same shapes and other values."""
     return {
         name: blank(value)
         if isinstance(value, dict)
@@ -35,7 +35,7 @@ def assert_equal(one: dict[str, Any], two: dict[str, Any]) -> None:
 
 
 def state_of(step: int, size: int = 1000) -> dict[str, Any]:
-    """A state in which every value says the step."""
+    """State in which every value is the step."""
     return {"weights": {"a": torch.full((size,), float(step)), "b": torch.full((3,), step)}, "step": step}
 
 

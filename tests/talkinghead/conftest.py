@@ -11,7 +11,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def golden(shared: Path) -> Callable[[str], dict[str, np.ndarray]]:
-    """Loads one golden file by name: arrays that AniPortrait's own code computed."""
+    """Loader of a golden file by name: arrays that AniPortrait's own code computed."""
 
     def load(name: str) -> dict[str, np.ndarray]:
         with np.load(shared / "goldens" / f"{name}.npz", allow_pickle=False) as content:

@@ -22,7 +22,7 @@ def storage(tmp_path) -> Storage:
 
 
 def places() -> list[Member]:
-    """Where the second sample lies."""
+    """Places of the second sample's members."""
     sink = io.BytesIO()
     write_sample(sink, 0, "first", FIRST)
     return write_sample(sink, sink.tell(), "second", SECOND)

@@ -102,7 +102,7 @@ def test_a_corrected_command_works(tmp_path: Path) -> None:
     assert "there are no features in " in one_error(run_train(tmp_path / "b", *toy(run, "--config.features", "gone")))
     assert "width 7 must be even" in one_error(run_train(tmp_path / "c", *toy(run, "--config.width", 7)))
     assert not run.exists()
-    # What only the ranks find out comes behind `prepare`.
+    # What only the ranks find out comes after `prepare`.
     bad = ["--config.bad-loss", *range(40), "--train.guard.abort-after", 2]
     assert "2 steps in a row" in one_error(run_train(tmp_path / "d", *toy(run, *bad)))
     assert (run / "task" / "prepared.txt").exists()

@@ -1,1 +1,1 @@
-"""What the trainings from speech share: the clips, the windows, the base of their tasks, what validation shows."""
+"""Trainings from speech: their clips and windows, the base of their tasks, their validation, a file for each task."""

@@ -1,6 +1,8 @@
 """Training of Audio2Mesh: speech → mesh offsets from the speaker's neutral mesh.
 
 Windows of speech in, offsets of the metric mesh out; the loss is their mean absolute error in cm.
+
+Dimensions: B samples, F frames of a window, 468 vertices of the mesh.
 """
 
 from __future__ import annotations
@@ -39,9 +41,9 @@ class Audio2MeshConfig(SpeechConfig):
     """Settings of the model and its loss."""
 
     hidden: int = 512
-    """Width between the two fully connected layers."""
+    """Number of channels between the two fully connected layers."""
     lip_weight: float = 0.0
-    """Added weight of the lips' vertices in the loss: 0 is plain L1, 4 counts them five times."""
+    """Weight that vertices of the lips get on top of 1 in the loss: 0 is plain L1, 4 counts them five times."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -53,9 +55,9 @@ class Audio2MeshTask(SpeechTask[Audio2MeshConfig]):
     """Audio2Mesh in training; see `train.task.Task`.
 
     Args:
-        config: Settings.
-        data: Data set: folder or URI.
-        folder: Where it keeps speakers and statistics.
+        config: Settings of the model and its loss.
+        data: Folder or URI of the data set.
+        folder: Folder for speakers and statistics.
     """
 
     weights_key = "audio2mesh"
@@ -67,16 +69,17 @@ class Audio2MeshTask(SpeechTask[Audio2MeshConfig]):
         self._vertex_weights[list(LIPS)] += config.lip_weight
 
     def make_model(self, wav2vec: dict[str, Any]) -> Audio2Mesh:
-        """The model around an encoder of this configuration."""
+        """Model around an encoder with this configuration."""
         return Audio2Mesh(wav2vec=wav2vec, hidden=self.config.hidden, smoothing=self.config.smoothing)
 
     def loss(self, module: nn.Module, batch: Batch, *, seed: int) -> Losses:
-        """Mean absolute error in cm over the frames with a face, and the velocities' where asked for."""
-        # Predict offsets from speech.
+        """Mean absolute error in cm over the frames with a face, and that of the velocity where asked for."""
+        # Predict offsets from speech: [B, F * 640] → [B, F, 468, 3] in cm.
         levels = self.corpus.speech_levels(batch["keys"])
         samples, mask = speech_window(batch, levels, min_frames=self.config.min_window_frames, seed=seed)
         predicted = module(samples, mask.shape[1], mask).float()
-        # Compare them with the true ones, in frames with a face.
+        # Compare them with the true ones in frames with a face. Others are NaN, and NaN times 0 would still be NaN:
+        # `where` keeps them out of the gradient, too.
         neutral = self.corpus.neutral_meshes(batch["keys"]).to(predicted.device)
         target = batch["mesh"] - neutral[:, None]
         seen = mask & batch["valid"]
@@ -92,12 +95,12 @@ class Audio2MeshTask(SpeechTask[Audio2MeshConfig]):
         return losses
 
     def _over_vertices(self, error: torch.Tensor) -> torch.Tensor:
-        """Weighted mean absolute error, `[B, F, 468, 3]` → `[B, F]`."""
+        """Weighted mean absolute error over vertices and coordinates, `[B, F, 468, 3]` → `[B, F]`."""
         weights = self._vertex_weights.to(error.device)
         return (error.abs().mean(dim=-1) * weights).sum(dim=-1) / weights.sum()
 
     def validate(self, weights: Path, folder: Path, device: torch.device) -> dict[str, float]:
-        """Whole held-out clips, and training clips to see the fit, against the baselines."""
+        """Evaluate whole held-out clips, and training clips to see the fit, against the baselines."""
         model = Audio2Mesh.from_pretrained(weights).eval()
         nn.Module.to(model, device)
         pipeline = AudioToLandmarks(model)
@@ -111,7 +114,8 @@ class Audio2MeshTask(SpeechTask[Audio2MeshConfig]):
                 predict,
                 read_clips(samples, "mesh"),
                 mean_offset=speakers.mean_offset,
-                # A held-out speaker's is estimated from the clip, as it would be taken from a portrait.
+                # The neutral mesh of a held-out speaker is estimated from the clip, as users would take it from a
+                # portrait.
                 neutral=None if held_out else lambda clip: speakers[clip.speaker].neutral.mesh,
                 on_clip=on_clip,
             )
@@ -129,10 +133,10 @@ def tiny() -> Recipe:
 
 
 def paper() -> Recipe:
-    """AniPortrait's: wav2vec 2.0 base, all but its CNN trained, plain L1, Adam 1e-5, slices of random length.
+    """Settings of AniPortrait: wav2vec 2.0 base, all but its CNN trained, plain L1, Adam 1e-5, slices of random length.
 
-    Its authors train on about an hour of one actor's frontal speech, at 30 fps; here it is 25. Batch size, number of
-    steps, warm-up, clipping of the gradient and averaging of the weights were not published, so those are ours. Set
+    Its authors train on about an hour of one actor's frontal speech, at 30 fps; here it is 25 fps. Batch size, number
+    of steps, warm-up, clipping of the gradient and averaging of the weights were not published, so those are ours. Set
     `--config.wav2vec` to a folder with wav2vec2-base-960h.
     """
     config = Audio2MeshConfig(wav2vec="wav2vec2-base-960h", window_frames=250, min_window_frames=50)

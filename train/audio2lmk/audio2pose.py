@@ -2,6 +2,8 @@
 
 All frames of a window are learnt in one pass (teacher forcing): the decoder sees the true poses before each frame. At
 inference it sees its own, so the true ones are disturbed with noise, else it learns to copy and not to listen.
+
+Dimensions: B samples, F frames of a window, 6 numbers of a pose (degrees, cm).
 """
 
 from __future__ import annotations
@@ -53,34 +55,39 @@ class Audio2PoseConfig(SpeechConfig):
     """Settings of the model and its loss."""
 
     width: int = 512
-    """Width of the decoder."""
+    """Number of channels of the decoder."""
     layers: int = 8
+    """Number of layers of the decoder."""
     heads: int = 8
+    """Number of attention heads in a layer."""
     feed_forward: int = 1024
+    """Number of channels inside the feed-forward part of a layer."""
     dropout: float = 0.0
     """Dropout of the decoder in training."""
     num_identities: int | None = None
-    """Rows of the identity embedding; with fewer rows than training speakers, some share one. None: one for each."""
+    """Number of rows of the identity embedding; with fewer than training speakers, some share one. None: one for
+    each."""
     memory_attention: Literal["window", "diagonal"] = "window"
-    """Which audio features a frame sees: those of a window around it (the paper), or its own only (as published)."""
+    """Audio features that a frame attends to: those of a window around it (the paper), or its own only (as
+    published)."""
     memory_window: int = 12
-    """Frames of the window on each side."""
+    """Number of frames of that window on each side."""
     context: int | None = 125
-    """Frames of the past that self-attention sees, however long the speech is. Windows are longer, so that training
+    """Number of past frames that self-attention sees, however long the speech is. Windows are longer, so that training
     meets what inference does: a past that moves on. None: all, as published."""
     position_period: int = 25
-    """Frames after which the position code repeats (FaceFormer's periodic position code)."""
+    """Number of frames after which the position code repeats (periodic position code of FaceFormer)."""
     restart_frames: int = 125
-    """Without context: frames of the past that speech goes on with once twice as many were decoded."""
+    """Without `context`: number of past frames that decoding goes on with once it has decoded twice as many."""
     pose_origin: Literal["rest", "first"] = "rest"
-    """What poses are relative to: the clip's median pose, or its first frame (as published)."""
+    """Origin that poses are relative to: the median pose of the clip, or its first frame (as published)."""
     normalise_pose: bool = True
-    """Divide poses by the training data's standard deviation inside the network."""
+    """Whether the network divides poses by the standard deviation of the training data."""
     history_noise: float = 0.3
-    """Standard deviation of the noise on the previous poses, in standard deviations of the training poses; drawn per
-    window between 0 and this."""
+    """Largest standard deviation of the noise on the previous poses, in standard deviations of the training poses; that
+    of a window is drawn between 0 and this."""
     window_frames: int = 250
-    """Frames of a window at 25 fps."""
+    """Number of frames of a window, at 25 fps."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -97,6 +104,7 @@ class Audio2PoseConfig(SpeechConfig):
                 f"restart_frames {self.restart_frames} must lie between 0 and position_period {self.position_period};"
                 " or bound the past with context"
             )
+        # Training must show as long a past as inference has: else attention meets distances that it never learnt.
         name, past = "context", self.context
         if past is None:
             name, past = "2 x restart_frames", min(2 * self.restart_frames, self.position_period)
@@ -111,9 +119,9 @@ class Audio2PoseTask(SpeechTask[Audio2PoseConfig]):
     """Audio2Pose in training; see `train.task.Task`.
 
     Args:
-        config: Settings.
-        data: Data set: folder or URI.
-        folder: Where it keeps speakers and statistics.
+        config: Settings of the model and its loss.
+        data: Folder or URI of the data set.
+        folder: Folder for speakers and statistics.
     """
 
     weights_key = "audio2pose"
@@ -126,7 +134,7 @@ class Audio2PoseTask(SpeechTask[Audio2PoseConfig]):
         super().__init__(config, chosen, folder)
 
     def prepare(self) -> None:
-        """Rest poses, identities and statistics; see `train.audio2lmk.corpus`."""
+        """Derive rest poses, identities and statistics; see `train.audio2lmk.corpus`."""
         super().prepare()
         if self.num_identities < (known := len(self.corpus.speakers)):
             log.warning(
@@ -138,11 +146,11 @@ class Audio2PoseTask(SpeechTask[Audio2PoseConfig]):
 
     @property
     def num_identities(self) -> int:
-        """Rows of the identity embedding."""
+        """Number of rows of the identity embedding."""
         return self.config.num_identities or len(self.corpus.speakers)
 
     def make_model(self, wav2vec: dict[str, Any]) -> Audio2Pose:
-        """The model around an encoder of this configuration."""
+        """Model around an encoder with this configuration."""
         config = self.config
         statistics = self.corpus.statistics
         return Audio2Pose(
@@ -166,14 +174,15 @@ class Audio2PoseTask(SpeechTask[Audio2PoseConfig]):
 
     def loss(self, module: nn.Module, batch: Batch, *, seed: int) -> Losses:
         """Mean absolute error over the six numbers (in standard deviations when normalised) and the frames."""
-        # Speech, and the true poses before each frame, with noise.
+        # Speech [B, F * 640], and the true poses before each frame [B, F, 6], with noise. The zero that every window
+        # begins with stays: inference begins with it, too.
         levels = self.corpus.speech_levels(batch["keys"])
         samples, mask = speech_window(batch, levels, min_frames=self.config.min_window_frames, seed=seed)
         pose, previous = self._poses(batch)
         if self.config.history_noise:
             previous[:, 1:] += self._noise(batch["slot"], previous[:, 1:].shape, seed)
         pose, previous = pose.to(samples.device), previous.to(samples.device)
-        # Predict the poses.
+        # Predict the poses [B, F, 6], with the row of each speaker in the identity embedding.
         scale = pose.new_tensor(self._scale)
         identity = torch.tensor(self.corpus.identities(batch["keys"]), device=samples.device)
         predicted = module(samples, previous, identity % self.num_identities, mask).float()
@@ -192,12 +201,13 @@ class Audio2PoseTask(SpeechTask[Audio2PoseConfig]):
 
     @property
     def _scale(self) -> tuple[float, ...]:
-        """What poses are divided by inside the network and in the loss."""
+        """Divisor of each pose number, inside the network and in the loss."""
         return self.corpus.statistics.pose_std if self.config.normalise_pose else (1.0,) * 6
 
     def _poses(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Relative poses `[B, F, 6]` in degrees and cm (0 in frames without a face, which do not count), and what the
-        decoder sees before each of them, as in `infer.evaluation.motion_evaluation`."""
+        """Relative poses in degrees and cm (0 in frames without a face, which do not count), and the poses that the
+        decoder sees before each of them, as in `infer.evaluation.motion_evaluation`: `[B, F, 6]` each, on the CPU."""
+        # In float64: angles come out of products of matrices.
         matrices = batch["pose_matrix"].cpu().numpy().astype(np.float64)
         seen = batch["valid"].cpu().numpy()
         matrices[~seen] = np.nan
@@ -206,6 +216,8 @@ class Audio2PoseTask(SpeechTask[Audio2PoseConfig]):
             if not seen[row].any():
                 continue
             if self.config.pose_origin == "first":
+                # The first frame of the window, as inference begins with its own; the rest pose is that of the whole
+                # clip.
                 origin = pose_origin(matrices[row], seen[row], "first")
             true = relative_pose(matrices[row], origin)
             poses[row] = np.nan_to_num(true)
@@ -215,6 +227,7 @@ class Audio2PoseTask(SpeechTask[Audio2PoseConfig]):
     def _noise(self, slots: torch.Tensor, shape: torch.Size, seed: int) -> torch.Tensor:
         noise = np.zeros(shape, np.float32)
         for row, slot in enumerate(slots.tolist()):
+            # First the strength of the window, then its noise [F - 1, 6].
             generator = rng.generator(seed, "history noise", slot)
             noise[row] = generator.random() * generator.standard_normal(shape[1:], np.float32)
         return torch.from_numpy(
@@ -222,7 +235,7 @@ class Audio2PoseTask(SpeechTask[Audio2PoseConfig]):
         )
 
     def validate(self, weights: Path, folder: Path, device: torch.device) -> dict[str, float]:
-        """Whole held-out clips, and training clips to see the fit, against the baselines."""
+        """Evaluate whole held-out clips, and training clips to see the fit, against the baselines."""
         model = Audio2Pose.from_pretrained(weights).eval()
         nn.Module.to(model, device)
         pipeline = AudioToLandmarks(None, model)
@@ -230,9 +243,11 @@ class Audio2PoseTask(SpeechTask[Audio2PoseConfig]):
         def identity(clip: TrueClip) -> int:
             return identity_of(clip.speaker, self.corpus.speakers, model.id_embed.num_embeddings)
 
+        # As users get it: the decoder sees its own poses.
         def free_running(clip: TrueClip) -> np.ndarray:
             return pipeline.predict_pose(clip.audio, identity=identity(clip))
 
+        # As in training, but without noise: the decoder sees the true poses.
         @torch.inference_mode()
         def teacher_forced(clip: TrueClip, previous: np.ndarray) -> np.ndarray:
             samples = normalise(torch.from_numpy(clip.audio))[None].to(device)
@@ -273,18 +288,19 @@ def tiny() -> Recipe:
 
 
 def paper() -> Recipe:
-    """The paper's: wav2vec 2.0 base, an eight-layer decoder that looks at a window of the speech, L1, Adam 1e-5, HDTF.
+    """Settings of the paper: wav2vec 2.0 base, an eight-layer decoder that attends to a window of the speech, L1, Adam
+    1e-5, HDTF.
 
-    Ours are: poses about the clip's rest pose, in standard deviations; a bounded past with a repeating position code;
-    noise on the history; no dropout; 25 fps; batch size, number of steps, warm-up, clipping of the gradient and
+    Ours are: poses about the rest pose of the clip, in standard deviations; a bounded past with a repeating position
+    code; noise on the history; no dropout; 25 fps; batch size, number of steps, warm-up, clipping of the gradient and
     averaging of the weights, which were not published. Set `--config.wav2vec` to a folder with wav2vec2-base-960h.
     """
     return Recipe(config=Audio2PoseConfig(wav2vec="wav2vec2-base-960h"), train=paper_training(steps=100_000))
 
 
 def compat() -> Recipe:
-    """The published network's attention: each frame sees its own audio feature only (a diagonal mask), 600 positions
-    counted from the window's start, poses relative to the first frame, 100 identities, no noise on the history.
+    """Attention of the published network: each frame sees its own audio feature only (a diagonal mask), 600 positions
+    counted from the start of the window, poses relative to the first frame, 100 identities, no noise on the history.
 
     It learns on 2 to 10 s; at inference, speech of more than 10 s goes on in chunks that begin with 5 s of the one
     before.

@@ -1,8 +1,8 @@
-"""What the trainings from speech derive from the data once: speakers, rest poses, statistics.
+"""Data of the trainings from speech, derived once for each run: speakers, rest poses, statistics.
 
-One pass over the training clips' annotations and audio (not their video), speaker after speaker. The result is pinned
-in the run's folder together with the index it was made from, so that a resumed run works with the very same samples or
-says that they have changed.
+One pass over annotations and audio of the training clips (not their video), speaker after speaker. The result is pinned
+in the folder of the run together with the index that it was made from, so that a resumed run works with the very same
+samples or reports that they have changed.
 """
 
 from __future__ import annotations
@@ -41,46 +41,49 @@ COLUMNS = ("mesh", "pose_matrix", "blendshapes", "valid")
 CLIPS_FILE = "clips.parquet"
 STATISTICS_FILE = "statistics.json"
 MOST_EXPRESSION_CLIPS = 500
-"""The expression basis is fitted on so many clips at most, spread evenly: it has few numbers for so many frames."""
+"""Largest number of clips that the expression basis is fitted on, spread evenly: it has few numbers for many frames."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusConfig:
-    """Which clips."""
+    """Choice of the clips."""
 
     data: str
-    """Folder or URI."""
+    """Folder or URI of the data set."""
     persons: tuple[str, ...] = ()
+    """Persons (or split groups) to train on; empty: all."""
     annotation: str | None = None
+    """Annotation version; None: the newest when the run begins."""
     pose_origin: Literal["rest", "first"] = "rest"
-    """What the statistics of the poses are about: each clip's median pose, or its first frame with a face."""
+    """Origin of the poses in the statistics: the median pose of each clip, or its first frame with a face."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Statistics:
-    """Poses of the training clips in numbers, and which data they are of."""
+    """Statistics of the poses of the training clips, and the data that they were made from."""
 
     version: str
     """Annotation version."""
     index: str
     """File of the index; its name holds the hash of its content."""
     num_clips: int
+    """Number of clips with a face."""
     num_frames: int
-    """Frames with a face."""
+    """Number of frames with a face."""
     pose_mean: tuple[float, ...]
-    """Six means about `CorpusConfig.pose_origin`, degrees and cm."""
+    """Means of the six pose numbers, relative to `CorpusConfig.pose_origin`, in degrees and cm."""
     pose_std: tuple[float, ...]
-    """Six standard deviations, degrees and cm."""
+    """Standard deviations of the six pose numbers, in degrees and cm; at least 0.001."""
     pose_step_p99: tuple[float, ...]
-    """Six 99th percentiles of the change from one frame to the next."""
+    """99th percentiles of the absolute change of the six pose numbers from one frame to the next, in degrees and cm."""
 
 
 class Corpus:
-    """The training clips of a run.
+    """Training clips of a run, and what is derived from them.
 
     Args:
-        config: Which clips.
-        folder: Where the derived files lie; `derive` makes them, everything else needs them.
+        config: Choice of the clips.
+        folder: Folder of the derived files; `derive` makes them, everything but `check` needs them.
     """
 
     def __init__(self, config: CorpusConfig, folder: Path) -> None:
@@ -88,7 +91,7 @@ class Corpus:
         self.folder = folder
 
     def check(self) -> ShardReader:
-        """The training clips that `derive` looks at.
+        """Open the training clips that `derive` reads.
 
         Raises:
             ValueError: There is no data set, it lacks a column or score, or has no clip that can be trained on.
@@ -113,13 +116,16 @@ class Corpus:
         rows: list[dict[str, object]] = []
         found: list[Speaker] = []
         poses = _PoseStatistics(self.config.pose_origin)
+        # Speaker by speaker: neutral mesh and mean offset of each, rest pose and loudness of each clip.
         with Progress() as progress:
             for name, samples in itertools.groupby(_by_speaker(reader, progress), lambda sample: sample.index.speaker):
                 if (speaker := _look_at(name, samples, poses, rows)) is not None:
                     found.append(speaker)
+            # The expression basis needs the final neutral meshes, so it takes a second pass, over a part of the clips.
             speakers = Speakers(found)
             speakers.save(self.folder)
             self._derive_expression(reader, speakers, progress)
+        # Last the tables by which a training finds all this again.
         pq.write_table(pa.Table.from_pylist(rows), self.folder / CLIPS_FILE)
         statistics = poses.result(reader)
         write_whole(self.folder / STATISTICS_FILE, pretty_json(statistics.__dict__))
@@ -143,7 +149,12 @@ class Corpus:
         fit.basis().save(self.folder / EXPRESSION_FILE)
 
     def reader(self, columns: Sequence[str], split: str = "train", *, speech: bool = True) -> ShardReader:
-        """The clips of a split, of the annotation version that the run began with.
+        """Open the clips of a split, in the annotation version that the run began with.
+
+        Args:
+            columns: Annotation columns to read.
+            split: Name of the split.
+            speech: Whether only clips with speech are taken.
 
         Raises:
             ValueError: The data set has changed since, or lacks a column.
@@ -159,7 +170,7 @@ class Corpus:
 
     @functools.cached_property
     def speakers(self) -> Speakers:
-        """The training speakers."""
+        """Training speakers."""
         return Speakers.load(self.folder)
 
     @functools.cached_property
@@ -168,23 +179,23 @@ class Corpus:
         return from_json(Statistics, json.loads((self.folder / STATISTICS_FILE).read_bytes()))
 
     def neutral_meshes(self, keys: Sequence[str]) -> torch.Tensor:
-        """Neutral mesh of each training clip's speaker, `[B, 468, 3]` cm."""
+        """Neutral mesh of the speaker of each training clip, `[B, 468, 3]` in cm."""
         return self._neutral[self.identities(keys)]
 
     def identities(self, keys: Sequence[str]) -> list[int]:
-        """Number of each training clip's speaker."""
+        """Number of the speaker of each training clip."""
         return [self._clips[key][0] for key in keys]
 
     def rest_poses(self, keys: Sequence[str]) -> list[np.ndarray]:
-        """Rest pose of each training clip, `[4, 4]` canonical → camera."""
+        """Rest pose of each training clip, `[4, 4]` each, canonical → camera."""
         return [self._clips[key][1] for key in keys]
 
     def speech_levels(self, keys: Sequence[str]) -> torch.Tensor:
-        """Mean and variance of each training clip's whole audio, `[B, 2]` float32."""
+        """Mean and variance of the whole audio of each training clip, `[B, 2]` float32."""
         return self._levels[[self._numbers[key] for key in keys]]
 
     def export(self, folder: Path) -> None:
-        """Copy what inference needs next to the weights: the speakers and the expression basis, where there is one."""
+        """Copy what inference needs next to the weights: the speakers, and the expression basis where there is one."""
         for name in (SPEAKERS_FILE, READABLE_FILE, EXPRESSION_FILE):
             if (self.folder / name).exists():
                 shutil.copyfile(self.folder / name, folder / name)
@@ -207,6 +218,7 @@ class Corpus:
         table = self._table
         names = table.column("speaker").to_pylist()
         rests = np.array(table.column("rest").to_pylist(), np.float64).reshape(-1, 4, 4)
+        # Clips are matched to speakers by name: the numbers are those of the exported model, too.
         known = self.speakers
         numbers = [known.identity(name) if name in known else 0 for name in names]  # without a face: masked anyway
         return dict(zip(table.column("key").to_pylist(), zip(numbers, rests, strict=True), strict=True))
@@ -227,20 +239,21 @@ class Corpus:
 
 
 def _by_speaker(reader: ShardReader, progress: Progress) -> Iterator[Sample]:
-    """All samples, one speaker's after the other's, so that no more than one speaker's meshes are kept."""
+    """All samples, sorted by speaker, so that meshes of one speaker only are kept at a time."""
     order = sorted(range(len(reader)), key=lambda number: (reader[number].index.speaker, number))
     for done, number in enumerate(order):
-        progress("look at the training clips", done, len(order))
+        progress("read the training clips", done, len(order))
         yield reader[number]
 
 
 def _look_at(
     name: str, samples: Iterable[Sample], poses: _PoseStatistics, rows: list[dict[str, object]]
 ) -> Speaker | None:
-    """One speaker of all his clips, None without a face; adds to the statistics and to the rows of `CLIPS_FILE`."""
+    """Speaker of these clips, None without a face; adds them to the statistics and to the rows of `CLIPS_FILE`."""
     estimator, mean = NeutralEstimator(), _Mean()
     for sample in samples:
         valid = sample.annotation("valid").astype(bool)
+        # A clip without a face keeps this pose; all its frames are masked in training.
         rest = np.eye(4)
         if valid.any():
             mesh = sample.annotation("mesh")
@@ -249,6 +262,7 @@ def _look_at(
             matrices = sample.annotation("pose_matrix")
             rest = clip_rest_pose(matrices, valid)
             poses.add(matrices, valid)
+        # Inference normalises whole recordings, so the level of the whole clip is kept for its windows.
         audio = sample.audio()
         rows.append(
             {
@@ -262,12 +276,13 @@ def _look_at(
     if not mean.count:
         return None
     neutral = estimator.result()
+    # The mean offset from the neutral mesh is a baseline of validation.
     offset = (mean.sum / mean.count - neutral.mesh).astype(np.float32)
     return Speaker(name=name, neutral=neutral, mean_offset=offset, num_frames=mean.count)
 
 
 class _Mean:
-    """Mean mesh over any number of frames."""
+    """Mean mesh over any number of frames, in float64."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -279,10 +294,10 @@ class _Mean:
 
 
 class _PoseStatistics:
-    """Collects the poses of clips.
+    """Collector of the poses of clips.
 
     Args:
-        origin: What they are about: each clip's median pose, or its first frame with a face.
+        origin: Origin of the poses: the median pose of each clip, or its first frame with a face.
     """
 
     def __init__(self, origin: Literal["rest", "first"]) -> None:
@@ -292,23 +307,25 @@ class _PoseStatistics:
         self.steps: list[np.ndarray] = []
 
     def add(self, matrices: np.ndarray, valid: np.ndarray) -> None:
-        """Look at a clip with a face: `[F, 4, 4]` canonical → camera, `[F]` bool."""
+        """Add a clip with a face: pose matrices `[F, 4, 4]` canonical → camera, and validity `[F]` bool."""
         pose = relative_pose(matrices, pose_origin(matrices, valid, self.origin))
         self.clips += 1
         self.poses.append(pose[valid].astype(np.float32))
+        # A step counts only if both of its frames show a face.
         self.steps.append(np.abs(np.diff(pose, axis=0))[valid[1:] & valid[:-1]].astype(np.float32))
 
     def result(self, reader: ShardReader) -> Statistics:
-        """Statistics of all clips so far.
+        """Statistics of all clips that were added.
 
         Args:
-            reader: Where the clips are from.
+            reader: Reader of the clips.
 
         Raises:
-            ValueError: There was none.
+            ValueError: No clip was added.
         """
         if not self.clips:
             raise ValueError(f"no training clip of {reader.storage.uri} has a face: look at make report")
+        # [N, 6] each. The lower bound keeps the scale of a motionless data set from dividing by 0.
         poses, steps = np.concatenate(self.poses), np.concatenate(self.steps)
         std = np.maximum(poses.std(axis=0, dtype=np.float64), 1e-3)
         step = np.percentile(steps, 99, axis=0) if len(steps) else np.zeros(6)

@@ -1,4 +1,7 @@
-"""What the trainings from speech share: settings, data, how a model begins and is kept, windows of speech."""
+"""Base of the trainings from speech: settings, data, first weights, export, and windows of speech.
+
+Dimensions: B samples, F frames of a window; a frame has 640 audio samples.
+"""
 
 from __future__ import annotations
 
@@ -30,29 +33,29 @@ from train.task import Batch, Losses, Provenance
 
 @dataclass(frozen=True, kw_only=True)
 class SpeechConfig:
-    """Settings that all models from speech have."""
+    """Settings of all models from speech."""
 
     free_settings: ClassVar[tuple[str, ...]] = ("validation_clips",)
-    """Settings that may change when a run goes on: they decide what it shows, not what is learnt."""
+    """Settings that may change when a run goes on: they decide what is shown, not what is learnt."""
 
     wav2vec: str
     """Folder of a wav2vec 2.0 (or similar) model in transformers' layout; or `tiny`: small, random first weights."""
     freeze_cnn: bool = True
-    """Leave the encoder's convolutional feature extractor as it is."""
+    """Whether the convolutional feature extractor of the encoder stays untrained."""
     window_frames: int = 125
-    """Frames of a window at 25 fps."""
+    """Number of frames of a window, at 25 fps."""
     min_window_frames: int | None = None
-    """Shorten windows to a random length from here up; None: never."""
+    """Smallest length to which windows are shortened, at random for each; None: no window is shortened."""
     velocity_weight: float = 0.0
-    """Weight of the L1 between the velocities, which are per frame; 0: off."""
+    """Weight in the loss of the L1 between true and predicted velocity (change per frame); 0: off."""
     smoothing: int = 1
-    """Frames of the moving average over predictions at inference; goes into the exported model; 1: none."""
+    """Number of frames, odd, of the moving average over predictions at inference; exported with the model. 1: none."""
     persons: tuple[str, ...] = ()
-    """Train on these persons (or split groups) only; empty: all."""
+    """Persons (or split groups) to train on; empty: all."""
     annotation: str | None = None
     """Annotation version; None: the newest when the run begins."""
     validation_clips: int = 4
-    """Held-out clips that are validated, and as many training clips next to them."""
+    """Number of held-out clips that are validated, and of training clips next to them."""
 
     def __post_init__(self) -> None:
         if self.window_frames < 2 or (self.min_window_frames or 2) < 2:
@@ -74,13 +77,13 @@ class SpeechTask(abc.ABC, Generic[Config]):
     """A model from speech in training; see `train.task.Task`.
 
     Args:
-        config: Settings.
-        corpus: Which clips.
-        folder: Where it keeps what it derives from them.
+        config: Settings of the model.
+        corpus: Settings that choose the clips.
+        folder: Folder for what is derived from them.
     """
 
     weights_key: ClassVar[str]
-    """Key that first weights are drawn by. It stays when a task is renamed: weights hang on it."""
+    """Key by which first weights are drawn. It stays when a task is renamed, else the weights would change."""
     columns: ClassVar[tuple[str, ...]]
     """Annotation columns of a batch."""
 
@@ -89,19 +92,21 @@ class SpeechTask(abc.ABC, Generic[Config]):
         self.corpus = Corpus(corpus, folder)
 
     def check(self) -> dict[str, Provenance]:
-        """What can be wrong with settings, weights and data; see `train.task.Task`."""
+        """Check settings, weights and data; see `train.task.Task`."""
+        # Does its configuration make an encoder? Without memory for the weights.
         encoder = Pretrained(self.config.wav2vec)
         with torch.device("meta"):
             build_encoder(encoder.wav2vec_config())
+        # Are there clips, and is the weight file whole?
         self.corpus.check()
         return {"wav2vec": encoder.check()}
 
     def prepare(self) -> None:
-        """Speakers, neutral meshes, rest poses and statistics; see `train.audio2lmk.corpus`."""
+        """Derive speakers, neutral meshes, rest poses and statistics; see `train.audio2lmk.corpus`."""
         self.corpus.derive()
 
     def build(self) -> nn.Module:
-        """The model with its first weights."""
+        """Model with its first weights; see `train.task.Task`."""
         encoder = Pretrained(self.config.wav2vec)
         with first_weights(self.weights_key):
             model = self.make_model(encoder.wav2vec_config())
@@ -112,10 +117,10 @@ class SpeechTask(abc.ABC, Generic[Config]):
 
     @abc.abstractmethod
     def make_model(self, wav2vec: dict[str, Any]) -> SpeechModel:
-        """The model around an encoder of this configuration."""
+        """Model around an encoder with this configuration."""
 
     def loader(self, *, global_batch: int, seed: int, rank: int, world: int, num_workers: int) -> ClipLoader:
-        """Windows of speech and annotations."""
+        """Batches of windows of speech and annotations."""
         window = WindowConfig(num_frames=self.config.window_frames, columns=("audio", *self.columns))
         return ClipLoader(
             WindowDataset(self.corpus.reader(self.columns), window, seed),
@@ -127,18 +132,18 @@ class SpeechTask(abc.ABC, Generic[Config]):
 
     @abc.abstractmethod
     def loss(self, module: nn.Module, batch: Batch, *, seed: int) -> Losses:
-        """Losses of a microbatch, each sample's for itself; see `train.task.Task`."""
+        """Losses of a microbatch, for each sample on its own; see `train.task.Task`."""
 
     def export(self, module: nn.Module, folder: Path) -> None:
-        """The model, the speakers (their names are the identities, their neutral meshes what offsets are from), and the
-        expression basis that neutralises a portrait."""
+        """Write the model, the speakers (whose names are the identities, and from whose neutral meshes offsets are),
+        and the expression basis that neutralises a portrait."""
         assert isinstance(module, SpeechModel)
         module.save_pretrained(folder)
         self.corpus.export(folder)
 
     @abc.abstractmethod
     def validate(self, weights: Path, folder: Path, device: torch.device) -> dict[str, float]:
-        """Whole held-out clips, and training clips to see the fit, against the baselines."""
+        """Evaluate whole held-out clips, and training clips to see the fit, against the baselines."""
 
 
 # --- windows of speech ------------------------------------------------------------------------------------------------
@@ -147,24 +152,26 @@ class SpeechTask(abc.ABC, Generic[Config]):
 def speech_window(
     batch: Batch, levels: torch.Tensor, *, min_frames: int | None, seed: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Normalised speech and which frames count.
+    """Normalised speech of a batch, and which frames count.
 
     Args:
-        batch: `audio` `[B, F * 640]`, `mask` `[B, F]` (False where a short clip was padded), `slot` `[B]`.
-        levels: `[B, 2]`, mean and variance of the whole clips' audio: a window is as loud as inference, which
+        batch: Batch with `audio` `[B, F * 640]`, `mask` `[B, F]` (False where a short clip was padded), `slot` `[B]`.
+        levels: Mean and variance of the audio of each whole clip, `[B, 2]`: a window is as loud as inference, which
             normalises whole recordings, would make it.
-        min_frames: Shorten each window to a random number of frames from here on up to F, so that the model meets
-            speech of many lengths; None: no window is shortened.
-        seed: The lengths are a function of (seed, slot).
+        min_frames: Smallest number of frames, up to F, to which each window is shortened at random, so that the model
+            meets speech of many lengths; None: no window is shortened.
+        seed: Seed of the lengths, which are a function of (seed, slot).
 
     Returns:
         Samples `[B, F * 640]` with zeros after the frames that count, and the mask `[B, F]` bool.
     """
     mask: torch.Tensor = batch["mask"]
+    # Shorten by the mask only: shapes stay, and so does the time that a step takes.
     if min_frames is not None:
         lengths = [_length(int(slot), mask.shape[1], min_frames, seed) for slot in batch["slot"]]
         positions = torch.arange(mask.shape[1], device=mask.device)
         mask = mask & (positions < torch.tensor(lengths, device=mask.device)[:, None])
+    # Normalise, then set what does not count to 0, which is the mean of the clip.
     mean, variance = levels.to(mask.device).split(1, dim=1)
     samples = standardise(batch["audio"], mean, variance)
     return torch.where(mask.repeat_interleave(SAMPLES_PER_FRAME, dim=1), samples, 0.0), mask
@@ -175,17 +182,17 @@ def _length(slot: int, most: int, least: int, seed: int) -> int:
 
 
 def frame_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Mean over the frames that count, `[B, F]` → `[B]`; 0 for a sample without any.
+    """Mean of each sample over the frames that count, `[B, F]` → `[B]`; 0 for a sample without any.
 
     Args:
-        values: `[B, F]`.
-        mask: `[B, F]` bool.
+        values: Values of the frames, `[B, F]`.
+        mask: Frames that count, `[B, F]` bool.
     """
     return torch.where(mask, values, 0.0).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
 
 
 def frame_steps(error: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Change of the error from frame to frame, which is the error of the velocity: `[B, F - 1, …]`, and which count."""
+    """Error of the velocity: change of the error from frame to frame, `[B, F - 1, …]`, and which changes count."""
     return error[:, 1:] - error[:, :-1], mask[:, 1:] & mask[:, :-1]
 
 
@@ -193,7 +200,7 @@ def frame_steps(error: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, 
 
 
 def tiny_training() -> TrainConfig:
-    """For a small model with random first weights on a handful of clips: minutes on a CPU."""
+    """Trainer settings for a small model with random first weights on a handful of clips: minutes on a CPU."""
     return TrainConfig(
         steps=1000,
         global_batch=8,
@@ -208,8 +215,8 @@ def tiny_training() -> TrainConfig:
 
 
 def paper_training(steps: int) -> TrainConfig:
-    """AniPortrait's Adam with 1e-5. Batch size, warm-up, clipping of the gradient and averaging of the weights were not
-    published, so those are ours."""
+    """Trainer settings with AniPortrait's Adam, 1e-5. Batch size, warm-up, clipping of the gradient and averaging of
+    the weights were not published, so those are ours."""
     return TrainConfig(
         steps=steps,
         global_batch=8,

@@ -1,4 +1,4 @@
-"""What validation of a model from speech shows: the same clips at every step, held-out ones first."""
+"""Validation of models from speech: the same clips at every step, held-out ones first."""
 
 from __future__ import annotations
 
@@ -26,33 +26,35 @@ log = logging.getLogger(__name__)
 
 HELD_OUT, TRAINING = "held-out clips", "training clips"
 SIDE = 256
+"""Width and height of each half of a video in pixels."""
 FRONTAL = np.array([0.0, 0.0, 0.0, 0.0, 0.0, -30.0])
-"""Pose of the head in the videos: looking ahead, filling about two thirds of the height."""
+"""Pose of the head in the videos (degrees, cm): frontal, filling about two thirds of the height."""
 
 
 class Evaluate(Protocol):
-    """Measures some clips."""
+    """Function that measures clips."""
 
     def __call__(self, samples: Sequence[Sample], *, held_out: bool, on_clip: ClipCallback) -> Evaluation:
-        """`on_clip` draws; see `infer.evaluation.motion_evaluation`."""
+        """Measure clips; `on_clip` gets each of them and draws; see `infer.evaluation.motion_evaluation`."""
         ...
 
 
 def validate_clips(corpus: Corpus, kind: Kind, count: int, folder: Path, evaluate: Evaluate) -> dict[str, float]:
-    """Evaluate, draw, and write the numbers.
+    """Evaluate clips, draw them, and write the numbers.
 
     Args:
         corpus: Clips of the run.
-        kind: What is predicted.
-        count: Clips of each split.
-        folder: Where `validation.json`, its table, plots and videos (of held-out clips) go.
-        evaluate: Measures the clips.
+        kind: Kind of motion that is predicted.
+        count: Number of clips of each split.
+        folder: Folder for `validation.json`, its table, plots and videos (of held-out clips).
+        evaluate: Function that measures clips.
 
     Returns:
-        What to log, such as `held-out/mesh_l1`.
+        Figures to log, such as `held-out/mesh_l1`.
     """
     evaluations: dict[str, Evaluation] = {}
     for title, samples in _chosen(corpus, COLUMNS[kind], count).items():
+        # Plots of both groups, videos of held-out clips only: those are the ones to watch.
         held_out = title == HELD_OUT
         figures = ValidationFigures(folder / _short(title), write_trace_video if held_out else None)
         evaluations[title] = evaluate(samples, held_out=held_out, on_clip=figures)
@@ -65,7 +67,7 @@ def validate_clips(corpus: Corpus, kind: Kind, count: int, folder: Path, evaluat
 
 
 def _chosen(corpus: Corpus, columns: Sequence[str], count: int) -> dict[str, list[Sample]]:
-    """`count` clips from all over the `val` split, and as many of the training split to see the fit."""
+    """Groups of clips by title: `count` from all over the `val` split, and as many of the training split."""
     chosen: dict[str, list[Sample]] = {}
     for title, split in ((HELD_OUT, "val"), (TRAINING, "train")):
         reader = corpus.reader(columns, split)
@@ -97,7 +99,9 @@ def _drawn(trace: Trace, values: np.ndarray) -> Iterator[np.ndarray]:
         if not np.isfinite(value).all():
             yield black
             continue
+        # Only one of the two was predicted; the other is the mean face, or a still head.
         mesh, pose = (value, np.zeros(6)) if trace.kind == "mesh" else (mean_face().vertices, value)
         matrix = matrix_from_pose(FRONTAL) @ matrix_from_pose(pose)
+        # The camera looks down -z: points with z of 0 or more cannot be projected.
         in_front = bool((transform(mesh, matrix)[:, 2] < 0).all())
         yield draw_guidance(project(mesh, matrix, SIDE, SIDE) / SIDE, SIDE, SIDE) if in_front else black

@@ -1,1 +1,1 @@
-"""Who starts the ranks of a training, and what each rank runs."""
+"""Launchers of the ranks of a training, and the work of each rank."""

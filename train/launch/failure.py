@@ -1,4 +1,4 @@
-"""What ended a run: of all ranks the first that failed says it in one line; tracebacks go to RUN/logs."""
+"""Failures: the rank that fails first says in one line what ended the training; tracebacks go to RUN/logs."""
 
 from __future__ import annotations
 
@@ -23,31 +23,35 @@ from train.trainer.port import Interrupted
 log = logging.getLogger(__name__)
 
 Kind = Literal["user", "machine", "peer", "fault", "interrupted"]
+"""Kind of a failure. user: the request cannot be met. machine: memory, disk, network. peer: another rank failed. fault:
+an error in the code. interrupted: asked to end."""
 
+# Losing another rank is a plain RuntimeError in PyTorch, told apart by its text only.
 _PEER_TEXTS = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting", "gloo")
 _FILE = "failure.json"
 
 
 class PeerError(Exception):
-    """Another rank failed, and says why."""
+    """Another rank failed; that one says why."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """What ended a run."""
+    """Cause that ended a training."""
 
     kind: Kind
     message: str
-    """One line."""
+    """Message for people, one line."""
     rank: int = 0
+    """Number of the rank that failed."""
 
 
 class RunFailed(Exception):
-    """A run has ended before its last step.
+    """A training ended before its last step.
 
     Attributes:
-        failure: Why.
-        first: Whether this rank was the first to fail; it, and no other, tells people.
+        failure: Cause of the end.
+        first: Whether this rank was the first to fail; only that one prints the message.
     """
 
     def __init__(self, failure: Failure, first: bool = True) -> None:
@@ -59,10 +63,10 @@ class RunFailed(Exception):
 
 
 class FailureLog:
-    """RUN/logs: files of each rank, and `failure.json` of the rank that failed first.
+    """Files in RUN/logs: those of each rank, and `failure.json` by the rank that failed first.
 
     Args:
-        folder: RUN/logs.
+        folder: Path of RUN/logs.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -73,7 +77,7 @@ class FailureLog:
         (self.folder / _FILE).unlink(missing_ok=True)
 
     def first(self) -> Failure | None:
-        """What the first failing rank of this start said, if one could."""
+        """Failure of the rank that failed first since `clear`; None without one."""
         try:
             return Failure(**json.loads((self.folder / _FILE).read_bytes()))
         except FileNotFoundError:
@@ -85,13 +89,14 @@ class FailureLog:
 
     @contextlib.contextmanager
     def recorded(self, rank: int) -> Iterator[None]:
-        """Turn whatever ends the block early into a `RunFailed`, and write it down."""
+        """Context that turns whatever ends it early into a `RunFailed`, and writes it down."""
         try:
             yield
         except (Exception, KeyboardInterrupt, SystemExit) as error:
             file = self.folder / f"traceback-{rank}.txt"
             failure = failure_of(error, rank, file)
             first = True
+            # A full disk must not hide the failure: then it is raised without being written.
             try:
                 with file.open("w", encoding="utf-8") as stream:
                     traceback.print_exception(error, file=stream)
@@ -101,10 +106,11 @@ class FailureLog:
             raise RunFailed(failure, first) from error
 
     def _claim(self, failure: Failure) -> bool:
-        """Write a failure down unless there is one; a link is made whole or not, and never twice."""
+        """Write a failure down unless there is one; returns whether it was the first."""
         temporary = self.folder / f".{_FILE}.tmp-{uuid.uuid4().hex[:8]}"
         try:
             temporary.write_text(json.dumps(dataclasses.asdict(failure)))
+            # A link appears whole or not at all, and only for the first rank, also between machines on a shared disk.
             os.link(temporary, self.folder / _FILE)
         except FileExistsError:
             return False
@@ -115,13 +121,14 @@ class FailureLog:
 
 
 def failure_of(error: BaseException, rank: int, file: Path) -> Failure:
-    """What an exception means for people.
+    """Failure that an exception means.
 
     Args:
-        error: What was raised.
-        rank: Where.
-        file: Where the traceback stands.
+        error: Exception that ended a rank.
+        rank: Number of the rank.
+        file: File with the traceback.
     """
+    # From the particular to the general: most of these are a RuntimeError, OSError or ValueError, too.
     text = " ".join(str(error).split())
     if isinstance(error, (KeyboardInterrupt, Interrupted)):
         return Failure(kind="interrupted", message=text or "interrupted", rank=rank)
@@ -134,8 +141,9 @@ def failure_of(error: BaseException, rank: int, file: Path) -> Failure:
         return Failure(kind="machine", message=_one_line(error), rank=rank)
     if isinstance(error, (OSError, ValueError)):
         return Failure(kind="user", message=_one_line(error), rank=rank)
-    said = f"{type(error).__name__}: {text[:300]}"
-    return Failure(kind="fault", message=f"rank {rank} failed: {said} (the traceback is in {file})", rank=rank)
+    # Anything else is a mistake of ours: the message names the traceback.
+    cause = f"{type(error).__name__}: {text[:300]}"
+    return Failure(kind="fault", message=f"rank {rank} failed: {cause} (the traceback is in {file})", rank=rank)
 
 
 def _one_line(error: BaseException) -> str:

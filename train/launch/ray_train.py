@@ -1,7 +1,7 @@
 """Ray Train as a launcher: the ranks are its workers, started again when one fails, fewer or more as nodes come and go.
 
-Only this file of the job knows Ray. Checkpoints are not Ray's: a worker group that starts again goes on from the newest
-one in RUN, which must be a folder that all nodes share.
+Only this file of the job imports Ray. Ray keeps no checkpoints: a worker group that starts again resumes from the
+newest one in RUN, which must be a folder that all nodes share.
 """
 
 from __future__ import annotations
@@ -36,37 +36,42 @@ def run_ray(
     """Train with workers of Ray and wait for the end. Ctrl-C writes a checkpoint first; a second one does not.
 
     Args:
-        run: The run.
-        address: Of the cluster; None: a private one on this machine.
-        workers: Ranks.
-        min_workers: Be content with so many; None: with all only.
-        max_failures: Start again so many times after a worker failed.
-        data: The data set, when config.json must not name it in full.
+        run: Folder of the run.
+        address: Address of the cluster; None: a private one on this machine.
+        workers: Number of ranks.
+        min_workers: Number of ranks to go on with when not all can be had; None: all are needed.
+        max_failures: Number of times to start again after a worker failed.
+        data: Location of the data set, where config.json must not name it in full.
 
     Raises:
-        RunFailed: It ended early; says what the first failing worker said.
+        RunFailed: The training ended early; with the message of the worker that failed first.
         ValueError: There is no such cluster.
     """
+    # Forget an earlier start: its failure, and a request to stop that it did not get to.
     failures = FailureLog(run.logs)
     failures.clear()
     run.stop_file.unlink(missing_ok=True)
     watch = Watch(run)
+    # The watch looks after the workers in a thread, since `fit` blocks this one until the end.
     with ray_cluster(address, cpus=max(workers, len(os.sched_getaffinity(0)))), watch:
         error = _fit(run, (min_workers, workers) if min_workers else workers, max_failures, data, watch)
     shutil.rmtree(run.logs / "ray", ignore_errors=True)
     if error is None:
         return
+    # Someone asked to end, and no failure that followed from that counts. Else the rank that failed first is to be
+    # believed.
     if watch.asked:
         raise RunFailed(_interrupted(run)) from error
-    said = failures.first()
-    # A worker that was killed says nothing, and the others say only that they lost it; Ray knows more.
-    raise RunFailed(said if said is not None and said.kind != "peer" else _failure(error)) from error
+    found = failures.first()
+    # A worker that was killed writes no failure, and the others only that they lost it; then Ray knows more.
+    raise RunFailed(found if found is not None and found.kind != "peer" else _failure(error)) from error
 
 
 def _fit(
     run: RunFolder, workers: int | tuple[int, int], max_failures: int, data: str | None, watch: Watch
 ) -> Exception | None:
-    """Run Ray Train to its end; what ended it early."""
+    """Run Ray Train to its end; returns the error that ended it early, if any."""
+    # Workers stay in the folder of the code rather than in one that Ray makes for each trial.
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
     import ray
     from ray import train
@@ -74,11 +79,12 @@ def _fit(
     from ray.train.torch import TorchConfig, TorchTrainer
 
     class Trainer(TorchTrainer):
-        """Ray's would end the workers at once on Ctrl-C."""
+        """Trainer that leaves Ctrl-C to the watch; Ray's own handler would end the workers at once."""
 
         def _register_sigint_handler(self, controller: Any) -> None:
             watch.over(lambda: ray.kill(controller))
 
+    # GPUs if the cluster has any and they are not refused; one for each rank.
     parallel = run.recipe.train.parallel
     gpus = parallel.device != "cpu" and ray.cluster_resources().get("GPU", 0) >= 1
     trainer = Trainer(
@@ -103,7 +109,7 @@ def _fit(
 
 
 def _worker(config: dict[str, Any]) -> None:
-    """One rank, in a thread of one of Ray's workers."""
+    """Be one rank, in a thread of one of Ray's workers."""
     from ray import train
 
     path = Path(config["run"])
@@ -117,10 +123,11 @@ def _interrupted(run: RunFolder) -> Failure:
 
 
 def _failure(error: Exception) -> Failure:
-    """What a failing worker raised, or how it died, in one line."""
+    """Failure of the lowest failing worker, from what it raised or how it died."""
     ranks: dict[int, Exception] = getattr(error, "worker_failures", {})
     rank = min(ranks, default=0)
     cause: BaseException = ranks.get(rank, error)
+    # Ray wraps what a worker raised; `RunFailed` inside it has the rank's own message.
     cause = getattr(cause, "_base_exc", cause)
     if isinstance(cause, RunFailed):
         return cause.failure

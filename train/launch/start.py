@@ -1,4 +1,4 @@
-"""Who starts the ranks: this process alone, torchrun, or Ray Train. What each runs is `train.launch.worker`."""
+"""Launchers: this process alone, torchrun, or Ray Train. Each rank runs `train.launch.worker`."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ Launcher = Literal["local", "torchrun", "ray"]
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchSettings:
-    """Where the training runs."""
+    """Launcher of a training, and number of ranks."""
 
     launch: Literal["auto", "local", "torchrun", "ray"] = "auto"
-    """local: in this process. torchrun: several processes on this machine. ray: workers of Ray Train, on the cluster at
-    RAY_ADDRESS or on a private one here. auto: torchrun under a torchrun, ray when there is a RAY_ADDRESS, torchrun for
-    several workers, else local."""
+    """Launcher. local: this process. torchrun: several processes on this machine. ray: workers of Ray Train, on the
+    cluster at RAY_ADDRESS or on a private one here. auto: torchrun under a torchrun, ray when there is a RAY_ADDRESS,
+    torchrun for several workers, else local."""
     workers: int = 1
-    """Ranks. Under a torchrun of your own (torchrun … -m -- train …) it says how many, not this."""
+    """Number of ranks. Under a torchrun of your own (torchrun … -m -- train …) that one decides."""
     min_workers: int | None = None
-    """Ray: go on with so many when not all can be had, and with more again as they come."""
+    """Ray: number of ranks to go on with when not all can be had; more join as they come."""
     max_failures: int = 3
-    """Ray: start over from the newest checkpoint so many times after a worker failed (nodes that are taken away do not
-    count)."""
+    """Ray: number of times to start again from the newest checkpoint after a worker failed (nodes that are taken away
+    do not count)."""
     ray_address: str | None = None
     """Address of a Ray cluster (default: $RAY_ADDRESS; without one, a private Ray on this machine)."""
 
@@ -43,27 +43,30 @@ class LaunchSettings:
 
     @property
     def address(self) -> str | None:
-        """The Ray cluster to join, None for a private one."""
+        """Address of the Ray cluster to join; None: a private one."""
         return cluster_address(self.ray_address)
 
     def launcher(self, recipe: Recipe) -> Launcher:
-        """Who starts the ranks.
+        """Launcher of the ranks.
 
         Raises:
             ValueError: Settings that do not go together, or ranks that cannot share a batch.
         """
+        # Without a wish: torchrun if it is there already, then a Ray cluster, then what the number of ranks asks for.
         under = started_by_torchrun()
         if self.launch == "auto":
             several: Launcher = "torchrun" if self.workers > 1 else "local"
             chosen: Launcher = "torchrun" if under else "ray" if self.address else several
         else:
             chosen = self.launch
+        # Refuse what does not go together, before anything is started.
         if under and chosen != "torchrun":
             raise ValueError(f"--launch {chosen} does not go with torchrun: leave out one of them")
         if chosen == "local" and self.workers > 1:
             raise ValueError(f"--launch local is one process: leave out --workers {self.workers}, or --launch torchrun")
         if chosen != "ray" and self.min_workers is not None:
             raise ValueError("--min-workers is for --launch ray: only Ray starts again with fewer ranks")
+        # Ray may go on with any number of ranks in between, so each must be able to share the batch.
         if not under:
             for number in range(self.min_workers or self.workers, self.workers + 1):
                 recipe.train.accumulation(number)
@@ -75,18 +78,23 @@ def start(path: str | Path, config: RunConfig, settings: LaunchSettings, data: s
 
     Args:
         path: RUN.
-        config: What to train on what.
-        settings: Where.
-        data: The data set, when the run's config.json must not name it in full.
+        config: Task, recipe and data.
+        settings: Launcher, and number of ranks.
+        data: Location of the data set, where config.json must not name it in full.
+
+    Returns:
+        Folder of the run, with its exported weights.
 
     Raises:
-        RunFailed: It ended early.
-        ValueError: It cannot be started so.
+        RunFailed: The training ended early.
+        ValueError: The settings, the data or the folder do not allow to start it.
     """
     launcher = settings.launcher(config.recipe)
+    # All ranks of a torchrun come here: rank 0 alone begins the run, in `join_torchrun`.
     if started_by_torchrun():
         join_torchrun(path, config, data)
         return RunFolder.open(path)
+    # Check, then create or resume RUN; from here on the ranks need only its path.
     run = begin(path, config, data)
     if launcher == "local":
         run_worker(run.path, LocalPort(), data)

@@ -1,4 +1,4 @@
-"""Several ranks on this machine, started by PyTorch's own launcher; and being one of them."""
+"""Ranks on one machine by PyTorch's launcher: starting them, and being one of them."""
 
 from __future__ import annotations
 
@@ -31,16 +31,17 @@ def run_torchrun(run: RunFolder, workers: int, data: str | None = None) -> None:
     """Start the ranks of a run here and wait for them.
 
     Args:
-        run: The run.
-        workers: How many.
-        data: The data set, when config.json must not name it in full.
+        run: Folder of the run.
+        workers: Number of ranks.
+        data: Location of the data set, where config.json must not name it in full.
 
     Raises:
-        RunFailed: Says what the first failing rank said.
+        RunFailed: The training ended early; with the message of the rank that failed first.
     """
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # it repeats what the ranks say
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # it repeats what the ranks print
     failures = FailureLog(run.logs)
     failures.clear()
+    # By the environment: command lines are visible to all users of a machine, and the location may hold credentials.
     if data is not None:
         os.environ[DATA_VARIABLE] = data
     with tempfile.TemporaryDirectory(prefix="talkinghead-") as scratch:
@@ -54,25 +55,28 @@ def run_torchrun(run: RunFolder, workers: int, data: str | None = None) -> None:
             local_addr="127.0.0.1",
             max_restarts=0,
             logs_specs=DefaultLogsSpecs(log_dir=scratch),
-            # A rank that was told to stop first writes its checkpoint.
+            # A rank that is asked to stop first writes its checkpoint; torchrun kills it only after this time, in
+            # seconds.
             shutdown_timeout=int(run.recipe.train.parallel.timeout_s),
         )
+        # Each rank is a process of its own: `python -m train worker`, which ends when this process ends.
         command = ["-m", "train", "worker", "--run", str(run.path), "--parent", str(os.getpid())]
         try:
             elastic_launch(config, sys.executable)(*command)
         except SignalException as error:
-            said = failures.first()
-            message = said.message if said and said.kind == "interrupted" else "interrupted"
+            # A signal to this process is passed on to the ranks: the first of them may have written its last step.
+            found = failures.first()
+            message = found.message if found and found.kind == "interrupted" else "interrupted"
             raise RunFailed(Failure(kind="interrupted", message=message)) from error
         except ChildFailedError as error:
             raise RunFailed(_failure(failures, error)) from error
 
 
 def _failure(failures: FailureLog, error: ChildFailedError) -> Failure:
-    said = failures.first()
-    if said is not None and said.kind != "peer":
-        return said
-    # A rank that was killed says nothing, and the others say only that they lost it.
+    found = failures.first()
+    if found is not None and found.kind != "peer":
+        return found
+    # A rank that was killed writes no failure, and the others only that they lost it.
     for rank, failed in sorted(error.failures.items()):
         if failed.exitcode < 0:
             name = signal.Signals(-failed.exitcode).name
@@ -80,7 +84,7 @@ def _failure(failures: FailureLog, error: ChildFailedError) -> Failure:
             return Failure(kind="machine", message=f"rank {rank} was ended by {name}{hint}", rank=rank)
     rank, first = error.get_first_failure()
     message = f"rank {rank} ended with exit status {first.exitcode}, see {failures.rank_file(rank)}"
-    return said or Failure(kind="fault", message=message, rank=rank)
+    return found or Failure(kind="fault", message=message, rank=rank)
 
 
 def run_rank(path: Path, parent: int | None = None) -> None:
@@ -88,7 +92,7 @@ def run_rank(path: Path, parent: int | None = None) -> None:
 
     Args:
         path: RUN.
-        parent: The launcher: end when it ends, and leave it to it to say what went wrong.
+        parent: Process id of the launcher: this rank ends when it ends, and leaves the message about a failure to it.
     """
     if parent is not None:
         end_with(parent)
@@ -97,7 +101,7 @@ def run_rank(path: Path, parent: int | None = None) -> None:
     except RunFailed:
         if parent is None or FailureLog(RunFolder.open(path).logs).first() is None:
             raise
-        # At once: a background thread may wait for ranks that are no more.
+        # At once: a background thread may wait for ranks that have ended.
         os._exit(1)
 
 
@@ -105,11 +109,12 @@ def join_torchrun(path: str | Path, config: RunConfig, data: str | None) -> None
     """Be one rank under a torchrun that a person or a scheduler has started; rank 0 starts or resumes the run.
 
     Raises:
-        PeerError: On the other ranks, when rank 0 could not; rank 0 says why.
+        PeerError: Rank 0 could not start it and says why; raised on the other ranks.
         RunFailed: The training ended early.
     """
     port = LocalPort.from_environment()
     with process_group(config.recipe.train.parallel, port):
+        # Only rank 0 may create or change RUN; the others open it afterwards.
         on_rank_zero(lambda: _started(path, config, data), port.rank, None)
         run_worker(check_place(path), port, data)
 

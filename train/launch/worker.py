@@ -1,4 +1,4 @@
-"""What every rank runs, whoever started it: the run in RUN, from where it stands to its exported weights."""
+"""Work of every rank, by whichever launcher: the training in RUN, from its newest checkpoint to exported weights."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from train.trainer.port import Port
 log = logging.getLogger(__name__)
 
 DATA_VARIABLE = "TALKINGHEAD_TRAIN_DATA"
-"""Where the data set is, for child processes, when config.json must not say it in full (credentials)."""
+"""Environment variable with the location of the data set, where config.json must not name it in full (credentials)."""
 TRAINING_FILE = "training.json"
-"""In pretrained_model/: which training the weights come from, and which weights and data it began with."""
-_LOCK_PATIENCE_S = 20.0
-_PATIENCE = timedelta(days=7)
+"""File in pretrained_model/ about the training that made the weights, and the weights and data that it began with."""
+_LOCK_PATIENCE_S = 20.0  # Ray may start again before the last rank 0 has ended
+_PATIENCE = timedelta(days=7)  # deriving from a large data set may take long, and no rank may give up meanwhile
 _OURS = ("train", "infer", "shards", "talkinghead")
-"""Whose progress goes into the log; Ray's workers say much more."""
+"""Packages whose progress goes into the log; Ray's workers log much more."""
 
 
 def run_worker(path: Path, port: Port, data: str | None = None) -> None:
@@ -39,20 +39,20 @@ def run_worker(path: Path, port: Port, data: str | None = None) -> None:
 
     Args:
         path: RUN; must have been started (`RunFolder.start`).
-        port: This rank's place.
-        data: The data set, when config.json must not name it in full.
+        port: Place of this rank among the ranks.
+        data: Location of the data set, where config.json must not name it in full.
 
     Raises:
-        RunFailed: Whatever ended it early. The traceback is in RUN/logs.
-        ValueError: There is no run to be seen from here.
+        RunFailed: The training ended early, for whatever reason. The traceback is in RUN/logs.
+        ValueError: This machine sees no run at `path`.
     """
-    # The run, and where its rank says what happens.
+    # Open the run, and the files to which this rank logs and writes a failure.
     run = RunFolder.open(path)
     failures = FailureLog(run.logs)
     if data is not None:
         os.environ[DATA_VARIABLE] = data
     with _log_to(failures.rank_file(port.rank)), failures.recorded(port.rank):
-        # Join the other ranks. The second group is for waits that may be long: deriving, exporting.
+        # Join the other ranks. The second group has a long timeout, for deriving and exporting on rank 0.
         torch.set_num_threads(cpu_threads(run.recipe.train.parallel, port))
         with process_group(run.recipe.train.parallel, port), contextlib.ExitStack() as stack:
             group = dist.new_group(backend="gloo", timeout=_PATIENCE)
@@ -62,7 +62,7 @@ def run_worker(path: Path, port: Port, data: str | None = None) -> None:
                 failures.clear()
                 _prepare(run)
 
-            # Rank 0 takes the lock for as long as the run lasts, and derives what the task needs; then all train.
+            # Rank 0 takes the lock until the training ends, and derives what the task needs; then all train.
             on_rank_zero(begin, port.rank, group)
             _train(run, port, group)
 
@@ -76,11 +76,11 @@ def _train(run: RunFolder, port: Port, group: Any) -> None:
     trainer = Trainer(task, run.recipe.train, run, port)
     try:
         trainer.fit()
-        # Export: all ranks gather, rank 0 writes; the weights get their name when they are whole.
+        # Export: all ranks gather the weights, rank 0 writes them; the folder gets its name when it is whole.
         folder = temporary_folder(run.export) if port.rank == 0 else run.export
         trainer.export(folder)
         on_rank_zero(lambda: _publish(run, folder, trainer.step), port.rank, group)
-        # Validations run next to the training, and the last one may still do so; the overview shows it.
+        # Validations run next to the training, and the last one may not be done yet; the overview shows it.
         if port.rank == 0:
             trainer.validations.wait()
             write_overview(run.path)
@@ -89,7 +89,7 @@ def _train(run: RunFolder, port: Port, group: Any) -> None:
 
 
 def _publish(run: RunFolder, folder: Path, step: int) -> None:
-    """Put exported weights where they are looked for, with where they come from next to them (but no place of ours)."""
+    """Move exported weights to their place, with their provenance next to them (but without paths of this machine)."""
     known = run.config.to_json()
     names = ("task", "recipe_name", "annotation", "weights", "libraries")
     write_whole(folder / TRAINING_FILE, pretty_json({"step": step} | {name: known[name] for name in names}))
@@ -97,12 +97,12 @@ def _publish(run: RunFolder, folder: Path, step: int) -> None:
 
 
 def data_of(run: RunFolder) -> str:
-    """Where the run's data set is."""
+    """Location of the data set of a run."""
     return os.environ.get(DATA_VARIABLE) or run.data
 
 
 def cpu_threads(config: ParallelConfig, port: Port) -> int:
-    """Threads of a rank's arithmetic, the same whoever starts it: sums on a CPU depend on it in their last bits."""
+    """Number of arithmetic threads of a rank, equal for all launchers: the last bits of sums on a CPU depend on it."""
     return config.threads or max(1, len(os.sched_getaffinity(0)) // port.local_world)
 
 
@@ -113,12 +113,13 @@ def backend_of(config: ParallelConfig) -> str:
 
 @contextlib.contextmanager
 def process_group(config: ParallelConfig, port: Port) -> Iterator[None]:
-    """The default process group, unless the launcher has made it; also for one rank, so that nothing else differs."""
+    """Context with the default process group, unless the launcher has made it; also for one rank, which differs in no
+    way."""
     if dist.is_initialized():
         yield
         return
     options: dict[str, Any] = {"init_method": "env://"}
-    if port.world == 1:  # needs nobody's address
+    if port.world == 1:  # needs no address
         options = {"store": dist.HashStore()}  # pyright: ignore[reportPrivateImportUsage]
     timeout = timedelta(seconds=config.timeout_s)
     dist.init_process_group(backend_of(config), rank=port.rank, world_size=port.world, timeout=timeout, **options)
@@ -127,7 +128,7 @@ def process_group(config: ParallelConfig, port: Port) -> Iterator[None]:
         yield
         done = True
     finally:
-        if done or port.world == 1:  # with a dead rank in the group, leaving it might wait
+        if done or port.world == 1:  # with a dead rank in the group, this might wait for it
             dist.destroy_process_group()
 
 
@@ -135,8 +136,9 @@ def on_rank_zero(function: Callable[[], None], rank: int, group: Any) -> None:
     """Call a function on rank 0 while the others wait for it.
 
     Raises:
-        PeerError: It failed; on the other ranks.
+        PeerError: The function failed; raised on the other ranks. Rank 0 gets the error itself.
     """
+    # The others must learn of a failure, too, else they would wait until the timeout.
     done = [False]
     try:
         if rank == 0:
@@ -149,6 +151,7 @@ def on_rank_zero(function: Callable[[], None], rank: int, group: Any) -> None:
 
 
 def _prepare(run: RunFolder) -> None:
+    # Once for each run: the folder is renamed when it is complete, so it is complete or missing.
     if run.task_folder.is_dir():
         return
     started = time.perf_counter()
@@ -161,10 +164,12 @@ def _prepare(run: RunFolder) -> None:
 @contextlib.contextmanager
 def _log_to(file: Path) -> Iterator[None]:
     handler = logging.FileHandler(file, encoding="utf-8")
+    # Warnings of all libraries, progress of our own packages only.
     handler.addFilter(lambda record: record.name.startswith(_OURS) or record.levelno >= logging.WARNING)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     root = logging.getLogger()
     root.addHandler(handler)
+    # Ray's workers and torchrun's ranks have no logging set up; a lower level that was chosen stays.
     if root.level > logging.INFO or root.level == logging.NOTSET:
         root.setLevel(logging.INFO)
     try:

@@ -1,1 +1,1 @@
-"""What both trainings of Lmk2Video share: settings, data, the module, noise and loss."""
+"""Trainings of Lmk2Video: settings, data, the module, noise and loss of both stages, and a file for each stage."""

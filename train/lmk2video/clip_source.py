@@ -1,4 +1,4 @@
-"""The clips of a run, pinned when it begins: which annotations and which latents it reads."""
+"""Clips of a run, pinned when it begins: which annotations and which latents it reads."""
 
 from __future__ import annotations
 
@@ -27,24 +27,25 @@ _COLUMNS = ("landmarks", "valid")
 
 @dataclass(frozen=True, kw_only=True)
 class Pinned:
-    """What a run reads, from its first step to its last."""
+    """Annotations and latents that a run reads from its first step to its last."""
 
     version: str
     """Annotation version."""
     index: str
-    """Its index table, whose name tells its content."""
+    """File of its index; the name holds a hash of the content."""
     latents: str | None
     """Annotation version with latents and embeddings; None: images are encoded in every step."""
     latents_index: str | None
+    """File of the index of the latents."""
 
 
 class ClipSource:
-    """Opens the data set.
+    """Training clips of a data set, for one training.
 
     Args:
-        config: Which clips.
-        data: The data set: folder or URI.
-        folder: Where `pin` writes what it has found.
+        config: Settings that choose the clips.
+        data: Folder or URI of the data set.
+        folder: Folder into which `pin` writes what it has found.
     """
 
     def __init__(self, config: Lmk2VideoConfig, data: str, folder: Path) -> None:
@@ -52,17 +53,18 @@ class ClipSource:
         self.storage = Storage(data)
 
     def find(self, encoders: Mapping[str, Provenance], num_frames: int = 1) -> Pinned:
-        """What there is to be read.
+        """Find annotations and latents to train on.
 
         Args:
-            encoders: VAE and image encoder: latents of others do not fit.
-            num_frames: Frames of a window: clips that are shorter are of no use.
+            encoders: VAE and image encoder; latents of others do not fit.
+            num_frames: Frames of a window; shorter clips are not trained on.
 
         Raises:
-            ValueError: There is no data set, it lacks a column, has no clip to train on, or no latents and they are
-                required, or all clips are too short.
+            ValueError: There is no data set, it lacks a column or required latents, or it has no clip that is long
+                enough to train on.
         """
         config = self.config
+        # The clips: the split, the persons and the filters must leave some, and one must be long enough for a window.
         try:
             reader = self._open(config.annotation, None)
         except FileNotFoundError as error:
@@ -78,6 +80,7 @@ class ClipSource:
                 f"no training clip of {reader.storage.uri} has {num_frames} frames (the longest has {longest}): take"
                 " shorter windows"
             )
+        # Latents of exactly these weights at exactly this size, if they are wanted.
         latents = None
         if config.use_latents != "no":
             latents = find_latents(reader.manifest, encoders, config.width, config.height)
@@ -88,6 +91,7 @@ class ClipSource:
                 )
             if latents is not None:
                 self._check_covered(reader, latents)
+        # The names of the index files pin the content: they hold its hash.
         entry = reader.manifest.annotation(reader.version)
         return Pinned(
             version=entry.version,
@@ -97,7 +101,7 @@ class ClipSource:
         )
 
     def _check_covered(self, reader: ShardReader, latents: str) -> None:
-        """Clips that could not be encoded are missing in the training; say so once, with the way out."""
+        """Warn of clips that have no latents, and so are missing in the training; refuse if all are."""
         covered = len(self._open(reader.version, latents))
         if not covered:
             raise ValueError(
@@ -114,7 +118,7 @@ class ClipSource:
             )
 
     def pin(self, encoders: Mapping[str, Provenance]) -> None:
-        """Keep what `find` finds; the folder must exist."""
+        """Write down what `find` finds; the folder must exist."""
         found = self.find(encoders)
         write_whole(self.folder / FILE, pretty_json(asdict(found)))
         text = "images are encoded in every step" if found.latents is None else f"latents are read: {found.latents}"
@@ -122,17 +126,18 @@ class ClipSource:
 
     @functools.cached_property
     def pinned(self) -> Pinned:
-        """What the run reads."""
+        """Annotations and latents that were pinned when the run began."""
         return from_json(Pinned, json.loads((self.folder / FILE).read_bytes()))
 
     def reader(self) -> ShardReader:
-        """The training clips.
+        """Open the training clips as they were pinned.
 
         Raises:
             ValueError: The data set has changed since the run began.
         """
         pinned = self.pinned
         reader = self._open(pinned.version, pinned.latents)
+        # Both indexes must be those of the start: other clips, or another order, would make another training.
         for version, index in ((pinned.version, pinned.index), (pinned.latents, pinned.latents_index)):
             if version is not None and (now := reader.manifest.annotation(version).index) != index:
                 raise ValueError(
@@ -142,6 +147,7 @@ class ClipSource:
         return reader
 
     def _open(self, version: str | None, latents: str | None) -> ShardReader:
+        # With latents as an extra version, the reader leaves out clips that have none.
         more = () if latents is None else (LATENTS, EMBEDDING)
         return ShardReader(
             self.storage,

@@ -1,4 +1,4 @@
-"""Settings that both trainings of Lmk2Video have: of data, noise and loss, and of the trainer."""
+"""Settings of both trainings of Lmk2Video: data, noise and loss, and those of the trainer."""
 
 from __future__ import annotations
 
@@ -34,51 +34,52 @@ class Lmk2VideoConfig:
         "validation_steps",
         "validation_guidance",
     )
-    """Settings that may change when a run goes on: they decide what it takes and shows, not what is learnt."""
+    """Settings that may change when a run goes on: they decide memory and what is shown, not what is learnt."""
 
     width: int = 512
-    """Width of the images in pixels. Clips of another shape are cut to it around their middle."""
+    """Width of the images in pixels. Clips of another aspect ratio are cropped around their middle."""
     height: int = 512
-    """Height of the images in pixels. Width and height must be multiples of what VAE and networks need: 8 with
-    Stable Diffusion's VAE, 4 with `tiny`."""
+    """Height of the images in pixels. Both must be multiples of what VAE and networks need: 8 with Stable
+    Diffusion's VAE, 4 with `tiny`."""
     min_reference_gap: int = 0
-    """Frames between the reference and the nearest target frame at least, so that the reference is not almost the
-    answer; in clips that are too short, the farthest frames there are. 0: any frame, as published."""
+    """Smallest distance in frames from the reference to the nearest target frame, so that the reference is not almost
+    the answer; clips that are too short give their farthest frames. 0: any frame, as published."""
     drop_reference: float = 0.0
-    """Share of samples that do without the features of the reference, but have the image token."""
+    """Share of samples without the features of the reference, but with the image token."""
     drop_token: float = 0.0
-    """Share of samples that do without the image token, but have the reference."""
+    """Share of samples without the image token, but with the reference."""
     drop_both: float = 0.1
-    """Share of samples that do without both: what guidance at inference is away from. The pose is never dropped, and
-    with it the reference's landmarks stay: they say where the reference's face was, not what it looks like."""
+    """Share of samples without both, which is the prediction that guidance at inference leads away from. The pose is
+    never dropped, and the reference's landmarks stay with it: they tell where the reference's face was, not how it
+    looks."""
     noise_offset: float = 0.05
-    """Strength of noise that is the same at all positions of all frames."""
+    """Strength of the noise that is the same in all positions and frames of a channel ("offset noise")."""
     snr_gamma: float | None = 5.0
-    """Gamma of min-SNR weighting; None: every timestep weighs the same."""
+    """Gamma of min-SNR weighting (arXiv 2303.09556); None: every timestep weighs the same."""
     face_weight: float = 1.0
     """Weight of the error inside the face, against 1 around it."""
     mouth_weight: float = 1.0
     """Weight of the error inside the lips' outline (times `face_weight`)."""
     persons: tuple[str, ...] = ()
-    """Train on these persons (or split groups) only; empty: all."""
+    """Persons (or split groups) to train on; empty: all."""
     annotation: str | None = None
     """Annotation version; None: the newest when the run begins."""
     use_latents: UseLatents = "auto"
-    """Read what `make latents` wrote instead of encoding images in each step. auto: where the data set has latents of
-    these weights at this size. require: refuse a data set without. no: always encode."""
+    """Whether to read what `make latents` wrote instead of encoding images in each step. auto: where the data set has
+    latents of these weights at this size. require: refuse a data set without. no: always encode."""
     keep_in_memory_mb: int = 0
-    """Keep images and guidance images in memory (of each reading process) when those of all training clips fit in so
-    much; a small data set is then decoded and drawn once, not in every step."""
+    """Memory in MiB, of each reading process, for images and guidance images: if those of all training clips fit, they
+    are decoded and drawn once, not in every step."""
     encode_chunk: int = 8
-    """Images that are encoded at once, where latents are not read: bounds the memory that it takes."""
+    """Number of images that are encoded at once where latents are not read; bounds the memory for it."""
     validation_clips: int = 1
-    """Held-out clips that are validated, and as many training clips next to them."""
+    """Number of held-out clips that are validated, and of training clips next to them."""
     validation_frames: int = 32
-    """Frames of each, from the middle of the clip."""
+    """Frames of each validated clip, from its middle."""
     validation_steps: int = 10
-    """Sampling steps of the pipeline."""
+    """Sampling steps of the pipeline in validation."""
     validation_guidance: float = 2.0
-    """Guidance scale of the pipeline."""
+    """Guidance scale of the pipeline in validation."""
 
     def __post_init__(self) -> None:
         if self.width < 8 or self.height < 8:
@@ -107,14 +108,15 @@ class Lmk2VideoConfig:
 
 
 def tiny_training(steps: int, global_batch: int, learning_rate: float) -> TrainConfig:
-    """For small networks on a handful of clips on a CPU.
+    """Trainer settings for small networks on a handful of clips on a CPU.
 
-    One thread for each rank: operations are so small that threads mostly wait for each other. A second core is better
-    used by a second rank (`WORKERS=2`).
+    Each rank has one thread: the operations are so small that several threads mostly wait for each other. A second core
+    is better used by a second rank (`WORKERS=2`).
     """
     return TrainConfig(
         steps=steps,
         global_batch=global_batch,
+        # Two microbatches, so that two ranks can share the batch.
         microbatch=global_batch // 2,
         num_workers=0,
         optimizer=OptimizerConfig(learning_rate=learning_rate),
@@ -128,7 +130,7 @@ def tiny_training(steps: int, global_batch: int, learning_rate: float) -> TrainC
 
 
 def small_training(steps: int, global_batch: int) -> TrainConfig:
-    """For networks of size `small` with first weights, on one GPU."""
+    """Trainer settings for networks of size `small` with first weights, on one GPU."""
     return TrainConfig(
         steps=steps,
         global_batch=global_batch,
@@ -144,17 +146,19 @@ def small_training(steps: int, global_batch: int) -> TrainConfig:
 
 
 def paper_training(steps: int, global_batch: int, parallel: ParallelConfig) -> TrainConfig:
-    """AniPortrait's optimizer: AdamW, 1e-5 constant, weight decay 1e-2, gradients clipped to 1, no averaged weights.
+    """Trainer settings of AniPortrait: AdamW, 1e-5 constant, weight decay 1e-2, gradients clipped to 1, no averaging.
 
-    Ours are: moments in 32 bits rather than 8, bf16 rather than fp16.
+    Two things differ: moments in 32 bits rather than 8, and bf16 rather than fp16.
     """
     return TrainConfig(
         steps=steps,
         global_batch=global_batch,
+        # Four microbatches: the batch can be shared by 1, 2 or 4 ranks.
         microbatch=global_batch // 4,
         num_workers=4,
         optimizer=OptimizerConfig(learning_rate=1e-5, weight_decay=1e-2),
         schedule=ScheduleConfig(warmup_steps=1),
+        # As published. No copy of the weights is kept; validation and export take the newest ones.
         ema=EmaConfig(decay=0.0),
         parallel=parallel,
         checkpoint=CheckpointConfig(every=1000),

@@ -1,7 +1,10 @@
 """Slots of the sample order → samples of Lmk2Video: a target window and a reference of the same clip.
 
-Which frames a sample shows is drawn from (seed, epoch, key); its images and guidance images are cut and drawn at the
-training's own size.
+Which frames a sample shows is drawn from (seed, epoch, key). Its images are cropped, and its guidance images drawn, at
+the training's own size.
+
+Dimensions: F frames of a window, N frames of a clip; H, W size of images; C, h, w channels and size of latents, so that
+guidance images have 8h x 8w pixels; D numbers of the image embedding.
 """
 
 from __future__ import annotations
@@ -24,7 +27,8 @@ from talkinghead.media.image_size import fit_images, fit_landmarks
 from talkinghead.models.lmk2video.pose_guider import GUIDANCE_SCALE
 
 _AT_ONCE = 100
-"""Frames that are decoded at once when a whole clip is read: at full size they take much more than what is kept."""
+"""Number of frames that are decoded at once when a whole clip is read: at full size they take far more memory than what
+is kept of them."""
 
 
 # --- which frames a sample shows --------------------------------------------------------------------------------------
@@ -32,14 +36,14 @@ _AT_ONCE = 100
 
 @dataclass(frozen=True, kw_only=True)
 class WindowShape:
-    """Shape of target windows."""
+    """Number of frames and strides of target windows."""
 
     num_frames: int = 1
-    """Frames of a window, F."""
+    """Number of frames, F."""
     long_stride: int = 1
-    """Frames from one of a window to the next in the windows that show slow motion fast."""
+    """Stride in clip frames of long windows, which show the motion sped up."""
     long_probability: float = 0.0
-    """Share of those windows; the others are of consecutive frames."""
+    """Share of long windows; the others have consecutive frames."""
 
     def __post_init__(self) -> None:
         if self.num_frames < 1 or self.long_stride < 1:
@@ -50,7 +54,7 @@ class WindowShape:
 
 @dataclass(frozen=True, kw_only=True)
 class Window:
-    """Frames of one sample."""
+    """Frames of one sample, by their numbers in the clip."""
 
     first: int
     stride: int
@@ -59,12 +63,12 @@ class Window:
 
     @property
     def frames(self) -> np.ndarray:
-        """`[F]` frames of the target, ascending."""
+        """Frames of the target, `[F]`, ascending."""
         return self.first + self.stride * np.arange(self.num_frames)
 
     @property
     def span(self) -> int:
-        """Frames of the clip from the first of the window to its last."""
+        """Number of clip frames from the first of the window to its last, both included."""
         return (self.num_frames - 1) * self.stride + 1
 
 
@@ -75,25 +79,28 @@ def draw_window(valid: np.ndarray, shape: WindowShape, min_gap: int, draw: Calla
     shortened where the clip is too short for it.
 
     Args:
-        valid: `[N]` bool: frames of the clip that show a face; N is `shape.num_frames` at least.
+        valid: Whether each frame of the clip shows a face, `[N]` bool; N is at least `shape.num_frames`.
         shape: Shape of the window.
-        min_gap: Frames from the reference to the nearest frame of the window at least; where no frame is so far away,
-            the farthest ones are chosen from.
-        draw: What for → a uniform number in [0, 1).
+        min_gap: Smallest distance in frames from the reference to the nearest frame of the window. Where no frame is so
+            far away, the farthest ones are chosen from.
+        draw: Purpose → a uniform number in [0, 1).
 
     Returns:
-        The window; each possible one is equally likely.
+        A window; all that are possible are equally likely.
     """
+    # The stride: the long one for its share of the windows, as far as the clip is long enough for it.
     length = len(valid)
     assert length >= shape.num_frames, "clips that are too short are left out"
     stride = shape.long_stride if draw("stride") < shape.long_probability else 1
     if shape.num_frames > 1:
         stride = min(stride, (length - 1) // (shape.num_frames - 1))
+    # The window: any start that stays within the clip, preferably one with a face in every frame.
     offsets = stride * np.arange(shape.num_frames)
     starts = np.arange(length - int(offsets[-1]))
     shown = valid[starts[:, None] + offsets].all(axis=1)
     first = _pick(starts[shown] if shown.any() else starts, draw("window"))
-    distance = np.abs(np.arange(length)[:, None] - (first + offsets)).min(axis=1)
+    # The reference: far enough from every frame of the window, or as far as the clip allows.
+    distance = np.abs(np.arange(length)[:, None] - (first + offsets)).min(axis=1)  # [N]
     faces = np.flatnonzero(valid) if valid.any() else np.arange(length)
     far = faces[distance[faces] >= min(min_gap, int(distance[faces].max()))]
     return Window(first=first, stride=stride, num_frames=shape.num_frames, reference=_pick(far, draw("reference")))
@@ -108,38 +115,38 @@ def _pick(choices: np.ndarray, number: float) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSize:
-    """Size of the images of a training."""
+    """Size of the images of a training, in pixels."""
 
     width: int
     height: int
     factor: int
-    """Pixels of an image along the side of a latent."""
+    """Number of image pixels along the side of a latent pixel."""
 
     @property
     def latent(self) -> tuple[int, int]:
-        """(w, h) of the latents."""
+        """Width and height of the latents, (w, h)."""
         return self.width // self.factor, self.height // self.factor
 
     @property
     def guidance(self) -> tuple[int, int]:
-        """(width, height) of the guidance images."""
+        """Width and height of the guidance images in pixels, (8w, 8h)."""
         width, height = self.latent
         return width * GUIDANCE_SCALE, height * GUIDANCE_SCALE
 
     @property
     def frame_bytes(self) -> int:
-        """Bytes of an image and its guidance image."""
+        """Number of bytes of an image and its guidance image."""
         width, height = self.guidance
         return 3 * (self.width * self.height + width * height)
 
 
 class ClipImages:
-    """Reads images of clips, and draws their guidance images.
+    """Source of images and guidance images of clips, all at one size.
 
     Args:
-        size: Size of everything.
-        keep: Keep what was read and drawn: the caller knows that there is memory for all clips. A clip is then decoded
-            as a whole when its first frame is asked for.
+        size: Size of images and guidance images.
+        keep: Whether to keep what was read and drawn, if there is memory for all clips. A clip is then decoded as a
+            whole when its first frame is asked for.
     """
 
     def __init__(self, size: ImageSize, *, keep: bool = False) -> None:
@@ -149,7 +156,7 @@ class ClipImages:
         self._drawn: dict[tuple[str, int], np.ndarray] = {}
 
     def images(self, sample: Sample, frames: np.ndarray) -> np.ndarray:
-        """Frames `[F]`, ascending and evenly apart → uint8 `[F, 3, H, W]`."""
+        """Images of frames `[F]`, which are ascending and evenly apart: uint8 `[F, 3, H, W]`."""
         if not self.keep:
             return self._read(sample, frames)
         if sample.key not in self._images:
@@ -157,7 +164,7 @@ class ClipImages:
         return self._images[sample.key][frames]
 
     def guidance(self, sample: Sample, frames: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
-        """Frames `[F]` and their landmarks `[F, 478, 3]` → guidance images uint8 `[F, 3, 8h, 8w]`."""
+        """Guidance images of frames `[F]` with landmarks `[F, 478, 3]`: uint8 `[F, 3, 8h, 8w]`."""
         pairs = zip(frames, landmarks, strict=True)
         return np.stack([self._guide(sample, int(frame), points) for frame, points in pairs])
 
@@ -171,12 +178,13 @@ class ClipImages:
         return image
 
     def place(self, sample: Sample, landmarks: np.ndarray) -> np.ndarray:
-        """Landmarks of a clip `[…, 478, 3]`, x and y in shares of its image → in shares of what is cut out of it."""
+        """Landmarks of a clip, `[…, 478, 3]`, from shares of its own image (x, y) to shares of the cropped one."""
         info = sample.info
         return fit_landmarks(landmarks, (info.width, info.height), (self.size.width, self.size.height))
 
     def _read_all(self, sample: Sample) -> np.ndarray:
         whole = np.empty((sample.num_frames, 3, self.size.height, self.size.width), np.uint8)
+        # Part by part: decoded frames have the size of the clip, which may be far larger than what is kept.
         for first in range(0, len(whole), _AT_ONCE):
             part = whole[first : first + _AT_ONCE]
             part[...] = self._read(sample, first + np.arange(len(part)))
@@ -185,6 +193,7 @@ class ClipImages:
     def _read(self, sample: Sample, frames: np.ndarray) -> np.ndarray:
         stride = int(frames[1] - frames[0]) if len(frames) > 1 else 1
         assert (np.diff(frames) == stride).all()
+        # [F, height, width, 3] as decoded, [F, 3, H, W] as returned.
         video = sample.video(int(frames[0]), len(frames), stride)
         return fit_images(video.transpose(0, 3, 1, 2), self.size.width, self.size.height)
 
@@ -193,24 +202,28 @@ def region_weights(landmarks: np.ndarray, size: tuple[int, int], face: float, mo
     """Weight of each position of the latents in the loss.
 
     Args:
-        landmarks: `[F, 478, 3]` in shares of the images, NaN where there is no face.
+        landmarks: Landmarks in shares of the images, `[F, 478, 3]`, NaN where there is no face.
         size: Width and height of the latents, (w, h).
-        face: Weight inside the face's outline, against 1 around it.
-        mouth: Inside the lips' outline, times `face`.
+        face: Weight inside the outline of the face, against 1 around it.
+        mouth: Further factor inside the outline of the lips.
 
     Returns:
-        `[F, h, w]` float32; a position that an outline crosses lies between. 1 everywhere without a face.
+        Weights, `[F, h, w]` float32. A position that an outline crosses has a weight in between. A frame without a face
+        has 1 everywhere.
     """
+    # Outlines are filled on a grid eight times as fine as the latents, then averaged down.
     fine = 8
     width, height = size
     result = np.ones((len(landmarks), height, width), np.float32)
     for weights, points in zip(result, landmarks, strict=True):
         if not np.isfinite(points[:, :2]).all():
             continue
+        # The face is the convex hull of the 468 points of the mesh (the other ten are the irises); the lips lie on top.
         pixels = np.round(points[:, :2] * (width * fine, height * fine)).astype(np.int32)
         canvas = np.ones((height * fine, width * fine), np.float32)
         cv2.fillConvexPoly(canvas, cv2.convexHull(pixels[:468]), face)
         cv2.fillPoly(canvas, [pixels[list(OUTER_LIPS)]], face * mouth)
+        # [8h, 8w] → [h, w]
         weights[...] = canvas.reshape(height, fine, width, fine).mean(axis=(1, 3))
     return result
 
@@ -220,35 +233,35 @@ def region_weights(landmarks: np.ndarray, size: tuple[int, int], face: float, mo
 
 @dataclass(frozen=True, kw_only=True)
 class ItemConfig:
-    """What an item holds."""
+    """Content of an item of the data set."""
 
     size: ImageSize
     window: WindowShape
     min_reference_gap: int = 0
     latents: bool = False
-    """Read latents and embeddings instead of images."""
+    """Whether latents and embeddings are read instead of images."""
     face_weight: float = 1.0
     mouth_weight: float = 1.0
     keep_in_memory_mb: int = 0
 
     @property
     def weighs_regions(self) -> bool:
-        """Whether the loss weighs parts of the image differently."""
+        """Whether the loss weights parts of the image differently."""
         return self.face_weight != 1 or self.mouth_weight != 1
 
 
 class Lmk2VideoDataset:
-    """Slot → item, a pure function of (data set, config, seed, slot).
+    """Items of a training by slot, each a pure function of (data set, config, seed, slot).
 
     Items: `guidance` uint8 `[F, 3, 8h, 8w]` and `reference_guidance` uint8 `[3, 8h, 8w]`; `target` uint8 `[F, 3, H, W]`
     and `reference` uint8 `[3, H, W]`, or with latents `target_moments` float16 `[F, 2C, h, w]`, `reference_moments`
-    `[2C, h, w]` and `reference_embedding` `[D]`; `region` float32 `[F, h, w]` where the loss weighs regions; `mask`
-    bool `[F]` (False in frames without a face, which teach nothing), `first` (frame of the clip), `stride`,
+    `[2C, h, w]` and `reference_embedding` `[D]`; `region` float32 `[F, h, w]` where the loss weights regions; `mask`
+    bool `[F]` (False in frames without a face, which do not count), `first` (frame of the clip), `stride`,
     `reference_frame`, `key`, `slot`.
 
     Args:
-        reader: Samples with `landmarks` and `valid`, and `latents` and `embedding` if those are read.
-        config: What an item holds.
+        reader: Reader of samples with `landmarks` and `valid`, and with `latents` and `embedding` if those are read.
+        config: Content of an item.
         seed: Seed of order and windows.
 
     Raises:
@@ -263,16 +276,17 @@ class Lmk2VideoDataset:
                 f"none of the {len(reader)} training samples of {reader.storage.uri} has"
                 f" {config.window.num_frames} frames: look at make report, or take shorter windows"
             )
+        # The order is over the clips that are long enough, so an epoch has each of them once.
         self.order = SampleOrder(len(self.samples), seed)
         needed = int(reader.num_frames[self.samples].sum()) * config.size.frame_bytes
         self.images = ClipImages(config.size, keep=needed <= config.keep_in_memory_mb * 2**20)
 
     def __len__(self) -> int:
-        """Samples of an epoch; there are slots after it, too."""
+        """Number of samples in an epoch; there are slots after it, too."""
         return len(self.samples)
 
     def __getitem__(self, slot: int) -> dict[str, Any]:
-        """The item of a slot."""
+        """Item of a slot."""
         epoch, position = self.order.at(slot)
         sample = self.reader[int(self.samples[position])]
         valid = sample.annotation("valid").astype(bool)
@@ -281,7 +295,9 @@ class Lmk2VideoDataset:
         def draw(what: str) -> float:
             return rng.uniform(self.seed, what, epoch, key)
 
+        # Which frames: keyed by epoch and clip, so that the choice does not depend on rank, worker or resume.
         window = draw_window(valid, config.window, config.min_reference_gap, draw)
+        # What they show: guidance images always; latents, or images for the encoder.
         landmarks = sample.annotation("landmarks", window.first, window.span)[:: window.stride]
         item: dict[str, Any] = {
             "guidance": self.images.guidance(sample, window.frames, landmarks),
@@ -289,6 +305,7 @@ class Lmk2VideoDataset:
             **self._reference_guidance(sample, window.reference),
             **(_latents(sample, window) if config.latents else self._pixels(sample, window)),
         }
+        # Landmarks are in shares of the whole clip image, and the latents show what is cropped out of it.
         if config.weighs_regions:
             placed = self.images.place(sample, landmarks)
             item["region"] = region_weights(placed, config.size.latent, config.face_weight, config.mouth_weight)

@@ -1,4 +1,7 @@
-"""The loss of Lmk2Video, each sample's for itself: what is random in it, and how far a predicted velocity is off."""
+"""Loss of Lmk2Video for each sample on its own: its random draws, and the error of a predicted velocity.
+
+Dimensions: B samples, F frames of a window; C, h, w channels and size of latents.
+"""
 
 from __future__ import annotations
 
@@ -19,31 +22,33 @@ class Draws:
     """Random numbers of a batch, on its device, each a function of (seed, purpose, slot)."""
 
     timesteps: Tensor
-    """`[B]` int64."""
+    """Timestep of each sample, `[B]` int64, the same for all its frames."""
     noise: Tensor
-    """`[B, F, C, h, w]`."""
+    """Noise that is added to the target's latents, `[B, F, C, h, w]`."""
     target: Tensor
-    """`[B, F, C, h, w]`: which latents of the VAE's distribution, for the target."""
+    """Standard normal, `[B, F, C, h, w]`: which latents of the VAE's distribution the target has."""
     reference: Tensor
-    """`[B, C, h, w]`: the same for the reference."""
+    """Standard normal, `[B, C, h, w]`: which latents of the VAE's distribution the reference has."""
     without_reference: Tensor
-    """`[B]` bool."""
+    """Samples without the features of the reference, `[B]` bool."""
     without_token: Tensor
-    """`[B]` bool."""
+    """Samples without the image token, `[B]` bool."""
 
 
 def draw(config: Lmk2VideoConfig, seed: int, slots: Tensor, shape: Sequence[int]) -> Draws:
-    """Draw for a batch.
+    """Draw the random numbers of a batch.
 
     Args:
         config: Noise offset and shares of dropped conditions.
         seed: Seed of the run.
-        slots: `[B]`.
-        shape: (F, C, h, w) of a sample's latents.
+        slots: Slot of each sample, `[B]`.
+        shape: Shape of the latents of one sample, (F, C, h, w).
     """
     numbers, device = slots.tolist(), slots.device
     keys = [(slot,) for slot in numbers]
+    # [B, F + 1, C, h, w]: the target and, last, the reference.
     latent = torch.stack([_normal(seed, slot, shape) for slot in numbers])
+    # One number decides all three kinds of dropout: its range is cut into both, reference only, token only, neither.
     chance = torch.tensor([rng.uniform(seed, "conditioning dropout", slot) for slot in numbers])
     both = chance < config.drop_both
     reference = chance < config.drop_both + config.drop_reference
@@ -60,6 +65,7 @@ def draw(config: Lmk2VideoConfig, seed: int, slots: Tensor, shape: Sequence[int]
 
 def _normal(seed: int, slot: int, shape: Sequence[int]) -> Tensor:
     frames, *others = shape
+    # The purpose is part of the seed: with another name the numbers of all runs would change.
     draws = rng.generator(seed, "codec noise", slot)
     return torch.from_numpy(draws.standard_normal((frames + 1, *others), dtype="float32"))
 
@@ -70,25 +76,26 @@ def velocity_loss(
     """Mean squared error over channels, positions and frames, weighted by min-SNR.
 
     Args:
-        predicted: `[B, F, C, h, w]`.
-        velocity: The same, as it should be.
-        timesteps: `[B]`.
-        mask: `[B, F]` bool: frames that count. A sample of which none counts has no loss.
-        region: `[B, F, h, w]` weights of the positions; None: all alike. Their mean does not matter.
-        gamma: Gamma of min-SNR weighting (arXiv 2303.09556); None: every timestep weighs the same.
+        predicted: Predicted velocity, `[B, F, C, h, w]`.
+        velocity: True velocity, `[B, F, C, h, w]`.
+        timesteps: Timestep of each sample, `[B]`.
+        mask: Frames that count, `[B, F]` bool. A sample without any has the loss 0.
+        region: Weights of the positions, `[B, F, h, w]`; None: all are equal. Their mean does not matter.
+        gamma: Gamma of min-SNR weighting (Hang et al., arXiv 2303.09556); None: every timestep weighs the same.
 
     Returns:
         `loss` and the unweighted `velocity_mse`, `[B]` each.
     """
-    error = (predicted.float() - velocity).square().mean(dim=2)
+    error = (predicted.float() - velocity).square().mean(dim=2)  # [B, F, h, w]
     counts = mask[..., None, None].expand_as(error).to(error.dtype)
     plain = _mean(error, counts)
     loss = plain if region is None else _mean(error, counts * region)
+    # A factor of the whole sample, since all its frames have the same timestep.
     weight = torch.ones_like(loss) if gamma is None else PAPER.min_snr_weight(timesteps, gamma)
     return {"loss": weight * loss, "velocity_mse": plain.detach()}
 
 
 def _mean(error: Tensor, weights: Tensor) -> Tensor:
-    """`[B, F, h, w]` and weights → `[B]`."""
+    """Weighted mean of each sample, `[B, F, h, w]` and weights → `[B]`; 0 where all weights are 0."""
     total = weights.sum(dim=(1, 2, 3))
     return (error * weights).sum(dim=(1, 2, 3)) / total.clamp(min=torch.finfo(total.dtype).tiny)

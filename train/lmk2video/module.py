@@ -1,4 +1,7 @@
-"""The three networks that training moves, as one module."""
+"""The three trained networks of Lmk2Video as one module.
+
+Dimensions: B samples, F frames of a window; C, h, w channels and size of latents; D numbers of the image token.
+"""
 
 from __future__ import annotations
 
@@ -14,27 +17,27 @@ from talkinghead.models.lmk2video.reference_net import ReferenceNet
 
 
 class Conditions(NamedTuple):
-    """What a velocity is predicted from, next to noisy latents. A NamedTuple: parallel training sees its tensors."""
+    """Conditions of a prediction, next to the noisy latents. A NamedTuple, in which DDP and FSDP2 find the tensors."""
 
     token: Tensor
-    """`[B, 1, D]` of the reference images; zeros where it is dropped."""
+    """Image token of the reference images, `[B, 1, D]`; zeros where it is dropped."""
     reference: Tensor
-    """`[B, C, h, w]`: latents of the reference images."""
+    """Latents of the reference images, `[B, C, h, w]`."""
     dropped: Tensor
-    """`[B]` bool: samples that do without the reference's features."""
+    """Samples without the features of the reference, `[B]` bool."""
     guidance: Tensor
-    """`[B, F, 3, 8h, 8w]` in [-1, 1]."""
+    """Guidance images of the target, `[B, F, 3, 8h, 8w]` in [-1, 1]."""
     reference_guidance: Tensor
-    """`[B, 3, 8h, 8w]` in [-1, 1]."""
+    """Guidance images of the references, `[B, 3, 8h, 8w]` in [-1, 1]."""
 
 
 class Lmk2Video(nn.Module):
     """Denoiser, reference network and PoseGuider; the frozen image networks stay outside.
 
     Args:
-        denoiser: Predicts.
-        reference_net: Looks at the reference.
-        pose_guider: Looks at the guidance images.
+        denoiser: Network that predicts the velocity.
+        reference_net: Network that makes features of the reference.
+        pose_guider: Network that makes features of the guidance images.
     """
 
     def __init__(self, denoiser: Denoiser, reference_net: ReferenceNet, pose_guider: PoseGuider) -> None:
@@ -43,24 +46,24 @@ class Lmk2Video(nn.Module):
         self.reference_net = reference_net
         self.pose_guider = pose_guider
         self.fold = False
-        """Whether attention to the single token is added as the constant that it is."""
+        """Whether attention to the single image token is computed as the constant that it is."""
         self.only_motion = False
-        """Whether all but the motion modules is frozen."""
+        """Whether everything but the motion modules is frozen."""
 
     @property
     def blocks(self) -> list[nn.Module]:
-        """The repeated blocks: units of sharding, compiling and activation checkpointing."""
+        """Repeated blocks: the units of sharding, compiling and activation checkpointing."""
         return [*self.denoiser.blocks, *self.reference_net.blocks, *self.pose_guider.blocks]
 
     def train_images(self, *, fold: bool) -> None:
-        """Stage 1: train everything but the reference network's last level.
+        """Set up stage 1: train everything but the last level of the reference network.
 
         Args:
-            fold: Leave the queries and keys of the attention to the image token, and the norm before them, as they
-                are: a softmax over one token is 1, so their gradient is 0 and nothing is lost but the work.
+            fold: Whether to freeze queries and keys of the attention to the image token, and the norm before them. A
+                softmax over one token is 1, so their gradient is 0: this saves work and changes nothing else.
         """
         self.requires_grad_(True)
-        self.reference_net.freeze_tail()
+        self.reference_net.freeze_tail()  # as published: much of it has no effect on any feature
         self.fold = fold
         if fold:
             for network in (self.denoiser, self.reference_net):
@@ -71,7 +74,7 @@ class Lmk2Video(nn.Module):
                         part.requires_grad_(False)
 
     def train_motion(self) -> None:
-        """Stage 2: train the motion modules, and nothing else."""
+        """Set up stage 2: train the motion modules, and nothing else."""
         self.requires_grad_(False)
         for _, parameter in self.denoiser.motion_parameters():
             parameter.requires_grad_(True)
@@ -79,7 +82,7 @@ class Lmk2Video(nn.Module):
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Self:
-        """Training or evaluation; what is frozen as a whole stays in evaluation."""
+        """Set training or evaluation mode; networks that are frozen as a whole stay in evaluation mode."""
         super().train(mode)
         if self.only_motion:
             self.reference_net.eval()
@@ -90,16 +93,19 @@ class Lmk2Video(nn.Module):
         """Predict the velocity.
 
         Args:
-            noisy: Latents `[B, F, C, h, w]`.
-            timesteps: `[B]`.
-            given: Reference, pose and token.
+            noisy: Noisy latents, `[B, F, C, h, w]`.
+            timesteps: Timestep of each sample, `[B]`.
+            given: Reference, guidance and image token.
 
         Returns:
-            `[B, F, C, h, w]`.
+            Velocity, `[B, F, C, h, w]`.
         """
+        # Features of reference and guidance. In stage 2 they need no gradient, which saves the memory of their
+        # activations.
         with torch.no_grad() if self.only_motion else contextlib.nullcontext():
             features = self.reference_net(given.reference, given.token, fold=self.fold)
             pose = self._pose(given.guidance, given.reference_guidance)
+        # The features go in as arguments, so that a second forward pass (activation checkpointing) gets the same ones.
         return self.denoiser(
             noisy,
             timesteps,
@@ -113,6 +119,6 @@ class Lmk2Video(nn.Module):
     def _pose(self, guidance: Tensor, reference: Tensor) -> tuple[Tensor, ...]:
         if self.pose_guider.frames_are_independent:
             return self.pose_guider(guidance, reference)
-        # Published weights normalise over all frames that they are given: a window must not see its neighbours.
+        # Published weights normalise over all frames of a call: one call for each sample keeps samples independent.
         alone = [self.pose_guider(guidance[n : n + 1], reference[n : n + 1]) for n in range(len(guidance))]
         return tuple(torch.cat(level) for level in zip(*alone, strict=True))

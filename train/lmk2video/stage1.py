@@ -32,14 +32,14 @@ class Stage1Config(Lmk2VideoConfig):
     size: Size
     """Size of the networks."""
     vae: str
-    """Folder of the VAE in diffusers' layout; or `tiny`: one that needs no training."""
+    """Folder of the VAE in diffusers' layout; or `tiny`: a VAE that needs no training."""
     image_encoder: str
     """Folder of the CLIP image encoder in transformers' layout; or `tiny`, `small`: first weights from a fixed seed."""
     sd15: str | None = None
-    """Folder of Stable Diffusion 1.5, from whose UNet denoiser and reference network begin (size sd15 only); None:
-    first weights from a fixed seed."""
+    """Folder of Stable Diffusion 1.5, whose UNet gives denoiser and reference network their first weights (size sd15
+    only); None: first weights from a fixed seed."""
     fold_token: bool = True
-    """Leave queries and keys of the attention to the single image token untrained: their gradient is 0."""
+    """Whether queries and keys of the attention to the single image token stay untrained: their gradient is 0."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -55,17 +55,21 @@ class Stage1Task(Lmk2VideoTask[Stage1Config]):
 
     @property
     def window(self) -> WindowShape:
-        """Single frames."""
+        """Windows of a single frame."""
         return WindowShape()
 
     @property
     def image_sources(self) -> tuple[str, str]:
-        """Sources of VAE and image encoder."""
+        """Sources of VAE and image encoder, as the settings name them."""
         return self.config.vae, self.config.image_encoder
 
     def first_weights(self) -> dict[str, Provenance]:
-        """VAE, image encoder, and Stable Diffusion where it is given."""
-        # VAE and image encoder, whose embedding the networks must take.
+        """Provenance of VAE and image encoder, and of Stable Diffusion where it is given.
+
+        Raises:
+            ValueError: Weights are missing or damaged, or do not fit the networks.
+        """
+        # VAE and image encoder. The networks must be able to take its embedding.
         found = self.encoder.provenance()
         wanted = reference_net_config(self.config.size).get("cross_attention_dim", 768)
         if (width := self.encoder.embedding_size) != wanted:
@@ -75,9 +79,10 @@ class Stage1Task(Lmk2VideoTask[Stage1Config]):
             )
         if self.config.sd15 is None:
             return found
-        # Stable Diffusion's UNet: its tensors fit a denoiser without motion, strictly.
+        # Stable Diffusion's UNet, whose tensors must be exactly those of a denoiser without motion.
         if self.encoder.channels != 4:
             raise ValueError(f"Stable Diffusion 1.5 has latents of 4 channels, vae {self.config.vae} others")
+        # Without memory of its own until the tensors are assigned.
         with torch.device("meta"):
             unet = Denoiser()
         unet.load_state_dict(read_sd15_unet(self.config.sd15), assign=True)
@@ -85,9 +90,10 @@ class Stage1Task(Lmk2VideoTask[Stage1Config]):
         return found | {"sd15": {"kind": "folder", "name": name, "sha256": parameter_hash(unet)}}
 
     def build(self) -> Lmk2Video:
-        """The module with its first weights."""
+        """Module with its first weights; see `train.task.Task`."""
         with first_weights(self.weights_key):
             module = make_module(self.config.size, self.encoder.channels)
+        # Both networks have the layout of the UNet: it replaces the first weights of all their spatial layers.
         if self.config.sd15 is not None:
             state = read_sd15_unet(self.config.sd15)
             module.denoiser.load_spatial(state)
@@ -97,13 +103,14 @@ class Stage1Task(Lmk2VideoTask[Stage1Config]):
 
 
 def make_module(size: Size, channels: int) -> Lmk2Video:
-    """The networks of stage 1, with weights from the global generator.
+    """Networks of stage 1, with weights from PyTorch's global generator.
 
     Args:
-        size: Size of all three.
-        channels: Channels of the latents.
+        size: Size of all three networks.
+        channels: Number of channels of the latents.
     """
     denoiser, reference = denoiser_config(size, motion=False), reference_net_config(size)
+    # The sizes are those for four channels; the VAE decides.
     denoiser["in_channels"] = denoiser["out_channels"] = reference["in_channels"] = channels
     return Lmk2Video(
         Denoiser(**denoiser),
@@ -145,14 +152,15 @@ def small() -> Recipe:
 
 
 def paper() -> Recipe:
-    """The published settings: Stable Diffusion 1.5's sizes at 512 x 512, batches of 8 on four GPUs, AdamW 1e-5.
+    """Published settings: Stable Diffusion 1.5's sizes at 512 x 512, batches of 8 on four GPUs, AdamW 1e-5.
 
     Set `--config.sd15`, `--config.vae` and `--config.image_encoder` to folders with Stable Diffusion 1.5,
-    sd-vae-ft-mse and the image encoder of sd-image-variations. 1.89 billion parameters are trained: weights,
-    gradients and both moments take 30 GB in all, the averaged weights 7.5 GB, shared out among the ranks (FSDP2); the
-    activations of two images come on top, and the frozen VAE and CLIP (1.6 GB) where latents are not read. A
-    sample costs 4.0 TFLOP forward, of which make latents saves 2.4, and twice the networks' 1.9 backward. The paper
-    trained for two days on four A100; the published settings say 300,000 steps, their example loads 30,000.
+    sd-vae-ft-mse and the image encoder of sd-image-variations. 1.89 billion parameters are trained: their weights,
+    gradients and both moments take a total of 30 GB, shared out among the ranks (FSDP2), and no averaged copy is kept
+    (decay 0). The activations of two images come on top, and the frozen VAE and CLIP (1.6 GB) where latents are not
+    read. Forward, a sample costs 1.9 TFLOP in the networks, and 2.4 TFLOP for encoding, which make latents saves;
+    backward costs twice the networks' forward. The paper trained for two days on four A100; the published settings say
+    300,000 steps, their example loads 30,000.
     Not published: bf16, moments in 32 bits, normalisation frame by frame, attention to the reference's landmarks, 1 x 1
     layers after each scale of the pose, conditions dropped for each sample (by zeros) rather than for a whole batch,
     no weight decay on norms and biases.

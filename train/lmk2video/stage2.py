@@ -33,24 +33,25 @@ class Stage2Config(Lmk2VideoConfig):
     """Settings of stage 2."""
 
     stage1: str
-    """What to add motion to: the RUN of stage 1, its pretrained_model, or converted weights. Its VAE and image
+    """Weights to add motion to: the RUN of stage 1, its pretrained_model, or converted weights. Their VAE and image
     encoder are used, too."""
     motion_module: str | None = None
-    """File of motion modules to begin with, such as AnimateDiff's mm_sd_v15_v2.ckpt (networks of Stable Diffusion 1.5's
-    size only); None: those of `stage1` where it has any, else first weights from a fixed seed."""
+    """File of the first weights of the motion modules, such as AnimateDiff's mm_sd_v15_v2.ckpt (networks of Stable
+    Diffusion 1.5's size only); None: those of `stage1` where it has any, else first weights from a fixed seed."""
     num_frames: int = 16
     """Frames of a window."""
     long_stride: int = 4
-    """Frames from one of a window to the next in the windows that show slow motion fast."""
+    """Stride in clip frames of long windows, which show the motion sped up."""
     long_probability: float = 0.5
-    """Share of those windows; the others are of consecutive frames."""
+    """Share of long windows; the others have consecutive frames."""
     max_frames: int = 32
-    """Longest window that the motion modules will know, where they are made here."""
+    """Longest window in frames that the motion modules can take, where they are made here."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 2 <= self.num_frames <= self.max_frames:
             raise ValueError(f"num_frames must be in 2 … {self.max_frames} (max_frames), not {self.num_frames}")
+        # Refuses strides and shares that make no window.
         WindowShape(num_frames=self.num_frames, long_stride=self.long_stride, long_probability=self.long_probability)
 
 
@@ -61,7 +62,7 @@ class Stage2Task(Lmk2VideoTask[Stage2Config]):
 
     @property
     def window(self) -> WindowShape:
-        """Frames of a sample."""
+        """Windows of consecutive frames, and of frames further apart."""
         config = self.config
         return WindowShape(
             num_frames=config.num_frames, long_stride=config.long_stride, long_probability=config.long_probability
@@ -69,15 +70,15 @@ class Stage2Task(Lmk2VideoTask[Stage2Config]):
 
     @property
     def image_sources(self) -> tuple[str, str]:
-        """Those of stage 1."""
+        """Sources of VAE and image encoder: those of stage 1."""
         return str(self.stage1_folder / "vae"), str(self.stage1_folder / "image_encoder")
 
     @functools.cached_property
     def stage1_folder(self) -> Path:
-        """Folder of the pipeline that stage 1 made.
+        """Folder of the pipeline that stage 1 exported.
 
         Raises:
-            ValueError: There is none.
+            ValueError: There is no such folder.
         """
         given = Path(self.config.stage1)
         for place in (given, given / "pretrained_model"):
@@ -89,17 +90,22 @@ class Stage2Task(Lmk2VideoTask[Stage2Config]):
         )
 
     def first_weights(self) -> dict[str, Provenance]:
-        """Stage 1's, and motion modules where they are given."""
+        """Provenance of stage 1, and of the motion modules where they are given.
+
+        Raises:
+            ValueError: Weights are missing or damaged, or do not fit.
+        """
+        # Another size than that of stage 1 is allowed, since the networks take any, but it is seldom meant.
         trained = self._trained_size()
         if trained not in ((None, None), (wanted := (self.config.width, self.config.height))):
             log.warning("stage 1 was trained on images of %s x %s, and stage 2 shall be on %s x %s", *trained, *wanted)
-        # One hash over everything that is taken from stage 1.
+        # One hash over everything that is taken from stage 1: VAE, image encoder and the three networks.
         module = self._module()
         parts = {name: about["sha256"] for name, about in self.encoder.provenance().items()}
         sha256 = hash_bytes(canonical_json(parts | {"networks": parameter_hash(module)}))
         name = Path(self.config.stage1).resolve().name
         found: dict[str, Provenance] = {"stage1": {"kind": "folder", "name": name, "sha256": sha256}}
-        # Motion modules of another training, which must fit.
+        # Motion modules of another training, which must fit the denoiser.
         if self.config.motion_module is not None:
             file = Path(self.config.motion_module)
             load_motion_module(module.denoiser, file)
@@ -107,11 +113,12 @@ class Stage2Task(Lmk2VideoTask[Stage2Config]):
         return found
 
     def build(self) -> Lmk2Video:
-        """The module with its first weights."""
+        """Module with its first weights; see `train.task.Task`."""
         module = self._module()
         if self.config.motion_module is not None:
             report = load_motion_module(module.denoiser, self.config.motion_module)
             log.info("%s", report)
+        # Freezes all that stage 1 trained.
         module.train_motion()
         return module
 
@@ -125,6 +132,7 @@ class Stage2Task(Lmk2VideoTask[Stage2Config]):
         )
 
     def _with_motion(self, known: Denoiser) -> Denoiser:
+        # Stage 1 left no motion modules: a denoiser that has them takes the spatial weights over.
         if known.max_frames is None:
             settings: dict[str, Any] = {name: value for name, value in known.config.items() if not name.startswith("_")}
             heads = settings["num_attention_heads"]
@@ -133,6 +141,7 @@ class Stage2Task(Lmk2VideoTask[Stage2Config]):
                 denoiser = Denoiser(**settings)
             denoiser.load_spatial(known.state_dict())
             return denoiser
+        # It has some (converted weights): they go on, with the position codes that they know.
         if self.config.num_frames > known.max_frames:
             raise ValueError(
                 f"the motion modules of {self.config.stage1} know {known.max_frames} frames: lower num_frames"
@@ -168,13 +177,14 @@ def small() -> Recipe:
 
 
 def paper() -> Recipe:
-    """The published settings: windows of 16 frames at 512 x 512 (of every frame, or of every fourth), batches of 4 on
+    """Published settings: windows of 16 frames at 512 x 512 (of every frame, or of every fourth), batches of 4 on
     four GPUs, AdamW 1e-5, 40,000 steps, motion modules that begin as AnimateDiff's.
 
     Set `--config.stage1` to the RUN of stage 1 and `--config.motion_module` to mm_sd_v15_v2.ckpt. 453 million of 2.3
-    billion parameters are trained: weights take 9.4 GB, gradients and moments 5.4 GB, averaged weights 1.8 GB on each
-    GPU; activations are computed again in the backward pass. A sample costs 23 TFLOP forward, and 19 more for encoding
-    its images where latents are not read: run make latents first. The paper trained for two days on four A100.
+    billion parameters are trained: on each GPU the weights take 9.4 GB, gradients and moments 5.4 GB, and no averaged
+    copy is kept (decay 0); activations are computed again in the backward pass. A sample costs 23 TFLOP forward, and 19
+    more for encoding its images where latents are not read: run make latents first. The paper trained for two days on
+    four A100.
     Not published: bf16, moments in 32 bits.
     """
     config = Stage2Config(stage1="stage1", motion_module="mm_sd_v15_v2.ckpt")

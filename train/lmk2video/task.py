@@ -1,4 +1,8 @@
-"""What both trainings of Lmk2Video share: data, conditions, noise, loss, and what is exported."""
+"""Base of both trainings of Lmk2Video: data, conditions, noise, loss, and what is exported.
+
+Dimensions: B samples, F frames of a window; H, W size of images; C, h, w channels and size of latents; D numbers of the
+image embedding.
+"""
 
 from __future__ import annotations
 
@@ -28,13 +32,13 @@ class Lmk2VideoTask(abc.ABC, Generic[Config]):
     """A stage of Lmk2Video in training; see `train.task.Task`.
 
     Args:
-        config: Settings.
-        data: Data set: folder or URI.
-        folder: Where it keeps which clips it reads.
+        config: Settings of the stage.
+        data: Folder or URI of the data set.
+        folder: Folder for the pinned annotations and latents.
     """
 
     weights_key: ClassVar[str]
-    """Key that first weights are drawn by. It stays when a task is renamed: weights hang on it."""
+    """Key by which first weights are drawn. It stays when a task is renamed, else the weights would change."""
 
     def __init__(self, config: Config, data: str, folder: Path) -> None:
         self.config = config
@@ -49,11 +53,11 @@ class Lmk2VideoTask(abc.ABC, Generic[Config]):
     @property
     @abc.abstractmethod
     def window(self) -> WindowShape:
-        """Frames of a sample."""
+        """Shape of the windows."""
 
     @abc.abstractmethod
     def first_weights(self) -> dict[str, Provenance]:
-        """Where the networks begin: setting → what lies there; reads it.
+        """Read the first weights; returns setting → provenance of what lies there.
 
         Raises:
             ValueError: Weights are missing, damaged, or do not fit.
@@ -61,26 +65,26 @@ class Lmk2VideoTask(abc.ABC, Generic[Config]):
 
     @abc.abstractmethod
     def build(self) -> Lmk2Video:
-        """The module with its first weights; see `train.task.Task`."""
+        """Module with its first weights; see `train.task.Task`."""
 
     def check(self) -> dict[str, Provenance]:
-        """What can be wrong with settings, weights and data; see `train.task.Task`."""
+        """Check settings, weights and data; see `train.task.Task`."""
         check_image_size(self.config.width, self.config.height, self.encoder.vae)
         weights = self.first_weights()
         self.clips.find(self.encoder.provenance(), self.window.num_frames)
         return weights
 
     def prepare(self) -> None:
-        """Which annotations and latents the run reads; see `train.lmk2video.clip_source`."""
+        """Pin the annotations and latents that the run reads; see `train.lmk2video.clip_source`."""
         self.clips.pin(self.encoder.provenance())
 
     @functools.cached_property
     def encoder(self) -> ImageNetworks:
-        """VAE and image encoder, on the CPU until images are to be encoded."""
+        """VAE and image encoder, on the CPU until images must be encoded."""
         return ImageNetworks.load(*self.image_sources)
 
     def loader(self, *, global_batch: int, seed: int, rank: int, world: int, num_workers: int) -> ClipLoader:
-        """Target windows with references."""
+        """Batches of target windows with references; see `Lmk2VideoDataset`."""
         return ClipLoader(
             Lmk2VideoDataset(self.clips.reader(), self.item_config(), seed),
             global_batch=global_batch,
@@ -90,7 +94,7 @@ class Lmk2VideoTask(abc.ABC, Generic[Config]):
         )
 
     def item_config(self) -> ItemConfig:
-        """What is read of a clip."""
+        """Content of an item of the data set."""
         config = self.config
         return ItemConfig(
             size=ImageSize(width=config.width, height=config.height, factor=self.encoder.scale),
@@ -103,16 +107,17 @@ class Lmk2VideoTask(abc.ABC, Generic[Config]):
         )
 
     def loss(self, module: nn.Module, batch: Batch, *, seed: int) -> Losses:
-        """The velocity's error at one timestep of each sample."""
-        # Distributions of the latents, read or encoded, and what is random in this step.
+        """Error of the predicted velocity at one timestep of each sample; see `velocity_loss`."""
+        # Distributions of the latents, read or encoded, and the random numbers of the samples.
         target, reference, embedding = self._encoded(batch)
         frames = target.shape[:2]
-        shape = (frames[1], target.shape[2] // 2, *target.shape[3:])
+        shape = (frames[1], target.shape[2] // 2, *target.shape[3:])  # (F, C, h, w): moments have 2C channels
         drawn = draw(self.config, seed, batch["slot"], shape)
-        # Latents of target and reference out of their distributions; some samples lose conditions.
+        # Latents of target [B, F, C, h, w] and reference [B, C, h, w] out of their distributions; some samples lose
+        # conditions.
         clean = self.encoder.sample(target.flatten(0, 1), drawn.target.flatten(0, 1)).unflatten(0, frames)
         given = self._conditions(batch, self.encoder.sample(reference, drawn.reference), embedding, drawn)
-        # Predict the velocity from the noisy target.
+        # Predict the velocity from the noisy target, and compare in the frames that count.
         noisy = PAPER.add_noise(clean, drawn.noise, drawn.timesteps)
         predicted = module(noisy, drawn.timesteps, given)
         velocity = PAPER.velocity(clean, drawn.noise, drawn.timesteps)
@@ -121,11 +126,12 @@ class Lmk2VideoTask(abc.ABC, Generic[Config]):
         )
 
     def export(self, module: nn.Module, folder: Path) -> None:
-        """The whole pipeline, ready to animate a portrait with."""
+        """Write the whole pipeline, ready to animate a portrait; see `train.task.Task`."""
         from talkinghead.pipelines.talking_head import TalkingHeadPipeline
 
         assert isinstance(module, Lmk2Video)
         encoder = self.encoder
+        # Inference then takes the size and the window that were trained by default.
         settings: dict[str, Any] = {"width": self.config.width, "height": self.config.height}
         if (frames := self.window.num_frames) > 1:
             settings["context_frames"] = frames
@@ -140,10 +146,10 @@ class Lmk2VideoTask(abc.ABC, Generic[Config]):
         ).save_pretrained(folder)
 
     def validate(self, weights: Path, folder: Path, device: torch.device) -> dict[str, float]:
-        """Clips driven by their own landmarks, from their own reference frame, against the true frames."""
+        """Compare clips, driven by their own landmarks from their own reference frame, with the true frames."""
         from train.lmk2video.validation import validate
 
-        # The annotations of the run, also when there are newer ones by now.
+        # The annotations that the run began with, even if there are newer ones by now.
         config = dataclasses.replace(self.config, annotation=self.clips.pinned.version)
         return validate(config, self.data, weights, folder, device)
 
@@ -151,10 +157,13 @@ class Lmk2VideoTask(abc.ABC, Generic[Config]):
         """Moments of target `[B, F, 2C, h, w]` and reference `[B, 2C, h, w]`, the reference's embedding `[B, D]`."""
         if "target_moments" in batch:
             return batch["target_moments"], batch["reference_moments"], batch["reference_embedding"]
+        # The encoders move once, in the first step; they are frozen and no part of the wrapped module.
         target, reference = batch["target"], batch["reference"]
         encoder = self.encoder
         if encoder.device != target.device:
             encoder.to(target.device)
+        # Target and reference images together, [B * F + B, 3, H, W], in parts that bound the memory; CLIP takes
+        # references only.
         images = torch.cat([target.flatten(0, 1), reference])
         moments = torch.cat([encoder.moments(part) for part in images.split(self.config.encode_chunk)])
         embedding = torch.cat([encoder.embedding(part) for part in reference.split(self.config.encode_chunk)])
@@ -174,5 +183,5 @@ class Lmk2VideoTask(abc.ABC, Generic[Config]):
 
 
 def _pixels(images: Tensor) -> Tensor:
-    """uint8 → [-1, 1]."""
+    """Images from uint8 to float in [-1, 1]."""
     return images.float() / 127.5 - 1.0

@@ -1,4 +1,4 @@
-"""Lmk2Video against true frames: fixed clips through the pipeline that users run, held-out ones first."""
+"""Validation of Lmk2Video against true frames: fixed clips through the pipeline that users run, held-out ones first."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _SHORT = {HELD_OUT: "held-out", TRAINING: "training", CROSS: "cross"}
 
 
 def validate(config: Lmk2VideoConfig, data: str, weights: Path, folder: Path, device: torch.device) -> dict[str, float]:
-    """Validation of either stage; see `train.task.Task.validate`.
+    """Validate either stage; see `train.task.Task.validate`.
 
     Held-out clips and as many training clips drive their own reference frames; then a training clip's reference frame
     is driven by a held-out clip (without one by another training clip), which shows whether the mouth follows landmarks
@@ -36,22 +36,24 @@ def validate(config: Lmk2VideoConfig, data: str, weights: Path, folder: Path, de
 
     Args:
         config: Settings of the training.
-        data: The data set: folder or URI.
-        weights: An exported pipeline.
-        folder: Where `validation.json`, its table, contact sheets and videos go.
-        device: Where to run.
+        data: Folder or URI of the data set.
+        weights: Folder of an exported pipeline.
+        folder: Folder for `validation.json`, its table, contact sheets and videos.
+        device: Device of the pipeline.
 
     Returns:
-        What to log, such as `held-out/psnr`.
+        Figures to log, such as `held-out/psnr`.
 
     Raises:
         ValueError: The data set has no clip to validate on, or lacks what driving needs.
     """
+    # The pipeline as users open it, and a landmark model that measures the generated faces.
     pipeline = TalkingHeadPipeline.from_pretrained(weights).to(device)
     pipeline.set_progress_bar_config(disable=True)
     engine = _engine()
     sampling = Sampling(steps=config.validation_steps, guidance=config.validation_guidance)
     evaluations: dict[str, Evaluation] = {}
+    # Clips are read one at a time, as they are evaluated.
     for title, clips in _chosen(config, data).items():
         started = time.perf_counter()
         evaluations[title] = evaluate_pipeline(
@@ -72,7 +74,7 @@ def validate(config: Lmk2VideoConfig, data: str, weights: Path, folder: Path, de
 
 
 def _engine() -> LandmarkEngine | None:
-    """None where there is no face model: a machine that only trains need not have one."""
+    """Landmark model, or None where there is none: a machine that only trains need not have one."""
     try:
         return face_engine()
     except (ValueError, OSError) as error:
@@ -81,7 +83,7 @@ def _engine() -> LandmarkEngine | None:
 
 
 def _chosen(config: Lmk2VideoConfig, data: str) -> dict[str, Iterator[DrivenClip]]:
-    """Title → clips, the same at every step."""
+    """Groups of clips by title, equal at every step."""
     held_out, training = (_samples(config, data, split) for split in ("val", "train"))
     if not (held_out or training):
         raise ValueError(f"no clip of {data} shows a face: there is nothing to validate on")
@@ -89,10 +91,12 @@ def _chosen(config: Lmk2VideoConfig, data: str) -> dict[str, Iterator[DrivenClip
     def own(samples: list[Sample]) -> Iterator[DrivenClip]:
         return read_driven_clips(samples, config.width, config.height, frames=config.validation_frames)
 
+    # Held-out clips come first: their figures are the ones to watch.
     chosen = {HELD_OUT: own(held_out), TRAINING: own(training)}
     if not held_out:
         log.warning("the data set has no clip in its val split: only training clips are validated")
         del chosen[HELD_OUT]
+    # Across clips: a driver that the training has not seen with this face.
     others = held_out or training[1:]
     if training and others:
         chosen[CROSS] = _cross(config, training[0], others[0])
@@ -104,7 +108,7 @@ def _cross(config: Lmk2VideoConfig, reference: Sample, driver: Sample) -> Iterat
 
 
 def _samples(config: Lmk2VideoConfig, data: str, split: str) -> list[Sample]:
-    """Clips with a face from all over a split; of the training those that are trained on."""
+    """Clips from all over a split; of the training split only persons that are trained on."""
     reader = ShardReader(
         data,
         version=config.annotation,

@@ -1,1 +1,1 @@
-"""The folder of a run: settings, tracked figures, plots, overview page, validation."""
+"""Folder of a run: settings, tracked figures, plots, overview page, validation."""

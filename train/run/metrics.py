@@ -1,7 +1,8 @@
-"""The figures of a training: to `metrics.jsonl` always, to TensorBoard and an online service if asked; and back.
+"""Figures of a training: written to `metrics.jsonl` always, to TensorBoard and an online service if asked; and read.
 
 A line of `metrics.jsonl` is an object with `step` (updates done, from 1) and figures; those of a validation have names
-with `validation/`. One that is NaN or infinite is null. A skipped step has a line of its own: `event`, `what`, `keys`.
+that begin with `validation/`. A figure that is NaN or infinite is null. A skipped step has a line of its own with
+`event`, `what` and `keys`.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ _NOT_FIGURES = ("step", "epoch", "event")
 
 
 def check_online(config: LogConfig) -> None:
-    """Raise `ValueError` if the package of the asked service is not installed."""
+    """Check that the package of the asked service is installed; raises `ValueError` if not."""
     spec = importlib.util.find_spec(config.online) if config.online else None
-    # Without an origin it is no package but a folder of that name, as wandb leaves one where it runs.
+    # A spec without an origin is no package but a folder of that name, as wandb leaves one in the working folder.
     if config.online and (spec is None or spec.origin is None):
         raise ValueError(
             f"log.online is {config.online}, and that package is not installed: pip install {config.online},"
@@ -42,7 +43,7 @@ def check_online(config: LogConfig) -> None:
 
 
 class Sink(Protocol):
-    """One place for figures."""
+    """Place that figures are sent to."""
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Take the figures of a step."""
@@ -54,17 +55,17 @@ class Sink(Protocol):
 
 
 class Tracker:
-    """The figures of a run; rank 0 has it.
+    """Writer of the figures of a run, on rank 0.
 
-    Figures are means since the line before; the first line after a resume has fewer steps in it, since such sums are
-    not in the checkpoints.
+    Figures are means since the previous line. The first line after a resume covers fewer steps, since such sums are not
+    in the checkpoints.
 
     Args:
-        metrics: The `metrics.jsonl`. Lines after `step` are of a training that was killed there: they are cut off.
+        metrics: Path of `metrics.jsonl`. Lines after `step` were written by a training that was killed: they are cut.
         tensorboard: Folder for TensorBoard.
-        config: What is wanted.
-        step: The training goes on from here; 0 for a new one.
-        name: Name of the run for the online service.
+        config: Places to write to.
+        step: Step from which the training goes on; 0 for a new one.
+        name: Name of the run at the online service.
     """
 
     def __init__(self, metrics: Path, tensorboard: Path, config: LogConfig, step: int, name: str) -> None:
@@ -78,30 +79,31 @@ class Tracker:
             self._sinks.append(Online(config.online, config.project, name, metrics.parent))
 
     def log(self, step: int, values: dict[str, float]) -> None:
-        """Figures of a step, to all places."""
+        """Write the figures of a step to all places."""
         self._write({"step": step} | values)
         for sink in self._sinks:
             sink.log(step, values)
 
     def skipped(self, step: int, what: str, keys: Sequence[str]) -> None:
-        """A skipped step and its samples, to `metrics.jsonl`."""
+        """Write a skipped step and its samples to `metrics.jsonl`."""
         self._write({"step": step, "event": "skipped", "what": what, "keys": list(keys)})
 
     def close(self) -> None:
-        """No more figures."""
+        """Close all places."""
         self._file.close()
         for sink in self._sinks:
             sink.close()
 
     def _write(self, line: dict[str, Any]) -> None:
-        # JSON knows no NaN; a figure that is not a number is null.
+        # JSON has no NaN; Python would write one that other readers refuse.
         line = {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in line.items()}
         self._file.write(json.dumps(line) + "\n")
+        # At once, so that the overview and a killed training have every line.
         self._file.flush()
 
 
 class TensorBoard:
-    """Event files; a viewer hides what an earlier, killed training wrote after the step."""
+    """TensorBoard's event files; a viewer hides what an earlier, killed training wrote after the step."""
 
     def __init__(self, folder: Path, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -109,7 +111,7 @@ class TensorBoard:
         self._writer = SummaryWriter(str(folder), purge_step=step + 1)
 
     def log(self, step: int, values: dict[str, float]) -> None:
-        """One scalar each."""
+        """Write one scalar for each figure."""
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
         self._writer.flush()
@@ -120,37 +122,38 @@ class TensorBoard:
 
 
 class Online:
-    """wandb or trackio, whose interface is made after wandb's. A resumed run goes on under its name."""
+    """Online service: wandb or trackio, which has wandb's interface. A resumed run goes on under its name."""
 
     def __init__(self, package: str, project: str, name: str, folder: Path) -> None:
         self._package = importlib.import_module(package)
-        # trackio knows a run by its name, and keeps what it has in the user's cache.
+        # trackio identifies a run by its name, and keeps its files in the cache of the user.
         only_wandb = {"id": name, "dir": str(folder)} if package == "wandb" else {}
         self._package.init(project=project, name=name, resume="allow", **only_wandb)
         if package == "wandb":
-            # Figures of a validation come late, and wandb drops what is older than its own step: `step` is the axis.
+            # Figures of a validation come late, and wandb drops what is older than its own step: make `step` the axis.
             self._package.define_metric("*", step_metric="step")
 
     def log(self, step: int, values: dict[str, float]) -> None:
-        """Send them."""
+        """Send the figures."""
         if self._package.__name__ == "wandb":
             self._package.log({"step": step} | values)
         else:
             self._package.log(values, step=step)
 
     def close(self) -> None:
-        """Send the rest."""
+        """Send what is left and end the session."""
         self._package.finish()
 
 
 def cut(metrics: Path, step: int) -> None:
     """Drop lines after a step, a last line that a killed writer left unfinished, and damaged ones.
 
-    The file is replaced at once.
+    The file is replaced as a whole.
     """
     if not metrics.exists():
         return
     text = metrics.read_text(encoding="utf-8", errors="replace")
+    # Only up to the last line break: what follows was never finished.
     lines = [line for line in text[: text.rfind("\n") + 1].splitlines() if line.strip()]
     rows = [parse_line(line) for line in lines]
     if damaged := rows.count(None):
@@ -164,23 +167,23 @@ def cut(metrics: Path, step: int) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """One figure over the steps."""
+    """Values of one figure over the steps."""
 
     steps: np.ndarray
-    """`[N]`, rising."""
+    """Steps, `[N]`, ascending."""
     values: np.ndarray
-    """`[N]`; NaN where a value was not finite."""
+    """Values, `[N]`; NaN where a value was not finite."""
 
     @property
     def last(self) -> float | None:
-        """The newest finite value."""
+        """Newest finite value; None without any."""
         finite = self.values[np.isfinite(self.values)]
         return float(finite[-1]) if len(finite) else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Skip:
-    """A step that was skipped because something was not finite."""
+    """Step that was skipped because its loss or gradient was not finite."""
 
     step: int
     what: str
@@ -189,7 +192,7 @@ class Skip:
 
 @dataclass(frozen=True, kw_only=True)
 class Metrics:
-    """What a training has logged so far."""
+    """Figures that a training has logged so far."""
 
     training: dict[str, Curve] = field(default_factory=dict)
     """Name → curve, `loss` first."""
@@ -197,16 +200,16 @@ class Metrics:
     """Name without `validation/` → curve."""
     skips: tuple[Skip, ...] = ()
     step: int = 0
-    """The newest step."""
+    """Newest step."""
     epoch: float | None = None
     damaged_lines: int = 0
-    """Lines that cannot be read: the one that a killed writer had begun, or a damaged file."""
+    """Number of lines that cannot be read: one that a killed writer had begun, or those of a damaged file."""
 
 
 def read_metrics(path: Path) -> Metrics:
-    """Read a `metrics.jsonl`: an object a line, `step` and figures whatever their names; no file counts as empty.
+    """Read a `metrics.jsonl`: one object on each line, with `step` and any figures; a missing file counts as empty.
 
-    Of several values for one step (a resumed run may repeat it) the last counts.
+    If a step has several values (a resumed run may repeat it), the last one counts.
     """
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
@@ -215,6 +218,7 @@ def read_metrics(path: Path) -> Metrics:
     values: dict[str, dict[int, float]] = {}
     skips: list[Skip] = []
     damaged, newest, epoch = 0, 0, None
+    # Collect name → step → value, so that a repeated step replaces its earlier values.
     for line in text.splitlines():
         if not line.strip():
             continue
@@ -224,13 +228,16 @@ def read_metrics(path: Path) -> Metrics:
             continue
         step = int(row["step"])
         newest = max(newest, step)
+        # Skipped steps and the epoch have fields of their own.
         if row.get("event") == "skipped":
             skips.append(Skip(step=step, what=str(row.get("what", "")), keys=tuple(map(str, row.get("keys") or ()))))
         if isinstance(row.get("epoch"), int | float):
             epoch = float(row["epoch"])
+        # Everything else that is a number is a figure. In Python a bool is an int, too; null is left out.
         for name, value in row.items():
             if name not in _NOT_FIGURES and isinstance(value, int | float) and not isinstance(value, bool):
                 values.setdefault(name, {})[step] = value if math.isfinite(value) else math.nan
+    # Sort into curves of the training, `loss` first, and of the validations.
     curves = {name: _curve(points) for name, points in values.items()}
     training = {name: curve for name, curve in curves.items() if not name.startswith(VALIDATION)}
     return Metrics(
@@ -246,7 +253,7 @@ def read_metrics(path: Path) -> Metrics:
 
 
 def parse_line(line: str) -> dict[str, Any] | None:
-    """A line of `metrics.jsonl`; None when it is damaged."""
+    """Object of a line of `metrics.jsonl`; None when the line is damaged."""
     try:
         row = json.loads(line)
     except json.JSONDecodeError:

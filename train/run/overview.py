@@ -1,7 +1,7 @@
-"""RUN/index.html: one page that shows a training: how far it is, what it learnt, from which data, with which settings.
+"""RUN/index.html, one page about a training: how far it is, what it learnt, from which data, with which settings.
 
-The page holds its images itself; videos stay next to it in RUN and are linked. Whatever is not there yet
-(a validation, weights) is left out, so the page can be made at any moment of a run, also of a broken one.
+The page contains its images; videos stay next to it in RUN and are linked. Whatever does not exist yet (a validation,
+weights) is left out, so the page can be made at any time, also of a training that failed.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from train.run.plots import plot_all, plot_loss
 
 PAGE = "index.html"
 MOST_SKIPS = 20
+"""Number of skipped steps that the page lists, the newest ones."""
 TITLES = {
     "learning_rate": "learning rate",
     "gradient_norm": "gradient norm",
@@ -36,36 +37,39 @@ TITLES = {
     "data_wait": "share of time waiting for data",
     "memory_gb": "memory (GB)",
 }
-"""Plain words for figures of `metrics.jsonl`; others show their own name."""
+"""Titles of figures of `metrics.jsonl`; others show their own name."""
 _HIDDEN = {"loss", "skipped"}
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt")
 
 
 @dataclass(frozen=True, kw_only=True)
 class EmbeddedImage:
-    """A plot inside the page."""
+    """Plot inside the page."""
 
     title: str
     uri: str
+    """`data:` URI with the PNG."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Video:
-    """A video next to the page."""
+    """Video next to the page."""
 
     title: str
     href: str
+    """Path relative to RUN, quoted for a link."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Validation:
-    """The newest validation with results."""
+    """Newest validation with results."""
 
     step: int
     evaluations: Mapping[str, Evaluation]
     images: Sequence[EmbeddedImage]
     videos: Sequence[Video]
     error: str | None = None
+    """Why its numbers cannot be read; None when they were."""
 
     @property
     def of_videos(self) -> bool:
@@ -75,11 +79,12 @@ class Validation:
 
 @dataclass(frozen=True, kw_only=True)
 class WeightFile:
-    """One file of exported weights."""
+    """File of exported weights."""
 
     name: str
     """Path in the folder of the export."""
     size: int
+    """Size in bytes."""
     sha256: str
 
 
@@ -87,10 +92,10 @@ def write_overview(run: Path) -> Path:
     """Write RUN/index.html, whole or not at all.
 
     Args:
-        run: The run's folder.
+        run: Folder of the run.
 
     Returns:
-        The page.
+        Path of the page.
 
     Raises:
         ValueError: There is no run.
@@ -99,6 +104,8 @@ def write_overview(run: Path) -> Path:
     config = _json(run / "config.json")
     if not config:
         raise ValueError(f"there is no run at {run}: it has no readable config.json")
+    # Read all that there is, fill the template, replace the page. Names of files may hold bytes that are no UTF-8:
+    # those are escaped.
     metrics = read_metrics(run / "metrics.jsonl")
     page = render(run, config, metrics, newest_validation(run))
     write_whole(run / PAGE, page.encode("utf-8", "backslashreplace"))
@@ -106,8 +113,9 @@ def write_overview(run: Path) -> Path:
 
 
 def render(run: Path, config: Mapping[str, Any], metrics: Metrics, validation: Validation | None) -> str:
-    """The page of a run."""
+    """HTML of the page of a run."""
     folder = Path(__file__).parent
+    # Names and messages come from data and are escaped; a name that the template does not know is an error.
     environment = Environment(
         loader=FileSystemLoader(folder),
         autoescape=True,
@@ -116,6 +124,7 @@ def render(run: Path, config: Mapping[str, Any], metrics: Metrics, validation: V
         lstrip_blocks=True,
     )
     environment.filters |= {"number": _whole, "value": number, "bytes": _bytes}
+    # Each section gets its data here; None and empty lists leave a section out.
     train = _nested(config, "recipe", "train")
     loss = metrics.training.get("loss")
     small = {TITLES.get(name, name): curve for name, curve in metrics.training.items() if name not in _HIDDEN}
@@ -143,13 +152,15 @@ def render(run: Path, config: Mapping[str, Any], metrics: Metrics, validation: V
 
 
 def newest_validation(run: Path) -> Validation | None:
-    """The validation of the latest step that left results; None when there is none."""
+    """Validation of the latest step that left results; None when there is none."""
+    # Step numbers have leading zeros: sorted by name is sorted by step.
     for folder in sorted((run / "validation").glob("step-*"), reverse=True):
         step = folder.name.removeprefix("step-")
         if not step.isdigit() or not (folder / "validation.json").exists():
             continue
         evaluations: dict[str, Evaluation] = {}
         error = None
+        # Damaged numbers are reported on the page, next to plots and videos that can still be seen.
         try:
             evaluations = read_evaluations(folder)
         except ValueError as damaged:
@@ -168,7 +179,7 @@ def newest_validation(run: Path) -> Validation | None:
 
 
 def weight_files(folder: Path) -> list[WeightFile]:
-    """The exported weights with their hashes."""
+    """Files of the exported weights with their hashes."""
     found = sorted(path for pattern in _WEIGHTS for path in folder.rglob(pattern))
     return [
         WeightFile(name=path.relative_to(folder).as_posix(), size=path.stat().st_size, sha256=hash_file(path))
@@ -177,7 +188,7 @@ def weight_files(folder: Path) -> list[WeightFile]:
 
 
 def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as `optimizer.learning_rate` → value."""
+    """Nested settings as a flat dict, such as `optimizer.learning_rate` → value."""
     found: dict[str, Any] = {}
     for name, item in value.items():
         if isinstance(item, Mapping):
@@ -206,7 +217,7 @@ def _first(curve: Curve | None) -> float | None:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """An object from a file; empty where there is none or it is damaged: the page shows what there is."""
+    """Object of a JSON file; empty where the file is missing or damaged: the page shows what there is."""
     try:
         value = json.loads(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
@@ -222,7 +233,7 @@ def _nested(value: Mapping[str, Any], *names: str) -> Mapping[str, Any]:
 
 
 def _whole(value: float) -> str:
-    """12 345, with thin spaces between thousands."""
+    """Rounded number with thin spaces between thousands, such as 12 345."""
     return f"{round(value):,}".replace(",", "\u202f")
 
 

@@ -25,16 +25,17 @@ PREDICTIONS = ("#0d7d77", "#d08a2c", "#7a4fb3")
 BAD = "#b5373f"
 POSE_NAMES = ("pitch (°)", "yaw (°)", "roll (°)", "right (cm)", "up (cm)", "near (cm)")
 _DPI = 110
-_SMOOTH_FROM = 40  # points from which a curve also gets a smoothed line, the mean over a 20th of it
+_SMOOTH_FROM = 40  # number of points from which a curve gets a smoothed line, too: the mean over a 20th of it
 
 
 def plot_loss(curve: Curve, skips: tuple[Skip, ...] = (), name: str = "loss") -> bytes:
-    """The loss over the steps, as logged and smoothed; skipped steps are marked at the bottom."""
+    """Plot of the loss over the steps, as logged and smoothed; skipped steps are marked at the bottom."""
     figure, (axes,) = _figure(1, width=9.6, height=3.4)
     _draw_curve(axes, curve)
     axes.set_ylabel(name)
     axes.set_xlabel("step")
     if skips:
+        # x in steps, y in shares of the height: marks stay at the bottom whatever the scale of the loss.
         at = [skip.step for skip in skips]
         axes.plot(at, np.full(len(at), 0.02), "|", transform=axes.get_xaxis_transform(), color=BAD, markersize=10)
         axes.text(
@@ -44,7 +45,7 @@ def plot_loss(curve: Curve, skips: tuple[Skip, ...] = (), name: str = "loss") ->
 
 
 def plot_small(name: str, curve: Curve) -> bytes:
-    """Any other figure over the steps, small."""
+    """Small plot of any other figure over the steps."""
     figure, (axes,) = _figure(1, width=3.6, height=2.0)
     _draw_curve(axes, curve)
     axes.set_title(name, loc="left", fontsize=10, color=INK)
@@ -52,10 +53,11 @@ def plot_small(name: str, curve: Curve) -> bytes:
 
 
 def plot_mouth_opening(trace: Trace) -> bytes:
-    """Predicted and true mouth opening of a clip over time."""
+    """Plot of predicted and true mouth opening of a clip over time."""
     assert trace.kind == "mesh"
     figure, (axes,) = _figure(1, width=9.6, height=2.6)
     time = np.arange(trace.clip.num_frames) / timebase.FPS
+    # cm → mm. The truth is drawn first, and wider, so that a prediction that meets it stays visible.
     axes.plot(time, 10 * lip_gap(trace.true), color=TRUTH, linewidth=2.6, label="truth", solid_joinstyle="round")
     for colour, (name, mesh) in zip(PREDICTIONS, trace.predictions.items(), strict=False):
         axes.plot(time, 10 * lip_gap(mesh), color=colour, linewidth=1.4, label=name)
@@ -68,7 +70,7 @@ def plot_mouth_opening(trace: Trace) -> bytes:
 
 
 def plot_pose(trace: Trace) -> bytes:
-    """Predicted and true head pose of a clip over time, six numbers."""
+    """Plot of predicted and true head pose of a clip over time, one panel for each of the six numbers."""
     assert trace.kind == "pose"
     figure, panels = _figure(6, width=9.6, height=5.2, columns=2)
     time = np.arange(trace.clip.num_frames) / timebase.FPS
@@ -86,12 +88,12 @@ def plot_pose(trace: Trace) -> bytes:
 
 
 class ValidationFigures:
-    """Writes plots, and videos if somebody draws them, of the first clips of an evaluation. To be passed as `on_clip`.
+    """Writer of plots and videos of the first clips of an evaluation, to be passed as `on_clip`.
 
     Args:
-        folder: Where to: `mouth-<key>.png` or `pose-<key>.png`, and `<key>.mp4`.
-        video: Writes the video of a trace to a path; None: no videos.
-        most: So many clips get figures.
+        folder: Folder for `mouth-<key>.png` or `pose-<key>.png`, and `<key>.mp4`.
+        video: Function that writes the video of a trace to a path; None: no videos.
+        most: Number of clips that get figures.
     """
 
     def __init__(self, folder: Path, video: Callable[[Trace, Path], None] | None = None, most: int = 4) -> None:
@@ -109,12 +111,13 @@ class ValidationFigures:
 
 
 def plot_all(curves: Mapping[str, Curve]) -> dict[str, bytes]:
-    """`plot_small` of every curve."""
+    """Small plot of each curve, by name."""
     return {name: plot_small(name, curve) for name, curve in curves.items()}
 
 
 def _draw_curve(axes: Axes, curve: Curve) -> None:
     many = len(curve.steps) >= _SMOOTH_FROM
+    # Few points get markers, since a single one would not show as a line.
     marker = "o" if len(curve.steps) <= 12 else ""
     axes.plot(
         curve.steps, curve.values, color=PREDICTIONS[0], linewidth=1.3, alpha=0.3 if many else 1, marker=marker, ms=3
@@ -123,14 +126,16 @@ def _draw_curve(axes: Axes, curve: Curve) -> None:
         window = len(curve.steps) // 40 * 2 + 1
         axes.plot(curve.steps, moving_average(curve.values, window), color=PREDICTIONS[0], linewidth=1.7)
     finite = curve.values[np.isfinite(curve.values)]
-    if len(finite) and np.ptp(finite) <= 1e-6 * np.abs(finite).max():  # else the axis shows rounding
+    if len(finite) and np.ptp(finite) <= 1e-6 * np.abs(finite).max():  # a constant: else the axis shows its rounding
         axes.set_ylim(finite[0] - 0.1 * abs(finite[0]) - 1e-12, finite[0] + 0.1 * abs(finite[0]) + 1e-12)
     if len(finite) and finite.min() > 0 and finite.max() > 30 * finite.min():
+        # Loss and gradient norm fall over orders of magnitude.
         axes.set_yscale("log")
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
 
 
 def _figure(panels: int, *, width: float, height: float, columns: int = 1) -> tuple[Figure, list[Axes]]:
+    # `Figure` without pyplot: it needs no display and keeps no global list of figures.
     figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
     found = []
     for number in range(panels):
@@ -163,5 +168,6 @@ def _legend(axes: Axes) -> None:
 
 def _png(figure: Figure) -> bytes:
     stream = io.BytesIO()
+    # Without the version of matplotlib in the file, equal figures give equal bytes.
     figure.savefig(stream, format="png", metadata={"Software": None})
     return stream.getvalue()

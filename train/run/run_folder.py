@@ -1,14 +1,14 @@
-"""RUN: everything that one training leaves, and what it needs to go on.
+"""RUN, the folder of one training: everything that it leaves, and what it needs to go on.
 
-config.json                 task, recipe, data, versions: what decides how the run comes out
+config.json                 task, recipe, data, versions: everything that decides how the run comes out
 task/                       what the task derived from the data
-checkpoints/step-00001000/  to resume from; checkpoints/last names the newest
-metrics.jsonl               a line for every few steps; tensorboard/ shows the same
+checkpoints/step-00001000/  state to resume from; checkpoints/last names the newest
+metrics.jsonl               figures, a line for every few steps; also in tensorboard/
 validation/step-00001000/   figures, plots and videos of held-out clips
-pretrained_model/           the averaged weights, to use
+pretrained_model/           averaged weights, ready to use
 index.html                  overview
-logs/                       what the ranks wrote, with the traceback of what ended them
-.lock                       held by rank 0 of the training that runs
+logs/                       log of each rank, with the traceback of the error that ended it
+.lock                       held by rank 0 while a training runs
 """
 
 from __future__ import annotations
@@ -38,33 +38,36 @@ LIBRARIES = ("torch", "numpy", "transformers", "diffusers", "talkinghead")
 CONFIG = "config.json"
 _FORMAT = 1
 _FREE = ("num_workers", "microbatch", "parallel", "guard", "checkpoint", "validation", "log")
-"""Training settings that may change between two starts: they decide how fast and how often, not what is learned (but
-for the last bits of sums). Of `parallel` the precision decides, and so does `microbatch` under dropout, whose masks are
-drawn for a microbatch as a whole. A task's own such settings are named by `free_settings` of its Config."""
+"""Training settings that may change between two starts: they decide how fast and how often, not what is learnt (but for
+the last bits of sums). Two exceptions are compared: the precision in `parallel`, and `microbatch` under dropout, whose
+masks are drawn for a microbatch as a whole. Settings of a task that may change are named by `free_settings` of its
+Config."""
 _OURS = {"logs", ".lock"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """What decides how a run comes out."""
+    """Everything that decides how a run comes out; the content of config.json."""
 
     task: str
-    """Name of the task; a short name is taken for it."""
+    """Name of the task; a short name is replaced by it."""
     recipe_name: str
     recipe: Recipe
     data: str
-    """The data set: folder or URI, without credentials."""
+    """Folder or URI of the data set, without credentials."""
     annotation: Mapping[str, str] = field(default_factory=dict)
-    """Version and index hash of the annotations that the run began with; empty when the data set does not say."""
+    """Version and index hash of the annotations that the run began with; empty when the data set has none."""
     weights: Mapping[str, Provenance] = field(default_factory=dict)
-    """Weights that it began with (`Task.check`): setting that says where they lie → what lay there."""
+    """Weights that the run began with (`Task.check`): setting that says where they lie → provenance of what lay
+    there."""
     libraries: Mapping[str, str] = field(default_factory=lambda: library_versions(*LIBRARIES))
+    """Versions of the libraries that results depend on."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "task", full_name(self.task))  # frozen
+        object.__setattr__(self, "task", full_name(self.task))  # the class is frozen
 
     def to_json(self) -> dict[str, Any]:
-        """The content of config.json."""
+        """Content of config.json."""
         return {
             "format": _FORMAT,
             "task": self.task,
@@ -87,11 +90,11 @@ class RunConfig:
 
 
 class RunFolder:
-    """An existing RUN. Made by `start` (create or go on) or `open` (only read).
+    """Existing RUN. Made by `start` (create or go on) or `open` (only read).
 
     Attributes:
-        path: Absolute.
-        config: Its `RunConfig`.
+        path: Absolute path of RUN.
+        config: Content of its config.json.
     """
 
     def __init__(self, path: Path, config: RunConfig) -> None:
@@ -112,10 +115,10 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: str | Path) -> RunFolder:
-        """The run that stands at `path`.
+        """Open the run at `path`.
 
         Raises:
-            ValueError: There is none, or its config.json is damaged or of another version.
+            ValueError: There is no run, or its config.json is damaged or of another version.
         """
         folder = check_place(path)
         file = folder / CONFIG
@@ -131,34 +134,36 @@ class RunFolder:
 
     @classmethod
     def start(cls, path: str | Path, config: RunConfig) -> RunFolder:
-        """Create a run, or go on with the one that stands there if it was started alike.
+        """Create a run, or go on with the one at `path` if it was started with the same settings.
 
-        Settings that only say how fast or how often may have changed; the new ones hold from now on. A run without a
-        checkpoint has nothing to lose: asked for otherwise, it is started anew.
+        Settings that only decide how fast or how often may have changed; the new ones hold from now on. A run without a
+        checkpoint has nothing to lose: with other settings it is started anew.
 
         Raises:
-            ValueError: Another run, another folder, or a running training stands there.
+            ValueError: The folder holds another run or other files, or a training runs in it.
         """
-        # The folder must be one that this process can write to.
+        # The folder must exist and be writable before it can be locked.
         folder = check_place(path)
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
             raise ValueError(f"RUN {folder} is no folder") from error
         with _locked(folder, patience_s=0.0):
-            # A run stands there: go on with it, refuse, or start anew if nothing is lost. No run: then nothing may.
+            # If there is a run: go on with it, refuse, or start anew where nothing is lost. If not, the folder must be
+            # empty: nobody else's files may be mixed with those of a run.
             if (folder / CONFIG).exists():
                 there = cls.open(folder).config
                 if _has_trained(folder):
                     cls._check_alike(there, config, folder)
-                    # What the task derived is of the annotations that the run began with.
+                    # What the task derived belongs to the annotations that the run began with, not to the newest ones.
                     config = dataclasses.replace(config, annotation=there.annotation)
                 elif there.annotation != config.annotation or differences(there, config):
                     log.warning("RUN %s has no checkpoint and is started anew: something else is asked for", folder)
                     _clear(folder)
             elif others := sorted(entry.name for entry in folder.iterdir() if entry.name not in _OURS):
                 raise ValueError(f"RUN {folder} holds {others[0]!r} but no {CONFIG}: take an empty or a new folder")
-            # Drop what a killed start left, make what the ranks write to, and say what the run is from now on.
+            # Drop what a killed start left, and make the folders of the ranks. config.json comes last: only with it the
+            # folder is a run.
             sweep(folder)
             run = cls(folder, config)
             for made in (run.checkpoints, run.logs):
@@ -168,6 +173,7 @@ class RunFolder:
 
     @staticmethod
     def _check_alike(there: RunConfig, asked: RunConfig, folder: Path) -> None:
+        # Other settings would make another training: refused. Other library versions may: a warning.
         if there.task != asked.task:
             raise ValueError(f"RUN {folder} is a training of {there.task}, not of {asked.task}: take another RUN")
         if found := differences(there, asked):
@@ -183,45 +189,46 @@ class RunFolder:
 
     @contextlib.contextmanager
     def locked(self, patience_s: float = 0.0) -> Iterator[None]:
-        """Be the only training in this RUN.
+        """Context in which this process is the only training in this RUN.
 
         Args:
-            patience_s: Wait so long for one that is just ending.
+            patience_s: Seconds to wait for another training that is just ending.
 
         Raises:
-            ValueError: Another one runs.
+            ValueError: Another training runs in it.
         """
         with _locked(self.path, patience_s):
             yield
 
 
 def begin(path: str | Path, config: RunConfig, data: str | None = None) -> RunFolder:
-    """Look at what was asked for, then create a run, or go on with the one that stands there if it was started alike.
+    """Check what was asked for, then create a run, or go on with the one at `path`; see `RunFolder.start`.
 
     Whatever can be wrong with settings, data and weights is found while RUN is still as it was.
 
     Args:
         path: RUN.
-        config: What to train on what; weights that it begins with are looked up here.
-        data: The data set, when the run's config.json must not name it in full.
+        config: Task, recipe and data; the provenance of first weights is filled in here.
+        data: Location of the data set, where config.json must not name it in full.
 
     Raises:
-        ValueError: Data or weights are missing or do not do, settings make no model, or another run stands there.
+        ValueError: Data or weights are missing or unsuitable, settings make no model, or RUN holds something else.
     """
     folder = check_place(path) / "task"
+    # `check` writes nothing, so the folder need not exist yet.
     weights = make_task(config.task, config.recipe.config, data or config.data, folder).check()
     recipe = Recipe(config=_with_places(config.recipe.config, weights), train=config.recipe.train)
     return RunFolder.start(path, dataclasses.replace(config, recipe=recipe, weights=weights))
 
 
 def _with_places(config: Any, weights: Mapping[str, Provenance]) -> Any:
-    """The settings with absolute paths of weights: a rank elsewhere has another working folder."""
+    """Settings with absolute paths of weights: a rank elsewhere has another working folder."""
     places = {name: getattr(config, name) for name, found in weights.items() if found["kind"] in ("folder", "file")}
     return dataclasses.replace(config, **{name: str(Path(place).absolute()) for name, place in places.items()})
 
 
 def check_place(path: str | Path) -> Path:
-    """The absolute path of a RUN; object stores, and no name at all, are refused."""
+    """Absolute path of a RUN; an empty name and object stores are refused with `ValueError`."""
     if not str(path).strip():
         raise ValueError("RUN is empty: name the folder of the run")
     if "://" in str(path):
@@ -233,7 +240,7 @@ def check_place(path: str | Path) -> Path:
 
 
 def differences(there: RunConfig, asked: RunConfig) -> list[str]:
-    """What differs between two runs and decides how they come out, as `name: there -> asked`."""
+    """Differences between two runs that decide how they come out, as `name: there -> asked`."""
     before, after = _deciding(there), _deciding(asked)
     missing = object()
     found = []
@@ -249,6 +256,7 @@ def _deciding(config: RunConfig) -> dict[str, Any]:
     # Through JSON, so that tuples and what was read from a file compare equal.
     value = json.loads(pretty_json(config.to_json()))
     settings, train = value["recipe"]["config"], value["recipe"]["train"]
+    # Keep the exceptions, then drop all settings that may change.
     deciding = {"parallel": {"precision": train["parallel"]["precision"]}}
     if settings.get("dropout"):
         deciding["microbatch"] = train["microbatch"]
@@ -256,20 +264,21 @@ def _deciding(config: RunConfig) -> dict[str, Any]:
         del train[name]
     for name in getattr(config.recipe.config, "free_settings", ()):
         del settings[name]
+    # Only a rate that falls depends on the number of steps: with a constant one a run may be made longer.
     if train["schedule"]["name"] == "constant":
         del train["steps"]
-    for name, found in value["weights"].items():  # what they are counts, not where they lie
+    for name, found in value["weights"].items():  # their content counts, not their place
         settings[name] = f"sha256 {found['sha256'][:16]}"
     return dict(_leaves({"task": value["task"], "data": value["data"], "config": settings, "train": train | deciding}))
 
 
 def _has_trained(folder: Path) -> bool:
-    """Whether something is lost when a run starts anew."""
+    """Whether a run has a checkpoint or weights, which would be lost if it started anew."""
     return any((folder / "checkpoints").glob("step-*")) or (folder / "pretrained_model").exists()
 
 
 def _clear(folder: Path) -> None:
-    """Remove what a run without a checkpoint has left, but for its logs."""
+    """Remove what a run without a checkpoint has left, except its logs."""
     for name in ("task", "checkpoints", "tensorboard", "validation"):
         shutil.rmtree(folder / name, ignore_errors=True)
     for name in ("metrics.jsonl", "index.html"):
@@ -286,8 +295,8 @@ def _leaves(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 @contextlib.contextmanager
 def _locked(folder: Path, patience_s: float) -> Iterator[None]:
-    # A record lock belongs to this process alone: its reading workers do not inherit it, and the kernel drops it when
-    # it dies. It also holds between machines on a shared file system.
+    # A record lock belongs to this process alone: its reading processes do not inherit it, and the kernel drops it when
+    # the process dies. It also works between machines on a shared file system.
     deadline = time.monotonic() + patience_s
     try:
         handle = (folder / ".lock").open("a+")
@@ -304,6 +313,7 @@ def _locked(folder: Path, patience_s: float) -> Iterator[None]:
                     who = handle.read().strip()
                     raise ValueError(f"a training runs in {folder} ({who}): wait for it or stop it") from None
                 time.sleep(0.1)
+        # For the error of another process that finds the lock taken.
         handle.truncate(0)
         handle.write(f"process {os.getpid()} on {socket.gethostname()}")
         handle.flush()

@@ -1,8 +1,8 @@
-"""Validation next to the training: a child process per validation, so that no rank waits for its figures.
+"""Validation next to the training: one child process for each, so that no rank waits for its figures.
 
 Rank 0 writes a copy of the weights into RUN/validation/step-…/weights (for this the ranks wait, as long as the disk
-takes) and starts `python -m train validate` on it, one at a time and with low priority. The copy goes when the figures
-are in; as long as it stands, the validation is not done, so a resumed run does it again.
+takes) and starts `python -m train validate` on it, one at a time and with low priority. The copy is removed when the
+figures are in; as long as it exists, the validation is not done, so a resumed run does it again.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ log = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parents[2]
 RESULT = "result.json"
 LOG = "validation.log"
-_MAX_WAITING = 2
-_NICENESS = 10
+_MAX_WAITING = 2  # each keeps a copy of the weights on the disk
+_NICENESS = 10  # of 19: the training and its reading processes come first
 _OF_THE_RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 class Validations:
-    """The validations of a run. Every rank makes one; only rank 0's does something.
+    """Validations of a run. Every rank makes one object; only that of rank 0 does something.
 
     Args:
-        run: The run.
-        config: How often, and on which device.
-        rank: This process.
-        log_figures: Gets the step and the figures of each validation that is done.
+        run: Folder of the run.
+        config: How often to validate, and on which device.
+        rank: Number of this process.
+        log_figures: Function that gets the step and the figures of each validation that is done.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Validations:
         self._failed: int | None = None
 
     def resume(self, step: int) -> None:
-        """Begin at a step: what was not finished is done again, what comes after the step is forgotten."""
+        """Begin at a step: validations that were not finished are done again, those after the step are removed."""
         if self.rank != 0:
             return
         for folder in sorted(self.run.validation.glob("step-*")):
@@ -65,6 +65,7 @@ class Validations:
             if not number.isdigit():
                 continue
             sweep(folder)
+            # A killed training got further than its newest checkpoint: those steps come again.
             if int(number) > step:
                 shutil.rmtree(folder)
             elif (folder / "weights").is_dir():
@@ -77,13 +78,16 @@ class Validations:
         """
         if self.rank != 0:
             return
+        # Written under another name, then renamed: a folder named weights is always whole.
         weights = self.folder(step) / "weights"
         temporary = temporary_folder(weights)
         export(temporary)
         shutil.rmtree(weights, ignore_errors=True)
+        # Figures of an earlier validation of this step must not pass for those of these weights.
         (self.folder(step) / RESULT).unlink(missing_ok=True)
         temporary.rename(weights)
         self._waiting.append(step)
+        # Too slow for the training: the oldest ones in the queue give way.
         for late in self._waiting[:-_MAX_WAITING]:
             log.warning("step %d is not validated: validation takes longer than the steps between two", late)
             shutil.rmtree(self.folder(late), ignore_errors=True)
@@ -91,7 +95,7 @@ class Validations:
         self.poll()
 
     def poll(self) -> None:
-        """Hand out figures that are in, and start what waits. Never waits itself."""
+        """Log figures that are in, and start the next validation in the queue. Never waits."""
         if self._child is not None:
             step, child = self._child
             if child.poll() is None:
@@ -100,13 +104,13 @@ class Validations:
             self._collect(step, child.returncode)
         while self._waiting and self._child is None:
             step = self._waiting.pop(0)
-            if (self.folder(step) / RESULT).exists():  # done, but its figures were not handed out before a kill
+            if (self.folder(step) / RESULT).exists():  # done, but a kill came before its figures were logged
                 self._collect(step, 0)
             else:
                 self._child = step, _start(self.run, step, self.config)
 
     def wait(self) -> None:
-        """Return when all are done."""
+        """Return when all validations are done."""
         self.poll()
         while self._child is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -114,7 +118,7 @@ class Validations:
             self.poll()
 
     def close(self) -> None:
-        """End the child that runs. A resumed run does it again."""
+        """End the running validation. A resumed run does it again."""
         if self._child is not None:
             _, child = self._child
             self._child = None
@@ -123,7 +127,7 @@ class Validations:
             child.wait()
 
     def folder(self, step: int) -> Path:
-        """Where a validation writes."""
+        """Folder that the validation of a step writes into."""
         return self.run.validation / f"step-{step:08d}"
 
     def _collect(self, step: int, code: int) -> None:
@@ -132,27 +136,31 @@ class Validations:
             self._log_figures(step, json.loads((folder / RESULT).read_bytes()))
             shutil.rmtree(folder / "weights")
             return
+        # A failure must not end the training. The weights of the newest failed validation stay, those of an older one
+        # go.
         log.warning("the validation of step %d failed, training goes on: %s", step, _reason(folder / LOG, code))
         if self._failed is not None:
             shutil.rmtree(self.folder(self._failed) / "weights", ignore_errors=True)
-        self._failed = step  # these weights stay for a look by hand
+        self._failed = step
 
 
 def run_validation(run: RunFolder, step: int, data: str, parent: int | None = None) -> Path:
     """Validate the weights of a step in this process.
 
     Args:
-        run: The run.
-        step: Whose weights.
-        data: The data set.
-        parent: End, and lower the priority, as the child of this process.
+        run: Folder of the run.
+        step: Step whose weights are validated.
+        data: Location of the data set.
+        parent: Process id of the training, of which this process is a child: it lowers its priority, and ends when the
+            training ends. None: not a child.
 
     Returns:
-        The folder with what the validation wrote.
+        Folder with what the validation wrote.
 
     Raises:
         ValueError: The weights of that step are not there.
     """
+    # A child of the training must not outlive it, nor take its processor.
     if parent is not None:
         end_with(parent)
         os.nice(_NICENESS)
@@ -164,6 +172,7 @@ def run_validation(run: RunFolder, step: int, data: str, parent: int | None = No
             f"the weights of step {step} are not in {run.validation}: they stay only until they are validated"
             f" (there: {', '.join(map(str, there)) or 'none'}); python -m infer evaluate measures {run.export}"
         )
+    # The figures are written last: their file says that the validation is done.
     started = time.perf_counter()
     task = make_task(run.task, run.recipe.config, data, run.task_folder)
     figures = task.validate(weights, folder, device_of(run.recipe.train.validation))
@@ -173,7 +182,7 @@ def run_validation(run: RunFolder, step: int, data: str, parent: int | None = No
 
 
 def device_of(config: ValidationConfig) -> torch.device:
-    """Where to validate.
+    """Device of a validation.
 
     Raises:
         ValueError: cuda was asked for, and there is none.
@@ -185,6 +194,7 @@ def device_of(config: ValidationConfig) -> torch.device:
 
 
 def _start(run: RunFolder, step: int, config: ValidationConfig) -> subprocess.Popen[bytes]:
+    # The variables of torchrun would make the child a rank. It may use a quarter of the cores.
     environment = {
         name: value
         for name, value in os.environ.items()
@@ -202,6 +212,8 @@ def _start(run: RunFolder, step: int, config: ValidationConfig) -> subprocess.Po
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
+            # A group of its own: Ctrl-C at the training does not reach it, and `close` can end it with its child
+            # processes.
             start_new_session=True,
         )
 

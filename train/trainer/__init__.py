@@ -1,1 +1,1 @@
-"""The trainer: steps, accumulation, averaging, guards, checkpoints; nothing about faces."""
+"""Trainer: steps, accumulation, averaging, guards, checkpoints; nothing about faces."""

@@ -1,4 +1,4 @@
-"""The gradient of a step, added up microbatch by microbatch; one that is not finite is dropped, its samples named."""
+"""Gradient of a step, added up microbatch by microbatch, and the samples of one that is not finite."""
 
 from __future__ import annotations
 
@@ -21,61 +21,67 @@ log = logging.getLogger(__name__)
 
 
 class Backward:
-    """Forward and backward of one rank.
+    """Forward and backward pass of one rank.
 
     Args:
-        task: Whose loss.
-        module: The module as wrapped for the ranks.
+        task: Task that computes the losses.
+        module: Module as wrapped for the ranks.
         config: Batch sizes, precision and seed.
-        device: Where the module is.
+        device: Device of the module.
         world: Number of ranks.
     """
 
     def __init__(self, task: Task, module: nn.Module, config: TrainConfig, device: torch.device, world: int) -> None:
         self.task, self.module, self.config, self.device = task, module, config, device
-        # Ranks' gradients are averaged: each counts for 1 / world of what it says here.
+        # DDP and FSDP2 average the gradients of the ranks, where the sum is wanted: the factor `world` makes up for it.
         self._scale = world / config.global_batch
 
     def __call__(self, batch: Batch, step: int, *, sync: bool) -> Losses:
         """Add the gradient of (sum of the samples' losses) / global batch.
 
         Args:
-            batch: On the CPU.
-            step: From 0. With the first slot it is the key of dropout and whatever else the module draws from torch's
-                global generator.
-            sync: Exchange the gradients of this and all earlier microbatches of the step.
+            batch: Microbatch, on the CPU.
+            step: Number of the step, from 0. With the first slot it is the key of dropout and whatever else the module
+                draws from PyTorch's global generator.
+            sync: Whether to exchange the gradients of this and all earlier microbatches of the step.
 
         Returns:
-            Losses `[B]`.
+            Losses, `[B]` each.
         """
-        # Dropout and whatever else is drawn globally: keyed, so that it hangs on nothing that ran before.
+        # Seed the global generator for dropout, so that its masks depend on nothing that ran before. A seed must fit 64
+        # bits.
         torch.manual_seed(key_bits(self.config.seed, "dropout", step, int(batch["slot"][0])) >> 65)
         batch = {name: v.to(self.device, non_blocking=True) if torch.is_tensor(v) else v for name, v in batch.items()}
+        # The backward pass must lie within, too: that is where gradients are exchanged.
         with gradient_sync(self.module, sync):
             with autocast(self.config.parallel, self.device):
                 losses = self.task.loss(self.module, batch, seed=self.config.seed)
             assert losses["loss"].shape == (len(batch["keys"]),), "a task's loss is each sample's for itself"
+            # Outside autocast, as PyTorch asks: backward uses the precision that the forward pass chose for each
+            # operation.
             (losses["loss"].sum() * self._scale).backward()
         return {name: loss.detach() for name, loss in losses.items()}
 
     def bad_samples(
         self, what: str, step: int, batches: list[Batch], losses: list[Losses], parameters: Sequence[nn.Parameter]
     ) -> list[str]:
-        """Keys of the samples, of all ranks, that made a step's loss or gradient infinite or NaN. Collective.
+        """Keys of the samples, on any rank, that made a step's loss or gradient infinite or NaN. Collective.
 
         Args:
             what: "loss", or "gradient" if all losses were finite.
-            step: From 0.
-            batches: The microbatches of this rank.
-            losses: Losses of each.
-            parameters: The trained ones; their gradients are gone afterwards.
+            step: Number of the step, from 0.
+            batches: Microbatches of this rank.
+            losses: Losses of each microbatch.
+            parameters: Trained parameters; their gradients are gone afterwards.
         """
+        # A bad loss shows in the numbers at hand. A bad gradient needs a backward pass for each sample, which is rare
+        # enough.
         if what == "loss":
             keys = keys_of_bad_loss(batches, [part["loss"] for part in losses])
         else:
             sharded = isinstance(self.module, FSDPModule)  # its gradients exist only when they are exchanged
             keys = keys_of_bad_gradient(batches, lambda batch: self(batch, step, sync=sharded), parameters)
-        # Each alone may be finite and their sum not; then all are named.
+        # Each may be finite on its own and their sum not; then all samples of the step are named.
         keys = gather_lists(keys) or gather_lists([key for batch in batches for key in batch["keys"]])
         return list(dict.fromkeys(keys))
 
@@ -89,11 +95,11 @@ class NotFinite(ValueError):
 
 @dataclass
 class SkipGuard:
-    """Counts skipped steps.
+    """Counter of skipped steps, which ends a training that makes no progress.
 
     Attributes:
-        total: Skipped since step 0.
-        in_a_row: Skipped since the last step that was not.
+        total: Number of steps skipped since step 0.
+        in_a_row: Number of steps skipped since the last one that was not.
     """
 
     config: GuardConfig
@@ -101,19 +107,19 @@ class SkipGuard:
     in_a_row: int = 0
 
     def passed(self) -> None:
-        """A step was fine."""
+        """Note a step that was fine."""
         self.in_a_row = 0
 
     def skipped(self, step: int, what: str, keys: Sequence[str]) -> None:
-        """A step was skipped.
+        """Note a skipped step.
 
         Args:
-            step: From 1, as in `metrics.jsonl`.
+            step: Number of the step, from 1 as in `metrics.jsonl`.
             what: "loss" or "gradient".
-            keys: The samples it came from.
+            keys: Samples that it came from.
 
         Raises:
-            NotFinite: It was the last straw.
+            NotFinite: As many steps in a row as `GuardConfig.abort_after` allows were skipped.
         """
         self.total += 1
         self.in_a_row += 1
@@ -127,7 +133,7 @@ class SkipGuard:
 
 
 def keys_of_bad_loss(batches: Iterable[Batch], losses: Iterable[torch.Tensor]) -> list[str]:
-    """Samples whose own loss `[B]` is not finite."""
+    """Keys of the samples whose own loss is not finite; `losses` are `[B]` for each batch."""
     return [
         key
         for batch, loss in zip(batches, losses, strict=True)
@@ -139,15 +145,15 @@ def keys_of_bad_loss(batches: Iterable[Batch], losses: Iterable[torch.Tensor]) -
 def keys_of_bad_gradient(
     batches: Iterable[Batch], backward: Callable[[Batch], Any], parameters: Sequence[nn.Parameter]
 ) -> list[str]:
-    """Samples whose own gradient is not finite, found by going through them one by one.
+    """Keys of the samples whose own gradient is not finite, found by going through them one by one.
 
-    Ranks may call it together when `backward` communicates: they have equally many samples. A gradient that is shared
-    then names the samples of all of them.
+    Ranks may call it together when `backward` communicates: they have equally many samples. Where the gradient is
+    exchanged, each rank names its own sample of that turn, although only one of them may be to blame.
 
     Args:
         batches: Microbatches of a step.
-        backward: Adds a batch's gradient to the parameters'.
-        parameters: The trained ones; their gradients are gone afterwards.
+        backward: Adds the gradient of a batch to that of the parameters.
+        parameters: Trained parameters; their gradients are gone afterwards.
     """
     keys = []
     for batch in batches:
@@ -161,7 +167,7 @@ def keys_of_bad_gradient(
 
 
 def only(batch: Batch, index: int) -> Batch:
-    """One sample of a batch of B, as a batch of 1: tensors `[B, …]` and lists of B are cut, the rest stays."""
+    """One sample of a batch, as a batch of 1: tensors `[B, …]` and lists of B are cut, anything else stays."""
     count = len(batch["keys"])
 
     def cut(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Checkpoints to resume from: distributed, written in the background, whole or not there, good for any world size."""
+"""Checkpoints to resume from: distributed, written in the background, whole or absent, loadable by any world size."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from train.trainer.update import Ema
 
 log = logging.getLogger(__name__)
 
-# One process without a process group is a case of its own there, and says so at each call.
+# Without a process group PyTorch warns at each call that it saves from a single process, which is what we want.
 warnings.filterwarnings("ignore", message="torch.distributed is (disabled|unavailable)")
 
 T = TypeVar("T")
@@ -38,14 +38,14 @@ State = dict[str, Any]
 
 
 class Checkpoints:
-    """The checkpoints of a run. Every rank makes one, and all call the same methods in the same order.
+    """Checkpoints of a run. Every rank makes one such object, and all call the same methods in the same order.
 
     Args:
         folder: RUN/checkpoints, on a file system that all ranks share.
-        config: How many to keep, and whether to write in the background.
-        rank: This process.
-        world: Number of processes; above 1 the default process group must be there.
-        timeout_s: How long a rank waits for the others.
+        config: How many checkpoints to keep, and whether to write in the background.
+        rank: Number of this process.
+        world: Number of processes; above 1 the default process group must exist.
+        timeout_s: Seconds that a rank waits for the others.
     """
 
     def __init__(
@@ -53,14 +53,16 @@ class Checkpoints:
     ) -> None:
         self.folder, self.config, self.rank, self.world = folder, config, rank, world
         assert world == 1 or dist.is_initialized()
-        # A group of its own: the background thread's messages must not mix with those of the training.
+        # A group of their own: messages of the background thread must not mix with those of the training.
         timeout = timedelta(seconds=timeout_s)
         self._group: Any = dist.new_group(backend="gloo", timeout=timeout) if dist.is_initialized() else None
+        # Pinned memory and copies that do not block exist with CUDA only. Staging itself does not run in the
+        # background: the state may change as soon as `save` returns.
         cuda = torch.cuda.is_available()
         self._stager = DefaultStager(StagingOptions(cuda, False, False, cuda))
         self._pending: Future[Any] | None = None
         self._pending_step = 0
-        # A rank that outlived a killed run may still be writing: names of this start are its own.
+        # A rank that outlived a killed training may still be writing: each start uses temporary names of its own.
         self._token = self._from_rank_zero(self._open)
         self._newest = self.latest()
 
@@ -70,33 +72,33 @@ class Checkpoints:
         return uuid.uuid4().hex[:8]
 
     def latest(self) -> int | None:
-        """Step of the newest whole checkpoint."""
+        """Step of the newest whole checkpoint, equal on every rank; None without one."""
         return self._from_rank_zero(lambda: max(whole_steps(self.folder), default=None))
 
     def save(self, step: int, state: State, *, block: bool = False) -> None:
         """Write a checkpoint, unless this step has one already.
 
-        Waits for an earlier one, then takes a copy of the state; the rest happens in the background, where the
-        settings say so. The state may change as soon as this returns.
+        Waits for an earlier one, then takes a copy of the state; the rest happens in the background, if the settings
+        say so. The state may change as soon as this returns.
 
         Args:
-            step: Steps that are done.
-            state: What to keep.
-            block: Return when it is whole.
+            step: Number of steps that are done.
+            state: State to keep.
+            block: Whether to return only when the checkpoint is whole.
 
         Raises:
-            OSError: No space left, or another fault of the machine. Earlier checkpoints are as they were.
+            OSError: No space is left, or the machine has another fault. Earlier checkpoints are as they were.
             ValueError: The ranks do not share a file system.
         """
-        # One at a time: what went wrong with the one before is raised here.
+        # One at a time; an error in writing the one before is raised here.
         self.wait()
         if step == self._newest:
             return
-        # Every rank writes into the same temporary folder; `CheckpointWriter` makes it count.
+        # Every rank writes into the same temporary folder; `CheckpointWriter.finish` renames it when all are done.
         target = self.folder / folder_name(step)
         writer = CheckpointWriter(self._temporary(step), target, self.config.keep)
         options: dict[str, Any] = {"storage_writer": writer, "process_group": self._group, "no_dist": self._alone}
-        # The background gets a copy of the state, else the training waits.
+        # Write in the background from a copy of the state, or here and now.
         self._pending_step = step
         if self.config.asynchronous and not block:
             future = async_save(_tensors(state), async_stager=self._stager, **options)
@@ -106,28 +108,28 @@ class Checkpoints:
             self._finish(lambda: save(_tensors(state), **options))
 
     def poll(self) -> None:
-        """Raise what went wrong in the background, as `save` does. Never waits."""
+        """Raise an error of the background writer, as `save` does. Never waits."""
         if self._pending is not None and self._pending.done():
             self.wait()
 
     def wait(self) -> None:
-        """Return when nothing is being written; raises as `save` does."""
+        """Return when nothing is being written any more; raises as `save` does."""
         if self._pending is not None:
             pending, self._pending = self._pending, None
             self._finish(pending.result)
 
     def load(self, step: int, state: State) -> None:
-        """Fill a state of the same shape: tensors in place, numbers in their dicts.
+        """Fill a state of the same structure: tensors in place, numbers in their dicts.
 
         Raises:
             ValueError: The checkpoint is damaged, or is not of this model; says what to do.
         """
-        # Are its files as they were written? Each rank reads its share of them, and all hear of any damage.
+        # Are the files as they were written? Each rank reads its share of them, and all learn of any damage.
         folder = self.folder / folder_name(step)
         damage = self._from_all(find_damage(folder, self.rank, self.world))
         if found := next((text for text in damage if text is not None), None):
             raise ValueError(self._damaged(step, found))
-        # Is it of this model? Then fill the tensors in place.
+        # Is it a checkpoint of this model? Then fill the tensors in place.
         tensors = _tensors(state)
         try:
             reader = CheckpointReader(folder)
@@ -143,7 +145,7 @@ class Checkpoints:
         self._newest = step
 
     def close(self) -> None:
-        """Wait for what is being written, and leave. What fails now is only logged: something else ended the run."""
+        """Wait for the writer and free its buffers. An error is only logged: another may be ending the run."""
         try:
             self.wait()
         except (OSError, ValueError, RuntimeError) as error:
@@ -156,6 +158,7 @@ class Checkpoints:
         try:
             writing()
         except CheckpointException as error:
+            # Free the space at once: a full disk is the likeliest cause. Other ranks see the same folder.
             if self.rank == 0:
                 shutil.rmtree(self._temporary(step), ignore_errors=True)
             raise self._explained(step, _first(error)) from error
@@ -181,7 +184,7 @@ class Checkpoints:
         return self._group is None
 
     def _from_rank_zero(self, function: Callable[[], T]) -> T:
-        """What `function` returns on rank 0, on every rank; its `OSError` is raised on every rank."""
+        """Value that `function` returns on rank 0, on every rank; its `OSError` is raised on every rank."""
         answer: list[Any] = [None, None]
         if self.rank == 0:
             try:
@@ -203,12 +206,12 @@ class Checkpoints:
 
 
 def _first(error: CheckpointException) -> BaseException:
-    """What the lowest failing rank said."""
+    """Error of the lowest failing rank."""
     return error.failures[min(error.failures)][0]
 
 
 def _tensors(state: Mapping[str, Any]) -> State:
-    """The same nesting with tensors only: a number would be stored as a pickle. Empty dicts are left out."""
+    """State with the same nesting and tensors only: a number would be stored as a pickle. Empty dicts are left out."""
     found: State = {}
     for name, value in state.items():
         if isinstance(value, Mapping):
@@ -254,14 +257,15 @@ _OPTIONS = StateDictOptions(ignore_frozen_params=True, flatten_optimizer_state_d
 def training_state(module: nn.Module, optimizer: torch.optim.Optimizer, ema: Ema) -> dict[str, Any]:
     """Weights, moments and averages by the names of the bare module, so that any wrapping and world size can load them.
 
-    Frozen parameters are left out: they come from where `Task.build` has them. So are the optimizer's settings: they
-    come from the recipe. The tensors are those of the training, not copies: filling them restores it.
+    Frozen parameters are left out: `Task.build` brings them. So are the optimizer's settings: they come from the
+    recipe. The tensors are those of the training, not copies: filling them restores it.
 
     Args:
-        module: The module as wrapped for the ranks.
-        optimizer: Over its trainable parameters, with its state in place.
-        ema: Averages of the same.
+        module: Module as wrapped for the ranks.
+        optimizer: Optimizer of its trainable parameters, with its state in place.
+        ema: Averages of the same parameters.
     """
     weights, flat = get_state_dict(module, optimizer, options=_OPTIONS)
+    # Flat names are `state.<parameter>.<moment>` and `param_groups.…`, which holds the settings.
     moments = {name: value for name, value in flat.items() if name.startswith("state.")}
     return {"module": weights, "optimizer": moments, "ema": ema.average}

@@ -1,7 +1,7 @@
-"""The files of one checkpoint: PyTorch's distributed format, with a hash next to each file, and a commit by renaming.
+"""Files of one checkpoint: PyTorch's distributed format, with a hash next to each file, and a commit by renaming.
 
-A folder has its final name when, and only when, every file of every rank is on the disk. Reading needs no trust in
-the folder: nothing but tensors and the names of their parts can come out of it.
+A folder has its final name only if every file of every rank is on the disk. Reading needs no trust in the folder:
+nothing but tensors and the names of their parts can come out of it.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ KNOWN_NAMES = {
     ("torch", "Size"),
     ("pathlib", "PosixPath"),
 }
-"""(module, name) of whatever a metadata file, which is a pickle, may name; some are PyTorch's private names. Dtypes may
-be named, too."""
+"""(module, name) of everything that a metadata file, which is a pickle, may name; some are PyTorch's private names.
+Dtypes may be named, too."""
 
 
 def folder_name(step: int) -> str:
@@ -57,18 +57,18 @@ def folder_name(step: int) -> str:
 
 
 def whole_steps(folder: Path) -> list[int]:
-    """Steps that have a whole checkpoint, ascending."""
+    """Steps with a whole checkpoint, ascending."""
     names = [entry.name.removeprefix(_PREFIX) for entry in folder.glob(f"{_PREFIX}*") if entry.is_dir()]
     return sorted(int(name) for name in names if name.isdigit())
 
 
 class CheckpointWriter(FileSystemWriter):
-    """Writes the files of every rank into a temporary folder, and on rank 0 makes it count.
+    """Writer of one checkpoint: every rank writes into a temporary folder, and rank 0 renames it when all are done.
 
     Args:
-        temporary: The same on every rank; must not exist.
-        target: Its final name.
-        keep: The newest so many checkpoints next to it stay.
+        temporary: Folder that is written to, equal on every rank; must not exist.
+        target: Final name of the folder.
+        keep: Number of checkpoints that stay next to each other, the newest ones.
     """
 
     def __init__(self, temporary: Path, target: Path, keep: int) -> None:
@@ -76,27 +76,27 @@ class CheckpointWriter(FileSystemWriter):
         self.temporary, self.target, self.keep = temporary, target, keep
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> torch.futures.Future[list[WriteResult]]:
-        """The files of this rank, and their hashes."""
+        """Write the files of this rank, and their hashes."""
         try:
             written = super().write_data(plan, planner)
         except RuntimeError as error:
-            # torch.save turns a full disk into "unexpected pos 704 vs 598".
+            # torch.save turns a full disk into "unexpected pos 704 vs 598"; the OSError is only the cause of that.
             cause = error.__cause__ or error.__context__
             if isinstance(cause, OSError):
                 raise cause from error
             raise
-        # By their names: a rank that had nothing to write has left an empty file.
+        # Found by their prefix rather than in `written`: a rank that had nothing to write has left an empty file.
         for file in sorted(self.temporary.glob(f"{plan.storage_data.prefix}*{_SUFFIX}")):
             write_whole(file.with_name(file.name + _HASH), hash_file(file).encode())
         return written
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
-        """On rank 0, when all ranks have written: check, rename, say that it is the last, drop old ones."""
-        # The last file says where the parts of each tensor lie.
+        """Commit the checkpoint on rank 0, after all ranks wrote: check, rename, name it in `last`, drop old ones."""
+        # The metadata say in which file the parts of each tensor lie; they are the last file to be written.
         super().finish(metadata, results)
         file = self.temporary / _METADATA
         write_whole(file.with_name(file.name + _HASH), hash_file(file).encode())
-        # All there and on the disk: only then it gets its name.
+        # Only when all files are there and on the disk, the folder gets its final name.
         _check_there(self.temporary, {result.storage_data.relative_path for part in results for result in part})
         sync(self.temporary)
         if self.target.exists():
@@ -104,7 +104,7 @@ class CheckpointWriter(FileSystemWriter):
         self.temporary.rename(self.target)
         sync(self.target.parent)
         write_whole(self.target.parent / LAST, f"{self.target.name}\n".encode())
-        # Older ones go when a newer one is whole.
+        # Older checkpoints go only now that a newer one is whole.
         for step in whole_steps(self.target.parent)[: -self.keep]:
             _remove(self.target.parent / folder_name(step))
 
@@ -119,7 +119,7 @@ def _check_there(folder: Path, names: set[str]) -> None:
 
 
 def _remove(folder: Path) -> None:
-    # Renamed first: half a folder must never have the name of a whole one.
+    # Rename first: a folder that is half removed must never have the name of a whole checkpoint.
     doomed = folder.with_name(f".{folder.name}.tmp-removed")
     try:
         shutil.rmtree(doomed, ignore_errors=True)
@@ -130,16 +130,17 @@ def _remove(folder: Path) -> None:
 
 
 class CheckpointReader(FileSystemReader):
-    """Reads a checkpoint without running what a pickle may ask for."""
+    """Reader of a checkpoint that runs nothing that a pickle may ask for."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        """What the checkpoint holds.
+        """Names, shapes and places of the tensors.
 
         Raises:
-            ValueError: The file asks for something that no metadata has.
+            ValueError: The file names something that no metadata of ours has.
         """
         data = (Path(self.path) / _METADATA).read_bytes()
         metadata = _MetadataUnpickler(io.BytesIO(data)).load()
+        # As in the method of PyTorch that this one replaces.
         metadata.storage_meta = metadata.storage_meta or StorageMeta()
         metadata.storage_meta.load_id = self.load_id
         return metadata
@@ -153,7 +154,8 @@ class _MetadataUnpickler(pickle.Unpickler):
 
 
 def find_damage(folder: Path, rank: int, world: int) -> str | None:
-    """What is wrong with the files of a checkpoint, None if nothing is. Each rank reads its share of them."""
+    """First defect of the files of a checkpoint, or None. Each rank reads its share of them: every `world`-th file."""
+    # Files that have a hash and files that should have one: a file or a hash that is missing is a defect, too.
     hashed = {entry.name.removesuffix(_HASH) for entry in folder.glob(f"*{_HASH}")}
     names = sorted({_METADATA} | hashed | {entry.name for entry in folder.glob(f"*{_SUFFIX}")})
     for name in names[rank::world]:

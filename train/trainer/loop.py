@@ -1,4 +1,4 @@
-"""The training loop: steps, accumulation, clipping, averaging, guards, and when to log, validate and checkpoint.
+"""Training loop: steps, accumulation, clipping, averaging, guards, and when to log, validate and checkpoint.
 
 It knows nothing about faces, files or launchers. Everything random is keyed, so that the state of a training is its
 tensors and the number of steps done: a run that was killed and resumed ends with the same bits as an unbroken one.
@@ -43,50 +43,51 @@ from train.trainer.update import (
 log = logging.getLogger(__name__)
 
 ASK_EVERY_S = 1.0
-"""From one question to the launcher, whether the run will be cut short, to the next; every other step where steps take
-longer."""
+"""Seconds between two questions to the launcher whether it will end the training early; every other step where steps
+take longer."""
 
 
 class Trainer:
-    """One rank of a training. All ranks make one and call the same methods.
+    """One rank of a training. Every rank makes one, and all call the same methods in the same order.
 
     Args:
-        task: What is trained.
-        config: How.
-        run: The folder that it fills, and from whose newest checkpoint it goes on.
-        port: The rank's place, and its launcher.
+        task: Model to train, with its data and loss.
+        config: Settings of the trainer.
+        run: Folder that the training fills, and from whose newest checkpoint it continues.
+        port: Place of the rank among the ranks, and its launcher.
 
     Attributes:
-        step: Steps that are done.
+        step: Number of steps that are done.
 
     Raises:
-        ValueError: The ranks cannot share the batch, the device or a package is missing, or nothing is to be trained.
+        ValueError: The ranks cannot share the batch, the device or a package is missing, or there is nothing to train.
     """
 
     def __init__(self, task: Task, config: TrainConfig, run: RunFolder, port: Port) -> None:
         self.task, self.config, self.port = task, config, port
         self.step = 0
-        # Whatever can be refused without the model.
+        # Refuse what can be refused before the model is built, which may take minutes.
         self.accumulation = config.accumulation(port.world)
         self.device = choose_device(config.parallel, port.local_rank)
         check_online(config.log)
-        # The model: a copy for the export first, since wrapping and sharding change it.
+        # The model. The exporter copies it first, since moving, wrapping and sharding change it.
         built = _built(task)
         self.exporter = Exporter(built, port.rank)
         self.module = parallelise(built, config.parallel, self.device, port.world)
-        # What a step needs, over the wrapped module.
+        # The parts of a step. They must be made after the wrapping: sharding replaces the parameters.
         self.parameters = trainable_parameters(bare(self.module))
         self.optimizer = make_optimizer(self.module, config.optimizer)
         self.ema = Ema(self.parameters, config.ema)
         self.backward = Backward(task, self.module, config, self.device, port.world)
         self.guard = SkipGuard(config.guard)
         self.clock = Throughput(self.device)
-        # Go on from the newest checkpoint; everything after this needs to know the step.
+        # Resume from the newest checkpoint; everything below needs to know the step.
         self.checkpoints = Checkpoints(
             run.checkpoints, config.checkpoint, port.rank, port.world, config.parallel.timeout_s
         )
         self._resume()
-        # The data: one microbatch of every rank at a time, `accumulation` of them a step: the same slots for any world.
+        # The data. A batch of the loader is one microbatch for every rank, and `accumulation` of them make a step, so
+        # the step has the same slots for any number of ranks.
         self.loader = task.loader(
             global_batch=config.microbatch * port.world,
             seed=config.seed,
@@ -96,17 +97,17 @@ class Trainer:
         )
         self.loader.pin_memory = self.device.type == "cuda"
         self.loader.load_state_dict({"slots": self.step * config.global_batch})
-        # What is written about it: figures on rank 0, and validations that an earlier start left undone.
+        # The records: figures on rank 0, and validations that an earlier start left undone.
         self.tracker: Tracker | None = None
         if port.rank == 0:
             self.tracker = Tracker(run.metrics, run.tensorboard, config.log, self.step, run.path.name)
         self.validations = Validations(run, config.validation, port.rank, self._log_validation)
         self.validations.resume(self.step)
-        # What changes from step to step, and is in no checkpoint.
+        # State that is in no checkpoint: notices, the reading processes, sums for the next line.
         self._stop = StopRequest()
         self._ask, self._asked_at = True, 0.0
         self._reading: Iterator[Batch] = iter(())
-        self._sums: Counter[str] = Counter()  # over the samples since the last line, skipped steps left out
+        self._sums: Counter[str] = Counter()  # over the samples since the last line, without skipped steps
         self._counted = 0
         self._figures: dict[str, float] = {}
 
@@ -121,6 +122,7 @@ class Trainer:
         if self.step >= self.config.steps:
             log.info("step %d of %d: there is nothing left to train", self.step, self.config.steps)
             return
+        # From here to the end a first SIGTERM or SIGINT only sets a flag, which the next step shares among the ranks.
         with self._stop:
             batches = self._rehearsed()
             while self.step < self.config.steps:
@@ -128,8 +130,10 @@ class Trainer:
                     stop, save = self._train_step(batches)
                 self.step += 1
                 self._after_step(stop, save)
+                # Every rank has the same flag, and `_after_step` has written the checkpoint: all end at the same step.
                 if stop:
                     raise Interrupted(self.step)
+        # The last checkpoint must be whole before the weights are exported.
         self.checkpoints.wait()
 
     def export(self, folder: Path) -> None:
@@ -144,7 +148,7 @@ class Trainer:
             self.task.export(module, folder)
 
     def close(self) -> None:
-        """End the reading processes, background writers and a validation that runs; also after an error."""
+        """End the reading processes, the background writer and a running validation; called after errors, too."""
         if isinstance(self._reading, Generator):
             self._reading.close()
         self.validations.close()
@@ -153,13 +157,15 @@ class Trainer:
         self.checkpoints.close()
 
     def _rehearsed(self) -> Iterator[Batch]:
-        """The batches, after a backward of the first one that counts for nothing.
+        """Batches of this rank, after a backward pass over the first one whose gradient is dropped.
 
-        DDP lays out its buckets anew after its first backward, and with them the order of its sums. This way a resumed
-        run has the same order as an unbroken one. A parameter without a gradient shows here, too, on any number of
+        DDP lays out its buckets anew after its first backward pass, and with them the order of its sums. Thus a resumed
+        run sums in the same order as an unbroken one. A parameter without a gradient shows here, too, on any number of
         ranks.
         """
         self._reading = iter(self.loader)
+        # The reading processes start with the first batch. Ctrl-C and schedulers signal the whole process group, and
+        # the readers must outlive that: the step under way needs their batches.
         with unsignalled():
             first = next(self._reading)
         self.backward(first, self.step, sync=True)
@@ -168,14 +174,15 @@ class Trainer:
                 f"the loss does not depend on {', '.join(idle)}: the task must freeze what it does not train"
             )
         self.optimizer.zero_grad(set_to_none=True)
+        # The rehearsal is no step: it must not count in the first figures.
         self.clock.restart()
         return itertools.chain([first], self._reading)
 
     # --- one step -----------------------------------------------------------------------------------------------------
 
     def _train_step(self, batches: Iterator[Batch]) -> tuple[bool, bool]:
-        """One update from all microbatches of the rank; whether to stop, and whether to checkpoint, on every rank."""
-        # Forward and backward, microbatch by microbatch; gradients are exchanged in the last one only.
+        """Do one update from all microbatches. Returns (stop after it, write a checkpoint), equal on every rank."""
+        # Forward and backward pass, microbatch by microbatch; gradients are exchanged in the last one only.
         microbatches: list[Batch] = []
         losses: list[Losses] = []
         for index in range(self.accumulation):
@@ -183,19 +190,22 @@ class Trainer:
                 batch = next(batches)
             microbatches.append(batch)
             losses.append(self.backward(batch, self.step, sync=index == self.accumulation - 1))
+        # float() waits for the device: the time of a step ends with its result.
         norm = float(gradient_norm(self.parameters.values()))
-        # Ask for notices. The launcher's question may wait for other ranks, so all ask at the same steps: a step whose
-        # flags said that it is due is followed by one in which every rank asks.
+        # Preemption takes two steps, since the launcher may answer only when every rank asks. A step in which the
+        # question is due by the clock of any rank sets `_ask` on all of them; in the next step all ask, and share the
+        # answer.
         asked = self._ask and self.port.preempting()
         flags = torch.tensor([self._stop.requested, asked, self._due()], dtype=torch.float64, device=self.device)
-        # One exchange: sums of the losses, and flags that then are alike on every rank.
+        # One exchange for the sums of the losses and the flags: after it, every rank knows the same.
         sums = torch.stack([torch.cat([part[name] for part in losses]).double().sum() for name in losses[0]])
         *totals, stop, preempting, due = over_ranks(torch.cat([sums, flags]))
         self._ask = due > 0
         total = dict(zip(losses[0], totals, strict=True))
-        # Update or skip. Every rank has the same sums and the same norm, and so decides alike.
+        # Update or skip. Every rank has the same sums and the same norm, and so decides the same.
         if math.isfinite(total["loss"]) and math.isfinite(norm):
             self._update(norm)
+            # Logged as means over the samples: the norm belongs to the whole batch, hence the factor.
             self._sums.update(total | {"gradient_norm": norm * self.config.global_batch})
             self._counted += self.config.global_batch
         else:
@@ -206,7 +216,7 @@ class Trainer:
         return stop > 0, preempting > 0
 
     def _due(self) -> bool:
-        """Whether the launcher was last asked long ago. The ranks' clocks differ, so they agree before they ask."""
+        """Whether it is time to ask the launcher again, by the clock of this rank; the ranks agree before they ask."""
         now = time.monotonic()
         if self._ask:
             self._asked_at = now
@@ -220,7 +230,8 @@ class Trainer:
         self.guard.passed()
 
     def _skip(self, what: str, keys: list[str]) -> None:
-        """Leave weights, moments and averages as they are."""
+        """Record a skipped step, which leaves weights, moments and averages as they are."""
+        # First the record, since the guard may end the training.
         if self.tracker is not None:
             self.tracker.skipped(self.step + 1, what, keys)
         self.guard.skipped(self.step + 1, what, keys)
@@ -230,21 +241,22 @@ class Trainer:
     def _after_step(self, stop: bool, save: bool) -> None:
         config, step = self.config, self.step
         last = step == config.steps
-        # Figures.
+        # Figures, also after the last step.
         if last or step % config.log.every == 0:
             self._log()
-        # Validation. Before the checkpoint: a run killed in between goes on from an earlier one and submits it again.
+        # Validation, before the checkpoint: a training killed between the two resumes earlier and submits it again.
         if config.validation.every and (last or step % config.validation.every == 0):
             self.validations.submit(step, functools.partial(self._write, self._averaged()))
         self.validations.poll()
-        # Checkpoint: when it is time, at the end, and when the run will be cut short.
+        # Checkpoint: at its interval, at the end, and when the training will be ended early. The last one is waited
+        # for.
         if last or stop or save or step % config.checkpoint.every == 0:
             self.checkpoints.save(step, self._state(), block=stop or last)
             self.port.report(self._figures)
         self.checkpoints.poll()
 
     def _log(self) -> None:
-        """Means over the samples, rates and times since the last line; after a resume since that. Collective."""
+        """Log means over the samples, rates and times since the last line, or since a resume. Collective."""
         config = self.config
         means = {name: value / self._counted for name, value in self._sums.items()}
         self._sums, self._counted = Counter(), 0
@@ -252,6 +264,7 @@ class Trainer:
         rate = self._learning_rate(self.step - 1)
         figures = {"epoch": self.loader.epoch, **means, "learning_rate": rate, **speed, "skipped": self.guard.total}
         self._figures = figures
+        # All ranks took part in the sums; rank 0 writes them.
         if self.tracker is None:
             return
         self.tracker.log(self.step, figures)
@@ -280,6 +293,7 @@ class Trainer:
         newest = self.checkpoints.latest()
         if newest is None:
             return
+        # The tensors of the state are those of the training: loading fills the weights, moments and averages in place.
         state = self._state()
         self.checkpoints.load(newest, state)
         progress = state["progress"]
@@ -292,7 +306,7 @@ class Trainer:
 
 
 def _built(task: Task) -> nn.Module:
-    """The module of a task, in training mode."""
+    """Module of a task with its first weights, in training mode."""
     module = task.build().train()
     wrong = [name for name, p in trainable_parameters(module).items() if p.dtype != torch.float32]
     assert not wrong, f"trained weights are kept in float32: {', '.join(wrong)} are not"

@@ -1,4 +1,4 @@
-"""How the ranks share a model: devices, DDP or FSDP2, precision, and the few sums that they exchange."""
+"""Sharing a model among ranks: devices, DDP or FSDP2, precision, and the few sums that the ranks exchange."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from train.config import ParallelConfig
 
 
 def choose_device(config: ParallelConfig, local_rank: int) -> torch.device:
-    """The device of a rank.
+    """Device of a rank, made the current one if it is a GPU.
 
     Raises:
         ValueError: cuda was asked for, and there is none (or none for this rank).
@@ -35,6 +35,7 @@ def choose_device(config: ParallelConfig, local_rank: int) -> torch.device:
             " start fewer ranks on it, or set parallel.device cpu"
         )
     device = torch.device("cuda", local_rank)
+    # NCCL and memory figures go by the current device.
     torch.cuda.set_device(device)
     return device
 
@@ -43,17 +44,19 @@ def parallelise(module: nn.Module, config: ParallelConfig, device: torch.device,
     """Move a module to its device, prepare its blocks, and wrap it for the ranks.
 
     Blocks (`module.blocks`, see `Task.build`) are changed in place by replacing their `forward`, so no name in a state
-    dict changes. Under FSDP2 each is sharded for itself, and gathered when its turn comes. Buffers are not exchanged:
-    training must not change them.
+    dict changes. Under FSDP2 each block is sharded on its own, and gathered when its turn comes. Buffers are not
+    exchanged: training must not change them.
     """
     module = module.to(device)
     blocks = list(cast(Iterable[nn.Module], module.blocks))
     for block in blocks:
+        # Compiled inside, checkpointed outside: the second forward pass then runs the compiled code, too.
         if config.compile:
             block.forward = torch.compile(block.forward)
         if config.activation_checkpointing:
             block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
     if config.strategy == "fsdp2":
+        # Blocks first, then what is left: each call takes the parameters that no earlier one has taken.
         mesh = init_device_mesh(device.type, (world,))
         for block in blocks:
             fully_shard(block, mesh=mesh)
@@ -61,6 +64,7 @@ def parallelise(module: nn.Module, config: ParallelConfig, device: torch.device,
         return module
     if world == 1:
         return module
+    # Gradients are views of the buckets, which saves a copy of them all.
     return DistributedDataParallel(
         module,
         device_ids=[device.index] if device.type == "cuda" else None,
@@ -70,18 +74,18 @@ def parallelise(module: nn.Module, config: ParallelConfig, device: torch.device,
 
 
 def bare(module: nn.Module) -> nn.Module:
-    """The module with its own names, without a wrapper."""
+    """Module without DDP's wrapper, which prefixes its names."""
     return module.module if isinstance(module, DistributedDataParallel) else module
 
 
 def autocast(config: ParallelConfig, device: torch.device) -> AbstractContextManager[Any]:
-    """Arithmetic in the asked precision. The same under FSDP2: weights are gathered in float32 and cast where used."""
+    """Context of arithmetic in the asked precision; the same for FSDP2, which gathers weights in float32."""
     return torch.autocast(device.type, torch.bfloat16) if config.precision == "bf16" else nullcontext()
 
 
 @contextmanager
 def gradient_sync(module: nn.Module, active: bool) -> Iterator[None]:
-    """Forward and backward within exchange gradients, or leave that to a later backward."""
+    """Context in which a backward pass exchanges gradients, or (`active` False) leaves that to a later one."""
     if isinstance(module, FSDPModule):
         module.set_requires_gradient_sync(active)
         yield
@@ -93,24 +97,24 @@ def gradient_sync(module: nn.Module, active: bool) -> Iterator[None]:
 
 
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> torch.Tensor:
-    """L2 norm of the whole gradient: a scalar, equal on every rank. Collective where it is sharded."""
+    """L2 norm of the whole gradient, a scalar tensor equal on every rank. Collective where the gradient is sharded."""
     return full(get_total_norm([p.grad for p in parameters if p.grad is not None]))
 
 
 def full(tensor: torch.Tensor) -> torch.Tensor:
-    """The whole of a sharded tensor (collective), or the tensor."""
+    """Whole tensor of a sharded one (collective); any other tensor comes back as it is."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def over_ranks(values: torch.Tensor, operation: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> list[float]:
-    """Sum (or maximum) of `[N]` values over the ranks. Collective."""
+    """Sum (or maximum) of each of `[N]` values over the ranks. Collective; `values` is overwritten."""
     if _many():
         dist.all_reduce(values, operation)
     return values.tolist()
 
 
 def gather_lists(values: list[str]) -> list[str]:
-    """The lists of all ranks, one after the other. Collective; for what is rare."""
+    """Lists of all ranks, one after the other. Collective and slow (pickles): for rare events."""
     if not _many():
         return values
     lists: list[Any] = [None] * dist.get_world_size()

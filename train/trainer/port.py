@@ -1,6 +1,6 @@
-"""What a rank knows of the world outside: its place among the ranks, its launcher, and who asks it to end.
+"""Port of a rank to the outside: its place among the ranks, its launcher, and requests to end.
 
-So the training loop needs to know no launcher. A run may be cut short in two ways: the launcher says so beforehand
+Thus the training loop knows no launcher. A training may be ended early in two ways: the launcher announces it
 (`Port.preempting`), or a signal comes (`StopRequest`).
 """
 
@@ -24,44 +24,44 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Port(Protocol):
-    """A rank's place among the ranks, and its line to whoever started them."""
+    """Place of a rank among the ranks, and its connection to the launcher."""
 
     @property
     def rank(self) -> int:
-        """This process, 0 … world - 1."""
+        """Number of this process, 0 … world - 1."""
         ...
 
     @property
     def world(self) -> int:
-        """How many ranks there are."""
+        """Number of ranks."""
         ...
 
     @property
     def local_rank(self) -> int:
-        """This process among those of its machine."""
+        """Number of this process among the ranks of its machine, from 0."""
         ...
 
     @property
     def local_world(self) -> int:
-        """How many ranks run on this machine."""
+        """Number of ranks on this machine."""
         ...
 
     def report(self, metrics: Mapping[str, float]) -> None:
-        """Say how far the run is. Every rank calls it at the same steps."""
+        """Tell the launcher how far the training is. Every rank calls it at the same steps."""
         ...
 
     def preempting(self) -> bool:
-        """Whether this run will soon be cut short, so that a checkpoint is due now; True once for each notice.
+        """Whether this training will soon be ended, so that a checkpoint is due now; True once for each notice.
 
-        Every rank calls it at the same steps: they may wait for each other in it. It costs milliseconds: ask once in
-        a second or so.
+        Every rank calls it at the same steps: they may wait for each other in it. It costs milliseconds: ask about once
+        a second.
         """
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class LocalPort:
-    """One process alone, or one of those that torchrun started. Nobody listens, nobody preempts (but by a signal)."""
+    """Port of a single process or of a rank of torchrun. Nobody takes reports, and only signals end it early."""
 
     rank: int = 0
     world: int = 1
@@ -70,7 +70,7 @@ class LocalPort:
 
     @classmethod
     def from_environment(cls) -> LocalPort:
-        """The place that torchrun's variables say."""
+        """Port with the place that the environment variables of torchrun give."""
         number = {name: int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")}
         return cls(
             rank=number["RANK"],
@@ -80,19 +80,19 @@ class LocalPort:
         )
 
     def report(self, metrics: Mapping[str, float]) -> None:
-        """Nobody listens."""
+        """Do nothing: nobody takes reports."""
 
     def preempting(self) -> bool:
-        """Never."""
+        """Return False: nothing is announced."""
         return False
 
 
 class RayPort:
-    """A worker of Ray Train.
+    """Port of a worker of Ray Train.
 
     Args:
-        session: The module `ray.train`; only the launcher imports it.
-        stop_file: Put there by the launcher when it will end the run at the next checkpoint.
+        session: Module `ray.train`; only the launcher imports it.
+        stop_file: File that the launcher makes when it will end the training at the next checkpoint.
     """
 
     def __init__(self, session: Any, stop_file: Path) -> None:
@@ -106,13 +106,14 @@ class RayPort:
         self._known: Any = None
 
     def report(self, metrics: Mapping[str, float]) -> None:
-        """Show the figures in Ray's state; checkpoints are not Ray's."""
-        # Without waiting for the controller, which looks only every 2 s.
+        """Show the figures in Ray's state; Ray gets no checkpoints."""
+        # ASYNC does not wait for the controller, which polls only every 2 s.
         mode = self._session.CheckpointUploadMode.ASYNC
         self._session.report(dict(metrics), checkpoint_upload_mode=mode)
 
     def preempting(self) -> bool:
         """Whether Ray drains a node of this run, or the launcher was asked to stop."""
+        # Remember the last notice, so that each one makes one checkpoint.
         notice = (self._session.get_preemption_info(), self._stop_file.exists())
         new = notice != self._known and notice != (None, False)
         self._known = notice
@@ -123,7 +124,7 @@ class RayPort:
 
 
 class Interrupted(Exception):
-    """The training was asked to end, and did so after a whole checkpoint."""
+    """A training was asked to end, and did so after a whole checkpoint."""
 
     def __init__(self, step: int) -> None:
         super().__init__(f"interrupted at step {step}; the same command continues from there")
@@ -132,11 +133,12 @@ class Interrupted(Exception):
 
 @contextmanager
 def unsignalled() -> Iterator[None]:
-    """Processes that are started within never see SIGTERM or SIGINT; the own one sees them afterwards.
+    """Context whose child processes never get SIGTERM or SIGINT; this process gets them afterwards.
 
     torchrun, schedulers and Ctrl-C signal whole process groups. Reading processes that died of it would take the
     training with them before its checkpoint is written.
     """
+    # Child processes inherit the mask and keep it.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
         yield
@@ -145,9 +147,9 @@ def unsignalled() -> Iterator[None]:
 
 
 class StopRequest:
-    """Within the `with` block the first signal only sets `requested`; a second one has its ordinary effect.
+    """Context in which a first signal only sets `requested`; a second one has its ordinary effect.
 
-    Outside the main thread, where Python lets nobody handle signals, it handles none: there the launcher says when.
+    Outside the main thread, where Python allows no signal handlers, it handles none: there the launcher asks.
     """
 
     def __init__(self) -> None:
@@ -163,6 +165,7 @@ class StopRequest:
         self._restore()
 
     def _request(self, number: int, frame: FrameType | None) -> None:
+        # With the handlers restored, a second signal ends the process.
         self.requested = True
         self._restore()
         log.warning("%s: writing a checkpoint, then stopping", signal.Signals(number).name)

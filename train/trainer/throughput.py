@@ -1,4 +1,4 @@
-"""How fast the training is, and where its time goes, from one line of `metrics.jsonl` to the next."""
+"""Speed of a training, and where its time goes, from one line of `metrics.jsonl` to the next."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from train.trainer.parallel import over_ranks
 
 
 class Throughput:
-    """Clock of one rank over a logging interval.
+    """Clock of one rank over the steps between two lines.
 
     Args:
-        device: Device of the training: a step counts as ended when the device has finished it, so end `step` after a
-            read of its result.
+        device: Device of the training. It works on after Python has moved on: end `step` only after a result of the
+            step was read.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -27,7 +27,7 @@ class Throughput:
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """A whole step."""
+        """Context of a whole step, whose time is counted."""
         start = time.perf_counter()
         yield
         self._step_s += time.perf_counter() - start
@@ -35,26 +35,27 @@ class Throughput:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """The part of a step in which it waits for data."""
+        """Context of the part of a step in which it waits for data."""
         start = time.perf_counter()
         yield
         self._wait_s += time.perf_counter() - start
 
     def interval(self, global_batch: int) -> dict[str, float]:
-        """Figures since the last call; collective.
+        """Figures since the last call. Collective.
 
         Args:
-            global_batch: Samples of a step over all ranks.
+            global_batch: Number of samples in a step, over all ranks.
 
         Returns:
             `samples_per_s` (over all ranks, with checkpoints and whatever else took time), `step_s`, `data_wait` (share
-            of the steps' time), `memory_gb` (10⁹ bytes): each of the rank where it is worst. Memory is what tensors
-            took at most on the GPU; on a CPU the largest resident size of the process so far, because no system keeps
-            it for intervals.
+            of the steps' time), `memory_gb` (10⁹ bytes): each from the rank where it is worst. Memory is the most that
+            tensors took on the GPU; on a CPU the largest resident size of the process so far, because no system keeps
+            that for intervals.
         """
         elapsed = time.perf_counter() - self._start
         mine = [elapsed, self._step_s / max(1, self._steps), self._wait_s / max(self._step_s, 1e-9), self._memory_gb()]
         steps = self._steps
+        # The worst rank sets the pace. float64 keeps times exact; one exchange for all four numbers.
         slowest, step_s, data_wait, memory_gb = over_ranks(
             torch.tensor(mine, dtype=torch.float64, device=self.device), dist.ReduceOp.MAX
         )
@@ -67,7 +68,7 @@ class Throughput:
         }
 
     def restart(self) -> None:
-        """Begin an interval here."""
+        """Begin a new interval here."""
         self._start = time.perf_counter()
         self._steps, self._step_s, self._wait_s = 0, 0.0, 0.0
         if self.device.type == "cuda":

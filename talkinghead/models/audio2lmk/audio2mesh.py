@@ -1,7 +1,7 @@
-"""Speech to face mesh.
+"""Audio2Mesh: speech to face mesh.
 
 Letters:
-    B recordings, N audio samples, T video frames, L vertices of the mesh.
+    B recordings, N audio samples, T video frames, D width of the speech encoder, L vertices of the mesh.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Audio2Mesh(SpeechModel):
         hidden: Width between the two linear layers.
         num_vertices: L.
         fps: Frame rate that the model was trained at.
-        smoothing: Frames of the centred moving average that inference puts over the mesh; 1: none.
+        smoothing: Number of frames of the centred moving average that inference puts over the mesh; 1: none.
     """
 
     @register_to_config
@@ -41,13 +41,14 @@ class Audio2Mesh(SpeechModel):
         frame_rate(fps)
         if smoothing < 1 or smoothing % 2 == 0:
             raise ValueError(f"smoothing {smoothing} must be odd and positive, so that it has a middle frame")
+        # Read by inference only; the network takes any number of frames.
         self.fps = fps
         self.smoothing = smoothing
         self.num_vertices = num_vertices
         self.audio_encoder = build_encoder(wav2vec)
         self.in_fn = nn.Linear(int(self.audio_encoder.config.hidden_size), hidden)
         self.out_fn = nn.Linear(hidden, num_vertices * 3)
-        # The first prediction is the neutral mesh.
+        # Zeros, so that an untrained model predicts the neutral mesh.
         nn.init.zeros_(self.out_fn.weight)
         nn.init.zeros_(self.out_fn.bias)
 
@@ -55,13 +56,13 @@ class Audio2Mesh(SpeechModel):
         """Offsets of the mesh in each frame.
 
         Args:
-            samples: `[B, N]`, 16 kHz, normalised over the recording (`speech.encoder.normalise`).
+            samples: Audio samples `[B, N]`, 16 kHz, normalised over the recording (`speech.encoder.normalise`).
             num_frames: T, the frames that the samples span.
             mask: `[B, T]` bool, False after a recording's end.
 
         Returns:
             `[B, T, L, 3]`, centimetres in canonical face space, to be added to the speaker's neutral mesh.
         """
-        features = encode_speech(self.audio_encoder, samples, num_frames, mask)
-        offsets = self.out_fn(self.in_fn(features))
+        features = encode_speech(self.audio_encoder, samples, num_frames, mask)  # [B, T, D]
+        offsets = self.out_fn(self.in_fn(features))  # [B, T, 3 L]
         return offsets.unflatten(-1, (self.num_vertices, 3))

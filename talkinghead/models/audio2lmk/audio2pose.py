@@ -1,11 +1,10 @@
-"""Speech to head pose, frame after frame: a Transformer decoder over past poses and a memory of speech.
+"""Audio2Pose: speech to head pose, frame after frame, by a Transformer decoder over past poses and a memory of speech.
 
 The decoder's layers have the arithmetic and the parameter names of `torch.nn.TransformerDecoderLayer` (norm after each
 part, ReLU), so weights in its layout load; written out because decoding frame by frame needs the keys and values.
 
 Letters:
-    B recordings, N audio samples, T frames to be predicted, S frames that are attended to, D width of the decoder,
-    H heads.
+    B recordings, N audio samples, T predicted frames, S frames of keys and values, D width of the decoder, H heads.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from talkinghead.models.speech.encoder import SpeechModel, build_encoder, encode
 from talkinghead.motion.smoothing import moving_average
 
 POSE_NUMBERS = 6
-"""Three angles in degrees, three of translation in centimetres."""
+"""Numbers of a pose: three angles in degrees, three of translation in centimetres."""
 
 
 class PositionCode(nn.Module):
@@ -37,11 +36,11 @@ class PositionCode(nn.Module):
         code = torch.zeros(1, period, width)
         code[0, :, 0::2] = torch.sin(position * frequency)
         code[0, :, 1::2] = torch.cos(position * frequency)
-        self.pe: Tensor
+        self.pe: Tensor  # [1, period, D]; saved with the weights, as in the published file
         self.register_buffer("pe", code)
 
     def forward(self, first: int, count: int) -> Tensor:
-        """Codes of frames `first … first + count - 1`: `[count, width]`."""
+        """Codes of the frames `first … first + count - 1`: `[count, D]`."""
         period = self.pe.shape[1]
         return self.pe[0, torch.arange(first, first + count, device=self.pe.device) % period]
 
@@ -53,52 +52,53 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = heads
         self.dropout = dropout
-        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))  # rows of queries, keys, values
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
         self.out_proj = nn.Linear(width, width)
         nn.init.xavier_uniform_(self.in_proj_weight)
         nn.init.zeros_(self.out_proj.bias)
 
     def split(self, packed: Tensor) -> Tensor:
-        """`[B, T, D]` → `[B, H, T, D/H]`."""
+        """States taken apart into heads, `[B, T, D]` → `[B, H, T, D/H]`."""
         return packed.unflatten(-1, (self.heads, -1)).transpose(-3, -2)
 
     def queries(self, states: Tensor) -> Tensor:
-        """`[B, T, D]` → `[B, H, T, D/H]`."""
+        """Queries of states, `[B, T, D]` → `[B, H, T, D/H]`."""
         width = states.shape[-1]
         return self.split(functional.linear(states, self.in_proj_weight[:width], self.in_proj_bias[:width]))
 
     def keys_values(self, states: Tensor) -> tuple[Tensor, Tensor]:
-        """`[B, S, D]` → keys and values, each `[B, H, S, D/H]`."""
+        """Keys and values of states, `[B, S, D]` → each `[B, H, S, D/H]`."""
         width = states.shape[-1]
         packed = functional.linear(states, self.in_proj_weight[width:], self.in_proj_bias[width:])
         keys, values = packed.chunk(2, dim=-1)
         return self.split(keys), self.split(values)
 
     def queries_keys_values(self, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """All three of the same states, in one product."""
+        """Queries, keys and values of the same states, in one product."""
         queries, keys, values = functional.linear(states, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
         return self.split(queries), self.split(keys), self.split(values)
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
         """Attention and output layer: `[B, H, T, D/H]`, keys and values `[B, H, S, D/H]` → `[B, T, D]`.
 
-        `bias` broadcasts to `[B, H, T, S]`: bool (True may look) or added to the scores.
+        `bias` broadcasts to `[B, H, T, S]`: bool (True where a frame may attend) or added to the scores.
         """
         if bias is not None and bias.is_floating_point():
-            bias = bias.to(queries.dtype)
+            bias = bias.to(queries.dtype)  # scaled_dot_product_attention wants one dtype
         dropout = self.dropout if self.training else 0.0
         mixed = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=bias, dropout_p=dropout)
         return self.out_proj(mixed.transpose(-3, -2).flatten(-2))
 
     def attend_to_own(self, states: Tensor) -> Tensor:
-        """What attention yields where a frame may look at the frame of its own time only: `[B, T, D]` → `[B, T, D]`.
+        """Attention where each frame attends to the frame of its own time only: `[B, T, D]` → `[B, T, D]`.
 
         The softmax over one key is 1, so the value passes and the queries do not matter.
         """
         width = states.shape[-1]
         values = functional.linear(states, self.in_proj_weight[2 * width :], self.in_proj_bias[2 * width :])
         if self.training and self.dropout:
+            # Dropout of the attention weights, of which there is one per frame and head. [B, T, H, 1]
             ones = values.new_ones(*values.shape[:-1], self.heads, 1)
             kept = functional.dropout(ones, self.dropout)
             values = (values.unflatten(-1, (self.heads, -1)) * kept).flatten(-2)
@@ -106,10 +106,7 @@ class Attention(nn.Module):
 
 
 class PoseDecoderLayer(GradientCheckpointingLayer):
-    """Self-attention over past poses, attention to the memory, feed-forward; a norm after each.
-
-    Dropout is that of the attention weights and of each part's output.
-    """
+    """Self-attention over past poses, attention to the memory, feed-forward; dropout in and a norm after each."""
 
     def __init__(self, width: int, heads: int, feed_forward: int, dropout: float) -> None:
         super().__init__()
@@ -123,13 +120,13 @@ class PoseDecoderLayer(GradientCheckpointingLayer):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, states: Tensor, memory: Tensor, self_bias: Tensor, memory_mask: Tensor | None) -> Tensor:
-        """All frames in one pass.
+        """The layer's output for all frames in one pass.
 
         Args:
-            states: `[B, T, D]`.
-            memory: `[B, S, D]`; S = T without a mask.
-            self_bias: `[H, T, T]` (`causal_bias`).
-            memory_mask: Broadcasts to `[B, H, T, S]`, True where a frame may look; None: its own frame only.
+            states: Input `[B, T, D]`.
+            memory: Memory of speech `[B, S, D]`; S = T without a mask.
+            self_bias: Bias of self-attention `[H, T, T]` (`causal_bias`).
+            memory_mask: Broadcasts to `[B, H, T, S]`, True where a frame may attend; None: to its own frame only.
 
         Returns:
             `[B, T, D]`.
@@ -140,27 +137,27 @@ class PoseDecoderLayer(GradientCheckpointingLayer):
         self, states: Tensor, memory: Tensor, self_bias: Tensor, memory_mask: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """`forward`, with the keys and values of self-attention, each `[B, H, T, D/H]`."""
-        # The poses before a frame.
+        # Self-attention: the poses up to a frame.
         queries, keys, values = self.self_attn.queries_keys_values(states)
         mixed = self.self_attn.attend(queries, keys, values, self_bias)
         states = self.norm1(states + self.dropout(mixed))
-        # The speech around it.
+        # Cross-attention: the speech around the frame.
         cross = self.multihead_attn
         if memory_mask is None:
             mixed = cross.attend_to_own(memory)
         else:
             mixed = cross.attend(cross.queries(states), *cross.keys_values(memory), memory_mask)
         states = self.norm2(states + self.dropout(mixed))
-        # Each frame for itself.
+        # Feed-forward: each frame for itself.
         inner = self.dropout(functional.relu(self.linear1(states)))
         return self.norm3(states + self.dropout(self.linear2(inner))), keys, values
 
 
 def alibi_slopes(heads: int) -> Tensor:
-    """The slope of each head's linear bias (Press et al., "Train Short, Test Long", arXiv 2108.12409).
+    """Slopes of the heads' linear bias, `[H]` float32 (Press et al., "Train Short, Test Long", arXiv 2108.12409).
 
-    2^(-8/n), 2^(-16/n), … for n heads, `[H]` float32; where n is no power of two, those of the next lower power, then
-    every second one of the next higher.
+    2^(-8/n), 2^(-16/n), … for n heads; where n is no power of two, those of the next lower power, then every second one
+    of the next higher.
     """
     lower = 2 ** math.floor(math.log2(heads))
     slopes = [2 ** (-8 * (k + 1) / lower) for k in range(lower)]
@@ -169,21 +166,21 @@ def alibi_slopes(heads: int) -> Tensor:
 
 
 def causal_bias(slopes: Tensor, num_queries: int, num_keys: int, context: int | None = None) -> Tensor:
-    """Bias of self-attention: a frame sees itself and earlier ones, the less the farther back they lie.
+    """Bias of self-attention: a frame attends to itself and to earlier ones, the less the farther back they lie.
 
     Args:
-        slopes: `[H]` (`alibi_slopes`).
-        num_queries: T, the last of the keys: query i stands at frame num_keys - num_queries + i.
+        slopes: Slope of each head `[H]` (`alibi_slopes`).
+        num_queries: T; the queries are the last of the keys: query i is frame num_keys - num_queries + i.
         num_keys: S, at least T.
-        context: A frame sees the newest so many frames, itself included; None: all earlier ones.
+        context: Number of newest frames that a frame attends to, itself included; None: all earlier ones.
 
     Returns:
-        `[H, T, S]`: -slope · distance, -inf where a frame must not look.
+        `[H, T, S]`: -slope · distance, -inf where a frame must not attend.
     """
     first = num_keys - num_queries
     assert first >= 0, "the queries are among the keys"
     at = torch.arange(first, num_keys, device=slopes.device)
-    distance = at[:, None] - torch.arange(num_keys, device=slopes.device)[None, :]
+    distance = at[:, None] - torch.arange(num_keys, device=slopes.device)[None, :]  # [T, S], negative: in the future
     hidden = distance < 0 if context is None else (distance < 0) | (distance >= context)
     return (-slopes[:, None, None] * distance).masked_fill(hidden, -math.inf)
 
@@ -196,12 +193,12 @@ def window_mask(
     Args:
         num_queries: T.
         num_keys: S.
-        window: Frames on each side; 0: the frame itself only.
-        first: The key that stands at query 0's frame.
-        device: Where the mask is made.
+        window: Number of frames on each side; 0: the frame itself only.
+        first: Index of the key at query 0's frame.
+        device: Device of the mask.
 
     Returns:
-        `[T, S]` bool, True where a query may look.
+        `[T, S]` bool, True where a query may attend.
     """
     at = torch.arange(num_queries, device=device) + first
     return (at[:, None] - torch.arange(num_keys, device=device)[None, :]).abs() <= window
@@ -224,27 +221,26 @@ class Audio2Pose(SpeechModel):
 
     Args:
         wav2vec: Configuration of the speech encoder (`Pretrained.wav2vec_config`).
-        width: D of the decoder.
-        layers: Layers of the decoder.
-        heads: H of the decoder.
+        width: Width D of the decoder.
+        layers: Number of layers of the decoder.
+        heads: Number of heads H of the decoder.
         feed_forward: Width inside the decoder's feed-forward parts.
-        dropout: Dropout in the decoder.
-        num_identities: Rows of the identity code.
+        dropout: Probability of dropout in the decoder.
+        num_identities: Number of identities, the rows of their code.
         fps: Frame rate that the model was trained at.
-        position_period: Frames after which the position code repeats.
+        position_period: Number of frames after which the position code repeats.
         memory_attention: `window`: a frame attends to the frames around it; `diagonal`: to its own only (as published).
-        memory_window: Frames on each side that `window` attends to.
-        context: Frames of the past, its own included, that a frame sees; None: all since the start or the last seam.
-        pose_scale: What a pose is divided by on the way in, and multiplied by on the way out, per number.
-        angle_gain: What inference multiplies the angles by.
-        smoothing: Frames of the centred moving average that inference puts over the pose; 1: none.
+        memory_window: Number of frames on each side that `window` attends to.
+        context: Number of frames up to its own that a frame attends to; None: all since the start or the last seam.
+        pose_scale: Divisor of poses on the way in and factor on the way out, per number.
+        angle_gain: Factor of the angles in inference.
+        smoothing: Number of frames of the centred moving average that inference puts over the pose; 1: none.
         max_step: Largest usual |pose[t] - pose[t-1]| per number; a larger step at a seam is spread. None: the largest
-            step seen since the last seam.
-        pose_origin: What pose 0 means: the speaker's `rest` pose, or the pose in the `first` frame.
-        chunking: How speech that is longer than the past a frame may see is decoded, where `context` is None:
-            `continue`: each chunk begins with the last frames of the one before it; `restart`: from pose 0 (as
-            published).
-        restart_frames: Frames of a chunk that restarts; and frames that a continued chunk begins with.
+            step since the last seam.
+        pose_origin: Meaning of pose 0: the speaker's `rest` pose, or the pose in the `first` frame.
+        chunking: Way of decoding long speech in chunks where `context` is None. `continue`: each begins with the last
+            frames of the one before it; `restart`: each begins from pose 0 (as published).
+        restart_frames: Number of frames of a chunk that restarts, and of those that a continued chunk begins with.
     """
 
     @register_to_config
@@ -291,6 +287,7 @@ class Audio2Pose(SpeechModel):
             )
         if max_step is not None and len(max_step) != POSE_NUMBERS:
             raise ValueError(f"max_step must be {POSE_NUMBERS} numbers, or None")
+        # Settings of decoding and of inference, which hold no weights.
         self.fps = fps
         self.heads = heads
         self.context = context
@@ -303,6 +300,7 @@ class Audio2Pose(SpeechModel):
         self.chunking = chunking
         self.restart_frames = restart_frames
         self.longest_chunk = min(position_period, 2 * restart_frames)
+        # Modules, under the names of the published file.
         self.audio_encoder = build_encoder(wav2vec)
         self.in_fn = nn.Linear(int(self.audio_encoder.config.hidden_size), width)
         self.pose_map = nn.Linear(POSE_NUMBERS, width)
@@ -311,7 +309,7 @@ class Audio2Pose(SpeechModel):
         decoder = [PoseDecoderLayer(width, heads, feed_forward, dropout) for _ in range(layers)]
         self.transformer_decoder = PoseLayers(decoder)
         self.pose_map_r = nn.Linear(width, POSE_NUMBERS)
-        # The first prediction is pose 0.
+        # Zeros, so that an untrained model predicts pose 0.
         nn.init.zeros_(self.pose_map_r.weight)
         nn.init.zeros_(self.pose_map_r.bias)
 
@@ -326,10 +324,10 @@ class Audio2Pose(SpeechModel):
         return cast(list[PoseDecoderLayer], list(self.transformer_decoder.layers))
 
     def encode(self, samples: Tensor, num_frames: int, mask: Tensor | None = None) -> Tensor:
-        """The memory of speech that the decoder attends to.
+        """Memory of speech that the decoder attends to.
 
         Args:
-            samples: `[B, N]`, 16 kHz, normalised over the recording (`speech.encoder.normalise`).
+            samples: Audio samples `[B, N]`, 16 kHz, normalised over the recording (`speech.encoder.normalise`).
             num_frames: T, the frames that the samples span.
             mask: `[B, T]` bool, False after a recording's end.
 
@@ -339,12 +337,12 @@ class Audio2Pose(SpeechModel):
         return self.in_fn(encode_speech(self.audio_encoder, samples, num_frames, mask))
 
     def forward(self, samples: Tensor, previous: Tensor, identity: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The pose of each frame from the true poses before it, all in one pass.
+        """Pose of each frame from the true poses before it (teacher forcing), all in one pass.
 
         Args:
-            samples: `[B, N]`, 16 kHz, normalised over the recording.
-            previous: `[B, T, 6]`: the pose one frame earlier, degrees and centimetres; 0 in frame 0.
-            identity: `[B]` int64, below `num_identities`.
+            samples: Audio samples `[B, N]`, 16 kHz, normalised over the recording.
+            previous: Poses one frame earlier `[B, T, 6]`, degrees and centimetres; 0 in frame 0.
+            identity: Identity numbers `[B]` int64, below `num_identities`.
             mask: `[B, T]` bool, False after a recording's end.
 
         Returns:
@@ -357,7 +355,7 @@ class Audio2Pose(SpeechModel):
         """`forward` from the memory `[B, T, D]` on."""
         count = previous.shape[1]
         states = self.embed(previous, identity, first=0)
-        # Who may look where: at earlier poses, and at the speech around a frame.
+        # Where a frame may attend: to earlier poses, and to the speech around it.
         self_bias = causal_bias(alibi_slopes(self.heads).to(states.device), count, count, self.context)
         memory_mask = None
         if not self.diagonal:
@@ -372,17 +370,17 @@ class Audio2Pose(SpeechModel):
 
     def embed(self, previous: Tensor, identity: Tensor, first: int) -> Tensor:
         """The decoder's input `[B, T, D]` for the poses one frame earlier `[B, T, 6]`; `first`: position of frame 0."""
-        scaled = previous / previous.new_tensor(self.pose_scale)
+        scaled = previous / previous.new_tensor(self.pose_scale)  # [B, T, 6]
         return self.pose_map(scaled) + self.PPE(first, previous.shape[1]) + self.id_embed(identity)[:, None]
 
     def unmap(self, states: Tensor) -> Tensor:
-        """The decoder's output `[B, T, D]` → poses `[B, T, 6]`, degrees and centimetres."""
+        """Poses `[B, T, 6]`, degrees and centimetres, from the decoder's output `[B, T, D]`."""
         mapped = self.pose_map_r(states)
         return mapped * mapped.new_tensor(self.pose_scale)
 
     def finish(self, poses: Tensor) -> Tensor:
-        """What is shown of decoded poses `[T, 6]`: angles times `angle_gain`, then the moving average."""
-        gain = poses.new_tensor([self.angle_gain] * 3 + [1.0] * 3)
+        """Poses `[T, 6]` that inference returns for decoded ones: angles times `angle_gain`, then a moving average."""
+        gain = poses.new_tensor([self.angle_gain] * 3 + [1.0] * 3)  # the translation as it is
         smooth = moving_average((poses * gain).cpu().numpy(), self.smoothing)
         return torch.from_numpy(smooth).to(poses)
 

@@ -1,9 +1,8 @@
-"""Poses one after the other: each is decoded from those before it, whose keys and values are kept.
+"""Autoregressive decoding: each pose is decoded from those before it, whose keys and values are kept.
 
-The arithmetic is that of `audio2pose`, arranged for one frame. A frame alone is bound by reading the weights and by the
-number of calls. So weights lie as a product with one vector reads them fastest, attention is written as batched
-products of matrices with vectors, and what does not depend on the poses (keys and values of the speech) is made for
-many frames at once.
+The arithmetic is that of `audio2pose`, arranged for one frame, whose time goes into reading weights and into the number
+of calls. So weights are laid out as a product with one vector reads them fastest, attention is written as batched
+products of matrices with vectors, and the keys and values of the speech are made for many frames at once.
 
 Letters:
     B recordings, T frames, S frames of speech, n poses in sight, D width of the decoder, H heads; G = B · H, W = D / H.
@@ -24,40 +23,40 @@ from talkinghead.models.speech.encoder import encode_long, frame_rate, num_frame
 from talkinghead.timebase import SAMPLE_RATE
 
 BLOCK = 256
-"""Frames whose speech is turned into keys and values at once."""
+"""Number of frames whose speech is turned into keys and values at once."""
 FIRST_CAPACITY = 256
-"""Frames that an unbounded cache begins with."""
+"""Number of frames that an unbounded cache has room for at first."""
 
 
 @dataclass
 class DecoderState:
-    """Where decoding stands; give it back to go on with the speech that follows."""
+    """State of decoding between two calls; pass it in again to go on with the speech that follows."""
 
     identity: Tensor
-    """`[B]`."""
+    """Identity numbers `[B]`."""
     steps: list[LayerStep]
     cache: KeyValueCache
     bias: Tensor
-    """`[G, n, 1]`: bias of self-attention by distance, the newest frame last."""
+    """Bias of self-attention by distance, `[G, n, 1]`, the newest frame last."""
     spreader: SeamSpreader
     memory: Tensor
-    """`[B, S, D]`: speech of the frames from `memory_first` on."""
+    """Memory of speech of the frames from `memory_first` on, `[B, S, D]`."""
     memory_first: int = 0
     poses: list[Tensor] = field(default_factory=list)
-    """The newest decoded poses, `[B, 6]` each."""
+    """Newest decoded poses, `[B, 6]` each."""
     frame: int = 0
-    """The next frame to be decoded."""
+    """Number of the next frame to be decoded."""
     position: int = 0
-    """Its number since the start, or since what the last seam began with."""
+    """Position of that frame since the start or, after a seam, in its chunk."""
 
 
 def start(model: Audio2Pose, identity: Tensor) -> DecoderState:
-    """The state before the first frame, for identities `[B]`."""
+    """State before the first frame, for identities `[B]`."""
     like = model.pose_map.weight.detach()
     batch, width = len(identity), like.shape[0]
     layers = model.decoder_layers
     longest = model.longest_chunk if model.context is None else model.context
-    bias = causal_bias(alibi_slopes(model.heads).to(like.device), 1, longest).transpose(1, 2)
+    bias = causal_bias(alibi_slopes(model.heads).to(like.device), 1, longest).transpose(1, 2)  # [H, n, 1]
     return DecoderState(
         identity=identity,
         steps=[LayerStep(layer) for layer in layers],
@@ -75,16 +74,16 @@ def decode(
     """Poses, each decoded from those before it.
 
     Keys and values are kept, so a frame costs the same however many went before (with `context`, or up to
-    `longest_chunk` frames). Without `context`, longer speech is decoded in chunks that continue each other,
-    whatever `chunking` says: chunks that restart begin with their speech, see `generate`.
+    `longest_chunk` frames). Without `context`, longer speech is decoded in chunks that continue each other, whatever
+    `chunking` says: only `generate` restarts, as that also encodes the speech of each chunk alone.
 
     Args:
-        model: In evaluation mode.
-        memory: `[B, T, D]` of `Audio2Pose.encode`; with a state, what follows the memory given before.
-        identity: A number for all, or `[B]`, below `num_identities`; a state keeps the one it began with.
-        state: What the call before gave; it is changed.
-        final: No more speech comes. Otherwise the last `memory_window` frames, which attend to speech that is not
-            there yet, wait for the next call.
+        model: Model in evaluation mode.
+        memory: Memory of speech `[B, T, D]` (`Audio2Pose.encode`); with a state, the part after the one given before.
+        identity: Identity number for all, or `[B]`, below `num_identities`; a state keeps its first.
+        state: State that the call before returned; changed in place.
+        final: True when no more speech comes. Otherwise the last `memory_window` frames, which attend to speech that is
+            not there yet, wait for the next call.
 
     Returns:
         Poses `[B, frames, 6]` as the network gives them, degrees and centimetres, and the state.
@@ -93,7 +92,7 @@ def decode(
         ValueError: There is no such identity.
     """
     assert not model.training, "decoding is for evaluation mode"
-    # What is known so far, and how far the poses can come with it.
+    # The speech so far, and the frame up to which poses can be decoded from it.
     state = state or start(model, model.identities(identity, len(memory)))
     state.memory = torch.cat([state.memory, memory], dim=1)
     known = state.memory_first + state.memory.shape[1]
@@ -102,7 +101,7 @@ def decode(
     shown: list[Tensor] = []
     while state.frame < until:
         shown += _decode_block(model, state, min(BLOCK, until - state.frame))
-    # Speech and poses that no later frame needs are dropped.
+    # Drop the speech and poses that no later frame needs, so that memory stays bounded.
     past = model.restart_frames if model.context is None else 0
     state.poses = state.poses[-past - 1 :]
     needed = max(state.memory_first, state.frame - past - model.memory_window)
@@ -113,20 +112,20 @@ def decode(
 
 
 def _decode_block(model: Audio2Pose, state: DecoderState, count: int) -> Iterator[Tensor]:
-    """The poses `[B, 6]` to show of the next `count` frames."""
-    # Keys and values of the speech, of all frames of the block and every layer.
+    """Poses `[B, 6]` of the next `count` frames, with seams spread."""
+    # Keys and values of the speech, for all frames of the block and every layer.
     window = None if model.diagonal else model.memory_window
     first = state.frame - state.memory_first
     speech = [SpeechAttention(layer, state.memory, window, first, count) for layer in model.decoder_layers]
     for frame in range(count):
-        # A chunk that is full gives way to one that begins with its last frames.
+        # A full chunk is followed by one that begins with its last frames: neither positions nor cache grow further.
         seam = model.context is None and state.position == model.longest_chunk
         if seam:
             _prime(model, state)
         # One frame through all layers.
         previous = state.poses[-1] if state.poses else state.memory.new_zeros(len(state.identity), 6)
-        states = model.embed(previous[:, None], state.identity, first=state.position)[:, 0]
-        bias = state.bias[:, -state.cache.open_frame() :]
+        states = model.embed(previous[:, None], state.identity, first=state.position)[:, 0]  # [B, D]
+        bias = state.bias[:, -state.cache.open_frame() :]  # [G, n, 1]
         for number, step in enumerate(state.steps):
             states = step(states, state.cache, number, bias, speech[number], frame)
         pose = model.unmap(states)
@@ -138,12 +137,14 @@ def _decode_block(model: Audio2Pose, state: DecoderState, count: int) -> Iterato
 
 def _prime(model: Audio2Pose, state: DecoderState) -> None:
     """Begin a chunk with the last frames of the one before, so that positions stay small and the motion goes on."""
+    # The inputs of these frames: the poses one frame earlier, at positions from 0.
     count = model.restart_frames
     first = state.frame - count - state.memory_first
-    known = torch.stack(state.poses[-count - 1 : -1], dim=1)
+    known = torch.stack(state.poses[-count - 1 : -1], dim=1)  # [B, count, 6]
     states = model.embed(known, state.identity, first=0)
     self_bias = causal_bias(alibi_slopes(model.heads).to(states.device), count, count)
     mask = window_mask(count, state.memory.shape[1], model.memory_window, first, states.device)
+    # All in one pass, of which only the keys and values are wanted; the poses are known.
     entries: list[tuple[Tensor, Tensor]] = []
     for layer in model.decoder_layers:
         states, keys, values = layer.run(states, state.memory, self_bias, mask)
@@ -161,16 +162,16 @@ def _spreader(model: Audio2Pose) -> SeamSpreader:
 def generate(
     model: Audio2Pose, samples: Tensor, identity: int, *, chunking: Literal["continue", "restart"] | None = None
 ) -> Tensor:
-    """The poses of a whole recording of any length, in bounded memory.
+    """Poses of a whole recording of any length, in bounded memory.
 
     Args:
-        model: In evaluation mode.
-        samples: `[N]`, 16 kHz, normalised over the recording.
-        identity: Below `num_identities`.
-        chunking: Instead of the model's own.
+        model: Model in evaluation mode.
+        samples: Audio samples `[N]`, 16 kHz, normalised over the recording.
+        identity: Identity number, below `num_identities`.
+        chunking: Way of decoding long speech in place of the model's own.
 
     Returns:
-        `[T, 6]`, T = `num_frames(N, fps)`, as the network gives them; see `Audio2Pose.finish`.
+        `[T, 6]`, T = `num_frames(N, fps)`, as the network gives them, before `Audio2Pose.finish`.
 
     Raises:
         ValueError: No samples, no such identity, or chunks that do not begin on a whole sample.
@@ -190,17 +191,14 @@ def generate(
 
 
 def restart_lengths(total: int, length: int) -> list[int]:
-    """Lengths of chunks that are decoded apart, as AniPortrait's: `length` each, the rest goes with the last one.
-
-    They add up to `total`: speech shorter than `length` is one chunk, an exact multiple has no rest.
-    """
+    """Lengths of AniPortrait's chunks, `total` when added up: `length` each, and the last one takes the rest."""
     whole, rest = divmod(total, length)
     return [total] if whole == 0 else [length] * (whole - 1) + [length + rest]
 
 
 @torch.no_grad()
 def redecode(model: Audio2Pose, memory: Tensor, identity: int | Tensor) -> Tensor:
-    """What `decode` yields of the whole speech, the plain way: for each pose all frames before it are decoded again."""
+    """Poses of `decode` for the whole speech, the plain way: for each pose all frames before it are computed again."""
     assert not model.training, "decoding is for evaluation mode"
     identities = model.identities(identity, len(memory))
     slopes = alibi_slopes(model.heads).to(memory.device)
@@ -229,25 +227,25 @@ def redecode(model: Audio2Pose, memory: Tensor, identity: int | Tensor) -> Tenso
 class KeyValueCache:
     """Keys and values of past frames, of all layers, in one block of memory.
 
-    A frame's entries are written once and stay where they are until the block is full; then the frames that can still
-    be seen move to its beginning (bounded context), or the block doubles. So a frame's cost does not depend on how many
-    were before it, and what attention reads is one slice in order of time.
+    A frame's entries are written once and stay until the block is full; then those in sight move to its beginning
+    (bounded context), or the block doubles. So a frame's cost does not depend on the number of frames before it, and
+    attention reads one slice in order of time.
 
     Args:
-        shape: (layers, G, W).
-        context: Frames that can be seen, the newest included; None: all.
-        like: Gives precision and device.
+        shape: Sizes (layers, G, W).
+        context: Number of frames in sight, the newest included; None: all.
+        like: Tensor that gives precision and device.
     """
 
     def __init__(self, shape: tuple[int, int, int], context: int | None, like: Tensor) -> None:
         layers, groups, width = shape
         self._context = context
         capacity = FIRST_CAPACITY if context is None else 2 * context
-        self._block = like.new_zeros(layers, 2, groups, capacity, width)
+        self._block = like.new_zeros(layers, 2, groups, capacity, width)  # 2: keys, values
         self._end = 0
 
     def open_frame(self) -> int:
-        """Make room for one more frame; returns how many frames it will see, itself included."""
+        """Make room for one more frame; returns the number of frames in its sight, itself included."""
         if self._end == self._block.shape[3]:
             self._make_room()
         self._end += 1
@@ -284,22 +282,22 @@ class SpeechAttention:
     """One layer's attention to the speech, for a block of frames.
 
     Args:
-        layer: Whose weights.
-        memory: `[B, S, D]`.
-        window: Frames that are attended to before and after a frame's own; None: its own only.
+        layer: Layer with the weights.
+        memory: Memory of speech `[B, S, D]`.
+        window: Number of frames that a frame attends to on each side of its own; None: to its own only.
         first: Index in the memory of the block's first frame.
-        count: Frames of the block.
+        count: Number of frames of the block.
     """
 
     def __init__(self, layer: PoseDecoderLayer, memory: Tensor, window: int | None, first: int, count: int) -> None:
         self._attention = attention = layer.multihead_attn
         self._window = window
         if window is None:
-            self._own = attention.attend_to_own(memory[:, first : first + count])
+            self._own = attention.attend_to_own(memory[:, first : first + count])  # [B, count, D]: the whole output
             return
         begin = max(0, first - window)
         keys, values = attention.keys_values(memory[:, begin : first + count + window])
-        self._keys, self._values = keys.flatten(0, 1), values.flatten(0, 1)
+        self._keys, self._values = keys.flatten(0, 1), values.flatten(0, 1)  # [G, s, W]
         self._offset = first - begin
 
     def at(self, frame: int, states: Tensor) -> Tensor:
@@ -310,7 +308,7 @@ class SpeechAttention:
         near = slice(max(0, at - self._window), at + self._window + 1)
         width = states.shape[-1]
         weight, bias = self._attention.in_proj_weight[:width], self._attention.in_proj_bias[:width]
-        queries = functional.linear(states, weight, bias).view(len(self._keys), -1, 1)
+        queries = functional.linear(states, weight, bias).view(len(self._keys), -1, 1)  # [G, W, 1]
         mixed = _attend(queries, self._keys[:, near], self._values[:, near], None)
         return self._attention.out_proj(mixed.view_as(states))
 
@@ -319,7 +317,7 @@ class LayerStep:
     """One layer for one frame; dropout is off.
 
     Args:
-        layer: Its weights are copied where another layout reads faster, so a step belongs to one state of the weights.
+        layer: Layer whose weights are copied where another layout reads faster: a step does not follow their changes.
     """
 
     def __init__(self, layer: PoseDecoderLayer) -> None:
@@ -331,19 +329,19 @@ class LayerStep:
     def __call__(
         self, states: Tensor, cache: KeyValueCache, number: int, bias: Tensor, speech: SpeechAttention, frame: int
     ) -> Tensor:
-        """States `[B, D]` → `[B, D]`.
+        """The layer's output for the states of one frame, `[B, D]` → `[B, D]`.
 
-        The cache has the frame opened, and `number` is the layer's in it; `bias` is `[G, n, 1]` by distance, the frame
-        itself last; `frame` counts in `speech`.
+        The frame is open in `cache`, where the layer has `number`; `bias` is `[G, n, 1]` by distance, the frame itself
+        last; `frame` is its index in `speech`.
         """
         layer, attention = self._layer, self._layer.self_attn
         batch, width = states.shape
         packed = functional.linear(states, self._packed, attention.in_proj_bias)
         parts = packed.view(batch, 3, attention.heads, -1).transpose(0, 1).flatten(1, 2)  # [3, G, W]
         mixed = _attend(parts[0, :, :, None], *cache.write(number, parts[1:]), bias)
-        states = layer.norm1(states + attention.out_proj(mixed.view(batch, width)))
-        states = layer.norm2(states + speech.at(frame, states))
-        inner = functional.relu(functional.linear(states, self._widen, layer.linear1.bias))
+        states = layer.norm1(states + attention.out_proj(mixed.view(batch, width)))  # self-attention
+        states = layer.norm2(states + speech.at(frame, states))  # speech
+        inner = functional.relu(functional.linear(states, self._widen, layer.linear1.bias))  # feed-forward
         return layer.norm3(states + layer.linear2(inner))
 
 
@@ -355,14 +353,14 @@ def _attend(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) 
 
 
 class SeamSpreader:
-    """Takes the jump out of a sequence of poses at its seams.
+    """Removes the jumps of a sequence of poses at its seams.
 
-    Where a step at a seam is larger than a step may be, the excess is taken back at once and given again over the
-    following frames: pose[k] - excess · (1 - (k - seam) / frames).
+    Where a step at a seam is larger than allowed, the excess is taken back at once and given again over the following
+    frames: pose[k] - excess · (1 - (k - seam) / frames).
 
     Args:
-        max_step: `[6]`, what a step may be, per number; None: the largest step since the last seam.
-        frames: Over how many frames an excess is spread.
+        max_step: Largest allowed step per number, `[6]`; None: the largest step since the last seam.
+        frames: Number of frames over which an excess is spread.
     """
 
     def __init__(self, max_step: Tensor | None, frames: int) -> None:
@@ -374,7 +372,8 @@ class SeamSpreader:
         self._age = 0
 
     def emit(self, pose: Tensor, seam: bool) -> Tensor:
-        """The pose to show `[B, 6]` for one as decoded, at a `seam` from another past than the one before it."""
+        """Pose `[B, 6]` to output for a decoded one; at a `seam` it was decoded from another past than the last one."""
+        # Steps are measured on the decoded poses, which the excess does not distort.
         if self._last is not None:
             step = pose - self._last
             if seam:
@@ -394,6 +393,7 @@ class SeamSpreader:
         limit = self._largest if self._max_step is None else self._max_step
         if limit is None:
             return
+        # An earlier excess that has not faded yet goes on as part of this one.
         rest = 0.0 if self._excess is None else self._excess * (1.0 - self._age / self._frames)
         self._excess = step - torch.minimum(torch.maximum(step, -limit), limit) + rest
         self._age = 0

@@ -1,1 +1,1 @@
-"""Image networks that several families share: VAE, image encoder, and their weights."""
+"""Image networks that several model families share: VAE, image encoder, and their weights."""

@@ -1,4 +1,4 @@
-"""An VAE that needs no training: cosine coefficients of small blocks as latents.
+"""VAE that needs no training: its latents are cosine coefficients of small blocks.
 
 Letters of shapes: N images, H and W height and width of images in pixels, C channels, h and w height and width of
 latents, P pixels along the side of a block.
@@ -19,41 +19,46 @@ from torch.nn import functional
 from talkinghead.models.weights import StrictModel
 
 LOG_VARIANCE = -12.0
-"""Logarithm of the variance of the latents: noise of a four-hundredth of a standard deviation."""
+"""Logarithm of the variance of the latents, a standard deviation of 1/400."""
 
 _COLOURS = ((1.0, 1.0, 1.0), (1.0, 0.0, -1.0), (1.0, -2.0, 1.0))
-"""Brightness, red against blue, magenta against green: orthogonal, close to the principal axes of natural colours."""
+"""Colour axes over RGB: brightness, red against blue, magenta against green. They are orthogonal and close to the
+principal axes of natural colours."""
 _FLAT = (3.0, 1.27, 0.6)
-"""Root mean square of a block's flat coefficient per colour axis, for blocks of 4."""
+"""Root mean square of the constant coefficient per colour axis, for blocks of 4 pixels."""
 _RIPPLE = (0.6, 0.12, 0.067)
-"""The same of its lowest ripple."""
+"""Root mean square of the lowest non-constant coefficient per colour axis, for blocks of 4 pixels."""
 _DECAY = 0.9
-"""Ripples fall with their squared frequency to this power. These three numbers were measured on faces of 64 to 128
-pixels (talking-head video of eight sources); the measured values lie within a factor of 1.6 of them."""
+"""Exponent of the decay: non-constant coefficients fall with their squared frequency to this power. The values of
+`_FLAT`, `_RIPPLE` and `_DECAY` are fits to faces of 64 to 128 pixels (talking-head video of eight sources); the
+measured sizes lie within a factor of 1.6 of them."""
 
 
 CLASS_NAMES = ("CosineVae", "CosineCodec")
-"""Names of the class in saved configurations: its own, and the one that exports had before it was renamed."""
+"""Names of the class in saved configurations: the present one, and the former one of older exports."""
 
 
 class CosineVae(StrictModel):
-    """Latents that a linear transform makes: block-wise orthonormal cosines, the lowest of them.
+    """Linear VAE whose latents are the lowest orthonormal cosine coefficients of small blocks.
 
-    Used like `diffusers.AutoencoderKL`. It stands in for one where there are no trained weights: a variational
-    autoencoder with first weights would show nothing. It holds no parameters, only its fixed tables.
+    The interface is that of `diffusers.AutoencoderKL`. It replaces one where there are no trained weights: an
+    autoencoder with random weights would give no recognisable images. It has no parameters, only fixed tables.
 
-    A block of `patch` x `patch` pixels has 3·patch² coefficients (DCT-II over rows and columns, of three colour axes);
+    A block of `patch` x `patch` pixels has 3·patch² coefficients (DCT-II over rows and columns, on three colour axes);
     those with the most energy in natural images are kept. Each is divided by its usual size to the power of
     `whitening`, and all by one number, so that the mean square over the channels is about 1. With little whitening
-    channels count by what they mean for the image: unit variance in each would spend most of a network's loss on fine
-    detail, and what a hardly trained one leaves of the noise would be as strong in the brightness of whole blocks.
-    Measured after 500 steps on one clip (PSNR): 24.2 dB with 0.25, 23.3 with 0.5, 15.6 with 1.
+    channels count by how much they contribute to the image. Unit variance in each would spend most of a network's loss
+    on fine detail, and noise that a hardly trained network leaves would be as strong in the brightness of whole blocks
+    as in fine detail. Measured after 500 steps on one clip (PSNR): 24.2 dB with 0.25, 23.3 dB with 0.5, 15.6 dB with 1.
 
     Args:
-        patch: Pixels along the side of a block: the factor between image and latents.
-        latent_channels: Coefficients that are kept.
-        whitening: 0: all coefficients in one scale, 1: each with about unit variance.
-        scaling_factor: What users of the VAE multiply latents with, as `AutoencoderKL` says it.
+        patch: Pixels along the side of a block, the factor between image and latents.
+        latent_channels: Number of coefficients that are kept.
+        whitening: Amount of whitening. 0: all coefficients in one scale, 1: each with about unit variance.
+        scaling_factor: Factor by which users of the VAE multiply latents, as with `AutoencoderKL`.
+
+    Raises:
+        ValueError: More coefficients than a block has, or a whitening outside of 0 … 1.
     """
 
     analysis: Tensor
@@ -68,23 +73,31 @@ class CosineVae(StrictModel):
             raise ValueError(f"blocks of {patch} pixels have {3 * patch**2} coefficients, not {latent_channels}")
         if not 0.0 <= whitening <= 1.0:
             raise ValueError(f"whitening must be from 0 to 1, not {whitening}")
+
+        # Keep the strongest coefficients. Stable, so that equal sizes keep their order on every machine: saved latents
+        # depend on it.
         basis, sizes = _cosines(patch)
         kept = torch.argsort(sizes, descending=True, stable=True)[:latent_channels]
+
+        # Scale each channel by its usual size, then all together to a mean square of 1.
         scales = sizes[kept] ** whitening
         scales = scales * ((sizes[kept] / scales) ** 2).mean().sqrt()
         basis, scales = basis[kept], scales[:, None, None, None]
+
+        # The basis is orthonormal, so the inverse of the transform is its transpose with inverse scales.
         self.register_buffer("analysis", (basis / scales).float())
         self.register_buffer("synthesis", (basis * scales).float())
 
     def encode(self, x: Tensor, return_dict: bool = True) -> Any:
-        """Images as latents.
+        """Distribution of the latents of images.
 
         Args:
-            x: `[N, 3, H, W]` in [-1, 1]; H and W multiples of `patch`.
-            return_dict: Return an object rather than a tuple.
+            x: Images `[N, 3, H, W]` in [-1, 1]; H and W are multiples of `patch`.
+            return_dict: Whether to return an object rather than a tuple.
 
         Returns:
-            `latent_dist`: mean `[N, C, H / patch, W / patch]` and a small variance that is the same everywhere.
+            Object whose `latent_dist` has the mean `[N, C, H / patch, W / patch]` and a small constant variance; or a
+            tuple of that distribution.
 
         Raises:
             ValueError: The images are of another shape.
@@ -92,22 +105,22 @@ class CosineVae(StrictModel):
         patch = self.config["patch"]
         if x.ndim != 4 or x.shape[1] != 3 or x.shape[2] % patch or x.shape[3] % patch:
             raise ValueError(f"images must be [N, 3, H, W] in multiples of {patch} pixels, not {list(x.shape)}")
-        # In single precision also for half-precision tables: it costs nothing next to the networks.
+        # In single precision also for half-precision tables: the cost is negligible next to the networks'.
         mean = functional.conv2d(x.float(), self.analysis.float(), stride=patch).to(self.dtype)
         moments = torch.cat([mean, torch.full_like(mean, LOG_VARIANCE)], dim=1)
         latents: Any = DiagonalGaussianDistribution(moments)
         return AutoencoderKLOutput(latent_dist=latents) if return_dict else (latents,)
 
     def decode(self, z: Tensor, return_dict: bool = True, generator: torch.Generator | None = None) -> Any:
-        """Latents as images.
+        """Images of latents.
 
         Args:
-            z: `[N, C, h, w]`.
-            return_dict: Return an object rather than a tuple.
+            z: Latents `[N, C, h, w]`.
+            return_dict: Whether to return an object rather than a tuple.
             generator: Not used; `AutoencoderKL` takes one too.
 
         Returns:
-            `sample`: `[N, 3, h · patch, w · patch]`, not clipped.
+            Object whose `sample` is the images `[N, 3, h · patch, w · patch]`, not clipped; or a tuple of them.
         """
         del generator
         image = functional.conv_transpose2d(z.float(), self.synthesis.float(), stride=self.config["patch"])
@@ -115,18 +128,24 @@ class CosineVae(StrictModel):
         return DecoderOutput(sample=image) if return_dict else (image,)
 
     def forward(self, sample: Tensor, return_dict: bool = True) -> Any:
-        """Images that went through the VAE: see `encode` and `decode`."""
+        """Reconstruction of images, with the shapes of `encode` and `decode`."""
         return self.decode(self.encode(sample).latent_dist.mode(), return_dict=return_dict)
 
 
 def _cosines(patch: int) -> tuple[Tensor, Tensor]:
-    """All coefficients of a block: patterns `[3·P², 3, P, P]`, orthonormal, and the usual size of each `[3·P²]`."""
+    """Orthonormal patterns of all coefficients of a block `[3·P², 3, P, P]`, and the usual size of each `[3·P²]`."""
+    # DCT-II with orthonormal rows: waves[frequency, pixel].
     pixel = torch.arange(patch, dtype=torch.float64)
     waves = torch.cos(math.pi * (2 * pixel[None] + 1) * pixel[:, None] / (2 * patch)) * math.sqrt(2 / patch)
     waves[0] /= math.sqrt(2)
+
+    # Every pattern is a colour axis times a wave down the rows times a wave along the columns.
     colours = torch.tensor(_COLOURS, dtype=torch.float64)
     colours = colours / colours.norm(dim=1, keepdim=True)
     patterns = torch.einsum("cr,uy,vx->cuvryx", colours, waves, waves)
+
+    # Usual sizes, in the same order [colour, vertical, horizontal frequency]. Coefficients of an orthonormal transform
+    # grow with the side of the block; the table is for 4 pixels.
     squared = pixel[:, None] ** 2 + pixel[None] ** 2
     ripples = squared.clamp(min=1.0) ** -_DECAY
     sizes = torch.stack([ripples * low for low in _RIPPLE])

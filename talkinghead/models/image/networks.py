@@ -1,4 +1,8 @@
-"""Images for networks: latents by a VAE, and one token by CLIP. The same in training, caching and inference."""
+"""Images as inputs of networks: latents by a VAE, and one token by CLIP, equal in training, caching and inference.
+
+Letters of shapes: N images, C channels of the latents, H and W height and width of images in pixels, h and w height and
+width of latents, D width of the image token.
+"""
 
 from __future__ import annotations
 
@@ -18,26 +22,33 @@ Vae = AutoencoderKL | CosineVae
 
 
 def latent_scale(vae: Vae) -> int:
-    """Pixels per latent position along each axis: 8 for Stable Diffusion's VAE."""
+    """Pixels per latent position along each axis, 8 for Stable Diffusion's VAE."""
     if isinstance(vae, CosineVae):
         return vae.config["patch"]
+    # An AutoencoderKL halves the size between each two of its levels.
     return 2 ** (len(vae.config["block_out_channels"]) - 1)
 
 
 def latent_channels(vae: Vae) -> int:
-    """Channels of the latents: 4 for Stable Diffusion's VAE."""
+    """Channels of the latents, 4 for Stable Diffusion's VAE."""
     return vae.config["latent_channels"]
 
 
 def check_image_size(width: int, height: int, vae: Vae) -> None:
     """Refuse sizes of images that the networks cannot take, in training and in inference.
 
+    Args:
+        width: Width of the images in pixels.
+        height: Height of the images in pixels.
+        vae: VAE of the latents.
+
     Raises:
-        ValueError: Width or height is no multiple of `latent_scale`; names the nearest that are.
+        ValueError: Width or height is not a positive multiple of `latent_scale`; names the nearest that are.
     """
     step = latent_scale(vae)
     if width > 0 and height > 0 and width % step == 0 and height % step == 0:
         return
+    # The nearest multiples below and above, at least one step; one number where the side fits already.
     near = [sorted({max(step, side // step * step), max(step, -(-side // step) * step)}) for side in (width, height)]
     fitting = [" or ".join(map(str, sides)) for sides in near]
     raise ValueError(
@@ -47,7 +58,7 @@ def check_image_size(width: int, height: int, vae: Vae) -> None:
 
 
 class ImageNetworks:
-    """A VAE and a CLIP image encoder, frozen. No module, so that no checkpoint or optimizer takes them in.
+    """Frozen VAE and CLIP image encoder. Not a module, so that no checkpoint or optimizer contains them.
 
     Args:
         vae: VAE of the latents.
@@ -61,14 +72,14 @@ class ImageNetworks:
 
     @classmethod
     def load(cls, vae: str, image_encoder: str) -> Self:
-        """The networks of two sources, in single precision.
+        """Networks of two sources, in single precision.
 
         Args:
-            vae: Where it comes from, see `weights.load_vae`.
-            image_encoder: Where it comes from, see `weights.load_image_encoder`.
+            vae: Source of the VAE, see `weights.load_vae`.
+            image_encoder: Source of the image encoder, see `weights.load_image_encoder`.
 
         Raises:
-            ValueError: A folder is missing, damaged, or holds something else; says what is wanted.
+            ValueError: A folder is missing, damaged, or of another network; says what is needed.
         """
         encoder = cls(load_vae(vae), load_image_encoder(image_encoder))
         encoder._provenance = {
@@ -79,26 +90,27 @@ class ImageNetworks:
 
     @property
     def scale(self) -> int:
-        """See `latent_scale`."""
+        """Pixels per latent position along each axis."""
         return latent_scale(self.vae)
 
     @property
     def channels(self) -> int:
-        """See `latent_channels`."""
+        """Channels C of the latents."""
         return latent_channels(self.vae)
 
     @property
     def embedding_size(self) -> int:
-        """D of the image token."""
+        """Width D of the image token."""
         return self.image_encoder.config.projection_dim
 
     @property
     def device(self) -> torch.device:
-        """Where the networks are."""
+        """Device of the networks."""
         return self.vae.device
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
-        """Move the networks, in place; provenance stays that of the weights as they were given."""
+        """Move or cast the networks, in place; their provenance stays that of the original weights."""
+        # Hashed before a cast rounds the weights.
         if dtype not in (None, self.vae.dtype):
             self.provenance()
         options = {"device": device, "dtype": dtype}
@@ -107,7 +119,7 @@ class ImageNetworks:
         return self
 
     def provenance(self) -> dict[str, dict[str, str]]:
-        """What to write next to results: per network its kind, name and sha256."""
+        """Kind, name and SHA-256 of each network, to be written next to results."""
         if self._provenance is None:
             self._provenance = {
                 name: {"kind": "network", "name": type(network).__name__, "sha256": fingerprint(network)}
@@ -119,13 +131,15 @@ class ImageNetworks:
     def moments(self, images: Tensor) -> Tensor:
         """Mean and logarithm of the variance of each image's latents, unscaled.
 
-        Always rounded to half precision, so that what is computed equals what was stored.
-
         Args:
-            images: uint8 `[N, 3, H, W]`.
+            images: RGB images, uint8 `[N, 3, H, W]`.
 
         Returns:
-            float16 `[N, 2·C, H / scale, W / scale]`, on the networks' device.
+            Means, then logarithms, float16 `[N, 2·C, H / scale, W / scale]`, on the networks' device. They are always
+            rounded to half precision, so that computed moments equal stored ones.
+
+        Raises:
+            ValueError: Images of another type or shape.
         """
         with self._plain():
             pixels = self._moved(images).to(self.vae.dtype) / 127.5 - 1.0
@@ -136,48 +150,60 @@ class ImageNetworks:
         """Latents drawn from moments.
 
         Args:
-            moments: `[N, 2·C, h, w]`, see `moments`.
-            noise: `[N, C, h, w]`, standard normal.
+            moments: Result of `moments`, `[N, 2·C, h, w]`.
+            noise: Standard normal noise, `[N, C, h, w]`.
 
         Returns:
-            float32 `[N, C, h, w]`, in the scale of the networks.
+            Latents in the scale of the networks, float32 `[N, C, h, w]`.
         """
         mean, log_variance = moments.float().chunk(2, dim=1)
         return self._scaled(mean + torch.exp(0.5 * log_variance) * noise.float())
 
     def mean(self, moments: Tensor) -> Tensor:
-        """The most probable latents: float32 `[N, C, h, w]`, in the scale of the networks."""
+        """Most probable latents of moments `[N, 2·C, h, w]`, in the scale of the networks: float32 `[N, C, h, w]`."""
         return self._scaled(moments.float().chunk(2, dim=1)[0])
 
     @torch.no_grad()
     def embedding(self, images: Tensor) -> Tensor:
-        """CLIP's embedding of each whole image, squashed to the encoder's square; rounded to half precision.
+        """CLIP's embedding of each whole image, resized to the encoder's square without keeping its aspect.
 
         Args:
-            images: uint8 `[N, 3, H, W]`.
+            images: RGB images, uint8 `[N, 3, H, W]`.
 
         Returns:
-            float16 `[N, D]`, on the networks' device.
+            Embeddings, float16 `[N, D]`, on the networks' device.
+
+        Raises:
+            ValueError: Images of another type or shape.
         """
         side = self.image_encoder.config.image_size
         with self._plain():
+            # CLIP's own preprocessing, on the device and for a batch: bicubic with antialiasing.
             pixels = self._moved(images).float()
             if pixels.shape[2:] != (side, side):
                 pixels = functional.interpolate(pixels, size=(side, side), mode="bicubic", antialias=True)
-                pixels = pixels.round().clamp(0.0, 255.0)  # as image files hold them, which CLIP was trained on
+                pixels = pixels.round().clamp(0.0, 255.0)  # bytes, as in the image files that CLIP was trained on
             mean, deviation = (pixels.new_tensor(value)[:, None, None] for value in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
             pixels = (pixels / 255.0 - mean) / deviation
             return self.image_encoder(pixel_values=pixels.to(self.image_encoder.dtype)).image_embeds.to(torch.float16)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents in the scale of the networks `[N, C, h, w]` → images, float32 `[N, 3, H, W]` in [-1, 1]."""
+        """Images of latents.
+
+        Args:
+            latents: Latents in the scale of the networks, `[N, C, h, w]`.
+
+        Returns:
+            Images, float32 `[N, 3, H, W]` in [-1, 1].
+        """
         with self._plain():
             unscaled = latents.float() / self.vae.config["scaling_factor"] + self._shift
             return self.vae.decode(unscaled.to(self.vae.dtype)).sample.float().clamp(-1.0, 1.0)
 
     @property
     def _shift(self) -> float:
+        # Present but None in Stable Diffusion's configuration, and absent from the CosineVae's.
         return self.vae.config.get("shift_factor") or 0.0
 
     def _scaled(self, latents: Tensor) -> Tensor:
@@ -189,5 +215,5 @@ class ImageNetworks:
         return images.to(self.device)
 
     def _plain(self) -> torch.autocast:
-        """Under a trainer's autocast too, the networks run in their own precision: stored moments know no autocast."""
+        """Context without autocast: stored moments were computed without, so a trainer's autocast must not apply."""
         return torch.autocast(self.device.type, enabled=False)

@@ -1,4 +1,4 @@
-"""Where the weights of the image networks come from: a folder, or a named small configuration. Never chance."""
+"""Sources of the image networks' weights: a folder, or a named small configuration with fixed weights."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from talkinghead.models.weights import parameter_hash, quiet_libraries, weights_
 from talkinghead.provenance import canonical_json, hash_bytes
 
 Part = Literal["vae", "image_encoder"]
-"""Both the part's name and that of its subfolder in a pipeline's folder."""
+"""Name of an image network, and of its subfolder in a pipeline's folder."""
 
 VAES = ("tiny", "tiny-kl")
-"""`tiny`: a `CosineVae`, which needs no training. `tiny-kl`: a small `AutoencoderKL` with first weights from a fixed
-seed, for tests: its latents mean nothing."""
+"""Names of small VAEs. `tiny`: a `CosineVae`, which needs no training. `tiny-kl`: a small `AutoencoderKL` with random
+weights from a fixed seed, for tests: its latents mean nothing."""
 IMAGE_ENCODERS = ("tiny", "small")
-"""Small CLIP encoders with first weights from a fixed seed, as wide as the networks of these sizes expect."""
+"""Names of small CLIP encoders with random weights from a fixed seed, as wide as the networks of these sizes expect."""
 
 _TINY_KL: dict[str, Any] = {
     "down_block_types": ("DownEncoderBlock2D",) * 4,
@@ -45,25 +45,27 @@ _UNSEEN: dict[type[nn.Module], tuple[str, ...]] = {
     AutoencoderKL: ("act_fn", "norm_num_groups"),
     CLIPVisionModelWithProjection: ("hidden_act", "num_attention_heads", "image_size", "patch_size", "layer_norm_eps"),
 }
-"""Settings that change what a network puts out, though its tensors do not show them."""
+"""Settings that change a network's results without changing its tensors; they belong in its fingerprint."""
 _DAMAGE = (OSError, RuntimeError, TypeError, ValueError, KeyError, EOFError, SafetensorError)
 
 
 def load_vae(source: str) -> AutoencoderKL | CosineVae:
-    """An VAE in single precision, evaluation mode.
+    """VAE in single precision and evaluation mode.
 
     Args:
-        source: One of `VAES`, or a folder in the layout of `diffusers` (`stabilityai/sd-vae-ft-mse`), also one whose
-            subfolder `vae` it is.
+        source: One of `VAES`, or a folder in the layout of `diffusers` (such as `stabilityai/sd-vae-ft-mse`), or a
+            folder with such a folder named `vae` in it.
 
     Raises:
-        ValueError: The folder is missing, damaged, or not of a VAE; says what is wanted.
+        ValueError: The folder is missing, damaged, or not of a VAE; says what is needed.
     """
     if source == "tiny":
         return CosineVae().eval()
     if source == "tiny-kl":
+        # The text is part of the seed: another one would give other weights.
         with weights_from(0, "tiny picture codec"):
             return AutoencoderKL(**_TINY_KL).eval()
+    # The class that the folder names decides, from a fixed list: no code is looked up by a name in a file.
     folder, config = _folder(source, "vae")
     kinds: dict[object, type[AutoencoderKL] | type[CosineVae]] = {
         "AutoencoderKL": AutoencoderKL,
@@ -76,14 +78,14 @@ def load_vae(source: str) -> AutoencoderKL | CosineVae:
 
 
 def load_image_encoder(source: str) -> CLIPVisionModelWithProjection:
-    """A CLIP image encoder in single precision, evaluation mode.
+    """CLIP image encoder in single precision and evaluation mode.
 
     Args:
-        source: One of `IMAGE_ENCODERS`, or a folder in the layout of `transformers` (`image_encoder/` of
-            `lambdalabs/sd-image-variations-diffusers`), also one whose subfolder `image_encoder` it is.
+        source: One of `IMAGE_ENCODERS`, or a folder in the layout of `transformers` (such as `image_encoder/` of
+            `lambdalabs/sd-image-variations-diffusers`), or a folder with such a folder named `image_encoder` in it.
 
     Raises:
-        ValueError: The folder is missing, damaged, or not of a CLIP image encoder; says what is wanted.
+        ValueError: The folder is missing, damaged, or not of a CLIP image encoder; says what is needed.
     """
     if source in _CLIPS:
         with weights_from(0, f"{source} image encoder"):
@@ -95,12 +97,12 @@ def load_image_encoder(source: str) -> CLIPVisionModelWithProjection:
             " (clip_vision_model)"
         )
     encoder: Any = CLIPVisionModelWithProjection
-    # Tensors of another shape go into the report rather than into an error that says nothing.
+    # Tensors of another shape then appear in the report of `_loaded`, rather than in an error that names none.
     return _loaded(encoder, folder, dtype=torch.float32, ignore_mismatched_sizes=True).eval()
 
 
 def fingerprint(network: nn.Module) -> str:
-    """SHA-256 of a network's tensors in single precision, and of the settings that they do not show."""
+    """SHA-256 of a network's tensors in single precision and of the settings that change its results without them."""
     settings = {name: getattr(network.config, name) for name in _UNSEEN.get(type(network), ())}
     # Versions of latents are named by this hash: it keeps the name that the class had when the first ones were made.
     name = "CosineCodec" if isinstance(network, CosineVae) else type(network).__name__
@@ -109,14 +111,19 @@ def fingerprint(network: nn.Module) -> str:
 
 
 def described(source: str, network: nn.Module) -> dict[str, str]:
-    """What to write next to results of a network from `source`: kind, name of the folder, sha256."""
+    """Kind, name and SHA-256 of a network, to be written next to its results.
+
+    Args:
+        source: Source that the network was loaded from: a name, or a folder, of which only the last part is kept.
+        network: The network.
+    """
     if source in {*VAES, *IMAGE_ENCODERS}:
         return {"kind": "tiny", "name": source, "sha256": fingerprint(network)}
     return {"kind": "folder", "name": Path(source).resolve().name, "sha256": fingerprint(network)}
 
 
 def _folder(source: str, part: Part) -> tuple[Path, dict[str, Any]]:
-    """The folder of one network, and its configuration."""
+    """Folder of one network, and its configuration."""
     names = VAES if part == "vae" else IMAGE_ENCODERS
     place = Path(source)
     if not place.is_dir():
@@ -124,6 +131,7 @@ def _folder(source: str, part: Part) -> tuple[Path, dict[str, Any]]:
             f"there is no folder {source!r} to read the {part} from. Give one with config.json and weights, or"
             f" {' or '.join(map(repr, names))}"
         )
+    # A folder of a whole pipeline has the network in a subfolder.
     if not (place / "config.json").is_file() and (place / part).is_dir():
         place /= part
     file = place / "config.json"
@@ -142,8 +150,10 @@ def _folder(source: str, part: Part) -> tuple[Path, dict[str, Any]]:
 
 
 def _loaded(network: Any, folder: Path, **options: Any) -> Any:
-    """A stock network from a folder, of which every tensor must find its place, and every place its tensor."""
+    """Network from a folder, whose tensors must be exactly those of the network."""
     try:
+        # Our own class checks this itself (`StrictModel`). Stock classes fill missing tensors with random numbers and
+        # only log a warning, so their report is checked below.
         if issubclass(network, CosineVae):
             return network.from_pretrained(folder)
         with quiet_libraries():
@@ -154,7 +164,7 @@ def _loaded(network: Any, folder: Path, **options: Any) -> Any:
             f"the weights in {folder} cannot be read; they are missing, damaged or cut short, copy the folder again"
             f" ({text})"
         ) from error
-    # A whole CLIP has a text half, and older files a table of numbers that are computed now.
+    # A file of the whole CLIP has a text half, and older files a table of positions that is computed now.
     left_over = [key for key in report["unexpected_keys"] if not _expected(key)]
     wrong = [*report["missing_keys"], *left_over, *map(str, report["mismatched_keys"])]
     if wrong:

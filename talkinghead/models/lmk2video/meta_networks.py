@@ -1,4 +1,4 @@
-"""The networks of a pipeline without their weights, to be measured and counted."""
+"""Networks of a pipeline without their weights, whose operations and memory can be counted."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from talkinghead.models.lmk2video.published import published_pose_guider
 from talkinghead.models.lmk2video.reference_net import ReferenceNet
 
 NETWORKS = ("vae", "image_encoder", "reference_net", "denoiser", "pose_guider")
+# The published sizes, as in the configurations of sd-vae-ft-mse and CLIP ViT-L/14.
 _SD_VAE: dict[str, Any] = {
     "down_block_types": ("DownEncoderBlock2D",) * 4,
     "up_block_types": ("UpDecoderBlock2D",) * 4,
@@ -41,7 +42,7 @@ _CLIP_L: dict[str, Any] = {
 
 @dataclass(frozen=True, kw_only=True)
 class HollowNetworks:
-    """The networks of a pipeline, on the meta device."""
+    """Networks of a pipeline on the meta device: shapes without memory for weights."""
 
     vae: Vae
     image_encoder: CLIPVisionModelWithProjection
@@ -57,8 +58,12 @@ class HollowNetworks:
 
     @classmethod
     def described(cls, configs: Mapping[str, Mapping[str, Any]]) -> Self:
-        """Networks by the settings of each; those of the VAE name its class (`_class_name`) unless it is Stable
-        Diffusion's."""
+        """Networks of the given settings.
+
+        Args:
+            configs: Settings of each network by its name in `NETWORKS`. Those of the VAE name its class as
+                `_class_name`, unless it is Stable Diffusion's.
+        """
         vae = CosineVae if configs["vae"].get("_class_name") in CLASS_NAMES else AutoencoderKL
         classes = {"vae": vae, "reference_net": ReferenceNet, "denoiser": Denoiser, "pose_guider": PoseGuider}
         with torch.device("meta"):
@@ -69,10 +74,13 @@ class HollowNetworks:
 
     @classmethod
     def of_folder(cls, folder: Path) -> Self:
-        """The networks of a pipeline's folder, of which only the configurations are read.
+        """Networks of a pipeline's folder, of which only the configurations are read.
+
+        Args:
+            folder: Folder of a saved pipeline.
 
         Raises:
-            ValueError: One is missing or damaged.
+            ValueError: A configuration is missing or damaged.
         """
         try:
             return cls.described({name: json.loads((folder / name / "config.json").read_bytes()) for name in NETWORKS})
@@ -80,11 +88,11 @@ class HollowNetworks:
             raise ValueError(f"{folder} does not describe a whole pipeline ({error}): copy it again") from error
 
     def parameters(self) -> dict[str, int]:
-        """Numbers in each network."""
+        """Number of parameters of each network, by its name."""
         return {name: sum(value.numel() for value in getattr(self, name).parameters()) for name in NETWORKS}
 
     def to(self, dtype: torch.dtype) -> Self:
-        """Cast all of them, in place."""
+        """Cast all networks, in place."""
         for name in NETWORKS:
             getattr(self, name).to(dtype)
         return self

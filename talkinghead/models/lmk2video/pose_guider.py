@@ -1,4 +1,4 @@
-"""Guidance images to features of five scales that the denoiser adds to its own.
+"""Network from guidance images to pose features, which the denoiser adds to its hidden states at five scales.
 
 Letters of shapes: B samples, F frames of a sample, N images (the frames of a sample one after the other, or
 references), C channels, H and W height and width of guidance images in pixels, h and w height and width of a feature.
@@ -20,14 +20,14 @@ from torch import Tensor, nn
 from talkinghead.models.weights import StrictModel
 
 Normalisation = Literal["frame", "published", "trained", "running"]
-"""How the PoseGuider normalises, and which numbers it takes guidance images in.
+"""Kind of normalisation in the PoseGuider, with the range of the guidance images.
 
-- `frame`: group norm of each frame for itself. A frame's features do not depend on its neighbours, so they can be
-  computed once, in any order.
-- `published`: what AniPortrait's shipped inference computes: batch norm with the statistics of the frames at hand, in
-  training and in inference, on pixel values 2 v - 1 of v in 0 … 255 (sic).
-- `trained`: what AniPortrait's training computes: the same statistics, on images in [-1, 1].
-- `running`: batch norm with its running statistics outside of training, on images in [-1, 1].
+- `frame`: group norm of each frame for itself, on images in [-1, 1]. A frame's features do not depend on its
+  neighbours, so they can be computed once, in any order.
+- `published`: AniPortrait's shipped inference: batch norm with the statistics of the batch, in training and in
+  inference, on pixel values 2 v - 1 of v in 0 … 255 (sic).
+- `trained`: AniPortrait's training: batch norm with the statistics of the batch, on images in [-1, 1].
+- `running`: batch norm with running statistics outside of training, on images in [-1, 1].
 """
 NORMALISATIONS = get_args(Normalisation)
 
@@ -36,13 +36,13 @@ _MAX_GROUPS = 32
 
 
 class WindowNorm(nn.BatchNorm2d):
-    """Batch norm that takes the statistics of what it is given, also outside of training.
+    """Batch norm that always takes the statistics of its input, also outside of training.
 
-    Running statistics follow in training only, so a call in evaluation leaves nothing behind.
+    Running statistics are updated in training only, so a call in evaluation changes no state.
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """`[N, C, h, w]`: statistics over N, h and w."""
+        """Normalised maps `[N, C, h, w]`; statistics are taken over N, h and w."""
         if self.training:
             return super().forward(input)
         # PyTorch's CPU kernel sums channels-last input in float32, which costs up to 1 % of the result.
@@ -50,10 +50,10 @@ class WindowNorm(nn.BatchNorm2d):
 
 
 def make_norm(normalisation: Normalisation, channels: int) -> nn.Module:
-    """The normalisation of `channels` maps.
+    """Normalisation layer for `channels` maps.
 
-    `frame` groups four maps or more, at most 32 groups; the three maps of the first layer are one group. (A group for
-    each map would lose how much of an image the map covers.)
+    `frame` has groups of at least four maps, and at most 32 groups; the three maps of the first layer are one group. A
+    group for each map would lose how much of an image the map covers.
     """
     if normalisation == "frame":
         groups = min(_MAX_GROUPS, max(1, channels // _CHANNELS_PER_GROUP))
@@ -62,46 +62,47 @@ def make_norm(normalisation: Normalisation, channels: int) -> nn.Module:
 
 
 _SPAN = 64.0
-"""Length of an image's longer side, whatever its size: its neighbourhoods have the same code at every resolution."""
+"""Length of an image's longer side in position codes, at every resolution: a place has one code at all scales."""
 
 
 def position_code(height: int, width: int, channels: int, device: torch.device | None = None) -> Tensor:
     """Code of each position of an image.
 
-    The first half of the channels tells the row, the other the column; each sines then cosines of geometrically spaced
-    rates (Vaswani et al., arXiv 1706.03762), of the middle of the position.
+    The first half of the channels tells the row, the second half the column. Each half has sines, then cosines, of the
+    position's middle at geometrically spaced rates (Vaswani et al., arXiv 1706.03762).
 
     Args:
-        height: Positions of a column.
-        width: Positions of a row.
-        channels: C, a multiple of 4.
+        height: Number of rows.
+        width: Number of columns.
+        channels: Channels C of a code, a multiple of 4.
         device: Device of the result.
 
     Returns:
-        `[height * width, C]` float32, in row-major order.
+        Codes in row-major order, float32 `[height * width, C]`.
     """
     assert channels % 4 == 0, "rows and columns need a sine and a cosine each"
     rates = torch.exp(torch.arange(channels // 4, device=device) * (-math.log(10000.0) / (channels // 4)))
     unit = _SPAN / max(height, width)
     rows = (torch.arange(height, device=device) + 0.5)[:, None] * unit * rates
     columns = (torch.arange(width, device=device) + 0.5)[:, None] * unit * rates
+    # A row's code is repeated along the row, a column's code down the column: [height, width, C / 2] each.
     row_code = torch.cat([rows.sin(), rows.cos()], dim=1)[:, None].expand(-1, width, -1)
     column_code = torch.cat([columns.sin(), columns.cos()], dim=1)[None].expand(height, -1, -1)
     return torch.cat([row_code, column_code], dim=2).flatten(0, 1)
 
 
 GUIDANCE_SCALE = 8
-"""Pixels of a guidance image along the side of a latent: what the stem reduces it by, whatever the VAE does."""
+"""Pixels of a guidance image along the side of a latent. The stem's factor, independent of the VAE's."""
 
 
 class LandmarkAttention(nn.Module):
-    """Attention from the driving landmarks to those of the reference portrait: where each part of the face came from.
+    """Attention from driving landmarks to the reference portrait's, which tells where each part of the face came from.
 
-    Both know their positions, so a driven lip can find the lip of the reference and how far away it is. The last layer
+    Both carry position codes, so a driving lip can find the lip of the reference and how far away it is. The last layer
     starts at zero.
 
     Args:
-        channels: C of both.
+        channels: Channels C of both.
         heads: Heads of the attention.
     """
 
@@ -113,34 +114,46 @@ class LandmarkAttention(nn.Module):
         _zero(cast(nn.Linear, cast(nn.ModuleList, self.attn.to_out)[0]))
 
     def forward(self, hidden: Tensor, reference: Tensor) -> Tensor:
-        """`[B * F, C, h, w]` and `[B, C, h', w']` → `[B * F, C, h, w]`."""
+        """Driving features with what they found in the reference.
+
+        Args:
+            hidden: Driving features `[B * F, C, h, w]`, the frames of a sample one after the other.
+            reference: Reference features `[B, C, h', w']`.
+
+        Returns:
+            Driving features of the same shape.
+        """
         count, channels, height, width = hidden.shape
-        own = _tokens(self.norm, hidden)
-        # Once for each sample, then repeated over its frames.
+        own = _tokens(self.norm, hidden)  # [B * F, h * w, C]
+        # The reference's tokens are made once for each sample, then repeated over its frames.
         other = _tokens(self.norm_reference, reference).repeat_interleave(count // len(reference), dim=0)
         found = self.attn(own, encoder_hidden_states=other)
         return hidden + found.transpose(1, 2).reshape(count, channels, height, width)
 
 
 class PoseGuider(StrictModel):
-    """Guidance images (drawn landmarks) to one feature for each resolution of the denoiser, and one more.
+    """Network from guidance images (drawn landmarks) to pose features, one for each level of the denoiser and one more.
 
-    After PoseGuider of AniPortrait (arXiv 2403.17694); names and shapes of what both have are those of the published
-    `pose_guider.pth`. The published network describes attention to the reference's landmarks and lacks it, and it
-    normalises over the frames that happen to stand next to each other; see `reference_attention` and `normalisation`.
-    The defaults are the published sizes.
+    After PoseGuider of AniPortrait (arXiv 2403.17694); parameters that both have are named and shaped as in the
+    published `pose_guider.pth`. The paper describes attention to the reference's landmarks, which the published network
+    lacks, and that network normalises over the frames that happen to be in the same batch; see `reference_attention`
+    and `normalisation`. The defaults are the published sizes.
 
     Args:
-        block_out_channels: Channels of the denoiser's levels, from the finest.
-        stem_channels: Channels of the convolutions down to 1/8 of the image; there are two of the first ones of each.
-        attention_heads: Heads of the self-attention of each scale.
+        block_out_channels: Channels of the denoiser's levels, from the finest resolution.
+        stem_channels: Channels of the stem, which reduces the image to 1/8: five numbers, the first 3 (RGB). Between
+            each two of them lie two convolutions.
+        attention_heads: Heads of the self-attention at each scale.
         attention_head_dim: Channels of each of these heads.
-        norm_num_groups: Groups of the group norm before it.
-        normalisation: One of `Normalisation`.
-        reference_attention: Attend from the driving landmarks to the reference's at each scale but the first.
+        norm_num_groups: Groups of the group norm before that self-attention.
+        normalisation: Kind of normalisation, see `Normalisation`.
+        reference_attention: Whether driving landmarks attend to the reference's, at each scale but the first.
         reference_heads: Heads of that attention.
-        zero_outputs: Each feature passes a last layer that starts at zero, so that an untrained guider leaves the
-            denoiser as it is. Otherwise only the first feature starts at zero (as published).
+        zero_outputs: Whether each feature passes a last layer that starts at zero, so that an untrained guider leaves
+            the denoiser as it is. Otherwise only the first feature starts at zero (as published).
+
+    Raises:
+        ValueError: Settings that do not fit each other; says which.
     """
 
     _supports_gradient_checkpointing = True
@@ -167,12 +180,16 @@ class PoseGuider(StrictModel):
         if reference_attention and any(width % reference_heads or width % 4 for width in block_out_channels):
             raise ValueError(f"block_out_channels must be multiples of reference_heads {reference_heads} and of 4")
         self.normalisation: Normalisation = normalisation
+
+        # The stem: image to 1/8 of its size, in the channels of the finest level, times a learnt factor.
         first, *others = block_out_channels
         self.conv_layers = _stem(normalisation, stem_channels)
         self.final_proj = nn.Conv2d(stem_channels[-1], first, kernel_size=1)
         self.scale = nn.Parameter(torch.full((1,), 2.0))
         self.num_scales = len(block_out_channels)
-        # What comes out has the size of the denoiser's hidden state after each level: the next level's resolution.
+
+        # The scales: each feature has the size of the denoiser's hidden state after a level, which is the resolution of
+        # the next level (after the last level, its own).
         widths = [first, *block_out_channels[:1], *others]
         for number in range(1, self.num_scales + 1):
             before, after = widths[number - 1], widths[number]
@@ -181,6 +198,9 @@ class PoseGuider(StrictModel):
                 f"cross_attn{number}",
                 Transformer2DModel(attention_heads, attention_head_dim, after, norm_num_groups=norm_num_groups),
             )
+
+        # What the published network lacks: attention to the reference, and output layers that start at zero. Names are
+        # ours, so published weights still fit the rest.
         self.reference_attentions = nn.ModuleList(
             LandmarkAttention(width, reference_heads) for width in widths[1:] if reference_attention
         )
@@ -190,7 +210,7 @@ class PoseGuider(StrictModel):
 
     @property
     def blocks(self) -> list[nn.Module]:
-        """The repeated blocks: units of sharding, compiling and activation checkpointing."""
+        """Repeated blocks, the units of sharding, compiling and activation checkpointing."""
         return [self._part("cross_attn", number) for number in range(1, self.num_scales + 1)]
 
     @property
@@ -199,16 +219,16 @@ class PoseGuider(StrictModel):
         return self.normalisation in ("frame", "running")
 
     def forward(self, images: Tensor, reference: Tensor | Sequence[Tensor] | None = None) -> tuple[Tensor, ...]:
-        """Features of guidance images.
+        """Pose features of guidance images.
 
         Args:
-            images: `[B, F, 3, H, W]` in [-1, 1], H and W multiples of 8.
-            reference: Guidance images of the references, `[B, 3, H, W]` in [-1, 1], or what `encode_reference` made of
-                them. Wanted where there is `reference_attention`; else without effect.
+            images: Guidance images `[B, F, 3, H, W]` in [-1, 1]; H and W are multiples of 8.
+            reference: Guidance images of the references, `[B, 3, H, W]` in [-1, 1], or the result of `encode_reference`
+                for them. Required with `reference_attention`, otherwise without effect.
 
         Returns:
-            `[B, F, C, h, w]`: first of 1/8 of the size, then one for each level of the denoiser: of half the size of
-            the one before, but for the last, which has the size of the one before.
+            Features `[B, F, C, h, w]`. The first has 1/8 of the images' size; then one follows for each level of the
+            denoiser, half the size of the one before (the last: the same size).
 
         Raises:
             ValueError: The reference is missing, or a size does not fit.
@@ -218,13 +238,14 @@ class PoseGuider(StrictModel):
             raise ValueError(
                 f"guidance images of {width}x{height} pixels: width and height must be multiples of {GUIDANCE_SCALE}"
             )
+        # The reference's landmarks at every scale, one for each sample; None where there is no attention to them.
         attended = self._reference(reference, batch)
 
-        # The stem: 1/8 of the size.
+        # The stem: all frames as one batch, 1/8 of the size.
         hidden = self._stem_features(images.flatten(0, 1))
         outputs = [self._finish(0, hidden)]
 
-        # Scale by scale: half the size (but for the last), self-attention, and a look at the reference's landmarks.
+        # Scale by scale: half the size (but for the last), self-attention, and attention to the reference's landmarks.
         for number in range(1, self.num_scales + 1):
             hidden = self._part("conv_layers_", number)(hidden)
             hidden = self._part("cross_attn", number)(hidden, return_dict=False)[0]
@@ -234,7 +255,15 @@ class PoseGuider(StrictModel):
         return tuple(output.unflatten(0, (batch, num_frames)) for output in outputs)
 
     def encode_reference(self, reference: Tensor) -> tuple[Tensor, ...]:
-        """What driving landmarks attend to, of guidance images `[B, 3, H, W]`: one `[B, C, h, w]` for each scale."""
+        """Features of the references' landmarks, to which driving landmarks attend.
+
+        Args:
+            reference: Guidance images of the references, `[B, 3, H, W]` in [-1, 1].
+
+        Returns:
+            Features `[B, C, h, w]`, one for each scale but the first.
+        """
+        # Convolutions only: the self-attention of each scale serves the driving frames.
         hidden = self._stem_features(reference)
         features = []
         for number in range(1, self.num_scales + 1):
@@ -254,7 +283,7 @@ class PoseGuider(StrictModel):
 
     def _stem_features(self, images: Tensor) -> Tensor:
         if self.normalisation == "published":
-            # [-1, 1] → 2 v - 1 of v in 0 … 255
+            # From [-1, 1] to 2 v - 1 of v in 0 … 255: the published program scales bytes as if they lay in [0, 1].
             images = images * 255.0 + 254.0
         return self.final_proj(self.conv_layers(images.contiguous())) * self.scale
 
@@ -266,7 +295,7 @@ class PoseGuider(StrictModel):
 
 
 def _stem(normalisation: Normalisation, channels: Sequence[int]) -> nn.Sequential:
-    """3x3 convolutions, and a 4x4 one of stride 2 wherever the channels grow but the last time: 1/8 of the size."""
+    """Stem to 1/8 of the size: a 3x3 convolution, then a 4x4 one with stride 2 (the last: 3x3, stride 1) per width."""
     layers: list[nn.Module] = []
     for index, width in enumerate(channels[:-1]):
         last = index == len(channels) - 2
@@ -294,7 +323,7 @@ def _convolution(normalisation: Normalisation, before: int, after: int, *, kerne
 
 
 def _tokens(norm: nn.Module, images: Tensor) -> Tensor:
-    """`[N, C, h, w]` → `[N, h * w, C]`, normalised, with their positions."""
+    """Normalised tokens of images `[N, C, h, w]`, with position codes added: `[N, h * w, C]`."""
     _, channels, height, width = images.shape
     tokens = norm(images.flatten(2).transpose(1, 2))
     return tokens + position_code(height, width, channels, tokens.device).to(tokens.dtype)

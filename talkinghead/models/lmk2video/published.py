@@ -4,12 +4,12 @@
 |---|---|---|
 | `reference_unet.pth` | `ReferenceNet` | `load_reference_unet` |
 | `denoising_unet.pth` | `Denoiser` | `load_denoising_unet` |
-| `motion_module.pth`, `mm_sd_v15_v2.ckpt` | its motion modules | the same, or `load_motion_module` |
+| `motion_module.pth`, `mm_sd_v15_v2.ckpt` | `Denoiser`'s motion modules | `load_denoising_unet`, `load_motion_module` |
 | `pose_guider.pth` | `PoseGuider` | `load_pose_guider` |
 | `unet/` of a Stable Diffusion 1.5 folder | first weights of both | `read_sd15_unet` |
 
-Each `.pth` may also be a `.safetensors` with the same names. Every tensor must find its place and every place its
-tensor; the report says which do not.
+Each `.pth` may also be a `.safetensors` with the same names. Every tensor of a file must have a place in the model, and
+every tensor of the model one in the file; the report names those that do not.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from talkinghead.models.weights import KeyReport, compare_keys, read_weights
 
 Kind = Literal["reference_unet", "denoising_unet", "motion_module", "pose_guider"]
 PoseGuiderMode = Literal["published", "trained", "running"]
-"""See `pose_guider.Normalisation`; the published weights have no other."""
+"""Normalisations that the published weights fit, see `pose_guider.Normalisation`."""
 
 _SD15_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 _MOTION = ".motion_modules."
@@ -41,14 +41,18 @@ _MOTION_NAMES = (
     (r"transformer_blocks\.0\.ff\.", lambda _: f"{_BLOCK}ff."),
     (r"(norm|proj_in|proj_out)\.", lambda match: f"temporal_transformer.{match[1]}."),
 )
-"""How a parameter within a motion module begins here → in AnimateDiff's files."""
+"""Beginning of a parameter's name within our motion modules → the same in AnimateDiff's files."""
 
 
 def published_names(key: str) -> tuple[str, ...]:
-    """Under which names the published files have one of our tensors: one, but for the motion modules' position code.
+    """Names of one of our tensors in the published files: one name, or two for a motion module's position code.
 
-    That code is a fixed table, which AnimateDiff stores twice for each module.
+    The position code is a fixed table, which AnimateDiff stores twice for each module.
+
+    Args:
+        key: Name in our model's `state_dict`.
     """
+    # Spatial parameters have the same name in both; only motion modules are named differently.
     module, separator, rest = key.partition(_MOTION)
     if not separator:
         return (key,)
@@ -63,7 +67,13 @@ def published_names(key: str) -> tuple[str, ...]:
 
 
 def load_reference_unet(file: str | Path) -> tuple[ReferenceNet, KeyReport]:
-    """`reference_unet.pth` → the network in evaluation mode, float32, and the report.
+    """Reference network from `reference_unet.pth`.
+
+    Args:
+        file: The published file.
+
+    Returns:
+        The network in evaluation mode, float32, and the report.
 
     Raises:
         ValueError: The file is missing, damaged, or holds other tensors; the report is in the text.
@@ -75,11 +85,11 @@ def load_reference_unet(file: str | Path) -> tuple[ReferenceNet, KeyReport]:
 
 
 def load_denoising_unet(file: str | Path, motion_module: str | Path | None = None) -> tuple[Denoiser, list[KeyReport]]:
-    """`denoising_unet.pth`, and motion modules from `motion_module.pth` or `mm_sd_v15_v2.ckpt`.
+    """Denoiser from `denoising_unet.pth`, with motion modules from `motion_module.pth` or `mm_sd_v15_v2.ckpt`.
 
     Args:
-        file: The spatial weights.
-        motion_module: None: a network without motion modules, for single frames.
+        file: File of the spatial weights.
+        motion_module: File of the motion modules; None: a network without them, for single frames.
 
     Returns:
         The network in evaluation mode, float32, and the reports of both files.
@@ -96,7 +106,11 @@ def load_denoising_unet(file: str | Path, motion_module: str | Path | None = Non
 
 
 def load_motion_module(model: Denoiser, file: str | Path) -> KeyReport:
-    """Fill the motion modules of a denoiser, in place; all else stays as it is.
+    """Fill the motion modules of a denoiser, in place; all other parameters stay as they are.
+
+    Args:
+        model: Denoiser with motion modules.
+        file: `motion_module.pth` or `mm_sd_v15_v2.ckpt`.
 
     Raises:
         ValueError: The file is missing, damaged, or holds other tensors (such as AnimateDiff's first version, which has
@@ -106,14 +120,15 @@ def load_motion_module(model: Denoiser, file: str | Path) -> KeyReport:
 
 
 def load_pose_guider(file: str | Path, mode: PoseGuiderMode = "published") -> tuple[PoseGuider, KeyReport]:
-    """`pose_guider.pth` → the network in evaluation mode, float32, and the report.
-
-    The published network does not attend to the reference: it was trained without.
+    """PoseGuider from `pose_guider.pth`, without attention to the reference, as it was trained.
 
     Args:
         file: The published file.
-        mode: How it normalises. `published` is what the published program shows; `trained` and `running` are in the
-            range that it was trained in.
+        mode: Normalisation. `published` computes what the published program does; `trained` and `running` take images
+            in the range of its training.
+
+    Returns:
+        The network in evaluation mode, float32, and the report.
 
     Raises:
         ValueError: The file is missing, damaged, or holds other tensors; the report is in the text.
@@ -125,17 +140,15 @@ def load_pose_guider(file: str | Path, mode: PoseGuiderMode = "published") -> tu
 
 
 def published_pose_guider(mode: PoseGuiderMode = "published") -> dict[str, Any]:
-    """Settings of the published PoseGuider."""
+    """Settings of the published PoseGuider, as arguments of `PoseGuider`."""
     return {"normalisation": mode, "reference_attention": False, "zero_outputs": False}
 
 
 def read_sd15_unet(folder: str | Path) -> dict[str, Tensor]:
-    """The UNet of a Stable Diffusion 1.5 folder, to begin training from.
-
-    Give it to `ReferenceNet.load_denoiser` and `Denoiser.load_spatial`.
+    """Weights of Stable Diffusion 1.5's UNet, float32, for `ReferenceNet.load_denoiser` and `Denoiser.load_spatial`.
 
     Args:
-        folder: In the layout of `diffusers`, or its `unet` folder.
+        folder: Folder of a whole model in the layout of `diffusers`, or its `unet` folder.
 
     Raises:
         ValueError: There are no weights, or they are of another network.
@@ -147,6 +160,7 @@ def read_sd15_unet(folder: str | Path) -> dict[str, Tensor]:
     found = read_weights(file)
     with torch.device("meta"):
         wanted = {key: value.shape for key, value in Denoiser().state_dict().items()}
+    # A single-frame denoiser of the default sizes has exactly the tensors of that UNet.
     report = compare_keys(file.name, "UNet of Stable Diffusion 1.5", found, wanted)
     if not report.complete:
         raise ValueError(f"{file} is not of Stable Diffusion 1.5\n{report}")
@@ -157,32 +171,42 @@ def fill(model: nn.Module, found: Mapping[str, Tensor], kind: Kind, file: str) -
     """Fill a model, or the part of it that a published file holds, with tensors under their published names.
 
     Args:
-        model: Changed in place; its tensors may be on the meta device.
-        found: Published name → tensor, of any precision; they are copied to float32.
-        kind: Which file they are of.
-        file: Its name, for the report.
+        model: Model to fill, in place; its tensors may be on the meta device.
+        found: Tensors of any precision by their published names; they are copied to float32.
+        kind: Kind of the file.
+        file: Name of the file, for the report.
+
+    Returns:
+        The report, which is complete.
 
     Raises:
         ValueError: A tensor is missing, left over, or of another shape; the report is in the text.
     """
+    # Compare names and shapes of this file's part of the model, under their published names.
     own = {key: value for key, value in model.state_dict().items() if _belongs(key, kind)}
     names = {key: published_names(key) for key in own}
     wanted = {name: own[key].shape for key in own for name in names[key]}
     report = compare_keys(file, kind, found, wanted)
     if not report.complete:
+        # The usual mistake is to mix the files up, so the error says what this one looks like.
         likely = kind_of(found)
         hint = f"\nIt looks like a {likely}" if likely not in (None, kind) else ""
         raise ValueError(f"{file} does not hold the weights of a {kind}\n{report}{hint}")
+
+    # The two copies of a position code must agree, because the model keeps only one.
     for several in (value for value in names.values() if len(value) > 1):
         if not torch.equal(found[several[0]], found[several[1]]):
             raise ValueError(f"{file}: {several[0]} and {several[1]} differ, and the network has one such table")
+
+    # Assigned rather than copied, because the model's own tensors may be on the meta device; not strict, because a file
+    # may hold only a part of the model.
     state = {key: _copy(found[names[key][0]], own[key]) for key in own}
     model.load_state_dict(state, assign=True, strict=False)
     return report
 
 
 def kind_of(names: Iterable[str]) -> Kind | None:
-    """Which published file has these tensors, told from a name or two; None: none of them."""
+    """Kind of the published file that has these tensors, recognised by a name or two; None: another file."""
     names = set(names)
     if any(_MOTION in name for name in names):
         return "motion_module"
@@ -200,6 +224,6 @@ def _belongs(key: str, kind: Kind) -> bool:
 
 
 def _copy(tensor: Tensor, like: Tensor) -> Tensor:
-    # Not a view of the file, which may change; counters stay whole numbers.
+    # A copy, not a view of the file, which may be mapped into memory and change. Counters stay whole numbers.
     dtype = torch.float32 if like.is_floating_point() else like.dtype
     return tensor.to(dtype, copy=True, memory_format=torch.contiguous_format)

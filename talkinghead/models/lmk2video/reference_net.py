@@ -1,4 +1,4 @@
-"""The network that looks at the reference portrait once and hands its features to the denoiser.
+"""The network that encodes the reference portrait once and hands its features to the denoiser.
 
 Letters of shapes: B references, C channels, h and w height and width of the latents, L tokens of a transformer in
 row-major order, D width of the image token. The layers are called in `unet.UNetTrunk`.
@@ -16,18 +16,18 @@ from talkinghead.models.lmk2video.unet import Conditioning, UNetShape, UNetTrunk
 
 
 class ReferenceNet(UNetTrunk):
-    """Stable Diffusion 1.5's UNet without an output head: the features of its transformers are what it is for.
+    """Stable Diffusion 1.5's UNet without an output head, whose results are the features of its transformers.
 
     After ReferenceNet of Animate Anyone (arXiv 2311.17117). Names and shapes of the parameters are those of `diffusers`
     and of AniPortrait's published `reference_unet.pth`. The defaults are Stable Diffusion 1.5's sizes.
 
     Args:
         in_channels: Channels of the latents.
-        block_out_channels: Channels of each level, from the finest.
-        layers_per_block: Layers of a level on the way down.
-        attention_levels: Which levels have transformers.
+        block_out_channels: Channels of each level, from the finest resolution.
+        layers_per_block: Layers of a level on the way down; a level on the way up has one more.
+        attention_levels: Whether each level has transformers.
         num_attention_heads: Heads of every attention.
-        cross_attention_dim: D.
+        cross_attention_dim: Width D of the image token.
         norm_num_groups: Groups of every group norm.
     """
 
@@ -43,6 +43,7 @@ class ReferenceNet(UNetTrunk):
         norm_num_groups: int = 32,
     ) -> None:
         super().__init__()
+        # The denoiser must have the same levels and layers: its transformers find their references by name.
         self._build(
             UNetShape(
                 in_channels=in_channels,
@@ -57,26 +58,30 @@ class ReferenceNet(UNetTrunk):
         )
 
     def forward(self, latents: Tensor, token: Tensor, *, fold: bool = False) -> dict[str, Tensor]:
-        """Features of reference portraits, at timestep 0: they carry no noise.
+        """Features of reference portraits, at timestep 0 because they carry no noise.
 
         Args:
-            latents: `[B, C, h, w]`, scaled as the denoiser's.
-            token: `[B, 1, D]` of the same images.
-            fold: See `SpatialTransformer.forward`.
+            latents: Clean latents of the portraits, `[B, C, h, w]`, scaled as the denoiser's.
+            token: Image tokens of the same portraits, `[B, 1, D]`.
+            fold: Whether to add the attention to the token as a constant, see `SpatialTransformer.forward`.
 
         Returns:
-            Name of each transformer block (the denoiser has blocks of the same names) → `[B, L, C]`.
+            Features `[B, L, C]` by name of the transformer block; the denoiser has blocks of the same names.
         """
+        # A portrait is a sample of one frame. The hidden state of the last level is of no use here.
         time = self._embed_time(0, len(latents), 1)
         return self._forward(latents, Conditioning(time, token, num_frames=1, fold=fold))[1]
 
     def freeze_tail(self) -> None:
-        """Do not train the last level on the way up, as published: much of it has no effect on any feature."""
+        """Exclude the last level on the way up from training, as published: much of it has no effect on any feature."""
         self.up_blocks[-1].requires_grad_(False)
 
     @torch.no_grad()
     def load_denoiser(self, state: dict[str, Tensor]) -> None:
-        """Begin with the weights of a denoiser or of Stable Diffusion's UNet, which has an output head too.
+        """Copy the weights of a denoiser or of Stable Diffusion's UNet, without their output head.
+
+        Args:
+            state: `state_dict` of that network; tensors that this network lacks are ignored.
 
         Raises:
             ValueError: A tensor is missing or of another shape.

@@ -1,12 +1,12 @@
-"""Named sizes of the Lmk2Video networks: settings that fit each other."""
+"""Named sizes of the Lmk2Video networks, with settings that fit each other."""
 
 from __future__ import annotations
 
 from typing import Any, Literal, get_args
 
 Size = Literal["tiny", "small", "sd15"]
-"""`sd15`: Stable Diffusion 1.5's sizes, those of the paper. `small`: a fraction of its width, to train from nothing on
-one GPU. `tiny`: for tests and for learning one clip on a CPU."""
+"""Name of a size. `sd15`: Stable Diffusion 1.5's, as in the paper. `small`: a fraction of its width, to train from
+random weights on one GPU. `tiny`: for tests and for learning one clip on a CPU."""
 
 _UNETS: dict[Size, dict[str, Any]] = {
     "tiny": {
@@ -47,7 +47,7 @@ _POSE_GUIDERS: dict[Size, dict[str, Any]] = {
 
 
 def reference_net_config(size: Size) -> dict[str, Any]:
-    """Settings of a `ReferenceNet`.
+    """Settings of a `ReferenceNet`, as its arguments; what is missing has Stable Diffusion 1.5's default.
 
     Raises:
         ValueError: There is no such size.
@@ -62,6 +62,7 @@ def denoiser_config(size: Size, *, motion: bool) -> dict[str, Any]:
         ValueError: There is no such size.
     """
     config = dict(_UNETS[_known(size)])
+    # In the smaller sizes attention over time has as many heads as attention over positions; `sd15` keeps the defaults.
     heads = {"motion_heads": config["num_attention_heads"]} if config else {}
     return config | heads | {"motion": motion}
 
@@ -72,6 +73,7 @@ def pose_guider_config(size: Size) -> dict[str, Any]:
     Raises:
         ValueError: There is no such size.
     """
+    # The guider's features must have the channels of the denoiser's levels.
     unet = _UNETS[_known(size)]
     channels = {"block_out_channels": unet["block_out_channels"]} if unet else {}
     return channels | _POSE_GUIDERS[size]

@@ -1,10 +1,10 @@
-"""Stable Diffusion 1.5's UNet up to its output head: what the reference network and the denoiser share.
+"""Stable Diffusion 1.5's UNet without its output head, the trunk of both the reference network and the denoiser.
 
 A layer is a residual block, a spatial transformer (where its level has them) and a motion module (where the model has
 them). Parameters are named as in `diffusers`, so stock weights fit. References are arguments, and the features of the
 transformers are results: nothing is kept between calls.
 
-Letters of shapes: B samples, F frames of a sample, B * F all frames (those of a sample one after the other), C
+Letters of shapes: B samples, F frames of a sample, B * F all frames (the frames of a sample one after the other), C
 channels, h and w height and width of latents or of a hidden state, L = h * w tokens of a transformer in row-major
 order, D width of the image token, T width of the time embedding.
 """
@@ -27,33 +27,37 @@ from talkinghead.models.weights import StrictModel
 NORM_EPS = 1e-5
 
 Features = Mapping[str, Tensor]
-"""Name of a transformer block → its feature `[B, L, C]`: the output of `norm1`."""
+"""Features by name of the transformer block, `[B, L, C]` each: outputs of `norm1`, the inputs of self-attention."""
 References = Features | Mapping[str, KeyValue]
-"""What `ReferenceNet` returns, or what `Denoiser.project_reference` makes of it."""
+"""References as `ReferenceNet` returns them, or as keys and values by `Denoiser.project_reference`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class UNetShape:
-    """Sizes of a UNet. The defaults of the models that use it are those of Stable Diffusion 1.5."""
+    """Sizes of a UNet.
+
+    Raises:
+        ValueError: Sizes that do not fit each other; says which.
+    """
 
     in_channels: int
     block_out_channels: Sequence[int]
-    """Channels of each level, from the finest."""
+    """Channels of each level, from the finest resolution."""
     layers_per_block: int
-    """Layers of a level on the way down; one more on the way up."""
+    """Layers of a level on the way down; a level on the way up has one more."""
     attention_levels: Sequence[bool]
-    """Which levels have transformers."""
+    """Whether each level has transformers."""
     num_attention_heads: int
     cross_attention_dim: int
-    """D."""
+    """Width D of the image token."""
     norm_num_groups: int
     motion_frames: int | None = None
-    """Longest window of the motion modules; None: no motion modules."""
+    """Longest window of the motion modules, in frames; None: no motion modules."""
     motion_heads: int = 8
 
     @property
     def time_channels(self) -> int:
-        """T."""
+        """Width T of the time embedding, four times the finest level's as in Stable Diffusion."""
         return 4 * self.block_out_channels[0]
 
     def __post_init__(self) -> None:
@@ -72,20 +76,20 @@ class UNetShape:
 
 
 class Conditioning(NamedTuple):
-    """What every layer is given next to its hidden state."""
+    """Inputs that every layer gets next to its hidden state."""
 
     time: Tensor
-    """`[B * F, T]`, the embedded timestep."""
+    """Embedded timesteps, `[B * F, T]`."""
     token: Tensor
-    """`[B, 1, D]` of the reference image."""
+    """Image tokens of the references, `[B, 1, D]`."""
     num_frames: int
-    """F."""
+    """Number F of frames of a sample."""
     references: References | None = None
-    """What each transformer attends to next to its own tokens, of B references; None: plain self-attention."""
+    """B references, to which each transformer attends next to its own tokens; None: plain self-attention."""
     dropped: Tensor | None = None
-    """`[B]` bool: samples without a reference."""
+    """Bool `[B]`, samples whose reference is left out."""
     fold: bool = False
-    """Whether to add the attention to the token as a constant."""
+    """Whether to add the attention to the token as a constant, see `SpatialTransformer.forward`."""
 
 
 class Level(nn.Module):
@@ -93,13 +97,13 @@ class Level(nn.Module):
 
     Args:
         shape: Sizes of the UNet.
-        name: The level's name within the UNet.
-        inputs: Channels into each residual block.
-        channels: Channels out of all of them.
+        name: Name of the level within the UNet.
+        inputs: Input channels of each residual block.
+        channels: Output channels of every residual block.
         layers: Number of motion modules and, with `attend`, of transformers.
         attend: Whether there are transformers.
-        downsample: Whether half the resolution follows.
-        upsample: Whether twice the resolution follows.
+        downsample: Whether the level ends with a layer that halves the resolution.
+        upsample: Whether the level ends with a layer that doubles the resolution.
     """
 
     def __init__(
@@ -117,7 +121,9 @@ class Level(nn.Module):
         super().__init__()
         self.names = [f"{name}.attentions.{index}.transformer_blocks.0" for index in range(layers if attend else 0)]
         """Name of each transformer's block, as in `Features`."""
-        # In this order parameters stand in optimizers, and not in that in which they draw their first weights.
+        # Two orders matter, and they differ. Assigning the lists fixes the order of the parameters, which saved
+        # optimizer states rely on; building the layers fixes the order in which first weights are drawn from the
+        # generator. So `resnets` is assigned first and filled last.
         self.resnets = nn.ModuleList()
         self.attentions = nn.ModuleList(
             SpatialTransformer(channels, shape.num_attention_heads, shape.cross_attention_dim, shape.norm_num_groups)
@@ -146,31 +152,37 @@ class Level(nn.Module):
 
     @property
     def blocks(self) -> list[nn.Module]:
-        """Units of sharding, compiling and activation checkpointing."""
+        """Repeated blocks, the units of sharding, compiling and activation checkpointing."""
         return [*self.resnets, *self.attentions, *self.motion_modules]
 
 
 class UNetTrunk(StrictModel):
     """A UNet without its output head, whose transformers take references and return features by name."""
 
+    # Switches that `diffusers` and accelerate look up by these names.
     _supports_gradient_checkpointing = True
     _no_split_modules = ("SpatialTransformer", "MotionModule", "ResnetBlock2D")
     _skip_layerwise_casting_patterns = ("norm",)
     gradient_checkpointing = False
-    """Set by `enable_gradient_checkpointing`: each block is computed again in the backward pass."""
+    """Whether each block is computed again in the backward pass; set by `enable_gradient_checkpointing`."""
 
     down_blocks: Sequence[Level]
-    """From the finest resolution."""
+    """Levels of the way down, from the finest resolution."""
     mid_block: Level
     up_blocks: Sequence[Level]
-    """From the coarsest resolution."""
+    """Levels of the way up, from the coarsest resolution."""
 
     def _build(self, shape: UNetShape) -> None:
         widths, layers = list(shape.block_out_channels), shape.layers_per_block
         last = len(widths) - 1
+
+        # In: latents to a hidden state, timesteps to an embedding. The sines and cosines are Stable Diffusion's
+        # (cosines first, no shift), without which its weights would see other timesteps.
         self.conv_in = nn.Conv2d(shape.in_channels, widths[0], kernel_size=3, padding=1)
         self.time_proj = Timesteps(widths[0], flip_sin_to_cos=True, downscale_freq_shift=0)
         self.time_embedding = TimestepEmbedding(widths[0], shape.time_channels)
+
+        # Down: the first residual block of a level widens what the level before passes on.
         down = nn.ModuleList(
             Level(
                 shape,
@@ -184,10 +196,14 @@ class UNetTrunk(StrictModel):
             for index, width in enumerate(widths)
         )
         self.down_blocks = cast(Sequence[Level], down)
+
+        # Middle: always with a transformer, even where the coarsest level has none; one residual block on either side.
         self.mid_block = Level(shape, "mid_block", [widths[-1]] * 2, widths[-1], layers=1)
+
+        # Up: the levels in reverse. Every residual block gets the hidden state concatenated with a skip state.
         up = nn.ModuleList()
         for number, index in enumerate(reversed(range(last + 1))):
-            # Each layer is given the hidden state, and a state that the way down left.
+            # The last skip state of a level comes from the next finer level's downsampler, or from `conv_in`.
             hidden = [widths[min(index + 1, last)], *[widths[index]] * layers]
             states = [*[widths[index]] * layers, widths[max(index - 1, 0)]]
             level = Level(
@@ -209,11 +225,11 @@ class UNetTrunk(StrictModel):
 
     @property
     def blocks(self) -> list[nn.Module]:
-        """The repeated blocks: units of sharding, compiling and activation checkpointing."""
+        """Repeated blocks of all levels, the units of sharding, compiling and activation checkpointing."""
         return [block for level in self.levels for block in level.blocks]
 
     def transformers(self) -> dict[str, SpatialTransformer]:
-        """Name of each transformer block, as in `Features` → the transformer around it, in the order of computing."""
+        """Transformers by the names of their blocks, as in `Features`, in the order of computing."""
         return {
             name: cast(SpatialTransformer, transformer)
             for level in self.levels
@@ -226,28 +242,29 @@ class UNetTrunk(StrictModel):
         given: Conditioning,
         pose: Sequence[Tensor] | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """From `conv_in` to the last level.
+        """Hidden state after the last level, and the features of the transformers.
 
         Args:
-            latents: `[B * F, C, h, w]`; or, where the first layer is begun, the state for the way up and the hidden
-                state after the first transformer.
-            given: What every layer is given.
-            pose: One more than levels, `[B * F, C, h, w]`: added after `conv_in` (and so to the state that goes to the
-                way up), then after each level of the way down (not to those states).
+            latents: Latents `[B * F, C, h, w]`; or, where the first layer has begun, its skip state and the hidden
+                state after its transformer.
+            given: Inputs of every layer.
+            pose: Pose features `[B * F, C, h, w]`, one more than there are levels. The first is added after `conv_in`
+                (and so to the first skip state), the others after each level of the way down (not to skip states).
 
         Returns:
-            `[B * F, C, h, w]`, and the features of all transformers that were computed.
+            Hidden state `[B * F, C, h, w]`, and the features of all transformers that were computed, by name.
         """
         features: dict[str, Tensor] = {}
         begun = isinstance(latents, tuple)
 
-        # In: latents become a hidden state, which is the first state for the way up.
+        # In: latents become a hidden state, which is also the first skip state. Begun latents bring both.
         state, hidden = latents if begun else (self._enter(latents, pose),) * 2
         states = [state]
 
-        # Down: every layer leaves a state for the way up; then half the resolution, and pose.
+        # Down: every layer leaves a skip state; then the resolution is halved, and the pose is added.
         for number, level in enumerate(self.down_blocks):
             for index, resnet in enumerate(level.resnets):
+                # Begun latents have the first residual block and transformer done; its motion module is still to do.
                 if number > 0 or index > 0 or not begun:
                     hidden = self._call(resnet, hidden, given.time)
                     hidden = self._attend(level, index, hidden, given, features)
@@ -259,14 +276,15 @@ class UNetTrunk(StrictModel):
             if pose is not None:
                 hidden = hidden + pose[number + 1].to(hidden.dtype)
 
-        # Middle: a layer, and one more residual block.
+        # Middle: a layer, and one more residual block, at the coarsest resolution.
         first, last = self.mid_block.resnets
         hidden = self._call(first, hidden, given.time)
         hidden = self._attend(self.mid_block, 0, hidden, given, features)
         hidden = self._move(self.mid_block, 0, hidden, given)
         hidden = self._call(last, hidden, given.time)
 
-        # Up: every layer takes the newest state; then twice the resolution, or one less where the way down rounded up.
+        # Up: every layer takes the newest skip state; then the resolution is doubled. Where the way down rounded an odd
+        # size up, the result must be one smaller than twice: the next skip state tells the size.
         for level in self.up_blocks:
             for index, resnet in enumerate(level.resnets):
                 hidden = self._call(resnet, torch.cat([hidden, states.pop()], dim=1), given.time)
@@ -277,20 +295,21 @@ class UNetTrunk(StrictModel):
         return hidden, features
 
     def _embed_time(self, timestep: Tensor | int, batch: int, num_frames: int) -> Tensor:
-        """`[B * F, T]`. The sines and cosines are taken in float32, whatever the precision of the network."""
+        """Embedded timesteps `[B * F, T]`; sines and cosines are float32, whatever the precision of the network."""
         weight = self.conv_in.weight
-        steps = torch.as_tensor(timestep, device=weight.device).expand(batch)
+        steps = torch.as_tensor(timestep, device=weight.device).expand(batch)  # [B]
+        # Embedded once for each sample, then repeated over its frames.
         return self.time_embedding(self.time_proj(steps).to(weight.dtype)).repeat_interleave(num_frames, dim=0)
 
     def _enter(self, latents: Tensor, pose: Sequence[Tensor] | None) -> Tensor:
-        """`conv_in` and the first pose feature."""
+        """Hidden state of `conv_in` plus the first pose feature, `[B * F, C, h, w]`."""
         hidden = self.conv_in(latents)
         return hidden if pose is None else hidden + pose[0].to(hidden.dtype)
 
     def _attend(
         self, level: Level, index: int, hidden: Tensor, given: Conditioning, features: dict[str, Tensor]
     ) -> Tensor:
-        """Transformer number `index` of a level, where there is one: token and reference enter. Notes its feature."""
+        """Hidden state after transformer number `index` of a level, if it has one; adds its feature to `features`."""
         if index < len(level.attentions):
             name = level.names[index]
             reference = given.references[name] if given.references else None
@@ -300,13 +319,13 @@ class UNetTrunk(StrictModel):
         return hidden
 
     def _move(self, level: Level, index: int, hidden: Tensor, given: Conditioning) -> Tensor:
-        """Motion module number `index` of a level, where there is one: here frames meet."""
+        """Hidden state after motion module number `index` of a level, if it has one: only here do frames interact."""
         if index < len(level.motion_modules):
             hidden = self._call(level.motion_modules[index], hidden, given.num_frames)
         return hidden
 
     def _call(self, block: nn.Module, *args: Any) -> Any:
-        """A block's result, or with activation checkpointing a promise to compute it again."""
+        """Result of a block; with activation checkpointing its intermediate tensors are dropped and computed again."""
         if self.gradient_checkpointing and torch.is_grad_enabled():
             return cast(Any, self._gradient_checkpointing_func)(block, *args)
         return block(*args)

@@ -1,4 +1,4 @@
-"""The blocks of the UNet: attention over positions (with a reference), attention over time, twice the resolution.
+"""Blocks of the UNet: attention over positions (with a reference), attention over time, and upsampling.
 
 Letters of shapes: B samples, F frames of a sample, N = B · F images (the frames of a sample one after the other),
 C channels, h and w height and width of a hidden state, L = h · w tokens of an image in row-major order, R tokens of a
@@ -19,29 +19,29 @@ from torch.nn import functional
 
 
 class KeyValue(NamedTuple):
-    """Keys and values of a reference in one attention layer, `[B, L, C]` each."""
+    """Keys and values of a reference in one attention layer, `[B, R, C]` each."""
 
     key: Tensor
     value: Tensor
 
 
 def project(attn: Attention, feature: Tensor) -> KeyValue:
-    """The keys and values of a reference's feature `[B, L, C]`, by the layer's own weights."""
+    """Keys and values of a feature `[…, L, C]`, by the attention layer's own weights."""
     return KeyValue(cast(nn.Linear, attn.to_k)(feature), cast(nn.Linear, attn.to_v)(feature))
 
 
 def mix_heads(attn: Attention, states: Tensor) -> Tensor:
-    """The layer's last part: `[…, C]` → `[…, C]`."""
+    """Output projection of an attention layer (and its dropout), `[…, C]` → `[…, C]`."""
     for layer in cast(nn.ModuleList, attn.to_out):
         states = layer(states)
     return states
 
 
 class ReferenceAttention:
-    """Processor of a stock `Attention` layer: queries from the own tokens, keys and values from own and reference.
+    """Processor of a stock `Attention` layer that attends to an image's own tokens and to those of a reference.
 
-    The reference is projected once for each sample and not once for each frame. A processor holds nothing, so it can be
-    called, recomputed and compiled in any order.
+    Queries come from the own tokens, keys and values from both. The reference is projected once for each sample, not
+    for each frame. A processor holds no state, so it can be called, recomputed and compiled in any order.
     """
 
     def __call__(
@@ -53,28 +53,32 @@ class ReferenceAttention:
         reference: Tensor | KeyValue | None = None,
         dropped: Tensor | None = None,
     ) -> Tensor:
-        """Attend.
+        """Result of the attention layer.
 
         Args:
-            attn: The layer.
+            attn: Layer that this processor belongs to.
             hidden_states: Own tokens `[B * F, L, C]`, the frames of a sample one after the other.
-            encoder_hidden_states: None: this is self-attention.
-            attention_mask: None: every token counts.
+            encoder_hidden_states: Must be None: this is self-attention.
+            attention_mask: Must be None: every token counts.
             reference: Feature `[B, R, C]`, or its keys and values; None: plain self-attention.
-            dropped: `[B]` bool, samples that do without the reference (needs R = L). They see their own tokens twice,
-                which leaves every softmax average as it is and needs no mask, so fast kernels apply.
+            dropped: Bool `[B]`, samples whose reference is left out (needs R = L). They attend to their own tokens
+                twice, which leaves every softmax average as it is and needs no mask, so fast kernels apply.
 
         Returns:
-            `[B * F, L, C]`.
+            Attended tokens, `[B * F, L, C]`.
         """
         assert encoder_hidden_states is None and attention_mask is None, "self-attention over whole images only"
         count, length, width = hidden_states.shape
+
+        # Keys and values: own tokens, then those of the reference.
         query = attn.to_q(hidden_states)
         key, value = project(attn, hidden_states)
         if reference is not None:
-            beside = reference if isinstance(reference, KeyValue) else project(attn, reference)
-            key = _beside(key, beside.key, dropped)
-            value = _beside(value, beside.value, dropped)
+            extra = reference if isinstance(reference, KeyValue) else project(attn, reference)
+            key = _append_reference(key, extra.key, dropped)  # [B * F, L + R, C]
+            value = _append_reference(value, extra.value, dropped)
+
+        # Attention in each head. PyTorch wants the heads before the tokens: [B * F, heads, tokens, C / heads].
         query, key, value = (part.view(count, -1, attn.heads, width // attn.heads) for part in (query, key, value))
         states = functional.scaled_dot_product_attention(
             query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
@@ -82,11 +86,12 @@ class ReferenceAttention:
         return mix_heads(attn, states.transpose(1, 2).reshape(count, length, width))
 
 
-def _beside(own: Tensor, reference: Tensor, dropped: Tensor | None) -> Tensor:
-    """Own `[B * F, L, C]` and reference `[B, R, C]` → `[B * F, L + R, C]`."""
+def _append_reference(own: Tensor, reference: Tensor, dropped: Tensor | None) -> Tensor:
+    """Own tokens `[B * F, L, C]` followed by their sample's reference `[B, R, C]`: `[B * F, L + R, C]`."""
     batch, extra, _ = reference.shape
-    own = own.unflatten(0, (batch, -1))
-    reference = reference.to(own.dtype)[:, None].expand(-1, own.shape[1], -1, -1)
+    own = own.unflatten(0, (batch, -1))  # [B, F, L, C]
+    # Repeated over the frames without a copy. Kept keys and values can be of another precision under autocast.
+    reference = reference.to(own.dtype)[:, None].expand(-1, own.shape[1], -1, -1)  # [B, F, R, C]
     if dropped is not None:
         assert extra == own.shape[2], "a dropped reference must have as many tokens as the image"
         reference = torch.where(dropped[:, None, None, None], own, reference)
@@ -94,13 +99,13 @@ def _beside(own: Tensor, reference: Tensor, dropped: Tensor | None) -> Tensor:
 
 
 class SpatialTransformer(Transformer2DModel):
-    """Stable Diffusion 1.5's transformer (stock weights and names) whose block is given a reference and returns one.
+    """Stable Diffusion 1.5's transformer, with stock weights and names, that takes a reference and returns a feature.
 
     Args:
-        channels: C.
+        channels: Channels C of the hidden state.
         heads: Heads of both attentions.
-        cross_attention_dim: D.
-        norm_groups: Groups of the group norm in front.
+        cross_attention_dim: Width D of the image token.
+        norm_groups: Groups of the group norm at the input.
     """
 
     def __init__(self, channels: int, heads: int, cross_attention_dim: int, norm_groups: int) -> None:
@@ -112,12 +117,12 @@ class SpatialTransformer(Transformer2DModel):
             norm_num_groups=norm_groups,
             cross_attention_dim=cross_attention_dim,
         )
-        # The stock annotation lists the processors that come with diffusers.
+        # The cast, because the stock annotation lists only the processors that come with diffusers.
         self.block.attn1.set_processor(cast(Any, ReferenceAttention()))
 
     @property
     def block(self) -> BasicTransformerBlock:
-        """The only transformer block."""
+        """Transformer block, of which Stable Diffusion 1.5 has one in each transformer."""
         return cast(BasicTransformerBlock, self.transformer_blocks[0])
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -128,37 +133,44 @@ class SpatialTransformer(Transformer2DModel):
         dropped: Tensor | None = None,
         fold: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """Transform images, each for itself.
+        """Hidden state after the transformer, and the block's feature. Frames do not interact.
 
         Args:
-            hidden: `[B * F, C, h, w]`, the frames of a sample one after the other.
-            token: `[B, 1, D]` of the reference image.
+            hidden: Hidden state `[B * F, C, h, w]`, the frames of a sample one after the other.
+            token: Image tokens of the references, `[B, 1, D]`.
             reference: Feature `[B, R, C]` of the same block in the reference network, or its keys and values.
-            dropped: `[B]` bool, samples that do without the reference.
-            fold: Add the attention to the token as the constant that it is. A softmax over one token is 1, so each
-                position receives `to_out(to_v(token))`, whatever the query: equal to rounding, and the queries and
-                keys of that attention, and the norm before it, are not used (in training: receive no gradient).
+            dropped: Bool `[B]`, samples whose reference is left out.
+            fold: Add the attention to the token as a constant. A softmax over one token is 1, so each position receives
+                `to_out(to_v(token))`, whatever the query. The result is equal up to rounding; the queries and keys of
+                that attention, and the norm before it, are not used (in training they receive no gradient).
 
         Returns:
-            `[B * F, C, h, w]`, and the block's feature `[B * F, h * w, C]` for other networks: what its self-attention
-            sees.
+            Hidden state `[B * F, C, h, w]`, and the input of self-attention `[B * F, h * w, C]`, which serves other
+            networks as the block's feature.
         """
         count, channels, height, width = hidden.shape
         block = self.block
+
+        # In: pixels become tokens, [B * F, h * w, C].
         tokens = cast(nn.Conv2d, self.proj_in)(self.norm(hidden)).flatten(2).transpose(1, 2)
+
+        # The block: attention to own and reference tokens, attention to the image token, feed-forward. The stock block
+        # is not called, because it does not return the normalised tokens and cannot fold.
         feature = block.norm1(tokens)
         tokens = tokens + block.attn1(feature, reference=reference, dropped=dropped)
         tokens = tokens + self._image(tokens, token, count // len(token), fold)
         tokens = tokens + block.ff(cast(nn.LayerNorm, block.norm3)(tokens))
+
+        # Out: tokens become pixels again, added to what came in.
         images = tokens.transpose(1, 2).reshape(count, channels, height, width)
         return hidden + self.proj_out(images), feature
 
     def project(self, feature: Tensor) -> KeyValue:
-        """The keys and values of a reference's feature `[B, R, C]`, to be given instead of it."""
+        """Keys and values of a reference's feature `[B, R, C]`, which `forward` takes instead of it."""
         return project(self.block.attn1, feature)
 
     def _image(self, tokens: Tensor, token: Tensor, num_frames: int, fold: bool) -> Tensor:
-        """What the image token adds: `[B * F, L, C]`, or `[B * F, 1, C]` where it is folded."""
+        """Result of the attention to the image token: `[B * F, L, C]`, or `[B * F, 1, C]` where it is folded."""
         attn, norm = self.block.attn2, self.block.norm2
         assert attn is not None and norm is not None
         if fold:
@@ -168,17 +180,17 @@ class SpatialTransformer(Transformer2DModel):
 
 
 class MotionModule(AnimateDiffTransformer3D):
-    """AnimateDiff's motion module, stock weights and names, which normalises each frame for itself.
+    """AnimateDiff's motion module, with stock weights and names, whose group norm has the statistics of single frames.
 
     The stock module takes the statistics of its group norm over all frames of the window; AnimateDiff's later versions,
-    and the weights trained from them, take them in each frame. Its last layer starts at zero, so that a new module
+    and the weights trained from them, take them in each frame. The last layer starts at zero, so that a new module
     changes nothing.
 
     Args:
-        channels: C.
+        channels: Channels C of the hidden state.
         heads: Heads of both attentions.
-        max_frames: Frames that have a position: the longest window.
-        norm_groups: Groups of the group norm in front.
+        max_frames: Number of frames that have a position code, which is the longest window.
+        norm_groups: Groups of the group norm at the input.
     """
 
     def __init__(self, channels: int, heads: int, max_frames: int, norm_groups: int) -> None:
@@ -194,40 +206,65 @@ class MotionModule(AnimateDiffTransformer3D):
         nn.init.zeros_(self.proj_out.bias)
 
     def forward(self, hidden: Tensor, num_frames: int) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """`[B * F, C, h, w]`, the F frames of a sample one after the other → the same shape."""
+        """Hidden state after attention over time.
+
+        Args:
+            hidden: Hidden state `[B * F, C, h, w]`, the frames of a sample one after the other.
+            num_frames: Number F of frames of a sample.
+
+        Returns:
+            Hidden state of the same shape.
+        """
         count, channels, height, width = hidden.shape
-        # Contiguous: where only the norm's parameters want a gradient (everything in front is frozen), PyTorch 2.13's
-        # CPU kernel crashes on channels-last input.
+        # In: every position becomes a series over time, [B * h * w, F, C]. Contiguous, because PyTorch 2.13's CPU
+        # kernel crashes on channels-last input where only the norm's parameters need a gradient (all before is frozen).
         series = self.norm(hidden.contiguous()).view(-1, num_frames, channels, height, width).permute(0, 3, 4, 1, 2)
         series = self.proj_in(series.reshape(-1, num_frames, channels))
+
+        # Attention over time, at each position for itself.
         for block in self.transformer_blocks:
             series = block(series)
+
+        # Out: series become frames again, added to what came in.
         series = self.proj_out(series).view(-1, height, width, num_frames, channels)
         return hidden + series.permute(0, 3, 4, 1, 2).reshape(count, channels, height, width)
 
 
 class EnlargingConv2d(nn.Conv2d):
-    """A 3x3 convolution of an image that is first enlarged to twice its size, each pixel repeated.
+    """3x3 convolution of an image enlarged to twice its size by repeating pixels, computed without enlarging it.
 
-    Of the nine pixels under the kernel at most four differ, so weights that meet the same pixel are added first: each
+    At most four of the nine pixels under the kernel differ, so weights that meet the same pixel are added first: each
     of the four positions within an enlarged pixel becomes a 2x2 convolution of the small image (sub-pixel
-    convolution, after arXiv 1609.05158). The enlarged image is never made. Equal to enlarging and convolving but for
-    rounding; sums of weights are taken in float32 and rounded once.
+    convolution, after arXiv 1609.05158). The result equals enlarging and convolving up to rounding; sums of weights are
+    taken in float32 and rounded once.
 
     Args:
-        channels: C, in and out.
+        channels: Channels C of input and output.
     """
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, channels, kernel_size=3, padding=1)
 
     def forward(self, input: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        """`[N, C, h, w]` → `[N, C, 2 h, 2 w]`, or of `size` (height, width), which may lack the last row or column."""
+        """Convolution of the enlarged image.
+
+        Args:
+            input: Images `[N, C, h, w]`.
+            size: Height and width of the result; None: `(2 h, 2 w)`. Either may be one less, without the last row or
+                column.
+
+        Returns:
+            Images `[N, C, height, width]`.
+        """
         count, channels, height, width = input.shape
         if size is not None and size != (2 * height, 2 * width):
-            # Beyond the last row lies the border there, not the other half of a pixel.
+            # An odd size: the border follows directly after the first half of the last pixel, where the sums of weights
+            # below would take the other half of that pixel. Rare (sizes that were rounded up), so simply enlarged.
             enlarged = functional.interpolate(input, size=size, mode="nearest")
             return super().forward(enlarged)
+
+        # One 2x2 convolution for each of the four positions within an enlarged pixel, named by its row and column. The
+        # second half of a pixel starts one input pixel later.
         padded = functional.pad(input, (1, 1, 1, 1))
         rows = []
         for y, part in enumerate(_halves(self.weight.float(), dim=2)):
@@ -236,16 +273,17 @@ class EnlargingConv2d(nn.Conv2d):
                 functional.conv2d(padded[..., y : y + height + 1, x : x + width + 1], kernel, self.bias)
                 for x, kernel in enumerate(kernels)
             ]
-            rows.append(torch.stack(columns, dim=-1))
-        # [N, C, h, 2, w, 2]: which half of a pixel stands after its position.
+            rows.append(torch.stack(columns, dim=-1))  # [N, C, h, w, 2]
+
+        # Interleaved to [N, C, h, 2, w, 2], where each half follows its pixel's position: the enlarged grid in order.
         return torch.stack(rows, dim=3).view(count, channels, 2 * height, 2 * width)
 
 
 class Upsampler(nn.Module):
-    """Stable Diffusion's upsampling layer; parameters are named as those of `diffusers.models.upsampling.Upsample2D`.
+    """Stable Diffusion's upsampling layer, with the parameter names of `diffusers.models.upsampling.Upsample2D`.
 
     Args:
-        channels: C, in and out.
+        channels: Channels C of input and output.
     """
 
     def __init__(self, channels: int) -> None:
@@ -253,11 +291,13 @@ class Upsampler(nn.Module):
         self.conv = EnlargingConv2d(channels)
 
     def forward(self, hidden: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        """See `EnlargingConv2d.forward`."""
+        """Hidden state of twice the resolution; arguments and result are those of `EnlargingConv2d.forward`."""
         return self.conv(hidden, size)
 
 
 def _halves(kernel: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """What three taps along a dimension are to the first and to the second half of an enlarged pixel: two taps each."""
+    """Two-tap kernels along a dimension for the first and the second half of an enlarged pixel, from three taps."""
+    # Neighbours of a first half are the pixel before and its own second half; of a second half, its own first half and
+    # the pixel after. The own pixel thus meets two taps, which are added.
     before, here, after = kernel.unbind(dim)
     return torch.stack([before, here + after], dim), torch.stack([before + here, after], dim)

@@ -1,7 +1,7 @@
 """Speech to one feature vector per video frame, with a wav2vec 2.0-like encoder.
 
-The frames are made between the convolutions and the Transformer: the convolutions' features (about 50 a second) are
-interpolated to the video's frame rate, so the Transformer works on video frames (as in FaceFormer and AniPortrait).
+Between the convolutions and the Transformer, the convolutions' features (about 50 a second) are interpolated to the
+video's frame rate, so the Transformer works on video frames (as in FaceFormer and AniPortrait).
 Speech of any length goes through in overlapping windows (`encode_long`).
 
 Letters:
@@ -25,7 +25,7 @@ from talkinghead.models.weights import StrictModel
 from talkinghead.timebase import SAMPLE_RATE
 
 Encode = Callable[[Tensor, int], Tensor]
-"""(samples `[1, N]`, T) → `[1, T, …]`."""
+"""Function (samples `[1, N]`, T) → features of the frames `[1, T, …]`."""
 MODEL_TYPES = ("wav2vec2", "hubert", "wavlm", "data2vec-audio")
 """`model_type` of the encoders that consist of `feature_extractor`, `feature_projection` and `encoder`."""
 
@@ -47,7 +47,7 @@ def build_encoder(config: Mapping[str, Any]) -> PreTrainedModel:
         raise ValueError("the speech encoder has an adapter (add_adapter), which changes the number of frames")
     encoder = AutoModel.from_config(AutoConfig.for_model(model_type, **settings))
     if hasattr(encoder, "masked_spec_embed"):
-        # Only SpecAugment uses it, which `encode_speech` leaves out: it would wait for a gradient that never comes.
+        # Only SpecAugment uses it, which `encode_speech` leaves out: data parallelism would wait for its gradient.
         encoder.masked_spec_embed.requires_grad_(False)
     return encoder
 
@@ -56,7 +56,7 @@ def freeze_feature_extractor(encoder: PreTrainedModel) -> None:
     """Keep the convolutions of a speech encoder as they are: no gradients, no activations kept for them."""
     extractor = cast(Any, encoder.feature_extractor)
     extractor.requires_grad_(False)
-    extractor._requires_grad = False  # `transformers` would ask for the gradient of the samples otherwise
+    extractor._requires_grad = False  # else `transformers` asks for a gradient of the samples, and so keeps activations
 
 
 def repeated_blocks(encoder: PreTrainedModel) -> list[nn.Module]:
@@ -65,15 +65,15 @@ def repeated_blocks(encoder: PreTrainedModel) -> list[nn.Module]:
 
 
 def normalise(samples: Tensor) -> Tensor:
-    """Zero mean and unit variance over the last axis: (x - mean) / sqrt(var + 1e-7), as the encoders were trained.
+    """Samples with zero mean and unit variance: (x - mean) / sqrt(var + 1e-7), as the encoders were trained.
 
-    Over the whole recording, before any cutting. Silence becomes zeros.
+    Applied to the whole recording, before any cutting. Silence becomes zeros.
 
     Args:
-        samples: `[..., N]` float.
+        samples: Audio samples `[..., N]` float.
 
     Returns:
-        `[..., N]`.
+        `[..., N]`, normalised over the last axis.
     """
     mean = samples.mean(dim=-1, keepdim=True)
     variance = samples.var(dim=-1, keepdim=True, correction=0)
@@ -84,15 +84,15 @@ def standardise(samples: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
     """`normalise` for a part of a recording, from the mean and variance of the whole.
 
     Args:
-        samples: `[..., N]` float.
-        mean: `[..., 1]`.
-        variance: `[..., 1]`.
+        samples: Audio samples `[..., N]` float.
+        mean: Mean of the recording `[..., 1]`.
+        variance: Variance of the recording `[..., 1]`.
     """
     return (samples - mean) / torch.sqrt(variance + 1e-7)
 
 
 def num_frames(num_samples: int, fps: float) -> int:
-    """Video frames that `num_samples` audio samples touch: ceil(num_samples / 16000 · fps), without rounding errors."""
+    """Number of frames that audio samples touch: ceil(num_samples / 16000 · fps), without rounding errors."""
     return math.ceil(num_samples * frame_rate(fps) / SAMPLE_RATE)
 
 
@@ -104,7 +104,8 @@ def frame_rate(fps: float) -> Fraction:
 
 
 def receptive_field(kernels: Sequence[int], strides: Sequence[int]) -> int:
-    """Audio samples that the first feature of a stack of convolutions sees."""
+    """Number of audio samples that one feature of a stack of convolutions sees."""
+    # From the last layer, which gives one feature, back to the samples.
     samples = 1
     for kernel, stride in zip(reversed(kernels), reversed(strides), strict=True):
         samples = (samples - 1) * stride + kernel
@@ -115,23 +116,24 @@ def encode_speech(encoder: PreTrainedModel, samples: Tensor, num_frames: int, ma
     """Features of each video frame.
 
     Args:
-        encoder: A model of `build_encoder`.
-        samples: `[B, N]`, normalised (`normalise`), zeros where a recording is over. Shorter ones than the convolutions
-            see are lengthened with zeros.
+        encoder: Speech encoder of `build_encoder`.
+        samples: Audio samples `[B, N]`, normalised (`normalise`), zeros where a recording is over. Fewer samples than
+            one feature sees are padded with zeros.
         num_frames: T, the video frames that the samples span.
-        mask: `[B, T]`, True up to a recording's end and False after it; no frame before the end attends to what comes
+        mask: `[B, T]` bool, True up to a recording's end and False after it; no frame before the end attends to frames
             after it.
 
     Returns:
         `[B, T, D]`: the last hidden state.
     """
-    # Convolutions. wav2vec 2.0 base and its like average over the whole row after the first, zeros after the end too.
+    # Convolutions. With a group norm (wav2vec 2.0 base and its like) the first one is normalised over the whole row, so
+    # the zeros after a recording's end would change its features: each row goes alone.
     if mask is not None and getattr(encoder.config, "feat_extract_norm", "layer") == "group":
         features = _features_of_rows(encoder, samples, mask)
     else:
-        features = _features(encoder, samples, num_frames)
+        features = _features(encoder, samples, num_frames)  # [B, T, C]
     # Transformer, on one feature per video frame.
-    projected = cast(Any, encoder.feature_projection)(features)
+    projected = cast(Any, encoder.feature_projection)(features)  # [B, T, D]
     # wav2vec 2.0 and WavLM also return the normalised features, which only their pre-training uses.
     hidden = projected[0] if isinstance(projected, tuple) else projected
     return cast(Any, encoder.encoder)(hidden, attention_mask=mask).last_hidden_state
@@ -148,13 +150,14 @@ def _features(encoder: PreTrainedModel, samples: Tensor, num_frames: int) -> Ten
 
 
 def _features_of_rows(encoder: PreTrainedModel, samples: Tensor, mask: Tensor) -> Tensor:
-    """`_features` of each row's own samples, zeros after its end.
+    """`_features` of each row's own samples, with zeros after its end, `[B, T, C]`.
 
     Row by row also where rows are equally long: the number of calls is then the same on every rank.
     """
     total = mask.shape[1]
     rows: list[Tensor] = []
     for row, count in zip(samples, mask.sum(dim=1).tolist(), strict=True):
+        # The row's samples up to its last frame: T frames span all N samples.
         count = max(1, int(count))
         own = row[None, : math.ceil(len(row) * count / total)]
         rows.append(functional.pad(_features(encoder, own, count), (0, 0, 0, total - count)))
@@ -162,13 +165,13 @@ def _features_of_rows(encoder: PreTrainedModel, samples: Tensor, mask: Tensor) -
 
 
 def stretch_features(features: Tensor, num_frames: int) -> Tensor:
-    """Linear interpolation in time, first on first and last on last feature, whatever the two rates are.
+    """Linear interpolation in time that maps first to first and last to last feature, whatever the two rates are.
 
     Published weights were trained so. Not `motion.resampling.resample_frames`, which keeps the time of each frame.
 
     Args:
-        features: `[B, C, F]`.
-        num_frames: T.
+        features: Features of the convolutions `[B, C, F]`.
+        num_frames: T, the frames to make.
 
     Returns:
         `[B, C, T]`.
@@ -176,7 +179,8 @@ def stretch_features(features: Tensor, num_frames: int) -> Tensor:
     length = features.shape[-1]
     stride, rest = divmod(length - 1, num_frames - 1) if num_frames > 1 else (1, 0)
     if rest == 0 and stride > 0:
-        # At 25 fps every second feature falls on a frame. Same numbers, and a gradient that is deterministic on GPUs.
+        # Frames that fall on features (every second one at 25 fps): the numbers of the interpolation, and a gradient
+        # that is deterministic on GPUs.
         return features[..., : (num_frames - 1) * stride + 1 : stride]
     return functional.interpolate(features, size=num_frames, mode="linear", align_corners=True)
 
@@ -193,7 +197,7 @@ class SpeechModel(StrictModel):
         return repeated_blocks(self.audio_encoder)
 
     def freeze_cnn(self) -> None:
-        """Do not train the convolutions of the speech encoder."""
+        """Keep the convolutions of the speech encoder from training."""
         freeze_feature_extractor(self.audio_encoder)
 
 
@@ -201,15 +205,15 @@ class SpeechModel(StrictModel):
 def encode_long(
     encode: Encode, samples: Tensor, fps: float, *, window_s: float = 20.0, overlap_s: float = 2.0
 ) -> Tensor:
-    """Encode speech of any length; attention is quadratic in the length, so long speech goes in windows.
+    """Features of speech of any length; attention is quadratic in the length, so long speech goes in windows.
 
     Windows begin where a frame begins on a whole sample (every frame at 25 fps, every third at 30; at rates where that
     is rarer than once a second, on the nearest sample), overlap, and are blended linearly over the overlap. Speech that
     fits one window is encoded in one pass.
 
     Args:
-        encode: Such as `Audio2Mesh.forward` or `Audio2Pose.encode`.
-        samples: `[N]`, 16 kHz, normalised over the whole recording.
+        encode: Function that encodes one window, such as `Audio2Mesh.forward` or `Audio2Pose.encode`.
+        samples: Audio samples `[N]`, 16 kHz, normalised over the whole recording.
         fps: Frame rate of the result.
         window_s: Longest window in seconds.
         overlap_s: Overlap of neighbours in seconds, at most a third of the window.
@@ -224,18 +228,19 @@ def encode_long(
         raise ValueError("the recording has no samples")
     if not 0 < overlap_s * 3 <= window_s:
         raise ValueError(f"overlap_s {overlap_s} must be above 0 and at most a third of window_s {window_s}")
-    # Windows, each from a whole sample on.
+    # Cut into windows, each from a whole sample on.
     total = num_frames(len(samples), fps)
     spans = window_spans(total, fps, window_s, overlap_s)
     per_frame = SAMPLE_RATE / frame_rate(fps)
+    # Encode and blend, window by window: only one is in memory next to the result, whose width the first one tells.
     result: Tensor | None = None
     done = 0
     for first, end in spans:
         last_sample = len(samples) if end == total else round(end * per_frame)
-        part = encode(samples[None, round(first * per_frame) : last_sample], end - first)[0]
+        part = encode(samples[None, round(first * per_frame) : last_sample], end - first)[0]  # [t, …]
         if result is None:
             result = part.new_empty(total, *part.shape[1:])
-        # Over what it shares with the window before, this one fades in.
+        # Fade in over the frames shared with the window before. The weights stay off 0 and 1: both windows know them.
         shared = done - first
         if shared > 0:
             ramp = torch.arange(1, shared + 1, device=part.device, dtype=part.dtype) / (shared + 1)
@@ -249,11 +254,13 @@ def encode_long(
 def window_spans(total: int, fps: float, window_s: float, overlap_s: float) -> list[tuple[int, int]]:
     """Windows (first frame, end) over `total` frames: about equally long, each overlapping the next alike."""
     grid = (SAMPLE_RATE / frame_rate(fps)).denominator  # frames from one that begins on a whole sample to the next
+    # At odd rates (29.97) such a frame is too rare, and half a sample off does no harm.
     grid = grid if grid <= fps else 1
     longest = int(window_s * fps) // grid * grid
     overlap = max(1, round(overlap_s * fps / grid)) * grid
     if total <= longest:
         return [(0, total)]
+    # As few windows as cover everything, rounded up; one grid step less each, since their starts are rounded down.
     count = -(-(total - overlap) // (longest - overlap - grid))
     starts = [(total - overlap) * number // (count * grid) * grid for number in range(count)]
     return [

@@ -1,4 +1,4 @@
-"""Where the weights of a speech encoder come from: a folder, or the named tiny configuration. Never chance."""
+"""Sources of a speech encoder's weights: a folder, or the tiny configuration, by name. Never silently random."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WEIGHT_FILES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-"""Names of weights in a folder, in the order in which `transformers` takes them."""
+"""File names of weights in a folder, in the order in which `transformers` looks for them."""
 
 _TINY_CONFIG: dict[str, Any] = {
     "model_type": "wav2vec2",
@@ -30,8 +30,8 @@ _TINY_CONFIG: dict[str, Any] = {
     "conv_dim": [32, 32, 32, 48, 48, 64, 64],
     "conv_kernel": [10, 3, 3, 3, 3, 2, 2],
     "conv_stride": [5, 2, 2, 2, 2, 2, 2],
-    # Norms in every layer and before every block: trains from scratch, where the group norm of wav2vec2-base, with no
-    # norm after it, barely does; and a frame does not depend on the padding after it.
+    # Norms in every layer and before every block, so that it trains from scratch: wav2vec2-base, with one group norm
+    # and none after it, barely does. Nor does a frame depend on the padding after it.
     "feat_extract_norm": "layer",
     "conv_bias": True,
     "do_stable_layer_norm": True,
@@ -42,11 +42,12 @@ _TINY_CONFIG: dict[str, Any] = {
     "num_conv_pos_embeddings": 32,
     "num_conv_pos_embedding_groups": 4,
 }
+# Fields of a configuration that do not change what the network computes.
 _NOT_ARCHITECTURE = ("_name_or_path", "architectures", "dtype", "id2label", "label2id", "transformers_version")
 
 
 def encoder_settings(config: PreTrainedConfig, dropout: float | None = 0.0) -> dict[str, Any]:
-    """All settings of a speech encoder, none left to a library's default. See `Pretrained.wav2vec_config`."""
+    """All settings of a speech encoder, none left to a library's default (see `Pretrained.wav2vec_config`)."""
     values = {key: value for key, value in config.to_dict().items() if key not in _NOT_ARCHITECTURE}
     values |= {"model_type": config.model_type, "layerdrop": 0.0, "apply_spec_augment": False}
     if dropout is not None:
@@ -57,17 +58,17 @@ def encoder_settings(config: PreTrainedConfig, dropout: float | None = 0.0) -> d
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A source of a speech encoder.
+    """Source of a speech encoder.
 
     Args:
-        source: `tiny`: a small encoder with first weights from a fixed seed, for tests and for recipes that train all
-            of it. Anything else: a folder in the layout of `transformers` (`config.json` and weights).
+        source: Path of a folder in the layout of `transformers` (`config.json` and weights); or `tiny`, a small encoder
+            with first weights from a fixed seed, for tests and for recipes that train all of it.
     """
 
     source: str
 
     def wav2vec_config(self, *, dropout: float | None = 0.0) -> dict[str, Any]:
-        """The encoder's configuration, for the `wav2vec` argument of the models.
+        """Configuration of the encoder, for the `wav2vec` argument of the models.
 
         Layer drop and SpecAugment are off: they would draw from global generators, and hide frames that must be
         predicted.
@@ -76,7 +77,7 @@ class Pretrained:
             dropout: Dropout of hidden states, attention, activations and projected features; None: as in the folder.
 
         Raises:
-            ValueError: The folder is missing, or holds something else; says what is wanted.
+            ValueError: The folder is missing, or holds something else; the message says what is wanted.
         """
         return encoder_settings(self._config(), dropout)
 
@@ -84,22 +85,23 @@ class Pretrained:
         """Fill an encoder with the source's weights, in place and in the encoder's precision.
 
         Args:
-            encoder: `audio_encoder` of a model made with `wav2vec_config`.
+            encoder: Speech encoder (`audio_encoder`) of a model made with `wav2vec_config`.
 
         Raises:
-            ValueError: Weights are missing, damaged or of another encoder; says what and where.
+            ValueError: Weights are missing, damaged or of another encoder; the message says which and where.
         """
         found = (self._tiny() if self.source == TINY else self._folder_encoder()).state_dict()
         wanted = encoder.state_dict()
-        # Only SpecAugment uses it; encoders trained without have none.
+        # The embedding that SpecAugment puts in place of hidden frames: unused here, and missing in some folders.
         found.setdefault("masked_spec_embed", wanted.get("masked_spec_embed", torch.zeros(0)))
         wrong = [name for name, tensor in wanted.items() if name not in found or found[name].shape != tensor.shape]
         if wrong:
             raise ValueError(f"the weights of {self.source} do not fit this encoder: {_listed(wrong)} differ in shape")
+        # Tensors that the model has no place for, such as those of an adapter, are left out.
         encoder.load_state_dict({name: found[name] for name in wanted})
 
     def check(self) -> dict[str, str]:
-        """Read the weights once, so that whatever is wrong with them is said now; their provenance.
+        """Provenance of the weights, after reading them once, so that a fault is reported before any work begins.
 
         Raises:
             ValueError: The folder is missing, or weights are missing, damaged or of another encoder.
@@ -109,7 +111,7 @@ class Pretrained:
         return self.provenance()
 
     def provenance(self) -> dict[str, str]:
-        """What to write next to weights that began here: kind, name of the folder, sha256 of the weights.
+        """Provenance of the weights: kind of source, name of the folder, sha256 of the weights.
 
         Raises:
             ValueError: The folder is missing or has no weights.
@@ -120,6 +122,7 @@ class Pretrained:
         return {"kind": "folder", "name": Path(self.source).resolve().name, "sha256": whole}
 
     def _config(self) -> Any:
+        """Configuration of `transformers`, after checks that the folder is there and of a known type."""
         if self.source == TINY:
             model_type = _TINY_CONFIG["model_type"]
             return AutoConfig.for_model(model_type, **{k: v for k, v in _TINY_CONFIG.items() if k != "model_type"})
@@ -138,6 +141,7 @@ class Pretrained:
         return AutoConfig.from_pretrained(self.source, local_files_only=True)
 
     def _weight_files(self) -> list[Path]:
+        """Files of the weights: one, or the parts that an index names."""
         folder = Path(self.source)
         named = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
         if named is None:
@@ -148,12 +152,14 @@ class Pretrained:
         return [folder / part for part in parts]
 
     def _folder_encoder(self) -> PreTrainedModel:
+        """The folder's encoder with its weights, float32; errors name the file at fault."""
+        # The likely faults first, as the library's own messages for them mislead.
         self._config()
         files = self._weight_files()
         if missing := [path.name for path in files if not path.is_file()]:
             raise ValueError(f"weights {_listed(missing)} are missing in {self.source}: copy the folder again")
         try:
-            # Quiet, because the library's table of keys names the CTC head that nobody wants here.
+            # Quiet, because the library's table of keys warns of the CTC head, which is not used here.
             with quiet_libraries():
                 encoder, report = AutoModel.from_pretrained(
                     self.source, local_files_only=True, dtype=torch.float32, output_loading_info=True
@@ -164,6 +170,7 @@ class Pretrained:
                 f"the weights in {self.source} ({_listed([path.name for path in files])}) cannot be read; the file is"
                 f" damaged or cut short, copy it again ({first})"
             ) from error
+        # The library fills missing tensors with random ones; that is an error here.
         missing = sorted(set(report["missing_keys"]) - {"masked_spec_embed"})
         odd = [str(key) for key in report["mismatched_keys"]]
         if missing or odd:

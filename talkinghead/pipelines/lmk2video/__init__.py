@@ -1,1 +1,1 @@
-"""The parts of Lmk2Video's pipeline: windows, sampling, wavefront, conditions."""
+"""Parts of Lmk2Video's pipeline: requests, windows, sampling, conditions, frames."""

@@ -1,4 +1,11 @@
-"""One video of a talking-head pipeline: look at the portrait, sample in windows, decode what is finished."""
+"""One video of a talking-head pipeline, from a checked request to frames.
+
+1. Refuse what the networks cannot do (`check_request`), before anything is computed.
+2. Encode the portrait once: its image token, and the keys and values of the reference network's features.
+3. Sample latents in windows, block by block (`sampling.ClipSampling`); pose features are computed when a window needs
+   them.
+4. Decode each block of frames as soon as it has done all steps.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +46,7 @@ from talkinghead.pipelines.memory import MemoryPreset, at_work, awake, out_of_me
 
 
 class AnimationPipeline(Protocol):
-    """What an animation needs of its pipeline (`talking_head.TalkingHeadPipeline`): networks, settings, switches."""
+    """Interface of the pipeline that an animation uses (`talking_head.TalkingHeadPipeline`)."""
 
     vae: Vae
     image_encoder: Any
@@ -51,18 +58,18 @@ class AnimationPipeline(Protocol):
     vae_scale_factor: int
     memory: MemoryPreset | None
     progress_bar: Any
-    """Makes a bar; its type is lost in a decorator of `diffusers`."""
+    """Method that makes a progress bar; its type is lost in a decorator of `diffusers`."""
     current_frames: range
-    """In a callback: the frames whose latents it is given."""
+    """Frames whose latents a callback gets; valid during the callback."""
 
     @property
     def interrupt(self) -> bool:
-        """Whether no further frames shall come."""
+        """Whether the video ends here, without further frames."""
         ...
 
     @property
     def compute_device(self) -> torch.device:
-        """Device of the computation, also with weights that rest elsewhere."""
+        """Device of the computation, also when weights are kept elsewhere."""
         ...
 
     def maybe_free_model_hooks(self) -> None:
@@ -74,16 +81,16 @@ _OTHERS = "Its noise is not what they were trained on; take DDIM, DPM-Solver++ m
 
 
 def check_request(request: ClipRequest, pipeline: AnimationPipeline, width: int, height: int) -> None:
-    """Refuse what the networks cannot do.
+    """Refuse requests that a pipeline's networks cannot fulfil.
 
     Args:
-        request: Checked for itself already.
-        pipeline: Whose networks.
+        request: Request, whose own values were checked when it was made.
+        pipeline: Pipeline with the networks and the scheduler.
         width: Width of the frames in pixels.
         height: Height of the frames in pixels.
 
     Raises:
-        ValueError: Says what does not fit and what would.
+        ValueError: Something does not fit; says what, and what would.
     """
     check_image_size(width, height, pipeline.vae)
     _check_windows(request, pipeline)
@@ -93,6 +100,7 @@ def check_request(request: ClipRequest, pipeline: AnimationPipeline, width: int,
         raise ValueError(f"num_inference_steps must be at most {known}, not {request.num_inference_steps}")
     if pipeline.pose_guider.config["reference_attention"] and request.reference_landmarks is None:
         raise ValueError("this PoseGuider attends to the portrait's own landmarks: give reference_landmarks too")
+    # Noise from outside must have the shape of the whole video's latents.
     if request.latents is not None:
         scale = pipeline.vae_scale_factor
         wanted = (request.num_frames, latent_channels(pipeline.vae), height // scale, width // scale)
@@ -104,13 +112,16 @@ def check_scheduler(scheduler: SchedulerMixin, *, compat: bool) -> None:
     """Refuse samplers of another noise schedule than the networks were trained on.
 
     Args:
-        scheduler: A `diffusers` sampler.
-        compat: AniPortrait's weights, which are sampled on another schedule than they were trained on; either fits.
+        scheduler: Sampler of `diffusers`.
+        compat: Whether the weights are AniPortrait's, which are sampled on another schedule than they were trained on;
+            both schedules fit then.
 
     Raises:
-        ValueError: It does not fit; says in which settings.
+        ValueError: The scheduler does not fit; says in which settings.
     """
     _check_settings(scheduler)
+
+    # Settings first, because their error says which one to change.
     schedule = PAPER
     try:
         PAPER.check(scheduler)
@@ -119,15 +130,18 @@ def check_scheduler(scheduler: SchedulerMixin, *, compat: bool) -> None:
             raise
         schedule = COMPAT_INFER
         schedule.check(scheduler)
+
+    # Then the noise levels themselves: a class may read the same settings in another way, or have no such table.
     shares = getattr(scheduler, "alphas_cumprod", None)
     if shares is None or not torch.allclose(shares.cpu().float(), schedule.alphas_cumprod, rtol=1e-3, atol=1e-6):
         raise ValueError(f"{type(scheduler).__name__} does not fit the networks. {_OTHERS}")
 
 
 def _check_settings(scheduler: Any) -> None:
-    """Refuse samplers that have not all settings of a noise schedule: `from_config` gives them a note of the rest."""
+    """Refuse schedulers that lack a setting of a noise schedule, or that are not schedulers of `diffusers`."""
     if not isinstance(scheduler, SchedulerMixin):
         raise ValueError(f"the scheduler must be one of diffusers', not {type(scheduler).__name__}")
+    # Asked of the class, not of the configuration: `from_config` also keeps settings there that the class ignores.
     known = inspect.signature(type(scheduler)).parameters
     missing = [name for name in NoiseSchedule.__dataclass_fields__ if name not in known]
     if missing:
@@ -135,13 +149,17 @@ def _check_settings(scheduler: Any) -> None:
 
 
 def context(request: ClipRequest, pipeline: AnimationPipeline) -> tuple[int, int]:
-    """Frames of a window, and frames that neighbours share: what the networks have learnt, where nothing is asked."""
+    """Number of frames of a window, and of frames that neighbouring windows share.
+
+    Where the request leaves them open, windows are as long as in training and share a quarter.
+    """
     size = pipeline.config["context_frames"] if request.context_frames is None else request.context_frames
     return size, usual_overlap(size) if request.context_overlap is None else request.context_overlap
 
 
 def request_windows(request: ClipRequest, pipeline: AnimationPipeline) -> WindowLayout:
-    """The windows over the video that is asked for."""
+    """Windows over the requested video."""
+    # Without motion modules and with independent pose features, frames do not interact and windows need not overlap.
     return lay_windows(
         request.num_frames,
         *context(request, pipeline),
@@ -160,16 +178,18 @@ def _check_windows(request: ClipRequest, pipeline: AnimationPipeline) -> None:
 
 
 _DECODE_CHUNK = 4
-"""Frames decoded at once without a memory preset."""
+"""Number of frames decoded at once without a memory preset."""
 
 
 class Animation:
-    """One video. A pipeline can make several at once, but for its `interrupt` and `current_frames`: those are one.
+    """One video of a pipeline.
+
+    A pipeline can make several videos at once, but they share its `interrupt` and `current_frames`.
 
     Args:
-        pipeline: Its networks are put in evaluation mode.
-        request: Checked.
-        size: Width and height of the frames, pixels.
+        pipeline: Pipeline, whose networks are put in evaluation mode.
+        request: Request that has passed `check_request`.
+        size: Width and height of the frames in pixels.
     """
 
     def __init__(self, pipeline: AnimationPipeline, request: ClipRequest, size: tuple[int, int]) -> None:
@@ -185,17 +205,20 @@ class Animation:
 
     @torch.no_grad()
     def parts(self, *, latent: bool) -> Iterator[Tensor]:
-        """The video, in order, as it is finished.
+        """Frames of the video in order, as they are finished.
 
         Args:
-            latent: Latents, float32 `[n, C, h, w]`; otherwise decoded frames, float32 `[n, 3, H, W]` in [0, 1]. On the
-                CPU both.
+            latent: Whether to yield latents rather than decoded frames.
+
+        Yields:
+            Latents, float32 `[n, C, h, w]`, or frames, float32 `[n, 3, H, W]` in [0, 1]; on the CPU.
 
         Raises:
             ValueError: Memory ran out; says what to do.
         """
         pipeline, memory = self._pipeline, self._pipeline.memory
         chunk = self._request.decode_chunk_size or (memory.decode_chunk_size if memory else _DECODE_CHUNK)
+        # A generator: everything below happens while the caller takes frames, also the errors.
         with out_of_memory_explained(memory, self._device, f"frames of {self._width}x{self._height} pixels"):
             for finished in self._finished():
                 if latent:
@@ -206,7 +229,7 @@ class Animation:
         pipeline.maybe_free_model_hooks()
 
     def frame_shape(self, *, latent: bool) -> tuple[int, int, int]:
-        """(C, h, w) of a frame's latents, or of its image."""
+        """Shape (C, h, w) of a frame's latents, or (3, H, W) of its image."""
         if latent:
             return latent_channels(self._pipeline.vae), *self._latent_size
         return 3, self._height, self._width
@@ -216,13 +239,15 @@ class Animation:
         return self._pipeline.compute_device
 
     def _finished(self) -> Iterator[Finished]:
+        """Blocks of frames with their final latents, in order."""
         request, pipeline = self._request, self._pipeline
 
-        # What stays the same for the whole video: the portrait as the denoiser sees it, once.
-        conditions = self._look_at_reference()
+        # Computed once for the whole video: the portrait's conditions. Pose features only get ready here.
+        conditions = self._reference_conditions()
         pose = self._pose_features()
 
-        # The sampler, and the network that it asks for each window at each step.
+        # The sampler, with the network that predicts each window at each step. A frame's noise is a function of
+        # seed and frame, so it depends neither on the windows nor on the device.
         seed = request.noise_seed()
         sampling = ClipSampling(
             self._layout,
@@ -239,7 +264,8 @@ class Animation:
             after_step=self._call_back if request.callback_on_step_end else None,
         )
 
-        # Predictions in the order of the wavefront; a block of frames is handed out when it has done all steps.
+        # Predictions in the order of the wavefront; a block of frames is handed out when it has done all steps. An
+        # interruption takes effect between two predictions.
         done, total = 0, sampling.num_predictions
         with pipeline.progress_bar(total=total) as bar:
             for event in sampling.run():
@@ -254,20 +280,30 @@ class Animation:
                     if request.progress is not None:
                         request.progress("video", done, total)
 
-    def _look_at_reference(self) -> ReferenceConditions:
+    def _reference_conditions(self) -> ReferenceConditions:
+        """Conditions of the portrait: image token, and keys and values of its features."""
         pipeline, device = self._pipeline, self._device
         rest = pipeline.memory is not None and pipeline.memory.rest
-        image = self._request.image(self._width, self._height)
+        image = self._request.image(self._width, self._height)  # uint8 [1, 3, H, W]
+
+        # The image token. The VAE is woken before too, because `ImageNetworks` computes on the VAE's device.
         awake(pipeline.vae)
         with at_work(pipeline.image_encoder, device, rest=rest):
-            token = self._images.embedding(image)[:, None].to(device)
+            token = self._images.embedding(image)[:, None].to(device)  # [1, 1, D]
+
+        # Latents of the portrait: the mean without noise. With offloading, waking the VAE again moves the image
+        # encoder off the device.
         awake(pipeline.vae)
         latents = self._images.mean(self._images.moments(image)).to(device)
+
+        # Features of the reference network. After this only denoiser, PoseGuider and the VAE's decoder are needed.
         with at_work(pipeline.reference_net, device, rest=rest):
             return ReferenceConditions.of(pipeline.reference_net, pipeline.denoiser, latents, token)
 
     def _pose_features(self) -> PoseFeatures:
+        """Pose features of the video, computed later; the portrait's landmarks are encoded now."""
         request, guider, memory = self._request, self._pipeline.pose_guider, self._pipeline.memory
+        # Guidance images have a size of their own where the VAE's factor is not that of the PoseGuider's stem.
         height, width = (GUIDANCE_SCALE * side for side in self._latent_size)
         reference = None
         if guider.config["reference_attention"]:
@@ -284,21 +320,25 @@ class Animation:
         )
 
     def _scheduler(self) -> SchedulerMixin:
+        """Copy of the pipeline's scheduler for this video, whose steps leave the pipeline's as it is."""
         scheduler = copy.deepcopy(self._pipeline.scheduler)
         scheduler.set_timesteps(self._request.num_inference_steps)
         return scheduler
 
     def _noise(self, seed: int) -> Noise:
+        """First noise: the request's own latents, or drawn by seed and frame."""
         if self._request.latents is not None:
             return given_noise(self._request.latents, self._device)
         shape = (latent_channels(self._pipeline.vae), *self._latent_size)
         return keyed_noise(seed, shape, self._device)
 
     def _call_back(self, done: StepDone) -> Tensor:
+        """Latents after the user's callback for one step of one block of frames."""
         request, pipeline = self._request, self._pipeline
         assert request.callback_on_step_end is not None
         tensors = {"latents": done.latents} if "latents" in request.callback_on_step_end_tensor_inputs else {}
         pipeline.current_frames = done.frames
+        # Callbacks of `diffusers` return a dictionary of changed tensors, or nothing.
         changed = request.callback_on_step_end(pipeline, done.step, done.timestep, tensors) or {}
         latents = changed.get("latents", done.latents)
         if not isinstance(latents, Tensor) or latents.shape != done.latents.shape:

@@ -1,4 +1,4 @@
-"""What a talking-head pipeline is asked for: one portrait, one moving face."""
+"""Requests to a talking-head pipeline: one portrait, one moving face."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _Request = TypeVar("_Request")
 _Result = TypeVar("_Result")
 
 Callback = Callable[[Any, int, Tensor, dict[str, Any]], dict[str, Any] | None]
-"""`callback_on_step_end(pipeline, step, timestep, tensors)`, see `ClipRequest`."""
+"""Type of `ClipRequest.callback_on_step_end`: pipeline, step, timestep, tensors → changed tensors, or None."""
 CALLBACK_TENSORS = ("latents",)
 
 _WHOLE_NUMBERS: dict[str, int | None] = {
@@ -37,62 +37,64 @@ _WHOLE_NUMBERS: dict[str, int | None] = {
     "context_overlap": 0,
     "decode_chunk_size": 1,
 }
-"""Arguments, and the least that each may be."""
+"""Whole-number arguments, with the smallest value of each; None: any value."""
 _MAY_BE_NONE = ("width", "height", "context_frames", "context_overlap", "decode_chunk_size")
 _FAR = 10.0
-"""Widths and heights away from the image: landmarks of which none is nearer are no shares of width and height."""
+"""Limit for landmarks, in widths and heights of the image. If no landmark is nearer, they were given in pixels."""
 
 
 @dataclass(frozen=True)
 class ClipRequest:
-    """Arguments of `TalkingHeadPipeline.stream` and of a call; checked as far as they go alone.
+    """Arguments of `TalkingHeadPipeline.stream` and of a call, checked as far as is possible without the networks.
 
     Raises:
-        ValueError: A value that makes no sense; says which and what is wanted.
+        ValueError: An invalid value; says which, and what is needed.
     """
 
     reference: PIL.Image.Image | np.ndarray
-    """The portrait: an image, or RGB uint8 `[H, W, 3]`. Resized to the size asked for."""
+    """Portrait, an image or RGB uint8 `[H, W, 3]`; it is resized to the size of the frames."""
     landmarks: np.ndarray
-    """`[F, ≥468, ≥2]` of the driving face, x/width and y/height of the frames."""
+    """Landmarks of the driving face in each frame, float `[F, ≥468, ≥2]`, x/width and y/height."""
     _: KW_ONLY
     reference_landmarks: np.ndarray | None = None
-    """`[≥468, ≥2]` of the portrait's own face; wanted by a PoseGuider that attends to them."""
+    """Landmarks of the portrait's own face, float `[≥468, ≥2]`; required by a PoseGuider that attends to them."""
     width: int | None = None
-    """Width of the frames in pixels; None: what the networks have learnt, or the portrait's."""
+    """Width of the frames in pixels; None: the networks' training width, or the portrait's."""
     height: int | None = None
-    """Height of the frames in pixels; None: what the networks have learnt, or the portrait's."""
+    """Height of the frames in pixels; None: the networks' training height, or the portrait's."""
     num_inference_steps: int = 25
-    """Steps of the sampler."""
+    """Number of the sampler's steps."""
     guidance_scale: float = 3.5
-    """How much the portrait counts beyond what was learnt; up to 1: no guidance, half the cost."""
+    """Guidance scale, the factor of the portrait's influence; up to 1: no guidance, half the cost."""
     seed: int = 0
     """Seed of the noise. A frame's noise is a function of seed and frame, on every device, for every length."""
     generator: torch.Generator | None = None
-    """Draws the seed instead."""
+    """Generator from which the seed is drawn, instead of `seed`."""
     latents: Tensor | None = None
-    """The first noise itself, `[F, C, h, w]` of unit variance."""
+    """First noise, `[F, C, h, w]` of unit variance; None: drawn by the seed."""
     context_frames: int | None = None
-    """Frames that the motion modules see at once; None: as in their training."""
+    """Number of frames of a window, which the motion modules take in at once; None: as in their training."""
     context_overlap: int | None = None
-    """Frames that neighbouring windows share; None: a quarter. Without motion modules nothing is shared."""
+    """Number of frames that neighbouring windows share; None: a quarter of a window. Where frames do not interact,
+    nothing is shared."""
     decode_chunk_size: int | None = None
-    """Frames decoded at once; None: as the memory preset says, or 4."""
+    """Number of frames decoded at once; None: the memory preset's, or 4."""
     callback_on_step_end: Callback | None = None
-    """Called as `callback(pipeline, step, timestep, tensors)` when some frames have done a step; may return other
-    tensors. Frames do not do their steps all at the same time: the frames at hand are `pipeline.current_frames`, and
-    `tensors["latents"]` is `[n, C, h, w]` of those."""
+    """Function called as `callback(pipeline, step, timestep, tensors)` after a step of some frames; may return changed
+    tensors. Frames do not do their steps all at the same time: `pipeline.current_frames` says which these are, and
+    `tensors["latents"]` has their latents, `[n, C, h, w]`."""
     callback_on_step_end_tensor_inputs: tuple[str, ...] = CALLBACK_TENSORS
-    """What is in `tensors`."""
+    """Names of the tensors that the callback gets."""
     progress: ProgressCallback | None = None
-    """Told the stage "video", predictions done and predictions in all."""
+    """Progress callback, which gets the stage "video", the number of predictions done, and their total number."""
 
     def __post_init__(self) -> None:
         _check_reference(self.reference)
         check_landmarks("landmarks", self.landmarks, 3)
         if self.reference_landmarks is not None:
             check_landmarks("reference_landmarks", self.reference_landmarks, 2)
-        # NumPy's integers become Python's: noise is keyed by the seed's text and type.
+        # NumPy's integers become Python's: noise is keyed by the seed's text and type. The dataclass is frozen, hence
+        # `object.__setattr__`.
         for name, least in _WHOLE_NUMBERS.items():
             object.__setattr__(self, name, _whole_number(name, getattr(self, name), least))
         if not isinstance(self.guidance_scale, int | float | np.number) or not np.isfinite(self.guidance_scale):
@@ -117,17 +119,18 @@ class ClipRequest:
 
     @property
     def num_frames(self) -> int:
-        """F."""
+        """Number F of frames of the video."""
         return len(self.landmarks)
 
     def noise_seed(self) -> int:
-        """`seed`, or a number drawn from `generator`: noise is keyed by frame, so one number is all it needs."""
+        """Seed of the noise: `seed`, or a number drawn from `generator`. Each call draws another one."""
+        # Noise is keyed by seed and frame, so one number from the generator is enough.
         if self.generator is None:
             return self.seed
         return int(torch.randint(2**62, (), generator=self.generator, device=self.generator.device))
 
     def image(self, width: int, height: int) -> Tensor:
-        """The portrait in the size asked for, uint8 `[1, 3, H, W]`; the aspect is not kept."""
+        """Portrait resized to `width` x `height` pixels, uint8 `[1, 3, H, W]`; the aspect is not kept."""
         image = self.reference
         if isinstance(image, PIL.Image.Image):
             image = np.asarray(image.convert("RGB"))
@@ -137,12 +140,16 @@ class ClipRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class VideoRequest(ClipRequest):
-    """Arguments of a call of `TalkingHeadPipeline`: a clip, and the form in which all of its frames are returned."""
+    """Arguments of a call of `TalkingHeadPipeline`: a clip, and the form in which its frames are returned.
+
+    Raises:
+        ValueError: An invalid value; says which, and what is needed.
+    """
 
     output_type: OutputType = "pil"
     """Form of the frames, see `TalkingHeadOutput.frames`."""
     return_dict: bool = True
-    """Return a `TalkingHeadOutput`; otherwise a tuple of the frames."""
+    """Whether to return a `TalkingHeadOutput` rather than a tuple of the frames."""
 
     def __post_init__(self) -> None:
         check_output_type(self.output_type)
@@ -152,10 +159,11 @@ class VideoRequest(ClipRequest):
 def takes(
     request: Callable[_Fields, _Request],
 ) -> Callable[[Callable[[_Owner, _Request], _Result]], Callable[Concatenate[_Owner, _Fields], _Result]]:
-    """Let a method that works on a request be called with the request's fields, which stand in its class only.
+    """Decorator with which a method that takes a request is called with the request's fields as arguments.
 
     Args:
-        request: The class. Fields, types and defaults become those of the method, for type checkers and for `help`.
+        request: Class of the request. Its fields, types and defaults become the method's arguments, for type checkers
+            and for `help`.
     """
 
     def decorate(method: Callable[[_Owner, _Request], _Result]) -> Callable[Concatenate[_Owner, _Fields], _Result]:
@@ -163,6 +171,7 @@ def takes(
         def call(owner: _Owner, /, *args: _Fields.args, **kwargs: _Fields.kwargs) -> _Result:
             return method(owner, request(*args, **kwargs))
 
+        # `help` and `inspect` show `__signature__`: `self`, then the fields of the request.
         own = inspect.signature(method)
         fields = inspect.signature(request).parameters.values()
         signature = own.replace(parameters=[next(iter(own.parameters.values())), *fields])
@@ -173,10 +182,10 @@ def takes(
 
 
 def _whole_number(name: str, value: Any, least: int | None) -> int | None:
-    """An argument as Python's `int`, or None where it may be left out."""
+    """Argument as Python's `int`, or None where it may be left out."""
     if value is None and name in _MAY_BE_NONE:
         return None
-    given: Any = value  # None too, which is refused like any other thing that is no number
+    given: Any = value  # may be None, which is refused like any other value that is no whole number
     try:
         number = operator.index(given)
     except TypeError:
@@ -200,9 +209,9 @@ def check_landmarks(name: str, points: np.ndarray, ndim: int) -> None:
     """Refuse landmarks that cannot be drawn.
 
     Args:
-        name: Name of the argument, for the text.
-        points: `[F, ≥468, ≥2]` (`ndim` 3) or `[≥468, ≥2]`, x/width and y/height.
-        ndim: Axes that are wanted.
+        name: Name of the argument, for the message.
+        points: Landmarks, float `[F, ≥468, ≥2]` (`ndim` 3) or `[≥468, ≥2]` (`ndim` 2), x/width and y/height.
+        ndim: Required number of axes.
 
     Raises:
         ValueError: Wrong shape, no frames, or values that are not finite; names the first such frame.
@@ -213,6 +222,8 @@ def check_landmarks(name: str, points: np.ndarray, ndim: int) -> None:
         raise ValueError(f"{name} must be a float array {shape}, not {about}")
     if points.shape[-2] < NUM_VERTICES or points.shape[-1] < 2 or not len(points):
         raise ValueError(f"{name} must be {shape}, not {list(points.shape)}")
+
+    # Only these numbers are drawn; depths, and landmarks after the 468 (irises), may hold anything.
     used = points[..., :NUM_VERTICES, :2]
     if np.isfinite(used).all():
         if np.abs(used).max(axis=-1).min() > _FAR:

@@ -1,4 +1,8 @@
-"""Latents to the frames that users get."""
+"""Frames of a video in the forms that users get: decoding, bytes, arrays and images.
+
+Letters of shapes: F frames of the video, n and m frames of a part, C channels, h and w height and width of latents, H
+and W height and width of frames in pixels.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +20,14 @@ from talkinghead.models.image.networks import ImageNetworks
 
 
 def check_finite(values: Tensor, network: str, dtype: torch.dtype) -> None:
-    """Refuse what a network made when it is not finite.
+    """Refuse results of a network that are not finite.
 
     Half precision ends at 65504, which the activations of some weights exceed; no later step repairs that.
 
     Args:
-        values: What the network made, of any shape.
-        network: Its name, for the message.
-        dtype: In which it computed.
+        values: Result of the network, of any shape.
+        network: Name of the network, for the message.
+        dtype: Precision in which it computed.
 
     Raises:
         ValueError: There are NaN or infinite values; says what to try.
@@ -46,54 +50,63 @@ OutputType = Literal["pil", "np", "pt", "latent"]
 
 @dataclass
 class TalkingHeadOutput(BaseOutput):
-    """Frames of one video."""
+    """Result of a call of `TalkingHeadPipeline`: the frames of one video."""
 
     frames: Any
-    """`pil`: a list of images. `np`: float32 `[F, H, W, 3]` in [0, 1]. `pt`: float32 `[F, 3, H, W]` in [0, 1].
-    `latent`: float32 `[F, C, h, w]`, scaled as the networks see them. Tensors are on the CPU."""
+    """Frames in the form of `output_type`. `pil`: a list of images. `np`: float32 `[F, H, W, 3]` in [0, 1]. `pt`:
+    float32 `[F, 3, H, W]` in [0, 1]. `latent`: float32 `[F, C, h, w]`, in the scale of the networks. Tensors are on the
+    CPU."""
 
 
 def check_output_type(asked: str) -> None:
-    """Raise `ValueError` for another form than `OutputType` has."""
+    """Refuse names that are not one of `OutputType`.
+
+    Raises:
+        ValueError: Another name; says which there are.
+    """
     if asked not in get_args(OutputType):
         raise ValueError(f"output_type must be one of {', '.join(get_args(OutputType))}, not {asked!r}")
 
 
 def decode(images: ImageNetworks, latents: Tensor, chunk_size: int) -> Iterator[Tensor]:
-    """Decode a few frames at once.
+    """Frames of latents, decoded a few at once.
 
     Args:
-        images: With the VAE.
-        latents: `[n, C, h, w]`, scaled.
-        chunk_size: Frames at once.
+        images: Image networks with the VAE.
+        latents: Latents in the scale of the networks, `[n, C, h, w]`.
+        chunk_size: Number of frames decoded at once; the VAE's activations set the peak of memory.
 
     Yields:
-        float32 `[m, 3, H, W]` in [0, 1], on the CPU.
+        Frames, float32 `[m, 3, H, W]` in [0, 1], on the CPU; m is `chunk_size` or less.
 
     Raises:
-        ValueError: What is decoded is not finite, see `check_finite`.
+        ValueError: Decoded frames are not finite, see `check_finite`.
     """
     for chunk in latents.split(chunk_size):
         decoded = images.decode(chunk)
+        # Infinite values were clipped by `decode`, NaN are still there.
         check_finite(decoded, "VAE", images.vae.dtype)
         yield (decoded / 2 + 0.5).clamp(0, 1).float().cpu()
 
 
 def as_bytes(frames: Tensor) -> np.ndarray:
-    """`[n, 3, H, W]` in [0, 1] → RGB uint8 `[n, H, W, 3]`."""
+    """RGB frames uint8 `[n, H, W, 3]`, from `[n, 3, H, W]` in [0, 1]."""
     return (frames * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
 
 
 def collect(parts: Iterable[Tensor], output_type: OutputType, shape: tuple[int, int, int]) -> Any:
-    """Frames of a whole video in the form asked for, see `TalkingHeadOutput.frames`.
+    """Frames of a whole video in the requested form, see `TalkingHeadOutput.frames`.
 
     Args:
-        parts: In order: latents for `latent`, else decoded frames. None of them after an early interruption.
-        output_type: The form.
-        shape: (C, h, w) of a part's frames.
+        parts: Parts of the video in order, on the CPU: latents for `latent`, otherwise decoded frames. After an early
+            interruption there may be none.
+        output_type: Form of the result.
+        shape: Shape (C, h, w) of one frame of the parts.
     """
+    # Images part by part, so that the floats of the whole video are never in memory.
     if output_type == "pil":
         return [PIL.Image.fromarray(frame) for part in parts for frame in as_bytes(part)]
+    # Without parts the result is empty, but of the right shape.
     tensors = list(parts)
     whole = torch.cat(tensors) if tensors else torch.zeros(0, *shape)
     return whole.permute(0, 2, 3, 1).numpy() if output_type == "np" else whole

@@ -1,4 +1,4 @@
-"""What the denoiser predicts of a window of frames: from the portrait, a moving face, and a guidance scale.
+"""Velocity of a window of frames, predicted by the denoiser from a portrait, a moving face and a guidance scale.
 
 Letters of shapes: n frames of a window or block, C channels, h and w height and width of latents or features, H and W
 height and width of guidance images in pixels, D width of the image token.
@@ -26,63 +26,72 @@ from talkinghead.pipelines.memory import KeepPose, awake
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceConditions:
-    """What the denoiser knows of a portrait, computed once for a video of any length."""
+    """Conditions of the denoiser from a portrait, computed once for a video of any length."""
 
     token: Tensor
-    """`[1, 1, D]`: CLIP's embedding of the image."""
+    """Image token `[1, 1, D]`, CLIP's embedding of the portrait."""
     projected: Mapping[str, KeyValue]
-    """Keys and values of the reference features in each transformer of the denoiser."""
+    """Keys and values of the reference features, by name of the denoiser's transformer block."""
 
     @classmethod
     def of(cls, reference_net: ReferenceNet, denoiser: Denoiser, latents: Tensor, token: Tensor) -> ReferenceConditions:
-        """Look at the portrait.
+        """Conditions from the portrait's latents and image token.
 
         Args:
-            reference_net: Computes the features.
-            denoiser: Whose keys and values are made of them.
-            latents: `[1, C, h, w]` of the portrait, clean and scaled.
-            token: `[1, 1, D]` of the same image.
+            reference_net: Network that computes the features.
+            denoiser: Network whose transformers make keys and values of them.
+            latents: Latents of the portrait `[1, C, h, w]`, clean, in the scale of the networks.
+            token: Image token of the portrait `[1, 1, D]`.
 
         Raises:
             ValueError: The features are not finite, see `check_finite`.
         """
+        # Checked network by network, so that the error names the one that overflowed.
         check_finite(token, "image encoder", reference_net.dtype)
         features = reference_net(latents.to(reference_net.dtype), token.to(reference_net.dtype), fold=True)
         for feature in features.values():
             check_finite(feature, "reference network", reference_net.dtype)
+
+        # Keys and values once for the whole video, instead of in each window at each step.
         features = {name: feature.to(denoiser.dtype) for name, feature in features.items()}
         return cls(token=token.to(denoiser.dtype), projected=awake(denoiser).project_reference(features))
 
 
 GuidanceImages = Callable[[Sequence[int]], np.ndarray]
-"""Frames → their guidance images, RGB uint8 `[n, H, W, 3]`."""
+"""Function from numbers of frames to their guidance images, RGB uint8 `[n, H, W, 3]`."""
 
 
 def drawn(landmarks: np.ndarray, width: int, height: int) -> GuidanceImages:
-    """Guidance images of landmarks `[F, ≥468, ≥2]`, drawn when they are asked for."""
+    """Guidance images that are drawn when they are needed.
+
+    Args:
+        landmarks: Landmarks of the video, `[F, ≥468, ≥2]`, x/width and y/height.
+        width: Width W of the images in pixels.
+        height: Height H of the images in pixels.
+    """
     return lambda frames: np.stack([draw_guidance(landmarks[frame], width, height) for frame in frames])
 
 
 def as_input(images: np.ndarray, guider: PoseGuider, device: torch.device) -> Tensor:
-    """`[n, H, W, 3]` uint8 → `[n, 3, H, W]` in [-1, 1], in the guider's precision."""
+    """Images uint8 `[n, H, W, 3]` as input of the PoseGuider: `[n, 3, H, W]` in [-1, 1], in its precision."""
     pixels = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).to(device, torch.float32)
     return (pixels / 127.5 - 1.0).to(guider.dtype).contiguous()
 
 
 class PoseFeatures:
-    """Features of any window of a video.
+    """Pose features of any window of a video.
 
-    A guider whose frames are independent sees each frame once, together with the frames of its block; another one (of
-    AniPortrait's published weights) sees each window as a whole.
+    A PoseGuider with independent frames gets each frame once, together with the frames of its block. One with the
+    normalisation of AniPortrait's published weights gets each window as a whole.
 
     Args:
-        guider: The network.
-        images: The guidance images.
-        layout: How the windows lie.
-        reference: What `PoseGuider.encode_reference` made of the portrait's guidance image; None where the guider has
-            no use for it.
-        keep: See `KeepPose`.
-        device: Where the features are computed and wanted.
+        guider: PoseGuider.
+        images: Guidance images of the video.
+        layout: Layout of the windows.
+        reference: Result of `PoseGuider.encode_reference` for the portrait's guidance image; None for a PoseGuider that
+            does not attend to it.
+        keep: Place where features are kept for the next step.
+        device: Device on which features are computed and returned.
     """
 
     def __init__(
@@ -103,25 +112,27 @@ class PoseFeatures:
         self._device = device
         self.by_block = guider.frames_are_independent
         """Whether a frame's features are the same in every window."""
+        # By number of the block or, for a PoseGuider that takes in whole windows, of the window.
         self._kept: dict[int, tuple[Tensor, ...]] = {}
 
     def window(self, number: int) -> list[Tensor]:
-        """Features of a window, for each scale `[1, n, C, h, w]`."""
+        """Pose features of a window, `[1, n, C, h, w]` for each scale."""
         if not self.by_block:
             return list(self._features(number, self._layout.windows[number]))
         parts = [self.block(block) for block in self._layout.window_blocks[number]]
         return [torch.cat(scale, dim=1) for scale in zip(*parts, strict=True)]
 
     def block(self, number: int) -> tuple[Tensor, ...]:
-        """Features of a block, for each scale `[1, n, C, h, w]`; not for a guider that sees whole windows."""
+        """Pose features of a block, `[1, n, C, h, w]` for each scale; only with independent frames."""
         assert self.by_block, "a block has no features of its own"
         return self._features(number, self._layout.blocks[number].frames)
 
     def release(self, block: int) -> None:
-        """Forget what is of no use when this block is finished; blocks are finished in order."""
+        """Forget features that are not needed any more once this block is finished; blocks are finished in order."""
         if self.by_block:
             self._kept.pop(block, None)
             return
+        # A window's features go with the last of its blocks.
         for window in self._layout.blocks[block].windows:
             if max(self._layout.window_blocks[window]) <= block:
                 self._kept.pop(window, None)
@@ -129,6 +140,7 @@ class PoseFeatures:
     def _features(self, number: int, frames: Sequence[int]) -> tuple[Tensor, ...]:
         if number in self._kept:
             return tuple(feature.to(self._device) for feature in self._kept[number])
+        # First step, or features are not kept: draw the guidance images and compute.
         images = as_input(self._images(frames), self._guider, self._device)
         features = self._guider(images[None], self._reference)
         if self._keep != "none":
@@ -139,50 +151,68 @@ class PoseFeatures:
 
 @dataclass(frozen=True, kw_only=True)
 class GuidedVelocity:
-    """The denoiser with a portrait, a moving face and a guidance scale.
+    """Classifier-free guidance over windows: a `sampling.WindowNetwork` of denoiser, portrait and moving face.
 
     guided = unconditional + scale · (conditional - unconditional) (Ho and Salimans, arXiv 2207.12598). The
     unconditional half has a zero token and no reference, but the same pose: guidance strengthens the portrait, not the
-    pose. Each half is computed once, in a call of its own, so neither pays for what only the other one needs; what
-    neither portrait nor other frames enter (`Denoiser.begin`) is computed once for both.
+    pose. Each half is computed in a call of its own, so neither pays for what only the other one needs. The first
+    layers, which depend neither on the portrait nor on other frames (`Denoiser.begin`), are computed once for both.
     """
 
     denoiser: Denoiser
+    """Network that predicts the velocity."""
     conditions: ReferenceConditions
+    """Conditions from the portrait."""
     pose: PoseFeatures
+    """Pose features of the video."""
     guidance_scale: float
-    """Up to 1: the conditional half alone."""
+    """Guidance scale; up to 1: only the conditional half is computed."""
     share: bool
-    """Begin once for all windows over a block. Costs memory: what was begun waits for the last of them. Not where pose
-    features depend on the window."""
+    """Whether to begin once for all windows over a block. It costs memory, because the result is kept until the last of
+    them is predicted. Without effect where pose features depend on the window."""
 
     def begin(self, block: int, latents: Tensor, timestep: Tensor) -> Tensor | list[Begun]:
-        """See `sampling.WindowNetwork`."""
+        """Result of `Denoiser.begin` for each condition, where windows share it; otherwise the latents as they are."""
         if self.share and self.pose.by_block:
             return self._begin(latents, timestep, self.pose.block(block))
         return latents
 
     def predict(self, window: int, parts: Sequence[Any], timestep: Tensor) -> Tensor:
-        """See `sampling.WindowNetwork`; float32. Raises `ValueError` when it is not finite, see `check_finite`."""
+        """Guided velocity of a window, float32 `[n, C, h, w]`.
+
+        Args:
+            window: Number of the window.
+            parts: Results of `begin` for each block of the window, in order.
+            timestep: Timestep of the sampler.
+
+        Raises:
+            ValueError: The velocity is not finite, see `check_finite`.
+        """
+        # The first layers: joined from the blocks where they are shared, otherwise computed for this window.
         pose = self._cast(self.pose.window(window))
         alone = isinstance(parts[0], Tensor)
         begun = self._begin(torch.cat(list(parts)), timestep, pose) if alone else _joined(parts)
+
+        # The rest of the network, in a call for each half.
         conditional, *others = (
             self.denoiser(part, timestep, given.token, reference=given.reference, pose=pose, fold=True)[0].float()
             for part, given in zip(begun, self._given, strict=True)
         )
+
+        # Guidance in float32: the difference of the halves is small, and the scale enlarges its rounding error.
         guided = others[0] + self.guidance_scale * (conditional - others[0]) if others else conditional
         check_finite(guided, "denoiser", self.denoiser.dtype)
         return guided
 
     @property
     def _given(self) -> list[Condition]:
+        """Conditions of the halves: the conditional one and, with guidance, the unconditional one."""
         token = self.conditions.token
         conditional = Condition(token, self.conditions.projected)
         return [conditional, Condition(torch.zeros_like(token), None)] if self.guidance_scale > 1 else [conditional]
 
     def _begin(self, latents: Tensor, timestep: Tensor, pose: Sequence[Tensor]) -> list[Begun]:
-        noisy = latents[None].to(self.denoiser.dtype)
+        noisy = latents[None].to(self.denoiser.dtype)  # [1, n, C, h, w]: a video is one sample
         return awake(self.denoiser).begin(noisy, timestep, self._given, pose=self._cast(pose), fold=True)
 
     def _cast(self, pose: Sequence[Tensor]) -> list[Tensor]:
@@ -190,8 +220,9 @@ class GuidedVelocity:
 
 
 def _joined(parts: Sequence[list[Begun]]) -> list[Begun]:
-    """What was begun with blocks of a window, for each condition → the same of the whole window."""
+    """Results of `Denoiser.begin` for a window, from those of its blocks; one for each condition."""
     if len(parts) == 1:
         return parts[0]
+    # The skip state is the same under every condition: joined once, as `Denoiser.begin` computes it once.
     state = torch.cat([part[0].state for part in parts], dim=1)
     return [Begun(state, torch.cat([begun.hidden for begun in each], dim=1)) for each in zip(*parts, strict=True)]

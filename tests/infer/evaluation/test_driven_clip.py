@@ -1,4 +1,4 @@
-"""Which frames of a clip are driven, measured and learnt from; and how one clip drives another."""
+"""Driven clips: which frames are driven, measured and learnt from; and how one clip drives another."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The evaluation's protocol: known predictions get known numbers, baselines stand beside them, nothing is hidden."""
+"""Evaluation of meshes and poses: known predictions get known numbers next to their baselines; gaps are reported."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_baselines_of_a_mesh() -> None:
 
 
 def test_neutral_mesh_of_the_caller() -> None:
-    """With the neutral mesh 0.2 cm to the right, so is the prediction."""
+    """A neutral mesh that is 0.2 cm too far to the right shifts the prediction by the same 0.2 cm."""
     found = evaluate_mesh(
         true_offset,
         CLIPS,
@@ -202,7 +202,7 @@ def test_numbers_to_read(value: float | None, text: str) -> None:
 
 
 def test_clips_of_a_data_set(tmp_path: Path) -> None:
-    """What is read from the shards is what was packed; only what the kind needs."""
+    """Clips read from the shards hold what was packed, but only the columns that the kind needs."""
     made = clip("folder-a", 30, faceless=(4,))
     assert made.mesh is not None
     assert made.pose_matrix is not None

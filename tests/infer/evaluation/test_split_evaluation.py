@@ -39,7 +39,7 @@ def test_written_to_a_folder(data: Path, tiny_weights: Path, tmp_path: Path, cap
 
 
 def test_a_model_of_another_frame_rate(data: Path, tmp_path: Path) -> None:
-    """One that predicts no offsets is as good as the neutral mesh, at whatever rate it does so."""
+    """A model that predicts no offsets is as good as the neutral mesh, at any frame rate."""
     from talkinghead.models.audio2lmk.audio2mesh import Audio2Mesh
     from talkinghead.models.speech.weights import Pretrained
 
@@ -59,7 +59,7 @@ def test_refused(data: Path, tiny_weights: Path, tmp_path: Path, capfd: pytest.C
         ([*weights, "--data", str(data), "--split", "test"], "no clip"),
         ([*weights, "--data", str(data), "--version", "v9"], "v9"),
         ([*weights, "--data", str(data), "--limit", "0"], "--limit"),
-        ([*weights, "--data", str(data), "--fid-model", "gone.pt"], "--fid-model is of --lmk2video only"),
+        ([*weights, "--data", str(data), "--fid-model", "gone.pt"], "--fid-model applies to --lmk2video only"),
     ]:
         assert main(["evaluate", *arguments]) == 2
         lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]

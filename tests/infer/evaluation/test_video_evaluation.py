@@ -1,4 +1,4 @@
-"""The protocol of video evaluation: known videos get known numbers, the real pipeline goes through it."""
+"""Evaluation of videos: known videos get known numbers, and the real pipeline passes through it."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def engine(face_model: FaceModel) -> LitertEngine:
 
 
 class Known:
-    """Stands for a pipeline and makes given frames, so that the numbers around it can be foretold."""
+    """Stand-in for a pipeline that returns given frames, so that the metrics' values are known in advance."""
 
     def __init__(self, video: np.ndarray, motion: bool = False) -> None:
         self.video = video
@@ -137,7 +137,7 @@ def test_motion_modules_are_left_out_on_the_same_noise(clip: DrivenClip) -> None
     long, short = first_frames(clip, 6), first_frames(clip, 3)
     without = generate(alone, long, plain)
     assert (generate(moving, long, plain) != without).any()
-    # Frames that are made each for itself do not depend on the length, but for how sums are rounded.
+    # Frames that are made independently do not depend on the clip's length, except for the rounding of sums.
     np.testing.assert_allclose(generate(alone, short, plain).astype(int), without[:3], atol=1)
 
 

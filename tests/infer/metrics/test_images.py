@@ -1,4 +1,4 @@
-"""Measures of images: exact on made-up ones, and on real faces each fault costs what it should."""
+"""Metrics of images: exact on made-up images; on real faces each fault costs what it should."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_each_fault_costs_what_it_should(woman: RealClip, shared: Path) -> None:
     assert quality["other"] < 12 < quality["frozen"] < 20 < 25 < quality["late"] < 30 < 48 < quality["almost"]
     assert 25 < quality["blurred"] < 28 and 25 < quality["noisy"] < 28
     assert alike["other"] < 0.2 < alike["frozen"] < 0.5 < 0.7 < alike["blurred"] < 0.9 < 0.99 < alike["almost"]
-    # The mouth is where what does not move is wrong.
+    # A video that does not follow the speech is worst at the mouth.
     assert mouth_psnr(clips["frozen"]) < psnr(clips["frozen"]) - 1
     assert mouth_psnr(clips["late"]) < psnr(clips["late"]) - 2
 

@@ -1,4 +1,4 @@
-"""Measures by the user's own networks: the mathematics around them, with small networks scripted here."""
+"""Metrics by the user's own networks: the mathematics around them, with small networks scripted here."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning
 
 
 class Patches(nn.Module):
-    """Describes images or videos by their means over a grid; with a switch as the published files have it."""
+    """Describes images or videos by their means over a grid; has a switch like the published files."""
 
     def forward(self, x: Tensor, return_features: bool = False) -> Tensor:
         if not return_features:
@@ -45,7 +45,7 @@ class Face(nn.Module):
 
 
 class Sync(nn.Module):
-    """Lips are as bright as the sound is loud."""
+    """Embeds lips by their brightness and sound by its loudness, so that equal curves are near each other."""
 
     def forward(self, lips: Tensor, sound: Tensor) -> tuple[Tensor, Tensor]:
         return lips.amax(dim=(2, 3, 4)), sound.reshape(sound.shape[0], 5, 640).square().mean(2).sqrt()
@@ -74,7 +74,7 @@ def measured(models: LearnedModels, clip: Clip, reference: np.ndarray | None = N
 
 
 def textbook(one: np.ndarray, other: np.ndarray) -> float:
-    """The formula as it stands, with a matrix root."""
+    """Fréchet distance by the formula of the textbooks, with a matrix root."""
     first, second = np.cov(one.T), np.cov(other.T)
     root = linalg.sqrtm(first @ second)
     apart = one.mean(0) - other.mean(0)
@@ -96,7 +96,7 @@ def test_the_frechet_distance_is_the_textbook_s(n: int, m: int, dims: int, seed:
 def test_fewer_samples_than_dimensions() -> None:
     rng = np.random.default_rng(0)
     one, other = rng.normal(size=(5, 30)), rng.normal(size=(7, 30))
-    # The same numbers in a larger space, turned: nothing may change.
+    # Rotated into a space of more dimensions, the features keep their distance.
     turn = np.linalg.qr(rng.normal(size=(60, 60)))[0][:30]
     assert frechet_distance(one @ turn, other @ turn) == pytest.approx(frechet_distance(one, other))
     with pytest.raises(ValueError, match="2 or more"):

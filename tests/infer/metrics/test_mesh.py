@@ -1,4 +1,4 @@
-"""Mesh, mouth and eye metrics: values computed by hand, invariances, and why a value is missing."""
+"""Metrics of meshes, mouths and eyes: values computed by hand, invariances, and reasons for missing values."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def of(name: str, clip: Clip) -> float:
 
 
 def speaking(opening: np.ndarray, valid: np.ndarray | None = None) -> np.ndarray:
-    """The mean face with its lips so many cm apart in each frame."""
+    """The mean face with its lips `opening` cm apart in each frame, `[F, 468, 3]` cm."""
     mesh = np.repeat(FACE[None], len(opening), axis=0)
     mesh[:, 14] = mesh[:, 13] - np.stack([np.zeros_like(opening), opening, np.zeros_like(opening)], axis=1)
     if valid is not None:
@@ -37,7 +37,7 @@ def pair(predicted: np.ndarray, true: np.ndarray, **others: object) -> Clip:
 
 
 def babble(frames: int, seed: int = 0) -> np.ndarray:
-    """An opening over time without a period."""
+    """A mouth opening `[F]` in cm that varies at random, so that it correlates with itself at one lag only."""
     noise = np.random.default_rng(seed).normal(size=frames + 8)
     return 1 + 0.4 * np.convolve(noise, np.ones(4) / 4, mode="same")[4:-4]
 
@@ -161,7 +161,7 @@ def test_mouth_moves_with_the_speech() -> None:
 
 
 def blinking(frames: int, blinks: list[tuple[int, int]]) -> Clip:
-    """Eyes open but for some (first frame, length)."""
+    """A face with open eyes that closes them at each of `blinks`: (first frame, number of frames)."""
     mesh = np.repeat(FACE[None], frames, axis=0)
     for first, length in blinks:
         for upper, lower in ((160, 144), (158, 153), (387, 373), (385, 380)):

@@ -1,4 +1,4 @@
-"""Pose and rhythm metrics: values computed by hand, invariances, and why a value is missing."""
+"""Metrics of poses and rhythm: values computed by hand, invariances, and reasons for missing values."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def pair(predicted: np.ndarray, true: np.ndarray) -> Clip:
 
 
 def clicks(times: list[float], seconds: float) -> np.ndarray:
-    """Short bursts of noise."""
+    """Audio at 16 kHz with short bursts of noise at these times in seconds."""
     audio = np.zeros(round(seconds * 16000))
     rng = np.random.default_rng(0)
     for time in times:
@@ -37,7 +37,7 @@ def clicks(times: list[float], seconds: float) -> np.ndarray:
 
 
 def nodding(beats_s: float, seconds: float, offset_s: float = 0.0) -> np.ndarray:
-    """Pitch that turns round, and so is slowest, every `beats_s` seconds from `offset_s` on."""
+    """Poses `[F, 6]` whose pitch reverses, and so is slowest, every `beats_s` seconds from `offset_s` on."""
     time = np.arange(round(seconds * 25)) / 25
     pose = np.zeros((len(time), 6))
     pose[:, 0] = 5 * np.cos(np.pi * (time - offset_s) / beats_s)

@@ -1,4 +1,4 @@
-"""The registry: how clips are averaged, and that what is missing is said, not counted as 0."""
+"""The registry: how clips are averaged, and that missing values are reported, not counted as 0."""
 
 from __future__ import annotations
 

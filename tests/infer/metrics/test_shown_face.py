@@ -1,4 +1,4 @@
-"""The face that images show against the one that was asked for: re-detected, and read from pixels."""
+"""Metrics of the face that images show against the one that was asked for: found again, and read from pixels."""
 
 from __future__ import annotations
 
@@ -116,11 +116,11 @@ def test_the_best_similarity() -> None:
 
 
 def test_a_cut_out_part_lies_where_the_template_says() -> None:
-    """Images whose value is the place: what is cut out must show the places that the template maps there."""
+    """Each pixel holds its own coordinates, so that the cut image shows which places it was sampled from."""
     y, x = np.mgrid[:40, :60] + 0.5
     image = np.stack((x, y, np.ones_like(x)), axis=-1).astype(np.float32)
     points = np.array([[20.0, 10.0], [40.0, 10.0], [30.0, 30.0]])
-    template = np.array([[2.0, 2.0], [6.0, 2.0], [4.0, 6.0]])  # a fifth of it
+    template = np.array([[2.0, 2.0], [6.0, 2.0], [4.0, 6.0]])  # the points at a fifth of their size
     cut = cut_upright(image, points, template, 8, 8, beyond=0)
     np.testing.assert_allclose(cut[2, 2, :2], [10 + 2.5 * 5, 2.5 * 5], atol=0.01)
     np.testing.assert_allclose(cut[5, 3, :2], [10 + 3.5 * 5, 5.5 * 5], atol=0.01)
@@ -161,7 +161,7 @@ def test_small_true_images_show_what_was_asked(
 def test_coarse_images_still_show_it_and_wrong_ones_do_not(
     woman: RealClip, shared: Path, face_model: FaceModel
 ) -> None:
-    """Both measures, at 64 pixels: what blurs or adds noise keeps the correlation, what moves otherwise loses it."""
+    """Both correlations at 64 pixels: images with blur or noise keep them, images that move differently lose them."""
     engine, whole = LitertEngine(face_model), woman.at(64)
     true = whole[WINDOW]
 
@@ -199,7 +199,7 @@ def test_the_reader_reads_what_an_early_model_leaves(woman: RealClip, face_model
 
 
 def test_the_reader_never_reads_what_it_was_fitted_to(woman: RealClip) -> None:
-    """Labels that mean nothing cannot be read, however well they could be learnt by heart."""
+    """Random labels cannot be read, although a fit to the same frames would learn them by heart."""
     video, asked = woman.at(64), woman.landmarks
     reader = MouthReader.of(video, asked, np.arange(FRAMES))
     chance = np.random.default_rng(1).normal(size=FRAMES)

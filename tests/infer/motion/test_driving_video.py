@@ -1,4 +1,4 @@
-"""Driving videos: every frame at 25 fps from 0:00 on, gaps bridged up to a limit, what is odd about them said."""
+"""Driving videos: every frame at 25 fps from 0:00 on, gaps bridged up to a limit, and warnings."""
 
 from __future__ import annotations
 
@@ -49,17 +49,17 @@ def test_gaps_are_bridged_in_a_straight_line(valid: list[bool]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("before", "behind", "said"),
+    ("before", "after", "message"),
     [
         (30, 30, "from 1.20 to 2.24 s.*--limit-seconds 1.2"),
         (30, 0, "from 1.20 to 2.24 s.*--limit-seconds 1.2"),
         (0, 30, "from 0.00 to 1.04 s.*begins with the face"),
     ],
 )
-def test_a_face_that_is_away_for_too_long(before: int, behind: int, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
-        bridged(clip([True] * before + [False] * (LIMIT + 1) + [True] * behind))
-    assert bridged(clip([True] * before + [False] * LIMIT + [True] * behind)).interpolated == LIMIT
+def test_a_face_that_is_away_for_too_long(before: int, after: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        bridged(clip([True] * before + [False] * (LIMIT + 1) + [True] * after))
+    assert bridged(clip([True] * before + [False] * LIMIT + [True] * after)).interpolated == LIMIT
 
 
 def frames_of(path: Path, count: int) -> list[np.ndarray]:

@@ -27,7 +27,7 @@ def test_what_pose_says() -> None:
 
 
 def test_a_template_is_played_to_and_fro(tmp_path: Path) -> None:
-    """As AniPortrait does: at its own rate, forwards and backwards, unsmoothed."""
+    """A template is played as by AniPortrait: at its own rate, forwards and backwards, unsmoothed."""
     pose = np.cumsum(np.random.default_rng(0).standard_normal((40, 6)), axis=0)
     np.save(tmp_path / "t.npy", pose)
     template = read_template(tmp_path / "t.npy")
@@ -62,7 +62,7 @@ def test_files_that_are_no_templates(tmp_path: Path, content: np.ndarray, messag
 def test_templates_that_are_not_there(tmp_path: Path) -> None:
     (tmp_path / "text.npy").write_text("no numbers")
     np.savez(tmp_path / "archive.npz", a=np.zeros((3, 6)))
-    with (tmp_path / "huge.npy").open("wb") as file:  # a header of terabytes, and nothing behind it
+    with (tmp_path / "huge.npy").open("wb") as file:  # a header of terabytes, and nothing after it
         header = {"descr": "<f8", "fortran_order": False, "shape": (10**12, 6)}
         np.lib.format.write_array_header_1_0(file, header)
     (tmp_path / "empty.npy").touch()

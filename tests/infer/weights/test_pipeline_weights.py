@@ -59,7 +59,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
         torch.save(_tensors(model, motion=name == "motion_module"), folder / f"{name}.pth")
     source.vae.save_pretrained(folder / "sd-vae-ft-mse")
     source.image_encoder.save_pretrained(folder / "image_encoder")
-    # Stands in AniPortrait's folder too, and is no pipeline of ours.
+    # Also in AniPortrait's folder, and no pipeline of ours.
     (folder / "stable-diffusion-v1-5").mkdir()
     (folder / "stable-diffusion-v1-5" / INDEX_FILE).write_text('{"_class_name": "StableDiffusionPipeline"}')
     return folder.parent
@@ -90,7 +90,7 @@ def _latents(pipeline: TalkingHeadPipeline, frames: int = 3) -> Tensor:
 
 
 def _same(one: TalkingHeadPipeline, other: TalkingHeadPipeline) -> None:
-    """The same tensors; and the same result, to rounding (sums depend on how memory is laid out)."""
+    """Check for equal tensors, and equal results up to rounding (sums depend on how memory is laid out)."""
     for name in NETWORKS:
         states = [getattr(pipeline, name).state_dict() for pipeline in (one, other)]
         assert states[0].keys() == states[1].keys()
@@ -274,7 +274,7 @@ def test_files_that_do_not_fit_leave_nothing(
 def test_trainings_become_one_folder(exported: Path, tiny_weights: Path, tmp_path: Path) -> None:
     run = tmp_path / "audio2mesh-run"
     shutil.copytree(tiny_weights / "audio2mesh", run / "pretrained_model")
-    (run / "pretrained_model" / "speakers.json").write_text('{"stands": "for what a training leaves beside"}')
+    (run / "pretrained_model" / "speakers.json").write_text('{"about": "left by a training"}')
     folder = tmp_path / "all"
     arguments = ["--lmk2video", str(exported.parent), "--audio2mesh", str(run)]
     arguments += ["--audio2pose", str(tiny_weights / "audio2pose")]

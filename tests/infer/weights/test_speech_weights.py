@@ -93,7 +93,7 @@ def test_damaged_folders(tiny_weights: Path, tmp_path: Path, damage: str) -> Non
 
 
 def test_published_files_that_are_none(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Another table of tensors, a pickle with code, half a file, nothing: one error line, no folder, nothing run."""
+    """Other tensors, a pickle with code, half a file, nothing: one error line, no folder, no code executed."""
     torch.save({"in_fn.weight": torch.zeros(3)}, tmp_path / "other.pt")
     torch.save({"a": Path}, tmp_path / "code.pt")
     whole = (tmp_path / "other.pt").read_bytes()

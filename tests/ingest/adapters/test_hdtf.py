@@ -63,7 +63,7 @@ def test_one_row_in_full(rows):
 
 
 def test_defects_of_the_official_files(rows):
-    assert rows["hdtf-WDA-CarolynMaloney2-000"].url == "https://www.youtube.com/watch?v=RApGxN-O9Qc"  # behind the BOM
+    assert rows["hdtf-WDA-CarolynMaloney2-000"].url == "https://www.youtube.com/watch?v=RApGxN-O9Qc"  # after the BOM
     assert rows["hdtf-RD-Radio2-000"].url == "https://www.youtube.com/watch?v=uBWJJvynXpA"  # listed with &t=6s
     assert "hdtf-WRA-AdamKinzinger2-002" in rows  # trailing blank: neither lost nor a fourth interval
     assert "hdtf-WRA-AdamKinzinger2-003" not in rows

@@ -1,4 +1,4 @@
-"""From a raw source to the official clip: a real HDTF clip, put back where it was cut from, must come out again.
+"""Rebuild of an official clip: a real HDTF clip, put back where it was cut from, must come out again.
 
 HDTF's BobCasey1_0 (00:45 to 00:55, crop 639 650 46 650 at 1080 lines) is placed at its crop box and interval in a
 1920x1080 video of 29.97 frames per second. The official metadata and this source then have to give the same images at

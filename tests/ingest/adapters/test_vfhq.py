@@ -33,7 +33,7 @@ def test_official_lists(shared: Path, tmp_path: Path):
     assert len(catalog.rows) == 17_266
     assert catalog.problems == []
     assert len({row.split_group for row in catalog.rows}) == 7_428
-    # 113 of these 7,428 ids begin with `-`; behind the prefix the key is an ordinary name
+    # 113 of these 7,428 ids begin with `-`; after the prefix the key is an ordinary name
     assert len({row.source_id for row in catalog.rows if row.source_id.startswith("-")}) == 113
     assert all(KEY_PATTERN.fullmatch(row.key) and row.key.startswith("vfhq-") for row in catalog.rows)
     row = next(row for row in catalog.rows if row.key == KEY)

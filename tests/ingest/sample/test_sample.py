@@ -174,7 +174,7 @@ def test_speech_has_phrases_pitch_and_formants() -> None:
 
 
 def _mouth_opening(path: Path, model: Path) -> tuple[np.ndarray, np.ndarray]:
-    """MediaPipe Tasks, video mode: inner lip distance over mouth width and jawOpen per frame, NaN without a face."""
+    """Inner lip distance over mouth width, and jawOpen, per frame `[F]`: by MediaPipe Tasks, NaN without a face."""
     import mediapipe as mp
 
     vision = mp.tasks.vision

@@ -20,7 +20,7 @@ from orchestration.jobs.latents import run_latents
 from orchestration.plans import current_quarantine, encode_job
 from orchestration.units.executor import RetrySettings, run_units
 from orchestration.units.ledger import release
-from orchestration.units.unit import RunError, Unit
+from orchestration.units.unit import JobStoppedError, Unit
 from shards.manifest import find_latents, read_manifest
 from shards.reader import ShardReader
 from shards.verify import verify
@@ -43,7 +43,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def encoded(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same with latents; not to be changed."""
+    """A data set with latents; not to be changed."""
     folder = Path(shutil.copytree(built, tmp_path_factory.mktemp("latents") / "encoded"))
     run_latents(in_process(folder), SETTINGS)
     return folder
@@ -60,7 +60,7 @@ def version_of(data: Path) -> str:
 
 
 def content(data: Path) -> dict[str, bytes]:
-    """What readers see: everything but records and run times."""
+    """Hashes of everything that readers see: all files but records and wall times."""
     files = [data / "DATASET.json", *data.glob("clips-*.tar"), *data.rglob("ann-*.tar"), *data.glob("index/*")]
     return {path.relative_to(data).as_posix(): path.read_bytes() for path in files}
 
@@ -130,7 +130,7 @@ def test_find_latents_goes_by_weights_and_size(encoded: Path, tmp_path: Path) ->
     assert latents.version_name(settings, other) == latents.version_name(SETTINGS, networks) == version_of(encoded)
 
 
-def test_a_second_run_does_nothing_and_another_place_gives_the_same_bytes(encoded: Path, data: Path) -> None:
+def test_a_second_command_does_nothing_and_another_place_gives_the_same_bytes(encoded: Path, data: Path) -> None:
     run_latents(in_process(data), SETTINGS)
     assert content(data) == content(encoded)
     times = {path: path.stat().st_mtime_ns for path in data.rglob("*") if path.is_file()}
@@ -183,7 +183,7 @@ def test_death_at_any_write(built: Path, encoded: Path, tmp_path: Path) -> None:
 
 
 def test_a_poison_clip_alone_is_missing(tmp_path: Path, command: Command) -> None:
-    """Through the real command line: the neighbours of a clip that cannot be decoded are encoded."""
+    """With the real command line: the neighbours of a clip that cannot be decoded are encoded."""
     data = tmp_path / "data"
     storage = build(data, poison=(1,))
     arguments = ("orchestration", "latents", "--data", data, "--vae", "tiny", "--image-encoder", "tiny")
@@ -279,15 +279,15 @@ def test_names_and_sizes_that_cannot_be(data: Path) -> None:
 def test_no_space_is_said_before_anything_is_encoded(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(data)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
-    with pytest.raises(RunError, match=r"latents of 57 frames at 4\.1 KiB each need .* make room"):
+    with pytest.raises(JobStoppedError, match=r"latents of 57 frames at 4\.1 KiB each need .* make room"):
         run_latents(in_process(data), SETTINGS)
     assert not list(data.rglob("records/encode-*/**/*.json"))
 
 
-def test_weights_that_change_under_the_plan_stop_the_run(
+def test_weights_that_change_under_the_plan_stop_the_job(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on a node of a cluster that has another file in the same place."""
+    """A node of a cluster may have another file in the same place."""
     load_vae("tiny-kl").save_pretrained(tmp_path / "vae")
     settings = replace(SETTINGS, vae=str(tmp_path / "vae"), width=64, height=64)
     given = latents.plan_latents
@@ -301,7 +301,7 @@ def test_weights_that_change_under_the_plan_stop_the_run(
         return units
 
     monkeypatch.setattr(latents, "plan_latents", plan_and_swap)
-    with pytest.raises(RunError, match="this machine has the vae"):
+    with pytest.raises(JobStoppedError, match="this machine has the vae"):
         run_latents(in_process(data), settings)
     shutil.rmtree(tmp_path / "vae")
     latents._encoder.cache_clear()
@@ -331,7 +331,7 @@ def test_values_beyond_half_precision_are_refused(data: Path, tmp_path: Path) ->
 
 @pytest.mark.slow
 def test_units_share_the_gpus_of_a_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ray is told of two GPUs that are not there: each unit sees one, and no more run at once than have a share."""
+    """Ray believes in two GPUs that do not exist: each unit sees one, and only units with a share work at once."""
     monkeypatch.setenv("RAY_OVERRIDE_RESOURCES", '{"GPU": 2}')
     storage = Storage(tmp_path / "data")
     units = [

@@ -45,7 +45,7 @@ def test_another_clip_in_its_place_is_refused(storage: Storage) -> None:
 
 
 def test_a_damaged_packet_is_unreadable_media(storage: Storage) -> None:
-    """Under the cause that all unreadable media have, so that no job tries it again."""
+    """It has the cause that all unreadable media have, so that no job tries it again."""
     clip = read_clip(storage, unit(storage, 3))
     start = clip.mp4.index(b"mdat") + 4
     stop = start - 8 + int.from_bytes(clip.mp4[start - 8 : start - 4], "big")

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from annotate.filters import FilterSettings
 from orchestration.report.accounting import FATES, MISSING_SOURCE, account, input_name
-from orchestration.report.state import RunState
+from orchestration.report.state import DataState
 from orchestration.units.records import RejectedPiece, UnitRecord
 from talkinghead.schema import Rejection
 from tests.support.report_data import Clip, Kind, Piece
@@ -115,10 +115,10 @@ def test_input_names_tell_clips_of_one_video_apart() -> None:
     assert len(names) == 5
 
 
-Change = Callable[[RunState], RunState]
+Change = Callable[[DataState], DataState]
 
 
-def _without(state: RunState, **lists: object) -> RunState:
+def _without(state: DataState, **lists: object) -> DataState:
     return dataclasses.replace(state, **lists)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from orchestration.report.page import write_report
-from orchestration.report.state import RunState
+from orchestration.report.state import DataState
 from orchestration.report.view import bytes_text, decimal_text, duration_text
 from talkinghead.files.storage import Storage
 from talkinghead.schema import media_shard_name
@@ -56,7 +56,7 @@ class Outline(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Storage, RunState]:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Storage, DataState]:
     storage = Storage(tmp_path_factory.mktemp("data"))
     state = write_data(
         storage,
@@ -67,13 +67,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Storage, RunStat
     return storage, state
 
 
-def report(storage: Storage, state: RunState) -> tuple[str, dict[str, Any]]:
+def report(storage: Storage, state: DataState) -> tuple[str, dict[str, Any]]:
     """Page and numbers."""
     page = storage.read(write_report(storage, state)).decode()
     return page, json.loads(storage.read("report/report.json"))
 
 
-def test_the_numbers_are_complete_and_add_up(finished: tuple[Storage, RunState]) -> None:
+def test_the_numbers_are_complete_and_add_up(finished: tuple[Storage, DataState]) -> None:
     _, numbers = report(*finished)
     assert numbers["errors"] == []
     assert numbers["inputs"] == len(CLIPS) == sum(numbers["inputs_by_outcome"].values())
@@ -85,7 +85,7 @@ def test_the_numbers_are_complete_and_add_up(finished: tuple[Storage, RunState])
     assert numbers["hours"] == pytest.approx(180 / 25 / 3600, abs=1e-6)
     assert (numbers["annotation_version"], numbers["model_sha256"]) == ("v2", MODEL)
     assert numbers["jobs"]["annotate-v2"]["cpu_ms_per_frame"] == 11
-    assert numbers["jobs"]["annotate-v2"]["frames_per_second"] == 200 / 1.25, "only the runs that have a wall time"
+    assert numbers["jobs"]["annotate-v2"]["frames_per_second"] == 200 / 1.25, "only the passes that have a wall time"
     assert numbers["jobs"]["ingest"]["units"] == 9
     assert numbers["difference"]["landmark_mean_px"] == pytest.approx(5.12, abs=0.03)
     assert sum(split["samples"] for split in numbers["splits"].values()) == 6
@@ -95,7 +95,7 @@ def test_the_numbers_are_complete_and_add_up(finished: tuple[Storage, RunState])
     assert numbers["bytes_media"] == sum(storage.size(media_shard_name(number)) or 0 for number in (0, 1))
 
 
-def test_the_page_is_closed_in_itself(finished: tuple[Storage, RunState]) -> None:
+def test_the_page_is_closed_in_itself(finished: tuple[Storage, DataState]) -> None:
     page, _ = report(*finished)
     outline = Outline(page)
     tags = [tag for tag, _ in outline.tags]
@@ -111,27 +111,27 @@ def test_the_page_is_closed_in_itself(finished: tuple[Storage, RunState]) -> Non
     assert tags.count("img") == 6 + 6 + 2
 
 
-def test_file_names_are_text_not_markup(finished: tuple[Storage, RunState]) -> None:
+def test_file_names_are_text_not_markup(finished: tuple[Storage, DataState]) -> None:
     page, _ = report(*finished)
     assert "<script" not in page
     assert page.count("&lt;script&gt;alert(1)&lt;/script&gt; &#34;a&#34; &amp; &#39;b&#39; $(c) é.mp4") >= 4
 
 
-def test_quarantine_names_the_command_that_retries_it(finished: tuple[Storage, RunState]) -> None:
+def test_quarantine_names_the_command_that_retries_it(finished: tuple[Storage, DataState]) -> None:
     storage, state = finished
     page, _ = report(storage, state)
     assert f"make retry DATA={storage.uri} CAUSE=error:InvalidDataError" in page
     assert "no moov atom" in page and "Traceback\n  &lt;av&gt;" in page
 
 
-def test_the_same_state_gives_the_same_bytes(finished: tuple[Storage, RunState]) -> None:
+def test_the_same_state_gives_the_same_bytes(finished: tuple[Storage, DataState]) -> None:
     storage, state = finished
     first = [storage.read(file.path) for _ in [write_report(storage, state)] for file in storage.list("report")]
     second = [storage.read(file.path) for _ in [write_report(storage, state)] for file in storage.list("report")]
     assert len(first) == 3 and first == second
 
 
-def test_a_finished_run_says_so_and_an_unfinished_one_too(finished: tuple[Storage, RunState]) -> None:
+def test_a_finished_data_set_says_so_and_an_unfinished_one_too(finished: tuple[Storage, DataState]) -> None:
     storage, state = finished
     assert "All 11 inputs are accounted for" in report(storage, state)[0]
     page, numbers = report(storage, dataclasses.replace(state, ingest={**state.ingest, "uncut": None}))
@@ -139,14 +139,14 @@ def test_a_finished_run_says_so_and_an_unfinished_one_too(finished: tuple[Storag
     assert "All 11" not in page
 
 
-def test_what_does_not_add_up_is_shown_in_red(finished: tuple[Storage, RunState]) -> None:
+def test_what_does_not_add_up_is_shown_in_red(finished: tuple[Storage, DataState]) -> None:
     storage, state = finished
     page, numbers = report(storage, dataclasses.replace(state, catalog=state.catalog[1:]))
     assert 'role="alert"' in page and "ingest records belong to no catalog row" in page
     assert numbers["errors"]
 
 
-def test_a_person_in_two_splits_is_an_error(finished: tuple[Storage, RunState]) -> None:
+def test_a_person_in_two_splits_is_an_error(finished: tuple[Storage, DataState]) -> None:
     storage, state = finished
     index = [dataclasses.replace(row, split="test") if row.key == "k0" else row for row in state.index]
     assert any("p0" in error for error in report(storage, dataclasses.replace(state, index=index))[1]["errors"])

@@ -70,7 +70,7 @@ def test_every_unit_ends_once_and_poison_harms_no_neighbour(tmp_path: Path, capl
     assert runs["error"] == 1
     assert runs["segfault"] == 2
 
-    # A second run has nothing to do, until a cause is released.
+    # A second command has nothing to do, until a cause is released.
     with caplog.at_level("INFO"):
         again = run(storage, units)
     assert (again.done_before, again.committed, again.quarantined) == (27, 0, 0)

@@ -1,4 +1,4 @@
-"""Whose fault it is when a job function fails: the machine's stops the run, an input's goes on its record."""
+"""Faults of a job function: one of the machine stops the job, one of the input goes on its record."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from orchestration.cluster import Cluster, ClusterSettings
 from orchestration.units.alone import run_alone
 from orchestration.units.executor import RetrySettings, run_units
 from orchestration.units.ledger import quarantined
-from orchestration.units.unit import RunError, Unit, run_unit
+from orchestration.units.unit import JobStoppedError, Unit, run_unit
 from talkinghead.files.storage import Storage
 from tests.support.mains import make_unreadable
 
@@ -37,22 +37,22 @@ def test_an_io_error_is_the_machines(failing: Unit, tmp_path: Path) -> None:
     """In this process, and alone in a child."""
     storage = Storage(tmp_path / "data")
     said = "the machine failed while working on read.mp4: Input/output error"
-    with pytest.raises(RunError, match=said):
+    with pytest.raises(JobStoppedError, match=said):
         run_unit(storage, failing, attempts=1)
-    with pytest.raises(RunError, match=said):
+    with pytest.raises(JobStoppedError, match=said):
         run_alone(storage, failing, attempts=2, memory_gb=2.0)
 
 
 def test_an_explained_io_error_is_the_machines_too(failing: Unit, tmp_path: Path) -> None:
     """A job that says "cannot be read" of it blames the input in vain."""
     unit = make_unit(tmp_path, "explain", file=failing.payload["file"])
-    with pytest.raises(RunError, match=r"the machine failed while working on explain\.mp4: .* cannot be read"):
+    with pytest.raises(JobStoppedError, match=r"the machine failed while working on explain\.mp4: .* cannot be read"):
         run_unit(Storage(tmp_path / "data"), unit, attempts=1)
 
 
-def test_the_run_stops_and_quarantines_nothing(failing: Unit, tmp_path: Path) -> None:
+def test_the_job_stops_and_quarantines_nothing(failing: Unit, tmp_path: Path) -> None:
     storage = Storage(tmp_path / "data")
-    with Cluster(ClusterSettings(workers=1)) as cluster, pytest.raises(RunError, match="Input/output error"):
+    with Cluster(ClusterSettings(workers=1)) as cluster, pytest.raises(JobStoppedError, match="Input/output error"):
         run_units(storage, "test", [failing], cluster, RetrySettings(attempts=2, memory_gb=2.0))
     assert not list(quarantined(storage))
     assert (tmp_path / "runs").read_text().split() == ["read"], "it is not tried again in vain"

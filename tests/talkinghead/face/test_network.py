@@ -1,4 +1,4 @@
-"""A network answers by its input alone, and does not compute the same answer twice in a row."""
+"""A network's outputs depend on its input alone, and equal inputs in a row are computed once."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def pixels(seed: int) -> np.ndarray:
 
 @contextmanager
 def counted(network: Network) -> Iterator[list[None]]:
-    """Grows by one for each real computation of a network."""
+    """A list that grows by one for each real computation of a network."""
 
     class Counting:
         def __init__(self, interpreter: object) -> None:
@@ -56,7 +56,7 @@ def test_the_same_input_is_computed_once(network: Network):
         first = network.run(pixels(0), 1 / 255)
         kept = [output.copy() for output in first]
         for output in first:
-            output[...] = 7  # what the caller does to an answer is his own affair
+            output[...] = 7  # a caller may change its outputs without effect on the next call
         assert same(kept, network.run(pixels(0).copy(), 1 / 255)) and len(calls) == 1
         other = network.run(pixels(1), 1 / 255)
         assert not same(kept, other) and len(calls) == 2
@@ -80,7 +80,7 @@ def test_pixels_changed_in_place_are_seen(network: Network):
     assert same(before, network.run(pixels(3), 1 / 255))
 
 
-def test_a_refused_input_leaves_no_answer_behind(network: Network):
+def test_a_refused_input_leaves_no_answer_after(network: Network):
     right = network.run(pixels(4), 1 / 255)
     with pytest.raises(ValueError):
         network.run(np.zeros((64, 64, 3), np.uint8), 1 / 255)

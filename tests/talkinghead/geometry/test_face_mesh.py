@@ -49,7 +49,7 @@ def test_golden_frames(golden: Golden, official_face: CanonicalFace) -> None:
 
 
 def test_mediapipes_own_geometry_test(mediapipe_data: Path, official_face: CanonicalFace) -> None:
-    """Its landmarks-to-geometry graph on fixed landmarks of an 820 x 1024 image: no network is involved."""
+    """MediaPipe's landmarks-to-geometry graph on fixed landmarks of an 820 x 1024 image: no network is involved."""
     landmarks = np.stack([numbers(mediapipe_data / "face_blendshapes_in_landmarks.prototxt", k) for k in "xyz"], axis=1)
     expected = mediapipe_data / "face_geometry_expected_out.pbtxt"
     mesh, matrix = metric_mesh(landmarks[None], 820, 1024, official_face)
@@ -158,7 +158,7 @@ def test_bad_input_is_named(official_face: CanonicalFace) -> None:
     "clip", ["Moore-AnimateAnyone_4.mp4", "Talking-Face_PC-AVS_00086.mp4", "ditto-train-fixed-for-HDTF"]
 )
 def test_pose_equals_mediapipe_tasks(media: Path, task_file: Path, official_face: CanonicalFace, clip: str) -> None:
-    """Our matrix from its landmarks against the matrix that it computes itself, on frames of real clips."""
+    """Our matrix from MediaPipe's landmarks against the matrix that it computes itself, on frames of real clips."""
     from mediapipe.tasks.python import BaseOptions
 
     landmarks, matrices, size = _tasks(BaseOptions, next((media / "video").glob(f"{clip}*")), task_file, every=12)

@@ -35,7 +35,7 @@ def test_stroke_table() -> None:
 
 
 def test_one_call_per_colour_equals_one_line_after_another() -> None:
-    """Two-point polylines must stay exactly cv2.line in whatever OpenCV is installed."""
+    """Two-point polylines must stay exactly cv2.line in any OpenCV that is installed."""
     rng = np.random.default_rng(5)
     for _ in range(20):
         lines = rng.integers(-20, 532, (40, 2, 2)).astype(np.int32)

@@ -96,7 +96,7 @@ def test_states_of_real_files(media: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "mov"])
-def test_late_audio_beside_video(tmp_path: Path, suffix: str) -> None:
+def test_late_audio_next_to_video(tmp_path: Path, suffix: str) -> None:
     click = np.zeros((1, 44100))
     click[0, 22050:22150] = 0.9
     file = write_video(tmp_path / f"v.{suffix}", [flat(64, 64, 80)] * 75, audio=click, audio_start=round(0.7 * 44100))

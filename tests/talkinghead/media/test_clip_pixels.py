@@ -21,7 +21,7 @@ from talkinghead.media.pixels import PixelConverter
 
 
 def frame_of(luma: np.ndarray, blue: np.ndarray, red: np.ndarray, **tags: int) -> VideoFrame:
-    """A yuv420p frame of these planes, tagged as `encode.py` tags its own."""
+    """A yuv420p frame of these planes, with the tags of `encode.py` unless others are given."""
     height, width = luma.shape
     frame = VideoFrame(width, height, "yuv420p")
     for plane, values in zip(frame.planes, (luma, blue, red), strict=True):
@@ -34,7 +34,7 @@ def frame_of(luma: np.ndarray, blue: np.ndarray, red: np.ndarray, **tags: int) -
 
 
 def planes_of(seed: int, width: int, height: int, grain: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Planes of colours that exist, in spots of `grain` pixels."""
+    """Planes of colours within RGB, in spots of `grain` pixels."""
     rgb = np.random.default_rng(seed).integers(40, 216, (height // grain + 2, width // grain + 2, 3))
     rgb = cv2.resize(rgb.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
     luma = rgb @ (0.2126, 0.7152, 0.0722)

@@ -30,7 +30,7 @@ def test_shrinking_averages_and_growing_interpolates() -> None:
     halved = resize_images(image, 16, 8)
     means = image.reshape(1, 3, 8, 2, 16, 2).mean(axis=(3, 5))
     assert np.abs(halved - means).max() <= 0.5
-    # One axis shrinks, the other grows: the shrinking one still sees every pixel.
+    # One axis shrinks, the other grows: the shrinking one still averages every pixel.
     stripes = np.zeros((1, 3, 8, 64), np.uint8)
     stripes[..., ::2] = 200
     assert (np.abs(resize_images(stripes, 8, 16).astype(int) - 100) <= 1).all()

@@ -1,4 +1,4 @@
-"""What a file contains, and one clear line for everything that is no video."""
+"""Descriptions of media files, and one clear line for every file that is no video."""
 
 from __future__ import annotations
 

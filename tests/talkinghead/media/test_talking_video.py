@@ -28,21 +28,21 @@ def frames(count: int, side: int = 64) -> Iterator[np.ndarray]:
 
 
 def chirp(seconds: float, rate: int) -> np.ndarray:
-    """A sound that is like itself at one shift only."""
+    """A sound that matches itself at one shift only."""
     time_s = np.arange(round(seconds * rate)) / rate
     return 0.5 * np.sin(2 * np.pi * (200 * time_s + 150 * time_s**2))
 
 
-def lag(heard: np.ndarray, sent: np.ndarray) -> int:
+def lag(played: np.ndarray, sent: np.ndarray) -> int:
     """Samples by which one sound comes later than the other."""
-    size = 1 << (len(heard) + len(sent)).bit_length()
-    product = np.fft.rfft(heard, size) * np.conj(np.fft.rfft(sent, size))
+    size = 1 << (len(played) + len(sent)).bit_length()
+    product = np.fft.rfft(played, size) * np.conj(np.fft.rfft(sent, size))
     best = int(np.argmax(np.fft.irfft(product, size)))
     return best - size if best > size // 2 else best
 
 
 def pcm(path: Path, samples: np.ndarray, rate: int) -> Path:
-    """`[N, C]` as a 16-bit WAV file, of any number of channels."""
+    """A 16-bit WAV file of samples `[N, C]`, with any number of channels."""
     with wave.open(str(path), "wb") as file:
         file.setnchannels(samples.shape[1])
         file.setsampwidth(2)
@@ -69,10 +69,10 @@ def test_sound_is_in_step(tmp_path: Path, rate: int, channels: int, kept: tuple[
     found = probe(out)
     assert found.audio is not None and (found.audio.rate, found.audio.channels) == kept
     assert found.duration_s == pytest.approx(2.0, abs=0.03)
-    sent, heard = read_whole_audio(speech), read_whole_audio(out)
-    assert abs(lag(heard, sent)) <= 2, "a tenth of a millisecond; a frame is 640 samples"
-    size = min(len(sent), len(heard))
-    assert np.corrcoef(sent[:size], heard[:size])[0, 1] > 0.98
+    sent, played = read_whole_audio(speech), read_whole_audio(out)
+    assert abs(lag(played, sent)) <= 2, "a tenth of a millisecond; a frame is 640 samples"
+    size = min(len(sent), len(played))
+    assert np.corrcoef(sent[:size], played[:size])[0, 1] > 0.98
 
 
 def test_sound_that_starts_late_or_ends_late(tmp_path: Path) -> None:
@@ -82,10 +82,10 @@ def test_sound_that_starts_late_or_ends_late(tmp_path: Path) -> None:
     )
     out = tmp_path / "out.mp4"
     write_talking_video(out, frames(50), width=64, height=64, fps=25, speech=speech)
-    heard, sent = read_whole_audio(out), read_whole_audio(speech)
-    assert np.abs(heard[:15000]).max() < 0.01 and np.abs(heard[17000:]).max() > 0.3
-    assert abs(lag(heard, sent[:32000])) <= 2
-    assert len(heard) <= 32000 + 1024, "cut where the last frame ends, up to the codec's frame"
+    played, sent = read_whole_audio(out), read_whole_audio(speech)
+    assert np.abs(played[:15000]).max() < 0.01 and np.abs(played[17000:]).max() > 0.3
+    assert abs(lag(played, sent[:32000])) <= 2
+    assert len(played) <= 32000 + 1024, "cut where the last frame ends, up to the codec's frame"
 
 
 def test_samples_as_speech_and_no_speech(tmp_path: Path) -> None:
@@ -93,8 +93,8 @@ def test_samples_as_speech_and_no_speech(tmp_path: Path) -> None:
     write_talking_video(tmp_path / "a.mp4", frames(25), width=64, height=64, fps=25, speech=samples)
     assert abs(lag(read_whole_audio(tmp_path / "a.mp4"), samples)) <= 1
     write_talking_video(tmp_path / "c.mp4", frames(13), width=64, height=64, fps=25, speech=samples)
-    heard = read_whole_audio(tmp_path / "c.mp4")
-    assert np.abs(heard[8000:8200]).max() > 0.3 and np.abs(heard[13 * FRAME + 200 :]).max(initial=0) < 0.05, "cut"
+    played = read_whole_audio(tmp_path / "c.mp4")
+    assert np.abs(played[8000:8200]).max() > 0.3 and np.abs(played[13 * FRAME + 200 :]).max(initial=0) < 0.05, "cut"
     write_talking_video(tmp_path / "b.mp4", frames(25), width=64, height=64, fps=25)
     assert probe(tmp_path / "b.mp4").audio is None
 
@@ -152,13 +152,13 @@ def test_refused(tmp_path: Path) -> None:
 
 
 def test_a_damaged_end_of_the_speech(tmp_path: Path) -> None:
-    """What decodes is heard; the rest is silence."""
+    """The part that can be decoded is written; the rest is silence."""
     whole = write_audio(tmp_path / "whole.flac", chirp(3.0, 16000)[None], 16000, "flac", "s16")
     cut = tmp_path / "cut.flac"
     cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
     write_talking_video(tmp_path / "out.mp4", frames(75), width=64, height=64, fps=25, speech=cut)
-    heard, sent = read_whole_audio(tmp_path / "out.mp4"), read_whole_audio(cut)
-    assert abs(lag(heard, sent)) <= 2
+    played, sent = read_whole_audio(tmp_path / "out.mp4"), read_whole_audio(cut)
+    assert abs(lag(played, sent)) <= 2
 
 
 _FILL = """

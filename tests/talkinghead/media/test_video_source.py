@@ -14,7 +14,7 @@ from tests.support.media_files import flat, write_video
 
 
 def _numbered(count: int, width: int = 64, height: int = 64) -> list[np.ndarray]:
-    """Images whose grey level tells their number."""
+    """Images whose grey level encodes their number."""
     return [flat(width, height, 20 + 4 * i) for i in range(count)]
 
 
@@ -23,7 +23,7 @@ def _number(image: np.ndarray) -> int:
 
 
 def _quadrants(width: int, height: int) -> np.ndarray:
-    """Red, green / blue, white: shows turns, mirrors, and wrong colours."""
+    """Image of red, green / blue, white quadrants, which shows turns, mirrors, and wrong colours."""
     image = np.zeros((height, width, 3), np.uint8)
     image[: height // 2, : width // 2] = (200, 30, 30)
     image[: height // 2, width // 2 :] = (30, 200, 30)
@@ -91,7 +91,7 @@ def test_rotation_of_real_files(media: Path) -> None:
         assert frame.reduced(100, 110).shape == (110, 100, 3)
     with VideoSource(media / "video" / "video-retalking_face_3.mp4") as upright:
         reference = next(upright.frames()).image
-    assert np.abs(image.astype(int) - reference).mean() < 4, "the turned copy stands like its source"
+    assert np.abs(image.astype(int) - reference).mean() < 4, "the turned copy is upright like its source"
 
 
 @pytest.mark.parametrize("degrees", [90, 180, 270])

@@ -55,7 +55,7 @@ def test_eyes_shut_and_the_rest_stays() -> None:
     for upper, lower in EYELIDS:
         low, high = np.abs(found[2] - FACE)[lower, 1], np.abs(found[2] - FACE)[upper, 1]
         assert (high > 5 * low).all(), "the upper lid does it"
-        assert (FACE[upper, 1] > FACE[lower, 1]).all(), "lids stand over each other"
+        assert (FACE[upper, 1] > FACE[lower, 1]).all(), "each vertex of an upper lid is above its partner"
     shut = close_eyes(found[2:], np.ones(1))
     assert np.abs(shut - found[2]).max() < 0.15, "shut eyes stay shut"
 

@@ -99,7 +99,7 @@ def test_round_trip_and_refusals(tmp_path: Path) -> None:
         fitted((mesh, neutral, np.full_like(scores, np.nan)))
     with pytest.raises(ValueError, match="do not fit"):
         fitted((mesh, neutral, scores[:2]))
-    with pytest.raises(ValueError, match="no shapes"):
+    with pytest.raises(ValueError, match="has offsets"):
         ExpressionBasis(offsets=np.zeros((52, 468, 3), np.float32), rest=np.zeros(NUM_SCORES, np.float32))
 
 

@@ -1,4 +1,4 @@
-"""A moving face put where the reference's head is: AniPortrait's numbers, and still faces that stay."""
+"""A moving face placed where the reference's head is: AniPortrait's numbers, and still faces that stay."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ Clip = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def face_with_opening(centimetres: float) -> np.ndarray:
-    """The mean face with its inner lips so far apart."""
+    """The mean face with its inner lips so many centimetres apart."""
     mesh = mean_face().vertices.astype(np.float32)
     mesh[14] = mesh[13] - np.float32([0, centimetres, 0])
     return mesh
@@ -91,7 +91,7 @@ def test_no_face_and_wrong_shapes() -> None:
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=5), st.integers(0, 99))
 def test_clip_by_clip_is_all_at_once(lengths: list[int], seed: int) -> None:
-    """Also when more frames come than are kept."""
+    """Holds also when more frames come than are kept."""
     mesh, blendshapes, _ = talking(sum(lengths), seed)
     valid = np.isfinite(mesh).all(axis=(1, 2))
     valid[0] = True

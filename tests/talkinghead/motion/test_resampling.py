@@ -1,4 +1,4 @@
-"""Motion at another frame rate: straight lines stay straight, in time, and the ends stand still. Pose templates."""
+"""Motion at another frame rate: straight lines stay straight, in time, and the ends are constant. Pose templates."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RATES = st.sampled_from([12.5, 24.0, 25.0, 29.97, 30.0, 50.0])
 
 @given(frames=st.integers(1, 60), fps=RATES, to_fps=RATES)
 def test_straight_motion_stays_straight_in_time(frames: int, fps: float, to_fps: float) -> None:
-    """A value that is the time of its frame's middle is that again, as far as the source reaches."""
+    """Values that are the times of their frames' middles remain so, within the span of the source."""
     times = (np.arange(frames) + 0.5) / fps
     count = int(np.ceil(frames * to_fps / fps))
     moved = resample_frames(np.stack([times, -3 * times], axis=1)[:, :, None], fps, to_fps, count)

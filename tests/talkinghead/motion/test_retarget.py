@@ -53,7 +53,7 @@ def test_a_face_driven_by_itself_gives_its_motion(seed: int) -> None:
 
 
 def test_the_neutral_face_gives_the_reference(golden: Golden) -> None:
-    """Whatever the two shapes; so the reference's face shape is kept."""
+    """For any two shapes, so the reference's face shape is kept."""
     data = golden("smoothing")
     neutral, reference = data["src.lmks3d"][0], data["ref.lmks3d"]
     found = transfer_expression(neutral[None], neutral, reference)[0]

@@ -1,4 +1,4 @@
-"""Speech to landmarks: lengths, rates, options, long speech; and the published system's numbers."""
+"""Speech to landmarks: lengths, rates, options, long speech, and the numbers of the published system."""
 
 from __future__ import annotations
 
@@ -65,15 +65,15 @@ def test_any_length(pipeline: AudioToLandmarks, samples: int, frames: int) -> No
     assert np.isfinite(motion.landmarks).all()
 
 
-@pytest.mark.parametrize(("fps", "heard"), [(25.0, 13 * 640), (30.0, 8000)])
-def test_frames_fall_on_features_as_in_training(fps: float, heard: int) -> None:
-    """Speech is filled up to whole frames where frames are whole samples; at the published 30 fps it is not."""
+@pytest.mark.parametrize(("fps", "encoded"), [(25.0, 13 * 640), (30.0, 8000)])
+def test_frames_fall_on_features_as_in_training(fps: float, encoded: int) -> None:
+    """Speech is padded to whole frames where a frame has a whole number of samples; at 30 fps it is not."""
     model = audio2mesh(fps=fps)
     lengths: list[int] = []
     extractor: Any = model.audio_encoder.feature_extractor
     extractor.register_forward_pre_hook(lambda _, given: lengths.append(given[0].shape[1]))
     offsets = AudioToLandmarks(model).predict_offsets(speech(0.5))
-    assert lengths == [heard] and len(offsets) == -(-fps // 2)
+    assert lengths == [encoded] and len(offsets) == -(-fps // 2)
 
 
 def test_no_motion_is_the_reference(pipeline: AudioToLandmarks) -> None:
@@ -108,7 +108,7 @@ def test_gain_and_smoothing(pipeline: AudioToLandmarks) -> None:
 
 
 def test_models_of_different_rates(pipeline: AudioToLandmarks) -> None:
-    """A mesh at 30 and a pose at 25 frames per second meet at 30, or at what is asked for."""
+    """A mesh at 30 and a pose at 25 frames per second give a result at 30, or at the requested rate."""
     mixed = AudioToLandmarks(audio2mesh(fps=30.0), audio2pose())
     samples = speech(3)
     motion = mixed(samples, **REFERENCE)
@@ -131,14 +131,14 @@ def test_motion_from_elsewhere(pipeline: AudioToLandmarks) -> None:
 
 
 def test_long_speech_is_its_parts(pipeline: AudioToLandmarks) -> None:
-    """45 s go through windows; far from the joins a window is what it would be alone, and progress is told."""
-    told: list[tuple[str, int, int]] = []
+    """Speech of 45 s is processed in windows; far from their seams each equals one alone, and progress is reported."""
+    reported: list[tuple[str, int, int]] = []
     samples = speech(45)
-    motion = pipeline(samples, progress=lambda *step: told.append(step), **REFERENCE)
+    motion = pipeline(samples, progress=lambda *step: reported.append(step), **REFERENCE)
     assert len(motion) == 1125
-    assert {stage for stage, _, _ in told} == {"mesh from speech", "pose from speech", "head motion"}
+    assert {stage for stage, _, _ in reported} == {"mesh from speech", "pose from speech", "head motion"}
     for stage in ("mesh from speech", "pose from speech"):
-        steps = [done for name, done, _ in told if name == stage]
+        steps = [done for name, done, _ in reported if name == stage]
         assert steps == sorted(steps) and steps[0] == 0 and steps[-1] == 1125 and len(steps) > 3
     steps = np.abs(np.diff(motion.mesh, axis=0)).max(axis=(1, 2))
     assert steps.max() < 4 * np.median(steps), "no jump at a join"

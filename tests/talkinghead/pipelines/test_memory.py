@@ -1,4 +1,4 @@
-"""Presets change what memory is used, not what is shown; and when memory runs out, users are told what to try."""
+"""Presets change the use of memory and not the video; and when memory runs out, the error says what to try."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_networks_rest_between_their_work() -> None:
 
 
 def test_offloaded_networks_are_woken() -> None:
-    """As accelerate's hooks do in front of `forward`."""
+    """Hooks of accelerate do this before `forward`."""
     woken: list[Any] = []
 
     class Hook:
@@ -100,11 +100,11 @@ def test_other_errors_stay_what_they_are() -> None:
     ("preset", "advice"), [(None, "preset 24"), (24, "preset 16"), (12, "preset 8"), (8, "the smallest")]
 )
 def test_the_next_smaller_preset_is_named(preset: int | None, advice: str) -> None:
-    """Asked for more than any machine has: PyTorch's own error."""
-    told, preset_then = f"not enough memory on cpu for frames: .*{advice}", PRESETS.get(preset or 0)
-    with pytest.raises(ValueError, match=told), out_of_memory_explained(preset_then, CPU, "frames"):
+    """Errors are those of PyTorch and NumPy for more memory than any machine has."""
+    message, preset_then = f"not enough memory on cpu for frames: .*{advice}", PRESETS.get(preset or 0)
+    with pytest.raises(ValueError, match=message), out_of_memory_explained(preset_then, CPU, "frames"):
         torch.empty(2**60, dtype=torch.uint8)
-    with pytest.raises(ValueError, match=told), out_of_memory_explained(preset_then, CPU, "frames"):
+    with pytest.raises(ValueError, match=message), out_of_memory_explained(preset_then, CPU, "frames"):
         np.empty(2**60, np.uint8)
 
 
@@ -123,12 +123,12 @@ def test_a_minute_takes_no_more_memory_than_ten_seconds() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a limit of address space")
 def test_a_pipeline_that_is_refused_memory_says_what_to_try() -> None:
-    said = _run("memory_limit", "16")
-    assert "not enough memory on cpu for frames of 384x384 pixels: try the memory preset 12" in said
+    output = _run("memory_limit", "16")
+    assert "not enough memory on cpu for frames of 384x384 pixels: try the memory preset 12" in output
 
 
 def _run(program: str, *arguments: str) -> str:
-    """What one of the programs beside this file prints."""
+    """Output of one of the programs in `tests/support`."""
     done = subprocess.run(
         [sys.executable, "-m", f"tests.support.{program}", *arguments],
         cwd=ROOT,

@@ -1,4 +1,4 @@
-"""A pipeline's folder: what was written is read, whole or not at all, and nothing in it is run."""
+"""Folder of a pipeline: it is read completely or not at all, and no code in it is executed."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from safetensors.torch import load_file, save_file
 
 from talkinghead.models.audio2lmk.audio2mesh import Audio2Mesh
+from talkinghead.models.lmk2video.meta_networks import HollowNetworks
 from talkinghead.models.speech.weights import Pretrained
+from talkinghead.models.weights import parameter_hash
 from talkinghead.pipelines.talking_head import TalkingHeadPipeline
+from tests.support.old_layout import age_export
 from tests.support.tiny_pipeline import tiny_pipeline, tiny_request
 
 REQUEST = tiny_request(2, 32, 32)
@@ -51,9 +54,9 @@ def frames(pipeline: TalkingHeadPipeline) -> np.ndarray:
 
 
 def test_round_trip(pipeline: TalkingHeadPipeline, saved: Path) -> None:
-    """Frames, settings and networks for speech; parts that are not there stay away."""
+    """Frames, settings and networks for speech are the same after saving; absent parts stay absent."""
     read = TalkingHeadPipeline.from_pretrained(saved)
-    # Sums may be rounded otherwise where tensors begin at other addresses: a grey level, here and there.
+    # Sums may be rounded differently where tensors begin at other addresses: a grey level, here and there.
     difference = np.abs(frames(read).astype(int) - frames(pipeline))
     assert difference.max() <= 1 and difference.mean() < 0.01
     assert {name: read.config[name] for name in ("compat", "fps", "width", "height")} == {
@@ -146,3 +149,15 @@ def test_no_module_is_imported_because_a_folder_names_it(copied: Path, monkeypat
     with pytest.raises(ValueError, match=r"sneaky\.AutoencoderKL"):
         TalkingHeadPipeline.from_pretrained(copied)
     assert "sneaky" not in sys.modules
+
+
+def test_a_folder_of_the_old_layout_opens(saved: Path, copied: Path) -> None:
+    """Modules have moved and the tiny VAE's class has another name; folders that say the old ones hold the same."""
+    age_export(copied)
+    new, old = TalkingHeadPipeline.from_pretrained(saved), TalkingHeadPipeline.from_pretrained(copied)
+    for part in ("vae", "image_encoder", "reference_net", "denoiser", "pose_guider", "audio2mesh"):
+        assert type(old.components[part]) is type(new.components[part])
+        assert parameter_hash(old.components[part]) == parameter_hash(new.components[part]), part
+    assert [type(part) for part in vars(HollowNetworks.of_folder(copied)).values()] == [
+        type(part) for part in vars(HollowNetworks.of_folder(saved)).values()
+    ]

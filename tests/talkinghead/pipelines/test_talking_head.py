@@ -1,4 +1,4 @@
-"""The pipeline as its users know it: frames of any length, one after the other, the same for the same arguments."""
+"""Pipeline as users call it: videos of any length, frame after frame, equal for equal arguments."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_frames(frames: np.ndarray) -> None:
 
 
 def test_same_arguments_same_frames(pipeline: TalkingHeadPipeline, frames: np.ndarray) -> None:
-    """All arguments matter, and nothing else does: not the state of any generator."""
+    """Frames depend on the arguments and on nothing else, such as the state of a generator."""
     torch.rand(7)
     assert np.array_equal(np.stack(list(pipeline.stream(**REQUEST, **FAST))), frames)
 
@@ -80,19 +80,19 @@ def test_call_gives_what_stream_gives(pipeline: TalkingHeadPipeline, frames: np.
 
 
 def test_latents_go_out_and_come_in(pipeline: TalkingHeadPipeline) -> None:
-    """`latent` gives what is decoded otherwise; noise can be given, and then no seed matters."""
+    """Output `latent` gives the latents that are decoded otherwise; with given noise no seed matters."""
     latents = pipeline(**REQUEST, **FAST, output_type="latent").frames  # pyright: ignore[reportAttributeAccessIssue]
     assert latents.shape == (FRAMES, 16, 8, 8) and latents.dtype == torch.float32
     noise = torch.randn(FRAMES, 16, 8, 8, generator=torch.Generator().manual_seed(0))
-    runs = [
+    results = [
         pipeline(**REQUEST, **FAST, output_type="latent", latents=noise, seed=seed).frames  # pyright: ignore[reportAttributeAccessIssue]
         for seed in (0, 1)
     ]
-    assert torch.equal(*runs) and not torch.equal(runs[0], latents)
+    assert torch.equal(*results) and not torch.equal(results[0], latents)
 
 
 def test_a_longer_video_begins_alike(pipeline: TalkingHeadPipeline) -> None:
-    """Noise and windows of the first frames do not depend on what comes after the front: one step, one window."""
+    """Noise and windows of the first frames do not depend on frames after the wavefront: one step, one window."""
     long = tiny_request(7, 32, 32)
     short: dict[str, Any] = long | {"landmarks": long["landmarks"][:5]}
     options: dict[str, Any] = FAST | {"num_inference_steps": 1}
@@ -101,15 +101,15 @@ def test_a_longer_video_begins_alike(pipeline: TalkingHeadPipeline) -> None:
 
 
 def test_frames_come_before_the_video_is_done(pipeline: TalkingHeadPipeline) -> None:
-    told: list[tuple[str, int, int]] = []
+    reported: list[tuple[str, int, int]] = []
     request: dict[str, Any] = tiny_request(9, 32, 32)
-    stream = pipeline.stream(**request, **FAST, progress=lambda *step: told.append(step))
-    assert not told, "nothing is computed before the first frame is wanted"
+    stream = pipeline.stream(**request, **FAST, progress=lambda *step: reported.append(step))
+    assert not reported, "nothing is computed before the first frame is requested"
     next(stream)
-    assert told[-1][1] < told[-1][2]
+    assert reported[-1][1] < reported[-1][2]
     assert len(list(stream)) == 8
     windows = 4
-    assert told == [("video", done, 2 * windows) for done in range(1, 2 * windows + 1)]
+    assert reported == [("video", done, 2 * windows) for done in range(1, 2 * windows + 1)]
 
 
 @pytest.mark.parametrize("sampler", [name for name in get_args(Sampler) if name != "ddim"])
@@ -121,23 +121,23 @@ def test_another_sampler(pipeline: TalkingHeadPipeline, frames: np.ndarray, samp
 
 
 def test_without_motion_modules_no_frame_is_computed_twice() -> None:
-    """Stage 1: windows need not overlap, and how frames are grouped changes nothing but rounding."""
+    """Without motion modules (stage 1) windows need not overlap, and grouping of frames changes only rounding."""
     still = tiny_pipeline(False)
     still.set_progress_bar_config(disable=True)
-    told: list[int] = []
-    runs = [
+    reported: list[int] = []
+    results = [
         still(
             **REQUEST,
             num_inference_steps=2,
             context_frames=size,
             context_overlap=2,
             output_type="np",
-            progress=lambda *at: told.append(at[2]),
+            progress=lambda *at: reported.append(at[2]),
         )
         for size in (4, 5)
     ]
-    assert set(told) == {2 * 2, 2}
-    first, second = (run.frames for run in runs)  # pyright: ignore[reportAttributeAccessIssue]
+    assert set(reported) == {2 * 2, 2}
+    first, second = (result.frames for result in results)  # pyright: ignore[reportAttributeAccessIssue]
     assert np.abs(first - second).max() < 1e-3
 
 
@@ -152,25 +152,25 @@ def test_any_size_that_networks_take(pipeline: TalkingHeadPipeline) -> None:
     stock = tiny_pipeline(vae="tiny-kl")
     stock.set_progress_bar_config(disable=True)
     assert next(stock.stream(**tiny_request(1), **fast, num_inference_steps=1)).shape == (64, 64, 3)
-    # Latents of 15 x 9 and of 9 x 5, which do not halve without a rest.
+    # Latents of 15 x 9 and of 9 x 5, which cannot be halved evenly.
     uneven: dict[str, Any] = {"num_inference_steps": 1, "context_frames": 2, "context_overlap": 1}
     assert next(pipeline.stream(**tiny_request(3, 60, 36), **uneven)).shape == (36, 60, 3)
     assert next(stock.stream(**tiny_request(3, 72, 40), **uneven)).shape == (40, 72, 3)
 
 
 def test_callbacks(pipeline: TalkingHeadPipeline) -> None:
-    told: list[tuple[int, int, range, Any]] = []
+    reported: list[tuple[int, int, range, Any]] = []
 
     def callback(owner: Any, step: int, timestep: torch.Tensor, tensors: dict[str, Any]) -> dict[str, Any]:
-        told.append((step, int(timestep), owner.current_frames, tensors["latents"].shape))
+        reported.append((step, int(timestep), owner.current_frames, tensors["latents"].shape))
         return {"latents": torch.zeros_like(tensors["latents"])}
 
     latents = pipeline(**REQUEST, **FAST, callback_on_step_end=callback, output_type="latent").frames  # pyright: ignore[reportAttributeAccessIssue]
     assert not latents.any()
-    assert {(step, time) for step, time, _, _ in told} == {(0, 999), (1, 499)}
+    assert {(step, time) for step, time, _, _ in reported} == {(0, 999), (1, 499)}
     for step in (0, 1):
-        assert sorted(frame for at, _, frames, _ in told if at == step for frame in frames) == list(range(FRAMES))
-    assert all(shape == (len(frames), 16, 8, 8) for _, _, frames, shape in told)
+        assert sorted(frame for at, _, frames, _ in reported if at == step for frame in frames) == list(range(FRAMES))
+    assert all(shape == (len(frames), 16, 8, 8) for _, _, frames, shape in reported)
 
 
 def test_a_callback_must_return_what_fits(pipeline: TalkingHeadPipeline) -> None:
@@ -205,7 +205,7 @@ def test_interruption_ends_the_frames(pipeline: TalkingHeadPipeline) -> None:
     frames = list(pipeline.stream(**request, **FAST, callback_on_step_end=callback))
     assert len(frames) < 9 and pipeline.interrupt
     next(pipeline.stream(**request, **FAST))
-    assert not pipeline.interrupt, "the next run is not concerned"
+    assert not pipeline.interrupt, "the next call is not concerned"
 
 
 def test_runs_do_not_disturb_each_other(pipeline: TalkingHeadPipeline, frames: np.ndarray) -> None:
@@ -250,7 +250,7 @@ def test_runs_do_not_disturb_each_other(pipeline: TalkingHeadPipeline, frames: n
     ],
 )
 def test_refused(pipeline: TalkingHeadPipeline, change: dict[str, Any], words: str) -> None:
-    """Before anything is computed, with what would do instead."""
+    """Requests are refused before anything is computed, and the error says what would fit."""
     with pytest.raises(ValueError, match=words):
         pipeline.stream(**(REQUEST | FAST | change))
 
@@ -270,22 +270,22 @@ def test_numpys_integers_are_the_same_seeds(pipeline: TalkingHeadPipeline, frame
 def test_samplers_that_add_noise_draw_it_by_the_seed(
     pipeline: TalkingHeadPipeline, sampler: Any, settings: dict[str, Any]
 ) -> None:
-    """And not from the global state."""
+    """Noise of the steps comes from the seed and not from the global state."""
     other = TalkingHeadPipeline(
         **(pipeline.components | {"scheduler": sampler.from_config(PAPER.sampler().config, **settings)})
     )
     other.set_progress_bar_config(disable=True)
-    runs = []
+    results = []
     for state, seed in ((1, 0), (2, 0), (1, 1)):
         torch.manual_seed(state)
         noise = torch.zeros(FRAMES, 16, 8, 8)
-        runs.append(np.stack(list(other.stream(**REQUEST, **FAST, latents=noise, seed=seed))))
-    assert np.array_equal(runs[0], runs[1])
-    assert not np.array_equal(runs[0], runs[2]), "the seed is also that of the noise in between"
+        results.append(np.stack(list(other.stream(**REQUEST, **FAST, latents=noise, seed=seed))))
+    assert np.array_equal(results[0], results[1])
+    assert not np.array_equal(results[0], results[2]), "the seed is also that of the noise in between"
 
 
 def test_half_precision_comes_without_warnings(caplog: pytest.LogCaptureFixture) -> None:
-    """diffusers says that a CPU cannot run it, which is wrong, and that `to` should not be used."""
+    """Warnings of diffusers that a CPU cannot compute in it (which is wrong), and against `to`, do not appear."""
     logger = logging.getLogger("diffusers")
     logger.addHandler(caplog.handler)
     try:

@@ -1,4 +1,4 @@
-"""What the pipeline takes of `diffusers` that `diffusers` does not promise: each name in one place, watched here."""
+"""Private names of `diffusers` that the pipeline uses, each in one place: these tests notice when one changes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def pipeline() -> TalkingHeadPipeline:
 
 
 def _hook(pipeline: TalkingHeadPipeline, name: str, device: str | None) -> None:
-    """As accelerate puts its hooks on a network, of which `diffusers` asks the device."""
+    """Hook as accelerate puts it on a network, from which `diffusers` reads the device."""
     network: Any = getattr(pipeline, name)
     network._hf_hook = SimpleNamespace(execution_device=device)
 

@@ -1,4 +1,4 @@
-"""The whole pipeline equals the loop that everybody would write first: all windows at each step, nothing reused."""
+"""The whole pipeline equals the plain loop: all windows at each step, with nothing reused."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WINDOWS = {
 
 
 def compat_pipeline() -> TalkingHeadPipeline:
-    """As the published weights want it: pose features that depend on the window, no attention to the reference's."""
+    """Pipeline of the published kind: pose features depend on the window, without attention to the reference."""
     return tiny_pipeline(compat=True, scheduler=COMPAT_INFER.sampler("ddim"), pose_guider=published_guider())
 
 
@@ -36,7 +36,7 @@ def plain_loop(pipeline: TalkingHeadPipeline, request: dict[str, Any], *, compat
     token = networks.embedding(portrait).float()[:, None]
     reference = pipeline.reference_net(networks.mean(networks.moments(portrait)), token)
     images = torch.stack([_image(points) for points in request["landmarks"]])
-    beside = None if compat else _image(request["reference_landmarks"])[None]
+    reference_image = None if compat else _image(request["reference_landmarks"])[None]
     draws = [rng.generator(5, "first noise", frame) for frame in range(FRAMES)]
     latents = torch.from_numpy(np.stack([draw.standard_normal((16, 8, 8), dtype="float32") for draw in draws]))
     scheduler = pipeline.scheduler
@@ -46,7 +46,7 @@ def plain_loop(pipeline: TalkingHeadPipeline, request: dict[str, Any], *, compat
         for window in WINDOWS[compat]:
             shares = torch.tensor([1.0, 1, 1, 1] if compat else [1.0, 2, 2, 1])[:, None, None, None]
             given: dict[str, Any] = {"latents": latents[None, window], "timestep": timestep}
-            given["pose"] = pipeline.pose_guider(images[None, window], beside)
+            given["pose"] = pipeline.pose_guider(images[None, window], reference_image)
             conditional = pipeline.denoiser(**given, token=token, reference=reference)[0]
             unconditional = pipeline.denoiser(**given, token=torch.zeros_like(token))[0]
             total[window] += shares * (unconditional + SCALE * (conditional - unconditional))

@@ -33,7 +33,7 @@ MAINS = ("annotate", "infer", "ingest", "ingest.sample", "orchestration", "orche
 
 @pytest.fixture(autouse=True)
 def _this_process_stays() -> Iterator[None]:
-    """Mains set the environment and signal handlers of the process they think is theirs."""
+    """Restores the environment and the signal handler: mains set them, as if the process were their own."""
     environment, handler = dict(os.environ), signal.getsignal(signal.SIGTERM)
     yield
     os.environ.clear()
@@ -43,7 +43,7 @@ def _this_process_stays() -> Iterator[None]:
 
 @pytest.fixture
 def places(tmp_path: Path) -> dict[str, Path]:
-    """Places that are wrong, each in its own way."""
+    """Wrong places, by the way in which they are wrong."""
     for name in ("videos", "empty"):
         (tmp_path / name).mkdir()
     for file in ("videos/a.mp4", "file"):
@@ -100,7 +100,7 @@ REFUSED = [
     ("train", "audio2mesh huge", "there is no recipe 'huge'"),
     ("train", "audio2mesh tiny --data {missing} --run {new}", "there is no {missing}/DATASET.json: run make shards"),
 ]
-"""Requests that cannot be met: main, arguments, what is said."""
+"""Requests that cannot be met: main, arguments, part of the error line."""
 
 
 @pytest.mark.parametrize(("main", "arguments", "said"), REFUSED)
@@ -114,7 +114,7 @@ def test_what_cannot_be_met_is_status_2(
 
 
 def assert_one_line(capfd: pytest.CaptureFixture[str], said: str, *, hint: str | None) -> None:
-    """Nothing on stdout, and the last line on stderr is the one error line; with the hint to try again, or without."""
+    """Check that stdout is empty, and that the last line on stderr is the one error line, with the hint or without."""
     out, err = capfd.readouterr()
     assert out == "" and "Traceback" not in err, err
     assert [line for line in err.splitlines() if line.startswith("error: ")] == err.splitlines()[-1:], err
@@ -134,7 +134,7 @@ UNREADABLE = [
     ("train", "audio2mesh tiny --data {root} --run {root}/new", "DATASET.json", GOES_ON),
     ("infer", "convert --audio2mesh {root}/audio2mesh.pt -o {root}/new", "audio2mesh.pt", AGAIN),
 ]
-"""Commands on a disk that fails: main, arguments, the file whose reading is an I/O error, and what is advised."""
+"""Commands on a disk that fails: main, arguments, the file whose reading is an I/O error, and the hints."""
 
 
 @pytest.mark.parametrize(("main", "arguments", "file", "advice"), UNREADABLE)
@@ -150,7 +150,7 @@ def test_a_disk_that_fails_is_status_1(
 
 
 def test_a_full_disk_is_status_1(tmp_path: Path) -> None:
-    """On a real file system without a free byte, for what writes early."""
+    """Commands that write early, on a real file system without a free byte."""
     mount = tmp_path / "full"
     mount.mkdir()
     (tmp_path / "videos").mkdir()
@@ -193,7 +193,7 @@ def test_an_interruption_is_status_1(arguments: str, fifo: str, advice: Any, num
 
 
 def test_a_sample_and_a_bench_are_interrupted(tmp_path: Path) -> None:
-    """Infer's interruptions, in the middle of a video, are tested with its commands."""
+    """Interruptions of infer, in the middle of a video, are tested with its commands."""
     for arguments, begun in (
         (f"ingest.sample -o {tmp_path}/sample", "sample"),
         (f"orchestration.bench -o {tmp_path}/bench.json", "bench.log"),
@@ -204,7 +204,7 @@ def test_a_sample_and_a_bench_are_interrupted(tmp_path: Path) -> None:
 
 
 def test_a_download_is_interrupted(tmp_path: Path) -> None:
-    """The proxy takes the connection and says nothing."""
+    """The proxy takes the connection and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(0.05)
         proxy = f"http://127.0.0.1:{listener.getsockname()[1]}"
@@ -231,7 +231,7 @@ def talk(number: int = 3) -> str:
     """Say something on every way to stdout.
 
     Args:
-        number: What comes out.
+        number: Number in the result.
     """
     print("from Python")
     os.write(1, b"from a library\n")

@@ -1,4 +1,4 @@
-"""Whose fault errors are, also behind an explanation, and what they say."""
+"""Whose fault errors are, also of errors with an explanation around them, and their texts."""
 
 from __future__ import annotations
 

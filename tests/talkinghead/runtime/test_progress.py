@@ -1,4 +1,4 @@
-"""Progress where no terminal is: a line now and then with the time left, and the seconds of each stage."""
+"""Progress with and without a terminal: lines with the time left, the bar, and the seconds of each stage."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_lines_and_seconds(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
 
 
 def test_work_that_an_earlier_run_has_done(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """It took no time now; and how fast frames come out stands beside the count."""
+    """Steps done before do not count in the time left; the speed in frames follows the count of steps."""
     clock = [0.0]
     monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
     with Progress() as progress:
@@ -45,7 +45,7 @@ def test_work_that_an_earlier_run_has_done(monkeypatch: pytest.MonkeyPatch, caps
 
 
 def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A real one: nothing stays on it when the work is done."""
+    """The bar on a real terminal shows the stage, the count, the speed and the time left."""
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
     monkeypatch.setenv("TERM", "xterm")

@@ -11,7 +11,7 @@ from talkinghead.runtime.ray_cluster import cluster_address, our_packages
 
 
 def test_package_holds_our_packages_only(tmp_path: Path) -> None:
-    """Whatever else lies beside them: the environment, media, what git ignores."""
+    """Whatever else lies next to them: the environment, media, what git ignores."""
     from ray._private.runtime_env.packaging import create_package
 
     root = tmp_path / "root"

@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
-from orchestration.cluster import package
-from talkinghead.runtime.ray_cluster import our_packages
+from orchestration.cluster import WORKER_VARIABLES
+from talkinghead.runtime.ray_cluster import worker_environment
 from talkinghead.runtime.threads import WAIT_VARIABLES
 from tests.support.paths import ROOT
 
@@ -102,8 +102,11 @@ def test_workers_of_a_ray_cluster_wait_as_their_driver(monkeypatch: pytest.Monke
     for name in WAIT_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("GOMP_SPINCOUNT", "7")
-    assert our_packages(ROOT)["env_vars"] == {"GOMP_SPINCOUNT": "7"}
-    assert package()["env_vars"].items() >= {"GOMP_SPINCOUNT": "7", "OMP_NUM_THREADS": "1"}.items()
+    assert worker_environment({})["env_vars"] == {"GOMP_SPINCOUNT": "7"}
+    assert (
+        worker_environment(WORKER_VARIABLES)["env_vars"].items()
+        >= {"GOMP_SPINCOUNT": "7", "OMP_NUM_THREADS": "1"}.items()
+    )
 
 
 def test_a_thread_without_work_leaves_its_core_to_others() -> None:

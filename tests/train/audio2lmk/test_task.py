@@ -92,8 +92,8 @@ def test_a_window_is_as_loud_as_inference_makes_it(data, corpus):
     whole = normalise(torch.from_numpy(sample.audio()))
     part = torch.from_numpy(sample.audio(5, 10))[None]
     batch = {"audio": part, "mask": torch.ones(1, 10, dtype=torch.bool), "slot": torch.tensor([0])}
-    heard, _ = speech_window(batch, corpus.speech_levels([sample.key]), min_frames=None, seed=0)
-    torch.testing.assert_close(heard[0], whole[5 * 640 : 15 * 640], rtol=1e-4, atol=1e-5)
+    samples, _ = speech_window(batch, corpus.speech_levels([sample.key]), min_frames=None, seed=0)
+    torch.testing.assert_close(samples[0], whole[5 * 640 : 15 * 640], rtol=1e-4, atol=1e-5)
 
 
 def test_more_speakers_than_identities_is_said(data, tmp_path, caplog):

@@ -33,7 +33,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module", params=NAMES)
 def alone(request: pytest.FixtureRequest, data: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What one rank makes of a task."""
+    """Results of one rank in a task."""
     path = tmp_path_factory.mktemp(request.param) / "run"
     return train(path, request.param, data) | {"name": request.param, "lines": lines(path)}
 
@@ -60,7 +60,7 @@ def recipe(name: str, strategy: str) -> Recipe:
 
 
 def train(path: Path, name: str, data: str, strategy: str = "ddp", kill_at: int | None = None) -> dict[str, Any]:
-    """Train on this rank; `kill_at`: die in the step after so many."""
+    """Train on this rank; `kill_at`: number of steps after which the rank dies in the next one."""
     torch.set_num_threads(1)
     chosen = recipe(name, strategy)
     config = RunConfig(task=name, recipe_name="tiny", recipe=chosen, data=data)

@@ -172,7 +172,7 @@ def test_ray_starts_a_dead_worker_again_and_ends_the_same(two_ranks: Path, unbro
 
 
 @pytest.mark.slow
-def test_ray_stops_behind_a_checkpoint_and_says_what_no_try_mends(unbroken: Path, tmp_path: Path) -> None:
+def test_ray_stops_after_a_checkpoint_and_says_what_no_try_mends(unbroken: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     options = [*SLOW_STEPS, "--train.checkpoint.every", 1000]
     command = start_train(tmp_path / "out", *toy(run, *options, "--launch", "ray"))

@@ -238,7 +238,8 @@ def test_the_papers_networks_have_the_papers_sizes() -> None:
     with torch.device("meta"):
         module = make_module("sd15", 4)
     module.train_images(fold=recipes_of("stage1")["paper"]().config.fold_token)
-    # Ours beside the published ones: attention to the reference's landmarks, and last layers that begin at zero.
+    # Parameters that the published networks lack: attention to the reference's landmarks, and last layers that begin at
+    # zero.
     ours = sum(
         count(part.parameters()) for part in (module.pose_guider.reference_attentions, module.pose_guider.output_layers)
     )

@@ -48,7 +48,7 @@ def begun(data: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]
 def alone(
     request: pytest.FixtureRequest, begun: dict[str, Any], data: str, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Any]:
-    """What one rank makes of a stage."""
+    """Results of one rank in a stage."""
     if request.param == "stage1":
         return begun | {"name": "stage1", "begun": None}
     path = tmp_path_factory.mktemp("stage2") / "run"
@@ -77,7 +77,7 @@ def recipe(name: str, stage1: str | None, strategy: str = "ddp") -> Recipe:
 
 
 def train(path: Path, chosen: Recipe, data: str, *, kill_at: int | None = None, export: bool = False) -> dict[str, Any]:
-    """Train on this rank; `kill_at`: die in the step after so many."""
+    """Train on this rank; `kill_at`: number of steps after which the rank dies in the next one."""
     torch.set_num_threads(1)
     name = "stage2" if hasattr(chosen.config, "stage1") else "stage1"
     config = RunConfig(task=name, recipe_name="tiny", recipe=chosen, data=data)

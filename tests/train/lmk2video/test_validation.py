@@ -98,7 +98,7 @@ def test_without_held_out_clips(
 @pytest.mark.slow
 @pytest.mark.parametrize("motion", [False, True])
 def test_a_tiny_validation_takes_no_minute(data: str, tmp_path: Path, motion: bool) -> None:
-    """Of processor time, with the settings of the recipes, on one thread."""
+    """Seconds are processor time, with the settings of the recipes, on one thread."""
     torch.set_num_threads(1)
     export = weights(tmp_path / "weights", motion=motion)
     started = time.process_time()

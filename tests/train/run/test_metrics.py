@@ -20,7 +20,7 @@ def tracker(folder: Path, step: int = 0, **config: Any) -> Tracker:
     return Tracker(folder / "metrics.jsonl", folder / "tensorboard", LogConfig(**config), step, "run-1")
 
 
-def test_lines_behind_the_step_and_torn_ones_are_cut(tmp_path: Path) -> None:
+def test_lines_after_the_step_and_torn_ones_are_cut(tmp_path: Path) -> None:
     file = tmp_path / "metrics.jsonl"
     file.write_text('{"step": 1}\n{"step": 3}\n{"step": 2, "validation/loss": 1.0}\n{"step": 3, "lo')
     cut(file, 2)
@@ -68,7 +68,7 @@ def test_tensorboard_has_the_same_figures(tmp_path: Path) -> None:
     assert {"samples_per_s", "step_s", "data_wait", "memory_gb", "gradient_norm"} <= set(events.Tags()["scalars"])
 
 
-def test_a_restart_hides_the_steps_behind_it_in_tensorboard(tmp_path: Path) -> None:
+def test_a_restart_hides_the_steps_after_it_in_tensorboard(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     first = tracker(tmp_path)

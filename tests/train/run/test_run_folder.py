@@ -85,7 +85,7 @@ def test_the_run_of_another_task_is_named(path: Path) -> None:
 
 @pytest.mark.parametrize("short", SHORT_NAMES)
 def test_a_run_that_knows_the_short_name_goes_on_by_either(path: Path, short: str) -> None:
-    """Runs of older code do, and so may whoever types the command."""
+    """Runs of older code do, and so may a user who types the command."""
     full = SHORT_NAMES[short]
     asked = RunConfig(task=short, recipe_name="tiny", recipe=recipes_of(short)["tiny"](), data="none")
     assert asked.task == full and asked == dataclasses.replace(asked, task=full)

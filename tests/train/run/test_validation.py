@@ -1,4 +1,4 @@
-"""Validation beside the training: never waited for, done again after a kill, and no reason to end."""
+"""Validation next to the training: never waited for, done again after a kill, and no reason to end."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def export(folder: Path) -> None:
     save_file(toy_task.ToyModel(toy_task.Config()).state_dict(), folder / toy_task.WEIGHTS)
 
 
-def test_it_runs_beside_the_training_and_again_after_a_kill(tmp_path: Path) -> None:
+def test_it_runs_next_to_the_training_and_again_after_a_kill(tmp_path: Path) -> None:
     run, figures = run_of(tmp_path / "run ü", validate_s=0.3), Figures()
     first = make(run, figures)
     longest = 0.0
@@ -71,7 +71,7 @@ def test_it_runs_beside_the_training_and_again_after_a_kill(tmp_path: Path) -> N
 
     second = make(run, figures)
     second.resume(30)
-    assert not second.folder(40).exists(), "behind the checkpoint it will be made again"
+    assert not second.folder(40).exists(), "after the checkpoint it will be made again"
     second.wait()
     assert sorted(figures) == [10, 30] and figures[10] == figures[30]
     assert not list(run.validation.glob("*/weights"))

@@ -122,7 +122,7 @@ def test_a_signal_leaves_a_checkpoint_and_stops(tmp_path: Path, number: signal.S
     trainer = trainer_of(tmp_path / "run", chosen, task=Spy(chosen.config, signal_at_step_5))
     with pytest.raises(Interrupted, match="interrupted at step 5"):
         trainer.fit()
-    # Already now: whoever asked may not wait for more.
+    # Already at this step: the launcher may not wait for another one.
     assert [entry.name for entry in sorted((tmp_path / "run/checkpoints").glob("step-*"))] == ["step-00000005"]
     assert signal.getsignal(number) is before
     trainer.close()

@@ -1,4 +1,4 @@
-"""How a module is prepared for its device and ranks; what ranks do together stands in test_parallel_ranks."""
+"""Preparing a module for its device and ranks; what ranks do together is in test_parallel_ranks."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ ROUNDING = 2e-5  # of float32 sums in another order, through Adam's division, ov
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What one rank makes of the recipe."""
+    """Results of one rank with the recipe."""
     folder = tmp_path_factory.mktemp("alone") / "run"
     return train(folder, recipe()) | {"folder": folder}
 

@@ -1,4 +1,4 @@
-"""Audio2Pose in training: who sees what, in one pass."""
+"""Audio2Pose in training: what each frame attends to, in one pass."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_who_sees_what(changed: int, context: int | None, window: int | None) ->
     other = previous.clone()
     other[0, changed] += 3
     moved = (model.decode_known(memory, other, identity) != want).any(-1)[0]
-    reach = 15 if context is None else 2 * (context - 1) + 1  # each of two layers looks back context - 1 frames
+    reach = 15 if context is None else 2 * (context - 1) + 1  # each of two layers attends context - 1 frames back
     assert moved.tolist() == [changed <= frame < changed + reach for frame in range(15)]
 
     other = memory.clone()

@@ -1,4 +1,4 @@
-"""Seams of long speech: lengths add up, and no step at a seam is larger than a step may be."""
+"""Seams of long speech: lengths add up, and no step at a seam is larger than allowed."""
 
 from __future__ import annotations
 

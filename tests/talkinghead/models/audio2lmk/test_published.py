@@ -1,4 +1,4 @@
-"""The published files: every key finds its place or is named, and the networks compute the published function."""
+"""The published files: every key has its place or is reported, and the networks compute the published function."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The VAE without training: orthonormal, about unit variance, faces come back, and it behaves like AutoencoderKL."""
+"""VAE without training: orthonormal, about unit variance, reconstructs faces, and behaves like AutoencoderKL."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FACES = ("AniPortrait_Aragaki.png", "scikit-image_astronaut.png", "tfjs-models_p
 
 @pytest.fixture(scope="module")
 def faces(media: Path) -> Tensor:
-    """`[4, 3, 128, 128]` in [-1, 1]."""
+    """Images `[4, 3, 128, 128]` in [-1, 1]."""
     import cv2
 
     images = []
@@ -31,7 +31,7 @@ def faces(media: Path) -> Tensor:
 
 
 def psnr(found: Tensor, wanted: Tensor) -> Tensor:
-    """Per image, dB."""
+    """PSNR of each image in dB."""
     return 10 * torch.log10(4 / ((found - wanted) ** 2).mean((1, 2, 3)))
 
 

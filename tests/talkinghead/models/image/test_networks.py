@@ -1,4 +1,4 @@
-"""Images → latents and tokens: the same whoever asks, from weights that are never chance."""
+"""Images to latents and tokens: equal for every caller, from weights that are never random."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from torch import Tensor
 
 from talkinghead.models.image.cosine_vae import CosineVae
 from talkinghead.models.image.networks import ImageNetworks, check_image_size, latent_channels, latent_scale
-from talkinghead.models.image.weights import load_image_encoder, load_vae
+from talkinghead.models.image.weights import fingerprint, load_image_encoder, load_vae
 from talkinghead.models.weights import parameter_hash
+from talkinghead.provenance import canonical_json, hash_bytes
 
 STOCK = "diffusion_pytorch_model.safetensors"
 
@@ -35,7 +36,7 @@ def encoder() -> ImageNetworks:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A pipeline's folder with both networks, of other weights than the named ones."""
+    """Folder of a pipeline with both networks, whose weights differ from the named ones."""
     place = tmp_path_factory.mktemp("weights")
     vae, image_encoder = load_vae("tiny-kl"), load_image_encoder("tiny")
     torch.manual_seed(4)
@@ -83,7 +84,7 @@ def test_moments_are_those_of_the_stock_vae(encoder: ImageNetworks) -> None:
 
 def test_decode_undoes_encode() -> None:
     encoder = ImageNetworks.load("tiny", "tiny")
-    # Flat blocks, which the VAE keeps whole: what is lost is the rounding of latents to half precision.
+    # Blocks of one colour, which the VAE keeps entirely: the only loss is rounding of latents to half precision.
     given = images(2, 16, 8).repeat_interleave(4, 2).repeat_interleave(4, 3)
     decoded = encoder.decode(encoder.mean(encoder.moments(given)))
     assert decoded.shape == (2, 3, 32, 64) and decoded.dtype == torch.float32 and decoded.abs().max() <= 1
@@ -94,7 +95,7 @@ def test_the_token_is_that_of_the_stock_processor(encoder: ImageNetworks) -> Non
     from transformers import CLIPImageProcessorPil
 
     processor = CLIPImageProcessorPil(size={"height": 64, "width": 64}, do_center_crop=False)
-    # Fine noise: what a resize that skips pixels would show otherwise.
+    # Fine noise, which a resize that skips pixels would show.
     given = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (2, 3, 120, 200), np.uint8))
     images = [image.numpy() for image in given]
     pixels: Any = processor(images, return_tensors="pt", input_data_format="channels_first")["pixel_values"]
@@ -272,3 +273,10 @@ def test_missing_folders_say_what_is_wanted(tmp_path: Path) -> None:
             load(str(tmp_path / "nowhere"))
         with pytest.raises(ValueError, match=r"config\.json cannot be read"):
             load(str(tmp_path))
+
+
+def test_the_hash_that_names_latents_has_not_changed() -> None:
+    """Latents made before the tiny VAE's class got its present name are still those of this VAE."""
+    vae = load_vae("tiny")
+    hashed = {"class": "CosineCodec", "settings": {"patch": 4}, "tensors": parameter_hash(vae)}
+    assert fingerprint(vae) == hash_bytes(canonical_json(hashed))

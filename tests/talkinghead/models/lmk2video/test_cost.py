@@ -1,4 +1,4 @@
-"""The cost model: what it counts is what the pipeline does, and what is known of the published program."""
+"""Cost model: it counts what the pipeline does, and agrees with what is known about the published program."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_counts_exactly_what_the_pipeline_computes(vae: str, guidance: float, fr
     pipeline = tiny_pipeline(vae=vae)
     pipeline.set_progress_bar_config(disable=True)
     request = tiny_request(frames)
-    # The CPU's own attention is not known to the counter.
+    # The counter does not know the CPU's own attention kernel.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         pipeline(**request, num_inference_steps=steps, guidance_scale=guidance, decode_chunk_size=3, output_type="np")
     shape = VideoShape(
@@ -44,14 +44,14 @@ def test_counts_exactly_what_the_pipeline_computes(vae: str, guidance: float, fr
         guided=guidance > 1,
     )
     cost = video_cost(_hollow(pipeline), shape)
-    # The timestep is embedded once in each call, also where the model counts frame by frame; and what a VAE of
-    # cosines does in the pipeline is a product of matrices too. Both are less than a thousandth.
+    # The timestep is embedded once in each call, also where the cost model counts frame by frame, and the pipeline's
+    # cosine VAE multiplies matrices too. Both differences are less than a thousandth.
     assert cost.flops_per_frame * frames == pytest.approx(counter.get_total_flops(), rel=1e-3)
 
 
 @pytest.mark.slow
 def test_full_size() -> None:
-    """The published program as it was measured elsewhere; ours with the same mathematics within its goal."""
+    """Operations of the published program as measured elsewhere, and of ours within its goal."""
     networks = HollowNetworks.published()
     assert networks.parameters() == {
         "vae": 83_653_863,

@@ -1,4 +1,4 @@
-"""The denoiser: equal to the stock networks where they compute the same, and its conditions are plain arguments."""
+"""Denoiser: equal to the stock networks where they compute the same, with conditions as plain arguments."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def one_rank() -> Iterator[None]:
 
 
 def _stock(model: Denoiser) -> UNet2DConditionModel:
-    """The same network of `diffusers`, with the same weights."""
+    """Equal network of `diffusers`, with the same weights."""
     stock = UNet2DConditionModel(
         **STOCK,
         attention_head_dim=2,
@@ -51,7 +51,7 @@ def _stock(model: Denoiser) -> UNet2DConditionModel:
 def test_equals_the_stock_network_without_conditions() -> None:
     model = small_denoiser().eval()
     stock = _stock(model)
-    # 9 and 6 are halved with a rest: the way up must meet the sizes of the way down.
+    # 9 and 6 cannot be halved evenly all the way: the way up must return to the sizes of the way down.
     for size in ((8, 12), (9, 6)):
         given = inputs(2, 1, size)
         with torch.no_grad():
@@ -61,8 +61,8 @@ def test_equals_the_stock_network_without_conditions() -> None:
 
 
 def test_conditions_enter_where_hooks_put_them_into_the_stock_network() -> None:
-    """Pose behind `conv_in` and each level of the way down, not in the states for the way up; reference tokens behind
-    the own ones, for keys and values."""
+    """Pose enters after `conv_in` and after each level of the way down, but not in the skip states; reference tokens
+    follow the own ones, for keys and values."""
     model = small_denoiser().eval()
     stock = _stock(model)
     given = inputs(2, 1)
@@ -76,9 +76,9 @@ def test_conditions_enter_where_hooks_put_them_into_the_stock_network() -> None:
         block.register_forward_hook(functools.partial(add, pose[index + 1]))
     for name, feature in given["reference"].items():
         stock.get_submodule(f"{name}.attn1").register_forward_pre_hook(
-            lambda _m, args, kwargs, beside=feature: (
+            lambda _m, args, kwargs, extra=feature: (
                 args,
-                kwargs | {"encoder_hidden_states": torch.cat([args[0], beside], dim=1)},
+                kwargs | {"encoder_hidden_states": torch.cat([args[0], extra], dim=1)},
             ),
             with_kwargs=True,
         )
@@ -88,7 +88,7 @@ def test_conditions_enter_where_hooks_put_them_into_the_stock_network() -> None:
 
 
 def test_equals_the_stock_motion_network_on_one_frame() -> None:
-    # On several frames the stock network normalises over all of them at once.
+    # One frame only: on several, the stock network normalises over all of them at once.
     model = small_denoiser(motion=True).eval()
     stock = UNetMotionModel(
         **STOCK,
@@ -183,7 +183,7 @@ def test_keys_and_values_computed_once_and_the_folded_token_change_nothing() -> 
     assert not any(value.requires_grad for pair in kept.values() for value in pair)
 
 
-def test_calls_leave_nothing_behind() -> None:
+def test_calls_leave_nothing_after() -> None:
     model, given = small_denoiser(motion=True).eval(), inputs()
     before = model.state_dict()
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""A call in two parts: the first, in which frames are alone, serves any windows and both halves of guidance."""
+"""A denoiser call in two parts: the first, before frames interact, serves any windows and both halves of guidance."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _joined(parts: list[Begun]) -> Begun:
 
 
 def test_overlapping_windows_share_what_was_begun_in_any_company() -> None:
-    """Frames begun one or two at a time, then joined: what each window begins for itself."""
+    """Frames begun one or two at a time and then joined equal what each window begins for itself."""
     model = small_denoiser(motion=True).eval()
     given = rows(inputs(2, 6), slice(1))
     condition = Condition(given["token"], model.project_reference(given["reference"]))
@@ -95,13 +95,13 @@ def test_the_parts_together_do_no_more_than_a_call_and_share_the_rest() -> None:
     whole = _flops(lambda: [call(given["latents"], condition) for condition in conditions])
     rest = _flops(lambda: [call(begun, condition) for begun, condition in zip(parts, conditions, strict=True)])
     opening = _flops(lambda: _open(model, given))
-    # Each of these calls embeds the timestep; what both halves have in common is computed once and not twice.
+    # Each of these calls embeds the timestep; the part that both halves share is computed once, not twice.
     assert whole - rest == (begin - _time_flops(model)) + (opening - _time_flops(model))
     assert begin < 2 * alone
 
 
 def _open(model: Denoiser, given: dict[str, Any]) -> None:
-    """What both halves of guidance have in common."""
+    """Part of a call that both halves of guidance share."""
     frames = given["latents"].flatten(0, 1)
     time = model.time_embedding(model.time_proj(given["timestep"])).expand(len(frames), -1)
     level: Any = model.down_blocks[0]

@@ -1,4 +1,4 @@
-"""The PoseGuider: sizes, attention to the reference's landmarks, and what a frame's features depend on."""
+"""PoseGuider: sizes, attention to the reference's landmarks, and what a frame's features depend on."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_the_reference_is_attended_to() -> None:
 
 
 def test_attention_finds_where_a_part_came_from() -> None:
-    """Some steps teach it to tell how far a mark has moved: what the marks look like cannot say that."""
+    """A short training teaches it how far a mark has moved, which does not follow from the marks' appearance."""
     torch.manual_seed(0)
     attention, head = LandmarkAttention(16, 2), nn.Conv2d(16, 2, 1)
     optimizer = torch.optim.Adam([*attention.parameters(), *head.parameters()], lr=1e-2)

@@ -1,4 +1,4 @@
-"""The published Lmk2Video files: every key finds its place, and what does not is named."""
+"""Published Lmk2Video files: every key has its place, and errors name those that have none."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ MOTION = ".motion_modules."
 
 
 def _published(model: nn.Module, *, motion: bool) -> dict[str, Tensor]:
-    """A model's tensors as a published file would hold them: the motion modules, or all others."""
+    """Tensors of a model as a published file holds them: of the motion modules, or all others."""
     return {
         name: value.clone()
         for key, value in model.state_dict().items()
@@ -124,7 +124,7 @@ def test_a_refused_file_changes_nothing() -> None:
 
 @pytest.mark.parametrize("form", ["plain", "wrapped", "parallel", "legacy", "safetensors"])
 def test_motion_modules_of_every_form(tmp_path: Path, form: str) -> None:
-    """As AniPortrait, AnimateDiff and data-parallel training save them."""
+    """Files as AniPortrait, AnimateDiff and data-parallel training save them."""
     source, target = small_denoiser(motion=True), small_denoiser(motion=True, seed=5)
     tensors = _published(source, motion=True)
     file = tmp_path / ("motion_module.safetensors" if form == "safetensors" else "mm_sd_v15_v2.ckpt")

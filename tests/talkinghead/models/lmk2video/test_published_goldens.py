@@ -1,4 +1,4 @@
-"""The full-size networks compute what the published ones do (weights by formula; gigabytes and minutes)."""
+"""Full-size networks compute what the published ones do (weights by a formula; gigabytes and minutes)."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _filled(model: nn.Module, kind: Kind) -> None:
 
 @pytest.fixture(scope="module")
 def reference_net() -> Iterator[list[ReferenceNet]]:
-    """In a list that is emptied before the denoiser is made: both at once need too much memory."""
+    """Reference network in a list, which is emptied before the denoiser is made: both need too much memory at once."""
     with torch.device("meta"):
         net = ReferenceNet()
     _filled(net, "reference_unet")
@@ -56,7 +56,7 @@ def reference_net() -> Iterator[list[ReferenceNet]]:
 
 @pytest.fixture(scope="module")
 def features(golden: Golden, reference_net: list[ReferenceNet]) -> dict[str, dict[str, Tensor]]:
-    """Of both references; of the first as guidance uses it; of the one that is not square."""
+    """Features of both references, of the first one alone (as guidance uses it), and of one that is not square."""
     latents, tokens = _tensor(golden, "ref_latent"), _tensor(golden, "clip")
     net = reference_net[0]
     with torch.no_grad():
@@ -69,7 +69,7 @@ def features(golden: Golden, reference_net: list[ReferenceNet]) -> dict[str, dic
 
 @pytest.fixture(scope="module")
 def denoiser(features: Any, reference_net: list[ReferenceNet]) -> Iterator[Denoiser]:
-    """With motion modules; without them it is the same network on single frames but for those modules."""
+    """Denoiser with motion modules; apart from them it is also the network of single frames."""
     reference_net.clear()
     gc.collect()
     with torch.device("meta"):
@@ -83,7 +83,7 @@ def denoiser(features: Any, reference_net: list[ReferenceNet]) -> Iterator[Denoi
 
 @pytest.fixture(scope="module")
 def still(denoiser: Denoiser) -> Denoiser:
-    """Without motion modules, on the same weights in memory."""
+    """Denoiser without motion modules, on the same weights in memory."""
     with torch.device("meta"):
         model = Denoiser()
     state = {key: value for key, value in denoiser.state_dict().items() if ".motion_modules." not in key}
@@ -96,7 +96,7 @@ def _tensor(golden: Golden, key: str) -> Tensor:
 
 
 def _video(golden: Golden, key: str) -> Tensor:
-    """`(b, c, f, h, w)` as stored → `[B, F, C, h, w]`."""
+    """Latents `[B, F, C, h, w]`, stored as `(b, c, f, h, w)`."""
     return _tensor(golden, key).transpose(1, 2)
 
 
@@ -171,7 +171,7 @@ def test_video(golden: Golden, features: dict[str, dict[str, Tensor]], denoiser:
 
 @torch.no_grad()
 def test_first_step_of_the_sampler(shared: Path, features: dict[str, dict[str, Tensor]], denoiser: Denoiser) -> None:
-    """All networks together, on two windows, in the published mode of the PoseGuider."""
+    """All networks together, on two windows, with the published normalisation of the PoseGuider."""
     with torch.device("meta"):
         guider = PoseGuider(**published_pose_guider("published"))
     _filled(guider, "pose_guider")

@@ -1,4 +1,4 @@
-"""The reference network: features by name, of the stock network's transformers."""
+"""Reference network: features by name, equal to those of the stock network's transformers."""
 
 from __future__ import annotations
 

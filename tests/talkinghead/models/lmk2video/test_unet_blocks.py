@@ -1,4 +1,4 @@
-"""The UNet's blocks: the stock ones, but for frames that are normalised for themselves, and for fewer operations."""
+"""Blocks of the UNet: equal to the stock ones, except that each frame has its own norm, and with fewer operations."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_a_new_motion_module_changes_nothing() -> None:
 
 
 def test_a_frozen_network_in_front_may_hand_over_channels_last(module: MotionModule) -> None:
-    """As in stage 2. (Without care PyTorch 2.13 does not fail here: the whole process dies.)"""
+    """Stage 2 does this. Without a contiguous input PyTorch 2.13 does not raise an error here: the process dies."""
     images, gradients = draw(6, 16, 4, 4), []
     for frames in (images, images.contiguous(memory_format=torch.channels_last)):
         module.zero_grad()

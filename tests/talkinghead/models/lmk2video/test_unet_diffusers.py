@@ -1,4 +1,4 @@
-"""What the networks tell `diffusers` under names that it does not promise: it must still listen."""
+"""Private names of `diffusers` that the networks set: the library must still read them."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ def test_speech_of_any_length_has_features(tiny: dict[str, Any], samples: int) -
 @settings(max_examples=10, deadline=None)
 @given(st.integers(1, 30), st.integers(0, 12), st.sampled_from(["group", "layer"]))
 def test_padding_does_not_reach_the_frames_before_it(frames: int, padding: int, norm: str) -> None:
-    """Nor does it change them: with a group norm over time the zeros would count, as in wav2vec 2.0 base."""
+    """Padding does not change the features: with a group norm over time the zeros would count (wav2vec 2.0 base)."""
     encoder = build_encoder(Pretrained("tiny").wav2vec_config() | {"feat_extract_norm": norm}).eval()
     samples = torch.randn(1, frames * 640, generator=torch.Generator().manual_seed(frames))
     want = encode_speech(encoder, samples, frames)
@@ -105,8 +105,8 @@ def test_recordings_of_many_lengths_share_a_batch(lengths: list[int]) -> None:
     mask = torch.arange(total)[None] < torch.tensor(lengths)[:, None]
     samples = torch.zeros(len(lengths), math.ceil(total * per_frame))
     for row, count in enumerate(lengths):
-        heard = math.ceil(count * per_frame)
-        samples[row, :heard] = torch.randn(heard, generator=generator)
+        kept = math.ceil(count * per_frame)
+        samples[row, :kept] = torch.randn(kept, generator=generator)
     out = encode_speech(encoder, samples, total, mask)
     assert out.shape == (len(lengths), total, 128) and out.isfinite().all()
     for row, count in enumerate(lengths):
@@ -128,7 +128,7 @@ def test_other_encoders_of_the_same_layout(model_type: str, stable: bool) -> Non
     out = encode_speech(encoder, samples, 10, mask)
     assert out.shape == (2, 10, 32)
     changed = samples.clone()
-    changed[1, 6 * 640 + 400 :] = 9.0  # behind what any frame in the mask sees
+    changed[1, 6 * 640 + 400 :] = 9.0  # after what any frame in the mask sees
     again = encode_speech(encoder, changed, 10, mask)
     torch.testing.assert_close(again[:, :6], out[:, :6], rtol=1e-4, atol=1e-4)
     assert torch.equal(again[0], out[0])

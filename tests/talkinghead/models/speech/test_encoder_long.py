@@ -37,7 +37,7 @@ def test_windows_cover_all_frames_overlap_alike_and_begin_on_samples(
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 600_000), RATES)
 def test_every_frame_keeps_its_own_samples(count: int, fps: float) -> None:
-    """An encoder that says when a frame begins must give the same from windows as from the whole."""
+    """An encoder that returns the time of each frame must give the same from windows as from the whole."""
     per_frame = 16000 / frame_rate(fps)
 
     def times(samples: torch.Tensor, frames: int) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Sources of speech encoders: never chance, and clear words about folders that are not what they should be."""
+"""Sources of speech encoders: never random weights, and clear errors about folders that hold something else."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from talkinghead.provenance import hash_file
 
 @pytest.fixture(scope="module")
 def ctc_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder such as wav2vec2-base-960h: the encoder under a prefix, beside a head."""
+    """A folder such as wav2vec2-base-960h: the encoder under a prefix, next to a head."""
     folder = tmp_path_factory.mktemp("weights") / "ctc"
     torch.manual_seed(1)
     config: dict[str, Any] = {k: v for k, v in Pretrained("tiny").wav2vec_config().items() if k != "model_type"}

@@ -1,4 +1,4 @@
-"""What a pipeline is asked for stands once: its fields are the pipeline's arguments, described where they stand."""
+"""Requests are defined once: their fields are the pipeline's arguments, described in the request's class."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.support.tiny_pipeline import tiny_request
     [(TalkingHeadPipeline.stream, ClipRequest), (TalkingHeadPipeline.__call__, VideoRequest)],
 )
 def test_arguments_are_the_fields(method: Any, request_class: Any) -> None:
-    """Also for `help`, and portrait and landmarks go without their names."""
+    """Signatures that `help` shows have the fields too; portrait and landmarks are positional."""
     owner, *arguments = inspect.signature(method).parameters.values()
     fields = dataclasses.fields(request_class)
     assert owner.name == "self" and [argument.name for argument in arguments] == [field.name for field in fields]

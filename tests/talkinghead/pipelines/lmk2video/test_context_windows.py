@@ -1,6 +1,6 @@
-"""Windows over a video: nothing left out, no leap from the end to the beginning, shares that add up.
+"""Windows over a video: nothing left out, none from the end to the beginning, and weights that add up to 1.
 
-And the order of work: everything once, nothing before what it needs, and few frames at work at a time.
+Also the order of work: everything once, nothing before what it needs, and few frames in progress at a time.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def test_blocks_divide_the_video(frames: int, sizes: tuple[int, int], closed: bo
     assert [frame for block in layout.blocks for frame in block.frames] == list(range(frames))
     for number, window in enumerate(windows):
         of_blocks = [frame for block in layout.window_blocks[number] for frame in layout.blocks[block].frames]
-        assert of_blocks == list(window), "blocks lie in a window one behind the other"
+        assert of_blocks == list(window), "blocks lie in a window one after the other"
     for number, block in enumerate(layout.blocks):
         assert list(block.windows) == [at for at, window in enumerate(windows) if block.frames[0] in window]
         shares = layout.shares(number)
@@ -83,7 +83,7 @@ def test_refused() -> None:
 @settings(deadline=None)
 @given(frames=st.integers(1, 60), sizes=SMALL_SIZES, steps=st.integers(1, 9), closed=st.booleans())
 def test_any_plan_is_sound(frames: int, sizes: tuple[int, int], steps: int, closed: bool) -> None:
-    """A replay that refuses a prediction of frames behind, and a step of frames that are not wholly predicted."""
+    """Replay that refuses predictions of frames that lack a step, and steps of frames that lack a prediction."""
     layout = WindowLayout(windows=(published_windows if closed else open_windows)(frames, *sizes))
     predicted = [0] * len(layout.windows)
     advanced = [0] * len(layout.blocks)
@@ -106,7 +106,7 @@ def test_any_plan_is_sound(frames: int, sizes: tuple[int, int], steps: int, clos
 
 @pytest.mark.parametrize("frames", [400, 1500])
 def test_the_front_is_as_long_as_there_are_steps(frames: int) -> None:
-    """However long the video: frames that have begun and are not finished lie within about `steps` windows."""
+    """Frames in progress lie within about `steps` windows, whatever the length of the video."""
     steps = 10
     layout = WindowLayout(windows=open_windows(frames, 16, 4))
     begun: set[int] = set()
@@ -122,7 +122,7 @@ def test_the_front_is_as_long_as_there_are_steps(frames: int) -> None:
 
 
 def test_a_closed_loop_has_a_front_at_both_ends() -> None:
-    """25 steps of a minute: twice as many frames at work, and windows of their own count each frame as they overlap."""
+    """Twice as many frames are in progress in 25 steps of a minute; counted by windows, overlaps count repeatedly."""
     opened = most_at_work(WindowLayout(windows=open_windows(1500, 16, 4)), 25)
     closed = most_at_work(WindowLayout(windows=published_windows(1500, 16, 4)), 25)
     assert 300 < opened[0] < 330 and 580 < closed[0] < 640
@@ -131,7 +131,7 @@ def test_a_closed_loop_has_a_front_at_both_ends() -> None:
 
 
 def test_the_first_frames_come_early() -> None:
-    """Before they are handed out, no more is predicted than the slope of the front needs."""
+    """Before the first frames are handed out, only the slope of the wavefront is predicted."""
     steps = 6
     layout = WindowLayout(windows=open_windows(300, 16, 4))
     actions = list(plan(layout, steps))

@@ -1,4 +1,4 @@
-"""Weights whose numbers leave the range of a precision: an error that says what to take, never black frames."""
+"""Weights whose results exceed the range of a precision: an error says which to use; there are no black frames."""
 
 from __future__ import annotations
 

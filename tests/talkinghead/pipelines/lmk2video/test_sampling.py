@@ -28,7 +28,7 @@ LAYOUTS = {
 
 
 class Network:
-    """Looks at each frame, at all frames of a window, at where they stand in it, and at the time."""
+    """Network whose result depends on each frame, on all frames of a window, on their places in it, and on the time."""
 
     def __init__(self) -> None:
         self.begun: Counter[tuple[int, float]] = Counter()
@@ -50,7 +50,7 @@ def scheduler(name: Sampler, steps: int) -> Any:
 
 
 def step_by_step(layout: WindowLayout, sampler: Any, noise: Tensor) -> Tensor:
-    """The plain way: all windows, their weighted mean for all frames, then a step of all frames."""
+    """Latents by the plain loop: all windows, their weighted mean for all frames, then a step of all frames."""
     sampler = copy.deepcopy(sampler)
     weights = np.zeros((len(layout.windows), len(noise)))
     for row, window in zip(weights, layout.windows, strict=True):
@@ -70,8 +70,8 @@ def step_by_step(layout: WindowLayout, sampler: Any, noise: Tensor) -> Tensor:
 
 
 def wavefront(layout: WindowLayout, sampler: Any, noise: Any, **options: Any) -> Tensor:
-    run = ClipSampling(layout, sampler, noise=noise, network=Network(), **options).run()
-    return torch.cat([event.latents for event in run if isinstance(event, Finished)])
+    events = ClipSampling(layout, sampler, noise=noise, network=Network(), **options).run()
+    return torch.cat([event.latents for event in events if isinstance(event, Finished)])
 
 
 @pytest.mark.parametrize("name", get_args(Sampler))
@@ -85,7 +85,7 @@ def test_equals_step_by_step(name: Sampler, layout: WindowLayout) -> None:
 
 
 def test_the_sampler_that_was_given_stays_as_it_is() -> None:
-    """Each block steps a copy: the same scheduler serves the next run."""
+    """Each block steps a copy, so the same scheduler serves the next video."""
     layout, sampler = LAYOUTS["open"], scheduler("dpm++", 5)
     noise = keyed_noise(0, (4, 3, 5), CPU)
     assert torch.equal(wavefront(layout, sampler, noise), wavefront(layout, sampler, noise))
@@ -103,43 +103,45 @@ def test_a_frame_has_its_noise_in_every_video() -> None:
 
 def test_each_step_of_each_block_is_told_and_can_be_changed() -> None:
     layout, sampler = LAYOUTS["open"], scheduler("ddim", 4)
-    told: list[StepDone] = []
+    reported: list[StepDone] = []
 
     def after(done: StepDone) -> Tensor:
-        told.append(done)
+        reported.append(done)
         return torch.full_like(done.latents, 0.25) if done.step == 3 else done.latents
 
     noise = keyed_noise(0, (4, 3, 5), CPU)
     assert (wavefront(layout, sampler, noise, after_step=after) == 0.25).all()
     for block in layout.blocks:
-        of_block = [done for done in told if done.frames == block.frames]
+        of_block = [done for done in reported if done.frames == block.frames]
         assert [done.step for done in of_block] == [0, 1, 2, 3]
         assert [int(done.timestep) for done in of_block] == sampler.timesteps.tolist()
         assert all(len(done.latents) == len(block) for done in of_block)
 
 
 def test_everything_is_computed_once() -> None:
-    """Windows are predicted once in each step, and what concerns a block alone is not repeated for each window."""
+    """Windows are predicted once in each step, and work on a single block is not repeated for each window."""
     network, layout = Network(), LAYOUTS["three windows over a frame"]
-    run = ClipSampling(layout, scheduler("ddim", 4), noise=keyed_noise(0, (4, 3, 5), CPU), network=network)
-    assert sum(not isinstance(event, Finished) for event in run.run()) == run.num_predictions
+    sampling = ClipSampling(layout, scheduler("ddim", 4), noise=keyed_noise(0, (4, 3, 5), CPU), network=network)
+    assert sum(not isinstance(event, Finished) for event in sampling.run()) == sampling.num_predictions
     assert set(network.begun.values()) == {1} and len(network.begun) == 4 * len(layout.blocks)
 
 
 def test_memory_does_not_grow_with_the_video() -> None:
-    """Bytes of the tensors of a run alive while frames are handed out: as many for ten times as many frames."""
+    """Bytes of a sampling's tensors while frames are handed out do not grow with ten times as many frames."""
 
     def most(frames: int) -> int:
         layout = WindowLayout(windows=open_windows(frames, 6, 2))
-        run = ClipSampling(layout, scheduler("unipc", 4), noise=keyed_noise(0, (4, 32, 32), CPU), network=Network())
-        looks = {len(layout.blocks) // 2, len(layout.blocks) // 2 + 1}  # a frame or two of both kinds of blocks
+        sampling = ClipSampling(
+            layout, scheduler("unipc", 4), noise=keyed_noise(0, (4, 32, 32), CPU), network=Network()
+        )
+        measured = {len(layout.blocks) // 2, len(layout.blocks) // 2 + 1}  # a frame or two of both kinds of blocks
         gc.collect()
-        others = _tensors()  # held, so that none of them goes away and none of the run gets the id of one
+        others = _tensors()  # held, so that none is freed and no tensor of the sampling gets its id
         known = {id(tensor) for tensor in others}
         return max(
             sum(tensor.nbytes for tensor in _tensors() if id(tensor) not in known)
-            for event in run.run()
-            if isinstance(event, Finished) and event.block in looks
+            for event in sampling.run()
+            if isinstance(event, Finished) and event.block in measured
         )
 
     short, long = most(60), most(600)
@@ -147,12 +149,12 @@ def test_memory_does_not_grow_with_the_video() -> None:
 
 
 def _tensors() -> list[Tensor]:
-    # issubclass(type()), since isinstance asks proxies of other tests for their class
+    # `issubclass(type(…))`, because `isinstance` calls into proxy objects of other tests.
     return [value for value in gc.get_objects() if issubclass(type(value), Tensor)]
 
 
 def test_the_published_schedule_gives_the_published_steps() -> None:
-    """COMPAT_INFER goes the same way; its first step is from pure noise."""
+    """Sampling with COMPAT_INFER equals the plain loop too; its first step is from pure noise."""
     sampler: Any = COMPAT_INFER.sampler("ddim")
     sampler.set_timesteps(4)
     layout = LAYOUTS["closed"]

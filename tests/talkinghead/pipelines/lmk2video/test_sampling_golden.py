@@ -1,4 +1,4 @@
-"""The published sampling loop, all networks at full size (weights by formula; gigabytes and minutes)."""
+"""Published sampling loop, with all networks at full size (weights by a formula; gigabytes and minutes)."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ CPU = torch.device("cpu")
 GUIDANCE = 3.5
 FIRST_LIMIT = 1e-4
 LIMITS = (1e-4, 1e-4, 2e-4, 5e-4)
-"""Of the latents behind each step, relative."""
+"""Limits of the relative error of the latents after each step."""
 
 
 class Recording(DDIMScheduler):
-    """Remembers what it was given; shared by all copies."""
+    """Sampler that records the predictions it gets, in a list that all copies share."""
 
     seen: ClassVar[list[Tensor]] = []
 
     def step(self, model_output: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """As the sampler does."""
+        """Step of the sampler."""
         self.seen.append(model_output)
         return super().step(model_output, *args, **kwargs)
 
@@ -66,7 +66,7 @@ def _filled(network: type[nn.Module], kinds: tuple[Kind, ...], **settings: Any) 
 
 @pytest.fixture(scope="module")
 def velocity(golden: Mapping[str, np.ndarray]) -> Iterator[GuidedVelocity]:
-    """Both large networks are never there at once."""
+    """Guided velocity, made so that the two large networks are never in memory at once."""
     token = torch.from_numpy(golden["clip"])
     with torch.no_grad():
         features = _filled(ReferenceNet, ("reference_unet",))(torch.from_numpy(golden["ref_latent"]), token, fold=True)
@@ -90,7 +90,7 @@ def _layout() -> WindowLayout:
 
 
 def _error(found: Tensor, want: np.ndarray) -> float:
-    """Frames `[F, C, h, w]` against `(1, C, F, h, w)` as stored."""
+    """Relative error of frames `[F, C, h, w]` from values stored as `(1, C, F, h, w)`."""
     stored = torch.from_numpy(want)[0].transpose(0, 1)
     return float((found - stored).norm() / stored.norm())
 
@@ -112,7 +112,7 @@ def test_the_whole_loop(golden: Mapping[str, np.ndarray], velocity: GuidedVeloci
         if done.step == 0:
             guided[part] = Recording.seen[-1]
         left[done.step] -= len(done.frames)
-        if left[done.step] == 0:  # at once: a whole run takes minutes
+        if left[done.step] == 0:  # checked at once, because sampling to the end takes minutes
             if done.step == 0:
                 assert _error(guided, golden["guided_first"]) < FIRST_LIMIT
             error = _error(latents[done.step], golden[f"latent_after.{done.step}"])
@@ -121,6 +121,6 @@ def test_the_whole_loop(golden: Mapping[str, np.ndarray], velocity: GuidedVeloci
         return done.latents
 
     noise = given_noise(torch.from_numpy(golden["latent"])[0].transpose(0, 1), CPU)
-    run = ClipSampling(_layout(), scheduler, noise=noise, network=velocity, after_step=after)
-    assert sum(1 for _ in run.run()) == run.num_predictions + len(_layout().blocks)
+    sampling = ClipSampling(_layout(), scheduler, noise=noise, network=velocity, after_step=after)
+    assert sum(1 for _ in sampling.run()) == sampling.num_predictions + len(_layout().blocks)
     assert not any(left)

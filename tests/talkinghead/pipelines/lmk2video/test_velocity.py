@@ -34,7 +34,7 @@ def window_guider() -> PoseGuider:
 
 
 def reference_image(guider: PoseGuider) -> Any:
-    """What driving landmarks attend to; None where they do not."""
+    """Reference features to which driving landmarks attend; None for a PoseGuider that does not."""
     if not guider.config["reference_attention"]:
         return None
     return guider.encode_reference(as_input(drawn(LANDMARKS, 64, 64)([0]), guider, CPU))
@@ -47,7 +47,7 @@ def features(guider: PoseGuider, keep: KeepPose = "device", reference: Any = Non
 @torch.no_grad()
 @pytest.mark.parametrize("keep", get_args(KeepPose))
 def test_pose_features_of_windows(networks: TalkingHeadPipeline, keep: KeepPose) -> None:
-    """As if each window were computed for itself; each frame is drawn and seen once where features are kept."""
+    """Features equal those of each window computed for itself; where they are kept, each frame is computed once."""
     guider = networks.pose_guider
     reference = reference_image(guider)
     seen: list[int] = []
@@ -83,7 +83,7 @@ def test_pose_features_that_depend_on_the_window(window_guider: PoseGuider) -> N
 
 
 class Counted:
-    """Calls of a denoiser."""
+    """Counter of the frames in a denoiser's calls and first parts."""
 
     def __init__(self, denoiser: Any) -> None:
         self.frames = 0
@@ -108,7 +108,7 @@ class Counted:
 @pytest.mark.parametrize("share", [True, False])
 @pytest.mark.parametrize("scale", [3.5, 1.0])
 def test_guided_velocity(networks: TalkingHeadPipeline, window_guider: PoseGuider, share: bool, scale: float) -> None:
-    """The formula, from plain calls: nothing begun, folded or projected beforehand."""
+    """Velocities equal the formula on plain calls, with nothing begun, folded or projected beforehand."""
     denoiser, net = networks.denoiser, networks.reference_net
     assert isinstance(denoiser, Denoiser) and isinstance(net, ReferenceNet)
     draws = torch.Generator().manual_seed(0)
