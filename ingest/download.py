@@ -9,8 +9,7 @@ Each try ends in one line of `SOURCE/download.jsonl`:
 
     ok      the file is there
     gone    removed, private or closed account (HTTP 404, 410): not tried again unless asked to
-    failed  anything that may pass (HTTP 403, 429, 5xx, time-out, sign-in wanted, no disk space): tried again by the
-            next download; after several in a row the download stops, since the site is refusing
+    failed  what may pass (HTTP 403, 429, 5xx, time-out, full disk): tried again; several in a row stop the download
 """
 
 from __future__ import annotations

@@ -111,9 +111,7 @@ def _measure(
         "machine": platform.platform(),
         "python": platform.python_version(),
         "model": model.name,
-        "libraries": library_versions(
-            "mediapipe", "ai-edge-litert", "av", "ray", "webdataset", "numpy", "torch", "transformers"
-        ),
+        "libraries": library_versions(*_LIBRARIES),
     }
     return [*annotating, *decoding, *packing, *jobs, *training, *speaking, *showing, *disturbed], about
 
