@@ -68,15 +68,17 @@ def read_members(
     Raises:
         ValueError: The sample has no such member. Exceptions of `read` pass through.
     """
-    places = {member.suffix: member for member in members}
-    if missing := [suffix for suffix in suffixes if suffix not in places]:
-        raise ValueError(f"{path} has no {', '.join(f'{key}.{suffix}' for suffix in missing)}")
+    wanted = list(members)
+    if suffixes:
+        places = {member.suffix: member for member in wanted}
+        if missing := [suffix for suffix in suffixes if suffix not in places]:
+            raise ValueError(f"{path} has no {', '.join(f'{key}.{suffix}' for suffix in missing)}")
+        wanted = [places[suffix] for suffix in suffixes]
     # One read over the whole span: a request costs more than the few bytes between the members. The contents are views.
-    wanted = [places[suffix] for suffix in suffixes or places]
     first = min(member.offset for member in wanted)
     stop = max(member.offset + member.size for member in wanted)
     block = memoryview(read(path, first, stop - first))
-    return {member.suffix: block[member.offset - first :][: member.size] for member in wanted}
+    return {member.suffix: block[member.offset - first : member.offset - first + member.size] for member in wanted}
 
 
 def end_of(members: Iterable[Member]) -> int:
