@@ -169,6 +169,10 @@ def end_by_policy(
     try:
         return call()
     except (Exception, KeyboardInterrupt) as error:
+        if isinstance(error, KeyboardInterrupt):
+            # Where the signal met an exec() (dataclasses and named tuples are made by it while modules are imported),
+            # CPython would end the process by SIGINT, whatever its exit status. Another exec() takes that back.
+            exec("")
         ending = explain(error) or ending_of(error, advice)
         if ending is None:
             raise

@@ -203,6 +203,23 @@ def test_a_sample_and_a_bench_are_interrupted(tmp_path: Path) -> None:
         assert "Traceback" not in err
 
 
+def test_an_interruption_in_the_middle_of_an_exec_is_status_1(tmp_path: Path) -> None:
+    """Modules are imported by commands, and dataclasses are made by exec(): CPython would end by SIGINT (status -2)."""
+    (tmp_path / "main_of_mine.py").write_text(
+        "import sys; from talkinghead.runtime.command_line import run_command_line\n"
+        "def command() -> None:\n    'Does nothing.'\n    exec('raise KeyboardInterrupt')\n"
+        "sys.exit(run_command_line(command, [], prog='it'))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "main_of_mine"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", f"interrupted; {AGAIN.interrupted}\n")
+
+
 def test_a_download_is_interrupted(tmp_path: Path) -> None:
     """The proxy takes the connection and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
