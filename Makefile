@@ -9,37 +9,25 @@ VENV := .venv
 STAMP := $(VENV)/.up-to-date
 PY := $(VENV)/bin/python
 
-# What the user gives on the command line reaches the recipes through the environment, where no shell reads it again.
+# What the user gives on the command line reaches the commands through the environment, where no shell reads it again.
 DATASET ?= folder
-SOURCE ?=
-METADATA ?=
 DATA ?= build/data
-LIMIT ?=
-WORKERS ?=
-ANN ?=
-ENGINE ?=
-CAUSE ?=
-RUN ?=
 RECIPE ?= paper
-STAGE1 ?=
-VAE ?=
-IMAGE_ENCODER ?=
-WIDTH ?=
-HEIGHT ?=
-REFERENCE ?=
-AUDIO ?=
-OUT ?=
-WEIGHTS ?=
-ARGS ?=
-export DATASET SOURCE METADATA DATA LIMIT WORKERS ANN ENGINE CAUSE RUN RECIPE STAGE1 VAE IMAGE_ENCODER WIDTH HEIGHT REFERENCE AUDIO OUT WEIGHTS
+USER_VALUES := DATASET SOURCE METADATA DATA LIMIT WORKERS ANN ENGINE CAUSE RUN RECIPE STAGE1 VAE IMAGE_ENCODER \
+  WIDTH HEIGHT REFERENCE AUDIO OUT WEIGHTS ARGS
+# Make itself would run the `$(shell …)` in a value and turn /x/a$$b into /x/a. From here on all of them are plain text.
+given := $(sort $(USER_VALUES) $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name))))
+$(foreach name,$(given),$(eval override $(name) := $$(value $(name)))$(eval export $(name)))
 
-source_args = --dataset "$$DATASET" $(if $(SOURCE),--source "$$SOURCE") $(if $(METADATA),--metadata "$$METADATA") $(if $(LIMIT),--limit "$$LIMIT")
-worker_args = $(if $(WORKERS),--workers "$$WORKERS") $(ARGS)
-train_args = "$$RECIPE" --data "$$DATA" --run "$$RUN" $(if $(WORKERS),--workers "$$WORKERS") $(ARGS)
-latent_args = $(if $(VAE),--vae "$$VAE") $(if $(IMAGE_ENCODER),--image-encoder "$$IMAGE_ENCODER") $(if $(WIDTH),--width "$$WIDTH") $(if $(HEIGHT),--height "$$HEIGHT")
+# `$(run) MODULE …` is `python -m MODULE …` with the options in ARGS at its end, which no shell reads either.
+run := $(PY) -m talkinghead.runtime.make_command
+source_args = --dataset="$$DATASET" $(if $(SOURCE),--source="$$SOURCE") $(if $(METADATA),--metadata="$$METADATA") $(if $(LIMIT),--limit="$$LIMIT")
+worker_args = $(if $(WORKERS),--workers="$$WORKERS")
+train_args = "$$RECIPE" --data="$$DATA" --run="$$RUN" $(if $(WORKERS),--workers="$$WORKERS")
+latent_args = $(if $(VAE),--vae="$$VAE") $(if $(IMAGE_ENCODER),--image-encoder="$$IMAGE_ENCODER") $(if $(WIDTH),--width="$$WIDTH") $(if $(HEIGHT),--height="$$HEIGHT")
+version_args = $(if $(ANN),--version="$$ANN") $(if $(ENGINE),--engine="$$ENGINE")
 # A file's tests stay in one process: they share what its fixtures make.
-test_args = --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
-version_args = $(if $(ANN),--version "$$ANN") $(if $(ENGINE),--engine "$$ENGINE")
+test_args = --numprocesses auto --maxprocesses 4 --dist loadfile
 
 .PHONY: help setup models demo test test-all bench lint ingest annotate shards verify report reannotate quarantine retry download latents train-audio2mesh train-audio2pose train-stage1 train-stage2 animate clean
 
@@ -64,19 +52,19 @@ $(STAMP): pyproject.toml constraints.txt
 setup: $(STAMP) ## Make the virtual environment (does nothing when it is up to date)
 
 models: $(STAMP) ## Find or fetch the face landmark model
-	$(PY) -m annotate models
+	$(run) annotate models
 
 demo: $(STAMP) ## Embedded sample → shards → four tiny trainings → an animated portrait
-	$(PY) -m orchestration demo --data build/demo $(worker_args)
+	$(run) orchestration demo --data build/demo $(worker_args)
 
 test: $(STAMP) ## Run the tests
-	$(PY) -m pytest $(test_args)
+	$(run) pytest $(test_args)
 
 test-all: $(STAMP) ## Run all tests, the slow ones too
-	$(PY) -m pytest -m 'slow or not slow' $(ARGS)
+	$(run) pytest -m 'slow or not slow'
 
 bench: $(STAMP) ## Measure against the peers; writes build/bench.json
-	$(PY) -m orchestration.bench --output build/bench.json $(ARGS)
+	$(run) orchestration.bench --output build/bench.json
 
 lint: $(STAMP) ## Check style and types
 	$(VENV)/bin/ruff check .
@@ -84,49 +72,49 @@ lint: $(STAMP) ## Check style and types
 	$(VENV)/bin/pyright
 
 ingest: $(STAMP) ## Cut and crop a data set's clips: 25 fps, 16 kHz
-	$(PY) -m orchestration ingest $(source_args) --data "$$DATA" $(worker_args)
+	$(run) orchestration ingest $(source_args) --data="$$DATA" $(worker_args)
 
 annotate: $(STAMP) ## Annotate the ingested clips: landmarks, mesh, pose, blendshapes, quality
-	$(PY) -m orchestration annotate --data "$$DATA" $(version_args) $(worker_args)
+	$(run) orchestration annotate --data="$$DATA" $(version_args) $(worker_args)
 
 shards: $(STAMP) ## Pack WebDataset shards and their index (runs what is missing before)
-	$(PY) -m orchestration shards $(if $(SOURCE),$(source_args)) --data "$$DATA" $(version_args) $(worker_args)
+	$(run) orchestration shards $(if $(SOURCE),$(source_args)) --data="$$DATA" $(version_args) $(worker_args)
 
 verify: $(STAMP) ## Check hashes, counts, order, media and annotation of the shards
-	$(PY) -m shards verify --data "$$DATA" $(if $(ANN),--version "$$ANN") $(ARGS)
+	$(run) shards verify --data="$$DATA" $(if $(ANN),--version="$$ANN")
 
 report: $(STAMP) ## Write DATA/report/index.html
-	$(PY) -m orchestration report --data "$$DATA" $(if $(ANN),--version "$$ANN") $(ARGS)
+	$(run) orchestration report --data="$$DATA" $(if $(ANN),--version="$$ANN")
 
 reannotate: $(STAMP) ## Annotate the packed clips anew as version ANN; media stay untouched
-	$(PY) -m orchestration reannotate --data "$$DATA" $(version_args) $(worker_args)
+	$(run) orchestration reannotate --data="$$DATA" $(version_args) $(worker_args)
 
 quarantine: $(STAMP) ## List the inputs that failed, by cause
-	$(PY) -m orchestration quarantine --data "$$DATA" $(ARGS)
+	$(run) orchestration quarantine --data="$$DATA"
 
 retry: $(STAMP) ## Release the inputs of CAUSE (or all) from quarantine; the next run tries them again
-	$(PY) -m orchestration retry --data "$$DATA" $(if $(CAUSE),--cause "$$CAUSE") $(ARGS)
+	$(run) orchestration retry --data="$$DATA" $(if $(CAUSE),--cause="$$CAUSE")
 
 download: $(STAMP) ## Download a data set's videos into SOURCE (yt-dlp; resumable)
-	$(PY) -m ingest download $(source_args) $(ARGS)
+	$(run) ingest download $(source_args)
 
 latents: $(STAMP) ## Encode the packed images once for both stages (VAE moments, CLIP embeddings)
-	$(PY) -m orchestration latents --data "$$DATA" $(latent_args) $(worker_args)
+	$(run) orchestration latents --data="$$DATA" $(latent_args) $(worker_args)
 
 train-audio2mesh: $(STAMP) ## Train speech → mesh from the shards; the same command resumes
-	$(PY) -m train audio2mesh $(train_args)
+	$(run) train audio2mesh $(train_args)
 
 train-audio2pose: $(STAMP) ## Train speech → head pose from the shards; the same command resumes
-	$(PY) -m train audio2pose $(train_args)
+	$(run) train audio2pose $(train_args)
 
 train-stage1: $(STAMP) ## Train portrait and landmarks → image from the shards; the same command resumes
-	$(PY) -m train stage1 $(train_args)
+	$(run) train stage1 $(train_args)
 
 train-stage2: $(STAMP) ## Train motion on top of STAGE1=RUN of stage 1; the same command resumes
-	$(PY) -m train stage2 $(train_args) $(if $(STAGE1),--config.stage1 "$$STAGE1")
+	$(run) train stage2 $(train_args) $(if $(STAGE1),--config.stage1="$$STAGE1")
 
 animate: $(STAMP) ## Animate a portrait: REFERENCE=face.png AUDIO=speech.wav OUT=video.mp4 WEIGHTS=dir
-	$(PY) -m infer audio $(if $(REFERENCE),--reference "$$REFERENCE") $(if $(AUDIO),--audio "$$AUDIO") $(if $(WEIGHTS),--weights "$$WEIGHTS") $(if $(OUT),--output "$$OUT") $(ARGS)
+	$(run) infer audio $(if $(REFERENCE),--reference="$$REFERENCE") $(if $(AUDIO),--audio="$$AUDIO") $(if $(WEIGHTS),--weights="$$WEIGHTS") $(if $(OUT),--output="$$OUT")
 
 clean: ## Remove build/ and caches
 	rm -rf build .pytest_cache .ruff_cache .hypothesis

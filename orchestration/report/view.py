@@ -169,7 +169,7 @@ def quarantine_groups(state: DataState, data_uri: str) -> list[QuarantineGroup]:
         QuarantineGroup(
             cause=cause,
             total=len(records),
-            retry=f"make retry DATA={shlex.quote(data_uri)} CAUSE={shlex.quote(cause)}",
+            retry=retry_line(data_uri, cause),
             entries=[
                 QuarantineEntry(
                     job=record.job,
@@ -183,6 +183,11 @@ def quarantine_groups(state: DataState, data_uri: str) -> list[QuarantineGroup]:
         )
         for cause, records in sorted(by_cause.items(), key=lambda item: (-len(item[1]), item[0]))
     ]
+
+
+def retry_line(data_uri: str, cause: str) -> str:
+    """Command line that releases the units of a cause, to be copied into a shell; make takes values as they are."""
+    return f"make retry DATA={shlex.quote(data_uri)} CAUSE={shlex.quote(cause)}"
 
 
 def _strip_views(strips: Sequence[Strip]) -> tuple[list[StripView], float, float]:

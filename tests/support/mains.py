@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -33,7 +34,6 @@ def interrupted(
     there: Callable[[], object],
     number: int,
     *,
-    blocked: bool = False,
     env: Mapping[str, str] | None = None,
 ) -> tuple[int, str, str]:
     """Start `python -m …`, send it a signal when it has come so far, and wait for its end.
@@ -42,7 +42,6 @@ def interrupted(
         arguments: After `-m`.
         there: Whether it is where it is to be interrupted.
         number: The signal.
-        blocked: There it waits in a system call. A signal just before that call would be seen only after it.
         env: Added to the environment.
 
     Returns:
@@ -60,7 +59,7 @@ def interrupted(
     )
     try:
         deadline = time.monotonic() + 120
-        while not there() or (blocked and not _sleeps(process.pid)):
+        while not there():
             assert process.poll() is None and time.monotonic() < deadline, process.communicate()
             time.sleep(0.02)
         process.send_signal(number)
@@ -70,29 +69,31 @@ def interrupted(
     return process.returncode, stdout, stderr
 
 
-def _sleeps(process: int) -> bool:
-    """Whether a process sleeps, checked twice, so that it is not just about to go on."""
-    states = []
-    for _ in range(2):
-        states.append(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0])
-        time.sleep(0.05)
-    return states == ["S", "S"]
+_HELD = """\
+import os, sys, time
+
+def hold(event, arguments):
+    if event == "open" and isinstance(arguments[0], (str, bytes)):
+        if os.path.basename(os.fsdecode(arguments[0])) == os.environ["HELD_FILE"]:
+            os.close(os.open(os.environ["HELD_MARKER"], os.O_CREAT | os.O_WRONLY))
+            while True:
+                time.sleep(600)
+
+sys.addaudithook(hold)
+"""
+"""Module that Python imports at its start: opening the file never ends, as on a mount whose server is gone."""
 
 
 @contextlib.contextmanager
-def reader_of(fifo: Path) -> Iterator[Callable[[], bool]]:
-    """Make a named pipe; yields a function that tells whether a process reads it and so waits until the block ends."""
-    os.mkfifo(fifo)
-    held: list[int] = []
+def file_that_never_opens(path: Path) -> Iterator[tuple[Callable[[], bool], dict[str, str]]]:
+    """Make a file whose opening never ends in processes with a certain environment.
 
-    def reads() -> bool:
-        if not held:
-            with contextlib.suppress(OSError):  # nobody reads yet
-                held.append(os.open(fifo, os.O_WRONLY | os.O_NONBLOCK))
-        return bool(held)
-
-    try:
-        yield reads
-    finally:
-        for descriptor in held:
-            os.close(descriptor)
+    Yields:
+        A function that tells whether such a process is opening it, and that environment.
+    """
+    path.touch()
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "sitecustomize.py").write_text(_HELD)
+        marker = Path(folder) / "opening"
+        places = os.pathsep.join([folder, *filter(None, [os.environ.get("PYTHONPATH")])])
+        yield marker.exists, {"PYTHONPATH": places, "HELD_FILE": path.name, "HELD_MARKER": str(marker)}

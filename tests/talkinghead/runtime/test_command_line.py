@@ -24,7 +24,7 @@ from talkinghead.runtime.command_line import (
     run_command_line,
 )
 from talkinghead.runtime.errors import MachineError
-from tests.support.mains import interrupted, make_unreadable, reader_of
+from tests.support.mains import file_that_never_opens, interrupted, make_unreadable
 from tests.support.paths import ROOT
 from tests.support.small_disk import run_with_mounts
 
@@ -173,7 +173,7 @@ def test_a_full_disk_is_status_1(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize(
-    ("arguments", "fifo", "advice"),
+    ("arguments", "file", "advice"),
     [
         ("shards verify --data {root}", "DATASET.json", AGAIN),
         ("orchestration report --data {root}", "DATASET.json", GOES_ON),
@@ -185,10 +185,10 @@ def test_a_full_disk_is_status_1(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_an_interruption_is_status_1(arguments: str, fifo: str, advice: Any, number: int, tmp_path: Path) -> None:
-    (tmp_path / fifo).parent.mkdir(exist_ok=True)
-    with reader_of(tmp_path / fifo) as reads:
-        status, out, err = interrupted(arguments.format(root=tmp_path).split(), reads, number, blocked=True)
+def test_an_interruption_is_status_1(arguments: str, file: str, advice: Any, number: int, tmp_path: Path) -> None:
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    with file_that_never_opens(tmp_path / file) as (opening, environment):
+        status, out, err = interrupted(arguments.format(root=tmp_path).split(), opening, number, env=environment)
     assert (status, out, err) == (1, "", f"interrupted; {advice.interrupted}\n")
 
 
