@@ -5,6 +5,7 @@ Commands are functions. Their arguments are the options, their docstrings the he
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import logging
@@ -18,7 +19,8 @@ from typing import Any
 import tyro
 from tyro.extras import SubcommandApp
 
-from talkinghead.runtime.errors import error_text, is_machine_error
+from talkinghead.runtime.errors import error_text, is_machine_error, printable
+from talkinghead.runtime.printable_stream import PrintableStream
 
 EXIT_STATUS = """\
 The result is the last line on stdout; everything else goes to stderr. Exit status: 0 done, 1 it ran and failed (a full
@@ -177,7 +179,7 @@ def end_by_policy(
         if ending is None:
             raise
         if ending.text:
-            print(ending.text, file=sys.stderr, flush=True)
+            print(printable(ending.text), file=sys.stderr, flush=True)
         # Threads that a library is just starting (Ray's) would crash in the interpreter's cleanup.
         if end_at_once and isinstance(error, KeyboardInterrupt):
             os._exit(ending.status)
@@ -206,7 +208,7 @@ def _with_details(error: BaseException, hint: str = "") -> str:
 
 def _log_to_stderr(level: int) -> None:
     """Log to stderr from a level on; of the chatty libraries, errors only."""
-    stream = logging.StreamHandler(sys.stderr)
+    stream = logging.StreamHandler(PrintableStream(sys.stderr))
     stream.setLevel(level)
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[stream])
     for library in _QUIET_LIBRARIES:
@@ -232,7 +234,9 @@ def result_on_stdout(command: Command) -> Callable[..., int]:
         stdout = os.dup(1)
         os.dup2(2, 1)
         try:
-            result = command(*arguments, **options)
+            # What the command itself prints holds names of files, and those may hold what a terminal obeys.
+            with contextlib.redirect_stderr(PrintableStream(sys.stderr)):
+                result = command(*arguments, **options)
         finally:
             sys.stdout.flush()
             os.dup2(stdout, 1)
@@ -241,15 +245,18 @@ def result_on_stdout(command: Command) -> Callable[..., int]:
         text, error = (result.result, result.error) if isinstance(result, Incomplete) else (result, None)
         delivered = text is None or _write_line(text)
         if error is not None:
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            print(f"error: {printable(error)}", file=sys.stderr, flush=True)
         return 0 if delivered and error is None else 1
 
     return run
 
 
 def _write_line(text: str) -> bool:
-    """Write a line to stdout, file names of any bytes as they are; False when its reader (a closed pipe) is gone."""
-    rest = os.fsencode(text + "\n")
+    """Write a line to stdout; False when its reader (a closed pipe) is gone.
+
+    File names of any bytes are written as they are, for programs that read them; on a terminal they are made printable.
+    """
+    rest = os.fsencode((printable(text) if os.isatty(1) else text) + "\n")
     try:
         while rest:  # a pipe may take a part at a time
             rest = rest[os.write(1, rest) :]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,8 +72,31 @@ def naming(file: str | Path) -> Iterator[None]:
 def error_text(error: BaseException) -> str:
     """Text of an error for people; the operating system's errors with their file, and without their number."""
     if isinstance(error, OSError):
-        return (f"{error.filename}: " if error.filename else "") + (error.strerror or str(error))
+        file = f"{one_line(str(error.filename))}: " if error.filename else ""
+        return file + (error.strerror or str(error))
     return str(error)
+
+
+# All that a terminal obeys (C0 without tab and newline, DEL, C1), and what turns the direction of writing.
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+_LINE_BREAKS = re.compile("[\t\n\u2028\u2029]")
+
+
+def printable(text: str) -> str:
+    """A text of several lines for a terminal, its control characters as escapes (`\\x1b`).
+
+    Names of files and messages about them may be a stranger's: on a terminal they could hide or fake other lines.
+    """
+    return _CONTROLS.sub(_escaped, text)
+
+
+def one_line(name: str) -> str:
+    """A name for a message: like `printable`, and line breaks as escapes too, so that it cannot fake further lines."""
+    return _LINE_BREAKS.sub(_escaped, printable(name))
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return found[0].encode("unicode_escape").decode()
 
 
 def is_machine_error(error: BaseException) -> bool:

@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
+from talkinghead.runtime.printable_stream import underlying
+
 FIRST_LINE_S = 2.0
 """Seconds until the first line, which tells early how long the work will take."""
 LINE_EVERY_S = 10.0
@@ -40,7 +42,9 @@ class Progress:
                 TextColumn("{task.fields[rate]}"),
             )
             times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-            self._bar = RichProgress(*columns, *times, console=Console(stderr=True), transient=True)
+            # Its own control characters have to reach the terminal.
+            console = Console(file=underlying(sys.stderr))
+            self._bar = RichProgress(*columns, *times, console=console, transient=True)
             self._bar.start()
         return self
 
