@@ -129,14 +129,20 @@ class Accounting:
     def csv(self) -> bytes:
         """Content of `inputs.csv`: one line per input."""
         text = io.StringIO(newline="")
-        writer = csv.writer(text, lineterminator="\n")
+        writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)  # else a carriage return would end a row
         writer.writerow(CSV_HEADER)
         for outcome in self.inputs:
             score = "" if outcome.score is None else f"{outcome.score:.6g}"
-            row = (outcome.input, outcome.row.key, outcome.fate, outcome.reason or "", score, " ".join(outcome.keys))
-            writer.writerow(row)
+            texts = (outcome.input, outcome.row.key, outcome.fate, outcome.reason or "", " ".join(outcome.keys))
+            name, key, fate, reason, keys = map(_no_formula, texts)
+            writer.writerow((name, key, fate, reason, score, keys))
         # File names may hold bytes that are no UTF-8 (surrogates, in Python): escape them.
         return text.getvalue().encode("utf-8", "backslashreplace")
+
+
+def _no_formula(text: str) -> str:
+    """The text of a cell; one that a spreadsheet would take for a formula gets an apostrophe in front."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else text
 
 
 def count_reasons(outcomes: Iterable[InputOutcome | PieceOutcome], fate: Fate) -> dict[str, int]:
