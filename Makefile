@@ -41,11 +41,12 @@ help: ## Show this list
 	@echo "  REFERENCE=face.png  AUDIO=speech.wav  OUT=video.mp4  WEIGHTS=dir"
 	@echo "  ANN=version  ENGINE=litert|litert-tracking|tasks|tasks-image  CAUSE=cause  ARGS='further options of a target's command; ARGS=--help lists them'"
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt build-tools.txt
 	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"error: Python 3.11 or later is needed, python3 is {sys.version.split()[0]}")'
 	@python3 -c 'import ensurepip' 2>/dev/null || { echo "error: python3 cannot make virtual environments. On Debian or Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 	python3 -m venv $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,download]'
+	$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes --requirement build-tools.txt
+	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --only-binary :all: --no-build-isolation --editable '.[dev,download]'
 	$(PY) -m talkinghead.runtime.native
 	@touch $@
 
