@@ -16,6 +16,7 @@ from infer.evaluation.video_evaluation import GENERATED, NO_MOTION, TRUTH, Video
 from talkinghead.files.atomic import write_whole
 from talkinghead.geometry.guidance import draw_guidance
 from talkinghead.media.talking_video import write_talking_video
+from talkinghead.schema import check_key
 from talkinghead.timebase import FPS
 
 REFERENCE, ASKED = "reference", "asked"
@@ -44,8 +45,9 @@ class Comparison:
         if self.left <= 0:
             return
         self.left -= 1
-        # Keys of clips that another one drives hold spaces: "<key> by <driver>".
-        name = trace.clip.key.replace(" ", "-")
+        # Keys of clips that another one drives hold spaces: "<key> by <driver>". They come from an index that may be a
+        # stranger's, and make the names of files here.
+        name = "-by-".join(check_key(key) for key in trace.clip.key.split(" by "))
         self.folder.mkdir(parents=True, exist_ok=True)
         write_whole(self.folder / f"sheet-{name}.png", contact_sheet(trace))
         write_comparison_video(trace, self.folder / f"{name}.mp4")

@@ -12,6 +12,7 @@ from infer.weights.pipeline_weights import PipelinePlace, find_pipeline
 from infer.weights.speech_weights import WeightsPlace, find_weights
 
 MODELS = ("audio2mesh", "audio2pose", "lmk2video")
+_MOST = 1_000_000  # GiB or seconds of a metric's network: as good as no limit
 # Options without effect on the speech models; given with one of them, they are an error instead of being ignored.
 _VIDEO_ONLY = (
     "frames",
@@ -26,6 +27,8 @@ _VIDEO_ONLY = (
     "sync_model",
     "fid_model",
     "fvd_model",
+    "metric_memory",
+    "metric_seconds",
 )
 
 
@@ -67,13 +70,19 @@ class EvaluateRequest:
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Device of the video pipeline."""
     identity_model: Path | None = None
-    """TorchScript network that embeds faces, for identity_similarity; its form: infer/metrics/learned_metrics.py."""
+    """TorchScript network that embeds faces, for identity_similarity; its form: infer/metrics/learned_metrics.py. Such
+    a file is a program of its author: each of the four runs in a process of its own that can neither open files nor
+    connect, and only where the system can keep it so (Linux on x86-64 or 64-bit ARM)."""
     sync_model: Path | None = None
     """TorchScript network that embeds lips and sound, for the sync metrics."""
     fid_model: Path | None = None
     """TorchScript network that describes images, for frechet_inception_distance."""
     fvd_model: Path | None = None
     """TorchScript network that describes videos, for frechet_video_distance."""
+    metric_memory: float = 8.0
+    """Memory that each TorchScript network may take, in GiB, in addition to PyTorch's own."""
+    metric_seconds: float = 600.0
+    """Seconds that each TorchScript network may take to load, and for each batch of 16."""
 
     def check(self) -> None:
         """Raise `ValueError` for values that are wrong whatever the data."""
@@ -90,6 +99,10 @@ class EvaluateRequest:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name} is {value}, must be at least 1")
+        for name in ("metric_memory", "metric_seconds"):
+            value = getattr(self, name)
+            if not 0 < value <= _MOST:
+                raise ValueError(f"--{name.replace('_', '-')} is {value:g}, must be above 0 and at most {_MOST:,}")
 
     def find(self) -> WeightsPlace | PipelinePlace:
         """Place of the weights.

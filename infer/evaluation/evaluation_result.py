@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, Literal
 from infer.metrics.registry import Result
 from talkinghead import timebase
 from talkinghead.files.atomic import write_whole
+from talkinghead.files.foreign import read_json
 from talkinghead.provenance import pretty_json
 
 JSON_FILE = "validation.json"
@@ -108,22 +108,34 @@ class Evaluation:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Evaluation:
-        """Inverse of `to_json`; `KeyError` or `TypeError` for anything else."""
-        return cls(
-            kind=value["kind"],
-            protocol=value["protocol"],
-            notes=tuple(value["notes"]),
+        """Inverse of `to_json`; `KeyError`, `TypeError`, `OverflowError` or `ValueError` for anything else."""
+        evaluation = cls(
+            kind=_checked(value["kind"], str),
+            protocol=_checked(value["protocol"], str),
             # JSON has only lists: tuples again, so that the result equals the one that was written.
-            clips=tuple(ClipCount(**clip) for clip in value["clips"]),
+            notes=tuple(_checked(note, str) for note in _checked(value["notes"], list, tuple)),
+            clips=tuple(
+                ClipCount(
+                    key=_checked(clip["key"], str),
+                    num_frames=_checked(clip["num_frames"], int),
+                    num_invalid=_checked(clip["num_invalid"], int),
+                )
+                for clip in value["clips"]
+            ),
             subjects=tuple(
                 Subject(
-                    name=subject["name"],
-                    role=subject["role"],
-                    results=tuple(Result(**result) for result in subject["results"]),
+                    name=_checked(subject["name"], str),
+                    role=_checked(subject["role"], str),
+                    results=tuple(_result(result) for result in subject["results"]),
                 )
                 for subject in value["subjects"]
             ),
         )
+        # Tables and plots take a metric by its place in any of the subjects.
+        metrics = {tuple(result.name for result in subject.results) for subject in evaluation.subjects}
+        if len(metrics) > 1 or () in metrics:
+            raise ValueError("its subjects do not have the same metrics")
+        return evaluation
 
     def summary(self) -> str:
         """Numbers of clips and frames that were measured, in a few words."""
@@ -184,13 +196,35 @@ def read_evaluations(folder: Path) -> dict[str, Evaluation]:
         OSError: There is no file.
     """
     path = folder / JSON_FILE
+    value = read_json(path)
     try:
-        value = json.loads(path.read_bytes())
         if value["format"] != FORMAT:
             raise ValueError(f"it has format {value['format']}, this code reads {FORMAT}")
-        return {item["title"]: Evaluation.from_json(item) for item in value["evaluations"]}
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        return {_checked(item["title"], str): Evaluation.from_json(item) for item in value["evaluations"]}
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise ValueError(f"{path} is no result of an evaluation: {error}") from error
+
+
+def _result(value: Mapping[str, Any]) -> Result:
+    """A metric out of JSON; its numbers are printed and drawn, so that nothing else may stand for one."""
+    return Result(
+        name=_checked(value["name"], str),
+        unit=_checked(value["unit"], str),
+        better=_checked(value["better"], str, type(None)),
+        value=_number(value["value"]),
+        reason_unavailable=_checked(value["reason_unavailable"], str, type(None)),
+        per_clip={key: _number(item) for key, item in _checked(value["per_clip"], dict).items()},
+    )
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(_checked(value, int, float))
+
+
+def _checked(value: Any, *kinds: type) -> Any:
+    if not isinstance(value, kinds):
+        raise TypeError(f"{value!r:.40} stands where {kinds[0].__name__} belongs")
+    return value
 
 
 def number(value: float | None) -> str:
@@ -208,7 +242,7 @@ def number(value: float | None) -> str:
 
 
 def _label(result: Result) -> str:
-    arrow = {"lower": " ↓", "higher": " ↑", None: ""}[result.better]
+    arrow = {"lower": " ↓", "higher": " ↑"}.get(result.better or "", "")
     return result.name + arrow
 
 

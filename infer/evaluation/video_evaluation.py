@@ -21,7 +21,7 @@ from infer.evaluation.driven_clip import DrivenClip
 from infer.evaluation.evaluation_result import ClipCount, Evaluation, Role, Subject
 from infer.metrics import METRICS, Clip, Measurement, Unavailable
 from infer.metrics.face_reading import redetect
-from infer.metrics.learned_metrics import LearnedMeasurement, LearnedModels, embed
+from infer.metrics.learned_metrics import LearnedMeasurement, embed
 from infer.metrics.scripted_model import ScriptedModel
 from talkinghead.models.image.networks import ImageNetworks
 from talkinghead.models.lmk2video.denoiser import Denoiser
@@ -80,7 +80,7 @@ def evaluate_pipeline(
     *,
     sampling: Sampling,
     engine: LandmarkEngine | None,
-    models: LearnedModels | None = None,
+    networks: Mapping[str, ScriptedModel] | None = None,
     compare_motion: bool = True,
     on_clip: ClipCallback | None = None,
     progress: Callable[[str, int, int], None] | None = None,
@@ -92,17 +92,16 @@ def evaluate_pipeline(
         clips: Clips to generate; may come from a generator, one is held at a time. Either all have a truth or none.
         sampling: Settings of the sampling.
         engine: Landmark engine that finds faces in the videos; None: metrics that need it are unavailable.
-        models: Networks of learned metrics; None: none was given.
+        networks: Networks of learned metrics by purpose; None: none was given.
         compare_motion: Whether to generate every clip a second time without motion modules, if the denoiser has them.
         on_clip: Called with every clip that was evaluated.
         progress: Called with (name of the video, predictions of the network done, total).
 
     Raises:
-        ValueError: The pipeline cannot generate these clips, a model cannot be loaded, or two clips have one key.
+        ValueError: The pipeline cannot generate these clips, a network fails, or two clips have one key.
     """
-    # Load the measuring networks, and prepare the pipeline without motion modules to compare with.
-    networks = (models or LearnedModels()).load()
-    measured = _Measured(engine, networks)
+    # Prepare the pipeline without motion modules to compare with.
+    measured = _Measured(engine, networks or {})
     alone = without_motion(pipeline) if compare_motion else None
     for clip in clips:
         if not measured.count(clip):

@@ -12,6 +12,7 @@ from infer.evaluation.evaluation_result import Evaluation
 from infer.evaluation.video_evaluation import Sampling, evaluate_pipeline
 from infer.metrics.face_reading import face_engine
 from infer.metrics.learned_metrics import LearnedModels
+from infer.metrics.scripted_model import ScriptLimits
 from infer.weights.pipeline_weights import PipelinePlace, load_pipeline
 from shards.reader import ShardReader
 from talkinghead.runtime.device import choose_device
@@ -40,13 +41,16 @@ def evaluate_video_split(place: PipelinePlace, request: EvaluateRequest) -> Eval
         raise ValueError(f"the split {request.split!r} of {request.data} has {wanted}")
     # Load what measures first: a wrong file is reported before the large weights are loaded.
     models = LearnedModels(
-        identity=request.identity_model, sync=request.sync_model, fid=request.fid_model, fvd=request.fvd_model
+        identity=request.identity_model,
+        sync=request.sync_model,
+        fid=request.fid_model,
+        fvd=request.fvd_model,
+        limits=ScriptLimits(memory=request.metric_memory, seconds=request.metric_seconds),
     )
-    models.load()
-    engine = face_engine()
-    # Load the pipeline, generate and measure clip by clip.
-    device = choose_device(request.device)
-    with Progress() as progress:
+    with models.loaded() as networks, Progress() as progress:
+        engine = face_engine()
+        # Load the pipeline, generate and measure clip by clip.
+        device = choose_device(request.device)
         progress("load weights", 0, 1)
         pipeline, about = load_pipeline(place, device=device)
         pipeline.set_progress_bar_config(disable=True)
@@ -55,7 +59,7 @@ def evaluate_video_split(place: PipelinePlace, request: EvaluateRequest) -> Eval
             _clips(reader, request, place),
             sampling=Sampling(steps=request.steps, guidance=request.guidance, seed=request.seed),
             engine=engine,
-            models=models,
+            networks=networks,
             on_clip=None if request.output is None else Comparison(request.output),
             progress=progress,
         )

@@ -1,7 +1,8 @@
 """Metrics by networks that the user gives: identity, lip sync, and the Fréchet distances of images and of videos.
 
 None of these networks comes with the program: without its file a metric is unavailable, and the result says why. Each
-file is TorchScript (`infer.metrics.scripted_model`) with a forward of this form, all values float32:
+file is TorchScript, a program of its author that runs confined (`infer.metrics.scripted_model`), with a forward of this
+form, all values float32:
 
     identity  faces `[N, 3, 112, 112]`, RGB in -1 … 1, aligned as for ArcFace → embeddings `[N, D]`
     sync      mouths `[N, 5, 3, 112, 112]`, RGB in 0 … 1, the lower half of five aligned frames fills the image, and
@@ -16,8 +17,9 @@ they exist. Values compare only between evaluations with the same file: its sha2
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
@@ -26,7 +28,7 @@ import numpy as np
 from infer.metrics.face_reading import aligned_faces
 from infer.metrics.lip_sync import sync_score
 from infer.metrics.registry import Better, Clip, Result, Tally, Unavailable
-from infer.metrics.scripted_model import ScriptedModel
+from infer.metrics.scripted_model import ScriptedModel, ScriptLimits
 
 BATCH = 16
 FVD_FRAMES = 16
@@ -90,21 +92,32 @@ LEARNED: dict[str, LearnedMetric] = {
 
 @dataclass(frozen=True, kw_only=True)
 class LearnedModels:
-    """TorchScript files that the user gives, one per purpose."""
+    """TorchScript files that the user gives, one per purpose, and what each of them may take."""
 
     identity: Path | None = None
     sync: Path | None = None
     fid: Path | None = None
     fvd: Path | None = None
+    limits: ScriptLimits = field(default_factory=ScriptLimits)
 
     def load(self) -> dict[str, ScriptedModel]:
-        """Networks that were given: purpose → network.
+        """Networks that were given: purpose → network; each has a process that ends with it, or by its `close`.
 
         Raises:
             ValueError: A file cannot be loaded.
         """
-        given = {item.name: getattr(self, item.name) for item in fields(self)}
-        return {name: ScriptedModel.load(name, path) for name, path in given.items() if path is not None}
+        given = {"identity": self.identity, "sync": self.sync, "fid": self.fid, "fvd": self.fvd}
+        return {name: ScriptedModel.load(name, path, self.limits) for name, path in given.items() if path is not None}
+
+    @contextlib.contextmanager
+    def loaded(self) -> Iterator[dict[str, ScriptedModel]]:
+        """The networks of `load`, whose processes end with the block."""
+        networks = self.load()
+        try:
+            yield networks
+        finally:
+            for network in networks.values():
+                network.close()
 
 
 @dataclass

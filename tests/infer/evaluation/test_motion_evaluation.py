@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -180,8 +181,59 @@ def test_files_and_table(tmp_path: Path) -> None:
         assert (name in text) == ("predicted_mesh" in metric.needs or "predicted_pose" in metric.needs), name
     for wanted in ("lip_vertex_error ↓", "neutral mesh", "0.4 s late", "clip by clip", "mm/s²"):
         assert wanted in text
-    (tmp_path / "validation.json").write_text('{"format": 9}')
-    with pytest.raises(ValueError, match=r"validation\.json is no result"):
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"format": 9}', "is no result .* it has format 9"),
+        ("[" * 50_000 + "]" * 50_000, "is no JSON of ours: it is nested too deeply"),
+        ("[1, 2]", "is no result"),
+        ("{", "is no JSON"),
+        (json.dumps({"format": 1, "evaluations": [{"title": []}]}), "is no result"),
+    ],
+)
+def test_results_that_are_none(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "validation.json").write_text(text)
+    with pytest.raises(ValueError, match=rf"validation\.json {said}") as caught:
+        read_evaluations(tmp_path)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("place", "wrong"),
+    [
+        (("kind",), 3),
+        (("notes",), "abc"),
+        (("clips",), {"a": 1}),
+        (("clips", 0, "num_frames"), "12"),
+        (("subjects", 0, "name"), ["x"]),
+        (("subjects", 0, "results", 0, "value"), "high"),
+        (("subjects", 0, "results", 0, "value"), 10**400),
+        (("subjects", 0, "results", 0, "per_clip"), [1]),
+        (("subjects", 0, "results", 0, "per_clip", "a"), {"b": 1}),
+        (("subjects", 0, "results", 0, "better"), {}),
+        (("subjects", 0, "results"), []),
+        (("subjects", 0, "results", 0, "name"), "another"),
+        (("title",), 3),
+    ],
+)
+def test_a_result_with_other_values_in_it(tmp_path: Path, place: tuple[str | int, ...], wrong: object) -> None:
+    """Whoever prints or draws the numbers of a stranger's run gets numbers, or one line."""
+    write_evaluations(tmp_path, {"pose": evaluate_pose(lambda one: np.zeros((one.num_frames, 6)), CLIPS)})
+    value = json.loads((tmp_path / "validation.json").read_text())
+    at = value["evaluations"][0]
+    for step in place[:-1]:
+        at = at[step]
+    at[place[-1]] = wrong
+    (tmp_path / "validation.json").write_text(json.dumps(value))
+    with pytest.raises(ValueError, match=r"validation\.json is no result of an evaluation: "):
+        read_evaluations(tmp_path)
+
+
+def test_a_result_is_a_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "validation.json")
+    with pytest.raises(ValueError, match=r"validation\.json is a named pipe"):
         read_evaluations(tmp_path)
 
 

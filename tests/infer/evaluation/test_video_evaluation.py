@@ -41,6 +41,33 @@ from tests.support.tiny_pipeline import tiny_pipeline
 QUICK = Sampling(steps=2, guidance=2.0, seed=1)
 
 
+class Describing(torch.nn.Module):
+    """Describes images by their mean colours."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean(dim=[2, 3])
+
+
+class Writing(torch.nn.Module):
+    """Writes a file while it is loaded."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self.path, self.kept = path, torch.zeros(8)
+
+    @torch.jit.export
+    def __getstate__(self) -> tuple[str, bool]:
+        return (self.path, self.training)  # a mapping that is not kept would not be made
+
+    @torch.jit.export
+    def __setstate__(self, state: tuple[str, bool]) -> None:
+        self.path, self.training = state[0], state[1]
+        self.kept = torch.from_file(self.path, True, 8, dtype=torch.uint8).fill_(65)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean(dim=[2, 3])
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory, shared: Path) -> Path:
     root = tmp_path_factory.mktemp("real") / "data"
@@ -190,8 +217,16 @@ def test_sheet_and_video(clip: DrivenClip, tmp_path: Path) -> None:
         frames = list(container.decode(video=0))
         assert len(frames) == clip.num_frames and (frames[0].width, frames[0].height) == (4 * 256, 256 + 18)
         assert container.streams.audio
+    # The driving clip's key is in the name; a key that is none of ours would lead elsewhere.
+    Comparison(tmp_path / "by")(replace(trace, clip=replace(clip, key="one by other")))
+    assert sorted(path.name for path in (tmp_path / "by").iterdir()) == ["one-by-other.mp4", "sheet-one-by-other.png"]
+    for key in ("../out", "one by ../out", "/tmp/out"):
+        with pytest.raises(ValueError, match="must be 1 to 90 characters"):
+            Comparison(tmp_path / "deep" / "er")(replace(trace, clip=replace(clip, key=key)))
+    assert not list(tmp_path.rglob("*out*"))
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
 def test_from_the_command_line(data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     weights, folder = tmp_path / "weights", tmp_path / "found"
     tiny_pipeline(motion=False, width=64, height=64).save_pretrained(weights)
@@ -202,6 +237,11 @@ def test_from_the_command_line(data: Path, tmp_path: Path, capfd: pytest.Capture
     assert title == "val clips" and found.kind == "video" and found.num_frames == 12
     assert any("sha256" in note for note in found.notes)
     assert len(list(folder.glob("sheet-*.png"))) == len(list(folder.glob("*.mp4"))) == 1
+    # A network of the user's measures; one that writes a file while it is loaded does not come to it.
+    torch.jit.script(Describing()).save(str(tmp_path / "fid.pt"))
+    assert main(["evaluate", *few, "--device", "cpu", "--fid-model", str(tmp_path / "fid.pt")]) == 0
+    assert "fid model fid.pt (sha256" in capfd.readouterr().out
+    torch.jit.script(Writing(str(tmp_path / "made"))).save(str(tmp_path / "writing.pt"))
     for more, said in [
         (["--audio2mesh", str(weights)], "give one of --audio2mesh, --audio2pose and --lmk2video"),
         (["--drive", "next"], "fewer than two clips"),
@@ -209,8 +249,12 @@ def test_from_the_command_line(data: Path, tmp_path: Path, capfd: pytest.Capture
         (["--frames", "0"], "--frames is 0"),
         (["--width", "62"], "multiples of 4;"),
         (["--fid-model", str(tmp_path / "gone.pt")], "gone.pt is not there"),
+        (["--fvd-model", str(tmp_path / "writing.pt")], "made> in read-write mode: Operation not permitted"),
+        (["--metric-memory", "0"], "--metric-memory is 0, must be above 0"),
+        (["--metric-seconds", "inf"], "--metric-seconds is inf, must be above 0 and at most"),
         (["--lmk2video", str(tmp_path / "nowhere")], "nowhere"),
     ]:
         assert main(["evaluate", *few, *more]) == 2
         lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
         assert len(lines) == 1 and said in lines[0], lines
+    assert not (tmp_path / "made").exists()

@@ -68,8 +68,9 @@ def face(frames: int) -> np.ndarray:
 
 
 def measured(models: LearnedModels, clip: Clip, reference: np.ndarray | None = None) -> dict[str, Result]:
-    measurement = LearnedMeasurement(models.load())
-    measurement.add(clip, reference)
+    with models.loaded() as networks:
+        measurement = LearnedMeasurement(networks)
+        measurement.add(clip, reference)
     return {result.name: result for result in measurement.results()}
 
 
