@@ -69,11 +69,14 @@ def official_face(geometry_metadata: bytes) -> CanonicalFace:
 
 @pytest.fixture(scope="session")
 def s3() -> Iterator[LocalS3]:
-    """A local S3 server."""
+    """A local S3 server, with its credentials in the environment."""
     from tests.support.object_store import LocalS3
 
     server = LocalS3()
-    yield server
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        yield server
     server.stop()
 
 

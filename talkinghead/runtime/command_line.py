@@ -19,7 +19,9 @@ from typing import Any
 import tyro
 from tyro.extras import SubcommandApp
 
+from talkinghead.files.uri import hide_known_secrets
 from talkinghead.runtime.errors import error_text, is_machine_error, printable
+from talkinghead.runtime.own_arguments import without_own_credentials
 from talkinghead.runtime.printable_stream import PrintableStream
 
 EXIT_STATUS = """\
@@ -100,7 +102,7 @@ def run_command_line(
         SystemExit: Help was asked for (status 0), or an option is wrong (2); the text is printed already.
     """
     call = functools.partial(call_command, commands, arguments, prog=prog, about=about)
-    return end_by_policy(call, advice=advice, end_at_once=end_at_once)
+    return end_by_policy(call, arguments, advice=advice, end_at_once=end_at_once)
 
 
 def call_command(
@@ -145,6 +147,7 @@ def _read_elsewhere() -> int:
 
 def end_by_policy(
     call: Callable[[], int],
+    arguments: Sequence[str] | None = None,
     *,
     advice: Advice,
     explain: Callable[[BaseException], Ending | None] = lambda _: None,
@@ -157,6 +160,7 @@ def end_by_policy(
 
     Args:
         call: Function that does the work and returns the exit status.
+        arguments: The command line, which is refused if it holds credentials; None: the process's own.
         advice: Hints after an interruption or a failure of the machine.
         explain: Function that gives the end of a main's own kinds of errors; None for all others.
         quiet: Whether to log errors only.
@@ -169,6 +173,7 @@ def end_by_policy(
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     _log_to_stderr(logging.ERROR if quiet else logging.INFO)
     try:
+        without_own_credentials(sys.argv if arguments is None else arguments)
         return call()
     except (Exception, KeyboardInterrupt) as error:
         if isinstance(error, KeyboardInterrupt):
@@ -179,7 +184,7 @@ def end_by_policy(
         if ending is None:
             raise
         if ending.text:
-            print(printable(ending.text), file=sys.stderr, flush=True)
+            print(printable(hide_known_secrets(ending.text)), file=sys.stderr, flush=True)
         # Threads that a library is just starting (Ray's) would crash in the interpreter's cleanup.
         if end_at_once and isinstance(error, KeyboardInterrupt):
             os._exit(ending.status)

@@ -16,6 +16,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from talkinghead.files.uri import hide_known_secrets
+from talkinghead.runtime.errors import MachineError
+from talkinghead.runtime.own_arguments import blank_credentials
+from talkinghead.runtime.ray_folder import RayFolder, make_ray_folder
 from talkinghead.runtime.threads import wait_settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,6 +28,10 @@ CONNECT_SECONDS = 10
 """Time to wait for a cluster that does not answer, in seconds; Ray itself tries for minutes."""
 OBJECT_STORE_BYTES = 128 << 20
 """Size of a private Ray's object store: enough where only paths, settings and small records cross the object store."""
+_LOOPBACK = "127.0.0.1"
+_TOKEN_VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+_LOOPBACK_VARIABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""Ray's switch for nodes on addresses that others reach; off on Windows and macOS, where it makes firewalls ask."""
 
 
 def cluster_address(given: str | None) -> str | None:
@@ -54,42 +62,94 @@ def ray_cluster(
 
     Raises:
         ValueError: There is no cluster at the address, or it does not let this process in.
+        MachineError: A private one does not start.
     """
     # 0: Ray leaves CUDA_VISIBLE_DEVICES alone in tasks without a GPU. Releases whose default differs print a notice.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    if address is None:
-        _start_private(cpus, dict(variables or {}), object_store_bytes)
-    else:
-        _join(address, dict(variables or {}))
-    import ray
+    with contextlib.ExitStack() as stack:
+        stack.callback(
+            _set_environment, {name: os.environ.get(name) for name in (*_TOKEN_VARIABLES, _LOOPBACK_VARIABLE)}
+        )
+        if address is None:
+            folder = _start_private(cpus, variables, object_store_bytes)
+            stack.callback(folder.remove)
+        else:
+            _join(address, dict(variables or {}))
+        import ray
 
-    try:
+        stack.callback(ray.shutdown)
         yield
-    finally:
-        ray.shutdown()
 
 
-def _start_private(cpus: int, variables: dict[str, str], object_store_bytes: int) -> None:
-    """Start a Ray that only this process uses."""
-    # A token of its own keeps other users of the machine out, and spares Ray writing one into a home folder that may
-    # not be there; naming the mode spares its notice that there is one.
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
-    if os.environ["RAY_AUTH_MODE"] == "token" and "RAY_AUTH_TOKEN_PATH" not in os.environ:
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+def _start_private(
+    cpus: int, variables: Mapping[str, str] | None = None, object_store_bytes: int = OBJECT_STORE_BYTES
+) -> RayFolder:
+    """Start a Ray that only this process uses.
+
+    Returns:
+        The folder of its files.
+
+    Raises:
+        MachineError: It does not start.
+        ValueError: There is no place for its files.
+    """
+    # A token of its own keeps other users of the machine out, whatever the environment says about tokens: one that is
+    # set there may be that of a cluster, which all its users know. Nothing is sent to Ray's makers.
+    _set_environment(
+        {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": secrets.token_hex(32),
+            "RAY_AUTH_TOKEN_PATH": None,
+            "RAY_USAGE_STATS_ENABLED": "0",
+            _LOOPBACK_VARIABLE: "0",
+        }
+    )
+    blank_credentials()
+    _read_environment_anew()
     import ray
+    from ray.exceptions import RayError
 
     # Workers import our packages from this checkout, whatever the working folder is. Everything that talks or serves
-    # is off: no dashboard, no log lines of workers on the terminal.
+    # is off: no dashboard, no log lines of workers on the terminal. What has to listen does so on the loopback address.
     places = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    ray.init(
-        address="local",
-        num_cpus=cpus,
-        object_store_memory=object_store_bytes,
-        include_dashboard=False,
-        runtime_env={"env_vars": variables | {"PYTHONPATH": os.pathsep.join(places)}},
-        logging_level=logging.ERROR,
-        log_to_driver=False,
-    )
+    folder = make_ray_folder()
+    try:
+        ray.init(
+            address="local",
+            num_cpus=cpus,
+            object_store_memory=object_store_bytes,
+            include_dashboard=False,
+            runtime_env={"env_vars": dict(variables or {}) | {"PYTHONPATH": os.pathsep.join(places)}},
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+            _node_ip_address=_LOOPBACK,
+            _temp_dir=str(folder.temporary),
+        )
+    except (OSError, RuntimeError, RayError) as error:
+        # The folder stays for the logs, until the next private Ray sweeps it.
+        reason = " ".join(hide_known_secrets(str(error)).split())
+        raise MachineError(f"cannot start Ray: {reason} (logs below {folder.temporary})") from error
+    return folder
+
+
+def _set_environment(variables: Mapping[str, str | None]) -> None:
+    """Set environment variables of this process; None: take it away."""
+    for name, value in variables.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+def _read_environment_anew() -> None:
+    """Let Ray take its token and its addresses from the environment as it is now, even if it was imported before."""
+    from ray._private import ray_constants
+    from ray._raylet import AuthenticationTokenLoader, Config  # pyright: ignore[reportAttributeAccessIssue]
+
+    # In this order: threads of an earlier Ray that still end would miss the token in the mode that asks for one.
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
+    ray_constants.ENABLE_RAY_CLUSTER = os.environ.get(_LOOPBACK_VARIABLE) != "0"
 
 
 def _join(address: str, variables: dict[str, str]) -> None:
@@ -98,6 +158,8 @@ def _join(address: str, variables: dict[str, str]) -> None:
     _check_answers(address)
     _use_token_that_is_there()
     os.environ.setdefault("RAY_gcs_server_port_wait_time_s", str(CONNECT_SECONDS))
+    blank_credentials()
+    _read_environment_anew()
     import ray
     from ray.exceptions import RayError
 
@@ -109,7 +171,7 @@ def _join(address: str, variables: dict[str, str]) -> None:
             # A missing or wrong token shows in the exception or only in what Ray's C++ code printed.
             refused = "uthenticat" in said() + str(error)
             hint = " (it asks for a token: set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH)" if refused else ""
-            reason = " ".join(str(error).split())
+            reason = " ".join(hide_known_secrets(str(error)).split())
             raise ValueError(f"cannot join the Ray cluster at {address}: {reason}{hint}") from error
 
 
@@ -152,6 +214,8 @@ def _check_answers(address: str) -> None:
     Raises:
         ValueError: The text is no address, nothing answers there, or something other than Ray does.
     """
+    if "@" in address:
+        raise ValueError("RAY_ADDRESS holds a user or password, must be HOST:PORT; a token belongs into RAY_AUTH_TOKEN")
     place = address.removeprefix("ray://")
     host, colon, port = place.rpartition(":")
     if place == "auto":

@@ -149,6 +149,28 @@ def test_wrong_token_is_one_clear_error(head: Head, sample_source: Path, tmp_pat
     assert "gcs_client" not in errors and "Traceback" not in errors
 
 
+@pytest.mark.slow
+def test_no_credentials_in_the_table_of_jobs(head: Head) -> None:
+    """Whoever may use a cluster sees the command lines of all jobs, and what is sent with them."""
+    code = """
+import sys
+from talkinghead.runtime.ray_cluster import ray_cluster
+with ray_cluster(sys.argv[1], 1):
+    from ray._private.worker import global_worker
+    print(global_worker.gcs_client.get_all_job_info())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, head.address, "--data=s3://AKIDAKID:DUMMYSECRET@bucket/x"],
+        cwd=ROOT,
+        env=head.environment() | {"AWS_SECRET_ACCESS_KEY": "of-this-node-only"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "--data=s3://" in done.stdout
+    assert not [word for word in ("DUMMYSECRET", "of-this-node-only", head.token) if word in done.stdout]
+
+
 def start(head: Head, source: Path, data: Path, **variables: str) -> subprocess.Popen[str]:
     arguments = ["shards", "--source", str(source), "--data", str(data), *TWO_SHARDS]
     return subprocess.Popen(

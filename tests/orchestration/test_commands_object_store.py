@@ -13,7 +13,7 @@ from orchestration.units.ledger import quarantined
 from talkinghead.files.storage import Storage
 from talkinghead.runtime.errors import UnreachableError
 from tests.support.job_commands import ROOT, TWO_SHARDS, Command
-from tests.support.object_store import SECRET, LocalS3
+from tests.support.object_store import ACCESS_KEY, SECRET, LocalS3
 
 FOLDERS = ("ann", "catalog", "index", "plans", "quarantine", "records", "report", "runs", "units")
 
@@ -43,7 +43,7 @@ def test_finished_data_set_in_an_object_store(
     verified = command("shards", "verify", "--data", uri, "--deep")
     assert "ok" in verified.stdout
     report = command("orchestration", "report", "--data", uri)
-    assert report.stdout.startswith("s3://***@clips/copied/report/index.html?")
+    assert report.stdout.startswith("s3://clips/copied/report/index.html?")
     again = command("orchestration", "shards", "--source", sample_source, "--data", uri)
     assert again.stderr.count(" 0 done now, 0 quarantined") == 4
     wrong = command("orchestration", "report", "--data", s3.uri("nothing"), check=False)
@@ -85,7 +85,7 @@ def test_server_that_goes_away_stops_the_job_and_loses_nothing(
     finally:
         s3.start()
     lines = [line for line in errors.splitlines() if line.startswith("error: ")]
-    assert driver.returncode == 1 and len(lines) == 1 and "cannot reach s3://***@clips/interrupted" in lines[0], errors
+    assert driver.returncode == 1 and len(lines) == 1 and "cannot reach s3://clips/interrupted" in lines[0], errors
     assert "Traceback" not in errors and SECRET not in errors
     assert not [record for record in quarantined(storage) if not record.cause.startswith("media:")]
 
@@ -93,8 +93,28 @@ def test_server_that_goes_away_stops_the_job_and_loses_nothing(
     assert tars(storage) == tars(Storage(finished))
 
 
+def test_wrong_credentials_are_one_clear_error(s3: LocalS3, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIDofanother")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret-of-another")
+    done = command("orchestration", "report", "--data", s3.uri("x"), check=False)
+    assert done.returncode == 1 and done.stderr.startswith("error: cannot reach s3://clips/x")
+    assert done.stderr.count("\n") == 1 and "of-another" not in done.stderr and "ofanother" not in done.stderr
+
+
+def test_code_may_give_credentials_in_a_uri(s3: LocalS3, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in s3.environment:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    storage = Storage(s3.uri_with_credentials("given"))
+    storage.write("file", b"content")
+    assert storage.read("file") == b"content" and storage.uri.startswith("s3://***@clips/given?")
+    with pytest.raises(UnreachableError) as refused:
+        Storage(s3.uri("given")).read("file")
+    assert ACCESS_KEY not in str(refused.value)
+
+
 def test_unreachable_place_is_one_clear_error(s3: LocalS3) -> None:
-    nowhere = Storage(s3.uri("x").replace("@clips", "@no-such-bucket"))
+    nowhere = Storage(s3.uri_with_credentials("x").replace("@clips", "@no-such-bucket"))
     with pytest.raises(UnreachableError, match=r"cannot reach s3://\*\*\*@no-such-bucket.*does not exist"):
         nowhere.check_writable()
 

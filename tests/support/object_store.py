@@ -1,33 +1,52 @@
-"""A local S3 server that can go away and come back with what it holds."""
+"""A local S3 server that asks for credentials, and can go away and come back with what it holds."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+from urllib.parse import quote
 
 import boto3
 from moto.server import ThreadedMotoServer
 
-SECRET = "s3cr3t-of-the-tests"
+ACCESS_KEY = "AKIDofthetests"
+SECRET = "s3cr3t/of+the=tests"
+
+Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 
 class LocalS3:
-    """An S3 server on a free port, with one bucket."""
+    """An S3 server on a free port, with one bucket.
+
+    Attributes:
+        environment: Environment variables with its credentials, for whoever is to read and write there.
+    """
 
     def __init__(self) -> None:
-        self._server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-        self._server.start()
-        self.host, self.port = self._server.get_host_and_port()
+        self.environment = {
+            "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET,
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
+        self.host, self.port = "127.0.0.1", 0
+        self.start()
         client = boto3.client(
             "s3",
             endpoint_url=f"http://{self.host}:{self.port}",
             region_name="us-east-1",
-            aws_access_key_id="key",
+            aws_access_key_id=ACCESS_KEY,
             aws_secret_access_key=SECRET,
         )
         client.create_bucket(Bucket="clips")
 
     def uri(self, folder: str) -> str:
-        """A folder in the bucket, with credentials."""
+        """A folder in the bucket, for which the environment has to hold the credentials."""
         endpoint = f"endpoint_override={self.host}:{self.port}&scheme=http&region=us-east-1"
-        return f"s3://key:{SECRET}@clips/{folder}?{endpoint}"
+        return f"s3://clips/{folder}?{endpoint}"
+
+    def uri_with_credentials(self, folder: str) -> str:
+        """A folder in the bucket, with credentials: for code that uses the library, not for command lines."""
+        return self.uri(folder).replace("://", f"://{ACCESS_KEY}:{quote(SECRET, safe='')}@")
 
     def stop(self) -> None:
         """Refuse connections from now on."""
@@ -37,3 +56,20 @@ class LocalS3:
         """Start the server again, with all its objects."""
         self._server = ThreadedMotoServer(ip_address=self.host, port=self.port, verbose=False)
         self._server.start()
+        self.host, self.port = self._server.get_host_and_port()
+        server = self._server._server
+        assert server is not None
+        server.app = _refusing_strangers(server.app)
+
+
+def _refusing_strangers(application: Application) -> Application:
+    """An application that answers only requests signed with our key; moto itself answers all."""
+
+    def answer(environment: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        given = environment.get("HTTP_AUTHORIZATION", "")
+        if f"Credential={ACCESS_KEY}/" in given:
+            return application(environment, start_response)
+        start_response("403 Forbidden", [("Content-Type", "application/xml")])
+        return [f"<Error><Code>InvalidAccessKeyId</Code><Message>no such key: {given}</Message></Error>".encode()]
+
+    return answer

@@ -1,13 +1,24 @@
-"""What Ray is told: which packages go to a cluster, and at which address one is looked for."""
+"""What Ray is told: what goes to a cluster, at which address one is looked for, and who else may use a private one."""
 
 from __future__ import annotations
 
+import json
+import os
+import stat
+import subprocess
+import sys
 import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import grpc
 import pytest
 
-from talkinghead.runtime.ray_cluster import cluster_address, our_packages
+from talkinghead.runtime.ray_cluster import cluster_address, our_packages, ray_cluster
+from talkinghead.runtime.ray_folder import make_ray_folder
+from tests.support.paths import ROOT
 
 
 def test_package_holds_our_packages_only(tmp_path: Path) -> None:
@@ -35,3 +46,176 @@ def test_an_empty_address_is_a_private_ray(monkeypatch: pytest.MonkeyPatch) -> N
     assert cluster_address(None) == "head:6379" and cluster_address("other:1") == "other:1"
     monkeypatch.setenv("RAY_ADDRESS", "")
     assert cluster_address(None) is None
+
+
+PRIVATE = """
+import json, os, pathlib, sys
+from talkinghead.runtime.ray_cluster import ray_cluster
+
+def descendants(pid):
+    children = [int(child) for task in pathlib.Path(f"/proc/{pid}/task").iterdir()
+                for child in (task / "children").read_text().split()]
+    return [pid, *(one for child in children for one in descendants(child))]
+
+def facts():
+    import ray
+    from ray._private import worker
+    values = ray.get(ray.remote(lambda: dict(os.environ)).remote())
+    listening = {}
+    for table in ("tcp", "tcp6"):
+        for line in pathlib.Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A":
+                listening[f"socket:[{fields[9]}]"] = fields[1]
+    ours, arguments = [], ""
+    for pid in descendants(os.getpid()):
+        arguments += pathlib.Path(f"/proc/{pid}/cmdline").read_text()
+        for file in pathlib.Path(f"/proc/{pid}/fd").iterdir():
+            try:
+                ours.append(os.readlink(file))
+            except OSError:
+                pass
+    return {
+        "token": values["RAY_AUTH_TOKEN"],
+        "worker": values,
+        "folder": worker._global_node.get_session_dir_path(),
+        "gcs": ray.get_runtime_context().gcs_address,
+        "jobs": str(worker.global_worker.gcs_client.get_all_job_info()),
+        "arguments": arguments,
+        "listening": [listening[name] for name in ours if name in listening],
+    }
+
+def told():
+    return {name: os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")}
+
+before = told()
+with ray_cluster(None, 1):
+    print(json.dumps(facts()), flush=True)
+    sys.stdin.readline()
+with ray_cluster(None, 1):  # another one in the same process
+    print(json.dumps(facts()), flush=True)
+assert told() == before
+"""
+
+
+@dataclass
+class Private:
+    """Two private Rays of a process, of which the first runs until it is told to end."""
+
+    process: subprocess.Popen[str]
+    facts: dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def private(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Private]:
+    """A private Ray in an environment that would open it, and with credentials in the command line."""
+    token = tmp_path_factory.mktemp("token") / "token"
+    token.write_text("the-token-of-everybody")
+    process = subprocess.Popen(
+        [sys.executable, "-c", PRIVATE, "--data=s3://AKIDAKID:DUMMYSECRET@bucket/x"],
+        cwd=ROOT,
+        env=os.environ
+        | {"RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN": "of-everybody", "RAY_AUTH_TOKEN_PATH": str(token)}
+        | {"RAY_USAGE_STATS_ENABLED": "1", "AWS_SECRET_ACCESS_KEY": "for-the-workers"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        yield Private(process, json.loads(process.stdout.readline()))
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_private_ray_listens_on_the_loopback_address_only(private: Private) -> None:
+    """Ray's own switch for this is meant for Windows and macOS: this notices when it no longer works."""
+    assert len(private.facts["listening"]) >= 8
+    hosts = {address.partition(":")[0] for address in private.facts["listening"]}
+    assert hosts <= {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
+
+
+def test_private_ray_has_a_token_of_its_own(private: Private) -> None:
+    """Whatever the environment says; and it is in no command line and in no table."""
+    token = private.facts["token"]
+    assert len(token) == 64 and private.facts["worker"]["RAY_AUTH_MODE"] == "token"
+    assert token not in private.facts["arguments"] and token not in private.facts["jobs"]
+    for given in (None, "of-everybody", "the-token-of-everybody", token):
+        assert _answers(private.facts["gcs"], given) == (given == token)
+
+
+def _answers(address: str, token: str | None) -> bool:
+    """Whether Ray's head lists the cluster's jobs for whoever has a token."""
+    call = "/ray.rpc.JobInfoGcsService/GetAllJobInfo"
+    given = (("authorization", f"Bearer {token}"),) if token else ()
+    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        try:
+            channel.unary_unary(call)(b"", timeout=60, metadata=given)
+        except grpc.RpcError as error:
+            assert error.code() == grpc.StatusCode.UNAUTHENTICATED  # type: ignore[attr-defined]
+            return False
+    return True
+
+
+def test_private_ray_keeps_its_files_from_others(private: Private) -> None:
+    folder = Path(private.facts["folder"])
+    own = folder.parents[1]
+    assert own.name.startswith("th-ray-") and stat.S_IMODE(own.stat().st_mode) == 0o700
+    sockets = [path for path in folder.rglob("*") if path.is_socket()]
+    assert {"raylet", "plasma_store"} <= {path.name for path in sockets}
+    if os.geteuid() == 0:
+        taken = ["mv", str(sockets[0]), f"{sockets[0]}.taken"]
+        done = subprocess.run(taken, user=65534, group=65534, extra_groups=[], capture_output=True, text=True)
+        assert "ermission denied" in done.stderr and sockets[0].exists()
+
+
+def test_credentials_reach_workers_by_the_environment_only(private: Private) -> None:
+    assert private.facts["worker"]["AWS_SECRET_ACCESS_KEY"] == "for-the-workers"
+    for shown in (private.facts["jobs"], private.facts["arguments"]):
+        assert "DUMMYSECRET" not in shown and "AKIDAKID" not in shown and "for-the-workers" not in shown
+    assert "--data=s3://" in private.facts["jobs"], "Ray shows the command line, so it has to be blanked"
+
+
+def test_private_ray_sends_nothing_to_its_makers(private: Private) -> None:
+    assert private.facts["worker"]["RAY_USAGE_STATS_ENABLED"] == "0"
+
+
+def test_private_ray_leaves_nothing(private: Private) -> None:
+    """The last test of this one: the first Ray ends, another one starts in the process and ends, too."""
+    rest, _ = private.process.communicate("\n")
+    second = json.loads(rest)
+    assert private.process.returncode == 0
+    assert second["token"] != private.facts["token"]
+    for facts in (private.facts, second):
+        assert not Path(facts["folder"]).parents[1].exists()
+
+
+def test_address_with_a_password_is_not_shown() -> None:
+    with pytest.raises(ValueError, match="RAY_AUTH_TOKEN") as caught, ray_cluster("user:word@host:6379", 1):
+        pass
+    assert "word@" not in str(caught.value)
+
+
+@pytest.mark.slow
+def test_private_ray_that_does_not_start_is_one_clear_error() -> None:
+    """Its processes cannot write more than some bytes of their logs."""
+    code = """
+import resource, sys
+from talkinghead.runtime.command_line import run_command_line
+
+def start() -> str:
+    from talkinghead.runtime.ray_cluster import ray_cluster
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+    with ray_cluster(None, 1):
+        return "started"
+
+sys.exit(run_command_line(start, [], prog="start"))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    line = done.stderr.splitlines()[-1]
+    assert done.returncode == 1 and line.startswith("error: cannot start Ray: "), done.stderr
+    logs = Path(line.partition("(logs below ")[2].partition(")")[0])
+    assert list(logs.rglob("gcs_server.out"))
+    make_ray_folder().remove()
+    assert not logs.exists(), "the next start sweeps them"
