@@ -10,14 +10,23 @@ from typing import Annotated
 import tyro
 
 from ingest.catalog import Catalog, build_catalog, write_catalog
-from ingest.download import LOG_NAME, DownloadResult, DownloadSettings, targets
+from ingest.download import DownloadSettings, targets
 from ingest.download import download as fetch
+from ingest.download_log import LOG_NAME, DownloadResult
+from ingest.source_listing import display_path
 from talkinghead.files.storage import Storage
 from talkinghead.runtime.command_line import GOES_ON, Incomplete, run_command_line
 from talkinghead.schema import Dataset, DownloadableDataset
 
 
-def catalog(dataset: Dataset, source: Path, data: str, metadata: Path | None = None, limit: int | None = None) -> str:
+def catalog(
+    dataset: Dataset,
+    source: Path,
+    data: str,
+    metadata: Path | None = None,
+    limit: int | None = None,
+    follow_links: bool = False,
+) -> str:
     """Read a data set's metadata, find each clip's video in SOURCE, and write DATA/catalog/<dataset>.parquet.
 
     Args:
@@ -25,11 +34,12 @@ def catalog(dataset: Dataset, source: Path, data: str, metadata: Path | None = N
         data: Folder or URI (s3://, gs://, …) of the data set that is being built.
         metadata: Folder or file with the official metadata; default: SOURCE/metadata, then SOURCE.
         limit: Keep this many clips, those with a video first.
+        follow_links: Take links that lead out of SOURCE; only for a folder of links of your own.
     """
     storage = Storage(data)
     # DATA may lie inside SOURCE: what earlier jobs wrote there is no source of clips.
     exclude = [storage.local_root] if storage.local_root else []
-    built = build_catalog(dataset, source, metadata, limit, exclude=exclude)
+    built = build_catalog(dataset, source, metadata, limit, exclude=exclude, follow_links=follow_links)
     path = write_catalog(storage, built)
     _summarise(built)
     return storage.describe(path)
@@ -41,21 +51,23 @@ def download(
     settings: Annotated[DownloadSettings, tyro.conf.arg(name="")],
     metadata: Path | None = None,
     limit: int | None = None,
+    follow_links: bool = False,
 ) -> str | Incomplete:
     """Fetch the missing videos of a data set with yt-dlp, slowly; give the command again to go on where it stopped.
 
-    Every try is a line of SOURCE/download.jsonl: ok; gone (removed or private: not tried again); failed (refused,
-    timed out, …: tried again by the next command).
+    Every try is a line of SOURCE/download.jsonl: ok; gone (removed or private: not tried again); failed (timed out, …:
+    tried again by the next command); refused (too large, live, another site, an address of the local network).
 
     Args:
         source: Folder for the videos; what is there is not fetched again.
-        settings: Quality, pace and retries.
+        settings: Quality, pace, retries, and limits.
         metadata: Folder or file with the official metadata; default: SOURCE/metadata, then SOURCE.
         limit: Fetch the videos of this many clips only, counting those whose video is there.
+        follow_links: Take links in SOURCE that lead out of it for videos that are there.
     """
     # The catalog tells which videos are missing; nothing of it is written here.
     source.mkdir(parents=True, exist_ok=True)
-    listed = build_catalog(dataset, source, metadata, limit)
+    listed = build_catalog(dataset, source, metadata, limit, follow_links=follow_links)
     wanted = targets(listed.rows)
     _log(f"{len(listed.rows)} clips; {len(listed.paths)} videos are there, {len(wanted)} to fetch")
     started = time.monotonic()
@@ -68,15 +80,16 @@ def download(
 
     # Fetch them one by one; every try is on the disk before the next one begins.
     summary = fetch(wanted, source, settings, on_result=report, on_message=_log)
-    counts = ", ".join(f"{summary.count(status)} {status}" for status in ("ok", "gone", "failed"))
+    counts = ", ".join(f"{summary.count(status)} {status}" for status in ("ok", "gone", "failed", "refused"))
     _log(f"{counts}, {summary.skipped_gone} known to be gone, {summary.not_tried} not tried")
     # An incomplete download is no error: the exit status asks for the same command again.
     result = str(source / LOG_NAME)
-    if summary.not_tried:
-        stop = f"stopped after {settings.stop_after} failures in a row: the site is refusing"
-        return Incomplete(result, f"{stop}; run the same command again later")
+    if summary.stopped:
+        return Incomplete(result, f"stopped after {summary.stopped}; run the same command again later")
     if failed := summary.count("failed"):
         return Incomplete(result, f"{failed} videos could not be fetched; run the same command again to try them again")
+    if refused := summary.count("refused"):
+        return Incomplete(result, f"{refused} videos were refused, for the reasons above; --help lists the limits")
     return result
 
 
@@ -114,7 +127,8 @@ def _summarise(catalog: Catalog) -> None:
 
 
 def _log(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
+    # One line each, whatever names of files and messages of sites hold.
+    print(display_path(message), file=sys.stderr, flush=True)
 
 
 COMMANDS = (catalog, download, sample)

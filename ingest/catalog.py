@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import itertools
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -14,7 +13,8 @@ import pyarrow.parquet as pq
 
 from ingest.adapters import adapter_of
 from ingest.adapters.metadata import Adapter
-from ingest.source_listing import Problem, display_path, from_stored, list_source, to_stored
+from ingest.source_files import is_inside, leads_out
+from ingest.source_listing import Problem, Problems, display_path, from_stored, list_source, to_stored
 from talkinghead import dataroot
 from talkinghead.files.storage import Storage
 from talkinghead.provenance import canonical_json
@@ -55,6 +55,7 @@ def build_catalog(
     limit: int | None = None,
     *,
     exclude: Iterable[Path] = (),
+    follow_links: bool = False,
 ) -> Catalog:
     """Read a data set's metadata and find each clip's source.
 
@@ -64,40 +65,46 @@ def build_catalog(
         metadata: Folder (or file) with the official metadata; default: `SOURCE/metadata`, then SOURCE itself.
         limit: Keep this many rows: the first by key among those with a source, then among the others.
         exclude: Folders to leave out, e.g. DATA when it lies inside SOURCE.
+        follow_links: Whether links may lead out of SOURCE, and out of the folder of the metadata. Only for a SOURCE
+            that the user made themselves: what a stranger's link leads to would be published.
 
     Raises:
-        ValueError: No such data set, folder or metadata, or two clips with one key.
+        ValueError: No such data set, folder or metadata; or the metadata are far larger than any data set's.
     """
     adapter = adapter_of(dataset)
     if limit is not None and limit < 1:
         raise ValueError(f"limit is {limit}; give 1 or more, or leave it out for all clips")
     # List SOURCE once, read the metadata, and let the adapter look each clip's video up in the list.
-    listing = list_source(source, is_unit_folder=adapter.is_unit_folder, exclude=exclude)
-    parsed = adapter.read(_find_metadata(adapter, source, metadata), listing)
-    rows = sorted(parsed.rows, key=lambda row: row.key)
+    listing = list_source(source, is_unit_folder=adapter.is_unit_folder, exclude=exclude, follow_links=follow_links)
+    found = _find_metadata(adapter, source, metadata, follow_links)
+    parsed = adapter.read(found, listing)
     # A key names a sample for good, so two clips must never share one.
-    for before, row in itertools.pairwise(rows):
-        if before.key == row.key:
-            raise ValueError(
-                f"{dataset}: two clips have the key {row.key} (of {before.source_id} and {row.source_id}); "
-                "take one of them out of the metadata"
-            )
+    rows: list[CatalogRow] = []
+    problems = Problems()
+    problems.extend(parsed.problems)
+    for row in sorted(parsed.rows, key=lambda row: row.key):
+        if rows and rows[-1].key == row.key:
+            message = f"two clips have the key {row.key} (of {rows[-1].source_id} and {row.source_id}); one is taken"
+            problems.append(Problem(file=found.name, message=message))
+        else:
+            rows.append(row)
     # The limit prefers clips that can be ingested; what is unused is judged by all rows, not by those kept.
     used = {row.source for row in rows if row.source is not None}
     kept = rows
     if limit is not None:
         kept = sorted(sorted(rows, key=lambda row: (row.source is None, row.key))[:limit], key=lambda row: row.key)
     # The folder adapter passes the listing's problems on as its own: each is listed once.
+    known = set(problems)
     return Catalog(
         dataset=dataset,
         rows=kept,
-        problems=[*parsed.problems, *(p for p in listing.problems if p not in parsed.problems)],
+        problems=[*problems, *(problem for problem in listing.problems if problem not in known)],
         unused=tuple(display_path(path) for path in listing.unused(used)),
         left_out=len(rows) - len(kept),
     )
 
 
-def _find_metadata(adapter: Adapter, source: Path, metadata: Path | None) -> Path:
+def _find_metadata(adapter: Adapter, source: Path, metadata: Path | None, follow_links: bool) -> Path:
     if adapter.has_metadata is None:
         if metadata is not None:
             raise ValueError(f"the data set {adapter.dataset} has no metadata; leave --metadata out")
@@ -105,6 +112,9 @@ def _find_metadata(adapter: Adapter, source: Path, metadata: Path | None) -> Pat
     places = [metadata] if metadata is not None else [source / "metadata", source]
     for place in places:
         if place.exists() and adapter.has_metadata(place):
+            # A place that the user named may be a link; one that lies in SOURCE may be a stranger's.
+            if metadata is None and not follow_links and not is_inside(source, place):
+                raise ValueError(f"{place} {leads_out(place.resolve())}, or name the metadata with --metadata")
             return place
     looked = " or ".join(display_path(str(place)) for place in places)
     raise ValueError(

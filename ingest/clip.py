@@ -17,8 +17,10 @@ from ingest.frame_folder import FrameFolder
 from ingest.scan import FrameReader, Scan, ShownFrame, clip_frames, scan_clip
 from ingest.settings import IngestSettings
 from ingest.shots import Stretch, split
+from ingest.source_files import is_inside, leads_out
 from talkinghead.media.audio import AudioSpan, encode_wav, read_audio
 from talkinghead.media.encode import encode_mp4
+from talkinghead.media.errors import UnreadableMediaError
 from talkinghead.media.media_file import MediaInfo, VideoInfo, probe
 from talkinghead.media.video_source import VideoSource
 from talkinghead.provenance import canonical_json
@@ -41,7 +43,13 @@ class Piece:
 
 
 def ingest_clip(
-    row: CatalogRow, source: Path, settings: IngestSettings, detector: Detector, ingest_key: str
+    row: CatalogRow,
+    source: Path,
+    settings: IngestSettings,
+    detector: Detector,
+    ingest_key: str,
+    *,
+    inside: Path | None = None,
 ) -> list[Piece]:
     """Cut, crop and encode one clip.
 
@@ -50,10 +58,11 @@ def ingest_clip(
 
     Args:
         row: The clip as the data set describes it.
-        source: Video file or folder of frames.
+        source: Video file or folder of frames, from `source_files.locate`.
         settings: Settings of ingest.
         detector: Face detector (`FaceDetector`).
         ingest_key: Provenance key, stored in every piece.
+        inside: SOURCE, which links may not lead out of; None: they may lead anywhere.
 
     Returns:
         One piece for an unsplit clip, under the clip's own key; else all its pieces in order, rejected ones too, under
@@ -62,7 +71,7 @@ def ingest_clip(
     Raises:
         ValueError: The source cannot be read; the message names the file and the cause.
     """
-    with _open(row, source) as reader:
+    with _open(row, source, inside) as reader:
         # Too large a frame is refused by its header, before one is decoded.
         video = reader.info
         if video.width * video.height > settings.max_source_pixels:
@@ -110,9 +119,11 @@ class _Facts:
     ingest_key: str
 
 
-def _open(row: CatalogRow, source: Path) -> AbstractContextManager[FrameReader]:
+def _open(row: CatalogRow, source: Path, inside: Path | None) -> AbstractContextManager[FrameReader]:
+    if inside is not None and not is_inside(inside, source):
+        raise UnreadableMediaError("no_permission", f"{source} {leads_out(source.resolve())}")
     if row.frame_fps is not None:
-        return FrameFolder(source, row.frame_fps)
+        return FrameFolder(source, row.frame_fps, inside=inside)
     return cast(AbstractContextManager[FrameReader], VideoSource(source))
 
 

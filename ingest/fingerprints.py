@@ -1,26 +1,35 @@
 """Fingerprints of the files in SOURCE: what ingest puts into its provenance keys.
 
 A file is hashed once; later jobs hash it again only when its size or time changed (or when asked to). A file that
-cannot be read has an entry with the error, so that its units are quarantined with that cause.
+cannot or must not be read has an entry with the error, so that its units are quarantined with that cause.
 """
 
 from __future__ import annotations
 
 import io
+import itertools
+import logging
 import stat
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ingest.source_listing import from_stored, to_stored
+from ingest.source_files import FOLDER_FILES, SOURCE_BYTES, is_inside, leads_out, locate
+from ingest.source_listing import display_path, from_stored, shortened, to_stored
 from talkinghead import dataroot
+from talkinghead.files.foreign import open_regular
 from talkinghead.files.storage import Storage
-from talkinghead.provenance import canonical_json, hash_bytes, hash_file
+from talkinghead.provenance import canonical_json, hash_bytes, hash_stream
 from talkinghead.runtime.errors import is_machine_error
+from talkinghead.runtime.progress import ProgressCallback
+
+log = logging.getLogger(__name__)
+
+_SLOW = 16 << 30  # bytes of a file whose hash takes minutes
 
 SOURCES_SCHEMA = pa.schema(
     [
@@ -67,7 +76,9 @@ def fingerprint(
     *,
     rehash: bool = False,
     threads: int = 2,
+    follow_links: bool = False,
     on_hashed: Callable[[Fingerprint], None] | None = None,
+    on_progress: ProgressCallback | None = None,
 ) -> dict[str, Fingerprint]:
     """Fingerprint files (or folders of frames) below SOURCE.
 
@@ -77,79 +88,123 @@ def fingerprint(
         known: Fingerprints of an earlier job, taken over where size and time are the same.
         rehash: Whether to hash everything again.
         threads: Number of files that are read at once.
+        follow_links: Whether links may lead out of SOURCE.
         on_hashed: Called in the caller's thread for each file that was hashed (not for those taken over).
+        on_progress: Called in the caller's thread after each file, with the MiB that are hashed and their total.
 
     Returns:
         Path → fingerprint, sorted by path.
     """
     known = {} if rehash or known is None else known
     wanted = sorted(set(paths))
+    reader = _Reader(source, follow_links)
     result: dict[str, Fingerprint] = {}
     # Hashing reads and releases the interpreter lock, so threads are enough; `map` keeps the sorted order.
     with ThreadPoolExecutor(max_workers=threads, thread_name_prefix="fingerprint") as pool:
-        for entry in pool.map(lambda path: _fingerprint(source, path, known.get(path)), wanted):
+        # What is taken over, and how much there is to hash.
+        total = done = 0
+        for measured in pool.map(reader.measured, wanted):
+            before = known.get(measured.path)
+            if before is not None and before.same_stat(measured) and before.size is not None:
+                result[measured.path] = before
+            total += 0 if measured.path in result else measured.size or 0
+        # Hash the others.
+        for entry in pool.map(reader.hashed, [path for path in wanted if path not in result]):
             result[entry.path] = entry
-            if on_hashed and entry is not known.get(entry.path):
+            done += entry.size or 0
+            if on_hashed:
                 on_hashed(entry)
-    return result
+            if on_progress:
+                on_progress("hash the sources (MiB)", done >> 20, max(total, done) >> 20)
+    return {path: result[path] for path in wanted}
 
 
-def _fingerprint(source: Path, path: str, known: Fingerprint | None) -> Fingerprint:
-    full = source / path
-    try:
-        before = _measure(full, path)
-        if known is not None and known.same_stat(before):  # an entry with an error has no size
-            return known
+def has_changed(source: Path, known: Fingerprint, *, follow_links: bool = False) -> bool:
+    """Whether a source may no longer be read, or has another size or other times than in its fingerprint."""
+    return not known.same_stat(_Reader(source, follow_links).measured(known.path))
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a regular file's content; never waits for one that was exchanged for a pipe."""
+    with open_regular(path) as stream:
+        return hash_stream(stream)
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Reads sources. What is wrong with one of them is in the fingerprint; errors of the machine are raised."""
+
+    source: Path
+    follow_links: bool
+
+    def measured(self, path: str) -> Fingerprint:
+        """Size and times, without reading it; `error` says why there is no hash."""
+        return self._caught(
+            path, lambda: self._measure(path, locate(self.source, path, follow_links=self.follow_links))
+        )
+
+    def hashed(self, path: str) -> Fingerprint:
+        """Size, times and hash."""
+        return self._caught(path, lambda: self._hash(path))
+
+    def _caught(self, path: str, read: Callable[[], Fingerprint]) -> Fingerprint:
+        try:
+            return read()
+        except (OSError, ValueError) as error:
+            if is_machine_error(error):  # no fault of the file: its units would be quarantined for nothing
+                if isinstance(error, OSError):
+                    error.filename = error.filename or str(self.source / path)
+                raise
+            text = (error.strerror if isinstance(error, OSError) else None) or str(error)
+            return Fingerprint(path=path, size=None, mtime_ns=None, sha256=None, error=shortened(text))
+
+    def _hash(self, path: str) -> Fingerprint:
+        full = locate(self.source, path, follow_links=self.follow_links)
+        before = self._measure(path, full)
+        if before.size is not None and before.size >= _SLOW:
+            log.info("hashing %s: %d GiB", display_path(path), before.size >> 30)
         # Measured before and after: a file that is still being copied would get a hash that is nobody's.
-        sha256 = _hash_folder(full) if before.listing is not None else hash_file(full)
-        if not _measure(full, path).same_stat(before):
+        sha256 = hash_file(full) if before.listing is None else self._hash_folder(full)
+        if not self._measure(path, full).same_stat(before):
             raise OSError("it changed while it was read; run again when it is complete")
-    except OSError as error:
-        if is_machine_error(error):  # no fault of the file: its units would be quarantined for nothing
-            error.filename = error.filename or str(full)
-            raise
-        return Fingerprint(path=path, size=None, mtime_ns=None, sha256=None, error=error.strerror or str(error))
-    return Fingerprint(path=path, size=before.size, mtime_ns=before.mtime_ns, listing=before.listing, sha256=sha256)
+        return replace(before, sha256=sha256, error=None)
 
+    def _measure(self, path: str, full: Path) -> Fingerprint:
+        """Size and times of a located source."""
+        status = full.stat()
+        if not stat.S_ISDIR(status.st_mode):
+            size, mtime_ns = status.st_size, status.st_mtime_ns
+            return Fingerprint(path=path, size=size, mtime_ns=mtime_ns, sha256=None, error="not hashed")
+        # A folder of frames: a file that is replaced, added or renamed changes the listing, whatever the sums are.
+        files = [(file.name, file.stat()) for file in self._folder_files(full)]
+        size = sum(file.st_size for _, file in files)
+        if size > SOURCE_BYTES:
+            raise ValueError(f"{full} has {size:,} bytes; a source may have {SOURCE_BYTES:,}")
+        entries = [[to_stored(name), file.st_size, file.st_mtime_ns] for name, file in files]
+        return Fingerprint(
+            path=path,
+            size=size,
+            mtime_ns=max((file.st_mtime_ns for _, file in files), default=status.st_mtime_ns),
+            listing=hash_bytes(canonical_json(entries)),
+            sha256=None,
+            error="not hashed",
+        )
 
-def _measure(full: Path, path: str) -> Fingerprint:
-    """Size and times of a source, without reading it; its `error` says that nothing was hashed yet."""
-    status = full.stat()
-    if stat.S_ISREG(status.st_mode):
-        return Fingerprint(path=path, size=status.st_size, mtime_ns=status.st_mtime_ns, sha256=None, error="not hashed")
-    if not stat.S_ISDIR(status.st_mode):
-        raise OSError("neither a file nor a folder")
-    # A folder of frames: a file that is replaced, added or renamed changes the listing, whatever the sums are.
-    files = [(file.name, file.stat()) for file in _folder_files(full)]
-    entries = [[to_stored(name), file.st_size, file.st_mtime_ns] for name, file in files]
-    return Fingerprint(
-        path=path,
-        size=sum(file.st_size for _, file in files),
-        mtime_ns=max((file.st_mtime_ns for _, file in files), default=status.st_mtime_ns),
-        listing=hash_bytes(canonical_json(entries)),
-        sha256=None,
-        error="not hashed",
-    )
+    def _folder_files(self, folder: Path) -> list[Path]:
+        """Files directly in a folder of frames, by name; hidden ones left out."""
+        names = list(itertools.islice(folder.iterdir(), FOLDER_FILES + 1))
+        if len(names) > FOLDER_FILES:
+            raise ValueError(f"{folder} has more than {FOLDER_FILES:,} files")
+        files = sorted(file for file in names if not file.name.startswith(".") and file.is_file())
+        for file in files:
+            if not self.follow_links and file.is_symlink() and not is_inside(self.source, file):
+                raise ValueError(f"{file} {leads_out(file.resolve())}")
+        return files
 
-
-def has_changed(source: Path, known: Fingerprint) -> bool:
-    """Whether size or times of a source are no longer those of its fingerprint."""
-    try:
-        return not known.same_stat(_measure(source / known.path, known.path))
-    except OSError as error:
-        if is_machine_error(error):
-            raise
-        return True
-
-
-def _folder_files(folder: Path) -> list[Path]:
-    """Files directly in a folder of frames, by name; hidden ones left out."""
-    return sorted(file for file in folder.iterdir() if not file.name.startswith(".") and file.is_file())
-
-
-def _hash_folder(folder: Path) -> str:
-    """Hash over the sorted names and content hashes of a folder's files."""
-    return hash_bytes(canonical_json([[to_stored(file.name), hash_file(file)] for file in _folder_files(folder)]))
+    def _hash_folder(self, folder: Path) -> str:
+        """Hash over the sorted names and content hashes of a folder's files."""
+        files = self._folder_files(folder)
+        return hash_bytes(canonical_json([[to_stored(file.name), hash_file(file)] for file in files]))
 
 
 def write_fingerprints(storage: Storage, dataset: str, fingerprints: Mapping[str, Fingerprint]) -> str:

@@ -1,7 +1,12 @@
-"""A folder of numbered images as a source of frames, e.g. the frame release of VFHQ."""
+"""A folder of numbered images as a source of frames, e.g. the frame release of VFHQ.
+
+The images may be a stranger's: their headers are looked at before they are decoded, only the formats that are meant are
+decoded, and the numbers in the names may not make a clip of days.
+"""
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator
 from fractions import Fraction
@@ -11,11 +16,18 @@ from types import TracebackType
 import cv2
 import numpy as np
 
+from ingest.source_files import FOLDER_FILES, is_inside, leads_out
+from talkinghead.files.foreign import read_limited
 from talkinghead.media.errors import UnreadableMediaError
+from talkinghead.media.limits import PICTURE_BYTES
 from talkinghead.media.media_file import VideoInfo
+from talkinghead.media.picture import picture_size
+
+LONGEST_S = 2 * 3600.0
+"""Longest time from the first image to the last, seconds."""
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
-_LAST_NUMBER = re.compile(r"(\d+)(?!.*\d)")  # names may hold other numbers first, as `clip2_00000017.png`
+_LAST_NUMBER = re.compile(r"([0-9]+)(?!.*[0-9])")  # names may hold other numbers first, as `clip2_00000017.png`
 
 
 class ImageFrame:
@@ -54,16 +66,17 @@ class FrameFolder:
     broken_packets = 0
     """Always 0: an image that cannot be read is an error."""
 
-    def __init__(self, folder: Path, fps: float) -> None:
+    def __init__(self, folder: Path, fps: float, *, inside: Path | None = None) -> None:
         """List the folder and read its first image.
 
         Args:
             folder: Folder with the images, e.g. `00000000.png`.
             fps: Frame rate at which the images were taken.
+            inside: Folder that images which are links may not lead out of; None: they may lead anywhere.
 
         Raises:
-            ValueError: Not a folder, no numbered image in it, two with one number, the first cannot be read, or `fps`
-                is not positive.
+            ValueError: Not a folder, no numbered image in it, two with one number, an image that leads out of `inside`,
+                far too many of them or numbers far apart, the first cannot be read, or `fps` is not positive.
         """
         if fps <= 0:
             raise ValueError(f"{folder}: the frame rate is {fps}, must be positive")
@@ -71,17 +84,28 @@ class FrameFolder:
             raise UnreadableMediaError("not_media", f"{folder} is not a folder of frames")
         # Number → file. Two files with one number (frame_1.png, frame_01.png) would make the order a matter of chance.
         self._numbered: dict[int, Path] = {}
-        for file in sorted(folder.iterdir()):
+        files = sorted(itertools.islice(folder.iterdir(), FOLDER_FILES + 1))
+        if len(files) > FOLDER_FILES:
+            raise UnreadableMediaError("too_large", f"{folder} has more than {FOLDER_FILES:,} files")
+        for file in files:
             match = _LAST_NUMBER.search(file.stem)
             if file.suffix.lower() in _SUFFIXES and match:
                 other = self._numbered.setdefault(int(match[1]), file)
                 if other is not file:
                     raise ValueError(f"{folder}: {other.name} and {file.name} have the same number")
+                if inside is not None and file.is_symlink() and not is_inside(inside, file):
+                    raise UnreadableMediaError("no_permission", f"{file} {leads_out(file.resolve())}")
         if not self._numbered:
             raise UnreadableMediaError("no_video", f"{folder} has no numbered images")
         # Described like a video; the numbers need not begin at 0. Width and height come from the first image.
         self._fps = fps
         self._first = min(self._numbered)
+        # The time between two images is filled with the first of them.
+        if (last := max(self._numbered)) - self._first > LONGEST_S * fps:
+            raise UnreadableMediaError(
+                "too_long",
+                f"{folder}: from image {self._first} to image {last} it is more than {LONGEST_S:g} s at {fps:g} fps",
+            )
         height, width = _read(self._numbered[self._first]).shape[:2]
         self.info = VideoInfo(
             index=0,
@@ -95,7 +119,7 @@ class FrameFolder:
             sample_aspect_ratio=Fraction(1),
             fps=fps,
             start_s=0.0,
-            end_s=(max(self._numbered) + 1 - self._first) / fps,
+            end_s=(last + 1 - self._first) / fps,
             tick_s=1e-6,
         )
 
@@ -120,10 +144,11 @@ class FrameFolder:
 def _read(file: Path) -> np.ndarray:
     """An image file as RGB uint8 `[H, W, 3]`; read through Python, because OpenCV cannot open every name."""
     try:
-        data = np.frombuffer(file.read_bytes(), np.uint8)
+        data = read_limited(file, PICTURE_BYTES, "image")
     except OSError as error:
         raise UnreadableMediaError("no_permission", f"{file} cannot be read: {error.strerror}") from error
-    image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB) if len(data) else None
+    picture_size(data, str(file))  # refuses other formats and too large images, before OpenCV decodes one
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
     if image is None:
         raise UnreadableMediaError("undecodable", f"{file} is not an image that can be read")
     return image

@@ -1,7 +1,8 @@
-"""Listing of SOURCE: every file, without opening any; lookup of a video by its name; file names as text.
+"""Listing of SOURCE: every file, without reading any; lookup of a video by its name; file names as text.
 
-Hidden files and folders are left out. Links are followed, each folder is read once: folders that are reached without
-a link come first, so a link back to a parent ends nowhere and a second way to a folder is listed as a problem.
+Hidden files and folders are left out. Links are followed inside SOURCE (outside it only when the user says so), each
+folder is read once: folders that are reached without a link come first, so a link back to a parent ends nowhere and a
+second way to a folder is listed as a problem.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from ingest.source_files import SPECIAL, is_inside, leads_out, not_worth_reading
 from talkinghead.runtime.errors import is_machine_error
 
 VIDEO_SUFFIXES = (
@@ -27,6 +29,11 @@ BRACKETED_ID = re.compile(r"\[([A-Za-z0-9_-]{11})\]$")
 """End of a stem as yt-dlp names files by default: `Title [<YouTube id>].mp4`."""
 
 
+LISTED_PROBLEMS = 10_000
+"""Number of problems that a catalog lists one by one."""
+_SHOWN_CHARACTERS = 500  # of a text that is quoted in a problem
+
+
 @dataclass(frozen=True, kw_only=True)
 class Problem:
     """A part of the metadata or of SOURCE that gives no catalog row; listed in the catalog, never dropped silently."""
@@ -36,11 +43,43 @@ class Problem:
     line: int | None = None
     """Line in the file, counted from 1; None when the problem is not in one line."""
     message: str
-    """What is wrong, for people."""
+    """What is wrong, for people; one line, which may quote a stranger's text."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "file", shortened(self.file))
+        object.__setattr__(self, "message", shortened(self.message))
 
     def __str__(self) -> str:
         place = self.file if self.line is None else f"{self.file}:{self.line}"
         return f"{place}: {self.message}"
+
+
+class Problems(list[Problem]):
+    """Problems that were met, the first of them listed and the others counted: a file may have millions of them."""
+
+    def __init__(self, most: int | None = None) -> None:
+        """An empty list.
+
+        Args:
+            most: Number of problems after which `append` gives up; None: never.
+        """
+        super().__init__()
+        self._most = most
+        self._count = 0
+
+    def append(self, problem: Problem) -> None:
+        """Add a problem.
+
+        Raises:
+            ValueError: There are too many; the message names the file.
+        """
+        self._count += 1
+        if self._count <= LISTED_PROBLEMS:
+            super().append(problem)
+        elif self._count == LISTED_PROBLEMS + 1:
+            super().append(Problem(file=problem.file, message="there are further problems, which are not listed"))
+        if self._most is not None and self._count > self._most:
+            raise ValueError(f"{problem.file}: more than {self._most:,} lines cannot be read; it is no such metadata")
 
 
 def has_video_suffix(name: str) -> bool:
@@ -57,7 +96,9 @@ class SourceListing:
     unit_folders: tuple[str, ...] = ()
     """Folders that are one input themselves (`x.mp4/`, a folder of frames), sorted; their content is not listed."""
     problems: tuple[Problem, ...] = field(default=())
-    """Links, folders and special files that could not be read."""
+    """Links, folders and special files that are not read."""
+    follow_links: bool = False
+    """Whether links may lead out of SOURCE, and out of the folder of the metadata."""
 
     @cached_property
     def _by_stem(self) -> dict[str, list[str]]:
@@ -101,7 +142,11 @@ def _preference(path: str) -> tuple[int, str]:
 
 
 def list_source(
-    source: Path, *, is_unit_folder: Callable[[str], bool] = has_video_suffix, exclude: Iterable[Path] = ()
+    source: Path,
+    *,
+    is_unit_folder: Callable[[str], bool] = has_video_suffix,
+    exclude: Iterable[Path] = (),
+    follow_links: bool = False,
 ) -> SourceListing:
     """List everything below SOURCE.
 
@@ -109,6 +154,7 @@ def list_source(
         source: Folder with the videos.
         is_unit_folder: Function from a folder's name to whether the folder is one input itself.
         exclude: Folders to leave out, e.g. DATA when it lies inside SOURCE.
+        follow_links: Whether links may lead out of SOURCE.
 
     Raises:
         ValueError: SOURCE is not a folder, or is one of `exclude`.
@@ -120,25 +166,30 @@ def list_source(
     left_out = {path.resolve() for path in exclude}
     if source.resolve() in left_out:
         raise ValueError(f"SOURCE and DATA are both {display_path(str(source))}; name another folder for DATA")
-    walk = _Walk(source, is_unit_folder, left_out)
+    walk = _Walk(source, is_unit_folder, left_out, follow_links)
     walk.run()
     return SourceListing(
         files=tuple(sorted(walk.files)),
         unit_folders=tuple(sorted(walk.unit_folders)),
         problems=tuple(sorted(walk.problems, key=lambda problem: problem.file)),
+        follow_links=follow_links,
     )
 
 
 class _Walk:
     """A walk through SOURCE: real folders first, then linked ones, in sorted order."""
 
-    def __init__(self, source: Path, is_unit_folder: Callable[[str], bool], exclude: set[Path]) -> None:
+    def __init__(
+        self, source: Path, is_unit_folder: Callable[[str], bool], exclude: set[Path], follow_links: bool
+    ) -> None:
         self.source = str(source)
+        self.real_source = source.resolve()
         self.is_unit_folder = is_unit_folder
         self.exclude = exclude
+        self.follow_links = follow_links
         self.files: list[str] = []
         self.unit_folders: list[str] = []
-        self.problems: list[Problem] = []
+        self.problems = Problems()
         self._seen: set[tuple[int, int]] = set()  # device and inode of each folder that was read
         self._links: list[str] = []  # folders reached through a link, still to be read
 
@@ -178,15 +229,22 @@ class _Walk:
     def _place(self, folder: str, entry: os.DirEntry[str]) -> str | None:
         """Put one entry into the list where it belongs; return its path when it is a real folder to go into."""
         path = f"{folder}/{entry.name}" if folder else entry.name
+        if entry.is_symlink() and not self.follow_links and not is_inside(self.real_source, entry.path):
+            self._problem(path, leads_out(os.path.realpath(entry.path)))
+            return None
         try:
-            mode = entry.stat().st_mode
+            status = entry.stat()
         except OSError:  # a broken link, or a link to itself: an input that cannot be opened
             self.files.append(path)
             return None
+        mode = status.st_mode
         if stat.S_ISREG(mode):
-            self.files.append(path)
+            if reason := not_worth_reading(Path(entry.path), status):
+                self._problem(path, reason)
+            else:
+                self.files.append(path)
         elif not stat.S_ISDIR(mode):
-            self._problem(path, "neither a file nor a folder (a pipe, socket or device); not opened")
+            self._problem(path, SPECIAL)
         elif self.is_unit_folder(entry.name):
             self.unit_folders.append(path)
         elif entry.is_symlink():
@@ -215,3 +273,9 @@ def display_path(path: str) -> str:
     """A path for people to read: undecodable bytes and control characters (newlines too) as backslash escapes."""
     text = path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def shortened(text: str) -> str:
+    """A stranger's text in one printable line, cut off where it is long."""
+    line = display_path(text[: _SHOWN_CHARACTERS + 1])
+    return line if len(line) <= _SHOWN_CHARACTERS else line[: _SHOWN_CHARACTERS - 1] + "…"

@@ -19,7 +19,7 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     call = functools.partial(_call, arguments)
     # Ranks other than 0 log to their files only.
-    return end_by_policy(call, advice=GOES_ON, explain=_ending, quiet=os.environ.get("RANK", "0") != "0")
+    return end_by_policy(call, arguments, advice=GOES_ON, explain=_ending, quiet=os.environ.get("RANK", "0") != "0")
 
 
 def _call(arguments: list[str]) -> int:
@@ -40,7 +40,7 @@ def _call(arguments: list[str]) -> int:
 
 
 def _said_by_rank_zero(command: Callable[..., str | None]) -> Callable[..., str | None]:
-    """Wrap a command so that only rank 0 of a torchrun returns its result, and it is printed once."""
+    """Wrap a command so that only rank 0 of several returns its result, and it is printed once."""
 
     @functools.wraps(command)
     def run(*arguments: Any, **options: Any) -> str | None:
@@ -59,7 +59,7 @@ def _ending(error: BaseException) -> Ending | None:
     failure = error.failure
     # 2: the request cannot be met as it is. 1: a failure on the way, after which the same command may go on.
     status = 2 if failure.kind == "user" else 1
-    # Every rank of a torchrun gets here: only the one that failed first prints, so that there is one error line.
+    # Every rank gets here: only the one that failed first prints, so that there is one error line.
     if not error.first and "TORCHELASTIC_RUN_ID" in os.environ:
         return Ending(status)
     if failure.kind == "interrupted":

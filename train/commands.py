@@ -47,8 +47,8 @@ def overview(run: Run) -> str:
 
 
 def worker(run: Run, parent: Parent = None) -> None:
-    """Be one rank of an existing run under torchrun. The trainings start it, and print the result."""
-    from train.launch.torchrun import run_rank
+    """Be one rank of an existing run. The trainings start it, and print the result."""
+    from train.launch.ranks import run_rank
 
     run_rank(Path(run), parent)
 

@@ -25,8 +25,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
-import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -34,7 +32,17 @@ from pathlib import Path
 from typing import Any
 
 from ingest.adapters.metadata import YOUTUBE_ID, Adapter, Parsed, YoutubeSet
-from ingest.source_listing import Problem, SourceListing
+from ingest.adapters.metadata_files import TABLE_BYTES, MetadataFolder
+from ingest.adapters.row_checks import (
+    LONGEST_VIDEO_S,
+    MOST_BAD_LINES,
+    MOST_CLIPS,
+    check_interval,
+    collect_rows,
+    decimal_number,
+)
+from ingest.source_listing import Problem, Problems, SourceListing
+from talkinghead.files.foreign import open_regular
 from talkinghead.schema import CatalogRow
 
 CELEBV_HQ = YoutubeSet(
@@ -48,7 +56,12 @@ CSV_COLUMNS = ("VideoId", "SaveIdName", "Time", "Bbox")
 EXPAND = 0.02
 """Distance by which each side of the listed box is moved out, as a share of the frame."""
 
-_NAME = re.compile(r"[A-Za-z0-9_-]{11}(?:_\d+)+")
+MOST_LABELS = 500
+"""Most names of labels of one kind; the official file has 40 and 35."""
+
+_NAME = re.compile(r"[A-Za-z0-9_-]{11}(?:_[0-9]+)+")
+_LONGEST_LABEL = 200  # characters
+_WRONG = (ValueError, TypeError, AttributeError, OverflowError, RecursionError)  # what a wrong clip may raise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,11 +80,10 @@ class CelebvClip:
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
-            raise ValueError(f"clip name {self.name!r} is not <YouTube id>_<number>")
+            raise ValueError(f"clip name {self.name[:80]!r} is not <YouTube id>_<number>")
         if not YOUTUBE_ID.fullmatch(self.video_id):
-            raise ValueError(f"{self.name}: {self.video_id!r} is not a YouTube id")
-        if not (math.isfinite(self.start_s) and math.isfinite(self.end_s) and 0 <= self.start_s < self.end_s):
-            raise ValueError(f"{self.name}: the interval {self.start_s}–{self.end_s} s is empty or negative")
+            raise ValueError(f"{self.name}: {self.video_id[:80]!r} is not a YouTube id")
+        check_interval(self.start_s, self.end_s)
         top, bottom, left, right = self.bbox
         if not (0 <= top < bottom <= 1 and 0 <= left < right <= 1):
             raise ValueError(f"{self.name}: box {list(self.bbox)} is not inside 0..1")
@@ -84,7 +96,7 @@ def expanded_box(bbox: tuple[float, float, float, float]) -> tuple[float, float,
     return (round(max(x0, 0.0), 6), round(max(y0, 0.0), 6), round(min(x1, 1.0), 6), round(min(y1, 1.0), 6))
 
 
-def read_info(path: Path, problems: list[Problem]) -> Iterator[CelebvClip]:
+def read_info(folder: MetadataFolder, path: Path, problems: Problems) -> Iterator[CelebvClip]:
     """Clips of the official JSON; a clip that cannot be read is added to `problems`.
 
     Raises:
@@ -92,37 +104,56 @@ def read_info(path: Path, problems: list[Problem]) -> Iterator[CelebvClip]:
     """
     # A damaged file is an error, because it would give no clip at all.
     try:
-        info = json.loads(path.read_bytes().decode("utf-8-sig"))
+        info = folder.json(path)
     except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}); download {INFO_FILE} again") from error
+        raise ValueError(f"{error}; download {INFO_FILE} again") from error
     clips = info.get("clips") if isinstance(info, dict) else None
     if not isinstance(clips, dict):
         raise ValueError(f'{path} has no "clips" object; it is not {INFO_FILE}')
-    mappings = info.get("meta_info", info.get("mete_info", {}))  # the first release spelled it so
+    if len(clips) > MOST_CLIPS:
+        raise ValueError(f"{path} lists {len(clips):,} clips, more than the {MOST_CLIPS:,} of any data set")
+    # The first release spelled it so.
+    names = _label_names(info.get("meta_info", info.get("mete_info", {})), path)
     # One wrong clip among 35,666 must not hold up the others.
     for name, clip in clips.items():
         try:
-            top, bottom, left, right = (float(clip["bbox"][side]) for side in ("top", "bottom", "left", "right"))
+            top, bottom, left, right = (_share(clip["bbox"][side]) for side in ("top", "bottom", "left", "right"))
             yield CelebvClip(
                 name=name,
                 video_id=clip.get("ytb_id", name[:11]),
-                start_s=float(clip["duration"]["start_sec"]),
-                end_s=float(clip["duration"]["end_sec"]),
+                start_s=_seconds(clip["duration"]["start_sec"]),
+                end_s=_seconds(clip["duration"]["end_sec"]),
                 bbox=(top, bottom, left, right),
-                labels=_labels(clip, mappings),
+                labels=_labels(clip, names),
             )
-        except (ValueError, TypeError, AttributeError) as error:
-            problems.append(Problem(file=path.name, message=f"clip {name!r}: {error}"))
+        except _WRONG as error:
+            problems.append(Problem(file=path.name, message=f"clip {name[:80]!r}: {error}"))
         except KeyError as error:
-            problems.append(Problem(file=path.name, message=f"clip {name!r} has no {error}"))
+            problems.append(Problem(file=path.name, message=f"clip {name[:80]!r} has no {error}"))
 
 
-def _labels(clip: dict[str, Any], mappings: dict[str, Any]) -> dict[str, Any]:
+def _label_names(mappings: Any, path: Path) -> dict[str, list[str]]:
+    """Names of the appearance and action labels, in the order of a clip's flags; empty where the file has none."""
+    names: dict[str, list[str]] = {}
+    for kind in ("appearance", "action"):
+        listed = mappings.get(f"{kind}_mapping", []) if isinstance(mappings, dict) else []
+        # They are repeated in every clip, so a few long ones would fill the memory.
+        if not isinstance(listed, list) or len(listed) > MOST_LABELS:
+            raise ValueError(f'{path}: "{kind}_mapping" is no list of at most {MOST_LABELS} names')
+        if any(not isinstance(name, str) or len(name) > _LONGEST_LABEL for name in listed):
+            raise ValueError(
+                f'{path}: "{kind}_mapping" has a name that is no text of up to {_LONGEST_LABEL} characters'
+            )
+        names[kind] = listed
+    return names
+
+
+def _labels(clip: dict[str, Any], label_names: dict[str, list[str]]) -> dict[str, Any]:
     """Names of the appearance and action labels that are set (raw flags where names are missing), emotion as listed."""
     attributes = clip.get("attributes", {})
     labels: dict[str, Any] = {}
-    for kind in ("appearance", "action"):
-        flags, names = attributes.get(kind), mappings.get(f"{kind}_mapping", [])
+    for kind, names in label_names.items():
+        flags = attributes.get(kind)
         if flags is not None:
             # `flags` holds 0 or 1 for each name; without matching names the numbers are all there is.
             matched = len(flags) == len(names)
@@ -133,33 +164,56 @@ def _labels(clip: dict[str, Any], mappings: dict[str, Any]) -> dict[str, Any]:
     return labels
 
 
-def read_csv(path: Path, problems: list[Problem]) -> Iterator[CelebvClip]:
+def read_csv(folder: MetadataFolder, path: Path, problems: Problems) -> Iterator[CelebvClip]:
     """Clips of the CSV; a line that cannot be read is added to `problems`."""
     # Decoded leniently: ids, times and boxes are ASCII, so a wrong byte spoils its own line only.
-    text = path.read_bytes().decode("utf-8-sig", "replace")
-    reader = csv.DictReader(io.StringIO(text, newline=""))
-    for record in reader:
+    data = io.BytesIO(folder.read(path, TABLE_BYTES))
+    reader = csv.reader(io.TextIOWrapper(data, encoding="utf-8-sig", errors="replace", newline=""))
+    try:
+        header = [column.strip() for column in next(reader, [])]
+        columns = [header.index(column) for column in CSV_COLUMNS]
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"{path} has no line with the names {', '.join(CSV_COLUMNS)}") from error
+    while True:
         try:
-            name = record["SaveIdName"].removesuffix(".mp4")
-            start_s, end_s = _numbers(record["Time"], 2)
-            top, bottom, left, right = _numbers(record["Bbox"], 4)
+            # Also an unclosed quote, or a field of more than 131,072 characters, is the fault of its line only.
+            record = next(reader)
+            if not record:
+                continue
+            video_id, name, time, box = (record[column] for column in columns)
+            name = name.strip().removesuffix(".mp4")
+            start_s, end_s = (_seconds(value) for value in _numbers(time, 2))
+            top, bottom, left, right = (_share(value) for value in _numbers(box, 4))
             yield CelebvClip(
                 name=name,
-                video_id=record["VideoId"] or name[:11],
+                video_id=video_id.strip() or name[:11],
                 start_s=start_s,
                 end_s=end_s,
                 bbox=(top, bottom, left, right),
                 labels={},
             )
-        except (ValueError, TypeError, AttributeError) as error:
+        except StopIteration:
+            return
+        except IndexError:
+            message = f"{len(record)} columns, {max(columns) + 1} expected"
+            problems.append(Problem(file=path.name, line=reader.line_num, message=message))
+        except (ValueError, csv.Error) as error:
             problems.append(Problem(file=path.name, line=reader.line_num, message=str(error)))
 
 
-def _numbers(text: str, count: int) -> list[float]:
+def _seconds(value: object) -> float:
+    return decimal_number(value, "a time", 0, LONGEST_VIDEO_S)
+
+
+def _share(value: object) -> float:
+    return decimal_number(value, "a side of the box", 0, 1)
+
+
+def _numbers(text: str, count: int) -> list[str]:
     """Numbers of `"(81.62, 86.17)"` or `"[0.0, 0.88, …]"`; `ValueError` unless there are `count`."""
-    values = [float(part) for part in text.strip().strip("()[]").split(",")]
+    values = text.strip().strip("()[]").split(",")
     if len(values) != count:
-        raise ValueError(f"{count} numbers expected, found {text!r}")
+        raise ValueError(f"{count} numbers expected, found {text[:80]!r}")
     return values
 
 
@@ -167,7 +221,7 @@ def _is_csv(path: Path) -> bool:
     if path.suffix.lower() != ".csv" or not path.is_file():
         return False
     # The columns decide, since other CSV files may lie in the folder; they may stand in any order.
-    with path.open("rb") as stream:
+    with open_regular(path) as stream:
         header = stream.readline(4096).decode("utf-8-sig", "replace")
     return set(CSV_COLUMNS) <= {column.strip() for column in header.split(",")}
 
@@ -185,9 +239,12 @@ def read(metadata: Path, listing: SourceListing) -> Parsed:
     """Catalog rows of all clips."""
     file = find_metadata(metadata)  # found before: an adapter is called only with metadata it recognised
     assert file is not None
-    problems: list[Problem] = []
-    clips = read_info(file, problems) if file.suffix.lower() == ".json" else read_csv(file, problems)
-    return Parsed(rows=[_row(clip, listing) for clip in clips], problems=problems)
+    folder, problems = MetadataFolder(metadata, listing.follow_links), Problems(MOST_BAD_LINES)
+    clips = (read_info if file.suffix.lower() == ".json" else read_csv)(folder, file, problems)
+    rows = collect_rows(
+        clips, lambda clip: _row(clip, listing), lambda clip: (f"{file.name}: {clip.name}", None), problems
+    )
+    return Parsed(rows=rows, problems=problems)
 
 
 def _row(clip: CelebvClip, listing: SourceListing) -> CatalogRow:

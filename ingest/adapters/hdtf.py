@@ -28,8 +28,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from ingest.adapters.metadata import Adapter, Parsed, read_lines, youtube_id, youtube_url
-from ingest.source_listing import Problem, SourceListing
+from ingest.adapters.metadata import Adapter, Parsed, youtube_id, youtube_url
+from ingest.adapters.metadata_files import MetadataFolder
+from ingest.adapters.row_checks import MOST_BAD_LINES, check_interval, collect_rows, decimal_number, whole_number
+from ingest.source_listing import Problem, Problems, SourceListing
 from talkinghead.schema import CatalogRow
 
 VERSION = 1
@@ -37,7 +39,13 @@ SUBSETS = ("RD", "WDA", "WRA")
 LICENCE = "CC-BY-4.0"
 TERMS_URL = "https://creativecommons.org/licenses/by/4.0/"
 
+MOST_INTERVALS = 1000
+"""Most intervals of one video; the official ones have 1 to 4."""
+
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,60}")
+_INTERVAL = re.compile(
+    r"((?:[0-9]{1,9}:){1,2}[0-9]{1,9}(?:\.[0-9]{1,9})?)-((?:[0-9]{1,9}:){1,2}[0-9]{1,9}(?:\.[0-9]{1,9})?)"
+)
 _Value = TypeVar("_Value")
 
 
@@ -78,31 +86,31 @@ class HdtfVideo:
         return f"{self.subset}_{self.name}"
 
 
-def read_videos(folder: Path) -> tuple[list[HdtfVideo], list[Problem]]:
+def read_videos(folder: Path, *, follow_links: bool = False) -> tuple[list[HdtfVideo], Problems]:
     """All videos of the metadata, in the order of the files, and the lines that could not be read."""
     # A subset without intervals has no clips; the others may still be complete.
-    problems: list[Problem] = []
+    problems = Problems(MOST_BAD_LINES)
     videos: list[HdtfVideo] = []
     for subset in SUBSETS:
         if (folder / f"{subset}_annotion_time.txt").is_file():
-            videos += _read_subset(folder, subset, problems)
+            videos += _read_subset(MetadataFolder(folder, follow_links), subset, problems)
         else:
             problems.append(Problem(file=f"{subset}_annotion_time.txt", message=f"not there: no {subset} clips"))
     return videos, problems
 
 
-def _read_subset(folder: Path, subset: str, problems: list[Problem]) -> list[HdtfVideo]:
+def _read_subset(folder: MetadataFolder, subset: str, problems: Problems) -> list[HdtfVideo]:
     """Videos of one subset, joined from its five files by name."""
 
     def table(what: str, parse: Callable[[list[str]], _Value]) -> dict[str, tuple[int, _Value]]:
-        return _read_table(folder / f"{subset}_{what}.txt", parse, problems)
+        return _read_table(folder, f"{subset}_{what}.txt", parse, problems)
 
     # The five files, each keyed by the name of a video or of a clip.
     urls = table("video_url", lambda fields: _exactly(1, fields)[0])
-    heights = table("resolution", lambda fields: int(_exactly(1, fields)[0]))
+    heights = table("resolution", lambda fields: whole_number(_exactly(1, fields)[0], "the height", 0))
     crops = table("crop_wh", _crop)
-    ratios = table("crop_ratio", lambda fields: float(_exactly(1, fields)[0]))
-    intervals = table("annotion_time", list)
+    ratios = table("crop_ratio", lambda fields: decimal_number(_exactly(1, fields)[0], "the ratio", 0, 100))
+    intervals = table("annotion_time", _intervals)
     videos = []
     for name in dict.fromkeys((*urls, *intervals)):
         # One clip per interval. A wrong one still counts for the index, by which its crop is listed.
@@ -148,20 +156,21 @@ def _read_subset(folder: Path, subset: str, problems: list[Problem]) -> list[Hdt
 
 
 def _read_table(
-    path: Path, parse: Callable[[list[str]], _Value], problems: list[Problem]
+    folder: MetadataFolder, file: str, parse: Callable[[list[str]], _Value], problems: Problems
 ) -> dict[str, tuple[int, _Value]]:
     """Table of a file: name (without `.mp4`) → (line number, parsed fields); wrong lines are added to `problems`."""
+    path = folder.path / file
     if not path.is_file():
         problems.append(Problem(file=path.name, message="not there"))
         return {}
     table: dict[str, tuple[int, _Value]] = {}
-    for number, text in read_lines(path, problems):
+    for number, text in folder.lines(path, problems):
         # The name is the first word in all five files; only some write it with `.mp4`.
         name, *fields = text.split()
         name = name.removesuffix(".mp4")
         try:
             if not _NAME.fullmatch(name):
-                raise ValueError(f"{name!r} is not a video name")
+                raise ValueError(f"{name[:80]!r} is not a video name")
             if name in table:
                 raise ValueError(f"{name} stands in line {table[name][0]} already; the first is taken")
             if not fields:
@@ -174,26 +183,34 @@ def _read_table(
 
 def _exactly(count: int, fields: list[str]) -> list[str]:
     if len(fields) != count:
-        raise ValueError(f"{count} value(s) expected behind the name, found {' '.join(fields)!r}")
+        raise ValueError(f"{count} value(s) expected behind the name, found {' '.join(fields[:9])!r}")
     return fields
 
 
 def _crop(fields: list[str]) -> tuple[int, int, int, int]:
     """Crop x, w, y, h of a line of `crop_wh`."""
-    x, width, y, height = (int(value) for value in _exactly(4, fields))
+    x, width, y, height = (whole_number(value, "the crop") for value in _exactly(4, fields))
     if width <= 0 or height <= 0:
         raise ValueError(f"crop {' '.join(fields)!r} is empty")
     return x, width, y, height
 
 
+def _intervals(fields: list[str]) -> list[str]:
+    """Intervals of a line of `annotion_time`, as they stand there."""
+    if len(fields) > MOST_INTERVALS:
+        raise ValueError(f"{len(fields):,} intervals; a video may have {MOST_INTERVALS:,}")
+    return fields
+
+
 def _interval(text: str) -> tuple[float, float]:
     """Start and end in seconds of `mm:ss-mm:ss` (or with hours)."""
-    match = re.fullmatch(r"((?:\d+:){1,2}\d+(?:\.\d+)?)-((?:\d+:){1,2}\d+(?:\.\d+)?)", text)
+    match = _INTERVAL.fullmatch(text)
     if not match:
-        raise ValueError(f"{text!r} is not mm:ss-mm:ss")
+        raise ValueError(f"{text[:80]!r} is not mm:ss-mm:ss")
     start_s, end_s = (_seconds(value) for value in match.groups())
     if end_s <= start_s:
         raise ValueError(f"{text!r} ends before it starts")
+    check_interval(start_s, end_s)
     return start_s, end_s
 
 
@@ -230,46 +247,55 @@ def split_groups(videos: list[HdtfVideo]) -> dict[str, str]:
 
 def read(metadata: Path, listing: SourceListing) -> Parsed:
     """Catalog rows of all intervals."""
-    videos, problems = read_videos(metadata)
+    videos, problems = read_videos(metadata, follow_links=listing.follow_links)
     groups = split_groups(videos)
-    rows = [row for video in videos for row in _rows(video, groups[video.source_id], listing)]
+
+    def clips() -> Iterator[tuple[HdtfVideo, HdtfClip, str | None, tuple[str, ...]]]:
+        for video in videos:
+            # HDTF prescribes no file names, so the usual ones are tried: with the subset first, the YouTube id last.
+            names = (video.source_id, f"{video.subset}-{video.name}", video.name, youtube_id(video.url))
+            source, notes = listing.find(name for name in names if name)
+            for clip in video.clips:
+                yield video, clip, source, notes
+
+    rows = collect_rows(
+        clips(),
+        lambda item: _row(item[0], item[1], groups[item[0].source_id], item[2], item[3]),
+        lambda item: (f"{item[0].subset}_annotion_time.txt: {item[0].name}, interval {item[1].index}", None),
+        problems,
+    )
     return Parsed(rows=rows, problems=problems)
 
 
-def _rows(video: HdtfVideo, group: str, listing: SourceListing) -> Iterator[CatalogRow]:
-    """Catalog rows of one video, one per interval."""
-    # HDTF prescribes no file names, so the usual ones are tried: with the subset first, the YouTube id last.
+def _row(video: HdtfVideo, clip: HdtfClip, group: str, source: str | None, notes: tuple[str, ...]) -> CatalogRow:
+    """Catalog row of one interval, whose video was found as `source` with `notes`."""
     identifier = youtube_id(video.url)
-    source, found_notes = listing.find(
-        stem for stem in (video.source_id, f"{video.subset}-{video.name}", video.name, identifier) if stem
+    box, box_notes = _box(clip, video.height)
+    # The listed numbers are kept also where they give no box.
+    attributes = {
+        "crop_wh": clip.crop_wh,
+        "crop_ratio": clip.crop_ratio,
+        "listed_height": video.height,
+        "subset": video.subset,
+    }
+    return CatalogRow(
+        key=f"hdtf-{video.subset}-{video.name}-{clip.index:03d}",
+        dataset="hdtf",
+        source_id=video.source_id,
+        source=source,
+        url=youtube_url(identifier) if identifier else video.url,
+        start_s=clip.start_s,
+        end_s=clip.end_s,
+        box=box,
+        box_height=float(video.height) if box and video.height else None,
+        person=video.person,
+        split_group=group,
+        licence=LICENCE,
+        terms_url=TERMS_URL,
+        notes=box_notes + notes,
+        attributes=json.dumps(attributes, sort_keys=True),
+        adapter_version=VERSION,
     )
-    for clip in video.clips:
-        box, notes = _box(clip, video.height)
-        # The listed numbers are kept also where they give no box.
-        attributes = {
-            "crop_wh": clip.crop_wh,
-            "crop_ratio": clip.crop_ratio,
-            "listed_height": video.height,
-            "subset": video.subset,
-        }
-        yield CatalogRow(
-            key=f"hdtf-{video.subset}-{video.name}-{clip.index:03d}",
-            dataset="hdtf",
-            source_id=video.source_id,
-            source=source,
-            url=youtube_url(identifier) if identifier else video.url,
-            start_s=clip.start_s,
-            end_s=clip.end_s,
-            box=box,
-            box_height=float(video.height) if box and video.height else None,
-            person=video.person,
-            split_group=group,
-            licence=LICENCE,
-            terms_url=TERMS_URL,
-            notes=notes + found_notes,
-            attributes=json.dumps(attributes, sort_keys=True),
-            adapter_version=VERSION,
-        )
 
 
 def _box(clip: HdtfClip, height: int | None) -> tuple[tuple[float, float, float, float] | None, tuple[str, ...]]:

@@ -1,10 +1,10 @@
-"""Parts that the adapters share: an adapter's interface and result, lines of a metadata file, YouTube ids and rows."""
+"""Parts that the adapters share: an adapter's interface and result, YouTube ids, and rows of YouTube videos."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,22 +42,6 @@ class Adapter:
     """Test whether a path (folder or file) holds the metadata; None when the data set has none."""
     is_unit_folder: Callable[[str], bool] = has_video_suffix
     """Test by its name whether a folder in SOURCE is one input itself."""
-
-
-def read_lines(path: Path, problems: list[Problem]) -> Iterator[tuple[int, str]]:
-    """Number and text of each line that is not blank; a byte order mark and outer blanks are taken off.
-
-    A line that is not UTF-8 is added to `problems` and left out.
-    """
-    # Split as bytes, so that a line that is not UTF-8 spoils no other.
-    for number, raw in enumerate(path.read_bytes().removeprefix(b"\xef\xbb\xbf").splitlines(), start=1):
-        try:
-            text = raw.decode("utf-8").strip()
-        except UnicodeDecodeError:
-            problems.append(Problem(file=path.name, line=number, message=f"not UTF-8: {raw[:60]!r}"))
-            continue
-        if text:
-            yield number, text
 
 
 def youtube_id(url: str | None) -> str | None:
@@ -132,6 +116,6 @@ class YoutubeSet:
             licence=self.licence,
             terms_url=self.terms_url,
             notes=notes,
-            attributes=json.dumps(attributes, sort_keys=True),
+            attributes=json.dumps(attributes, sort_keys=True, allow_nan=False),
             adapter_version=self.adapter_version,
         )

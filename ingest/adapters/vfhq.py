@@ -21,15 +21,16 @@ meta file, or at 25 with a note.
 
 from __future__ import annotations
 
-import math
+import itertools
 import re
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ingest.adapters.metadata import Adapter, Parsed, YoutubeSet, read_lines
-from ingest.source_listing import Problem, SourceListing, has_video_suffix
+from ingest.adapters.metadata import Adapter, Parsed, YoutubeSet
+from ingest.adapters.metadata_files import MEMBER_BYTES, MetadataFolder
+from ingest.adapters.row_checks import MOST_BAD_LINES, MOST_CLIPS, collect_rows, decimal_number, whole_number
+from ingest.source_listing import Problem, Problems, SourceListing, has_video_suffix
 from talkinghead.schema import CatalogRow
 
 VFHQ = YoutubeSet(
@@ -42,7 +43,12 @@ LIST_FILES = ("id_train.txt", "id_test.txt")
 DEFAULT_FRAME_FPS = 25.0
 """Rate of a folder of frames whose clip has no meta file."""
 
-CLIP_NAME = re.compile(r"Clip\+([A-Za-z0-9_-]{11})\+P(\d+)\+C(\d+)\+F(\d+)-(\d+)")
+META_ZIP = "meta_info.zip"
+
+CLIP_NAME = re.compile(r"Clip\+([A-Za-z0-9_-]{11})\+P([0-9]{1,6})\+C([0-9]{1,6})\+F([0-9]{1,9})-([0-9]{1,9})")
+_META_FILE = re.compile(r"Clip\+.*\.txt", re.DOTALL)
+# A line that gives a value: its first word and the rest, as far as a number can reach.
+_VALUE_LINE = re.compile(r"^[ \t:]*(H|W|FPS|CROP)(?=[ \t:]|$)([^\n]{0,300})$", re.MULTILINE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +69,7 @@ class VfhqName:
         """Parts of a name such as `Clip+WSGW-7gHS6A+P0+C1+F2551-2669`; raises `ValueError` for anything else."""
         match = CLIP_NAME.fullmatch(text)
         if not match:
-            raise ValueError(f"{text!r} is not Clip+<YouTube id>+P<n>+C<n>+F<first>-<last>")
+            raise ValueError(f"{text[:120]!r} is not Clip+<YouTube id>+P<n>+C<n>+F<first>-<last>")
         person, clip, first, last = (int(value) for value in match.groups()[1:])
         # first + 1 .. last - 1 are cut out, see the head of this file.
         if last - first < 2:
@@ -91,51 +97,57 @@ class VfhqMeta:
         """Read the four lines that matter; raises `ValueError` when one is missing or makes no sense."""
         # The first line of each kind counts; colons are taken as blanks.
         values: dict[str, list[str]] = {}
-        for line in text.removeprefix("\ufeff").splitlines():
-            words = line.replace(":", " ").split()
-            if words and words[0] in ("H", "W", "FPS", "CROP") and words[0] not in values:
-                values[words[0]] = words[1:]
+        for match in _VALUE_LINE.finditer(text.removeprefix("\ufeff").replace("\r", "\n")):
+            values.setdefault(match[1], match[2].replace(":", " ").split())
+            if len(values) == 4:
+                break
         missing = [name for name in ("H", "W", "FPS", "CROP") if not values.get(name)]
         if missing:
             raise ValueError(f"no {', '.join(missing)} line")
         if len(values["CROP"]) < 4:
             raise ValueError(f"CROP has {len(values['CROP'])} of 4 numbers")
         # Values are the last words of a line: some styles have text before them.
-        width, height, fps = int(values["W"][-1]), int(values["H"][-1]), float(values["FPS"][-1])
-        x0, y0, x1, y1 = (int(value) for value in values["CROP"][-4:])
-        if width <= 0 or height <= 0 or not (math.isfinite(fps) and fps > 0):
-            raise ValueError(f"frame of {width}x{height} at {fps} fps")
+        width, height = (whole_number(values[name][-1], f"the {name} line", 1) for name in ("W", "H"))
+        fps = decimal_number(values["FPS"][-1], "the FPS line", 1, 1000)
+        x0, y0, x1, y1 = (whole_number(value, "the CROP line") for value in values["CROP"][-4:])
         if x1 <= x0 or y1 <= y0:
             raise ValueError(f"CROP {x0} {y0} {x1} {y1} is empty")
         return cls(width=width, height=height, fps=fps, crop=(float(x0), float(y0), float(x1), float(y1)))
 
 
-def _meta_files(path: Path) -> Iterator[tuple[str, bytes]]:
+def _meta_files(folder: MetadataFolder, problems: Problems) -> Iterator[tuple[str, bytes]]:
     """Name and content of each per-clip file below a folder and in the zips in it (or in a single zip)."""
+    path = folder.path
     # Sorted, because the first of two files with one name is taken.
     if path.is_file():
         zips, texts = [path], []
     else:
-        zips, texts = sorted(path.glob("*.zip")), sorted(path.rglob("Clip+*.txt"))
+        zips, texts = sorted(path.glob("*.zip")), sorted(itertools.islice(path.rglob("Clip+*.txt"), MOST_CLIPS + 1))
+    if len(texts) > MOST_CLIPS:
+        raise ValueError(f"{path} has more than {MOST_CLIPS:,} files Clip+….txt: it is not the metadata of VFHQ")
     for file in texts:
-        yield file.name, file.read_bytes()
+        try:
+            yield file.name, folder.read(file, MEMBER_BYTES)
+        except ValueError as error:
+            problems.append(Problem(file=file.name, message=str(error)))
     for file in zips:
         try:
-            with zipfile.ZipFile(file) as archive:
-                for member in sorted(archive.namelist()):
-                    name = member.rpartition("/")[2]
-                    if name.startswith("Clip+") and name.endswith(".txt"):
-                        yield name, archive.read(member)
-        except zipfile.BadZipFile as error:
-            raise ValueError(f"{file} is not a whole zip file ({error}); download it again") from error
+            yield from folder.zip_members(file, _META_FILE, problems)
+        except ValueError as error:
+            # Another zip that lies there, such as a release of clips, is no metadata.
+            if file in (path, path / META_ZIP):
+                raise
+            problems.append(Problem(file=file.name, message=str(error)))
 
 
-def read_clips(metadata: Path) -> tuple[dict[VfhqName, tuple[VfhqMeta | None, str | None]], list[Problem]]:
+def read_clips(
+    folder: MetadataFolder,
+) -> tuple[dict[VfhqName, tuple[VfhqMeta | None, str | None]], Problems]:
     """Clip name → (content of its meta file, name of the list that holds it), either may be None; and the problems."""
     # Meta files: the same clip may be there unpacked and in the zip, which is fine while both agree.
-    problems: list[Problem] = []
+    problems = Problems(MOST_BAD_LINES)
     metas: dict[VfhqName, VfhqMeta] = {}
-    for file, content in _meta_files(metadata):
+    for file, content in _meta_files(folder, problems):
         try:
             name = VfhqName.parse(file.removesuffix(".txt"))
             meta = VfhqMeta.parse(content.decode("utf-8", "replace"))
@@ -145,10 +157,10 @@ def read_clips(metadata: Path) -> tuple[dict[VfhqName, tuple[VfhqMeta | None, st
             problems.append(Problem(file=file, message=str(error)))
     # Lists of names: they add clips without a meta file, whose only source is a released clip.
     lists: dict[VfhqName, str] = {}
-    for file in LIST_FILES if metadata.is_dir() else ():
-        if not (metadata / file).is_file():
+    for file in LIST_FILES if folder.path.is_dir() else ():
+        if not (folder.path / file).is_file():
             continue
-        for number, text in read_lines(metadata / file, problems):
+        for number, text in folder.lines(folder.path / file, problems):
             try:
                 name = VfhqName.parse(text.removesuffix(".txt"))
                 if name in lists:
@@ -161,8 +173,14 @@ def read_clips(metadata: Path) -> tuple[dict[VfhqName, tuple[VfhqMeta | None, st
 
 def read(metadata: Path, listing: SourceListing) -> Parsed:
     """Catalog rows of all clips."""
-    clips, problems = read_clips(metadata)
-    return Parsed(rows=[_row(name, meta, where, listing) for name, (meta, where) in clips.items()], problems=problems)
+    clips, problems = read_clips(MetadataFolder(metadata, listing.follow_links))
+    rows = collect_rows(
+        clips.items(),
+        lambda clip: _row(clip[0], *clip[1], listing),
+        lambda clip: (clip[0].text, None),
+        problems,
+    )
+    return Parsed(rows=rows, problems=problems)
 
 
 def _row(name: VfhqName, meta: VfhqMeta | None, where: str | None, listing: SourceListing) -> CatalogRow:
@@ -210,7 +228,7 @@ def has_metadata(path: Path) -> bool:
     if path.is_file():
         return path.suffix.lower() == ".zip"
     return (
-        any((path / file).is_file() for file in (*LIST_FILES, "meta_info.zip"))
+        any((path / file).is_file() for file in (*LIST_FILES, META_ZIP))
         or next(path.rglob("Clip+*.txt"), None) is not None
     )
 

@@ -82,14 +82,15 @@ def test_parquet_round_trip_is_exact_and_deterministic(tmp_path_factory: pytest.
     assert pq.read_schema(storage.describe(path)).equals(CATALOG_SCHEMA)
 
 
-def test_rows_are_sorted_and_a_collision_is_an_error(tmp_path: Path):
+def test_rows_are_sorted_and_a_collision_is_a_problem(tmp_path: Path):
     csv = tmp_path / "clips.csv"
     line = '{},aaaaaaaaaaa,aaaaaaaaaaa_{}.mp4,"(1, 2)","[0, 1, 0, 1]"\n'
     csv.write_text(",VideoId,SaveIdName,Time,Bbox\n" + line.format(0, 9) + line.format(1, 10) + line.format(2, 1))
     assert [row.key[-2:] for row in build_catalog("celebv-hq", tmp_path).rows] == ["_1", "10", "_9"]
     csv.write_text(csv.read_text() + line.format(3, 9))
-    with pytest.raises(ValueError, match="two clips have the key celebv-hq-aaaaaaaaaaa_9"):
-        build_catalog("celebv-hq", tmp_path)
+    catalog = build_catalog("celebv-hq", tmp_path)
+    assert [row.key[-2:] for row in catalog.rows] == ["_1", "10", "_9"]
+    assert "two clips have the key celebv-hq-aaaaaaaaaaa_9" in catalog.problems[0].message
 
 
 def test_limit_prefers_clips_whose_video_is_there(tmp_path: Path):
@@ -206,6 +207,15 @@ def test_what_cannot_be_read_has_the_error(tmp_path: Path):
     assert read_fingerprints(storage, "folder") == result
     (tmp_path / "gone.mp4").write_text("back")
     assert fingerprint(tmp_path, ["gone.mp4"], result)["gone.mp4"].error is None
+
+
+def test_progress_counts_what_is_hashed(tmp_path: Path):
+    for name in ("a", "b"):
+        (tmp_path / name).write_bytes(bytes(3 << 20))
+    known = fingerprint(tmp_path, ["a"])
+    told: list[tuple[str, int, int]] = []
+    fingerprint(tmp_path, ["a", "b"], known, on_progress=lambda *state: told.append(state))
+    assert [state[1:] for state in told] == [(3, 3)]
 
 
 def test_a_file_that_grows_while_it_is_read_is_not_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

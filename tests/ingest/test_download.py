@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -28,106 +27,32 @@ from ingest.download import (
     read_log,
     targets,
 )
+from tests.support.video_server import HERE, VideoServer, render
 
 pytest.importorskip("yt_dlp", reason="needs the extra `download`")
 
-FAST = DownloadSettings(sleep_s=0, backoff_s=0, retries=0, timeout_s=10, rate_limit_mib=0)
-
-
-class Server(ThreadingHTTPServer):
-    """A server of files in memory, with Range; can break off or refuse."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.files: dict[str, bytes] = {}
-        self.status: dict[str, int] = {}
-        self.break_after: dict[str, list[int]] = {}
-        """Path → bytes to send before the connection is cut, one number for each GET of the content."""
-        self.log: list[tuple[str, str | None]] = []
-
-    def url(self, path: str) -> str:
-        return f"http://127.0.0.1:{self.server_port}{path}"
-
-    def ranges(self, path: str) -> list[str | None]:
-        return [header for name, header in self.log if name == path]
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Server
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-    def do_HEAD(self) -> None:
-        self._answer(body=False)
-
-    def do_GET(self) -> None:
-        self._answer(body=True)
-
-    def _answer(self, *, body: bool) -> None:
-        path, wanted = self.path, self.headers.get("Range")
-        if body:
-            self.server.log.append((path, wanted))
-        status = self.server.status.get(path, 200 if path in self.server.files else 404)
-        content = self.server.files.get(path, b"") if status == 200 else b"no"
-        start = 0
-        if status == 200 and wanted:
-            start, status = int(wanted.removeprefix("bytes=").split("-")[0]), 206
-        self.send_response(status)
-        kind = "application/dash+xml" if path.endswith(".mpd") else "video/mp4"
-        self.send_header("Content-Type", kind if status in (200, 206) else "text/plain")
-        self.send_header("Content-Length", str(len(content) - start))
-        if status == 206:
-            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-        self.send_header("Accept-Ranges", "bytes")
-        self.end_headers()
-        if body:
-            breaks = self.server.break_after.get(path)
-            end = start + breaks.pop(0) if breaks else len(content)
-            self.wfile.write(content[start:end])
+FAST = DownloadSettings(
+    sleep_s=0, backoff_s=0, retries=0, timeout_s=10, rate_limit_mib=0, any_site=True, local_hosts=(HERE,)
+)
 
 
 @pytest.fixture
-def server() -> Iterator[Server]:
-    with Server() as running:
-        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
+def server() -> Iterator[VideoServer]:
+    with VideoServer.running() as running:
         yield running
-        running.shutdown()
-        thread.join()
-
-
-def _render(path: Path, *, video: bool = True, audio: bool = False) -> Path:
-    """One second of noise at 25 fps, with a tone at 16 kHz if asked."""
-    noise = np.random.default_rng(0)
-    with av.open(str(path), "w") as output:
-        images = output.add_stream("libx264", rate=25, width=64, height=64, pix_fmt="yuv420p") if video else None
-        sound = output.add_stream("aac", rate=16_000, layout="mono") if audio else None
-        if images:
-            for _ in range(25):
-                frame = av.VideoFrame.from_ndarray(noise.integers(0, 256, (64, 64, 3), np.uint8), format="rgb24")
-                output.mux(images.encode(frame))
-            output.mux(images.encode(None))
-        if sound:
-            tone = np.sin(np.arange(16_000) * 0.1).astype(np.float32)[None]
-            frame = av.AudioFrame.from_ndarray(tone, format="fltp", layout="mono")
-            frame.sample_rate = 16_000
-            output.mux(sound.encode(frame))
-            output.mux(sound.encode(None))
-    return path
 
 
 @pytest.fixture(scope="module")
 def video(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    return _render(tmp_path_factory.mktemp("video") / "v.mp4").read_bytes()
+    return render(tmp_path_factory.mktemp("video") / "v.mp4").read_bytes()
 
 
-def _one(server: Server, path: str, source: Path, settings: DownloadSettings = FAST) -> DownloadResult:
+def _one(server: VideoServer, path: str, source: Path, settings: DownloadSettings = FAST) -> DownloadResult:
     (result,) = download([Target(name="clip", url=server.url(path))], source, settings).results
     return result
 
 
-def test_download_lands_whole_under_its_name(server: Server, video: bytes, tmp_path: Path):
+def test_download_lands_whole_under_its_name(server: VideoServer, video: bytes, tmp_path: Path):
     server.files["/v.mp4"] = video
     source = tmp_path / "in $HOME %(id)s 'x' ~ ü"
     result = _one(server, "/v.mp4", source)
@@ -138,7 +63,7 @@ def test_download_lands_whole_under_its_name(server: Server, video: bytes, tmp_p
     assert read_log(source) == {"clip": result}
 
 
-def test_broken_transfer_is_continued_by_the_next_run(server: Server, video: bytes, tmp_path: Path):
+def test_broken_transfer_is_continued_by_the_next_run(server: VideoServer, video: bytes, tmp_path: Path):
     server.files["/v.mp4"] = video
     half = len(video) // 2
     server.break_after["/v.mp4"] = [len(video), half]  # first the probe of what it is, then the transfer
@@ -156,10 +81,10 @@ def test_broken_transfer_is_continued_by_the_next_run(server: Server, video: byt
     assert read_log(tmp_path)["clip"] == second
 
 
-def test_broken_transfer_is_continued_within_a_run(server: Server, video: bytes, tmp_path: Path):
+def test_broken_transfer_is_continued_within_a_run(server: VideoServer, video: bytes, tmp_path: Path):
     server.files["/v.mp4"] = video
     server.break_after["/v.mp4"] = [len(video), 20_000, 20_000]
-    result = _one(server, "/v.mp4", tmp_path, DownloadSettings(sleep_s=0, backoff_s=0.01, retries=3))
+    result = _one(server, "/v.mp4", tmp_path, replace(FAST, backoff_s=0.01, retries=3))
     assert result.status == "ok", result.reason
     continued = [int(header[6:-1]) for header in server.ranges("/v.mp4") if header]
     assert len(continued) == 2
@@ -179,10 +104,10 @@ MANIFEST = """<?xml version="1.0"?>
  </AdaptationSet></Period></MPD>"""
 
 
-def test_video_and_sound_that_are_kept_apart_become_one_file(server: Server, video: bytes, tmp_path: Path):
+def test_video_and_sound_that_are_kept_apart_become_one_file(server: VideoServer, video: bytes, tmp_path: Path):
     server.files["/d/all.mpd"] = MANIFEST.encode()
     server.files["/d/p.mp4"] = video
-    server.files["/d/s.mp4"] = _render(tmp_path / "s.mp4", video=False, audio=True).read_bytes()
+    server.files["/d/s.mp4"] = render(tmp_path / "s.mp4", video=False, audio=True).read_bytes()
     server.status["/d/low.mp4"] = 404  # the better one has to be chosen
     result = _one(server, "/d/all.mpd", tmp_path / "in")
     assert result.status == "ok", result.reason
@@ -193,7 +118,7 @@ def test_video_and_sound_that_are_kept_apart_become_one_file(server: Server, vid
 
 
 @pytest.mark.parametrize(("code", "status"), [(404, "gone"), (410, "gone"), (403, "failed"), (500, "failed")])
-def test_http_errors(server: Server, tmp_path: Path, code: int, status: str):
+def test_http_errors(server: VideoServer, tmp_path: Path, code: int, status: str):
     server.status["/v.mp4"] = code
     result = _one(server, "/v.mp4", tmp_path)
     assert result.status == status
@@ -201,7 +126,7 @@ def test_http_errors(server: Server, tmp_path: Path, code: int, status: str):
     assert "\n" not in result.reason
 
 
-def test_gone_is_not_asked_again_and_failed_is(server: Server, video: bytes, tmp_path: Path):
+def test_gone_is_not_asked_again_and_failed_is(server: VideoServer, video: bytes, tmp_path: Path):
     server.status["/refused.mp4"] = 403
     wanted = [Target(name=name, url=server.url(f"/{name}.mp4")) for name in ("missing", "refused")]
     assert [r.status for r in download(wanted, tmp_path, FAST).results] == ["gone", "failed"]
@@ -212,11 +137,11 @@ def test_gone_is_not_asked_again_and_failed_is(server: Server, video: bytes, tmp
     assert [(r.name, r.status) for r in summary.results] == [("refused", "ok")]
     assert summary.skipped_gone == 1
     assert server.ranges("/missing.mp4") == []
-    again = DownloadSettings(sleep_s=0, backoff_s=0, retries=0, retry_gone=True)
+    again = replace(FAST, retry_gone=True)
     assert [(r.name, r.status) for r in download(wanted[:1], tmp_path, again).results] == [("missing", "ok")]
 
 
-def test_what_is_no_video_is_not_kept(server: Server, tmp_path: Path):
+def test_what_is_no_video_is_not_kept(server: VideoServer, tmp_path: Path):
     server.files["/v.mp4"] = b"<html>come back later</html>" * 200
     result = _one(server, "/v.mp4", tmp_path)
     assert result.status == "failed"
@@ -225,10 +150,10 @@ def test_what_is_no_video_is_not_kept(server: Server, tmp_path: Path):
     assert list((tmp_path / PART_FOLDER).iterdir()) == []
 
 
-def test_the_run_stops_when_the_site_refuses(server: Server, tmp_path: Path):
+def test_the_run_stops_when_the_site_refuses(server: VideoServer, tmp_path: Path):
     server.status.update({f"/{i}.mp4": 403 for i in range(5)})
     wanted = [Target(name=str(i), url=server.url(f"/{i}.mp4")) for i in range(5)]
-    summary = download(wanted, tmp_path, DownloadSettings(sleep_s=0, backoff_s=0, retries=0, stop_after=2))
+    summary = download(wanted, tmp_path, replace(FAST, stop_after=2))
     assert (len(summary.results), summary.not_tried) == (2, 3)
 
 
@@ -263,8 +188,8 @@ def test_log_survives_a_torn_line(tmp_path: Path):
 
 
 def test_mux_copies_packets_and_times(tmp_path: Path):
-    images = _render(tmp_path / "p.mp4")
-    sound = _render(tmp_path / "s.mp4", video=False, audio=True)
+    images = render(tmp_path / "p.mp4")
+    sound = render(tmp_path / "s.mp4", video=False, audio=True)
     assert muxed_suffix(images, sound) == ".mp4"
     assert muxed_suffix(images, tmp_path / "s.webm") == ".mkv"
     for suffix in (".mp4", ".mkv"):
@@ -286,7 +211,7 @@ def test_mux_copies_packets_and_times(tmp_path: Path):
         mux(tmp_path / "text.mp4", sound, tmp_path / "y.mp4")
 
 
-def test_command_end_to_end(server: Server, video: bytes, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+def test_command_end_to_end(server: VideoServer, video: bytes, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     server.files["/one.mp4"] = video
     metadata = tmp_path / "metadata"
     metadata.mkdir()
@@ -296,6 +221,7 @@ def test_command_end_to_end(server: Server, video: bytes, tmp_path: Path, capfd:
     (tmp_path / "RD_Three.mp4").write_bytes(video)  # there already
     assert [target.name for target in targets(build_catalog("hdtf", tmp_path).rows)] == ["RD_One", "RD_Two"]
     arguments = ["download", "--dataset", "hdtf", "--source", str(tmp_path), "--sleep-s", "0", "--retries", "0"]
+    arguments += ["--any-site", "--local-hosts", HERE]
     assert main(arguments) == 0
     out, err = capfd.readouterr()
     assert out == f"{tmp_path / LOG_NAME}\n"

@@ -4,6 +4,7 @@ import torch._dynamo
 
 import train.__main__
 import train.commands
+import train.launch.ranks
 import train.launch.torchrun
 import train.launch.worker
 import train.run.overview

@@ -2,19 +2,27 @@
 
 Only this file of the job imports Ray. Ray keeps no checkpoints: a worker group that starts again resumes from the
 newest one in RUN, which must be a folder that all nodes share.
+
+On a private Ray of this machine the ranks meet as those of `train.launch.ranks` do: at a file, on loopback. On a
+cluster Ray Train makes their process group with a TCPStore of rank 0, which listens on all interfaces without a
+password, and gloo and NCCL listen on the address of the node. The ranks sign the objects that they exchange, so whoever
+reaches those ports runs no code, but may break or falsify a training: a cluster belongs into a closed network.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import secrets
 import shutil
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 from talkinghead.runtime.ray_cluster import ray_cluster
 from train.launch.failure import Failure, FailureLog, RunFailed
+from train.launch.meeting import Meeting, loopback_settings
 from train.launch.watch import Watch
 from train.launch.worker import run_worker
 from train.run.run_folder import RunFolder
@@ -52,9 +60,20 @@ def run_ray(
     failures.clear()
     run.stop_file.unlink(missing_ok=True)
     watch = Watch(run)
+    cpus = max(workers, len(os.sched_getaffinity(0)))
+    number = (min_workers, workers) if min_workers else workers
     # The watch looks after the workers in a thread, since `fit` blocks this one until the end.
-    with ray_cluster(address, cpus=max(workers, len(os.sched_getaffinity(0)))), watch:
-        error = _fit(run, (min_workers, workers) if min_workers else workers, max_failures, data, watch)
+    if address is None:
+        # All ranks are on this machine: they meet in a folder that is closed to other users, and listen on loopback.
+        with (
+            tempfile.TemporaryDirectory(prefix="talkinghead-ranks-") as folder,
+            ray_cluster(None, cpus=cpus, variables=loopback_settings()),
+            watch,
+        ):
+            error = _fit(run, number, max_failures, data, watch, folder)
+    else:
+        with ray_cluster(address, cpus=cpus), watch:
+            error = _fit(run, number, max_failures, data, watch)
     shutil.rmtree(run.logs / "ray", ignore_errors=True)
     if error is None:
         return
@@ -68,15 +87,42 @@ def run_ray(
 
 
 def _fit(
-    run: RunFolder, workers: int | tuple[int, int], max_failures: int, data: str | None, watch: Watch
+    run: RunFolder,
+    workers: int | tuple[int, int],
+    max_failures: int,
+    data: str | None,
+    watch: Watch,
+    meeting: str | None = None,
 ) -> Exception | None:
-    """Run Ray Train to its end; returns the error that ended it early, if any."""
+    """Run Ray Train to its end; returns the error that ended it early, if any.
+
+    Args:
+        run: Folder of the run.
+        workers: Number of ranks, or the smallest and the largest one.
+        max_failures: Number of times to start again after a worker failed.
+        data: Location of the data set, where config.json must not name it in full.
+        watch: Watch over the workers.
+        meeting: Folder in which the ranks meet, all on this machine. None: Ray makes their process group.
+    """
     # Workers stay in the folder of the code rather than in one that Ray makes for each trial.
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
     import ray
     from ray import train
     from ray.exceptions import RayError
+    from ray.train.backend import Backend
     from ray.train.torch import TorchConfig, TorchTrainer
+
+    class GroupOfOurOwn(Backend):
+        """Preparation of workers that make their process group themselves: each sees all GPUs of its node."""
+
+        share_cuda_visible_devices = True
+
+    class MeetingConfig(TorchConfig):
+        """Settings that keep Ray from opening a TCPStore."""
+
+        @property
+        def backend_cls(self) -> type[Backend]:
+            return GroupOfOurOwn
 
     class Trainer(TorchTrainer):
         """Trainer that leaves Ctrl-C to the watch; Ray's own handler would end the workers at once."""
@@ -89,8 +135,8 @@ def _fit(
     gpus = parallel.device != "cpu" and ray.cluster_resources().get("GPU", 0) >= 1
     trainer = Trainer(
         _worker,
-        train_loop_config={"run": str(run.path), "data": data},
-        torch_config=TorchConfig(
+        train_loop_config={"run": str(run.path), "data": data, "meeting": meeting},
+        torch_config=(TorchConfig if meeting is None else MeetingConfig)(
             backend="cpu:gloo,cuda:nccl" if gpus else "gloo", timeout_s=max(1, int(parallel.timeout_s))
         ),
         scaling_config=train.ScalingConfig(num_workers=workers, use_gpu=gpus),
@@ -111,9 +157,15 @@ def _fit(
 def _worker(config: dict[str, Any]) -> None:
     """Be one rank, in a thread of one of Ray's workers."""
     from ray import train
+    from ray.train.collective import broadcast_from_rank_zero
 
+    # Rank 0 draws a secret and a name for each start of the workers; Ray's own channels, which ask for its token, carry
+    # them. They are no part of `config`, which Ray shows to whoever may see its state.
+    drawn = broadcast_from_rank_zero({"key": secrets.token_hex(32), "store": secrets.token_hex(8)})
+    store = None if config["meeting"] is None else Path(config["meeting"]) / drawn["store"]
+    meeting = Meeting(key=bytes.fromhex(drawn["key"]), store=store)
     path = Path(config["run"])
-    run_worker(path, RayPort(train, RunFolder.open(path).stop_file), config["data"])
+    run_worker(path, RayPort(train, RunFolder.open(path).stop_file), config["data"], meeting)
 
 
 def _interrupted(run: RunFolder) -> Failure:

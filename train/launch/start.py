@@ -1,4 +1,5 @@
-"""Launchers: this process alone, torchrun, or Ray Train. Each rank runs `train.launch.worker`."""
+"""Launchers: this process alone, several of this machine, a torchrun, or Ray Train. Each rank runs
+`train.launch.worker`."""
 
 from __future__ import annotations
 
@@ -7,26 +8,28 @@ from pathlib import Path
 from typing import Literal
 
 from talkinghead.runtime.ray_cluster import cluster_address
+from train.launch.ranks import run_processes
 from train.launch.ray_train import run_ray
-from train.launch.torchrun import join_torchrun, run_torchrun, started_by_torchrun
+from train.launch.torchrun import join_torchrun, started_by_torchrun
 from train.launch.worker import run_worker
 from train.recipe import Recipe
 from train.run.run_folder import RunConfig, RunFolder, begin
 from train.trainer.port import LocalPort
 
-Launcher = Literal["local", "torchrun", "ray"]
+Launcher = Literal["local", "processes", "torchrun", "ray"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchSettings:
     """Launcher of a training, and number of ranks."""
 
-    launch: Literal["auto", "local", "torchrun", "ray"] = "auto"
-    """Launcher. local: this process. torchrun: several processes on this machine. ray: workers of Ray Train, on the
-    cluster at RAY_ADDRESS or on a private one here. auto: torchrun under a torchrun, ray when there is a RAY_ADDRESS,
-    torchrun for several workers, else local."""
+    launch: Literal["auto", "local", "processes", "torchrun", "ray"] = "auto"
+    """Launcher. local: this process. processes: several processes of this machine. torchrun: a torchrun of your own,
+    which has started this process (torchrun … -m -- train …; in a closed network only). ray: workers of Ray Train, on
+    the cluster at RAY_ADDRESS or on a private one here. auto: torchrun under a torchrun, ray when there is a
+    RAY_ADDRESS, processes for several workers, else local."""
     workers: int = 1
-    """Number of ranks. Under a torchrun of your own (torchrun … -m -- train …) that one decides."""
+    """Number of ranks. Under a torchrun of your own that one decides."""
     min_workers: int | None = None
     """Ray: number of ranks to go on with when not all can be had; more join as they come."""
     max_failures: int = 3
@@ -55,15 +58,20 @@ class LaunchSettings:
         # Without a wish: torchrun if it is there already, then a Ray cluster, then what the number of ranks asks for.
         under = started_by_torchrun()
         if self.launch == "auto":
-            several: Launcher = "torchrun" if self.workers > 1 else "local"
+            several: Launcher = "processes" if self.workers > 1 else "local"
             chosen: Launcher = "torchrun" if under else "ray" if self.address else several
         else:
             chosen = self.launch
         # Refuse what does not go together, before anything is started.
         if under and chosen != "torchrun":
             raise ValueError(f"--launch {chosen} does not go with torchrun: leave out one of them")
+        if chosen == "torchrun" and not under:
+            raise ValueError(
+                "--launch torchrun is for a torchrun of your own (torchrun --nproc-per-node 2 -m -- train …), and none"
+                " has started this process: for several processes of this machine take --launch processes"
+            )
         if chosen == "local" and self.workers > 1:
-            raise ValueError(f"--launch local is one process: leave out --workers {self.workers}, or --launch torchrun")
+            raise ValueError(f"--launch local is one process: leave out --workers {self.workers}, or take processes")
         if chosen != "ray" and self.min_workers is not None:
             raise ValueError("--min-workers is for --launch ray: only Ray starts again with fewer ranks")
         # Ray may go on with any number of ranks in between, so each must be able to share the batch.
@@ -98,8 +106,8 @@ def start(path: str | Path, config: RunConfig, settings: LaunchSettings, data: s
     run = begin(path, config, data)
     if launcher == "local":
         run_worker(run.path, LocalPort(), data)
-    elif launcher == "torchrun":
-        run_torchrun(run, settings.workers, data)
+    elif launcher == "processes":
+        run_processes(run, settings.workers, data)
     else:
         run_ray(
             run,

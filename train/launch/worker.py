@@ -18,6 +18,7 @@ from talkinghead.files.atomic import commit_folder, temporary_folder, write_whol
 from talkinghead.provenance import pretty_json
 from train.config import ParallelConfig
 from train.launch.failure import FailureLog, PeerError
+from train.launch.meeting import Meeting, signed_objects, store_of
 from train.recipe import make_task
 from train.run.run_folder import RunFolder
 from train.trainer.port import Port
@@ -34,13 +35,15 @@ _OURS = ("train", "infer", "shards", "talkinghead")
 """Packages whose progress goes into the log; Ray's workers log much more."""
 
 
-def run_worker(path: Path, port: Port, data: str | None = None) -> None:
+def run_worker(path: Path, port: Port, data: str | None = None, meeting: Meeting | None = None) -> None:
     """Train as one rank of a run: resume, train, export, and wait for the validations.
 
     Args:
         path: RUN; must have been started (`RunFolder.start`).
         port: Place of this rank among the ranks.
         data: Location of the data set, where config.json must not name it in full.
+        meeting: Where the ranks meet, and their secret. None: a single rank, or ranks under a torchrun of the user's
+            own.
 
     Raises:
         RunFailed: The training ended early, for whatever reason. The traceback is in RUN/logs.
@@ -54,7 +57,7 @@ def run_worker(path: Path, port: Port, data: str | None = None) -> None:
     with _log_to(failures.rank_file(port.rank)), failures.recorded(port.rank):
         # Join the other ranks. The second group has a long timeout, for deriving and exporting on rank 0.
         torch.set_num_threads(cpu_threads(run.recipe.train.parallel, port))
-        with process_group(run.recipe.train.parallel, port), contextlib.ExitStack() as stack:
+        with process_group(run.recipe.train.parallel, port, meeting), contextlib.ExitStack() as stack:
             group = dist.new_group(backend="gloo", timeout=_PATIENCE)
 
             def begin() -> None:
@@ -112,15 +115,25 @@ def backend_of(config: ParallelConfig) -> str:
 
 
 @contextlib.contextmanager
-def process_group(config: ParallelConfig, port: Port) -> Iterator[None]:
+def process_group(config: ParallelConfig, port: Port, meeting: Meeting | None = None) -> Iterator[None]:
     """Context with the default process group, unless the launcher has made it; also for one rank, which differs in no
-    way."""
-    if dist.is_initialized():
-        yield
-        return
+    way. With a meeting, the ranks sign the objects that they exchange."""
+    with signed_objects(meeting.key) if meeting else contextlib.nullcontext():
+        if dist.is_initialized():
+            yield
+        else:
+            with _made_group(config, port, meeting):
+                yield
+
+
+@contextlib.contextmanager
+def _made_group(config: ParallelConfig, port: Port, meeting: Meeting | None) -> Iterator[None]:
+    # A single rank needs no address. Those of one machine meet at a file, and those of a torchrun at its TCPStore.
     options: dict[str, Any] = {"init_method": "env://"}
-    if port.world == 1:  # needs no address
+    if port.world == 1:
         options = {"store": dist.HashStore()}  # pyright: ignore[reportPrivateImportUsage]
+    elif meeting is not None:
+        options = {"store": store_of(meeting, port.world)}
     timeout = timedelta(seconds=config.timeout_s)
     dist.init_process_group(backend_of(config), rank=port.rank, world_size=port.world, timeout=timeout, **options)
     done = False
@@ -169,7 +182,7 @@ def _log_to(file: Path) -> Iterator[None]:
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     root = logging.getLogger()
     root.addHandler(handler)
-    # Ray's workers and torchrun's ranks have no logging set up; a lower level that was chosen stays.
+    # Ray's workers have no logging set up; a lower level that was chosen stays.
     if root.level > logging.INFO or root.level == logging.NOTSET:
         root.setLevel(logging.INFO)
     try:

@@ -19,6 +19,9 @@ from typing import Any, Protocol
 
 log = logging.getLogger(__name__)
 
+MEETING_VARIABLE = "TALKINGHEAD_TRAIN_MEETING"
+"""Environment variable with the folder in which the ranks meet, where our own launcher has started them here: it passes
+signals on to them, and kills them when they are to end at once."""
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 """SIGTERM: a scheduler takes the machine back. SIGINT: Ctrl-C."""
 
@@ -61,7 +64,8 @@ class Port(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class LocalPort:
-    """Port of a single process or of a rank of torchrun. Nobody takes reports, and only signals end it early."""
+    """Port of a single process or of a rank of this machine or a torchrun. Nobody takes reports, and only signals end
+    it early."""
 
     rank: int = 0
     world: int = 1
@@ -70,7 +74,7 @@ class LocalPort:
 
     @classmethod
     def from_environment(cls) -> LocalPort:
-        """Port with the place that the environment variables of torchrun give."""
+        """Port with the place that the environment variables give, by the names that torchrun has for them."""
         number = {name: int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")}
         return cls(
             rank=number["RANK"],
@@ -135,7 +139,7 @@ class Interrupted(Exception):
 def unsignalled() -> Iterator[None]:
     """Context whose child processes never get SIGTERM or SIGINT; this process gets them afterwards.
 
-    torchrun, schedulers and Ctrl-C signal whole process groups. Reading processes that died of it would take the
+    Launchers, schedulers and Ctrl-C signal whole process groups. Reading processes that died of it would take the
     training with them before its checkpoint is written.
     """
     # Child processes inherit the mask and keep it.
@@ -149,11 +153,23 @@ def unsignalled() -> Iterator[None]:
 class StopRequest:
     """Context in which a first signal only sets `requested`; a second one has its ordinary effect.
 
+    In a rank that our launcher has started here, a second one has none: a scheduler signals every process, and the
+    launcher passes its own signal on, so the same request comes twice. A person's second signal reaches the launcher,
+    which then kills the ranks.
+
     Outside the main thread, where Python allows no signal handlers, it handles none: there the launcher asks.
+
+    Args:
+        silent: Whether to log nothing, where another process says what follows.
+
+    Attributes:
+        requested: Whether a signal came.
+        number: Number of the first signal, 0 before that.
     """
 
-    def __init__(self) -> None:
-        self.requested = False
+    def __init__(self, silent: bool = False) -> None:
+        self.requested, self.number = False, 0
+        self._silent, self._patient = silent, MEETING_VARIABLE in os.environ
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -165,10 +181,14 @@ class StopRequest:
         self._restore()
 
     def _request(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
+            return
+        self.requested, self.number = True, number
         # With the handlers restored, a second signal ends the process.
-        self.requested = True
-        self._restore()
-        log.warning("%s: writing a checkpoint, then stopping", signal.Signals(number).name)
+        if not self._patient:
+            self._restore()
+        if not self._silent:
+            log.warning("%s: writing a checkpoint, then stopping", signal.Signals(number).name)
 
     def _restore(self) -> None:
         for number, handler in self._before.items():

@@ -76,6 +76,9 @@ def test_links(tmp_path: Path):
     (source / "outside").symlink_to(elsewhere)
     (elsewhere / "back").symlink_to(source)
     catalog = build_catalog("folder", source)
+    assert sorted(str(row.source) for row in catalog.rows) == ["broken.mp4", "real/a.mp4", "self"]
+    assert sorted(problem.file for problem in catalog.problems) == ["a_link_before_real", "outside", "real/loop"]
+    catalog = build_catalog("folder", source, follow_links=True)
     assert sorted(str(row.source) for row in catalog.rows) == ["broken.mp4", "outside/b.mp4", "real/a.mp4", "self"]
     assert sorted(problem.file for problem in catalog.problems) == ["a_link_before_real", "outside/back", "real/loop"]
 

@@ -7,12 +7,15 @@ import os
 import random
 import signal
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 
+from tests.support.listening import is_loopback, listening
 from tests.support.train_commands import Command, run_train, start_train, toy, wait_for, weights_of
 
 SLOW_STEPS = ("--config.step-s", 0.02, "--train.steps", 60, "--train.checkpoint.every", 7, "--config.dropout", 0.2)
@@ -124,6 +127,13 @@ def test_two_ranks_stop_together(unbroken: Path, tmp_path: Path) -> None:
     close(run, unbroken)
 
 
+def test_a_torchrun_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    done = run_train(tmp_path / "out", *toy(tmp_path / "run", "--workers", 2, "--launch", "torchrun"))
+    assert done.process.exitcode == 2 and not (tmp_path / "run").exists()
+    (line,) = done.errors
+    assert "none has started this process" in line and "--launch processes" in line
+
+
 def children_of(command: Command) -> list[int]:
     """Processes it has started."""
     found = []
@@ -143,15 +153,15 @@ def children_of(command: Command) -> list[int]:
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two ranks under torchrun that nobody disturbed."""
+    """A run of two ranks that nobody disturbed."""
     folder = tmp_path_factory.mktemp("two")
     finish(folder / "out", folder / "run", *SLOW_STEPS, "--workers", 2)
     return folder / "run"
 
 
 @pytest.mark.slow
-def test_one_rank_under_torchrun_or_ray_is_the_same_as_in_process(unbroken: Path, tmp_path: Path) -> None:
-    for launcher in ("torchrun", "ray"):
+def test_one_rank_of_any_launcher_is_the_same_as_in_process(unbroken: Path, tmp_path: Path) -> None:
+    for launcher in ("processes", "ray"):
         run = tmp_path / launcher
         assert finish(tmp_path / f"{launcher}-out", run, *SLOW_STEPS, "--launch", launcher) == weights_of(unbroken)
 
@@ -169,6 +179,24 @@ def test_ray_starts_a_dead_worker_again_and_ends_the_same(two_ranks: Path, unbro
     assert int((run / ".lock").read_text().split()[1]) != rank_zero
     assert weights_of(run) == weights_of(two_ranks)
     assert not (run / "logs" / "ray").exists()
+
+
+@pytest.mark.slow
+def test_ranks_of_a_private_ray_open_no_store(tmp_path: Path) -> None:
+    """What they open besides Ray's own ports, which ask for its token, is on loopback."""
+    run = tmp_path / "run"
+    options = [*SLOW_STEPS, "--train.steps", 100_000, "--workers", 2, "--launch", "ray"]
+    command = start_train(tmp_path / "out", *toy(run, *options))
+    wait_for(lambda: steps_done(run) >= 2, timeout=150)
+    rank_zero = int((run / ".lock").read_text().split()[1])
+    places = listening({rank_zero})
+    assert len([address for address, _ in places if is_loopback(address)]) >= 3  # gloo
+    for address, port in places:
+        if not is_loopback(address):
+            with pytest.raises(dist.DistError):
+                dist.TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=3))
+    command.send(signal.SIGTERM)
+    assert command.wait(150) == 1
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from train.trainer.port import StopRequest
+from train.trainer.port import MEETING_VARIABLE, StopRequest
 
 
 def test_the_first_signal_is_a_request_and_the_second_has_its_effect() -> None:
@@ -16,6 +16,17 @@ def test_the_first_signal_is_a_request_and_the_second_has_its_effect() -> None:
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.requested
         os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_in_a_rank_of_our_launcher_a_second_signal_asks_for_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scheduler signals it, and so does the launcher; that one kills it when it is to end at once."""
+    monkeypatch.setenv(MEETING_VARIABLE, "/nowhere")
+    before = signal.getsignal(signal.SIGTERM)
+    with StopRequest() as stop:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+            assert stop.requested and stop.number == signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_handlers_are_put_back() -> None:
