@@ -49,5 +49,5 @@ class PrintableStream(io.TextIOBase):
 
 
 def underlying(stream: TextIO) -> TextIO:
-    """The stream behind a `PrintableStream`, or the stream itself."""
+    """The stream that a `PrintableStream` passes its text on to, or the stream itself."""
     return stream.stream if isinstance(stream, PrintableStream) else cast(TextIO, stream)

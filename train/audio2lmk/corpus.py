@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import json
 import logging
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,6 +25,7 @@ from shards.order import spread
 from shards.reader import SPEECH, Sample, ShardReader
 from talkinghead.config import from_json
 from talkinghead.files.atomic import write_whole
+from talkinghead.files.foreign import read_json, read_limited
 from talkinghead.files.storage import Storage
 from talkinghead.motion.expression import EXPRESSION_FILE, ExpressionFit
 from talkinghead.motion.neutral import NeutralEstimator
@@ -34,12 +34,21 @@ from talkinghead.motion.speakers import FILE as SPEAKERS_FILE
 from talkinghead.motion.speakers import READABLE_FILE, Speaker, Speakers
 from talkinghead.provenance import pretty_json
 from talkinghead.runtime.progress import Progress
+from talkinghead.tables import read_table
 
 log = logging.getLogger(__name__)
 
 COLUMNS = ("mesh", "pose_matrix", "blendshapes", "valid")
 CLIPS_FILE = "clips.parquet"
 STATISTICS_FILE = "statistics.json"
+_CLIPS_BYTES = 1 << 30  # a clip takes some 200
+_CLIPS_SCHEMA = {
+    "key": pa.string(),
+    "speaker": pa.string(),
+    "rest": pa.list_(pa.float64()),
+    "speech_mean": pa.float64(),
+    "speech_variance": pa.float64(),
+}
 MOST_EXPRESSION_CLIPS = 500
 """Largest number of clips that the expression basis is fitted on, spread evenly: it has few numbers for many frames."""
 
@@ -126,7 +135,7 @@ class Corpus:
             speakers.save(self.folder)
             self._derive_expression(reader, speakers, progress)
         # Last the tables by which a training finds all this again.
-        pq.write_table(pa.Table.from_pylist(rows), self.folder / CLIPS_FILE)
+        pq.write_table(pa.Table.from_pylist(rows, pa.schema(list(_CLIPS_SCHEMA.items()))), self.folder / CLIPS_FILE)
         statistics = poses.result(reader)
         write_whole(self.folder / STATISTICS_FILE, pretty_json(statistics.__dict__))
 
@@ -175,8 +184,20 @@ class Corpus:
 
     @functools.cached_property
     def statistics(self) -> Statistics:
-        """Statistics of the training clips."""
-        return from_json(Statistics, json.loads((self.folder / STATISTICS_FILE).read_bytes()))
+        """Statistics of the training clips.
+
+        Raises:
+            ValueError: Their file is damaged.
+        """
+        path = self.folder / STATISTICS_FILE
+        value = read_json(path)
+        try:
+            found = from_json(Statistics, value)
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged: {error}; take another RUN") from error
+        if {len(numbers) for numbers in (found.pose_mean, found.pose_std, found.pose_step_p99)} != {6}:
+            raise ValueError(f"{path} is damaged: a pose has six numbers; take another RUN")
+        return found
 
     def neutral_meshes(self, keys: Sequence[str]) -> torch.Tensor:
         """Neutral mesh of the speaker of each training clip, `[B, 468, 3]` in cm."""
@@ -202,7 +223,12 @@ class Corpus:
 
     @functools.cached_property
     def _table(self) -> pa.Table:
-        return pq.read_table(self.folder / CLIPS_FILE)
+        path = self.folder / CLIPS_FILE
+        table = read_table(read_limited(path, _CLIPS_BYTES, "table of clips"), str(path), _check_schema)
+        lengths = table.column("rest").combine_chunks().value_lengths().to_numpy(zero_copy_only=False)
+        if any(column.null_count for column in table.columns) or (lengths != 16).any():
+            raise ValueError(f"{path} is damaged: a clip lacks a value; take another RUN")
+        return table
 
     @functools.cached_property
     def _numbers(self) -> dict[str, int]:
@@ -236,6 +262,11 @@ class Corpus:
             at_most=SPEECH if speech else None,
             persons=self.config.persons if split == "train" else (),
         )
+
+
+def _check_schema(schema: pa.Schema) -> None:
+    if {name: schema.field(name).type for name in schema.names} != _CLIPS_SCHEMA:
+        raise ValueError(f"a run's {CLIPS_FILE} has other columns: take another RUN")
 
 
 def _by_speaker(reader: ShardReader, progress: Progress) -> Iterator[Sample]:

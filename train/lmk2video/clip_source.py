@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -14,6 +13,7 @@ from shards.reader import ShardReader
 from talkinghead.config import from_json
 from talkinghead.derived import EMBEDDING, LATENTS
 from talkinghead.files.atomic import write_whole
+from talkinghead.files.foreign import read_json
 from talkinghead.files.storage import Storage
 from talkinghead.provenance import pretty_json
 from train.lmk2video.config import Lmk2VideoConfig
@@ -126,8 +126,17 @@ class ClipSource:
 
     @functools.cached_property
     def pinned(self) -> Pinned:
-        """Annotations and latents that were pinned when the run began."""
-        return from_json(Pinned, json.loads((self.folder / FILE).read_bytes()))
+        """Annotations and latents that were pinned when the run began.
+
+        Raises:
+            ValueError: Their file is damaged.
+        """
+        path = self.folder / FILE
+        value = read_json(path)
+        try:
+            return from_json(Pinned, value)
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged: {error}; take another RUN") from error
 
     def reader(self) -> ShardReader:
         """Open the training clips as they were pinned.

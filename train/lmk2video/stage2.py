@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import functools
-import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from talkinghead.files.foreign import read_json
 from talkinghead.models.lmk2video.denoiser import Denoiser
 from talkinghead.models.lmk2video.pose_guider import PoseGuider
 from talkinghead.models.lmk2video.published import load_motion_module
@@ -150,8 +150,12 @@ class Stage2Task(Lmk2VideoTask[Stage2Config]):
         return known
 
     def _trained_size(self) -> tuple[int | None, int | None]:
-        index = json.loads((self.stage1_folder / _INDEX).read_bytes())
-        return index.get("width"), index.get("height")
+        path = self.stage1_folder / _INDEX
+        index = read_json(path)
+        size = (index.get("width"), index.get("height")) if isinstance(index, dict) else ("?", "?")
+        if any(type(extent) not in (int, type(None)) for extent in size):
+            raise ValueError(f"{path} is damaged: width and height must be numbers of pixels")
+        return size
 
 
 # --- recipes ----------------------------------------------------------------------------------------------------------

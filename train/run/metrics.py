@@ -12,7 +12,8 @@ import importlib.util
 import json
 import logging
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,12 +21,31 @@ from typing import Any, Protocol
 import numpy as np
 
 from talkinghead.files.atomic import write_whole
+from talkinghead.files.foreign import open_own, open_regular, parse_json, refuse_large
 from train.config import LogConfig
 
 log = logging.getLogger(__name__)
 
 VALIDATION = "validation/"
+MOST_FIGURES = 300
+"""Number of figures that are read, those that come first: each makes a plot."""
 _NOT_FIGURES = ("step", "epoch", "event")
+_FILE_BYTES = 256 << 20  # a line has some 300 bytes, so this is a million of them
+_LINE_BYTES = 1 << 20
+_MOST_STEPS = 1 << 53
+_SERVICES = ("wandb", "trackio")
+_ONLY_FIGURES = {
+    "WANDB__DISABLE_META": "true",
+    "WANDB__DISABLE_MACHINE_INFO": "true",
+    "WANDB_DISABLE_GIT": "true",
+    "WANDB_DISABLE_CODE": "true",
+    "WANDB_SAVE_CODE": "false",
+    "WANDB_CONSOLE": "off",
+    "WANDB_SYMLINK": "false",
+}
+"""Settings of W&B, as environment variables, by which it takes the figures and nothing else: by itself it also sends
+the command line (which may name keys of an object store), the log, the machine and the user's code. A variable that
+the user has set stays."""
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------
@@ -33,6 +53,9 @@ _NOT_FIGURES = ("step", "epoch", "event")
 
 def check_online(config: LogConfig) -> None:
     """Check that the package of the asked service is installed; raises `ValueError` if not."""
+    # It is going to be imported, so no other name may stand there.
+    if config.online not in (None, *_SERVICES):
+        raise ValueError(f"log.online is {config.online!r:.100}: it must be {' or '.join(_SERVICES)}")
     spec = importlib.util.find_spec(config.online) if config.online else None
     # A spec without an origin is no package but a folder of that name, as wandb leaves one in the working folder.
     if config.online and (spec is None or spec.origin is None):
@@ -71,7 +94,7 @@ class Tracker:
     def __init__(self, metrics: Path, tensorboard: Path, config: LogConfig, step: int, name: str) -> None:
         check_online(config)
         cut(metrics, step)
-        self._file = metrics.open("a", encoding="utf-8")
+        self._file = os.fdopen(open_own(metrics), "a", encoding="utf-8")
         self._sinks: list[Sink] = []
         if config.tensorboard:
             self._sinks.append(TensorBoard(tensorboard, step))
@@ -125,6 +148,10 @@ class Online:
     """Online service: wandb or trackio, which has wandb's interface. A resumed run goes on under its name."""
 
     def __init__(self, package: str, project: str, name: str, folder: Path) -> None:
+        assert package in _SERVICES
+        if package == "wandb":
+            for variable, value in _ONLY_FIGURES.items():
+                os.environ.setdefault(variable, value)
         self._package = importlib.import_module(package)
         # trackio identifies a run by its name, and keeps its files in the cache of the user.
         only_wandb = {"id": name, "dir": str(folder)} if package == "wandb" else {}
@@ -152,14 +179,18 @@ def cut(metrics: Path, step: int) -> None:
     """
     if not metrics.exists():
         return
-    text = metrics.read_text(encoding="utf-8", errors="replace")
-    # Only up to the last line break: what follows was never finished.
-    lines = [line for line in text[: text.rfind("\n") + 1].splitlines() if line.strip()]
-    rows = [parse_line(line) for line in lines]
-    if damaged := rows.count(None):
+    kept: list[bytes] = []
+    damaged = 0
+    # What follows the last line break was never finished.
+    for line in _lines(metrics):
+        if line.strip() and line.endswith(b"\n"):
+            row = parse_line(line)
+            damaged += row is None
+            if row is not None and row["step"] <= step:
+                kept.append(line)
+    if damaged:
         log.warning("%d lines of %s cannot be read and are dropped", damaged, metrics)
-    kept = [line for line, row in zip(lines, rows, strict=True) if row is not None and row["step"] <= step]
-    write_whole(metrics, "".join(f"{line}\n" for line in kept).encode())
+    write_whole(metrics, b"".join(kept))
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -210,33 +241,37 @@ def read_metrics(path: Path) -> Metrics:
     """Read a `metrics.jsonl`: one object on each line, with `step` and any figures; a missing file counts as empty.
 
     If a step has several values (a resumed run may repeat it), the last one counts.
+
+    Raises:
+        ValueError: It is too large, or no file.
     """
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
+    if not path.exists():
         return Metrics()
     values: dict[str, dict[int, float]] = {}
     skips: list[Skip] = []
     damaged, newest, epoch = 0, 0, None
     # Collect name → step → value, so that a repeated step replaces its earlier values.
-    for line in text.splitlines():
+    for line in _lines(path):
         if not line.strip():
             continue
         row = parse_line(line)
         if row is None:
             damaged += 1
             continue
-        step = int(row["step"])
+        step = row["step"]
         newest = max(newest, step)
         # Skipped steps and the epoch have fields of their own.
         if row.get("event") == "skipped":
-            skips.append(Skip(step=step, what=str(row.get("what", "")), keys=tuple(map(str, row.get("keys") or ()))))
-        if isinstance(row.get("epoch"), int | float):
-            epoch = float(row["epoch"])
-        # Everything else that is a number is a figure. In Python a bool is an int, too; null is left out.
+            keys = row.get("keys")
+            keys = tuple(map(str, keys)) if isinstance(keys, list) else ()
+            skips.append(Skip(step=step, what=str(row.get("what", "")), keys=keys))
+        if (share := _number(row.get("epoch"))) is not None:
+            epoch = share
+        # Everything else that is a number is a figure; null is left out.
         for name, value in row.items():
-            if name not in _NOT_FIGURES and isinstance(value, int | float) and not isinstance(value, bool):
-                values.setdefault(name, {})[step] = value if math.isfinite(value) else math.nan
+            known = name in values or len(values) < MOST_FIGURES
+            if known and name not in _NOT_FIGURES and (figure := _number(value)) is not None:
+                values.setdefault(name, {})[step] = figure
     # Sort into curves of the training, `loss` first, and of the validations.
     curves = {name: _curve(points) for name, points in values.items()}
     training = {name: curve for name, curve in curves.items() if not name.startswith(VALIDATION)}
@@ -252,13 +287,32 @@ def read_metrics(path: Path) -> Metrics:
     )
 
 
-def parse_line(line: str) -> dict[str, Any] | None:
+def parse_line(line: bytes) -> dict[str, Any] | None:
     """Object of a line of `metrics.jsonl`; None when the line is damaged."""
     try:
-        row = json.loads(line)
-    except json.JSONDecodeError:
+        row = parse_json(line, "the line")
+    except ValueError:
         return None
-    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
+    step = row.get("step") if isinstance(row, dict) else None
+    return row if type(step) is int and 0 <= step < _MOST_STEPS else None
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    """Lines of a file with their line breaks; one that is too long comes in parts, which are damaged lines then."""
+    with open_regular(path) as stream:
+        refuse_large(str(path), os.fstat(stream.fileno()).st_size, _FILE_BYTES, "file of figures")
+        while line := stream.readline(_LINE_BYTES):
+            yield line
+
+
+def _number(value: Any) -> float | None:
+    """Value of a figure, NaN where it is not finite; None for what is no number. In Python a bool is an int, too."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    try:
+        return value if math.isfinite(value) else math.nan
+    except OverflowError:  # an integer beyond all floating-point numbers
+        return math.nan
 
 
 def _curve(points: dict[int, float]) -> Curve:

@@ -7,28 +7,34 @@ weights) is left out, so the page can be made at any time, also of a training th
 from __future__ import annotations
 
 import base64
-import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
 from markupsafe import Markup
 
 from infer.evaluation.evaluation_result import Evaluation, number, read_evaluations
 from infer.metrics import METRICS
 from infer.metrics.learned_metrics import LEARNED
 from talkinghead.files.atomic import write_whole
-from talkinghead.provenance import hash_file
+from talkinghead.files.foreign import open_regular, read_json, read_limited
+from talkinghead.provenance import hash_stream
 from train.run.metrics import Curve, Metrics, read_metrics
 from train.run.plots import plot_all, plot_loss
+from train.run.run_folder import folder_name, steps_in
+from train.run.run_lock import refuse_strange
 
 PAGE = "index.html"
 MOST_SKIPS = 20
 """Number of skipped steps that the page lists, the newest ones."""
+MOST_FILES = 100
+"""Number of images, and of videos, that the page shows of a validation."""
+_IMAGE_BYTES = 16 << 20
 TITLES = {
     "learning_rate": "learning rate",
     "gradient_norm": "gradient norm",
@@ -69,7 +75,7 @@ class Validation:
     images: Sequence[EmbeddedImage]
     videos: Sequence[Video]
     error: str | None = None
-    """Why its numbers cannot be read; None when they were."""
+    """Why its numbers, or some of its images, are missing; None when they are not."""
 
     @property
     def of_videos(self) -> bool:
@@ -98,16 +104,31 @@ def write_overview(run: Path) -> Path:
         Path of the page.
 
     Raises:
-        ValueError: There is no run.
+        ValueError: There is no run, or it holds what no training writes.
         OSError: The folder cannot be read or written.
     """
+    refuse_strange(run)  # the page contains files of RUN, and is passed on: no link may put others into it
     config = _json(run / "config.json")
     if not config:
         raise ValueError(f"there is no run at {run}: it has no readable config.json")
     # Read all that there is, fill the template, replace the page. Names of files may hold bytes that are no UTF-8:
     # those are escaped.
-    metrics = read_metrics(run / "metrics.jsonl")
-    page = render(run, config, metrics, newest_validation(run))
+    metrics, validation = read_metrics(run / "metrics.jsonl"), newest_validation(run)
+    try:
+        page = render(run, config, metrics, validation)
+    except (
+        TemplateError,
+        TypeError,
+        ValueError,
+        LookupError,
+        AttributeError,
+        ArithmeticError,
+        RecursionError,
+    ) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(
+            f"{run} holds something that no training writes, and has no overview ({reason:.200})"
+        ) from error
     write_whole(run / PAGE, page.encode("utf-8", "backslashreplace"))
     return run / PAGE
 
@@ -145,7 +166,7 @@ def render(run: Path, config: Mapping[str, Any], metrics: Metrics, validation: V
         validation=validation,
         meanings={key: metric.meaning for key, metric in (METRICS | LEARNED).items()},
         settings={"model and loss": flat(_nested(config, "recipe", "config")), "training": flat(train)},
-        speakers=_json(run / "task" / "speakers.json").get("speakers", []),
+        speakers=_speakers(_json(run / "task" / "speakers.json").get("speakers")),
         statistics=flat(_json(run / "task" / "statistics.json")),
         weights=weight_files(run / "pretrained_model"),
     )
@@ -153,38 +174,42 @@ def render(run: Path, config: Mapping[str, Any], metrics: Metrics, validation: V
 
 def newest_validation(run: Path) -> Validation | None:
     """Validation of the latest step that left results; None when there is none."""
-    # Step numbers have leading zeros: sorted by name is sorted by step.
-    for folder in sorted((run / "validation").glob("step-*"), reverse=True):
-        step = folder.name.removeprefix("step-")
-        if not step.isdigit() or not (folder / "validation.json").exists():
+    for step in reversed(steps_in(run / "validation")):
+        folder = run / "validation" / folder_name(step)
+        if not (folder / "validation.json").exists():
             continue
         evaluations: dict[str, Evaluation] = {}
-        error = None
+        errors: list[str] = []
         # Damaged numbers are reported on the page, next to plots and videos that can still be seen.
         try:
             evaluations = read_evaluations(folder)
         except ValueError as damaged:
-            error = str(damaged)
-        return Validation(
-            step=int(step),
-            evaluations=evaluations,
-            images=[_image(_title(path, folder), path.read_bytes()) for path in sorted(folder.rglob("*.png"))],
-            videos=[
-                Video(title=_title(path, folder), href=quote(path.relative_to(run).as_posix()))
-                for path in sorted(folder.rglob("*.mp4"))
-            ],
-            error=error,
-        )
+            errors.append(str(damaged))
+        images: list[EmbeddedImage] = []
+        for path in sorted(folder.rglob("*.png"))[:MOST_FILES]:
+            try:
+                images.append(_image(_title(path, folder), read_limited(path, _IMAGE_BYTES, "plot")))
+            except ValueError as large:
+                errors.append(str(large))
+        videos = [
+            Video(title=_title(path, folder), href=quote(os.fsencode(path.relative_to(run).as_posix())))
+            for path in sorted(folder.rglob("*.mp4"))[:MOST_FILES]
+        ]
+        error = "; ".join(errors) or None
+        return Validation(step=step, evaluations=evaluations, images=images, videos=videos, error=error)
     return None
 
 
 def weight_files(folder: Path) -> list[WeightFile]:
     """Files of the exported weights with their hashes."""
     found = sorted(path for pattern in _WEIGHTS for path in folder.rglob(pattern))
-    return [
-        WeightFile(name=path.relative_to(folder).as_posix(), size=path.stat().st_size, sha256=hash_file(path))
-        for path in found
-    ]
+    files: list[WeightFile] = []
+    for path in found:
+        with open_regular(path) as stream:
+            sha256 = hash_stream(stream)
+            size = stream.tell()
+        files.append(WeightFile(name=path.relative_to(folder).as_posix(), size=size, sha256=sha256))
+    return files
 
 
 def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -219,10 +244,20 @@ def _first(curve: Curve | None) -> float | None:
 def _json(path: Path) -> dict[str, Any]:
     """Object of a JSON file; empty where the file is missing or damaged: the page shows what there is."""
     try:
-        value = json.loads(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
+        value = read_json(path)
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def _speakers(rows: Any) -> list[dict[str, Any]]:
+    """Rows of `speakers.json` that are whole."""
+    kinds = {"identity": int, "name": str, "num_frames": int, "neutral_num_frames": int}
+    return [
+        row
+        for row in (rows if isinstance(rows, list) else [])
+        if isinstance(row, dict) and all(isinstance(row.get(name), kind) for name, kind in kinds.items())
+    ]
 
 
 def _nested(value: Mapping[str, Any], *names: str) -> Mapping[str, Any]:

@@ -25,6 +25,9 @@ PREDICTIONS = ("#0d7d77", "#d08a2c", "#7a4fb3")
 BAD = "#b5373f"
 POSE_NAMES = ("pitch (°)", "yaw (°)", "roll (°)", "right (cm)", "up (cm)", "near (cm)")
 _DPI = 110
+_TITLE_LENGTH = 60
+_LARGEST = 1e100
+"""Size of a value from which it is left out: the scale of an axis overflows long before a float does."""
 _SMOOTH_FROM = 40  # number of points from which a curve gets a smoothed line, too: the mean over a 20th of it
 
 
@@ -48,7 +51,8 @@ def plot_small(name: str, curve: Curve) -> bytes:
     """Small plot of any other figure over the steps."""
     figure, (axes,) = _figure(1, width=3.6, height=2.0)
     _draw_curve(axes, curve)
-    axes.set_title(name, loc="left", fontsize=10, color=INK)
+    # A name is no formula, whatever signs it has; and one that does not fit would be laid out all the same.
+    axes.set_title(name[:_TITLE_LENGTH], loc="left", fontsize=10, color=INK, parse_math=False)
     return _png(figure)
 
 
@@ -116,16 +120,15 @@ def plot_all(curves: Mapping[str, Curve]) -> dict[str, bytes]:
 
 
 def _draw_curve(axes: Axes, curve: Curve) -> None:
+    values = np.where(np.abs(curve.values) < _LARGEST, curve.values, np.nan)
     many = len(curve.steps) >= _SMOOTH_FROM
     # Few points get markers, since a single one would not show as a line.
     marker = "o" if len(curve.steps) <= 12 else ""
-    axes.plot(
-        curve.steps, curve.values, color=PREDICTIONS[0], linewidth=1.3, alpha=0.3 if many else 1, marker=marker, ms=3
-    )
+    axes.plot(curve.steps, values, color=PREDICTIONS[0], linewidth=1.3, alpha=0.3 if many else 1, marker=marker, ms=3)
     if many:
         window = len(curve.steps) // 40 * 2 + 1
-        axes.plot(curve.steps, moving_average(curve.values, window), color=PREDICTIONS[0], linewidth=1.7)
-    finite = curve.values[np.isfinite(curve.values)]
+        axes.plot(curve.steps, moving_average(values, window), color=PREDICTIONS[0], linewidth=1.7)
+    finite = values[np.isfinite(values)]
     if len(finite) and np.ptp(finite) <= 1e-6 * np.abs(finite).max():  # a constant: else the axis shows its rounding
         axes.set_ylim(finite[0] - 0.1 * abs(finite[0]) - 1e-12, finite[0] + 0.1 * abs(finite[0]) + 1e-12)
     if len(finite) and finite.min() > 0 and finite.max() > 30 * finite.min():

@@ -15,21 +15,23 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import logging
 import os
+import re
 import shutil
 import socket
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from talkinghead.config import shown
 from talkinghead.files.atomic import sweep, write_whole
+from talkinghead.files.foreign import parse_json, read_limited, warn_of_owner
 from talkinghead.provenance import library_versions, pretty_json
 from train.recipe import Recipe, full_name, make_task, recipe_from_json, recipe_to_json
+from train.run.run_lock import LOCK, locked, refuse_strange
 from train.task import Provenance
 
 log = logging.getLogger(__name__)
@@ -37,12 +39,15 @@ log = logging.getLogger(__name__)
 LIBRARIES = ("torch", "numpy", "transformers", "diffusers", "talkinghead")
 CONFIG = "config.json"
 _FORMAT = 1
+_CONFIG_BYTES = 1 << 20
 _FREE = ("num_workers", "microbatch", "parallel", "guard", "checkpoint", "validation", "log")
 """Training settings that may change between two starts: they decide how fast and how often, not what is learnt (but for
 the last bits of sums). Two exceptions are compared: the precision in `parallel`, and `microbatch` under dropout, whose
 masks are drawn for a microbatch as a whole. Settings of a task that may change are named by `free_settings` of its
 Config."""
-_OURS = {"logs", ".lock"}
+_OURS = {"logs", LOCK}
+_PROVENANCE = {"kind", "name", "sha256"}
+_STEP_FOLDER = re.compile(r"step-(\d{8}|[1-9]\d{8,17})", re.ASCII)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,10 +88,16 @@ class RunConfig:
     def from_json(cls, value: Mapping[str, Any]) -> RunConfig:
         """Inverse of `to_json`; raises `KeyError`, `TypeError` or `ValueError` for anything else."""
         if value["format"] != _FORMAT:
-            raise ValueError(f"it has format {value['format']}, this code reads {_FORMAT}")
-        recipe = recipe_from_json(value["task"], value["recipe"])
+            raise ValueError(f"it has format {shown(value['format'])}, this code reads {_FORMAT}")
+        json.dumps(value, allow_nan=False)  # NaN, which Python reads, is refused
         rest = {name: item for name, item in value.items() if name not in ("format", "recipe")}
-        return cls(recipe=recipe, **rest)
+        texts = [rest.get(name, "") for name in ("task", "recipe_name", "data")]
+        tables = [rest.get(name, {}) for name in ("annotation", "libraries")]
+        if not all(isinstance(text, str) for text in texts) or not all(map(_is_table, tables)):
+            raise TypeError("something else stands where a text belongs")
+        if any(not _is_table(found) or not found.keys() >= _PROVENANCE for found in rest.get("weights", {}).values()):
+            raise TypeError("something else stands where texts about weights belong")
+        return cls(recipe=recipe_from_json(value["task"], value["recipe"]), **rest)
 
 
 class RunFolder:
@@ -118,19 +129,28 @@ class RunFolder:
         """Open the run at `path`.
 
         Raises:
-            ValueError: There is no run, or its config.json is damaged or of another version.
+            ValueError: There is no run, its config.json is damaged or of another version, or the folder holds what no
+                training makes.
         """
         folder = check_place(path)
         file = folder / CONFIG
         try:
-            return cls(folder, RunConfig.from_json(json.loads(file.read_bytes())))
+            data = read_limited(file, _CONFIG_BYTES, CONFIG)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise ValueError(f"there is no run at {folder} (no {CONFIG}, seen from {socket.gethostname()})") from error
-        except (KeyError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
-            reason = f"{type(error).__name__}: {error}"
+        try:
+            value = parse_json(data, "it")
+        except ValueError as error:
+            raise ValueError(f"{file} is damaged ({error}): bring back a copy of it, or take another RUN") from error
+        try:
+            run = cls(folder, RunConfig.from_json(value))
+        except (KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+            reason = f"{type(error).__name__}: {error}"[:200]
             raise ValueError(f"{file} is damaged ({reason}): bring back a copy of it, or take another RUN") from error
         except ValueError as error:
-            raise ValueError(f"{file} cannot be read: {error}; take another RUN") from error
+            raise ValueError(f"{file} cannot be read: {error!s:.300}; take another RUN") from error
+        refuse_strange(folder)
+        return run
 
     @classmethod
     def start(cls, path: str | Path, config: RunConfig) -> RunFolder:
@@ -142,17 +162,17 @@ class RunFolder:
         Raises:
             ValueError: The folder holds another run or other files, or a training runs in it.
         """
-        # The folder must exist and be writable before it can be locked.
+        # Before anything is written: it must be a run, or hold nothing. Then it must exist before it can be locked.
         folder = check_place(path)
+        cls._there(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
             raise ValueError(f"RUN {folder} is no folder") from error
-        with _locked(folder, patience_s=0.0):
-            # If there is a run: go on with it, refuse, or start anew where nothing is lost. If not, the folder must be
-            # empty: nobody else's files may be mixed with those of a run.
-            if (folder / CONFIG).exists():
-                there = cls.open(folder).config
+        with locked(folder, patience_s=0.0):
+            # If there is a run: go on with it, refuse, or start anew where nothing is lost.
+            if (there := cls._there(folder)) is not None:
+                warn_of_owner(folder)
                 if _has_trained(folder):
                     cls._check_alike(there, config, folder)
                     # What the task derived belongs to the annotations that the run began with, not to the newest ones.
@@ -160,8 +180,6 @@ class RunFolder:
                 elif there.annotation != config.annotation or differences(there, config):
                     log.warning("RUN %s has no checkpoint and is started anew: something else is asked for", folder)
                     _clear(folder)
-            elif others := sorted(entry.name for entry in folder.iterdir() if entry.name not in _OURS):
-                raise ValueError(f"RUN {folder} holds {others[0]!r} but no {CONFIG}: take an empty or a new folder")
             # Drop what a killed start left, and make the folders of the ranks. config.json comes last: only with it the
             # folder is a run.
             sweep(folder)
@@ -170,6 +188,21 @@ class RunFolder:
                 made.mkdir(exist_ok=True)
             write_whole(folder / CONFIG, pretty_json(config.to_json()))
         return run
+
+    @classmethod
+    def _there(cls, folder: Path) -> RunConfig | None:
+        """Content of config.json; None where there is none, nor any other file.
+
+        Raises:
+            ValueError: Nobody else's files may be mixed with those of a run.
+        """
+        if os.path.lexists(folder / CONFIG):
+            return cls.open(folder).config
+        others = sorted(entry.name for entry in folder.iterdir() if entry.name not in _OURS) if folder.is_dir() else []
+        if others:
+            raise ValueError(f"RUN {folder} holds {others[0]!r} but no {CONFIG}: take an empty or a new folder")
+        refuse_strange(folder)
+        return None
 
     @staticmethod
     def _check_alike(there: RunConfig, asked: RunConfig, folder: Path) -> None:
@@ -197,7 +230,7 @@ class RunFolder:
         Raises:
             ValueError: Another training runs in it.
         """
-        with _locked(self.path, patience_s):
+        with locked(self.path, patience_s):
             yield
 
 
@@ -239,6 +272,17 @@ def check_place(path: str | Path) -> Path:
     return Path(path).expanduser().absolute()
 
 
+def folder_name(step: int) -> str:
+    """Name of the folder of a step, below `checkpoints/` and `validation/`."""
+    return f"step-{step:08d}"
+
+
+def steps_in(folder: Path) -> list[int]:
+    """Steps that have a folder below a folder, ascending; nothing else that lies there counts."""
+    names = (_STEP_FOLDER.fullmatch(entry.name) for entry in folder.glob("step-*") if entry.is_dir())
+    return sorted(int(name[1]) for name in names if name)
+
+
 def differences(there: RunConfig, asked: RunConfig) -> list[str]:
     """Differences between two runs that decide how they come out, as `name: there -> asked`."""
     before, after = _deciding(there), _deciding(asked)
@@ -272,6 +316,11 @@ def _deciding(config: RunConfig) -> dict[str, Any]:
     return dict(_leaves({"task": value["task"], "data": value["data"], "config": settings, "train": train | deciding}))
 
 
+def _is_table(value: Any) -> bool:
+    """Whether a value is an object of texts."""
+    return isinstance(value, Mapping) and all(isinstance(item, str) for item in value.values())
+
+
 def _has_trained(folder: Path) -> bool:
     """Whether a run has a checkpoint or weights, which would be lost if it started anew."""
     return any((folder / "checkpoints").glob("step-*")) or (folder / "pretrained_model").exists()
@@ -291,30 +340,3 @@ def _leaves(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield from _leaves(item, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", item
-
-
-@contextlib.contextmanager
-def _locked(folder: Path, patience_s: float) -> Iterator[None]:
-    # A record lock belongs to this process alone: its reading processes do not inherit it, and the kernel drops it when
-    # the process dies. It also works between machines on a shared file system.
-    deadline = time.monotonic() + patience_s
-    try:
-        handle = (folder / ".lock").open("a+")
-    except OSError as error:
-        raise OSError(error.errno, f"cannot write to RUN {folder}: {error.strerror}") from error
-    with handle:
-        while True:
-            try:
-                fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except (BlockingIOError, PermissionError):
-                if time.monotonic() >= deadline:
-                    handle.seek(0)
-                    who = handle.read().strip()
-                    raise ValueError(f"a training runs in {folder} ({who}): wait for it or stop it") from None
-                time.sleep(0.1)
-        # For the error of another process that finds the lock taken.
-        handle.truncate(0)
-        handle.write(f"process {os.getpid()} on {socket.gethostname()}")
-        handle.flush()
-        yield

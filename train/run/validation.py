@@ -22,10 +22,12 @@ from pathlib import Path
 import torch
 
 from talkinghead.files.atomic import sweep, temporary_folder, write_whole
+from talkinghead.files.foreign import open_own, open_regular, read_json, warn_of_owner
 from talkinghead.runtime.child_process import end_with
 from train.config import ValidationConfig
 from train.recipe import make_task
-from train.run.run_folder import RunFolder
+from train.run.run_folder import RunFolder, folder_name, steps_in
+from train.trainer.port import MEETING_VARIABLE
 
 log = logging.getLogger(__name__)
 
@@ -33,8 +35,13 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULT = "result.json"
 LOG = "validation.log"
 _MAX_WAITING = 2  # each keeps a copy of the weights on the disk
+_RESULT_BYTES = 1 << 20
+_LOG_END_BYTES = 64 << 10
 _NICENESS = 10  # of 19: the training and its reading processes come first
-_OF_THE_RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
+_OF_THE_RANKS = (
+    *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"),
+    MEETING_VARIABLE,
+)
 
 
 class Validations:
@@ -60,16 +67,14 @@ class Validations:
         """Begin at a step: validations that were not finished are done again, those after the step are removed."""
         if self.rank != 0:
             return
-        for folder in sorted(self.run.validation.glob("step-*")):
-            number = folder.name.removeprefix("step-")
-            if not number.isdigit():
-                continue
+        for number in steps_in(self.run.validation):
+            folder = self.folder(number)
             sweep(folder)
             # A killed training got further than its newest checkpoint: those steps come again.
-            if int(number) > step:
+            if number > step:
                 shutil.rmtree(folder)
             elif (folder / "weights").is_dir():
-                self._waiting.append(int(number))
+                self._waiting.append(number)
 
     def submit(self, step: int, export: Callable[[Path], None]) -> None:
         """Validate the weights that `export` writes into the empty folder it gets; it is called at once, on rank 0.
@@ -128,17 +133,21 @@ class Validations:
 
     def folder(self, step: int) -> Path:
         """Folder that the validation of a step writes into."""
-        return self.run.validation / f"step-{step:08d}"
+        return self.run.validation / folder_name(step)
 
     def _collect(self, step: int, code: int) -> None:
         folder = self.folder(step)
-        if code == 0:
-            self._log_figures(step, json.loads((folder / RESULT).read_bytes()))
-            shutil.rmtree(folder / "weights")
-            return
+        try:
+            if code == 0:
+                self._log_figures(step, _figures(folder / RESULT))
+                shutil.rmtree(folder / "weights")
+                return
+            reason = _reason(folder / LOG, code)
+        except (ValueError, OverflowError) as error:
+            reason = str(error)
         # A failure must not end the training. The weights of the newest failed validation stay, those of an older one
         # go.
-        log.warning("the validation of step %d failed, training goes on: %s", step, _reason(folder / LOG, code))
+        log.warning("the validation of step %d failed, training goes on: %s", step, reason)
         if self._failed is not None:
             shutil.rmtree(self.folder(self._failed) / "weights", ignore_errors=True)
         self._failed = step
@@ -160,14 +169,18 @@ def run_validation(run: RunFolder, step: int, data: str, parent: int | None = No
     Raises:
         ValueError: The weights of that step are not there.
     """
-    # A child of the training must not outlive it, nor take its processor.
+    # A child of the training must not outlive it, nor take its processor. The training has warned of the owner.
     if parent is not None:
         end_with(parent)
         os.nice(_NICENESS)
-    folder = run.validation / f"step-{step:08d}"
+    else:
+        warn_of_owner(run.path)
+    folder = run.validation / folder_name(step)
     weights = folder / "weights"
     if not weights.is_dir():
-        there = sorted(int(entry.parent.name.removeprefix("step-")) for entry in run.validation.glob("step-*/weights"))
+        there = [
+            other for other in steps_in(run.validation) if (run.validation / folder_name(other) / "weights").is_dir()
+        ]
         raise ValueError(
             f"the weights of step {step} are not in {run.validation}: they stay only until they are validated"
             f" (there: {', '.join(map(str, there)) or 'none'}); python -m infer evaluate measures {run.export}"
@@ -204,7 +217,8 @@ def _start(run: RunFolder, step: int, config: ValidationConfig) -> subprocess.Po
     if config.device == "cpu":
         environment["CUDA_VISIBLE_DEVICES"] = ""
     command = ["-m", "train", "validate", "--run", str(run.path), "--step", str(step), "--parent", str(os.getpid())]
-    with (run.validation / f"step-{step:08d}" / LOG).open("wb") as output:
+    with os.fdopen(open_own(run.validation / folder_name(step) / LOG), "wb") as output:
+        output.truncate(0)
         return subprocess.Popen(
             [sys.executable, *command],
             cwd=ROOT,
@@ -218,8 +232,20 @@ def _start(run: RunFolder, step: int, config: ValidationConfig) -> subprocess.Po
         )
 
 
+def _figures(file: Path) -> dict[str, float]:
+    """Result of a validation: figures by name."""
+    value = read_json(file, _RESULT_BYTES)
+    numbers = value.values() if isinstance(value, dict) else [None]
+    if not all(isinstance(number, int | float) and not isinstance(number, bool) for number in numbers):
+        raise ValueError(f"{file} does not hold figures by name")
+    return {name: float(number) for name, number in value.items()}
+
+
 def _reason(file: Path, code: int) -> str:
-    lines = [line for line in file.read_text(errors="replace").splitlines() if line.startswith("error: ")]
+    with open_regular(file) as stream:
+        stream.seek(-min(stream.seek(0, os.SEEK_END), _LOG_END_BYTES), os.SEEK_END)
+        text = stream.read().decode(errors="replace")
+    lines = [line for line in text.splitlines() if line.startswith("error: ")]
     if lines:
         return f"{lines[-1].removeprefix('error: ')} (see {file})"
     how = f"ended by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"

@@ -24,7 +24,9 @@ from torch.distributed.checkpoint.state_dict_saver import async_save, save
 
 from talkinghead.files.atomic import sweep
 from train.config import CheckpointConfig
-from train.trainer.checkpoint_files import CheckpointReader, CheckpointWriter, find_damage, folder_name, whole_steps
+from train.run.run_folder import folder_name
+from train.trainer.checkpoint_content import OtherModel
+from train.trainer.checkpoint_files import CheckpointReader, CheckpointWriter, TensorsOnly, find_damage, whole_steps
 from train.trainer.update import Ema
 
 log = logging.getLogger(__name__)
@@ -132,13 +134,19 @@ class Checkpoints:
         # Is it a checkpoint of this model? Then fill the tensors in place.
         tensors = _tensors(state)
         try:
-            reader = CheckpointReader(folder)
-            _check_names(folder, set(reader.read_metadata().state_dict_metadata), _names(tensors))
-            load(tensors, storage_reader=reader, process_group=self._group, no_dist=self._alone)
+            reader = CheckpointReader(folder, _flat(tensors))
+        except OtherModel as error:
+            raise ValueError(f"checkpoint {folder} is of another model: {error}; take another RUN") from error
+        except ValueError as error:
+            raise ValueError(self._damaged(step, str(error))) from error
+        try:
+            load(tensors, storage_reader=reader, planner=TensorsOnly(), process_group=self._group, no_dist=self._alone)
         except CheckpointException as error:
             cause = _first(error)
             if isinstance(cause, OSError):
                 raise ValueError(self._damaged(step, f"{cause.filename}: {cause.strerror}")) from error
+            if isinstance(cause, ValueError):
+                raise ValueError(self._damaged(step, str(cause))) from error
             raise ValueError(f"checkpoint {folder} does not fit: {cause}; take another RUN") from error
         # Numbers go back to where they were.
         _write_back(state, tensors)
@@ -225,11 +233,11 @@ def _tensors(state: Mapping[str, Any]) -> State:
     return found
 
 
-def _names(tensors: State, prefix: str = "") -> set[str]:
-    """Names by which a checkpoint knows nested tensors: PyTorch joins the keys with dots."""
-    found: set[str] = set()
+def _flat(tensors: State, prefix: str = "") -> dict[str, torch.Tensor]:
+    """Nested tensors by the names by which a checkpoint knows them: PyTorch joins the keys with dots."""
+    found: dict[str, torch.Tensor] = {}
     for name, value in tensors.items():
-        found |= _names(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name}
+        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
     return found
 
 
@@ -240,15 +248,6 @@ def _write_back(state: State, tensors: State) -> None:
             _write_back(value, tensors.get(name, {}))
         elif not isinstance(value, torch.Tensor):
             state[name] = tensors[name].item()
-
-
-def _check_names(folder: Path, there: set[str], asked: set[str]) -> None:
-    parts = [f"{text} {min(names)}" for text, names in (("lacks", asked - there), ("has", there - asked)) if names]
-    if parts:
-        raise ValueError(
-            f"checkpoint {folder} is of another model: it {' and '.join(parts)} (of {len(asked ^ there)} such names);"
-            " take another RUN"
-        )
 
 
 _OPTIONS = StateDictOptions(ignore_frozen_params=True, flatten_optimizer_state_dict=True)

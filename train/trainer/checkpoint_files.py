@@ -1,65 +1,46 @@
 """Files of one checkpoint: PyTorch's distributed format, with a hash next to each file, and a commit by renaming.
 
 A folder has its final name only if every file of every rank is on the disk. Reading needs no trust in the folder:
-nothing but tensors and the names of their parts can come out of it.
+nothing but tensors and the names of their parts can come out of it (`train.trainer.checkpoint_content`).
 """
 
 from __future__ import annotations
 
-import io
 import logging
-import pickle
+import re
 import shutil
+import stat
+import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
-from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
+from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem, SavePlan, SavePlanner
 from torch.distributed.checkpoint.storage import WriteResult
 
 from talkinghead.files.atomic import sync, write_whole
-from talkinghead.provenance import hash_file
+from talkinghead.files.foreign import open_regular, read_limited
+from talkinghead.provenance import hash_file, hash_stream
+from train.run.run_folder import folder_name, steps_in
+from train.trainer.checkpoint_content import metadata_limit, read_metadata, read_tensor
 
 log = logging.getLogger(__name__)
 
 LAST = "last"
-_PREFIX = "step-"
 _METADATA = ".metadata"
 _SUFFIX = ".distcp"
 _HASH = ".sha256"
-KNOWN_NAMES = {
-    ("torch.distributed.checkpoint.metadata", name)
-    for name in (
-        "Metadata",
-        "TensorStorageMetadata",
-        "BytesStorageMetadata",
-        "TensorProperties",
-        "ChunkStorageMetadata",
-        "MetadataIndex",
-        "StorageMeta",
-        "_MEM_FORMAT_ENCODING",
-    )
-} | {
-    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
-    ("torch.serialization", "_get_layout"),
-    ("torch", "Size"),
-    ("pathlib", "PosixPath"),
-}
-"""(module, name) of everything that a metadata file, which is a pickle, may name; some are PyTorch's private names.
-Dtypes may be named, too."""
-
-
-def folder_name(step: int) -> str:
-    """Name of a step's folder."""
-    return f"{_PREFIX}{step:08d}"
+_HASH_BYTES = 1000
+_TENSOR_FILE = re.compile(r"__\d+_\d+\.distcp", re.ASCII)  # PyTorch's name: rank, number of the file
 
 
 def whole_steps(folder: Path) -> list[int]:
     """Steps with a whole checkpoint, ascending."""
-    names = [entry.name.removeprefix(_PREFIX) for entry in folder.glob(f"{_PREFIX}*") if entry.is_dir()]
-    return sorted(int(name) for name in names if name.isdigit())
+    return steps_in(folder)
 
 
 class CheckpointWriter(FileSystemWriter):
@@ -89,6 +70,10 @@ class CheckpointWriter(FileSystemWriter):
         for file in sorted(self.temporary.glob(f"{plan.storage_data.prefix}*{_SUFFIX}")):
             write_whole(file.with_name(file.name + _HASH), hash_file(file).encode())
         return written
+
+    def storage_meta(self) -> StorageMeta:
+        """Name of this writing, without the folder: a checkpoint says nothing about the machine."""
+        return StorageMeta(save_id=self.save_id)
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         """Commit the checkpoint on rank 0, after all ranks wrote: check, rename, name it in `last`, drop old ones."""
@@ -120,9 +105,8 @@ def _check_there(folder: Path, names: set[str]) -> None:
 
 def _remove(folder: Path) -> None:
     # Rename first: a folder that is half removed must never have the name of a whole checkpoint.
-    doomed = folder.with_name(f".{folder.name}.tmp-removed")
+    doomed = folder.with_name(f".{folder.name}.tmp-{uuid.uuid4().hex[:8]}")
     try:
-        shutil.rmtree(doomed, ignore_errors=True)
         folder.rename(doomed)
     except OSError as error:
         log.warning("cannot remove the old checkpoint %s: %s", folder, error.strerror or error)
@@ -130,27 +114,71 @@ def _remove(folder: Path) -> None:
 
 
 class CheckpointReader(FileSystemReader):
-    """Reader of a checkpoint that runs nothing that a pickle may ask for."""
+    """Reader of a checkpoint that may be a stranger's: takes the tensors of a state out of it, and runs nothing.
+
+    Args:
+        folder: Folder of the checkpoint.
+        state: Name → tensor to fill; a sharded one counts as a whole.
+
+    Raises:
+        OtherModel: It has other tensors than the state.
+        ValueError: Its metadata are none of ours.
+        OSError: They cannot be read.
+    """
+
+    def __init__(self, folder: Path, state: Mapping[str, torch.Tensor]) -> None:
+        super().__init__(folder)
+        self.folder = folder
+        data = read_limited(folder / _METADATA, metadata_limit(state), "metadata file of this model")
+        about = {entry.name: entry.lstat() for entry in folder.iterdir() if _TENSOR_FILE.fullmatch(entry.name)}
+        sizes = {name: found.st_size for name, found in about.items() if stat.S_ISREG(found.st_mode)}
+        self._metadata = read_metadata(data, state, sizes)
+        self._metadata.storage_meta = StorageMeta(load_id=self.load_id)
+        self._kinds = {
+            (name, tuple(chunk.offsets)): (tensor.properties.dtype, tuple(chunk.sizes))
+            for name, tensor in self._metadata.state_dict_metadata.items()
+            if isinstance(tensor, TensorStorageMetadata)
+            for chunk in tensor.chunks
+        }
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        """Names, shapes and places of the tensors.
+        """Names, shapes and places of the tensors, as they were checked."""
+        return self._metadata
+
+    def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> torch.futures.Future[None]:
+        """Fill the tensors of the plan; for each, only the parts that it needs are read.
 
         Raises:
-            ValueError: The file names something that no metadata of ours has.
+            ValueError: A tensor is not what the metadata say.
         """
-        data = (Path(self.path) / _METADATA).read_bytes()
-        metadata = _MetadataUnpickler(io.BytesIO(data)).load()
-        # As in the method of PyTorch that this one replaces.
-        metadata.storage_meta = metadata.storage_meta or StorageMeta()
-        metadata.storage_meta.load_id = self.load_id
-        return metadata
+        items: dict[str, list[ReadItem]] = {}
+        for item in plan.items:
+            items.setdefault(self.storage_data[item.storage_index].relative_path, []).append(item)
+        for name, asked in items.items():
+            with open_regular(self.folder / name) as file:
+                for item in asked:
+                    index, place = item.storage_index, self.storage_data[item.storage_index]
+                    dtype, shape = self._kinds[index.fqn, tuple(index.offset or ())]
+                    try:
+                        tensor = read_tensor(file, place.offset, place.length, dtype, shape)
+                    except ValueError as error:
+                        raise ValueError(f"{index.fqn} in {name}: {error}") from error
+                    starts_and_counts = zip(item.storage_offsets, item.lengths, strict=True)
+                    part = tensor[tuple(slice(start, start + count) for start, count in starts_and_counts)]
+                    target = planner.resolve_tensor(item).detach()
+                    target.copy_(part)
+                    planner.commit_tensor(item, target)
+        done: torch.futures.Future[None] = torch.futures.Future()
+        done.set_result(None)
+        return done
 
 
-class _MetadataUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in KNOWN_NAMES or (module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)):
-            return super().find_class(module, name)
-        raise ValueError(f"it names {module}.{name}, which no checkpoint of ours does")
+class TensorsOnly(DefaultLoadPlanner):
+    """Plan of reading a checkpoint in which there is nothing but tensors: PyTorch's own unpickles all else."""
+
+    def load_bytes(self, read_item: ReadItem, value: Any) -> None:
+        """Refuse what is no tensor."""
+        raise ValueError(f"{read_item.dest_index.fqn} is no tensor")
 
 
 def find_damage(folder: Path, rank: int, world: int) -> str | None:
@@ -161,8 +189,12 @@ def find_damage(folder: Path, rank: int, world: int) -> str | None:
     for name in names[rank::world]:
         file = folder / name
         try:
-            if hash_file(file) != file.with_name(name + _HASH).read_text(errors="replace").strip():
-                return f"{name} is not as it was written"
+            written = read_limited(file.with_name(name + _HASH), _HASH_BYTES, "hash").decode(errors="replace")
+            with open_regular(file) as stream:
+                if hash_stream(stream) != written.strip():
+                    return f"{name} is not as it was written"
+        except ValueError as error:
+            return str(error)
         except OSError as error:
             return f"{Path(error.filename or file).name}: {error.strerror}"
     return None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import sys
 import types
 from pathlib import Path
@@ -13,7 +15,7 @@ import pytest
 
 from tests.support.training import lines, recipe, train
 from train.config import LogConfig
-from train.run.metrics import Metrics, Skip, Tracker, check_online, cut, read_metrics
+from train.run.metrics import MOST_FIGURES, Metrics, Skip, Tracker, check_online, cut, read_metrics
 
 
 def tracker(folder: Path, step: int = 0, **config: Any) -> Tracker:
@@ -108,6 +110,38 @@ def test_online_figures_keep_their_step(package: str, tmp_path: Path, monkeypatc
     assert end[0] == "finish"
 
 
+def test_only_known_services_are_imported(tmp_path: Path, monkeypatch: Any) -> None:
+    """The name comes out of RUN/config.json, and a stranger may have written it."""
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'owned')!r}, 'w')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in ("evil", "evil.part", "os"):
+        with pytest.raises(ValueError, match="must be wandb or trackio"):
+            check_online(LogConfig(online=name))  # type: ignore[arg-type]
+    assert not (tmp_path / "owned").exists()
+
+
+def test_wandb_gets_figures_only(tmp_path: Path, monkeypatch: Any) -> None:
+    """By itself it sends the command line, with the keys of an object store in it, and the log."""
+    seen: dict[str, str] = {}
+    module = types.ModuleType("wandb")
+    module.__spec__ = types.SimpleNamespace(origin="there")  # type: ignore[assignment]  # find_spec looks at it
+    module.init = lambda **options: seen.update(os.environ, **{name: str(value) for name, value in options.items()})  # type: ignore[attr-defined]
+    module.define_metric = lambda *args, **options: None  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    for name in [name for name in os.environ if name.startswith("WANDB")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("WANDB_CONSOLE", "wrap")
+    before = dict(os.environ)
+    try:
+        tracker(tmp_path, tensorboard=False, online="wandb")
+    finally:
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+    assert seen["WANDB__DISABLE_META"] == "true" and seen["WANDB_SYMLINK"] == "false"
+    assert seen["WANDB_CONSOLE"] == "wrap", "what the user has set stays"
+    assert seen["id"] == seen["name"] == "run-1" and "config" not in seen
+
+
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
@@ -141,3 +175,53 @@ def test_metrics_are_read_by_name(tmp_path: Path) -> None:
 def test_no_metrics_yet(tmp_path: Path) -> None:
     assert read_metrics(tmp_path / "metrics.jsonl") == Metrics()
     assert read_metrics(written(tmp_path / "metrics.jsonl", "[1]\n", '"x"\n', '{"loss": 1}\n')).damaged_lines == 3
+
+
+def test_a_file_of_a_stranger_is_read_line_by_line(tmp_path: Path) -> None:
+    path = written(
+        tmp_path / "metrics.jsonl",
+        {"step": 1, "loss": 1.0},
+        '{"step": 2, "loss": 1' + "0" * 400 + "}\n",
+        '{"step": 3, "loss": 1' + "0" * 5000 + "}\n",
+        '{"step": 4, "loss": 1e400, "epoch": 1' + "0" * 400 + "}\n",
+        "[" * 100_000 + "\n",
+        '{"step": 5, "text": "' + "x" * (2 << 20) + '"}\n',
+        {"step": True, "loss": 2.0},
+        {"step": -1, "loss": 2.0},
+        {"step": 2**60, "loss": 2.0},
+        {"step": 6, "event": "skipped", "keys": 5},
+        {"step": 7, "event": ["skipped"], "loss": [1]},
+        {"step": 8, "loss": 3.0},
+    )
+    found = read_metrics(path)
+    curve = found.training["loss"]
+    assert found.step == 8 and curve.steps.tolist() == [1, 2, 4, 8]
+    assert np.isfinite(curve.values).tolist() == [True, False, False, True]
+    assert found.skips == (Skip(step=6, what="", keys=()),) and found.epoch is not None and math.isnan(found.epoch)
+    assert found.damaged_lines == 8, "of the long line there are three parts"
+    cut(path, 7)
+    assert read_metrics(path).step == 7 and read_metrics(path).damaged_lines == 0
+
+
+def test_no_more_figures_are_read_than_can_be_drawn(tmp_path: Path) -> None:
+    rows = [{"step": step} | {f"figure {number}": 1.0 for number in range(MOST_FIGURES + 50)} for step in (1, 2)]
+    found = read_metrics(written(tmp_path / "metrics.jsonl", *rows))
+    assert len(found.training) == MOST_FIGURES and all(len(curve.steps) == 2 for curve in found.training.values())
+
+
+def test_a_file_that_is_too_large_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.touch()
+    os.truncate(path, 1 << 40)
+    for read in (read_metrics, lambda file: cut(file, 1)):
+        with pytest.raises(ValueError, match=r"metrics\.jsonl has .* bytes: too large"):
+            read(path)
+
+
+def test_figures_are_written_to_no_other_file(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text('{"step": 1, "loss": 1.0}\n')
+    (tmp_path / "metrics.jsonl").symlink_to(tmp_path / "thesis.txt")
+    writer = tracker(tmp_path, tensorboard=False)
+    writer.log(2, {"loss": 1.0})
+    writer.close()
+    assert (tmp_path / "thesis.txt").read_text() == '{"step": 1, "loss": 1.0}\n'

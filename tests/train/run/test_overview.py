@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
+from urllib.parse import unquote_to_bytes
 
 import numpy as np
 import pytest
@@ -31,11 +35,15 @@ class Outline(HTMLParser):
         self.sources: list[str] = []
         self.links: list[str] = []
         self.ids: list[str] = []
+        self.tags: set[str] = set()
+        self.attributes: set[str] = set()
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         if tag not in VOID:
             self.open.append(tag)
+        self.tags.add(tag)
         for name, value in attrs:
+            self.attributes.add(name)
             target = {"src": self.sources, "href": self.links, "id": self.ids}.get(name)
             if target is not None and value is not None:
                 target.append(value)
@@ -148,6 +156,140 @@ def test_a_broken_run(tmp_path: Path) -> None:
         write_overview(run)
     with pytest.raises(ValueError, match="there is no run"):
         write_overview(tmp_path / "nowhere")
+
+
+HOSTILE = """'"><script>alert(1)</script><img src=x onerror=alert(2)>{{ 7 * 7 }}${"""
+
+
+def hostile(value: Any) -> Any:
+    """The same with every text and every name, but those that the page looks up, made hostile."""
+    if isinstance(value, dict):
+        return {name: hostile(item) for name, item in value.items()} | {HOSTILE: HOSTILE}
+    if isinstance(value, list):
+        return [*map(hostile, value)] + ([HOSTILE] if all(isinstance(item, str) for item in value) else [])
+    return HOSTILE if isinstance(value, str) else value
+
+
+def test_nothing_that_a_stranger_wrote_is_markup(tmp_path: Path) -> None:
+    run = begin(tmp_path / ("run " + HOSTILE.replace("/", "")))
+    train(run)
+    validate(run, 100, 1.0)
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(
+        json.dumps(hostile(config) | {"weights": {HOSTILE: hostile({"name": "", "sha256": ""})}})
+    )
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rows = [{HOSTILE: 1.0, f"validation/{HOSTILE}": 2.0, "step": row["step"]} | row for row in rows]
+    rows += [{"step": 90, "event": "skipped", "what": HOSTILE, "keys": [HOSTILE]}]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    folder = run / "validation" / "step-00000100"
+    result = json.loads((folder / "validation.json").read_text())
+    for evaluation in result["evaluations"]:
+        evaluation |= {"title": HOSTILE, "protocol": HOSTILE, "notes": [HOSTILE]}
+        for clip in evaluation["clips"]:
+            clip["key"] = HOSTILE
+        for subject in evaluation["subjects"]:
+            subject |= {"name": HOSTILE}
+            for metric in subject["results"]:
+                metric |= {"unit": HOSTILE, "reason_unavailable": HOSTILE, "per_clip": {HOSTILE: 1.0}}
+    (folder / "validation.json").write_text(json.dumps(result))
+    name = HOSTILE.replace("/", "")
+    (folder / f"javascript:{name}.mp4").write_bytes(b"video")
+    (folder / f"{name}.png").write_bytes(b"image")
+    Path(os.fsdecode(os.fsencode(folder) + b"/not \xff UTF-8.mp4")).write_bytes(b"video")
+    (run / "task").mkdir()
+    row = {"name": HOSTILE, "identity": 0, "num_frames": 3, "neutral_num_frames": 2}
+    (run / "task" / "speakers.json").write_text(json.dumps({"speakers": [row, HOSTILE, {"name": HOSTILE}]}))
+    (run / "task" / "statistics.json").write_text(json.dumps({HOSTILE: [HOSTILE, 1.0]}))
+    (run / "pretrained_model").mkdir()
+    (run / "pretrained_model" / f"{name}.safetensors").write_bytes(b"weights")
+
+    page = write_overview(run)
+    parsed = outline(page)
+    assert "script" not in parsed.tags and not [name for name in parsed.attributes if name.startswith("on")]
+    assert parsed.attributes <= {
+        "alt", "aria-label", "charset", "class", "content", "controls", "href", "id", "lang", "name", "playsinline",
+        "preload", "role", "src", "style", "title",
+    }  # fmt: skip
+    text = page.read_text()
+    assert "&lt;script&gt;" in text and "<script" not in text and "{{ 7 * 7 }}" in text, "shown as it is"
+    # Media are files next to the page, and nothing else is loaded.
+    beside = [at for at in (*parsed.sources, *parsed.links) if not at.startswith(("data:image/png;base64,", "#"))]
+    assert len(beside) == 6 and all(at.startswith("validation/step-00000100/") and ":" not in at for at in beside)
+    assert all((run / os.fsdecode(unquote_to_bytes(at))).is_file() for at in beside)
+
+
+@pytest.mark.parametrize("name", ["a.png", "folder"])
+def test_no_file_from_elsewhere_gets_into_the_page(tmp_path: Path, name: str) -> None:
+    """The page is passed on, and a link in RUN leads anywhere."""
+    run = begin(tmp_path / "run")
+    validate(run, 50, 0.0)
+    (tmp_path / "private").mkdir()
+    (tmp_path / "private" / "a.png").write_bytes(b"private")
+    target = tmp_path / "private" / "a.png" if name == "a.png" else tmp_path / "private"
+    (run / "validation" / "step-00000050" / name).symlink_to(target)
+    with pytest.raises(ValueError, match="is a link to"):
+        write_overview(run)
+    assert not (run / "index.html").exists()
+
+
+def of_speakers(run: Path) -> None:
+    (run / "task").mkdir()
+    (run / "task" / "speakers.json").write_text('{"speakers": {"a": 1}}')
+
+
+def of_statistics(run: Path) -> None:
+    (run / "task").mkdir()
+    (run / "task" / "statistics.json").write_text("[" * 100_000)
+
+
+def of_a_large_plot(run: Path) -> None:
+    os.truncate(next((run / "validation" / "step-00000050").glob("*.png")), 1 << 40)
+
+
+def of_many_plots(run: Path) -> None:
+    for number in range(300):
+        (run / "validation" / "step-00000050" / f"{number}.png").write_bytes(b"plot")
+
+
+def of_huge_figures(run: Path) -> None:
+    rows = [
+        {"step": step, "loss": value, "$\\frac{$": value} for step, value in ((1, 1e308), (2, -1e308), (2**53 - 1, 1))
+    ]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.mark.parametrize("damage", [of_speakers, of_statistics, of_a_large_plot, of_many_plots, of_huge_figures])
+def test_files_of_another_kind_are_left_out(tmp_path: Path, damage: Callable[[Path], None]) -> None:
+    run = begin(tmp_path / "run")
+    validate(run, 50, 0.0)
+    damage(run)
+    page = write_overview(run)
+    assert outline(page).tags and page.stat().st_size < 10 << 20
+    assert ("too large for a plot" in page.read_text()) == (damage is of_a_large_plot)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"task": None, "recipe": {"train": {"steps": "many"}}},
+        {"annotation": [1]},
+        {"weights": [1]},
+        {"weights": {"a": "b"}},
+        {"libraries": 3},
+        {"recipe": {"train": {"steps": 0}}},
+    ],
+)
+def test_a_config_of_another_kind_is_one_line(tmp_path: Path, change: dict[str, Any]) -> None:
+    run = begin(tmp_path / "run")
+    train(run)
+    (run / "config.json").write_text(json.dumps(json.loads((run / "config.json").read_text()) | change))
+    try:
+        page = write_overview(run)
+    except ValueError as error:
+        assert str(run) in str(error) and "\n" not in str(error) and len(str(error)) < 600
+    else:
+        outline(page)
 
 
 def test_flat_settings() -> None:

@@ -136,3 +136,30 @@ def test_steps_take_as_long_with_validation_as_without(tmp_path: Path) -> None:
         line = next(text for text in (run / "metrics.jsonl").read_text().splitlines() if '"step_s"' in text)
         seconds.append(float(line.split('"step_s": ')[1].split(",")[0]))
     assert seconds[1] < seconds[0] + 0.05, seconds
+
+
+@pytest.mark.parametrize(
+    "result", [b"[1]", b'{"a": "b"}', b'{"a": null}', b"[" * 100_000, b'{"a": 1' + b"0" * 400 + b"}"]
+)
+def test_results_of_another_kind_end_nothing(tmp_path: Path, result: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    """A stranger's RUN may say that a validation is done, and anything about its figures."""
+    run, figures = run_of(tmp_path), Figures()
+    validations = make(run, figures)
+    (validations.folder(5) / "weights").mkdir(parents=True)
+    (validations.folder(5) / "result.json").write_bytes(result)
+    validations.resume(5)
+    validations.poll()
+    assert not figures and "the validation of step 5 failed, training goes on" in caplog.text
+
+
+def test_only_folders_of_our_form_are_removed(tmp_path: Path) -> None:
+    run = run_of(tmp_path)
+    for name in ("step-9", "step-²", "step-000000009", "step-final"):
+        (run.validation / name / "weights").mkdir(parents=True)
+    validations = make(run, Figures())
+    (validations.folder(9) / "weights").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"\(there: 9\)"):
+        run_validation(run, 8, "none")
+    validations.resume(5)
+    left = sorted(entry.name for entry in run.validation.iterdir())
+    assert left == ["step-000000009", "step-9", "step-final", "step-²"] and not validations._waiting

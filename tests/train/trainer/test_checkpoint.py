@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 import os
 import pickle
 import subprocess
@@ -21,7 +20,7 @@ from talkinghead.provenance import hash_file
 from tests.support.small_disk import run_with_mounts
 from tests.support.train_commands import ROOT
 from tests.support.training_states import assert_equal, blank, make, state_of
-from train.trainer.checkpoint_files import KNOWN_NAMES, folder_name
+from train.trainer.checkpoint_files import folder_name
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
@@ -55,23 +54,11 @@ def test_a_state_comes_back(tmp_path_factory: pytest.TempPathFactory, state: dic
     assert_equal(loaded, state)
 
 
-def test_private_names_in_the_metadata_are_the_known_ones(folder: Path) -> None:
-    """PyTorch's metadata is a pickle; what it may name is a list of ours, which a new version of it may outgrow."""
+def test_files_have_the_names_that_are_read(folder: Path) -> None:
+    """PyTorch's names, for each rank one after its number; a new version of it may choose others."""
     make(folder, asynchronous=False).save(1, state_of(1) | {"flag": True, "share": 0.5}, block=True)
-    file = folder / folder_name(1) / ".metadata"
-    named = set()
-
-    class Spy(pickle.Unpickler):
-        def find_class(self, module: str, name: str) -> Any:
-            named.add((module, name))
-            return super().find_class(module, name)
-
-    Spy(io.BytesIO(file.read_bytes())).load()
-    assert ("torch.distributed.checkpoint.filesystem", "_StorageInfo") in named
-    dtypes = {(module, name) for module, name in named if isinstance(getattr(torch, name, None), torch.dtype)}
-    assert named - dtypes <= KNOWN_NAMES
-    # The writer names files after a prefix that its plan carries, one for each rank.
-    assert {path.name for path in file.parent.glob("*.distcp")} == {"__0_0.distcp"}
+    names = {path.name for path in (folder / folder_name(1)).iterdir()}
+    assert names == {".metadata", ".metadata.sha256", "__0_0.distcp", "__0_0.distcp.sha256"}
 
 
 def test_the_newest_stay_and_last_names_the_newest(folder: Path) -> None:
@@ -160,7 +147,11 @@ def test_a_checkpoint_of_another_model_is_refused(folder: Path) -> None:
     checkpoints.save(1, state_of(1), block=True)
     more = blank(state_of(1)) | {"head": torch.zeros(2)}
     less = {"step": 0}
-    for state, said in ((more, "lacks head"), (less, r"has weights\.a"), (blank(state_of(1, size=9)), "Size mismatch")):
+    for state, said in (
+        (more, "lacks head"),
+        (less, r"has weights\.a"),
+        (blank(state_of(1, size=9)), r"its weights\.a is float32 \[1000\]"),
+    ):
         with pytest.raises(ValueError, match=said):
             checkpoints.load(1, state)
 
@@ -195,11 +186,15 @@ def write():
         checkpoints.save(step, state_of(step, 200_000))
 killed = at = 0
 partial = 0
-while killed < times:
+# How long a checkpoint takes, as busy as this machine is: most kills come while one of the first few is written.
+started = time.monotonic()
+make(folder.parent / "other").save(1, state_of(1, 200_000), block=True)
+took = time.monotonic() - started
+while killed < times or at <= 3 or partial <= 3:
     child = os.fork()
     if child == 0:
         write()
-    time.sleep(chance.uniform(0.01, 0.12))
+    time.sleep(took * chance.uniform(0.1, 4.0))
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     killed += 1
@@ -218,7 +213,7 @@ print(at, partial)
 
 
 def test_sigkill_at_any_moment_leaves_the_newest_whole(folder: Path) -> None:
-    """20 kills, most of them while a checkpoint was being written."""
+    """20 kills or more, until some of them came while a checkpoint was being written, and some later."""
     done = subprocess.run(
         [sys.executable, "-c", KILLED, str(folder), "20"], cwd=ROOT, capture_output=True, text=True, check=False
     )
