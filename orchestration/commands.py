@@ -27,7 +27,9 @@ from orchestration.units.unit import JobStoppedError
 from shards.manifest import read_manifest
 from shards.plan import ShardSettings
 from talkinghead.face.resolve import resolve_face_model
-from talkinghead.files.storage import Storage
+from talkinghead.files.foreign import warn_of_owner
+from talkinghead.files.storage import LINKED_FOLDERS, Storage
+from talkinghead.runtime.errors import one_line
 from talkinghead.schema import check_version
 
 FIRST_VERSION = "v1"
@@ -36,7 +38,13 @@ FIRST_VERSION = "v1"
 # The options that several commands share. Settings come as NAME=VALUE texts, because what is not named keeps its value
 # in DATA: an option with a default of its own could not tell "not named" from "set to the default".
 Names = tuple[str, ...]
-Data = Annotated[str, tyro.conf.arg(help="Data folder, or a URI such as s3://bucket/folder.")]
+Data = Annotated[
+    str,
+    tyro.conf.arg(
+        help="Data folder, or a URI such as s3://bucket/folder. Nothing is written or removed through links in the"
+        f" folder, but for those of its own folders that ${LINKED_FOLDERS} names (for example units,records)."
+    ),
+]
 Version = Annotated[str | None, tyro.conf.arg(help="Annotation version (default: the newest there is, or v1).")]
 Engine = Annotated[str | None, tyro.conf.arg(help="Short for --annotate engine=…")]
 IngestNames = Annotated[
@@ -151,19 +159,22 @@ def report(data: Data, version: Version = None) -> str:
     from orchestration.report.state import data_state
 
     storage = Storage(data)
-    return storage.describe(write_report(storage, data_state(storage, version)))
+    state = data_state(storage, version)
+    if storage.local_root is not None:
+        warn_of_owner(storage.local_root)
+    return storage.describe(write_report(storage, state))
 
 
 def quarantine(data: Data) -> str:
     """List the inputs that failed, by cause."""
     records = current_quarantine(Storage(data))
     for cause, number in causes(records).most_common():
-        print(f"{cause}: {number}", file=sys.stderr)
-        # File names with quotes around them: they may hold any character.
+        print(f"{one_line(cause)}: {number}", file=sys.stderr)
+        # File names with quotes around them: they may hold any character. All texts may be a stranger's.
         for record in records:
             if record.cause == cause:
                 tries = len(record.attempts)
-                message = f"{record.attempts[-1].message} ({tries} tries)"
+                message = f"{one_line(record.attempts[-1].message)} ({tries} tries)"
                 print(f"  {record.job} {record.source!r}: {message}", file=sys.stderr)
     return f"{len(records)} in quarantine"
 

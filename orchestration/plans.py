@@ -2,13 +2,14 @@
 
 A plan lists the units of a job by key and provenance key, so that later jobs need nothing but DATA. A unit that was
 done under another provenance key is not done: the plan decides which of several records of one key counts.
+
+Plans may be a stranger's, like all of DATA: they hold names, numbers and settings, and never say which code is to run.
 """
 
 from __future__ import annotations
 
 import itertools
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,9 +17,14 @@ from orchestration.units.ledger import Ledger, quarantined
 from orchestration.units.records import QuarantineRecord, SampleRecord, UnitRecord
 from orchestration.units.unit import Unit
 from talkinghead import dataroot
+from talkinghead.derived import NETWORKS
+from talkinghead.files.foreign import parse_json, refuse_large
 from talkinghead.files.storage import Storage
 from talkinghead.provenance import pretty_json
-from talkinghead.schema import media_shard_name
+from talkinghead.schema import KEY_PATTERN, media_shard_name
+
+PLAN_BYTES = 256 << 20
+"""Largest plan that is written or read: that of a million clips."""
 
 # These names are part of DATA: they stand in its paths and records, and never change.
 
@@ -76,15 +82,86 @@ def write_plan(
 
 
 def write_json(storage: Storage, path: str, value: Any) -> None:
-    """Write a JSON file, unless it already has this content."""
+    """Write a JSON file, unless it already has this content.
+
+    Raises:
+        ValueError: It would be too large to be read again.
+    """
     data = pretty_json(value)
+    refuse_large(storage.describe(path), len(data), PLAN_BYTES, "plan (make several DATA of the clips)")
     if not storage.exists(path) or storage.read(path) != data:
         storage.write(path, data)
 
 
 def read_plan(storage: Storage, name: str) -> dict[str, Any]:
-    """Content of a plan. Raises `FileNotFoundError`."""
-    return json.loads(storage.read(dataroot.plan(name)))
+    """Content of a plan.
+
+    Raises:
+        FileNotFoundError: There is none.
+        ValueError: The file is no plan.
+    """
+    path = dataroot.plan(name)
+    file = storage.describe(path)
+    plan = parse_json(storage.read(path, PLAN_BYTES, "plan"), file)
+    if fault := _fault(name, plan):
+        raise ValueError(f"{file} is no plan of ours: {fault}")
+    return plan
+
+
+def _fault(name: str, plan: Any) -> str | None:
+    """What is wrong with the content of a plan; None: nothing that could make a reader fail."""
+    if not isinstance(plan, dict):
+        return "it is no object"
+    # What each kind of plan is read for. Settings are checked where they become settings.
+    kinds: dict[str, Callable[[Any], bool]] = {"settings": _is_object}
+    if name.startswith(INGEST_PLAN_PREFIX):
+        kinds |= {"units": _names_keys, "contents": _names_contents}
+    elif name.startswith(annotate_job("")):
+        kinds = {"settings": _names_engine, "model": _is_text, "model_sha256": _is_text}
+        kinds |= {"units": _names_keys, "order": _is_count}
+    elif name.startswith(ENCODE_PREFIX):
+        kinds = {"units": _names_keys, "width": _is_count, "height": _is_count}
+        kinds |= dict.fromkeys(NETWORKS, _has_hash)
+    else:
+        kinds |= {"shards": _is_shards}
+    wrong = [field for field, fits in kinds.items() if not fits(plan.get(field))]
+    return f"its {wrong[0]} is missing or wrong" if wrong else None
+
+
+def _is_object(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _names_engine(value: Any) -> bool:
+    return isinstance(value, dict) and _is_text(value.get("engine"))
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 31
+
+
+def _is_key(value: Any) -> bool:
+    return isinstance(value, str) and KEY_PATTERN.fullmatch(value) is not None
+
+
+def _names_keys(value: Any) -> bool:
+    return isinstance(value, dict) and all(_is_key(key) and _is_key(pkey) for key, pkey in value.items())
+
+
+def _names_contents(value: Any) -> bool:
+    return isinstance(value, dict) and all(content is None or _is_text(content) for content in value.values())
+
+
+def _has_hash(value: Any) -> bool:
+    return isinstance(value, dict) and _is_text(value.get("sha256"))
+
+
+def _is_shards(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(keys, list) and all(map(_is_key, keys)) for keys in value)
 
 
 def find_plan(storage: Storage, name: str) -> dict[str, Any] | None:
@@ -95,7 +172,7 @@ def find_plan(storage: Storage, name: str) -> dict[str, Any] | None:
 def plan_names(storage: Storage, prefix: str) -> list[str]:
     """Names of the plans that start with `prefix`, sorted."""
     names = [file.path.removeprefix("plans/").removesuffix(".json") for file in storage.list("plans", ".json")]
-    return [name for name in names if name.startswith(prefix)]
+    return [name for name in names if name.startswith(prefix) and KEY_PATTERN.fullmatch(name)]
 
 
 def keep_packed(units: Iterable[Unit], before: Mapping[str, str], packed: set[str]) -> list[Unit]:
@@ -118,12 +195,41 @@ Results = dict[str, UnitState]
 
 
 def ingest_results(storage: Storage) -> Results:
-    """Outcome of the clips in every ingest plan."""
+    """Outcome of the clips in every ingest plan.
+
+    Raises:
+        ValueError: A plan or a record is none of ours.
+    """
     # All data sets share one ledger, but each has a plan of its own.
     pairs: dict[str, str] = {}
     for name in plan_names(storage, INGEST_PLAN_PREFIX):
         pairs |= read_plan(storage, name)["units"]
-    return Ledger(storage, INGEST_JOB).results(pairs.items())
+    results = Ledger(storage, INGEST_JOB).results(pairs.items())
+    for record in results.values():
+        # What the index says of every sample.
+        if isinstance(record, UnitRecord) and record.samples:
+            _check_file(storage, record)
+            _check_details(storage, record, dataset=_is_text, split_group=_is_text, licence=_is_text)
+            _check_details(storage, record, person=lambda value: value is None or _is_text(value))
+    return results
+
+
+def _check_file(storage: Storage, record: UnitRecord) -> None:
+    """Raise `ValueError` unless a commit record names the file with its samples."""
+    if not (record.file and record.file_sha256):
+        raise _no_record(storage, record, "it names no file")
+
+
+def _check_details(storage: Storage, record: UnitRecord, **kinds: Callable[[Any], bool]) -> None:
+    """Raise `ValueError` unless the details of a commit record have certain fields."""
+    for name, fits in kinds.items():
+        if not fits(record.details.get(name)):
+            raise _no_record(storage, record, f"the {name} of its details is missing or wrong")
+
+
+def _no_record(storage: Storage, record: UnitRecord, why: str) -> ValueError:
+    file = storage.describe(dataroot.record(record.job, record.key, record.pkey))
+    return ValueError(f"{file} is no record of ours: {why}")
 
 
 def annotate_results(storage: Storage, version: str) -> Results:
@@ -138,7 +244,14 @@ def encode_results(storage: Storage, version: str) -> Results:
 
 def _planned_results(storage: Storage, job: str) -> Results:
     plan = find_plan(storage, job)
-    return Ledger(storage, job).results(plan["units"].items()) if plan else {}
+    results = Ledger(storage, job).results(plan["units"].items()) if plan else {}
+    for key, record in results.items():
+        # These jobs make one sample of each: its columns.
+        if isinstance(record, UnitRecord):
+            _check_file(storage, record)
+            if [sample.key for sample in record.samples] != [key]:
+                raise _no_record(storage, record, f"its sample is not {key} alone")
+    return results
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +294,16 @@ def pack_records(storage: Storage, job: str) -> dict[str, UnitRecord]:
     """Shard key → commit record, for every packed shard of a job. A shard is packed once, so its key is enough."""
     ledger = Ledger(storage, job)
     results = ledger.results(sorted(ledger.committed))
-    return {key: record for key, record in results.items() if isinstance(record, UnitRecord)}
+    records = {key: record for key, record in results.items() if isinstance(record, UnitRecord)}
+    for record in records.values():
+        _check_file(storage, record)
+        _check_details(storage, record, blank=lambda value: value is None or _is_shards([value]))
+    return records
+
+
+def blank_rows(record: UnitRecord) -> list[str]:
+    """Keys of the samples of a packed shard that have no columns, but rows of NaN."""
+    return record.details.get("blank") or []  # the first release did not note them
 
 
 def packed_samples(storage: Storage) -> dict[str, tuple[str, SampleRecord]]:

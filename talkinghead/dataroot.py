@@ -18,11 +18,16 @@
     .lock                              held by the job that is writing
 
 `<aa>` are two hash digits of the key, so that no folder grows large; `<pkey>` is the provenance key.
+
+A job writes and removes nothing through links in a local DATA, which may be a stranger's. Who keeps folders of it on
+another disk says so: TALKINGHEAD_LINKED_FOLDERS=units,records names those directly in DATA that may be links. Reading
+follows links. Only files with names of these forms are ever removed.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 
 # Forward slashes on every system: the same names are keys in an object store.
 DATASET_JSON = "DATASET.json"
@@ -30,6 +35,26 @@ REPORT_FOLDER = "report"
 INDEX_FOLDER = "index"
 QUARANTINE_FOLDER = "quarantine"
 RUNS_FOLDER = "runs"
+TEMPORARY_FOLDER = "tmp"
+LOCK = ".lock"
+FOLDERS = frozenset(
+    {
+        "ann",
+        "catalog",
+        "plans",
+        "records",
+        "released",
+        "units",
+        INDEX_FOLDER,
+        QUARANTINE_FOLDER,
+        REPORT_FOLDER,
+        RUNS_FOLDER,
+    }
+)
+"""Folders directly in DATA whose files stay."""
+
+_VERSION = r"[A-Za-z0-9][A-Za-z0-9_-]{0,30}"
+_KEYS = r"([A-Za-z0-9_-]{1,90})\.([A-Za-z0-9_-]{1,90})"  # of a unit: its key and its provenance key
 
 
 def catalog(dataset: str) -> str:
@@ -90,6 +115,22 @@ def released(job: str, key: str, pkey: str, number: int) -> str:
 def run(job: str, time_ns: int) -> str:
     """Wall time of one pass of a job, recorded at `time_ns`."""
     return f"{RUNS_FOLDER}/{time_ns}-{job}.json"
+
+
+def is_index(path: str) -> bool:
+    """Whether a path has the form of an index table's."""
+    return re.fullmatch(rf"{INDEX_FOLDER}/{_VERSION}\.[0-9a-f]{{12}}\.parquet", path) is not None
+
+
+def is_unit(path: str, job: str) -> bool:
+    """Whether a path has the form of an output of a job's units."""
+    return re.fullmatch(rf"{re.escape(units(job))}/[0-9a-f]{{2}}/{_KEYS}\.tar", path) is not None
+
+
+def keys_of_record(path: str) -> tuple[str, str] | None:
+    """Key and provenance key of the unit whose commit or quarantine record has this path; None: it is no record's."""
+    found = re.fullmatch(rf"(?:records/[^/]+/[0-9a-f]{{2}}|{QUARANTINE_FOLDER}/[^/]+)/{_KEYS}\.json", path)
+    return (found[1], found[2]) if found else None
 
 
 def _bucket(key: str) -> str:

@@ -77,7 +77,7 @@ def run_annotate(runner: UnitRunner, version: str, overrides: Sequence[str], mod
 def _packed(storage: Storage, version: str) -> set[str]:
     """Keys of the samples whose annotation is in a shard of the version (rows of NaN for failed ones are not)."""
     records = plans.pack_records(storage, plans.pack_annotation_job(version)).values()
-    return {s.key for record in records for s in record.samples if s.key not in record.details.get("blank", ())}
+    return {s.key for record in records for s in record.samples if s.key not in plans.blank_rows(record)}
 
 
 def _check_same(version: str, before: Mapping[str, Any], about: Mapping[str, Any]) -> None:

@@ -126,9 +126,13 @@ def _annotation_rows(
     splits = assign_splits(groups, seed=settings.seed, fractions=settings.fractions)
     late = 0
     for number, (media_shard, column_shard) in enumerate(zip(media, columns, strict=True)):
-        blank = column_shard.details.get("blank", ())
+        blank = plans.blank_rows(column_shard)
+        keys = [clip.key for clip in media_shard.samples]
+        if keys != [columns.key for columns in column_shard.samples]:
+            raise ValueError(f"{column_shard.file} does not hold the samples of {media_shard.file}, by their records")
+        if lost := set(keys) - ingested.keys():
+            raise ValueError(f"{media_shard.file} holds {min(lost)}, which no ingest plan and record name")
         for ordinal, (clip, annotation) in enumerate(zip(media_shard.samples, column_shard.samples, strict=True)):
-            assert clip.key == annotation.key  # packed parallel
             record = annotated.get(clip.key)
             scores: dict[str, float | None] = {}
             verdict: Rejection | None = Rejection(reason=ANNOTATE_FAILED)
@@ -168,7 +172,7 @@ def _row(
         num_frames=clip.num_frames,
         split=splits[group],
         split_group=group,
-        person=about.details["person"],
+        person=about.details.get("person"),
         licence=about.details["licence"],
         keep=verdict is None,
         reason=verdict.reason if verdict else None,
@@ -270,6 +274,8 @@ def _latent_rows(samples: Index, places: Mapping[str, list[Member]]) -> Iterator
 def _packed(storage: Storage, job: str, num_shards: int) -> list[UnitRecord]:
     """Commit records of a pack job's shards, by shard number."""
     records = plans.pack_records(storage, job)
+    if missing := {shard_key(number) for number in range(num_shards)} - records.keys():
+        raise ValueError(f"{min(missing)} of {job} is not packed in {storage.uri}")
     return [records[shard_key(number)] for number in range(num_shards)]
 
 
@@ -318,8 +324,11 @@ def _in_order(storage: Storage, entries: Sequence[AnnotationEntry]) -> list[Anno
 
 
 def _remove_old_indexes(storage: Storage, before: DatasetManifest | None, after: DatasetManifest) -> None:
-    """Delete the indexes that neither the new nor the last `DATASET.json` names: a reader may be opening the last."""
+    """Delete the indexes that neither the new nor the last `DATASET.json` names: a reader may be opening the last.
+
+    Whatever else lies in their folder stays.
+    """
     named = {entry.index for manifest in (before, after) if manifest for entry in manifest.annotations}
     for file in storage.list(dataroot.INDEX_FOLDER):
-        if file.path not in named:
+        if file.path not in named and dataroot.is_index(file.path):
             storage.delete(file.path)

@@ -27,6 +27,7 @@ from talkinghead.config import from_json
 from talkinghead.face.model import FaceModel
 from talkinghead.files.storage import Storage
 from talkinghead.provenance import library_versions, provenance_key
+from talkinghead.runtime.progress import Progress
 from talkinghead.schema import CatalogRow, Dataset
 
 log = logging.getLogger(__name__)
@@ -36,6 +37,7 @@ VERSION = 1
 LIBRARIES = ("av", "opencv-contrib-python", "numpy", "ai-edge-litert")
 GONE = "packed; its source is no longer in SOURCE"
 _WHOLE_FILE_LIMIT_S = 1800.0
+_SHOWN_PROBLEMS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +52,8 @@ class Source:
     """Folder (or file) with the data set's own metadata (default: looked for in SOURCE)."""
     limit: int | None = None
     """Most clips to take, those with a source file first (default: all)."""
+    follow_links: bool = False
+    """Take links that lead out of SOURCE, and out of the metadata's folder; only for folders of links of your own."""
 
 
 # --- the whole job ----------------------------------------------------------------------------------------------------
@@ -84,12 +88,13 @@ def run_ingest(runner: UnitRunner, source: Source, overrides: Sequence[str], mod
 
     # The inputs: the catalog, and the content of every source it names.
     catalog, gone = _catalog(storage, source, folder, packed)
-    prints = _fingerprints(storage, source.dataset, folder, catalog, gone)
+    prints = _fingerprints(storage, source, folder, catalog, gone)
     rows = [row for row in catalog.rows if row.key not in gone]
     contents = {row.key: prints[row.source].sha256 for row in rows if row.source is not None}
 
     # The plan: a unit per clip, packed ones as they were made. Catalog and plan are written before anything runs.
-    units = plan_ingest(rows, prints, str(folder), settings, model.detector_sha256, runner.retry.time_limit_s)
+    place = {"source": str(folder), "follow_links": source.follow_links}
+    units = plan_ingest(rows, prints, place, settings, model.detector_sha256, runner.retry.time_limit_s)
     units = _keep_packed(before, units, contents, packed)
     write_catalog(storage, catalog)
     plans.write_plan(
@@ -111,7 +116,8 @@ def _check_size(storage: Storage, name: str, packed: set[str], settings: IngestS
     """Raise `ValueError` unless all clips of DATA have one size: training stacks them into batches."""
     # The size of this data set may still change while none of its clips is packed.
     others = [other for other in plans.plan_names(storage, INGEST_PLAN_PREFIX) if other != name or packed]
-    sizes = {plans.read_plan(storage, other)["settings"]["size"] for other in others}
+    known = (plans.read_plan(storage, other)["settings"] for other in others)
+    sizes = {settings_with(IngestSettings, settings, ()).size for settings in known}
     if other := sizes - {settings.size}:
         raise ValueError(
             f"DATA holds clips of size {other.pop()}, not {settings.size}: use a new DATA for another size"
@@ -127,9 +133,13 @@ def _catalog(storage: Storage, source: Source, folder: Path, packed: set[str]) -
     # DATA may lie inside SOURCE: its own media are no input.
     metadata = Path(source.metadata) if source.metadata else None
     outputs = [storage.local_root] if storage.local_root else []
-    catalog = build_catalog(source.dataset, folder, metadata, source.limit, exclude=outputs)
-    for problem in catalog.problems:
+    catalog = build_catalog(
+        source.dataset, folder, metadata, source.limit, exclude=outputs, follow_links=source.follow_links
+    )
+    for problem in catalog.problems[:_SHOWN_PROBLEMS]:
         log.warning("metadata: %s", problem)
+    if (more := len(catalog.problems) - _SHOWN_PROBLEMS) > 0:
+        log.warning("metadata: … and %d more problems: python -m ingest catalog lists all", more)
     if not catalog.rows:
         raise ValueError(f"no clips: neither metadata nor media of {source.dataset} found in {source.source}")
     if not packed or not storage.exists(dataroot.catalog(source.dataset)):
@@ -146,14 +156,15 @@ def _catalog(storage: Storage, source: Source, folder: Path, packed: set[str]) -
 
 
 def _fingerprints(
-    storage: Storage, dataset: str, folder: Path, catalog: Catalog, gone: set[str]
+    storage: Storage, source: Source, folder: Path, catalog: Catalog, gone: set[str]
 ) -> dict[str, Fingerprint]:
     """Source → fingerprint. Only files with another size or time than before are read."""
     paths = {row.source for row in catalog.rows if row.source is not None and row.key not in gone}
-    known = read_fingerprints(storage, dataset)
-    prints = fingerprint(folder, paths, known)
+    known = read_fingerprints(storage, source.dataset)
+    with Progress() as progress:
+        prints = fingerprint(folder, paths, known, follow_links=source.follow_links, on_progress=progress)
     if prints != known:
-        write_fingerprints(storage, dataset, prints)
+        write_fingerprints(storage, source.dataset, prints)
     return prints
 
 
@@ -189,7 +200,7 @@ def _keep_packed(
 def plan_ingest(
     rows: Sequence[CatalogRow],
     fingerprints: Mapping[str, Fingerprint],
-    source: str,
+    place: Mapping[str, Any],
     settings: IngestSettings,
     detector: str,
     time_limit_s: float | None,
@@ -199,7 +210,7 @@ def plan_ingest(
     Args:
         rows: Rows of the catalog.
         fingerprints: Source → size, time and content hash.
-        source: Path of SOURCE, the same on every node.
+        place: Path of SOURCE (`source`), the same on every node, and whether its links may lead out (`follow_links`).
         settings: Parameters of the job.
         detector: SHA-256 of the face detector.
         time_limit_s: Wall-clock limit of a unit in seconds; None: from the length of its clip.
@@ -227,7 +238,7 @@ def plan_ingest(
                 function="orchestration.jobs.ingest:run",
                 payload={
                     "row": row.to_json(),
-                    "source": source,
+                    **place,
                     "fingerprint": asdict(content),
                     "settings": asdict(settings),
                     "detector_sha256": detector,
@@ -257,6 +268,7 @@ class SourceChangedError(Exception):
 def run(storage: Storage, unit: Unit) -> Output:
     """Cut and crop one clip of the catalog."""
     from ingest.clip import ingest_clip
+    from ingest.source_files import locate
     from orchestration.jobs.worker import pin_threads, planned_detector
 
     # From the payload: the catalog row, the settings, and the detector that the plan was made with.
@@ -266,9 +278,12 @@ def run(storage: Storage, unit: Unit) -> Output:
     settings = from_json(IngestSettings, unit.payload["settings"])
     detector = planned_detector(unit.payload["detector_sha256"])
     folder, known = Path(unit.payload["source"]), Fingerprint(**unit.payload["fingerprint"])
+    # Where the source really lies: since the catalog was made, it may have become a link out of SOURCE.
+    follow = unit.payload["follow_links"]
+    path = locate(folder, row.source, follow_links=follow)
     # Cut and crop. The source is checked afterwards: a file that was still being written may have changed meanwhile.
-    pieces = ingest_clip(row, folder / row.source, settings, detector, unit.pkey)
-    if known.sha256 is not None and has_changed(folder, known):
+    pieces = ingest_clip(row, path, settings, detector, unit.pkey, inside=None if follow else folder)
+    if known.sha256 is not None and has_changed(folder, known, follow_links=follow):
         raise SourceChangedError(f"{folder / row.source} changed while it was ingested: run again when it is complete")
     # Each piece is a sample or has a reason.
     output = Output(details=_about(row))

@@ -183,8 +183,10 @@ def _check_space(storage: Storage, version: str, units: Sequence[Unit], index: I
 
 def _remove_unit_files(storage: Storage, version: str) -> None:
     """Latents are large, and a packed shard never changes: the units' own files are not needed any more."""
-    for file in storage.list(dataroot.units(plans.encode_job(version)), ".tar"):
-        storage.delete(file.path)
+    job = plans.encode_job(version)
+    for file in storage.list(dataroot.units(job), ".tar"):
+        if dataroot.is_unit(file.path, job):
+            storage.delete(file.path)
 
 
 def _tell(tally: Tally, version: str, frame_bytes: int) -> None:

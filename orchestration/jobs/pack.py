@@ -68,6 +68,8 @@ def run_pack(runner: UnitRunner, version: str, overrides: Sequence[str] = ()) ->
     shards = _plan_shards(storage, ingested, annotated, settings)
 
     # The media shards.
+    if lost := {key for keys in shards for key in keys} - ingested.keys():
+        raise ValueError(f"{min(lost)} is planned for a shard, but no ingest plan and record of {storage.uri} hold it")
     media = []
     for number, keys in enumerate(shards):
         parts = [_part(ingested[key].record, ingested[key].sample) for key in keys]

@@ -18,8 +18,9 @@ import time
 from dataclasses import asdict
 
 from orchestration import ROOT
-from orchestration.units.records import Attempt, UnitRecord
+from orchestration.units.records import Attempt, UnitRecord, checked
 from orchestration.units.unit import JobStoppedError, Unit, failed_attempt, run_unit
+from talkinghead.files.foreign import parse_json
 from talkinghead.files.storage import Storage
 from talkinghead.runtime.child_process import end_with_parent
 
@@ -41,9 +42,8 @@ def run_alone(storage: Storage, unit: Unit, *, attempts: int, memory_gb: float) 
     Raises:
         JobStoppedError: The machine is at fault.
     """
-    request = json.dumps(
-        {"storage": storage.location, "unit": unit.to_json(), "attempts": attempts, "memory_gb": memory_gb}
-    )
+    place = {"storage": storage.location, "linked": storage.linked}
+    request = json.dumps({**place, "unit": unit.to_json(), "attempts": attempts, "memory_gb": memory_gb})
     # A session of its own, so that a time-out also ends the processes that the unit has started.
     started = time.perf_counter()
     child = subprocess.Popen(
@@ -69,14 +69,17 @@ def run_alone(storage: Storage, unit: Unit, *, attempts: int, memory_gb: float) 
         name = signal.Signals(-child.returncode).name
         return _attempt(f"crash:{name}", f"the process was ended by {name}", stderr, seconds)
     # Ended by itself: with a reply, or with none where something called exit() under it.
-    reply = json.loads(stdout) if child.returncode == 0 and stdout else None
+    try:
+        reply = parse_json(stdout, "the reply") if child.returncode == 0 else None
+    except ValueError:
+        reply = None
     if reply is None:
         return _attempt(f"crash:exit{child.returncode}", "the process ended without a result", stderr, seconds)
     if "run_error" in reply:
         raise JobStoppedError(reply["run_error"])
     if "record" in reply:
-        return UnitRecord.from_json(json.dumps(reply["record"]).encode())
-    return Attempt(**reply["attempt"])
+        return checked(UnitRecord, reply["record"], "the reply")
+    return checked(Attempt, reply["attempt"], "the reply")
 
 
 def _attempt(cause: str, message: str, stderr: bytes, seconds: float) -> Attempt:
@@ -96,7 +99,7 @@ def main() -> None:
     """The child: one request on stdin, one reply on stdout."""
     end_with_parent()
     faulthandler.enable()
-    request = json.load(sys.stdin)
+    request = parse_json(sys.stdin.read(), "the request")
     unit = Unit.from_json(request["unit"])
     # Libraries print to stdout too: the reply goes to a private copy of it, and what they print to stderr.
     reply_stream = os.fdopen(os.dup(1), "w")
@@ -106,7 +109,8 @@ def main() -> None:
     faulthandler.dump_traceback_later(max(1.0, unit.time_limit_s - 1.0))
     started = time.perf_counter()
     try:
-        record = run_unit(Storage(request["storage"]), unit, attempts=request["attempts"])
+        storage = Storage(request["storage"], request["linked"])
+        record = run_unit(storage, unit, attempts=request["attempts"])
         reply = {"record": asdict(record)}
     except JobStoppedError as error:
         reply = {"run_error": str(error)}

@@ -22,11 +22,10 @@ from typing import Any
 from orchestration.cluster import Cluster
 from orchestration.units.alone import limit_memory, run_alone
 from orchestration.units.ledger import Ledger
-from orchestration.units.records import Attempt, QuarantineRecord, UnitRecord
+from orchestration.units.records import Attempt, PassRecord, QuarantineRecord, UnitRecord
 from orchestration.units.unit import JobStoppedError, Unit, failed_attempt, run_unit
 from talkinghead import dataroot
 from talkinghead.files.storage import Storage
-from talkinghead.provenance import pretty_json
 from talkinghead.runtime.progress import Progress
 
 log = logging.getLogger(__name__)
@@ -101,13 +100,13 @@ class UnitRunner:
         tally = run_units(self.storage, job, units, self.cluster, self.retry, gpu_share=gpu_share)
         # A pass that did nothing has no speed to report.
         if tally.committed or tally.quarantined:
-            about = {
-                "job": job,
-                "units": tally.committed + tally.quarantined,
-                "frames": tally.frames,
-                "wall_seconds": round(tally.wall_seconds, 3),
-            }
-            self.storage.create(dataroot.run(job, time.time_ns()), pretty_json(about))
+            about = PassRecord(
+                job=job,
+                units=tally.committed + tally.quarantined,
+                frames=tally.frames,
+                wall_seconds=round(tally.wall_seconds, 3),
+            )
+            self.storage.create(dataroot.run(job, time.time_ns()), about.to_json())
         return tally
 
 
@@ -134,6 +133,7 @@ def run_units(
         Counts of units done before and now.
 
     Raises:
+        LinkError: A link lies where records should go.
         JobStoppedError: The machine is at fault. Everything committed so far stays, and a rerun goes on from there.
     """
     # What is left to do: units without a record under their present provenance key.
@@ -144,8 +144,9 @@ def run_units(
     left_out = ledger.quarantined - ledger.committed
     before = sum((unit.key, unit.pkey) in left_out for unit in units)
     tally = Tally(planned=len(units), done_before=len(units) - len(pending), quarantined_before=before)
-    # Asking for the slots starts or joins Ray.
+    # Asking for the slots starts or joins Ray. Where records cannot go is said before that.
     if pending:
+        storage.check_links(dataroot.records(job), dataroot.quarantines(job), dataroot.RUNS_FOLDER)
         slots, gpus = cluster.gpu_slots(gpu_share) if gpu_share else (cluster.slots, 0.0)
         with Progress() as progress:
             _Pass(storage, job, retry, slots, gpus, tally, progress).run(pending)
@@ -210,11 +211,11 @@ class _Pass:
             self._drain(queue, again, self._submit_alone)
 
     def _submit_pool(self, unit: Unit) -> Any:
-        return self.pool_task.remote(self.storage.location, unit.to_json(), self.retry.memory_gb)
+        return self.pool_task.remote(self.storage, unit.to_json(), self.retry.memory_gb)
 
     def _submit_alone(self, unit: Unit) -> Any:
         attempts = len(self.failures[unit.key]) + 1
-        return self.alone_task.remote(self.storage.location, unit.to_json(), attempts, self.retry.memory_gb)
+        return self.alone_task.remote(self.storage, unit.to_json(), attempts, self.retry.memory_gb)
 
     def _drain(self, queue: deque[Unit], again: deque[Unit], submit: Callable[[Unit], Any]) -> None:
         """Run a queue of units, at most `slots` at a time; what may pass later is appended to `again`."""
@@ -319,14 +320,14 @@ def may_pass_later(attempt: Attempt) -> bool:
     return name not in never
 
 
-def _pool_task(storage_uri: str, unit_json: str, memory_gb: float) -> Result:
+def _pool_task(storage: Storage, unit_json: str, memory_gb: float) -> Result:
     """One unit in a pool worker. A hang ends the process (the watchdog thread needs no interpreter lock)."""
     unit = Unit.from_json(unit_json)
     limit_memory(memory_gb)
     faulthandler.dump_traceback_later(unit.time_limit_s, exit=True)
     started = time.perf_counter()
     try:
-        return run_unit(Storage(storage_uri), unit, attempts=1)
+        return run_unit(storage, unit, attempts=1)
     except JobStoppedError as error:
         return error
     except Exception as error:  # noqa: BLE001  every failure of an input becomes an attempt on its record
@@ -335,9 +336,9 @@ def _pool_task(storage_uri: str, unit_json: str, memory_gb: float) -> Result:
         faulthandler.cancel_dump_traceback_later()
 
 
-def _alone_task(storage_uri: str, unit_json: str, attempts: int, memory_gb: float) -> Result:
+def _alone_task(storage: Storage, unit_json: str, attempts: int, memory_gb: float) -> Result:
     """One unit in a child process of a pool worker."""
     try:
-        return run_alone(Storage(storage_uri), Unit.from_json(unit_json), attempts=attempts, memory_gb=memory_gb)
+        return run_alone(storage, Unit.from_json(unit_json), attempts=attempts, memory_gb=memory_gb)
     except JobStoppedError as error:
         return error

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
-from orchestration.units.records import QuarantineRecord, UnitRecord
+from orchestration.units.records import RECORD_BYTES, QuarantineRecord, UnitRecord
 from orchestration.units.unit import Unit
 from talkinghead import dataroot
+from talkinghead.files.foreign import warn_of_owner
+from talkinghead.files.lock import LockedError, folder_lock
 from talkinghead.files.storage import Storage
 
 log = logging.getLogger(__name__)
@@ -24,8 +26,8 @@ class Ledger:
         self.storage = storage
         self.job = job
         # A record is named by key and provenance key, so a listing tells what is done without opening a file.
-        self.committed = {_names(file.path) for file in storage.list(dataroot.records(job), ".json")}
-        self.quarantined = {_names(file.path) for file in storage.list(dataroot.quarantines(job), ".json")}
+        self.committed = {keys for keys, _ in _records(storage, dataroot.records(job))}
+        self.quarantined = {keys for keys, _ in _records(storage, dataroot.quarantines(job))}
 
     def is_done(self, unit: Unit) -> bool:
         """Whether the unit is committed, or quarantined until somebody retries it."""
@@ -45,22 +47,35 @@ class Ledger:
     def _result(self, pair: tuple[str, str]) -> UnitRecord | QuarantineRecord | None:
         # A commit outweighs a quarantine record, where two commands on an object store left both.
         if pair in self.committed:
-            return UnitRecord.from_json(self.storage.read(dataroot.record(self.job, *pair)))
+            return _read(self.storage, dataroot.record(self.job, *pair), UnitRecord)
         if pair in self.quarantined:
-            return QuarantineRecord.from_json(self.storage.read(dataroot.quarantine(self.job, *pair)))
+            return _read(self.storage, dataroot.quarantine(self.job, *pair), QuarantineRecord)
         return None
 
 
-def _names(path: str) -> tuple[str, str]:
-    """Key and provenance key from the name of a record file, `<key>.<pkey>.json`; neither holds a dot."""
-    key, pkey, _ = path.rsplit("/", 1)[1].split(".")
-    return key, pkey
+def _records(storage: Storage, folder: str) -> Iterator[tuple[tuple[str, str], str]]:
+    """Key and provenance key, and path, of every record in a folder; files with other names are none."""
+    for file in storage.list(folder, ".json"):
+        if keys := dataroot.keys_of_record(file.path):
+            yield keys, file.path
+
+
+Record = TypeVar("Record", UnitRecord, QuarantineRecord)
+
+
+def _read(storage: Storage, path: str, kind: type[Record]) -> Record:
+    """The record at a path; raises `ValueError` unless it is one, of the unit that the path names."""
+    name = storage.describe(path)
+    record = kind.from_json(storage.read(path, RECORD_BYTES, "record"), name)
+    place = dataroot.record if kind is UnitRecord else dataroot.quarantine
+    if path != place(record.job, record.key, record.pkey):
+        raise ValueError(f"{name} is the record of another unit, {record.job} {record.key}: remove it")
+    return record
 
 
 def quarantined(storage: Storage) -> list[QuarantineRecord]:
     """Every quarantine record of DATA, by job and key."""
-    files = storage.list(dataroot.QUARANTINE_FOLDER, ".json")
-    return [QuarantineRecord.from_json(storage.read(file.path)) for file in files]
+    return [_read(storage, path, QuarantineRecord) for _, path in _records(storage, dataroot.QUARANTINE_FOLDER)]
 
 
 def causes(records: Iterable[QuarantineRecord]) -> Counter[str]:
@@ -96,29 +111,32 @@ def release(storage: Storage, records: Iterable[QuarantineRecord], cause: str | 
 
 @contextlib.contextmanager
 def writer_lock(storage: Storage) -> Iterator[None]:
-    """Make this process the only one on this machine that writes to DATA, and clear what killed writers left.
+    """Make this process the only one that writes to DATA, and clear what killed writers left.
 
     The lock belongs to the process: the kernel drops it when the process dies. Object stores have no lock; there
     every write is whole and its content a function of its name, so two commands waste work but break nothing.
 
     Raises:
-        ValueError: Another process holds the lock.
+        LockedError: Another process holds the lock.
+        ValueError: A link lies where DATA is written, or DATA's lock is none of ours.
         OSError: DATA cannot be written.
     """
     if storage.local_root is None:
         storage.check_writable()
         yield
         return
-    try:
-        storage.local_root.mkdir(parents=True, exist_ok=True)
-        handle = (storage.local_root / ".lock").open("a")
-    except OSError as error:
-        raise OSError(error.errno, f"cannot write to {storage.uri}: {error.strerror}") from error
-    with handle:
+    with contextlib.ExitStack() as lock:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"another job is writing to {storage.uri}; wait for it or stop it") from None
+            storage.local_root.mkdir(parents=True, exist_ok=True)
+            lock.enter_context(folder_lock(storage.local_root / dataroot.LOCK))
+        except LockedError as error:
+            holder = f" ({error.holder})" if error.holder else ""
+            raise LockedError(
+                f"another job is writing to {storage.uri}{holder}; wait for it or stop it", error.holder
+            ) from None
+        except OSError as error:
+            raise OSError(error.errno, f"cannot write to {storage.uri}: {error.strerror}") from error
+        warn_of_owner(storage.local_root)
         # Under the lock nobody else has a write in progress, so every temporary file is a dead writer's.
         storage.check_writable()
         if leftovers := storage.sweep_temporary():

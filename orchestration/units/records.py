@@ -1,16 +1,21 @@
 """Records: what is written about a unit of work, its commit record or its quarantine record.
 
-A unit counts only with its commit record. Together with the catalogs the records account for every input.
+A unit counts only with its commit record. Together with the catalogs the records account for every input. They may be a
+stranger's, like all of DATA: one is read only if every field has the type and a value that it can have.
 """
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
+from talkinghead.config import from_json
+from talkinghead.files.foreign import parse_json
 from talkinghead.provenance import pretty_json
 from talkinghead.schema import Member, Rejection
+
+RECORD_BYTES = 64 << 20
+"""Largest record that is read: that of a shard of 50,000 samples."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +32,11 @@ class SampleRecord:
     """SHA-256 of the sample's bytes in the tar: headers, contents, padding."""
     scores: dict[str, float | None] = field(default_factory=dict)
     """Name → clip score that the filters judge; None where it could not be measured."""
+
+    def __post_init__(self) -> None:
+        _check_counts(self, "num_frames")
+        for member in self.members:
+            _check_counts(member, "offset", "size")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,24 +74,25 @@ class UnitRecord:
     details: dict[str, Any] = field(default_factory=dict)
     """Facts for later jobs and the report, which need not open the output."""
 
+    def __post_init__(self) -> None:
+        _check_counts(self, "file_bytes", "frames", "attempts")
+
     def to_json(self) -> bytes:
         """The record file's content."""
         return pretty_json(asdict(self))
 
     @classmethod
-    def from_json(cls, data: bytes) -> UnitRecord:
-        """Parse a record file."""
-        value = json.loads(data)
-        # `asdict` has turned the nested dataclasses into objects of JSON: build them again.
-        value["samples"] = [
-            SampleRecord(**{**sample, "members": [Member(**member) for member in sample["members"]]})
-            for sample in value.get("samples", ())
-        ]
-        value["rejected"] = [
-            RejectedPiece(key=piece["key"], rejection=Rejection(**piece["rejection"]))
-            for piece in value.get("rejected", ())
-        ]
-        return cls(**value)
+    def from_json(cls, data: bytes, name: str = "the record") -> UnitRecord:
+        """Parse a record file.
+
+        Args:
+            data: Content of the file.
+            name: Name of the file, for messages.
+
+        Raises:
+            ValueError: It is no commit record.
+        """
+        return checked(cls, parse_json(data, name), name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +123,10 @@ class QuarantineRecord:
     attempts: list[Attempt]
     """Failed tries, the last of which decides the cause."""
 
+    def __post_init__(self) -> None:
+        if not self.attempts:
+            raise ValueError("it has no attempts")
+
     @property
     def cause(self) -> str:
         """Cause of the last try."""
@@ -122,8 +137,65 @@ class QuarantineRecord:
         return pretty_json(asdict(self))
 
     @classmethod
-    def from_json(cls, data: bytes) -> QuarantineRecord:
-        """Parse a record file."""
-        value = json.loads(data)
-        value["attempts"] = [Attempt(**attempt) for attempt in value["attempts"]]
-        return cls(**value)
+    def from_json(cls, data: bytes, name: str = "the record") -> QuarantineRecord:
+        """Parse a record file.
+
+        Args:
+            data: Content of the file.
+            name: Name of the file, for messages.
+
+        Raises:
+            ValueError: It is no quarantine record.
+        """
+        return checked(cls, parse_json(data, name), name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PassRecord:
+    """What one pass over a job's units took, for the report."""
+
+    job: str
+    units: int
+    """Units committed or quarantined in it."""
+    frames: int
+    """Frames that they put out."""
+    wall_seconds: float
+
+    def __post_init__(self) -> None:
+        _check_counts(self, "units", "frames")
+
+    def to_json(self) -> bytes:
+        """The record file's content."""
+        return pretty_json(asdict(self))
+
+    @classmethod
+    def from_json(cls, data: bytes, name: str = "the record") -> PassRecord:
+        """Parse a record file. Raises `ValueError`, which names the file by `name`, if it is none."""
+        return checked(cls, parse_json(data, name), name)
+
+
+T = TypeVar("T")
+
+
+def checked(cls: type[T], value: Any, name: str) -> T:
+    """A record from its JSON value.
+
+    Args:
+        cls: Class of the record.
+        value: The JSON value.
+        name: Name of the file, for the message.
+
+    Raises:
+        ValueError: A field is missing, unknown, or no value that it can have.
+    """
+    try:
+        return from_json(cls, value)
+    except ValueError as error:
+        raise ValueError(f"{name} is no record of ours: {error}") from None
+
+
+def _check_counts(record: Any, *names: str) -> None:
+    """Raise `ValueError` unless certain fields, which are counts or places in files, are 0 or more."""
+    for name in names:
+        if getattr(record, name) < 0:
+            raise ValueError(f"{name} is {getattr(record, name)}, must be 0 or more")

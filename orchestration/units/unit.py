@@ -13,6 +13,7 @@ from typing import Any
 
 from orchestration.units.records import Attempt, RejectedPiece, SampleRecord, UnitRecord
 from talkinghead import dataroot
+from talkinghead.files.foreign import LinkError, parse_json
 from talkinghead.files.storage import Storage
 from talkinghead.media.errors import UnreadableMediaError
 from talkinghead.provenance import hash_bytes
@@ -47,7 +48,7 @@ class Unit:
     @classmethod
     def from_json(cls, text: str) -> Unit:
         """Inverse of `to_json`."""
-        return cls(**json.loads(text))
+        return cls(**parse_json(text, "the unit"))
 
 
 @dataclass(kw_only=True)
@@ -95,6 +96,8 @@ def run_unit(storage: Storage, unit: Unit, *, attempts: int) -> UnitRecord:
         raise JobStoppedError(f"the installation is not complete: {error} (make setup mends it)") from error
     except JobStoppedError:
         raise
+    except LinkError as error:  # in DATA, where the result should go
+        raise JobStoppedError(str(error)) from error
     except Exception as error:
         if not is_machine_error(error):
             raise
@@ -112,7 +115,7 @@ def run_unit(storage: Storage, unit: Unit, *, attempts: int) -> UnitRecord:
         # `create` never replaces: of two workers with the same unit, the first commit stays.
         record = UnitRecord.from_json(json.dumps(fields).encode())
         storage.create(dataroot.record(unit.job, unit.key, unit.pkey), record.to_json())
-    except UnreachableError as error:
+    except (UnreachableError, LinkError) as error:
         raise JobStoppedError(str(error)) from error
     except OSError as error:
         raise JobStoppedError(f"cannot write to {storage.uri}: {error.strerror or error}") from error

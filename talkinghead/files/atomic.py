@@ -8,7 +8,9 @@ Each is written under a temporary name next to its own, flushed to the disk, and
                                                         user's own files, where others may write too; leftovers of
                                                         killed writers are known by a lock that no process holds
 
-The files of a data set go through `talkinghead.files.storage`.
+A leftover is removed only if its name has the exact form that is made here, and if it is no link. A link that has the
+name of a result is replaced by it; what it leads to stays. The files of a data set go through
+`talkinghead.files.storage`.
 """
 
 from __future__ import annotations
@@ -17,13 +19,17 @@ import contextlib
 import ctypes
 import fcntl
 import os
+import re
 import shutil
+import stat
 import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+_TEMPORARY_NAME = re.compile(r"\..+\.tmp-(?:[0-9a-f]{8}|removed)", re.DOTALL)  # "removed": an old checkpoint
 _STAGED_SUFFIX = ".part"
+_STAGED_CHOICE = "[a-z0-9_]{8}"  # what `tempfile` puts between prefix and suffix
 _AT_FDCWD = -100  # Linux: paths count from the working folder
 _RENAME_EXCHANGE = 2  # Linux: flag of renameat2
 
@@ -62,20 +68,21 @@ def commit_folder(folder: Path, target: Path) -> None:
 
     Args:
         folder: A folder of `temporary_folder`.
-        target: Folder to replace; it may be missing.
+        target: Folder to replace; it may be missing, or be a link, which is replaced and not followed.
     """
     sync_tree(folder)
-    if target.exists() and not _exchange(folder, target):
+    there = os.path.lexists(target)
+    if there and not _exchange(folder, target):
         # No system call to swap them: for a moment there is no `target`, and none after a power cut in that moment.
         old = temporary_folder(target)
         target.rename(old / target.name)
         folder.rename(target)
         folder = old
-    elif not target.exists():
+    elif not there:
         folder.rename(target)
-    # After a swap the old content has the temporary name; after a plain rename no folder has it.
+    # After a swap what was there has the temporary name; after a plain rename nothing has it.
     sync(target.parent)
-    shutil.rmtree(folder, ignore_errors=True)
+    _remove(folder)
 
 
 def _exchange(first: Path, second: Path) -> bool:
@@ -88,11 +95,18 @@ def _exchange(first: Path, second: Path) -> bool:
 
 def sweep(folder: Path) -> None:
     """Remove temporary files and folders of killed writers directly in a folder. Call it while there is no writer."""
-    for leftover in folder.glob(".*.tmp-*"):
-        if leftover.is_dir():
-            shutil.rmtree(leftover, ignore_errors=True)
-        else:
-            leftover.unlink(missing_ok=True)
+    for leftover in folder.iterdir() if folder.is_dir() else ():
+        if _TEMPORARY_NAME.fullmatch(leftover.name) and not leftover.is_symlink():
+            _remove(leftover)
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder with all that is in it, a file, or a link but not what it leads to; as far as that can be."""
+    if path.is_dir() and not path.is_symlink():
+        with contextlib.suppress(RecursionError):  # of folders nested by the thousand, which are none of ours
+            shutil.rmtree(path, ignore_errors=True)  # opens each folder from the one above it, and follows no link
+    else:
+        path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -109,11 +123,8 @@ def staged_file(path: Path) -> Iterator[Path]:
     if path.is_dir():
         raise ValueError(f"{path} is a folder, but a file is to be written there: give it a file name")
     _prepare_parent(path)
-    descriptor, name = tempfile.mkstemp(prefix=_prefix(path), suffix=_STAGED_SUFFIX, dir=path.parent)
-    scratch = Path(name)
+    descriptor, scratch = _locked_scratch(path, folder=False)
     try:
-        # The lock tells other writers that this file is in use; a kill releases it.
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
         os.fchmod(descriptor, 0o666 & ~_umask())  # scratch files are private; results are not
         yield scratch
         os.fsync(descriptor)
@@ -135,10 +146,8 @@ def staged_folder(path: Path) -> Iterator[Path]:
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise ValueError(f"{path} is there already: give another name, or remove it first")
     _prepare_parent(path)
-    scratch = Path(tempfile.mkdtemp(prefix=_prefix(path), suffix=_STAGED_SUFFIX, dir=path.parent))
-    descriptor = os.open(scratch, os.O_RDONLY)
+    descriptor, scratch = _locked_scratch(path, folder=True)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
         scratch.chmod(0o777 & ~_umask())
         yield scratch
         # Content first, then the folder's own list of names, then the rename.
@@ -184,17 +193,54 @@ def _prepare_parent(path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise ValueError(f"{path} cannot be written: {error.filename} is a file, not a folder") from error
+    form = re.compile(re.escape(_prefix(path)) + _STAGED_CHOICE + re.escape(_STAGED_SUFFIX))
     for entry in path.parent.iterdir():
-        if not (entry.name.startswith(_prefix(path)) and entry.name.endswith(_STAGED_SUFFIX)):
+        if not form.fullmatch(entry.name):
             continue
-        # A lock held elsewhere (BlockingIOError) means a writer at work: its scratch file stays.
-        with contextlib.suppress(FileNotFoundError, PermissionError, BlockingIOError):
-            descriptor = os.open(entry, os.O_RDONLY)
+        # A lock held elsewhere (BlockingIOError) means a writer at work: its scratch file stays. A link is not opened
+        # (OSError with ELOOP), and a pipe not waited for.
+        try:
+            descriptor = os.open(entry, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError:
+            continue
+        with contextlib.suppress(OSError):
             try:
+                mode = os.fstat(descriptor).st_mode
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+                if (stat.S_ISREG(mode) or stat.S_ISDIR(mode)) and _leads_to(entry, descriptor):
+                    _remove(entry)
             finally:
                 os.close(descriptor)
+
+
+def _locked_scratch(path: Path, *, folder: bool) -> tuple[int, Path]:
+    """A new scratch file or folder for `path`, and an open descriptor whose lock tells other writers that it is in use.
+
+    A kill releases the lock.
+    """
+    while True:
+        if folder:
+            scratch = Path(tempfile.mkdtemp(prefix=_prefix(path), suffix=_STAGED_SUFFIX, dir=path.parent))
+            try:
+                descriptor = os.open(scratch, os.O_RDONLY)
+            except FileNotFoundError:
+                continue
+        else:
+            descriptor, name = tempfile.mkstemp(prefix=_prefix(path), suffix=_STAGED_SUFFIX, dir=path.parent)
+            scratch = Path(name)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        # Between making and locking it, another writer may have taken it for a leftover.
+        if _leads_to(scratch, descriptor):
+            return descriptor, scratch
+        os.close(descriptor)
+
+
+def _leads_to(path: Path, descriptor: int) -> bool:
+    """Whether a path is still the name of an open file or folder."""
+    try:
+        return os.path.samestat(path.lstat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 def _umask() -> int:
@@ -205,8 +251,8 @@ def _umask() -> int:
 
 
 def write_synced(path: Path, data: bytes) -> None:
-    """Write a file; its content is on the disk when this returns."""
-    with path.open("wb") as stream:
+    """Write a new file; its content is on the disk when this returns."""
+    with path.open("xb") as stream:
         stream.write(data)
         stream.flush()
         os.fsync(stream.fileno())

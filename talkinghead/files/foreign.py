@@ -13,6 +13,7 @@ import logging
 import os
 import pwd
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -28,6 +29,27 @@ _KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
+
+
+class LinkError(ValueError):
+    """A link lies where something of a folder is to be written or removed; the message says which, and what to do."""
+
+
+def link_error(path: Path, advice: str = "") -> LinkError:
+    """Error that names a link, and where it leads.
+
+    Args:
+        path: The link.
+        advice: End of the message, where there is more than one way out.
+    """
+    try:
+        target = f" to {path.readlink()}"
+    except OSError:  # exchanged meanwhile
+        target = ""
+    return LinkError(
+        f"{path} is a link{target}: nothing is written or removed through links in this folder; put the file or folder"
+        f" itself in its place{advice}"
+    )
 
 
 def open_regular(path: Path) -> BinaryIO:
@@ -62,14 +84,28 @@ def read_limited(path: Path, limit: int, what: str = "file") -> bytes:
     """
     with open_regular(path) as stream:
         try:
+            size = os.fstat(stream.fileno()).st_size
+            data = stream.read(size + 1) if size <= limit else b""
             # Not by its size alone: a file of /proc has none, and any file may grow while it is read.
-            data = stream.read(limit + 1) if os.fstat(stream.fileno()).st_size <= limit else b""
+            if len(data) > size:
+                data += stream.read(limit + 1 - len(data))
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(path)) from error
-        size = max(os.fstat(stream.fileno()).st_size, len(data))
-    if size > limit:
-        raise ValueError(f"{path} has {size:,} bytes: too large for a {what}, which may have {limit:,}")
+        refuse_large(str(path), max(size, len(data)), limit, what)
     return data
+
+
+def refuse_large(name: str, size: int, limit: int, what: str = "file") -> None:
+    """Raise `ValueError` for a file of more than `limit` bytes.
+
+    Args:
+        name: Name of the file, for the message.
+        size: Bytes that it has.
+        limit: Bytes that it may have at most.
+        what: What it should be, for the message.
+    """
+    if size > limit:
+        raise ValueError(f"{name} has {size:,} bytes: too large for a {what}, which may have {limit:,}")
 
 
 def read_json(path: Path, limit: int = JSON_BYTES) -> Any:
@@ -108,53 +144,73 @@ def refuse_links(root: Path, path: Path) -> None:
     """Refuse to write or remove a file whose name leads through a link below a folder.
 
     Args:
-        root: Folder that the user named; it may be a link itself, or lie behind one.
+        root: Folder that the user named; it may be a link itself, or be reached through one.
         path: Path below it; need not exist.
 
     Raises:
-        ValueError: A part of the path below the root is a link.
+        LinkError: A part of the path below the root is a link.
     """
     current = root
     for part in path.relative_to(root).parts:
         current = current / part
         if current.is_symlink():
-            raise ValueError(_is_link(current))
+            raise link_error(current)
 
 
 def refuse_links_in(root: Path) -> None:
     """Refuse a folder that holds links, at any depth; for a folder that libraries will write into by themselves.
 
     Raises:
-        ValueError: There is a link.
+        LinkError: There is a link.
         OSError: A folder cannot be read.
     """
-
-    def fail(error: OSError) -> None:
-        raise error
-
-    for parent, folders, files in os.walk(root, onerror=fail):
-        for name in (*folders, *files):
-            path = Path(parent) / name
-            if path.is_symlink():
-                raise ValueError(_is_link(path))
+    for entry in entries_below(root):
+        if entry.is_symlink():
+            raise link_error(Path(entry.path))
 
 
-def open_own(path: Path) -> int:
+def entries_below(folder: Path) -> Iterator[os.DirEntry[str]]:
+    """Everything in a folder and its subfolders but these, at any depth; subfolders that are links are not entered.
+
+    Raises:
+        OSError: A folder cannot be read, or the names are too long; a subfolder that vanishes meanwhile is no error.
+    """
+    # No recursion, which would end in an error of its own where folders are nested by the thousand.
+    folders = [str(folder)]
+    while folders:
+        try:
+            with os.scandir(folders.pop()) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(entry.path)
+                    else:
+                        yield entry
+        except FileNotFoundError as error:
+            if error.filename == str(folder):
+                raise
+
+
+def open_own(path: Path, mode: int = 0o666) -> int:
     """Open a file for reading and writing, making it if it is not there; follow no link, cut nothing off.
+
+    Args:
+        path: File to open.
+        mode: Permissions of a new file, from which the process's mask is taken.
 
     Returns:
         The file descriptor.
 
     Raises:
-        ValueError: It is a link, or no regular file.
+        LinkError: It is a link.
+        ValueError: It is no regular file.
         OSError: It cannot be opened or made.
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
-        descriptor = os.open(path, flags, 0o666)
+        descriptor = os.open(path, flags, mode)
     except OSError as error:
         if error.errno == errno.ELOOP:
-            raise ValueError(_is_link(path)) from error
+            raise link_error(path) from error
         if error.errno in (errno.EISDIR, errno.ENXIO):
             _check_regular(path, path.lstat().st_mode)
         raise
@@ -181,10 +237,3 @@ def warn_of_owner(folder: Path) -> None:
 def _check_regular(path: Path, mode: int) -> None:
     if not stat.S_ISREG(mode):
         raise ValueError(f"{path} is {_KINDS.get(stat.S_IFMT(mode), 'something else')}, not a file")
-
-
-def _is_link(path: Path) -> str:
-    return (
-        f"{path} is a link to {path.readlink()}: nothing is written or removed through links in this folder; put the"
-        " file or folder itself in its place"
-    )

@@ -2,17 +2,23 @@
 
 Every write goes to a temporary name first, is flushed to the disk and then renamed, so a reader gets the old file or
 the new one, never a part. An object store behaves alike: an object appears when its upload is complete.
+
+A local root may be a stranger's: reading follows links, but takes regular files only, and never waits for a pipe;
+writing and removing go through no link (see `guarded_folder`), but for folders that the user names.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import mmap
 import os
+import re
 import shutil
+import stat
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -21,12 +27,18 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from talkinghead.files.atomic import sync, write_synced
+from talkinghead.dataroot import FOLDERS, TEMPORARY_FOLDER
+from talkinghead.files.foreign import entries_below, open_regular, read_limited, refuse_large
+from talkinghead.files.guarded_folder import GuardedFolder, NewFile
 from talkinghead.files.uri import hide_secrets, with_whole_writes, without_credentials
 from talkinghead.runtime.errors import UnreachableError, naming
 
-TEMPORARY_FOLDER = "tmp"
-"""Folder under the root for files that are being written."""
+LINKED_FOLDERS = "TALKINGHEAD_LINKED_FOLDERS"
+"""Environment variable: folders directly in DATA, with commas between them, that may be links to folders elsewhere, on
+another disk for example. Files are then written, and those of our own removed, where the link leads."""
+
+_TEMPORARY_NAME = re.compile(r"(probe-)?[0-9a-f]{32}")
+_NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
 
 @dataclass(frozen=True)
@@ -44,22 +56,29 @@ class Storage:
 
     Args:
         location: A folder, or a URI, which may hold credentials: `s3://key:secret@bucket/folder?region=…`.
+        linked: Folders directly in a local root that may be links; None: those that `LINKED_FOLDERS` names.
 
     Attributes:
         location: Absolute path, or the URI as given. Only for opening the same place again; it may hold credentials.
         uri: The location with credentials hidden, for messages and pages.
         local_root: The folder; None for a URI.
+        linked: Folders directly in a local root that may be links.
+
+    Raises:
+        ValueError: `LINKED_FOLDERS` names something else than folders of DATA.
     """
 
-    def __init__(self, location: str | Path) -> None:
+    def __init__(self, location: str | Path, linked: Collection[str] | None = None) -> None:
         given = str(location)
         self.local_root: Path | None = None if "://" in given else Path(given).absolute()
         # A worker elsewhere has another working folder: a relative path would mean another place there.
         self.location = str(self.local_root) if self.local_root else given
         self.uri = given if self.local_root else without_credentials(given)
+        # Kept and pickled, so that a worker on another node, which has another environment, writes alike.
+        self.linked = tuple(sorted(_linked_folders() if linked is None else linked))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (Storage, (self.location,))
+        return (Storage, (self.location, self.linked))
 
     def __repr__(self) -> str:
         return f"Storage({self.uri!r})"
@@ -73,6 +92,13 @@ class Storage:
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
             # The message and the chained error would show the URI with its credentials.
             raise ValueError(f"cannot open {self.uri}: {hide_secrets(str(error), self.location)}") from None
+
+    @cached_property
+    def _folder(self) -> GuardedFolder:
+        """The local root, for writing and removing."""
+        assert self.local_root is not None
+        advice = f"; or, if it is a link of yours and not {TEMPORARY_FOLDER}, name it in {LINKED_FOLDERS}"
+        return GuardedFolder(self.local_root, self.linked, advice)
 
     @contextlib.contextmanager
     def _reaching(self) -> Iterator[pafs.FileSystem]:
@@ -102,49 +128,78 @@ class Storage:
     @staticmethod
     def _check(path: str) -> None:
         """Raise `ValueError` for a path that is empty, absolute or leads above the root."""
-        parts = PurePosixPath(path).parts
-        if not parts or path.startswith("/") or ".." in parts:
+        parts = path.split("/")
+        if path.startswith("/") or ".." in parts or all(part in ("", ".") for part in parts):
             raise ValueError(f"path {path!r} leaves the data folder")
 
     def describe(self, path: str) -> str:
         """Full name of a file, for messages."""
         if self.local_root:
-            return str(self._local(path))
+            self._check(path)
+            return os.path.join(self.location, path)  # noqa: PTH118  for every record: Path would cost more than reading
         # Options of the URI stay at its end.
         root, question, options = self.uri.partition("?")
         return f"{root.rstrip('/')}/{path}{question}{options}"
 
-    def read(self, path: str) -> bytes:
-        """Whole content of a file. Raises `FileNotFoundError`."""
+    def read(self, path: str, limit: int | None = None, what: str = "file") -> bytes:
+        """Whole content of a file.
+
+        Args:
+            path: Path of the file.
+            limit: Bytes that it may have at most; None: any number.
+            what: What it should be, for the message.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: It is larger, or no regular file.
+        """
         if self.local_root:
-            with naming(self._local(path)):
-                return self._local(path).read_bytes()
+            file = self._local(path)
+            with naming(file):
+                if limit is not None:
+                    return read_limited(file, limit, what)
+                with open_regular(file) as stream:
+                    return stream.read()
         with self._reaching() as remote, remote.open_input_file(self._key(path)) as stream:
+            if limit is not None:
+                refuse_large(self.describe(path), stream.size(), limit, what)
             return stream.read()
 
     def read_range(self, path: str, offset: int, length: int) -> bytes:
-        """Bytes `offset .. offset + length - 1` of a file; raises `EOFError` when the file is shorter."""
+        """Bytes `offset .. offset + length - 1` of a file.
+
+        Raises:
+            EOFError: The file does not have them all.
+            FileNotFoundError: There is no such file.
+            ValueError: It is no regular file.
+        """
+        # The size first: a record of a stranger's may ask for more bytes than the memory has.
         if self.local_root:
-            with naming(self._local(path)), self._local(path).open("rb") as stream:
-                data = os.pread(stream.fileno(), length, offset)
+            file = self._local(path)
+            with naming(file), open_regular(file) as stream:
+                there = 0 <= offset <= offset + length <= os.fstat(stream.fileno()).st_size
+                data = os.pread(stream.fileno(), length, offset) if there else b""
         else:
             with self._reaching() as remote, remote.open_input_file(self._key(path)) as stream:
-                data = stream.read_at(length, offset)
-        if len(data) != length:
+                there = 0 <= offset <= offset + length <= stream.size()
+                data = stream.read_at(length, offset) if there else b""
+        if not there or len(data) != length:
             raise EOFError(f"{self.describe(path)} is shorter than its index says ({offset} + {length} bytes)")
         return data
 
     def write(self, path: str, data: bytes) -> None:
-        """Replace a file as a whole."""
+        """Replace a file as a whole.
+
+        Raises:
+            LinkError: A folder of the path is a link. A file that is one is replaced.
+        """
         if self.local_root is None:
             self._upload(path, data)
             return
-        temporary = self._temporary()
-        try:
-            write_synced(temporary, data)
-            self._commit(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        self._check(path)
+        with self._folder.new_file(self._temporary(path)) as file:
+            file.write(data)
+            self._commit(file, path)
 
     def create(self, path: str, data: bytes) -> bool:
         """Write a file only if it is not there. Of two writers on a local disk, only one succeeds.
@@ -154,48 +209,52 @@ class Storage:
 
         Returns:
             False when the file was there already.
+
+        Raises:
+            LinkError: A folder of the path is a link.
         """
         if self.local_root is None:
             if self.exists(path):
                 return False
             self._upload(path, data)
             return True
-        temporary = self._temporary()
-        target = self._local(path)
-        try:
-            write_synced(temporary, data)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            # A hard link, unlike a rename, fails where the name is taken.
-            os.link(temporary, target)
-        except FileExistsError:
-            return False
-        finally:
-            temporary.unlink(missing_ok=True)
-        sync(target.parent)
-        return True
+        self._check(path)
+        with self._folder.new_file(self._temporary(path)) as file:
+            file.write(data)
+            return file.take(path)
 
     @contextlib.contextmanager
     def staged(self, path: str) -> Iterator[Path]:
-        """A local scratch path whose file becomes `path` when the block ends without an error, else is removed."""
+        """A local scratch file, which becomes `path` when the block ends without an error, and else is removed.
+
+        The block has to write into the file that is there, not put another in its place.
+
+        Raises:
+            LinkError: A folder of the path is a link.
+        """
         if self.local_root is None:
             with tempfile.TemporaryDirectory(prefix="talkinghead-") as folder:
                 scratch = Path(folder) / "file"
                 yield scratch
                 self._upload_file(path, scratch)
             return
-        temporary = self._temporary()
-        try:
-            yield temporary
-            with temporary.open("rb") as stream:
-                os.fsync(stream.fileno())
-            self._commit(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        self._check(path)
+        self.check_links(*map(str, PurePosixPath(path).parents[:-1]))
+        with self._folder.new_file(self._temporary(path)) as file:
+            # Not by its name, in whose place somebody may put a link until the block opens it.
+            yield Path(f"/proc/{os.getpid()}/fd/{file.descriptor}")
+            os.fsync(file.descriptor)
+            self._commit(file, path)
 
     @contextlib.contextmanager
     def local_copy(self, path: str) -> Iterator[Path]:
-        """Local path of a file's content: the file itself, or a download that is removed when the block ends."""
+        """Local path of a file's content: the file itself, or a download that is removed when the block ends.
+
+        Raises:
+            ValueError: It is no regular file.
+        """
         if self.local_root:
+            open_regular(self._local(path)).close()
             yield self._local(path)
             return
         with tempfile.TemporaryDirectory(prefix="talkinghead-") as folder:
@@ -206,18 +265,13 @@ class Storage:
             yield target
 
     def exists(self, path: str) -> bool:
-        """Whether there is a file at `path` (a folder does not count)."""
-        if self.local_root:
-            return self._local(path).is_file()
+        """Whether there is a file at `path` (a folder, a pipe or a device does not count)."""
         return self.size(path) is not None
 
     def size(self, path: str) -> int | None:
         """Size in bytes; None when there is no such file."""
         if self.local_root:
-            try:
-                return self._local(path).stat().st_size
-            except FileNotFoundError:
-                return None
+            return _file_size(self._local(path))
         with self._reaching() as remote:
             info = remote.get_file_info(self._key(path))
         return info.size if info.type == pafs.FileType.File else None
@@ -227,14 +281,13 @@ class Storage:
         self._check(folder)
         found: list[StoredFile] = []
         if self.local_root:
-            for parent, _, names in os.walk(self.local_root / folder):
-                for name in names:
-                    if name.endswith(suffix):
-                        full = Path(parent) / name
-                        relative = full.relative_to(self.local_root).as_posix()
-                        # Another process may delete a file between the listing and this line.
-                        with contextlib.suppress(FileNotFoundError):
-                            found.append(StoredFile(relative, full.stat().st_size))
+            if not (self.local_root / folder).is_dir():
+                return []
+            start = len(os.path.join(self.location, ""))  # noqa: PTH118  no Path for every record
+            for entry in entries_below(self.local_root / folder):
+                # Another process may have deleted it since the listing.
+                if entry.name.endswith(suffix) and (size := _file_size(entry)) is not None:
+                    found.append(StoredFile(entry.path[start:], size))
         else:
             base = self._remote[1].rstrip("/") + "/"
             selector = pafs.FileSelector(base + folder, recursive=True, allow_not_found=True)
@@ -246,18 +299,45 @@ class Storage:
         return sorted(found, key=lambda file: file.path)
 
     def delete(self, path: str) -> None:
-        """Remove a file; no error when it is gone already."""
+        """Remove a file; no error when it is gone already.
+
+        Raises:
+            LinkError: A folder of the path is a link. Of a file that is one, the link is removed.
+        """
         if self.local_root:
-            self._local(path).unlink(missing_ok=True)
+            self._check(path)
+            self._folder.remove(path)
         else:
             with contextlib.suppress(FileNotFoundError), self._reaching() as remote:
                 remote.delete_file(self._key(path))
 
+    def check_links(self, *folders: str) -> None:
+        """Check folders before the work whose results go there.
+
+        Raises:
+            LinkError: One of them is a link, or is reached through one.
+        """
+        for folder in folders if self.local_root else ():
+            self._check(folder)
+            with contextlib.suppress(FileNotFoundError), self._folder.opened(folder):
+                pass
+
     def sweep_temporary(self) -> int:
-        """Delete the temporary files of killed writers; returns how many. Call it while there is no writer."""
-        leftovers = self.list(TEMPORARY_FOLDER)
-        for file in leftovers:
-            self.delete(file.path)
+        """Delete the temporary files of killed writers; returns how many. Call it while there is no writer.
+
+        Whatever else lies there stays: it is not ours.
+
+        Raises:
+            LinkError: The folder of temporary files is a link.
+        """
+        if self.local_root is None:
+            leftovers = [file.path for file in self.list(TEMPORARY_FOLDER)]
+        else:
+            folders = (TEMPORARY_FOLDER, *(f"{folder}/{TEMPORARY_FOLDER}" for folder in self.linked))
+            leftovers = [f"{folder}/{name}" for folder in folders for name in self._folder.file_names(folder)]
+        leftovers = [path for path in leftovers if _TEMPORARY_NAME.fullmatch(path.rsplit("/", 1)[1])]
+        for path in leftovers:
+            self.delete(path)
         return len(leftovers)
 
     def check_writable(self) -> None:
@@ -271,19 +351,15 @@ class Storage:
         except OSError as error:
             raise OSError(error.errno, f"cannot write to {self.uri}: {error.strerror or error}") from error
 
-    def _temporary(self) -> Path:
-        """A new temporary name under a local root, so on the file system of the final names."""
-        assert self.local_root is not None
-        folder = self.local_root / TEMPORARY_FOLDER
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder / uuid.uuid4().hex
+    def _temporary(self, path: str) -> str:
+        """Folder under a local root for a file that is being written, on the file system of its final name."""
+        first = PurePosixPath(path).parts[0]
+        # A rename does not lead from one disk to another.
+        return f"{first}/{TEMPORARY_FOLDER}" if first in self.linked else TEMPORARY_FOLDER
 
-    def _commit(self, temporary: Path, path: str) -> None:
-        """Rename a finished temporary file to its final name."""
-        target = self._local(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary.replace(target)
-        sync(target.parent)
+    def _commit(self, file: NewFile, path: str) -> None:
+        """Give a finished file its final name, whatever had it."""
+        file.replace(path)
 
     def _upload(self, path: str, data: bytes | mmap.mmap) -> None:
         """Make an object from data that is complete in memory.
@@ -301,3 +377,22 @@ class Storage:
             return
         with source.open("rb") as reader, mmap.mmap(reader.fileno(), 0, access=mmap.ACCESS_READ) as data:
             self._upload(path, data)
+
+
+def _linked_folders() -> Collection[str]:
+    """Folders that the environment names as links."""
+    names = {name.strip() for name in os.environ.get(LINKED_FOLDERS, "").split(",")} - {""}
+    if wrong := sorted(names - FOLDERS):
+        raise ValueError(f"{LINKED_FOLDERS} names {wrong[0]!r}; it may name {', '.join(sorted(FOLDERS))}")
+    return names
+
+
+def _file_size(path: Path | os.DirEntry[str]) -> int | None:
+    """Size of a regular file, or of one that a link leads to; None when there is none."""
+    try:
+        info = path.stat()
+    except OSError as error:
+        if error.errno in _NO_FILE:
+            return None
+        raise
+    return info.st_size if stat.S_ISREG(info.st_mode) else None

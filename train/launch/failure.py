@@ -17,6 +17,8 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 
+from talkinghead.config import from_json
+from talkinghead.files.foreign import open_own, read_json
 from talkinghead.runtime.errors import error_text, is_machine_error
 from train.trainer.port import Interrupted
 
@@ -29,6 +31,7 @@ an error in the code. interrupted: asked to end."""
 # Losing another rank is a plain RuntimeError in PyTorch, told apart by its text only.
 _PEER_TEXTS = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting", "gloo")
 _FILE = "failure.json"
+_FILE_BYTES = 1 << 20
 
 
 class PeerError(Exception):
@@ -79,7 +82,7 @@ class FailureLog:
     def first(self) -> Failure | None:
         """Failure of the rank that failed first since `clear`; None without one."""
         try:
-            return Failure(**json.loads((self.folder / _FILE).read_bytes()))
+            return from_json(Failure, read_json(self.folder / _FILE, _FILE_BYTES))
         except FileNotFoundError:
             return None
 
@@ -98,7 +101,8 @@ class FailureLog:
             first = True
             # A full disk must not hide the failure: then it is raised without being written.
             try:
-                with file.open("w", encoding="utf-8") as stream:
+                with os.fdopen(open_own(file), "w", encoding="utf-8") as stream:
+                    stream.truncate(0)
                     traceback.print_exception(error, file=stream)
                 first = self._claim(failure)
             except OSError as full:

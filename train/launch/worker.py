@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from talkinghead.files.atomic import commit_folder, temporary_folder, write_whole
+from talkinghead.files.foreign import open_own
 from talkinghead.provenance import pretty_json
 from train.config import ParallelConfig
 from train.launch.failure import FailureLog, PeerError
@@ -176,7 +177,10 @@ def _prepare(run: RunFolder) -> None:
 
 @contextlib.contextmanager
 def _log_to(file: Path) -> Iterator[None]:
-    handler = logging.FileHandler(file, encoding="utf-8")
+    # Not by the handler for files: it would follow a link.
+    stream = os.fdopen(open_own(file), "w", encoding="utf-8")
+    stream.seek(0, os.SEEK_END)
+    handler = logging.StreamHandler(stream)
     # Warnings of all libraries, progress of our own packages only.
     handler.addFilter(lambda record: record.name.startswith(_OURS) or record.levelno >= logging.WARNING)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
@@ -190,3 +194,4 @@ def _log_to(file: Path) -> Iterator[None]:
     finally:
         root.removeHandler(handler)
         handler.close()
+        stream.close()

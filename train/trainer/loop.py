@@ -297,6 +297,10 @@ class Trainer:
         state = self._state()
         self.checkpoints.load(newest, state)
         progress = state["progress"]
+        if progress["step"] != newest:
+            raise ValueError(
+                f"checkpoint of step {newest} says that it is of step {progress['step']}: take another RUN"
+            )
         self.step = progress["step"]
         self.guard.total, self.guard.in_a_row = progress["skipped"], progress["skipped_in_a_row"]
         log.info("going on from step %d", self.step)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from talkinghead.files.foreign import (
+    LinkError,
     open_own,
     open_regular,
     parse_json,
@@ -18,6 +19,7 @@ from talkinghead.files.foreign import (
     refuse_links_in,
     warn_of_owner,
 )
+from tests.support.deep_folders import nested_folders
 
 
 def test_a_file_is_read(tmp_path: Path) -> None:
@@ -87,6 +89,14 @@ def test_links_below_a_folder_are_refused(tmp_path: Path) -> None:
             refuse_links_in(root)
         (root / place).unlink()
     assert not list(outside.iterdir()) and not (tmp_path / "nowhere").exists()
+
+
+def test_links_are_looked_for_in_folders_nested_by_the_thousand(tmp_path: Path) -> None:
+    with nested_folders(tmp_path / "root" / "deep", 1500):
+        refuse_links_in(tmp_path / "root")
+        (tmp_path / "root" / "link").symlink_to("deep")
+        with pytest.raises(LinkError, match="is a link to deep"):
+            refuse_links_in(tmp_path / "root")
 
 
 def test_a_file_of_ours_is_opened_without_cutting_it(tmp_path: Path) -> None:

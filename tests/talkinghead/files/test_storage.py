@@ -71,7 +71,7 @@ def test_no_temporary_files_stay(tmp_path: Path) -> None:
     storage.create("two", b"2")
     storage.check_writable()
     assert storage.list("tmp") == []
-    (tmp_path / "tmp" / "left").write_bytes(b"by a killed writer")
+    (tmp_path / "tmp" / ("0123456789abcdef" * 2)).write_bytes(b"by a killed writer")
     assert storage.sweep_temporary() == 1
     assert storage.list("tmp") == []
 
