@@ -14,6 +14,7 @@ from ingest.download import DownloadSettings, targets
 from ingest.download import download as fetch
 from ingest.download_log import LOG_NAME, DownloadResult
 from ingest.source_listing import display_path
+from talkinghead.files.foreign import warn_of_owner
 from talkinghead.files.storage import Storage
 from talkinghead.runtime.command_line import GOES_ON, Incomplete, run_command_line
 from talkinghead.schema import Dataset, DownloadableDataset
@@ -39,6 +40,8 @@ def catalog(
     storage = Storage(data)
     # DATA may lie inside SOURCE: what earlier jobs wrote there is no source of clips.
     exclude = [storage.local_root] if storage.local_root else []
+    if storage.local_root and storage.local_root.is_dir():
+        warn_of_owner(storage.local_root)
     built = build_catalog(dataset, source, metadata, limit, exclude=exclude, follow_links=follow_links)
     path = write_catalog(storage, built)
     _summarise(built)

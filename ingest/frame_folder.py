@@ -19,9 +19,9 @@ import numpy as np
 from ingest.source_files import FOLDER_FILES, is_inside, leads_out
 from talkinghead.files.foreign import read_limited
 from talkinghead.media.errors import UnreadableMediaError
-from talkinghead.media.limits import PICTURE_BYTES
+from talkinghead.media.image_file import header_size
+from talkinghead.media.limits import IMAGE_BYTES
 from talkinghead.media.media_file import VideoInfo
-from talkinghead.media.picture import picture_size
 
 LONGEST_S = 2 * 3600.0
 """Longest time from the first image to the last, seconds."""
@@ -144,10 +144,10 @@ class FrameFolder:
 def _read(file: Path) -> np.ndarray:
     """An image file as RGB uint8 `[H, W, 3]`; read through Python, because OpenCV cannot open every name."""
     try:
-        data = read_limited(file, PICTURE_BYTES, "image")
+        data = read_limited(file, IMAGE_BYTES, "image")
     except OSError as error:
         raise UnreadableMediaError("no_permission", f"{file} cannot be read: {error.strerror}") from error
-    picture_size(data, str(file))  # refuses other formats and too large images, before OpenCV decodes one
+    header_size(data, str(file))  # refuses other formats and too large images, before OpenCV decodes one
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
     if image is None:
         raise UnreadableMediaError("undecodable", f"{file} is not an image that can be read")

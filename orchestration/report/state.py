@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ from annotate.filters import FilterSettings
 from ingest.catalog import Catalog, read_catalog
 from orchestration import plans
 from orchestration.plans import PACK_MEDIA_JOB, UnitState, pack_annotation_job
-from orchestration.units.records import QuarantineRecord, UnitRecord
+from orchestration.units.records import RECORD_BYTES, PassRecord, QuarantineRecord, UnitRecord
 from shards.index import read_index
 from shards.manifest import AnnotationEntry, DatasetManifest, read_manifest
 from talkinghead import dataroot
@@ -163,7 +162,7 @@ def _wall_times(storage: Storage) -> tuple[Counter[str], Counter[str]]:
     seconds: Counter[str] = Counter()
     # One small file per pass, written at its end.
     for file in storage.list(dataroot.RUNS_FOLDER, ".json"):
-        about = json.loads(storage.read(file.path))
-        frames[about["job"]] += about["frames"]
-        seconds[about["job"]] += about["wall_seconds"]
+        done = PassRecord.from_json(storage.read(file.path, RECORD_BYTES, "record"), storage.describe(file.path))
+        frames[done.job] += done.frames
+        seconds[done.job] += done.wall_seconds
     return frames, seconds

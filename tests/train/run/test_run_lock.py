@@ -25,7 +25,7 @@ def test_the_holder_is_written_down(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"years of work", b"process 1 on host\nmore", b"\0" * 5000, b"process x on y"])
 def test_a_file_that_is_no_lock_stays(tmp_path: Path, content: bytes) -> None:
     (tmp_path / LOCK).write_bytes(content)
-    with pytest.raises(ValueError, match=r"\.lock is no lock of a training: move it elsewhere"), locked(tmp_path, 0.0):
+    with pytest.raises(ValueError, match=r"\.lock is no lock of ours: put it elsewhere"), locked(tmp_path, 0.0):
         pass
     assert (tmp_path / LOCK).read_bytes() == content
 
