@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,11 +15,24 @@ from ingest.adapters.metadata import Adapter
 from ingest.source_files import is_inside, leads_out
 from ingest.source_listing import Problem, Problems, display_path, from_stored, list_source, to_stored
 from talkinghead import dataroot
+from talkinghead.config import from_json
+from talkinghead.files.foreign import parse_json
 from talkinghead.files.storage import Storage
 from talkinghead.provenance import canonical_json
 from talkinghead.schema import CATALOG_SCHEMA, CatalogRow
+from talkinghead.tables import read_table
 
 _EXTRAS = b"talkinghead.catalog"  # key in the Parquet metadata: what is no row (problems, unused videos, limit)
+_CATALOG_BYTES = 1 << 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Extras:
+    """What a catalog's file holds next to its rows."""
+
+    problems: list[Problem]
+    unused: tuple[str, ...]
+    left_out: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,27 +157,28 @@ def read_catalog(storage: Storage, dataset: str) -> Catalog:
     """Inverse of `write_catalog`; raises `ValueError` when there is none, or when its schema is another."""
     adapter_of(dataset)
     path = dataroot.catalog(dataset)
+    name = storage.describe(path)
+
+    def check(schema: pa.Schema) -> None:
+        # A table of another version would be misread: it is refused, and cheap to make again.
+        if _EXTRAS not in (schema.metadata or {}) or not schema.equals(CATALOG_SCHEMA):
+            raise ValueError(f"{name} was made by another version; make it again")
+
     try:
-        table = pq.ParquetFile(io.BytesIO(storage.read(path))).read()
+        table = read_table(storage.read(path, _CATALOG_BYTES, "catalog"), name, check)
     except FileNotFoundError as error:
         raise ValueError(
-            f"no catalog at {storage.describe(path)}; make it with `python -m ingest catalog --dataset {dataset}`"
+            f"no catalog at {name}; make it with `python -m ingest catalog --dataset {dataset}`"
         ) from error
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{storage.describe(path)} is not a whole Parquet file ({error}); make it again") from error
-    # A table of another version would be misread: it is refused, and cheap to make again.
-    extras = (table.schema.metadata or {}).get(_EXTRAS)
-    if extras is None or not table.schema.equals(CATALOG_SCHEMA):
-        raise ValueError(f"{storage.describe(path)} was made by another version; make it again")
     rows = [
         CatalogRow.from_json({**record, "source": record["source"] and from_stored(record["source"])})
         for record in table.to_pylist()
     ]
-    value = json.loads(extras)
+    extras = from_json(_Extras, parse_json(table.schema.metadata[_EXTRAS], name))
     return Catalog(
         dataset=dataset,
         rows=rows,
-        problems=[Problem(**problem) for problem in value["problems"]],
-        unused=tuple(value["unused"]),
-        left_out=value["left_out"],
+        problems=extras.problems,
+        unused=extras.unused,
+        left_out=extras.left_out,
     )

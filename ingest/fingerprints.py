@@ -26,9 +26,11 @@ from talkinghead.files.storage import Storage
 from talkinghead.provenance import canonical_json, hash_bytes, hash_stream
 from talkinghead.runtime.errors import is_machine_error
 from talkinghead.runtime.progress import ProgressCallback
+from talkinghead.tables import read_table
 
 log = logging.getLogger(__name__)
 
+_TABLE_BYTES = 1 << 30
 _SLOW = 16 << 30  # bytes of a file whose hash takes minutes
 
 SOURCES_SCHEMA = pa.schema(
@@ -219,11 +221,15 @@ def write_fingerprints(storage: Storage, dataset: str, fingerprints: Mapping[str
 
 def read_fingerprints(storage: Storage, dataset: str) -> dict[str, Fingerprint]:
     """Inverse of `write_fingerprints`; empty when there is no table yet, or one of another version."""
+    path = dataroot.sources(dataset)
+
+    def check(schema: pa.Schema) -> None:
+        if not schema.equals(SOURCES_SCHEMA):
+            raise ValueError(f"{storage.describe(path)} is of another version")
+
     try:
-        table = pq.ParquetFile(io.BytesIO(storage.read(dataroot.sources(dataset)))).read()
-    except (FileNotFoundError, pa.ArrowInvalid):
+        table = read_table(storage.read(path, _TABLE_BYTES, "table of sources"), storage.describe(path), check)
+    except (FileNotFoundError, ValueError):
         return {}  # everything is hashed again, which gives the same table
-    if not table.schema.equals(SOURCES_SCHEMA):
-        return {}
     entries = [Fingerprint(**{**record, "path": from_stored(record["path"])}) for record in table.to_pylist()]
     return {entry.path: entry for entry in entries}

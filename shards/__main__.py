@@ -8,6 +8,7 @@ from pathlib import Path
 from shards.reader import ShardReader
 from shards.verify import VerifyReport
 from shards.verify import verify as find_problems
+from talkinghead.config import shown
 from talkinghead.files.storage import Storage
 from talkinghead.runtime.command_line import Incomplete, run_command_line
 from talkinghead.runtime.progress import Progress
@@ -63,9 +64,16 @@ def ls(data: str, version: str | None = None, split: str | None = None) -> str |
 
 
 def export_aniportrait(
-    data: str, out: Path, version: str | None = None, split: str | None = "train", limit: int | None = None
+    data: str,
+    out: Path,
+    version: str | None = None,
+    split: str | None = "train",
+    limit: int | None = None,
+    absolute: bool = False,
 ) -> str:
     """Write samples as PNG frames, landmark files and the JSON that AniPortrait's training reads.
+
+    Start that training in OUT, where the JSON's paths lead, or export with --absolute.
 
     Args:
         data: Data set: folder or URI.
@@ -73,6 +81,7 @@ def export_aniportrait(
         version: Annotation version; the newest when not given.
         split: Split to export: train, val or test.
         limit: Largest number of samples; all when not given.
+        absolute: Write absolute paths. They hold on this machine only, and tell the names of its folders.
     """
     # Only when asked for: it loads OpenCV. The module and this command share a name.
     from shards import export_aniportrait as export
@@ -80,7 +89,7 @@ def export_aniportrait(
     reader = ShardReader(data, version=version, split=split, columns=export.COLUMNS)
     with Progress() as progress:
         report = export.export_aniportrait(
-            reader, out, limit=limit, progress=lambda done, total: progress("export", done, total)
+            reader, out, limit=limit, absolute=absolute, progress=lambda done, total: progress("export", done, total)
         )
     for key, reason in report.left_out.items():
         print(f"left out {key}: {reason}", file=sys.stderr)
@@ -90,7 +99,8 @@ def export_aniportrait(
 def _show(report: VerifyReport) -> None:
     for name, lines in (("problem", report.problems), ("unknown file", report.unknown)):
         for line in lines[:SHOWN]:
-            print(f"{name}: {line}", file=sys.stderr)  # stdout holds the result alone
+            # Of files that may have any name. stdout holds the result alone.
+            print(f"{name}: {line if str(line).isprintable() else shown(str(line))}", file=sys.stderr)
         if len(lines) > SHOWN:
             print(f"… and {len(lines) - SHOWN} more of this kind", file=sys.stderr)
 

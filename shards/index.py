@@ -10,34 +10,40 @@ from __future__ import annotations
 import io
 import json
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from shards.index_format import (
+    DICTIONARIES,
+    METADATA,
+    NUMBERS,
+    OPTIONAL,
+    SCORE,
+    TEXTS,
+    Archive,
+    Members,
+    check_values,
+    member_column,
+    read_header,
+)
 from shards.manifest import AnnotationEntry
 from talkinghead import dataroot
 from talkinghead.files.storage import Storage
 from talkinghead.provenance import hash_bytes
 from talkinghead.schema import SCHEMA_VERSION, SPLITS, Member, SampleIndex, check_version
+from talkinghead.tables import read_table
 
-Archive = Literal["media", "annotation"]
+MOST_BYTES = 4 << 30
+"""Largest index that is read: that of some ten million samples."""
 
-_METADATA = b"talkinghead"
-_TEXT = ("key", "clip_key", "dataset", "split", "split_group", "person", "licence", "reason")
-# Columns of few different texts: stored as numbers and a table of the texts.
-_DICTIONARY = ("dataset", "split", "licence", "reason")
-_OPTIONAL = ("person", "reason", "reason_score")
 _ABSENT = -1  # offset and size, in memory, of a member that a sample does not have; null in the file
 _ROW_GROUP = 1 << 17  # rows per Parquet row group, and rows that `Index.rows` turns into objects at once
-
-
-def member_column(suffix: str) -> str:
-    """Column stem of a member: `landmarks.npy` → `landmarks`, `ann.json` → `ann_json`, `mp4` → `mp4`."""
-    return suffix.removesuffix(".npy").replace(".", "_")
 
 
 class Index:
@@ -49,7 +55,7 @@ class Index:
         members: Archive → suffixes of its members.
     """
 
-    def __init__(self, table: pa.Table, version: str, members: Mapping[Archive, Sequence[str]]) -> None:
+    def __init__(self, table: pa.Table, version: str, members: Members) -> None:
         self.version = version
         self.members: dict[Archive, tuple[str, ...]] = {
             "media": tuple(members["media"]),
@@ -65,7 +71,7 @@ class Index:
     @property
     def score_names(self) -> list[str]:
         """Names of the clip scores."""
-        return [name.removeprefix("score_") for name in self.table.column_names if name.startswith("score_")]
+        return [name.removeprefix(SCORE) for name in self.table.column_names if name.startswith(SCORE)]
 
     def text(self, name: str, row: int) -> str | None:
         """Value of a text column in one row."""
@@ -88,10 +94,8 @@ class Index:
     def equals(self, name: str, value: str) -> np.ndarray:
         """Rows in which a text column has this value, `[N]` bool."""
         column = self.table.column(name)
-        if pa.types.is_dictionary(column.type):
-            column = column.cast(pa.string())
-        # A null (an optional text that is absent) equals nothing, but Arrow answers null.
-        return pc.fill_null(pc.call_function("equal", [column, value]), False).to_numpy()
+        parts = [_equals(chunk, value) for chunk in column.chunks]
+        return np.concatenate(parts) if parts else np.empty(0, bool)
 
     def shard_rows(self, shard: int) -> slice:
         """Rows of one shard; they are contiguous because the index is in shard order."""
@@ -132,9 +136,19 @@ class Index:
             ]
             return sorted(found, key=lambda member: member.offset)  # as they lie in the tar
 
-        plain = {name: values[name] for name in (*_TEXT, "shard", "ordinal", "num_frames", "keep", "reason_score")}
-        scores = {name: values[f"score_{name}"] for name in self.score_names}
+        plain = {name: values[name] for name in (*TEXTS, *NUMBERS, "keep", "reason_score")}
+        scores = {name: values[f"{SCORE}{name}"] for name in self.score_names}
         return SampleIndex(**plain, media=members("media"), annotation=members("annotation"), scores=scores)
+
+
+def _equals(chunk: pa.Array, value: str) -> np.ndarray:
+    # Few different texts are compared once each, not row by row.
+    if isinstance(chunk, pa.DictionaryArray):
+        found = pc.call_function("equal", [chunk.dictionary, value]).take(chunk.indices)
+    else:
+        found = pc.call_function("equal", [chunk, value])
+    # A null (an optional text that is absent) equals nothing, but Arrow answers null.
+    return pc.fill_null(found, False).to_numpy(zero_copy_only=False)
 
 
 def build_index(version: str, rows: Iterable[SampleIndex]) -> Index:
@@ -149,8 +163,8 @@ def build_index(version: str, rows: Iterable[SampleIndex]) -> Index:
             one without, or two members with one column name.
     """
     # Columns grow in compact arrays: a million rows as Python objects would take gigabytes.
-    texts: dict[str, list[str | None]] = {name: [] for name in _TEXT}
-    numbers = {name: array("q") for name in ("shard", "ordinal", "num_frames", "keep")}
+    texts: dict[str, list[str | None]] = {name: [] for name in TEXTS}
+    numbers = {name: array("q") for name in (*NUMBERS, "keep")}
     floats: dict[str, array[float]] = {"reason_score": array("d")}
     offsets: dict[Archive, dict[str, tuple[array[int], array[int]]]] = {"media": {}, "annotation": {}}
     last, count = (-1, -1), 0
@@ -161,10 +175,10 @@ def build_index(version: str, rows: Iterable[SampleIndex]) -> Index:
         for name, values in numbers.items():
             values.append(int(getattr(row, name)))
         # A score or member that occurs first in this row is absent in all rows before it.
-        for name in row.scores.keys() - {n.removeprefix("score_") for n in floats}:
-            floats[f"score_{name}"] = array("d", [float("nan")] * count)
+        for name in row.scores.keys() - {n.removeprefix(SCORE) for n in floats}:
+            floats[f"{SCORE}{name}"] = array("d", [float("nan")] * count)
         for name, values in floats.items():
-            value = row.reason_score if name == "reason_score" else row.scores.get(name.removeprefix("score_"))
+            value = row.reason_score if name == "reason_score" else row.scores.get(name.removeprefix(SCORE))
             values.append(float("nan") if value is None else value)
         _append_members(offsets["media"], row.media, count)
         _append_members(offsets["annotation"], row.annotation, count)
@@ -215,10 +229,10 @@ def _assemble(
     """Arrow table of the collected columns: texts, numbers, members, scores, in this order."""
     text = pa.string()
     columns: dict[str, pa.Array] = {}
-    for name in _TEXT:
-        kind = pa.dictionary(pa.int32(), text) if name in _DICTIONARY else text
+    for name in TEXTS:
+        kind = pa.dictionary(pa.int32(), text) if name in DICTIONARIES else text
         columns[name] = pa.array(texts[name], text).cast(kind)
-    for name in ("shard", "ordinal", "num_frames"):
+    for name in NUMBERS:
         columns[name] = pa.array(np.asarray(numbers[name]), pa.int32())
     columns["keep"] = pa.array(np.asarray(numbers["keep"]).astype(bool))
     for suffixes in offsets.values():
@@ -238,12 +252,10 @@ def _assemble(
     schema = pa.schema(
         [
             # Scores may always be null, so that the schema does not depend on whether a value happens to be missing.
-            pa.field(
-                name, values.type, nullable=name in _OPTIONAL or values.null_count > 0 or name.startswith("score_")
-            )
+            pa.field(name, values.type, nullable=name in OPTIONAL or values.null_count > 0 or name.startswith(SCORE))
             for name, values in columns.items()
         ],
-        {_METADATA: json.dumps(header, sort_keys=True)},
+        {METADATA: json.dumps(header, sort_keys=True)},
     )
     return Index(pa.Table.from_arrays(list(columns.values()), schema=schema), version, members)
 
@@ -275,35 +287,32 @@ def read_index(storage: Storage, entry: AnnotationEntry) -> Index:
         FileNotFoundError: The file is gone.
         ValueError: The file is no index, has another hash than the entry, or another schema version.
     """
-    path, version = entry.index, entry.version
-    data = storage.read(path)
-    if hash_bytes(data) != entry.index_sha256:
-        raise ValueError(
-            f"{storage.describe(path)} is not the index that DATASET.json names: it is damaged. Run make shards again"
-        )
-    return parse_index(data, version, storage.describe(path))
+    path = storage.describe(entry.index)
+    data = storage.read(entry.index, MOST_BYTES, "index")
+    # At the same time: both take as long, and neither needs the interpreter's lock.
+    with ThreadPoolExecutor(1) as hasher:
+        sha256 = hasher.submit(hash_bytes, data)
+        try:
+            index = parse_index(data, entry.version, path)
+        except ValueError:
+            _check_hash(sha256.result(), entry, path)  # says more
+            raise
+        _check_hash(sha256.result(), entry, path)
+    return index
+
+
+def _check_hash(sha256: str, entry: AnnotationEntry, path: str) -> None:
+    if sha256 != entry.index_sha256:
+        raise ValueError(f"{path} is not the index that DATASET.json names: it is damaged. Run make shards again")
 
 
 def parse_index(data: bytes, version: str, name: str) -> Index:
     """Index of `version` from the content of its file; `name` names the file in messages.
 
     Raises:
-        ValueError: The content is no index, or has another version or schema version.
+        ValueError: The content is no index, has another version or schema version, or holds what no index of ours does.
     """
-    try:
-        table = pq.ParquetFile(io.BytesIO(data)).read()
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{name} is no readable index: {error}") from error
-    # Any Parquet table can be read: ours has a header in the metadata of its schema.
-    metadata = (table.schema.metadata or {}).get(_METADATA)
-    if metadata is None:
-        raise ValueError(f"{name} is a Parquet table, but not an index of samples")
-    value = json.loads(metadata)
-    if value["schema_version"] != SCHEMA_VERSION:
-        raise ValueError(
-            f"{name} has schema {value['schema_version']}, this code reads {SCHEMA_VERSION}:"
-            " use the talkinghead release that wrote it, or build the index again with make shards"
-        )
-    if value["version"] != version:
-        raise ValueError(f"{name} is the index of {value['version']}, not of {version}")
-    return Index(table, version, value["members"])
+    table = read_table(data, name, lambda schema: read_header(schema, version, name))
+    index = Index(table, version, read_header(table.schema, version, name))
+    check_values(index.table, index.members, name)
+    return index

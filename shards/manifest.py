@@ -6,19 +6,29 @@ through it: a shard or an index that it does not name does not belong to the dat
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from talkinghead import dataroot
+from talkinghead.config import from_json, shown
 from talkinghead.derived import ENCODING, FIRST_ENCODING, NETWORKS
+from talkinghead.files.foreign import parse_json
 from talkinghead.files.storage import Storage
 from talkinghead.provenance import pretty_json
-from talkinghead.schema import SCHEMA_VERSION, check_version
+from talkinghead.schema import (
+    SCHEMA_VERSION,
+    annotation_shard_name,
+    check_name,
+    check_version,
+    media_shard_name,
+)
 
 Kind = Literal["annotation", "latents"]
 """Contents of a version: a face annotation, or latents and embeddings of the frames (`find_latents`)."""
+
+MOST_BYTES = 32 << 20
+"""Largest `DATASET.json`: that of some hundred thousand shards. Its objects take up to 25 times as much memory."""
 
 _MEND = "move it away and run make shards ANN=<version> to write it again"
 
@@ -36,6 +46,10 @@ class ShardEntry:
     """Number of samples."""
     frames: int
     """Number of frames of all samples."""
+
+    def __post_init__(self) -> None:
+        if min(self.size, self.samples, self.frames) < 0:
+            raise ValueError(f"{self.name} has {self.size} bytes, {self.samples} samples, {self.frames} frames")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,11 +74,18 @@ class AnnotationEntry:
     """How the version was made: engine, SHA-256 of the model, parameters, filter thresholds, …"""
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(Kind):
-            raise ValueError(
-                f"version {self.version} is of kind {self.kind!r}, this code knows {', '.join(get_args(Kind))}: use a"
-                " newer talkinghead"
-            )
+        check_version(self.version)
+        if not dataroot.is_index(self.index):
+            raise ValueError(f"{shown(self.index)} is no name of an index")
+        if not isinstance(self.details.get("columns", []), list):
+            raise ValueError(f"the columns of {self.version} are {shown(self.details['columns'])}")
+        for number, shard in enumerate(self.shards):
+            _check_name(shard, annotation_shard_name(self.version, number))
+
+
+def _check_name(shard: ShardEntry, name: str) -> None:
+    if shard.name != name:
+        raise ValueError(f"shard {shown(shard.name)} is listed in the place of {name}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +109,11 @@ class DatasetManifest:
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
-        names = [check_version(entry.version) for entry in self.annotations]
+        for dataset in self.datasets:
+            check_name(dataset, "data set")
+        for number, shard in enumerate(self.media):
+            _check_name(shard, media_shard_name(number))
+        names = [entry.version for entry in self.annotations]
         if len(set(names)) != len(names):
             raise ValueError(f"an annotation version occurs twice: {', '.join(names)}")
 
@@ -126,22 +151,17 @@ class DatasetManifest:
             ValueError: The file is damaged, or of another schema version.
         """
         try:
-            value = json.loads(data)
             # The schema first: another one may have other fields, which would look like damage.
-            schema = value["schema_version"]
+            value = parse_json(data, "it")
+            schema = value.get("schema_version") if isinstance(value, dict) else None
             if schema == SCHEMA_VERSION:
-                # Unknown or missing fields raise `TypeError` here, and count as damage.
-                value["media"] = [ShardEntry(**entry) for entry in value["media"]]
-                value["annotations"] = [
-                    AnnotationEntry(**{**entry, "shards": [ShardEntry(**shard) for shard in entry["shards"]]})
-                    for entry in value["annotations"]
-                ]
-                return cls(**value)
-        except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{name} is damaged ({error}): {_MEND}") from error
+                return from_json(cls, value)
+        except ValueError as error:
+            raise ValueError(f"{name} is damaged, or of a newer talkinghead ({error}): {_MEND}") from error
+        newer = type(schema) is int and schema > SCHEMA_VERSION
         raise ValueError(
-            f"{name} has schema {schema}, this code reads {SCHEMA_VERSION}: "
-            + ("use a newer talkinghead" if schema > SCHEMA_VERSION else _MEND)
+            f"{name} has schema {shown(schema)}, this code reads {SCHEMA_VERSION}: "
+            + ("use a newer talkinghead" if newer else f"it is damaged, or of an older talkinghead: {_MEND}")
         )
 
 
@@ -154,7 +174,7 @@ def read_manifest(storage: Storage) -> DatasetManifest:
     """
     name = storage.describe(dataroot.DATASET_JSON)
     try:
-        data = storage.read(dataroot.DATASET_JSON)
+        data = storage.read(dataroot.DATASET_JSON, MOST_BYTES, "manifest")
     except FileNotFoundError as error:
         raise FileNotFoundError(f"there is no {name}: run make shards DATA={storage.uri} first") from error
     return DatasetManifest.from_json(data, name)
@@ -191,7 +211,8 @@ def find_latents(
     # Several versions may fit: from the last one back.
     for entry in reversed(manifest.of_kind("latents")):
         about = entry.details
-        hashes = (about[name]["sha256"] for name in NETWORKS)
-        if (about.get("encoding", FIRST_ENCODING), about["width"], about["height"], *hashes) == wanted:
+        networks = (about.get(name) for name in NETWORKS)
+        hashes = (network.get("sha256") if isinstance(network, dict) else None for network in networks)
+        if (about.get("encoding", FIRST_ENCODING), about.get("width"), about.get("height"), *hashes) == wanted:
             return entry.version
     return None

@@ -6,8 +6,10 @@ import io
 import os
 import threading
 from collections import OrderedDict
+from pathlib import Path
 from typing import Any, BinaryIO
 
+from talkinghead.files.foreign import open_regular
 from talkinghead.files.storage import Storage
 
 OPEN_FILES = 256
@@ -17,12 +19,11 @@ OPEN_FILES = 256
 class _Descriptor:
     """An open file that closes with its last reference, so that no thread closes it while another reads."""
 
-    def __init__(self, path: str) -> None:
-        self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-
-    def __del__(self) -> None:
-        if hasattr(self, "number"):  # absent if the file could not be opened
-            os.close(self.number)
+    def __init__(self, path: Path) -> None:
+        self._stream = open_regular(path)
+        self.number = self._stream.fileno()
+        self.size = os.fstat(self.number).st_size
+        """Bytes of the file when it was opened: shards never grow."""
 
 
 class RangeReader:
@@ -44,16 +45,25 @@ class RangeReader:
         """Bytes of a file: `length` of them from `offset` on.
 
         Raises:
-            ValueError: The file is gone, or shorter than the index says.
+            ValueError: The file is gone or no regular file, or shorter than the index says.
         """
         try:
             if self.storage.local_root is None:
                 return self.storage.read_range(path, offset, length)
             descriptor = self._descriptor(path)  # held until the read is done: another thread may push it out
+            # Memory is taken before anything is read, and an index may ask for any amount.
+            if not 0 <= offset <= offset + length <= descriptor.size:
+                raise EOFError
             # The lock is not held here: slow disks would make all threads wait for one read.
             data = os.pread(descriptor.number, length, offset)
-        except (FileNotFoundError, EOFError) as error:
-            raise ValueError(f"{self.storage.describe(path)} is not what the index says: run make verify") from error
+        except FileNotFoundError as error:
+            raise ValueError(
+                f"{self.storage.describe(path)} is not there, but in the index: run make verify"
+            ) from error
+        except EOFError as error:
+            raise ValueError(
+                f"{self.storage.describe(path)} is shorter than the index says: run make verify"
+            ) from error
         # At the end of a file `pread` gives fewer bytes, and no error.
         if len(data) != length:
             raise ValueError(f"{self.storage.describe(path)} is shorter than the index says: run make verify")
@@ -71,7 +81,7 @@ class RangeReader:
         with self._lock:
             descriptor = self._open.get(path)
             if descriptor is None:
-                descriptor = self._open[path] = _Descriptor(self.storage.describe(path))
+                descriptor = self._open[path] = _Descriptor(Path(self.storage.describe(path)))
                 if len(self._open) > OPEN_FILES:
                     self._open.popitem(last=False)
             else:

@@ -17,12 +17,13 @@ from pathlib import Path
 import numpy as np
 
 from shards.index import Archive, Index, read_index
-from shards.layout import NPY_HEAD, WAV_HEADER, check_wav_header, npy_layout
+from shards.layout import WAV_HEADER, check_wav_header
 from shards.manifest import read_manifest
 from shards.ranges import RangeReader
 from talkinghead import timebase
-from talkinghead.annotation import COLUMN, decode_column
+from talkinghead.annotation import COLUMN, decode_column, decode_rows
 from talkinghead.files.storage import Storage
+from talkinghead.npy import NPY_HEAD, npy_layout
 from talkinghead.sampletar import read_members
 from talkinghead.schema import ClipInfo, Member, SampleIndex, annotation_shard_name, media_shard_name
 
@@ -174,7 +175,8 @@ class ShardReader:
             there = ", ".join(sorted(name.removesuffix(".npy") for name in self._where))
             name = suffix.removesuffix(".npy")
             # Latents are versions of their own: the column may exist there, and only needs to be named.
-            holding = [entry.version for entry in self.manifest.of_kind("latents") if name in entry.details["columns"]]
+            latents = self.manifest.of_kind("latents")
+            holding = [entry.version for entry in latents if name in entry.details.get("columns", ())]
             how = (
                 f"it is in {', '.join(holding)}, to be named in the reader's extra=(…)"
                 if holding
@@ -223,7 +225,10 @@ class Sample:
     @functools.cached_property
     def info(self) -> ClipInfo:
         """Clip info: where the sample comes from, its size and length (the `json` member)."""
-        return ClipInfo.from_json(self.member("json"))
+        try:
+            return ClipInfo.from_json(self.member("json"))
+        except ValueError as error:
+            raise self._damaged("json", error) from error
 
     def member(self, suffix: str) -> bytes:
         """Content of a whole member, as it is stored."""
@@ -251,8 +256,10 @@ class Sample:
             stride: Distance in frames from one to the next; at least 1.
 
         Raises:
-            ValueError: The window does not lie in the clip, or `stride` is below 1.
+            ValueError: The window does not lie in the clip, `stride` is below 1, or the member is damaged.
         """
+        from av.error import FFmpegError
+
         from talkinghead.media.clip import decode_window
 
         if stride < 1:
@@ -260,8 +267,11 @@ class Sample:
         # Frames from the first to the last one that is shown; with a stride, fewer of them are returned.
         span = self._check_window(first, None if count is None else (count - 1) * stride + 1)
         path, member = self._reader.locate(self.row, "mp4")
-        with self._reader.ranges.open(path, member.offset, member.size) as stream:
-            return decode_window(stream, first, (span - 1) // stride + 1, stride)
+        try:
+            with self._reader.ranges.open(path, member.offset, member.size) as stream:
+                return decode_window(stream, first, (span - 1) // stride + 1, stride)
+        except (FFmpegError, ValueError) as error:
+            raise self._damaged("mp4", error) from error
 
     def audio(self, first: int = 0, count: int | None = None) -> np.ndarray:
         """Audio of `count` frames from `first` on (None: to the end), float32 `[count * 640]` at 16 kHz in -1 … 1."""
@@ -272,7 +282,7 @@ class Sample:
             # Checked at every read: another header would shift all samples, which nobody would notice.
             check_wav_header(read(path, member.offset, WAV_HEADER), self.num_frames)
         except ValueError as error:
-            raise ValueError(f"{self._reader.storage.describe(path)}: {self.key}.wav is {error}") from error
+            raise self._damaged("wav", error) from error
         # Two bytes a sample, after the header: only the window is read.
         window = timebase.frame_slice_of_samples(first, count)
         data = read(path, member.offset + WAV_HEADER + 2 * window.start, 2 * (window.stop - window.start))
@@ -300,15 +310,15 @@ class Sample:
             if layout.shape[0] != self.num_frames or layout.size != member.size:
                 raise ValueError(f"shape {layout.shape} in {member.size} bytes for {self.num_frames} frames")
             rows = read(path, member.offset + layout.start + first * layout.row_bytes, count * layout.row_bytes)
-            # Known columns are stored compactly: give the rows a header again, and decode them like a whole file.
-            if name in COLUMN:
-                return decode_column(COLUMN[name], layout.array_bytes(rows))
+            stored = layout.rows(rows, count)  # read-only
+            return decode_rows(COLUMN[name], stored) if name in COLUMN else stored
         except ValueError as error:
-            where = self._reader.storage.describe(path)
-            raise ValueError(
-                f"{where}: {self.key}.{member.suffix}: {error}; make verify lists what is damaged"
-            ) from error
-        return np.frombuffer(rows, layout.dtype).reshape(count, *layout.shape[1:])  # read-only
+            raise self._damaged(member.suffix, error) from error
+
+    def _damaged(self, suffix: str, error: Exception) -> ValueError:
+        """Error about a member that does not hold what it should; it names the file."""
+        path = self._reader.storage.describe(self._reader.locate(self.row, suffix)[0])
+        return ValueError(f"{path}: {self.key}.{suffix}: {error}; make verify lists what is damaged")
 
     def _check_window(self, first: int, count: int | None) -> int:
         """Number of frames of a window (None: to the end of the clip); `ValueError` unless it lies in the clip."""

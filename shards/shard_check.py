@@ -5,25 +5,29 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
-import os
-import tarfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from shards.index import Archive, Index
-from shards.layout import NPY_HEAD, WAV_HEADER, check_wav_header, npy_layout
+from shards.layout import WAV_HEADER, check_wav_header
 from shards.manifest import ShardEntry
 from talkinghead import rng
 from talkinghead.annotation import ANNOTATION_MEMBERS, COLUMN, COLUMNS, check_arrays, decode_column
+from talkinghead.config import shown
+from talkinghead.files.foreign import JSON_BYTES, open_regular, parse_json, refuse_large
 from talkinghead.files.storage import Storage
-from talkinghead.provenance import hash_file
-from talkinghead.sampletar import END_OF_ARCHIVE, end_of
-from talkinghead.schema import MEDIA_MEMBERS, ClipInfo, Member, SampleIndex
+from talkinghead.npy import NPY_HEAD, npy_layout
+from talkinghead.provenance import hash_stream
+from talkinghead.sampletar import walk_members
+from talkinghead.schema import CLIP_INFO_BYTES, MEDIA_MEMBERS, ClipInfo, Member, SampleIndex, media_shard_name
 from talkinghead.timebase import FPS, samples_in
+
+MOST_SAMPLES = 1 << 15
+"""Samples of a shard that are checked, at most: a shard of the usual size holds some hundred."""
+_MOST_MEMBERS = 8 * MOST_SAMPLES
 
 # --- files and tars ---------------------------------------------------------------------------------------------------
 
@@ -50,11 +54,23 @@ class TarSample:
 
     key: str
     members: tuple[Member, ...]
+    stream: BinaryIO
+    """The tar."""
 
-    def read(self, path: Path) -> dict[str, bytes]:
-        """Contents of the members by suffix, read from the tar at `path`."""
-        with path.open("rb") as stream:
-            return {member.suffix: os.pread(stream.fileno(), member.size, member.offset) for member in self.members}
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """Suffixes of the members, in their order."""
+        return tuple(member.suffix for member in self.members)
+
+    def size(self, suffix: str) -> int:
+        """Bytes of a member's content."""
+        return self.members[self.suffixes.index(suffix)].size
+
+    def read(self, suffix: str, most: int | None = None) -> bytes:
+        """Content of a member, or at most its first bytes."""
+        member = self.members[self.suffixes.index(suffix)]
+        self.stream.seek(member.offset)
+        return self.stream.read(member.size if most is None else min(member.size, most))
 
 
 class ShardCheck:
@@ -70,19 +86,25 @@ class ShardCheck:
     def __init__(self, storage: Storage, number: int, indexes: Sequence[Index], *, deep: bool) -> None:
         self.storage = storage
         self.number = number
-        self.indexes = indexes
+        self.indexes: list[Index] = []
         self.deep = deep
         self.problems: list[Problem] = []
         self.shards = self.samples = self.frames = self.bytes = self.decoded = 0
         # Key → row of the first index that has it: the facts about a clip are the same in every version.
         self._rows: dict[str, SampleIndex] = {}
         for index in reversed(indexes):
-            self._rows |= {row.key: row for row in index.rows(index.shard_rows(number))}
+            rows = index.shard_rows(number)
+            if rows.stop - rows.start > MOST_SAMPLES:
+                detail = f"index {index.version} lists {rows.stop - rows.start:,} samples in it"
+                self.problems.append(Problem(media_shard_name(number), None, "counts", detail))
+                continue
+            self.indexes.insert(0, index)
+            self._rows |= {row.key: row for row in index.rows(rows)}
 
     def media(self, entry: ShardEntry) -> None:
         """Check the media shard, also against every index."""
-        for path in self._intact(entry):
-            listed = self._list(entry, path)
+        for stream in self._intact(entry):
+            listed = self._list(entry, stream)
             for index in self.indexes:
                 self._compare(entry, listed, index, "media")
             # Unless all are decoded, decode one sample per shard, chosen by the shard's hash: the same each time.
@@ -92,28 +114,27 @@ class ShardCheck:
                 if row := self._rows.get(sample.key):  # else `_compare` has reported it
                     self.frames += row.num_frames
                     with self._reporting(entry, sample):
-                        contents = sample.read(path)
-                        info = check_media(row, contents)
+                        info = check_media(row, sample)
                         if self.deep or ordinal == chosen:
                             self.decoded += 1
-                            check_frames(contents["mp4"], info)
+                            check_frames(sample.read("mp4"), info)
 
     def annotation(self, entry: ShardEntry, index: Index | None) -> None:
         """Check the annotation shard of one version; without its index, which is damaged, only the file's contents."""
-        for path in self._intact(entry):
-            listed = self._list(entry, path)
-            if index:
+        for stream in self._intact(entry):
+            listed = self._list(entry, stream)
+            if index in self.indexes:
                 self._compare(entry, listed, index, "annotation")
             for sample in listed:
                 if row := self._rows.get(sample.key):
                     with self._reporting(entry, sample):
-                        check_annotation(sample.read(path), row.num_frames)
+                        check_annotation(sample, row.num_frames)
 
     def _report(self, entry: ShardEntry, kind: str, detail: str, key: str | None = None) -> None:
         self.problems.append(Problem(entry.name, key, kind, detail))
 
-    def _intact(self, entry: ShardEntry) -> Iterator[Path]:
-        """Yield the file once, as a local path, after comparing it with the manifest; nothing when it is missing."""
+    def _intact(self, entry: ShardEntry) -> Iterator[BinaryIO]:
+        """Yield the file once, open, after comparing it with the manifest; nothing when it is missing."""
         size = self.storage.size(entry.name)
         if size is None:
             self._report(entry, "missing", "is not there")
@@ -122,40 +143,34 @@ class ShardCheck:
         self.bytes += size
         if size != entry.size:
             self._report(entry, "size", f"has {size} bytes, DATASET.json says {entry.size}")
-        with self.storage.local_copy(entry.name) as path:
-            if (sha256 := hash_file(path)) != entry.sha256:
-                self._report(entry, "sha256", f"has sha256 {sha256[:12]}…, DATASET.json says {entry.sha256[:12]}…")
-            yield path
+        with self.storage.local_copy(entry.name) as path, open_regular(path) as stream:
+            if (sha256 := hash_stream(stream)) != entry.sha256:
+                self._report(entry, "sha256", f"has sha256 {sha256[:12]}…, DATASET.json says {entry.sha256[:12]!r}…")
+            yield stream
 
-    def _list(self, entry: ShardEntry, path: Path) -> list[TarSample]:
+    def _list(self, entry: ShardEntry, stream: BinaryIO) -> list[TarSample]:
         """Samples of a tar by its own headers, with its form checked: plain files grouped by key, proper end."""
         # Group neighbouring members by key.
         groups: list[tuple[str, list[Member]]] = []
         try:
-            with tarfile.open(path, "r:") as archive:
-                for info in archive:
-                    key, dot, suffix = info.name.partition(".")
-                    if not (info.isreg() and dot) or "/" in info.name:
-                        self._report(entry, "members", f"member {info.name!r} is no <key>.<suffix> file")
-                        continue
-                    if not groups or groups[-1][0] != key:
-                        groups.append((key, []))
-                    groups[-1][1].append(Member(suffix=suffix, offset=info.offset_data, size=info.size))
-        except tarfile.TarError as error:
+            for count, (key, member) in enumerate(walk_members(stream)):
+                if count == _MOST_MEMBERS:
+                    raise ValueError(f"it has more than {_MOST_MEMBERS:,} members")
+                if not groups or groups[-1][0] != key:
+                    groups.append((key, []))
+                groups[-1][1].append(member)
+        except ValueError as error:
             self._report(entry, "unreadable", f"tar ends early or is damaged: {error}")
         # A key in two groups: another sample's members lie between its own.
         keys = [key for key, _ in groups]
         if len(set(keys)) != len(keys):
             self._report(entry, "order", "the members of a sample are not contiguous")
-        # The two zero blocks must follow the last member.
-        end = end_of(groups[-1][1]) if groups else 0
-        with path.open("rb") as stream:
-            stream.seek(end)
-            if stream.read(len(END_OF_ARCHIVE) + 1) != END_OF_ARCHIVE:  # `tarfile` takes a damaged header for the end
-                self._report(entry, "unreadable", f"no end mark after the last readable member, at byte {end}")
         if len(groups) != entry.samples:
             self._report(entry, "counts", f"holds {len(groups)} samples, DATASET.json says {entry.samples}")
-        return [TarSample(key, tuple(members)) for key, members in groups]
+        for key, members in groups:
+            if len({member.suffix for member in members}) != len(members):
+                self._report(entry, "members", "a member occurs twice", key)
+        return [TarSample(key, tuple(members), stream) for key, members in groups]
 
     def _compare(self, entry: ShardEntry, listed: list[TarSample], index: Index, archive: Archive) -> None:
         """Compare a tar with an index: the same keys in the same order, and every member where the index says."""
@@ -197,7 +212,7 @@ def _difference(expected: list[str], found: list[str]) -> str:
 # --- what a sample's members must hold --------------------------------------------------------------------------------
 
 
-def check_media(row: SampleIndex, contents: Mapping[str, bytes]) -> ClipInfo:
+def check_media(row: SampleIndex, sample: TarSample) -> ClipInfo:
     """Check the members of a media sample, except the frames themselves, against its row of the index.
 
     Returns:
@@ -207,21 +222,22 @@ def check_media(row: SampleIndex, contents: Mapping[str, bytes]) -> ClipInfo:
         ValueError: A member is missing, unknown or unreadable, or has another key or length than the index.
     """
     # The order counts, too: equal samples must give equal bytes.
-    if tuple(contents) != MEDIA_MEMBERS:
-        raise ValueError(f"has the members {', '.join(contents)}, expected {', '.join(MEDIA_MEMBERS)}")
+    if sample.suffixes != MEDIA_MEMBERS:
+        raise ValueError(f"has the members {', '.join(sample.suffixes)}, expected {', '.join(MEDIA_MEMBERS)}")
+    refuse_large("json", sample.size("json"), CLIP_INFO_BYTES, "clip info")
     try:
-        info = ClipInfo.from_json(contents["json"])
-    except (TypeError, KeyError, ValueError) as error:
+        info = ClipInfo.from_json(sample.read("json"))
+    except ValueError as error:
         raise ValueError(f"json is no clip info: {error}") from error
     for name in ("key", "clip_key", "dataset", "person", "split_group", "licence"):
         if getattr(info, name) != getattr(row, name):
-            raise ValueError(f"json says {name} {getattr(info, name)!r}, index {getattr(row, name)!r}")
+            raise ValueError(f"json says {name} {shown(getattr(info, name))}, index {shown(getattr(row, name))}")
     num_frames = row.num_frames
     if info.num_frames != num_frames or len(info.source_pts) != num_frames:
         raise ValueError(f"json says {info.num_frames} frames ({len(info.source_pts)} times), index {num_frames}")
-    check_wav_header(contents["wav"][:WAV_HEADER], num_frames)
-    if len(contents["wav"]) != WAV_HEADER + 2 * samples_in(num_frames):
-        raise ValueError(f"wav has {len(contents['wav'])} bytes, {num_frames} frames need another number")
+    check_wav_header(sample.read("wav", WAV_HEADER), num_frames)
+    if sample.size("wav") != WAV_HEADER + 2 * samples_in(num_frames):
+        raise ValueError(f"wav has {sample.size('wav')} bytes, {num_frames} frames need another number")
     return info
 
 
@@ -261,7 +277,7 @@ def _decode(data: bytes, info: ClipInfo) -> None:
         raise ValueError(f"has {count} frames, json says {info.num_frames}")
 
 
-def check_annotation(contents: Mapping[str, bytes], num_frames: int) -> None:
+def check_annotation(sample: TarSample, num_frames: int) -> None:
     """Check the members of an annotation sample against one another.
 
     A version with a `valid` column is a face annotation and must be complete; another set of columns (latents, …) only
@@ -270,20 +286,25 @@ def check_annotation(contents: Mapping[str, bytes], num_frames: int) -> None:
     Raises:
         ValueError: A member is missing or unreadable, has another length, or is not NaN exactly where `valid` is 0.
     """
-    if "valid.npy" in contents and (missing := set(ANNOTATION_MEMBERS) - contents.keys()):
+    if "valid.npy" in sample.suffixes and (missing := set(ANNOTATION_MEMBERS) - set(sample.suffixes)):
         raise ValueError(f"lacks {', '.join(sorted(missing))}")
     # Each member by itself: readable, and one row per frame.
     arrays: dict[str, np.ndarray] = {}
-    for suffix, data in contents.items():
+    for suffix in sample.suffixes:
+        size = sample.size(suffix)
         if suffix.endswith(".json"):
-            json.loads(data)
+            refuse_large(suffix, size, JSON_BYTES, "JSON file")
+            parse_json(sample.read(suffix), suffix)
             continue
         name = suffix.removesuffix(".npy")
-        layout = npy_layout(data[:NPY_HEAD])
-        if layout.size != len(data) or layout.shape[0] != num_frames:
-            raise ValueError(f"{suffix} is {layout.shape} in {len(data)} bytes, the clip has {num_frames} frames")
-        if name in COLUMN:
-            arrays[name] = decode_column(COLUMN[name], data)
+        try:
+            layout = npy_layout(sample.read(suffix, NPY_HEAD))
+            if layout.size != size or layout.shape[0] != num_frames:
+                raise ValueError(f"is {layout.shape} in {size} bytes, the clip has {num_frames} frames")
+            if name in COLUMN:
+                arrays[name] = decode_column(COLUMN[name], sample.read(suffix))
+        except ValueError as error:
+            raise ValueError(f"{suffix}: {error}") from error
     # All columns of a face annotation together: NaN exactly where `valid` is 0.
     if len(arrays) == len(COLUMNS):
         check_arrays(arrays)

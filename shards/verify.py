@@ -7,19 +7,23 @@ unknown files, which belong to no version (left by an unfinished job, or put the
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
-from shards.index import Index, parse_index
+from shards.index import MOST_BYTES, Index, parse_index
 from shards.manifest import AnnotationEntry, DatasetManifest, read_manifest
 from shards.shard_check import Problem, ShardCheck
 from talkinghead import dataroot
+from talkinghead.config import shown
 from talkinghead.files.storage import TEMPORARY_FOLDER, Storage
 from talkinghead.provenance import hash_bytes
-from talkinghead.schema import SPLITS, annotation_shard_name, media_shard_name
+from talkinghead.schema import SPLITS
+
+_MOST_REPEATED = 1000  # groups or keys that are listed
 
 
 @dataclass(kw_only=True)
@@ -98,7 +102,7 @@ def _indexes(storage: Storage, entries: list[AnnotationEntry], report: VerifyRep
     """Readable indexes by version; damaged and missing ones become problems of the report."""
     for entry in entries:
         try:
-            data = storage.read(entry.index)
+            data = storage.read(entry.index, MOST_BYTES, "index")
             # A wrong hash is reported, but the index is read all the same, so that more can be found with it.
             if hash_bytes(data) != entry.index_sha256:
                 report.problems.append(Problem(entry.index, None, "sha256", "is not the index that DATASET.json names"))
@@ -114,17 +118,18 @@ def _check_counts(manifest: DatasetManifest, entry: AnnotationEntry, index: Inde
 
     def differ(what: str, said: object, found: object) -> Iterator[Problem]:
         if said != found:
-            yield Problem(entry.index, None, "counts", f"DATASET.json says {what} {said}, the index has {found}")
+            detail = f"DATASET.json says {what} {shown(said)}, the index has {shown(found)}"
+            yield Problem(entry.index, None, "counts", detail)
 
     # Totals of the version and of the data set.
     keep = index.numbers("keep")
     frames = index.numbers("num_frames")
-    licences = Counter(index.table.column("licence").to_pylist())
+    licences = {item["values"]: item["counts"] for item in index.table.column("licence").value_counts().to_pylist()}
     yield from differ("samples", entry.samples, len(index))
     yield from differ("kept samples", entry.kept, int(keep.sum()))
     splits = {split: int((keep & index.equals("split", split)).sum()) for split in SPLITS}
     yield from differ("kept by split", {split: entry.splits.get(split, 0) for split in SPLITS}, splits)
-    yield from differ("licences", manifest.licences, dict(licences))
+    yield from differ("licences", manifest.licences, licences)
     # A count that the manifest does not hold is not compared.
     for what, found in (("samples", len(index)), ("frames", int(frames.sum()))):
         yield from differ(f"counts.{what}", manifest.counts.get(what, found), found)
@@ -133,16 +138,13 @@ def _check_counts(manifest: DatasetManifest, entry: AnnotationEntry, index: Inde
         yield Problem(
             entry.index, None, "counts", f"{len(entry.shards)} annotation shards, {len(manifest.media)} media shards"
         )
-    # Counts and names of the single shards.
+    # Counts of the single shards.
     samples = np.bincount(index.numbers("shard"), minlength=len(manifest.media))
     # With weights, `bincount` sums in float64, which is exact for numbers of frames.
     sums = np.bincount(index.numbers("shard"), frames, len(manifest.media)).astype(int)
     for number, shard in enumerate(manifest.media):
         yield from differ(f"samples of {shard.name}", shard.samples, int(samples[number]))
         yield from differ(f"frames of {shard.name}", shard.frames, int(sums[number]))
-        yield from differ(f"name of shard {number}", shard.name, media_shard_name(number))
-    for number, shard in enumerate(entry.shards):
-        yield from differ(f"name of shard {number}", shard.name, annotation_shard_name(entry.version, number))
     yield from _check_groups(entry, index)
 
 
@@ -169,15 +171,22 @@ def _check_versions(indexes: list[Index]) -> Iterator[Problem]:
 
 def _check_groups(entry: AnnotationEntry, index: Index) -> Iterator[Problem]:
     """Problems of split groups (one person, one source video) that are spread over splits, and of keys that repeat."""
-    pairs = zip(index.table.column("split_group").to_pylist(), index.table.column("split").to_pylist(), strict=True)
-    splits: dict[str, str] = {}
-    for group, split in pairs:
+    # As tables, which take far less memory than objects: an index may have many rows.
+    groups, splits = index.table.column("split_group"), index.table.column("split").cast(pa.string())
+    pairs = pa.table({"group": groups, "split": splits}).group_by(["group", "split"]).aggregate([])
+    for group in _repeated(pairs.column("group")):
         # A group that is split would leak a person from training into validation.
-        if splits.setdefault(group, split) != split:
-            yield Problem(entry.index, None, "splits", f"group {group} is in {splits[group]} and in {split}")
-    keys, counts = np.unique(index.texts("key"), return_counts=True)
-    for key in keys[counts > 1]:
-        yield Problem(entry.index, str(key), "order", "occurs twice in the index")
+        found = pairs.filter(pc.call_function("equal", [pairs.column("group"), group])).column("split").to_pylist()
+        yield Problem(entry.index, None, "splits", f"group {shown(group)} is in {' and in '.join(sorted(found))}")
+    for key in _repeated(index.table.column("key")):
+        yield Problem(entry.index, key, "order", "occurs twice in the index")
+
+
+def _repeated(column: pa.ChunkedArray) -> list[str]:
+    """Values that occur more than once, the first of them."""
+    counts = column.value_counts()
+    repeated = counts.filter(pc.call_function("greater", [counts.field("counts"), 1]))
+    return repeated.field("values").slice(0, _MOST_REPEATED).to_pylist()
 
 
 def _unknown_files(storage: Storage, manifest: DatasetManifest) -> list[str]:

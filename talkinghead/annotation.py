@@ -18,6 +18,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from talkinghead.npy import read_npy
+
 QUALITY_FIELDS = (
     "num_faces",  # faces that the separate detector pass found (held between its frames)
     "detection_score",  # detector's score of the annotated face, 0 .. 1
@@ -95,13 +97,17 @@ def encode_column(column: Column, values: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def decode_column(column: Column, data: bytes) -> np.ndarray:
+def decode_column(column: Column, data: bytes | memoryview) -> np.ndarray:
     """Inverse of `encode_column`: float32, NaN where the frame has no face (`valid`: bool).
 
     Raises:
-        ValueError: The bytes hold another dtype or shape than the column's.
+        ValueError: The bytes are no `.npy` file, or hold another dtype or shape than the column's.
     """
-    stored = np.load(io.BytesIO(data), allow_pickle=False)
+    return decode_rows(column, read_npy(data))
+
+
+def decode_rows(column: Column, stored: np.ndarray) -> np.ndarray:
+    """Rows of a column as they are stored, as `decode_column` gives them."""
     if stored.shape[1:] != column.shape or stored.dtype != column.stored:
         raise ValueError(
             f"{column.name} is {stored.dtype}{list(stored.shape)}, expected {column.stored} of {column.shape}"

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import io
 import tarfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import BinaryIO
 
-from talkinghead.schema import Member, check_key
+from talkinghead.schema import Member, check_key, check_suffix
 
 BLOCK = 512
 END_OF_ARCHIVE = bytes(2 * BLOCK)  # two zero blocks, as POSIX wants
@@ -74,11 +74,52 @@ def read_members(
         if missing := [suffix for suffix in suffixes if suffix not in places]:
             raise ValueError(f"{path} has no {', '.join(f'{key}.{suffix}' for suffix in missing)}")
         wanted = [places[suffix] for suffix in suffixes]
+    if not wanted:
+        raise ValueError(f"{path} has no members of {key}")
     # One read over the whole span: a request costs more than the few bytes between the members. The contents are views.
     first = min(member.offset for member in wanted)
     stop = max(member.offset + member.size for member in wanted)
     block = memoryview(read(path, first, stop - first))
     return {member.suffix: block[member.offset - first : member.offset - first + member.size] for member in wanted}
+
+
+def walk_members(stream: BinaryIO) -> Iterator[tuple[str, Member]]:
+    """Key and place of every member of a tar, in order, from its headers alone.
+
+    Only headers as `member_header` writes them are taken: no links, devices or folders, no names with a path, no
+    extended headers. So the tar may be a stranger's.
+
+    Raises:
+        ValueError: A header is another, a content ends after the file, or there is no proper end.
+    """
+    size = stream.seek(0, io.SEEK_END)
+    position = 0
+    while position < size:
+        stream.seek(position)
+        block = stream.read(BLOCK)
+        if block == bytes(BLOCK):
+            break
+        key, member = _parse_header(block, position)
+        position = end_of([member])
+        if position > size:
+            raise ValueError(f"{key}.{member.suffix} ends after the file, at byte {position:,}")
+        yield key, member
+    stream.seek(position)
+    if stream.read(len(END_OF_ARCHIVE) + 1) != END_OF_ARCHIVE:
+        raise ValueError(f"no end mark after the last readable member, at byte {position:,}")
+
+
+def _parse_header(block: bytes, position: int) -> tuple[str, Member]:
+    """Key and place of the member whose header is at `position`."""
+    try:
+        key, _, suffix = block[:100].rstrip(b"\0").decode("ascii").partition(".")
+        member = Member(suffix=check_suffix(suffix), offset=position + BLOCK, size=int(block[124:135], 8))
+        ours = member_header(key, suffix, member.size)  # whatever else a header says, ours do not
+    except ValueError:
+        ours = b""
+    if block != ours:
+        raise ValueError(f"no header of a <key>.<suffix> file at byte {position:,}")
+    return key, member
 
 
 def end_of(members: Iterable[Member]) -> int:

@@ -15,6 +15,8 @@ from typing import Any, Literal, get_args
 
 import pyarrow as pa
 
+from talkinghead.config import from_json, shown
+
 SCHEMA_VERSION = 1
 
 DownloadableDataset = Literal["hdtf", "celebv-hq", "vfhq"]
@@ -23,17 +25,46 @@ Dataset = Literal[DownloadableDataset, "folder"]
 DATASETS: tuple[Dataset, ...] = get_args(Dataset)
 SPLITS = ("train", "val", "test")
 
-# --- keys -------------------------------------------------------------------------------------------------------------
+# --- names ------------------------------------------------------------------------------------------------------------
+
+# Names become file names, and the tables and JSON files of DATA may be a stranger's. So each is checked where it is
+# read, and nobody who writes a file needs to think of it: keys, versions, names of data sets, columns and scores hold
+# letters, digits, `_` and `-`. Persons, split groups, licences and ids of videos are free text and name no file: who
+# needs a file for one takes `path_key`.
 
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,90}")  # 90 + the longest member suffix stays inside ustar's 100 bytes
+NAME_PATTERN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,59}")
+SUFFIX_PATTERN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,39}(\.[A-Za-z0-9]{1,8})?")
+VERSION_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,30}")
 CUT_SUFFIX = "-cut"
 
 
 def check_key(key: str) -> str:
     """Return `key`; raises `ValueError` when it has a character or length that a shard cannot hold."""
-    if not KEY_PATTERN.fullmatch(key):
-        raise ValueError(f"key {key!r} must be 1 to 90 characters out of A-Z a-z 0-9 _ -")
+    if not isinstance(key, str) or not KEY_PATTERN.fullmatch(key):
+        raise ValueError(f"key {shown(key)} must be 1 to 90 characters out of A-Z a-z 0-9 _ -")
     return key
+
+
+def check_name(name: str, what: str) -> str:
+    """Return the name of a data set, score or reason; raises `ValueError`, which says `what` it is, for a wrong one."""
+    if not isinstance(name, str) or not NAME_PATTERN.fullmatch(name):
+        raise ValueError(f"{what} {shown(name)} must be 1 to 60 characters out of A-Z a-z 0-9 _ -")
+    return name
+
+
+def check_suffix(suffix: str) -> str:
+    """Return the suffix of a tar member, such as `mesh.npy`; raises `ValueError` when it is none."""
+    if not isinstance(suffix, str) or not SUFFIX_PATTERN.fullmatch(suffix):
+        raise ValueError(f"member {shown(suffix)} must be a name out of A-Z a-z 0-9 _ -, with at most one dot in it")
+    return suffix
+
+
+def check_relative(path: str) -> str:
+    """Return the path of a file below a folder; raises `ValueError` when it leads out of it."""
+    if not isinstance(path, str) or not path or path.startswith("/") or "\0" in path or ".." in path.split("/"):
+        raise ValueError(f"path {shown(path)} must be relative, without '..'")
+    return path
 
 
 def slug(text: str, *, most: int = 40) -> str:
@@ -94,6 +125,9 @@ class CatalogRow:
 
     def __post_init__(self) -> None:
         check_key(self.key)
+        check_name(self.dataset, "data set")
+        if self.source is not None:
+            check_relative(self.source)
         if self.start_s is not None and self.end_s is not None and self.end_s <= self.start_s:
             raise ValueError(f"{self.key}: the interval {self.start_s}–{self.end_s} s is empty")
 
@@ -103,13 +137,8 @@ class CatalogRow:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> CatalogRow:
-        """Inverse of `to_json`; also takes a row of the catalog table."""
-        # JSON and Arrow give lists, the row has tuples.
-        value = dict(value)
-        if value.get("box") is not None:
-            value["box"] = tuple(value["box"])
-        value["notes"] = tuple(value.get("notes") or ())
-        return cls(**value)
+        """Inverse of `to_json`; also takes a row of the catalog table. Raises `ValueError` for anything else."""
+        return from_json(cls, {**value, "notes": value.get("notes") or ()})
 
 
 # The catalog table, field by field as the row: `assert` below holds the two together.
@@ -155,6 +184,8 @@ class Rejection:
 
 MEDIA_MEMBERS = ("json", "mp4", "wav")
 """Suffixes of a sample in a media shard, in tar order."""
+CLIP_INFO_BYTES = 16 << 20
+"""Largest `json` member: about 9 bytes for each frame, and the labels of the data set."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,14 +236,27 @@ class ClipInfo:
     ingest_key: str
     schema_version: int = SCHEMA_VERSION
 
+    def __post_init__(self) -> None:
+        check_key(self.key)
+        check_key(self.clip_key)
+        check_name(self.dataset, "data set")
+        check_relative(self.source)
+        if min(self.num_frames, self.width, self.height) < 1:
+            raise ValueError(f"{self.key} has {self.num_frames} frames of {self.width}x{self.height} pixels")
+
     @classmethod
     def from_json(cls, data: bytes | str) -> ClipInfo:
-        """Parse the member; raises `ValueError` for another schema version."""
-        value = json.loads(data)
-        if value.get("schema_version") != SCHEMA_VERSION:
-            raise ValueError(f"clip info has schema {value.get('schema_version')}, this code reads {SCHEMA_VERSION}")
-        value["crop_box_px"] = tuple(value["crop_box_px"])
-        return cls(**value)
+        """Parse the member; raises `ValueError` for another schema version, or anything that is no clip info."""
+        if len(data) > CLIP_INFO_BYTES:
+            raise ValueError(f"clip info has {len(data):,} bytes, may have {CLIP_INFO_BYTES:,}")
+        try:
+            value = json.loads(data)
+        except RecursionError:
+            raise ValueError("clip info is nested too deeply") from None
+        schema = value.get("schema_version") if isinstance(value, dict) else None
+        if schema != SCHEMA_VERSION:
+            raise ValueError(f"clip info has schema {shown(schema)}, this code reads {SCHEMA_VERSION}")
+        return from_json(cls, value)
 
 
 # --- index ------------------------------------------------------------------------------------------------------------
@@ -277,8 +321,8 @@ def annotation_shard_name(version: str, shard: int) -> str:
 def check_version(version: str) -> str:
     """Return the annotation version's name; raises `ValueError` when it cannot be a folder name."""
     # `media` names the media shards wherever archives are told apart by name.
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,30}", version) or version == "media":
+    if not isinstance(version, str) or not VERSION_PATTERN.fullmatch(version) or version == "media":
         raise ValueError(
-            f"annotation version {version!r} must be 1 to 31 characters out of A-Z a-z 0-9 _ -, not 'media'"
+            f"annotation version {shown(version)} must be 1 to 31 characters out of A-Z a-z 0-9 _ -, not 'media'"
         )
     return version

@@ -99,7 +99,7 @@ def _known_filters(before: DatasetManifest | None, version: str) -> dict[str, fl
     if not faces:
         return {}
     entries = {entry.version: entry for entry in faces}
-    return entries.get(version, faces[-1]).details["filters"]
+    return entries.get(version, faces[-1]).details.get("filters", {})
 
 
 def _annotation_rows(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -123,7 +123,7 @@ def data_state(storage: Storage, version: str | None) -> DataState:
         pack=[*media.values(), *annotation.values()],
         index=list(read_index(storage, entry).rows()),
         previous_version=_previous(manifest.of_kind("annotation"), entry),
-        filters=from_json(FilterSettings, entry.details["filters"]),
+        filters=from_json(FilterSettings, entry.details.get("filters", {})),
         latents=_latents(storage, manifest),
         wall_frames=frames,
         wall_seconds=seconds,
@@ -156,10 +156,10 @@ def _previous(entries: list[AnnotationEntry], entry: AnnotationEntry) -> str | N
     return earlier[-1] if earlier else None
 
 
-def _wall_times(storage: Storage) -> tuple[Counter[str], Counter[str]]:
+def _wall_times(storage: Storage) -> tuple[Mapping[str, int], Mapping[str, float]]:
     """Job → frames, and job → wall time in seconds, over all passes that came to their end."""
     frames: Counter[str] = Counter()
-    seconds: Counter[str] = Counter()
+    seconds: dict[str, float] = defaultdict(float)
     # One small file per pass, written at its end.
     for file in storage.list(dataroot.RUNS_FOLDER, ".json"):
         done = PassRecord.from_json(storage.read(file.path, RECORD_BYTES, "record"), storage.describe(file.path))

@@ -5,7 +5,6 @@ Stored as `speakers.safetensors`, which holds everything, and `speakers.json`, t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +15,18 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
+from talkinghead.config import from_json, shown
 from talkinghead.files.atomic import write_whole
+from talkinghead.files.foreign import parse_json, read_limited
 from talkinghead.geometry.face_regions import NUM_VERTICES
-from talkinghead.motion.neutral import NeutralMesh
+from talkinghead.motion.neutral import NeutralMesh, Rule
 from talkinghead.provenance import canonical_json, pretty_json
 
 FILE = "speakers.safetensors"
 READABLE_FILE = "speakers.json"
 FORMAT = 1
+MOST_BYTES = 2 << 30
+"""Largest file of speakers that is read: that of 190,000."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +42,10 @@ class Speaker:
 
     def __post_init__(self) -> None:
         for name, values in (("neutral mesh", self.neutral.mesh), ("mean offset", self.mean_offset)):
-            if values.shape != (NUM_VERTICES, 3) or not np.isfinite(values).all():
-                raise ValueError(f"speaker {self.name}: the {name} must be finite [{NUM_VERTICES}, 3]")
+            if values.dtype.kind != "f" or values.shape != (NUM_VERTICES, 3) or not np.isfinite(values).all():
+                raise ValueError(f"speaker {shown(self.name)}: the {name} must be finite [{NUM_VERTICES}, 3]")
+        if self.num_frames < 1:
+            raise ValueError(f"speaker {shown(self.name)} has {self.num_frames} frames with a face")
 
 
 class Speakers(Mapping[str, Speaker]):
@@ -71,8 +76,8 @@ class Speakers(Mapping[str, Speaker]):
             ValueError: There is no such speaker; the message names those that there are.
         """
         if name not in self._identities:
-            shown = ", ".join(list(self._speakers)[:8]) + (", …" if len(self) > 8 else "")
-            raise ValueError(f"there is no speaker {name!r}; there are {shown}")
+            there = ", ".join(list(self._speakers)[:8]) + (", …" if len(self) > 8 else "")
+            raise ValueError(f"there is no speaker {shown(name)}; there are {there}")
         return self._identities[name]
 
     @property
@@ -118,35 +123,62 @@ class Speakers(Mapping[str, Speaker]):
         """
         path = folder / FILE
         try:
-            data = path.read_bytes()
+            data = read_limited(path, MOST_BYTES, "table of speakers")
         except FileNotFoundError as error:
             raise ValueError(f"{folder} has no {FILE}: it is no folder of a trained or prepared model") from error
         try:
             tensors = load_tensors(data)
-            table = _metadata(data)
-            if table["format"] != FORMAT:
-                raise ValueError(f"it has format {table['format']}, this code reads {FORMAT}")
-            return cls([_speaker(row, tensors) for row in table["speakers"]])
+            table = from_json(_Table, parse_json(_metadata(data), "the table in it"))
+            if table.format != FORMAT:
+                raise ValueError(f"it has format {table.format}, this code reads {FORMAT}")
+            # `save` stacks in the order of the identities.
+            speakers = [_speaker(row, tensors, number) for number, row in enumerate(table.speakers)]
+            if not all(tensors[name].shape[:1] == (len(speakers),) for name in _TENSORS):
+                raise ValueError(f"it names {len(speakers)} speakers, its arrays have another number")
+            found = cls(speakers)
+            if any({row.identity, found.identity(row.name)} != {place} for place, row in enumerate(table.speakers)):
+                raise ValueError("its identities are not the places of the names in order")
         except (SafetensorError, KeyError, IndexError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is no table of speakers: {error}") from error
+        return found
 
 
-def _speaker(row: dict[str, Any], tensors: dict[str, np.ndarray]) -> Speaker:
-    # A row of the tensors belongs to the identity of the same number: `save` stacks in that order.
-    number = row["identity"]
+_TENSORS = ("neutral_mesh", "mean_offset")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Row:
+    """One speaker without arrays, as the file has it."""
+
+    name: str
+    identity: int
+    num_frames: int
+    neutral_num_frames: int
+    neutral_rule: Rule
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Table:
+    """All speakers without arrays."""
+
+    format: int
+    speakers: list[_Row]
+
+
+def _speaker(row: _Row, tensors: dict[str, np.ndarray], number: int) -> Speaker:
     neutral = NeutralMesh(
-        mesh=tensors["neutral_mesh"][number], num_frames=row["neutral_num_frames"], rule=row["neutral_rule"]
+        mesh=tensors["neutral_mesh"][number], num_frames=row.neutral_num_frames, rule=row.neutral_rule
     )
     return Speaker(
-        name=row["name"], neutral=neutral, mean_offset=tensors["mean_offset"][number], num_frames=row["num_frames"]
+        name=row.name, neutral=neutral, mean_offset=tensors["mean_offset"][number], num_frames=row.num_frames
     )
 
 
-def _metadata(data: bytes) -> dict[str, Any]:
-    """The table in a safetensors file's header: 8 bytes of length, then JSON.
+def _metadata(data: bytes) -> str:
+    """The table in a safetensors file's header, as JSON: 8 bytes of length, then JSON that holds it as a text.
 
     Source: the format's description, github.com/huggingface/safetensors. Its library gives metadata only of a file by
     name, not of bytes.
     """
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    return json.loads(header["__metadata__"]["speakers"])
+    header = parse_json(data[8 : 8 + int.from_bytes(data[:8], "little")], "its header")
+    return header["__metadata__"]["speakers"]

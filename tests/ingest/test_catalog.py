@@ -32,6 +32,7 @@ optional_text = st.none() | text
 def catalog_rows(draw: st.DrawFn, dataset: str) -> CatalogRow:
     start = draw(st.none() | st.floats(0, 1e5))
     name = st.binary(min_size=1, max_size=12).filter(lambda b: b"\0" not in b).map(os.fsdecode)
+    name = name.filter(lambda path: not path.startswith("/") and ".." not in path.split("/"))
     return CatalogRow(
         key=draw(st.from_regex(r"[A-Za-z0-9_-]{1,90}", fullmatch=True)),
         dataset=dataset,
@@ -120,7 +121,7 @@ def test_broken_tables(tmp_path: Path):
     with pytest.raises(ValueError, match="python -m ingest catalog --dataset hdtf"):
         read_catalog(storage, "hdtf")
     storage.write(dataroot.catalog("hdtf"), b"PAR1 cut short")
-    with pytest.raises(ValueError, match="not a whole Parquet file"):
+    with pytest.raises(ValueError, match="is no readable table"):
         read_catalog(storage, "hdtf")
     storage.write(dataroot.sources("hdtf"), b"PAR1 cut short")
     assert read_fingerprints(storage, "hdtf") == {}

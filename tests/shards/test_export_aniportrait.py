@@ -44,8 +44,9 @@ def load_like_aniportrait(training_json: Path) -> dict[str, list[tuple[Path, Pat
         assert value["video_clip_num"] == 1 and count >= 30
         for end in (0, -1):
             assert frames[end].name.split(".")[0] == landmarks[end].name.split("_")[0]
-        assert clip["frame_path_list"] == [str(path) for path in frames]
-        assert clip["lmks_list"] == [str(path) for path in landmarks]
+        # Paths are relative to the folder, in which the training is started.
+        assert [training_json.parent / path for path in clip["frame_path_list"]] == frames
+        assert [training_json.parent / path for path in clip["lmks_list"]] == landmarks
         assert clip["frame_name_list"] == [f"{key}/{path.name}" for path in frames]
         pairs[key] = list(zip(frames, landmarks, strict=True))
     return pairs
@@ -76,6 +77,43 @@ def test_aniportrait_layout(built, tmp_path):
             expected = arrays[column][k][1:] if name == "bs" else arrays[column][k]
             assert values.dtype == np.float32 and values.shape == expected.shape
             np.testing.assert_allclose(values, expected, atol=5e-4)
+
+
+def test_nothing_says_where_it_was_made(built, tmp_path):
+    reader = ShardReader(built, split=None)
+    export_aniportrait(reader, tmp_path / "out", limit=2)
+    files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert len(files) > 100 and not any(str(tmp_path).encode() in path.read_bytes() for path in files)
+    report = export_aniportrait(reader, tmp_path / "bound", limit=2, absolute=True)
+    for clip in json.loads(report.training_json.read_text()).values():
+        assert all(Path(path).is_file() for path in clip["clip_data_list"][0]["frame_path_list"])
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_failed_export_leaves_nothing(copied, edit_shard, tmp_path, capfd, there):
+    def cut(samples):
+        samples[-1][1]["mp4"] = samples[-1][1]["mp4"][:700]
+
+    edit_shard(copied, "clips-000002.tar", cut)
+    out = tmp_path / "out"
+    if there:
+        out.mkdir()
+    arguments = ["export-aniportrait", "--data", str(copied.local_root), "--out", str(out)]
+    assert main(arguments) == 2
+    error = capfd.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ") and "make verify lists what is damaged" in error
+    assert sorted(path.name for path in tmp_path.iterdir()) == (["data", "out"] if there else ["data"])
+    assert not there or not any(out.iterdir())
+    assert main([*arguments, "--limit", "1"]) == 0
+
+
+def test_a_link_is_not_followed(built, tmp_path, capfd):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "elsewhere")
+    arguments = ["export-aniportrait", "--data", str(built.local_root), "--out", str(tmp_path / "out"), "--limit", "1"]
+    assert main(arguments) == 2
+    assert "Traceback" not in capfd.readouterr().err
+    assert not any((tmp_path / "elsewhere").iterdir())
 
 
 def test_export_command(built, tmp_path, capfd):

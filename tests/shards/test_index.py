@@ -109,7 +109,7 @@ def test_other_schema_and_other_files_are_refused(tmp_path):
     storage = Storage(tmp_path)
     index = build_index("v1", [row()])
     path, _ = write_index(storage, index)
-    with pytest.raises(ValueError, match="index of v1, not of v2"):
+    with pytest.raises(ValueError, match="index of 'v1', not of v2"):
         parse_index(storage.read(path), "v2", path)
     newer = index.table.schema.metadata[b"talkinghead"].replace(b'"schema_version": 1', b'"schema_version": 2')
     index.table = index.table.replace_schema_metadata({b"talkinghead": newer})
@@ -117,7 +117,7 @@ def test_other_schema_and_other_files_are_refused(tmp_path):
     assert other != path, "another content has another name"
     with pytest.raises(ValueError, match="schema 2"):
         parse_index(storage.read(other), "v1", other)
-    with pytest.raises(ValueError, match="no readable index"):
+    with pytest.raises(ValueError, match="no readable table"):
         parse_index(b"PAR1 and no more", "v1", "file")
     pq.write_table(pa.table({"a": [1]}), tmp_path / "table")
     with pytest.raises(ValueError, match="not an index"):

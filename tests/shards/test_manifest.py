@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 
 import pytest
@@ -24,7 +25,7 @@ def test_round_trip_in_equal_bytes(built):
 def latents(version: str, vae: str, size: int, entry: AnnotationEntry) -> AnnotationEntry:
     networks = {"vae": {"sha256": vae}, "image_encoder": {"sha256": "c"}}
     details = {"encoding": ENCODING, "width": size, "height": size, **networks}
-    return replace(entry, version=version, kind="latents", details=details)
+    return replace(entry, version=version, kind="latents", details=details, shards=[])
 
 
 def test_latents_are_found_by_what_they_are_and_never_opened_by_default(built):
@@ -56,8 +57,16 @@ def test_a_manifest_from_before_there_were_kinds(copied):
     assert read_manifest(copied).annotation().kind == "annotation"
     value["annotations"][0]["kind"] = "thoughts"
     copied.write("DATASET.json", json.dumps(value).encode())
-    with pytest.raises(ValueError, match=r"of kind 'thoughts'.* newer talkinghead"):
+    with pytest.raises(ValueError, match=r"newer talkinghead .*kind is 'thoughts'"):
         read_manifest(copied)
+
+
+def changed_shard(**changes):
+    return lambda value: value | {"media": [value["media"][0] | changes, *value["media"][1:]]}
+
+
+def changed_version(**changes):
+    return lambda value: value | {"annotations": [value["annotations"][0] | changes]}
 
 
 @pytest.mark.parametrize(
@@ -69,12 +78,60 @@ def test_a_manifest_from_before_there_were_kinds(copied):
         (lambda value: {key: value[key] for key in value if key != "media"}, "damaged"),
         (lambda value: value | {"annotations": value["annotations"] * 2}, "occurs twice"),
         (lambda value: [], "damaged"),
+        (lambda value: value | {"schema_version": "1"}, "schema '1'"),
+        (lambda value: value | {"datasets": ["../x"]}, "data set '../x' must be"),
+        (lambda value: value | {"counts": {"samples": "9"}}, "counts is '9', must be int"),
+        (lambda value: value | {"licences": []}, r"licences is \[\]"),
+        (changed_shard(name="../../etc/passwd"), "'../../etc/passwd' is listed in the place of clips-000000"),
+        (changed_shard(name="clips-000001.tar"), "is listed in the place of"),
+        (changed_shard(name="x\x1b[2J\n"), r"shard 'x\\x1b\[2J\\n' is"),
+        (changed_shard(size=-1), "has -1 bytes"),
+        (changed_shard(frames=1e300), "frames is 1e"),
+        (changed_shard(sha256=None), "sha256 is None"),
+        (changed_version(version="../v1"), "annotation version '../v1' must be"),
+        (changed_version(version="x" * 10**6), "annotation version 'xxx"),
+        (changed_version(index="/etc/passwd"), "'/etc/passwd' is no name of an index"),
+        (changed_version(index="index/../../x.parquet"), "is no name of an index"),
+        (changed_version(index_sha256=5), "index_sha256 is 5"),
+        (changed_version(splits=None), "splits is None"),
+        (changed_version(details=[]), r"details is \[\]"),
+        (changed_version(details={"columns": 5}), "the columns of v1 are 5"),
+        (changed_version(shards=[{"name": "ann/v2/ann-000000.tar"}]), "ShardEntry lacks"),
     ],
 )
 def test_unusable_manifest(copied, change, message):
     copied.write("DATASET.json", json.dumps(change(json.loads(copied.read("DATASET.json")))).encode())
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as raised:
         read_manifest(copied)
+    assert str(raised.value).isprintable() and len(str(raised.value)) < 600
+
+
+@pytest.mark.parametrize(
+    "data", [b"[" * 10**5, b"\xff\xfe", b"nul", b'{"a": NaN', b"1" * 10**5, b'"' + b"\\ud800" * 9 + b'"']
+)
+def test_what_is_no_manifest(copied, data):
+    copied.write("DATASET.json", data)
+    with pytest.raises(ValueError, match=r"DATASET\.json (is damaged|has schema None)"):
+        read_manifest(copied)
+
+
+def test_a_manifest_that_is_no_file_or_too_large(copied):
+    path = copied.local_root / "DATASET.json"
+    with path.open("r+b") as stream:
+        stream.truncate(1 << 40)
+    with pytest.raises(ValueError, match=r"too large for a manifest"):
+        read_manifest(copied)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(ValueError, match="is a named pipe"):
+        read_manifest(copied)
+
+
+def test_latents_that_do_not_say_how_they_were_made(built):
+    manifest = read_manifest(built)
+    bad = replace(manifest.annotation(), version="l", kind="latents", shards=[], details={"vae": 5, "width": "64"})
+    networks = {"vae": {"sha256": "v"}, "image_encoder": {"sha256": "c"}}
+    assert find_latents(replace(manifest, annotations=[manifest.annotation(), bad]), networks, 64, 64) is None
 
 
 def test_truncated_and_missing(copied):

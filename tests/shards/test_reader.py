@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import io
 import multiprocessing
+import os
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
 import numpy as np
@@ -18,7 +19,9 @@ from shards.index import build_index, write_index
 from shards.manifest import read_manifest, write_manifest
 from shards.pack import pack_shard
 from shards.reader import ShardReader
+from shards.verify import verify
 from talkinghead.annotation import COLUMN, COLUMNS
+from tests.support.indexes import edit_rows
 from tests.support.packed_data import pack, write_unit
 from tests.support.shard_data import (
     LENGTHS,
@@ -223,3 +226,47 @@ def test_reads_from_an_object_store_like_from_disk(built, tmp_path):
     with remote.storage.staged("copy.tar") as sink:
         assert pack_shard(remote.storage, [], sink).size == 1024
     remote.storage.delete("copy.tar")
+
+
+def test_an_index_cannot_ask_for_more_than_the_shard_has(copied):
+    """Memory is taken before anything is read."""
+
+    def change(rows):
+        for name in ("media", "annotation"):
+            members = [dataclasses.replace(member, size=2**44) for member in getattr(rows[0], name)]
+            rows[0] = dataclasses.replace(rows[0], **{name: members})
+
+    edit_rows(copied, change)
+    sample = ShardReader(copied, split=None, kept=False)[0]
+    for read in (
+        sample.members,
+        lambda: sample.info,
+        lambda: sample.annotation("mesh"),
+        lambda: sample.member("mp4"),
+    ):
+        with pytest.raises(ValueError, match=r"run make verify|make verify lists"):
+            read()
+
+
+def test_a_shard_that_is_no_file_is_not_waited_for(copied):
+    path = copied.local_root / "clips-000000.tar"
+    path.unlink()
+    os.mkfifo(path)
+    sample = ShardReader(copied, split=None, kept=False)[0]
+    with pytest.raises(ValueError, match="is a named pipe, not a file"):
+        sample.video(0, 1)
+    found = {(problem.file, problem.kind) for problem in verify(copied).problems}
+    assert ("clips-000000.tar", "missing") in found
+
+
+def test_damaged_members_name_file_and_key(copied, edit_shard):
+    def change(samples):
+        for _, contents in samples:
+            contents["json"] = b"[" * len(contents["json"])
+            contents["mp4"] = contents["mp4"][:400] + bytes(len(contents["mp4"]) - 400)
+
+    edit_shard(copied, "clips-000000.tar", change)
+    sample = ShardReader(copied, split=None, kept=False)[0]
+    for suffix, read in (("json", lambda: sample.info), ("mp4", lambda: sample.video(0, 1))):
+        with pytest.raises(ValueError, match=rf"clips-000000\.tar: {sample.key}\.{suffix}: .*make verify"):
+            read()

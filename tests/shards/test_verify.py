@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import json
+import tarfile
 from collections.abc import Callable
 
 import numpy as np
@@ -11,12 +13,14 @@ import pytest
 
 from shards.__main__ import main
 from shards.index import build_index, write_index
+from shards.layout import check_wav_header
 from shards.manifest import read_manifest, write_manifest
 from shards.verify import VerifyReport, verify
 from talkinghead.annotation import COLUMN, encode_column
 from talkinghead.files.storage import Storage
 from talkinghead.provenance import hash_file
-from tests.support.indexes import open_index
+from talkinghead.sampletar import END_OF_ARCHIVE, member_bytes, member_header
+from tests.support.indexes import edit_rows, open_index
 from tests.support.shard_data import LENGTHS, clip_arrays, media_contents, sample_key
 
 CLIPS, ANN = "clips-000001.tar", "ann/v1/ann-000001.tar"
@@ -47,17 +51,6 @@ def adopt(storage: Storage, *names: str) -> None:
             annotations=[dataclasses.replace(entry, shards=renew(entry.shards))],
         ),
     )
-
-
-def edit_rows(storage: Storage, change: Callable[[list], None]) -> None:
-    """Rewrite the index and let `DATASET.json` name the new one."""
-    rows = list(open_index(storage, "v1").rows())
-    change(rows)
-    manifest = read_manifest(storage)
-    storage.delete(manifest.annotation().index)
-    path, sha256 = write_index(storage, build_index("v1", rows))
-    entry = dataclasses.replace(manifest.annotation(), index=path, index_sha256=sha256)
-    write_manifest(storage, dataclasses.replace(manifest, annotations=[entry]))
 
 
 def test_whole_data_set_is_clean(built):
@@ -266,3 +259,85 @@ def test_command(copied, capfd):
     with pytest.raises(SystemExit) as wrong:
         main(["verify"])
     assert wrong.value.code == 2
+
+
+STRANGE_TARS = {
+    "link": lambda info: (setattr(info, "type", tarfile.SYMTYPE), setattr(info, "linkname", "/etc/passwd")),
+    "device": lambda info: setattr(info, "type", tarfile.CHRTYPE),
+    "upwards": lambda info: setattr(info, "name", "../../x.json"),
+    "escape": lambda info: setattr(info, "name", "\x1b[2J.json"),
+}
+
+
+@pytest.mark.parametrize("kind", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+@pytest.mark.parametrize("strange", STRANGE_TARS)
+def test_strange_members_are_a_problem_and_nothing_else(copied, strange, kind, capfd):
+    path = copied.local_root / CLIPS
+    with tarfile.open(path, "w", format=kind) as archive:
+        info = tarfile.TarInfo("key.json")
+        STRANGE_TARS[strange](info)
+        archive.addfile(info)
+    before = sorted(copied.local_root.rglob("*"))
+    assert main(["verify", "--data", str(copied.local_root)]) == 1
+    assert f"problem: {CLIPS}: tar ends early or is damaged: no header" in capfd.readouterr().err
+    assert sorted(copied.local_root.rglob("*")) == before
+
+
+def test_tars_that_claim_much(copied, capfd):
+    """Extended headers of gigabytes, chains of headers, and a member of eight gigabytes; gzip is not opened."""
+    giant = tarfile.TarInfo("././@PaxHeader")
+    giant.size, giant.type = 8**11 - 1, tarfile.XHDTYPE
+    chain = tarfile.TarInfo("././@LongLink")
+    chain.size, chain.type = 0, tarfile.GNUTYPE_LONGNAME
+    for data in (
+        giant.tobuf(tarfile.USTAR_FORMAT) + b"x" * 512,
+        chain.tobuf(tarfile.USTAR_FORMAT) * 5000,
+        member_header("key", "mp4", 8**11 - 1) + b"x",
+        gzip.compress((copied.local_root / CLIPS).read_bytes()),
+    ):
+        (copied.local_root / CLIPS).write_bytes(data)
+        assert main(["verify", "--data", str(copied.local_root)]) == 1
+        captured = capfd.readouterr()
+        assert f"problem: {CLIPS}: tar ends early" in captured.err and "Traceback" not in captured.err
+
+
+def test_a_member_twice(copied):
+    key, contents = sample_key(0), media_contents(0)
+    double = member_bytes(key, "json", contents["json"]) * 2 + END_OF_ARCHIVE
+    (copied.local_root / CLIPS).write_bytes(double)
+    assert [p.detail for p in verify(copied).problems if p.key == key and "twice" in p.detail] == [
+        "a member occurs twice"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "data"),
+    [
+        ("ann.json", b"[" * 10**5),
+        ("ann.json", b"[1, 2" + b" " * (17 << 20) + b"]"),
+        ("mesh.npy", b"PK\x03\x04" + bytes(600)),
+        ("mesh.npy", b"\x80\x04cos\nsystem\n(S'true'\ntR."),
+        ("mesh.npy", b""),
+        ("other.npy", b"x"),
+        ("other.bin", b"x" * 1000),
+    ],
+)
+def test_contents_that_no_reader_of_ours_opens(copied, edit_shard, suffix, data):
+    edit_shard(copied, ANN, lambda samples: samples[0][1].update({suffix: data}))
+    adopt(copied, ANN)
+    found = [p for p in verify(copied).problems if p.kind == "content"]
+    assert len(found) == 1 and suffix in found[0].detail and str(found[0]).isprintable()
+
+
+def test_names_of_unknown_files_are_shown_on_one_line(copied, capfd):
+    (copied.local_root / "a\nerror: b\x1b[2J").write_bytes(b"")
+    assert main(["verify", "--data", str(copied.local_root)]) == 0
+    assert r"unknown file: 'a\nerror: b\x1b[2J'" in capfd.readouterr().err
+
+
+def test_another_wav_header_and_impossible_lengths(copied):
+    for frames in (3_400_000, 2**31 - 1):
+        edit_rows(copied, lambda rows, frames=frames: _replace(rows, 3, num_frames=frames))
+        assert "content" in {kind for _, kind in kinds(verify(copied))}
+        with pytest.raises(ValueError, match="not a plain mono"):
+            check_wav_header(bytes(44), frames)

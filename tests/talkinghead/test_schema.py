@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 import math
+import re
 import tarfile
 
 import numpy as np
@@ -16,7 +18,19 @@ from talkinghead import rng, timebase
 from talkinghead.annotation import ANNOTATION_MEMBERS, COLUMN, COLUMNS, check_arrays, decode_column, encode_column
 from talkinghead.provenance import canonical_json, provenance_key
 from talkinghead.sampletar import END_OF_ARCHIVE, pack_samples, write_sample
-from talkinghead.schema import KEY_PATTERN, CatalogRow, check_key, cut_key, path_key
+from talkinghead.schema import (
+    KEY_PATTERN,
+    CatalogRow,
+    ClipInfo,
+    check_key,
+    check_name,
+    check_relative,
+    check_suffix,
+    check_version,
+    cut_key,
+    path_key,
+)
+from tests.support.shard_data import media_contents
 
 keys = st.from_regex(r"\A[A-Za-z0-9_-]{1,90}\Z")
 
@@ -35,6 +49,85 @@ def test_different_paths_give_different_keys() -> None:
 def test_illegal_keys_are_refused(key: str) -> None:
     with pytest.raises(ValueError, match="key"):
         check_key(key)
+
+
+ESCAPES = [
+    "",
+    "..",
+    ".",
+    "a/b",
+    "/etc/passwd",
+    "../x",
+    "a\\b",
+    "a\0b",
+    "a\nb",
+    "a\x1b[2Jb",
+    "-->",
+    "x" * 500,
+    None,
+    7,
+    ["a"],
+]
+
+
+@pytest.mark.parametrize("name", ESCAPES)
+@pytest.mark.parametrize("check", [check_key, check_version, check_suffix, lambda name: check_name(name, "score")])
+def test_no_name_leads_out_of_a_folder(check, name) -> None:
+    with pytest.raises(ValueError) as raised:
+        check(name)
+    said = str(raised.value)
+    assert said.isprintable() and len(said) < 250
+
+
+def test_names_as_we_write_them() -> None:
+    for suffix in ("mp4", "ann.json", "pose_matrix.npy", "latents.json"):
+        assert check_suffix(suffix) == suffix
+    for version in ("v1", "V2-b_c", "latents-0123456789ab"):
+        assert check_version(version) == version
+    assert check_name("celebv-hq", "data set") == "celebv-hq"
+    assert check_relative("Radio 1/ä..b/c.mp4") == "Radio 1/ä..b/c.mp4"
+
+
+@pytest.mark.parametrize("path", ["", "/a.mp4", "../a.mp4", "a/../../b.mp4", "a/..", "a\0.mp4"])
+def test_sources_lie_below_source(path: str) -> None:
+    with pytest.raises(ValueError, match="must be relative"):
+        check_relative(path)
+    with pytest.raises(ValueError, match="must be relative"):
+        CatalogRow(key="k", dataset="hdtf", source_id="i", source=path, split_group="g", licence="l")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"source": "/home/somebody/a.mp4"}, "must be relative"),
+        ({"key": "../x"}, "key '../x'"),
+        ({"clip_key": "a.b"}, "key 'a.b'"),
+        ({"dataset": "../../x"}, "data set"),
+        ({"num_frames": -1}, "-1 frames"),
+        ({"num_frames": 1e300}, "num_frames is 1e"),
+        ({"num_frames": 10**300}, "num_frames is 1000"),
+        ({"width": True}, "width is True"),
+        ({"source_pts": ["0"]}, "source_pts is '0'"),
+        ({"source_pts": {"0": 1}}, "source_pts is {'0': 1}"),
+        ({"start_s": float("nan")}, "start_s is nan"),
+        ({"crop_box_px": [1.0]}, "crop_box_px is"),
+        ({"crop_rule": "other"}, "'box' or 'face' or 'none'"),
+        ({"notes": None}, "notes is None"),
+        ({"surprise": 1}, "no field 'surprise'"),
+        ({"schema_version": "1"}, "schema '1'"),
+    ],
+)
+def test_clip_info_of_a_stranger(changes: dict, said: str) -> None:
+    whole = json.loads(media_contents(0)["json"])
+    assert ClipInfo.from_json(json.dumps(whole)).num_frames == whole["num_frames"]
+    with pytest.raises(ValueError, match=re.escape(said)):
+        ClipInfo.from_json(json.dumps(whole | changes))
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"null", b"{}", b"[" * 100_000, b"\xff", b'{"schema_version": 1}'])
+def test_what_is_no_clip_info(data: bytes) -> None:
+    with pytest.raises(ValueError):
+        ClipInfo.from_json(data)
 
 
 @given(st.dictionaries(keys, st.lists(st.binary(max_size=1500), min_size=1, max_size=3), max_size=4))
