@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import platform
 from collections.abc import Iterator
@@ -11,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from infer.weights.pipeline_weights import INDEX_FILE, PipelinePlace, find_pipeline
+from infer.weights.pipeline_weights import PIPELINE_CLASS, PipelinePlace, find_pipeline
 from infer.weights.published_files import PUBLISHED_SIZE
 from infer.weights.speech_weights import CLASSES, find_weights
 from talkinghead.provenance import library_versions
 from talkinghead.runtime.progress import duration
+from talkinghead.timebase import FPS
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _LIBRARIES = ("talkinghead", "torch", "diffusers", "transformers", "mediapipe", "av", "numpy")
 _PUBLISHED_FPS = 30.0
+_CONTEXT_FRAMES = 16  # of a pipeline that does not say otherwise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,15 +145,16 @@ def _case(request: DoctorRequest, place: PipelinePlace | None, device: str) -> _
     from talkinghead.models.image.networks import check_image_size
     from talkinghead.models.lmk2video.meta_networks import HollowNetworks
     from talkinghead.models.lmk2video.published import published_pose_guider
+    from talkinghead.pipelines.pipeline_folder import read_index
     from talkinghead.runtime.device import named_dtype
 
     # Networks without weights, and the settings of their pipeline.
     if place is None or place.published is not None:
         # The default mode of published files.
         networks = with_guider(HollowNetworks.published(), published_pose_guider("published"))
-        index = {"compat": True, "fps": _PUBLISHED_FPS, "context_frames": 16}
+        index = {"compat": True, "fps": _PUBLISHED_FPS, "context_frames": _CONTEXT_FRAMES}
     else:
-        networks, index = HollowNetworks.of_folder(place.path), json.loads((place.path / INDEX_FILE).read_bytes())
+        networks, index = HollowNetworks.of_folder(place.path), read_index(place.path, PIPELINE_CLASS)
         networks = with_guider(networks, networks.pose_guider.config)
 
     # The requested video; options that are not given come from the weights.
@@ -161,15 +163,15 @@ def _case(request: DoctorRequest, place: PipelinePlace | None, device: str) -> _
         width=request.width or size[0],
         height=request.height or size[1],
         seconds=request.seconds,
-        fps=request.fps or index["fps"],
+        fps=request.fps or index.get("fps", float(FPS)),
         steps=request.steps,
         guidance=request.guidance,
-        context_frames=index["context_frames"],
+        context_frames=index.get("context_frames", _CONTEXT_FRAMES),
     )
     check_image_size(asked.width, asked.height, networks.vae)
     # Default precision as in the memory presets: single on a CPU, half elsewhere.
     dtype = named_dtype(request.dtype) or (torch.float32 if device == "cpu" else torch.float16)
-    return _Case(networks=networks.to(dtype), asked=asked, compat=index["compat"], dtype=dtype)
+    return _Case(networks=networks.to(dtype), asked=asked, compat=index.get("compat", False), dtype=dtype)
 
 
 def _request(case: _Case, device: torch.device) -> Iterator[str]:

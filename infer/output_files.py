@@ -26,6 +26,8 @@ from talkinghead.runtime.peak_memory import peak_memory as host_peak_memory
 from talkinghead.runtime.progress import ProgressCallback
 
 SUFFIX = ".mp4"
+_EVERYWHERE = ("pretrained_model", "lmk2video", "stage1", "stage2", "audio2mesh", "audio2pose")
+"""Names of folders that say nothing without the folder above."""
 _DRAWN = EncoderSettings(preset="veryfast")  # drawn lines compress as well as with slower presets, in half the time
 _SMALLEST_DRAWING = 256  # pixels of the shorter side; lines of a smaller image cannot be told apart
 _LIBRARIES = ("talkinghead", "torch", "transformers", "diffusers", "numpy", "opencv-contrib-python", "av")
@@ -181,6 +183,8 @@ def sidecar(
 ) -> dict[str, Any]:
     """Content of a sidecar: everything needed to make the video again, and what that took.
 
+    Files and folders are named without the folders above them; their hashes identify them.
+
     Args:
         command: Name of the command of `python -m infer`.
         request: Options of the command, a dataclass.
@@ -190,16 +194,34 @@ def sidecar(
         seconds: Wall time of each stage in seconds.
         device: Device on which the models ran.
     """
+    # Names without folders: a sidecar is passed on with its video, and where files lie tells of the user and machine.
+    settings = {name: _without_folders(value) for name, value in dataclasses.asdict(request).items()}
     return {
         "command": command,
-        "settings": dataclasses.asdict(request),
+        "settings": settings,
         "inputs": inputs,
-        "weights": weights,
+        "weights": {part: about | {"path": place_name(Path(about["path"]))} for part, about in weights.items()},
         "result": result | {"device": device},
         "libraries": library_versions(*_LIBRARIES),
         "seconds": {stage: round(value, 3) for stage, value in seconds.items()},
         "peak_memory_bytes": peak_memory(device),
     }
+
+
+def place_name(path: Path) -> str:
+    """Name of a file or folder without those above it; with one of them where the name is the same everywhere."""
+    path = path.absolute()
+    return "/".join(path.parts[-2:]) if path.name in _EVERYWHERE else path.name
+
+
+def _without_folders(value: Any) -> Any:
+    """A setting, and a path in it by its name: `Path`, or the text of `--pose video:FILE`."""
+    if isinstance(value, Path):
+        return place_name(value)
+    if isinstance(value, str) and "/" in value:
+        kind, colon, path = value.partition(":")
+        return f"{kind}:{place_name(Path(path))}" if colon else place_name(Path(value))
+    return value
 
 
 def peak_memory(device: str) -> dict[str, int]:

@@ -5,25 +5,24 @@ Faces are found and measured as the annotation of training data does it, so the 
 
 from __future__ import annotations
 
-import io
 import logging
 import re
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from annotate.engines.litert import NUM_LANDMARKS, LitertEngine
 from annotate.engines.region import Region
 from infer.framing import Crop
+from infer.memory_limit import GIGABYTE, memory_limit
 from talkinghead.face.detector import FaceDetector
 from talkinghead.face.model import FaceModel
 from talkinghead.geometry.canonical import canonical_face
 from talkinghead.geometry.face_mesh import metric_mesh
 from talkinghead.geometry.face_regions import NUM_VERTICES
+from talkinghead.media.image_file import read_image
 from talkinghead.provenance import hash_file
 
 log = logging.getLogger(__name__)
@@ -32,7 +31,6 @@ MANY_OUTSIDE = 0.02
 """Share of landmarks beyond the image's border above which a face counts as cut."""
 
 _PIXEL = re.compile(r"(\d+),(\d+)")
-_BACKGROUND = (255, 255, 255)  # RGB colour of transparent pixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,20 +102,20 @@ def read_portrait(path: Path, model: FaceModel, *, face: str | None = None) -> P
     """Read a portrait and measure its face.
 
     Args:
-        path: Image in any format that Pillow reads. It is turned upright by its EXIF data, and transparent pixels
-            become white.
+        path: PNG, JPEG, WebP or BMP. It is turned upright by its EXIF data, and transparent pixels become white.
         model: Face model.
         face: Choice among several faces: a number (from 0, left to right), `largest`, or `X,Y`, the face at a pixel or
             nearest to it. None: the image must have exactly one face.
 
     Raises:
-        ValueError: The file is no image, there is no face, or the choice does not name one of several; the message
-            tells where the faces are.
+        ValueError: The file is no image or too large, there is no face, or the choice does not name one of several; the
+            message tells where the faces are.
     """
-    image = read_image(path)
+    with memory_limit(f"the image {path}", GIGABYTE):
+        image = read_image(path)
+        faces = find_faces(image, model)
     height, width = image.shape[:2]
-    chosen = choose_face(find_faces(image, model), width, height, face, str(path))
-    return _measured(image, chosen, model)
+    return _measured(image, choose_face(faces, width, height, face, str(path)), model)
 
 
 def _measured(image: np.ndarray, face: Face, model: FaceModel) -> Portrait:
@@ -147,68 +145,6 @@ def describe_portrait(path: Path, portrait: Portrait, face_model: str) -> dict[s
         "face": [round(value, 5) for value in portrait.face.extent],
         "face_model": face_model,
     }
-
-
-def read_image(path: Path) -> np.ndarray:
-    """Read an image as sRGB uint8 `[H, W, 3]`, upright; from an animation, the first image.
-
-    Args:
-        path: Image in any format that Pillow reads.
-
-    Raises:
-        ValueError: The file is missing, too large, damaged, or no image; the message names it.
-    """
-    try:
-        with warnings.catch_warnings():
-            # Pillow only warns of images up to twice its limit of pixels, and raises above that.
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as opened:
-                upright = ImageOps.exif_transpose(opened)
-                return np.array(_on_white(_in_srgb(upright, path)))
-    except FileNotFoundError:
-        raise ValueError(f"the image {path} is not there") from None
-    except IsADirectoryError:
-        raise ValueError(f"{path} is a folder, not an image") from None
-    except UnidentifiedImageError:
-        raise ValueError(f"{path} is not an image that can be read: take a PNG or JPEG") from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ValueError(f"the image {path} is too large: {error}") from None
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow's decoders raise all three for damaged files
-        raise ValueError(f"the image {path} is damaged or cannot be read: {error}") from error
-
-
-def _in_srgb(image: Image.Image, path: Path) -> Image.Image:
-    """Convert colours from the image's own profile (Display P3, Adobe RGB, CMYK) to sRGB, as in the training data."""
-    embedded = image.info.get("icc_profile")
-    if image.mode == "P" or (image.mode == "RGB" and image.has_transparency_data):
-        # A colour transform would lose the palette, and which colour is transparent.
-        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
-    if not embedded or image.mode not in ("RGB", "RGBA", "L", "CMYK"):
-        return image
-    # Gray and CMYK become RGB in the transform. A profile that cannot be used is no reason to refuse a portrait.
-    try:
-        profile = ImageCms.ImageCmsProfile(io.BytesIO(embedded))
-        if "srgb" in ImageCms.getProfileDescription(profile).lower():
-            return image  # a transform to itself would only round
-        mode = "RGBA" if image.mode == "RGBA" else "RGB"
-        converted = ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode=mode)
-    except (ImageCms.PyCMSError, OSError) as error:
-        log.warning("warning: the colour profile in %s cannot be used (%s): its colours are taken as sRGB", path, error)
-        return image
-    assert converted is not None, "only a transform in place returns nothing"
-    return converted
-
-
-def _on_white(image: Image.Image) -> Image.Image:
-    """Convert any mode to RGB: palettes become colours, 16 bits become 8, and transparent pixels white."""
-    # Pillow's own conversion of 16 bits clips instead of scaling.
-    if image.mode.startswith("I;16") or image.mode == "I":
-        image = Image.fromarray((np.asarray(image, dtype=np.uint32) >> 8).astype(np.uint8))
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    layered = image.convert("RGBA")
-    background = Image.new("RGBA", layered.size, (*_BACKGROUND, 255))
-    return Image.alpha_composite(background, layered).convert("RGB")
 
 
 def find_faces(image: np.ndarray, model: FaceModel) -> list[Face]:

@@ -10,10 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from infer.memory_limit import GIGABYTE, memory_limit
 from talkinghead.media.audio import SILENCE_PEAK, read_whole_audio
 from talkinghead.media.errors import UnreadableMediaError
 from talkinghead.provenance import hash_file
 from talkinghead.timebase import SAMPLE_RATE
+
+_BYTES_OF_A_SECOND = SAMPLE_RATE * 8  # twice the samples: they are copied where they begin late
 
 log = logging.getLogger(__name__)
 
@@ -45,16 +48,21 @@ def read_speech(path: Path, *, seconds: float | None = None) -> Speech:
 
     Args:
         path: Audio file, or video file with sound.
-        seconds: Longest length to keep, in seconds; None: all of it.
+        seconds: Longest length to keep, in seconds; None: all of it, up to two hours (`SOUND_SECONDS`).
 
     Raises:
-        ValueError: The file is missing, empty, damaged, or has no audio; the message names the file.
+        ValueError: The file is missing, empty, damaged, too long, or has no audio; the message names the file.
     """
-    # The whole file is read and checked, also where only a part of it is kept.
+    limit = GIGABYTE + (0 if seconds is None else math.ceil(seconds) * _BYTES_OF_A_SECOND)
     try:
-        samples = read_whole_audio(path)
-    except UnreadableMediaError:
-        raise
+        with memory_limit(f"the audio {path}", limit):
+            samples = read_whole_audio(path, seconds)
+    except UnreadableMediaError as error:
+        if error.cause != "too_long":
+            raise
+        raise UnreadableMediaError(
+            error.cause, f"{error}: give --limit-seconds with the length that is wanted, or cut the file"
+        ) from error
     except ValueError as error:
         raise ValueError(f"the audio of {path} is too short or cannot be read: {error}") from error
     if not len(samples):
@@ -62,10 +70,8 @@ def read_speech(path: Path, *, seconds: float | None = None) -> Speech:
     if not np.isfinite(samples).all():
         raise ValueError(f"the audio of {path} holds values that are not finite: it is damaged")
 
-    # At least one sample is kept; the peak is that of the part that is kept, which alone moves the face.
-    if seconds is not None:
-        samples = samples[: max(1, math.ceil(min(seconds * SAMPLE_RATE, len(samples))))]
-    speech = Speech(path=path, samples=samples, peak=float(np.abs(samples).max()))
+    # The peak of the part that is kept, which alone moves the face; without a copy of hours of speech.
+    speech = Speech(path=path, samples=samples, peak=max(float(samples.max()), -float(samples.min())))
     if speech.silent:
         log.warning(
             "warning: the audio of %s is silent (peak %.5f of full scale): the mouth will hardly move",

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from annotate.engines import DEFAULT_ENGINE, make_engine
+from infer.memory_limit import GIGABYTE, memory_limit
 from ingest.settings import CutSettings
 from ingest.shots import CutDetector
 from talkinghead.face.detector import FaceDetector
@@ -19,6 +20,7 @@ from talkinghead.face.model import FaceModel
 from talkinghead.geometry.canonical import canonical_face
 from talkinghead.geometry.face_mesh import metric_mesh
 from talkinghead.geometry.pose import matrix_from_pose, pose_from_matrix
+from talkinghead.media.limits import check_sound
 from talkinghead.media.media_file import probe
 from talkinghead.media.video_source import VideoSource, constant_rate
 from talkinghead.timebase import FPS
@@ -27,9 +29,13 @@ log = logging.getLogger(__name__)
 
 LARGEST_SIDE = 1920
 """Longest side of the frames in which faces are searched for, pixels; larger frames are reduced."""
+LONGEST_S = 20 * 60.0
+"""Longest video that is read whole where no length is named, seconds: landmarks and meshes of half a gigabyte."""
 LONGEST_GAP_S = 1.0
 """Longest gap without a face that is interpolated; in a longer one the face may have done anything."""
 
+_READING_BYTES = 4 * GIGABYTE  # the frames in the decoder, the landmark networks, and `LONGEST_S` of motion
+_FRAME_BYTES = 40_000  # landmarks, mesh and pose of a frame, and their copies
 _CHUNK = 500  # frames whose mesh is fitted at once: more would cost memory and save no time
 _LOOK_EVERY = 12
 """Frames from one count of the faces to the next: about twice a second."""
@@ -77,20 +83,30 @@ def read_driving_clip(
     Args:
         path: Video file of any size and rate.
         model: Face model.
-        seconds: Most seconds to read; None: the whole video.
+        seconds: Most seconds to read; None: the whole video, up to `LONGEST_S`.
         on_frame: Callback with the number of frames done.
 
     Raises:
-        ValueError: The file cannot be read, or no frame of it has a face.
+        ValueError: The file cannot be read or is too long, or no frame of it has a face.
     """
-    has_audio = probe(path).audio is not None
     limit = None if seconds is None else max(1, math.ceil(seconds * FPS))
+    most = round(LONGEST_S * FPS) if limit is None else limit
+    with memory_limit(f"the driving video {path}", _READING_BYTES + most * _FRAME_BYTES):
+        return _read(path, model, limit, on_frame)
+
+
+def _read(path: Path, model: FaceModel, limit: int | None, on_frame: Callable[[int], None] | None) -> DrivingClip:
+    """As `read_driving_clip`, with the most frames to read in place of seconds."""
+    audio = probe(path).audio
+    if audio is not None:
+        check_sound(str(path), audio.rate, audio.channels)  # it goes into the result, after hours of work
 
     # Landmarks of every frame, [F, N, 3]; cuts and further faces are noticed in the same pass over the images.
     checks = _Checks(model)
     with VideoSource(path) as source:
         width, height = source.info.width, source.info.height
-        found = make_engine(DEFAULT_ENGINE, model)(_images(source, limit, checks, on_frame))
+        images = _images(source, limit, checks, on_frame)
+        found = make_engine(DEFAULT_ENGINE, model)(images if limit is not None else _up_to_longest(images, path))
     points = found.points
     if not len(points):
         raise ValueError(f"the driving video {path} has no frame that can be decoded")
@@ -113,8 +129,19 @@ def read_driving_clip(
         blendshapes=found.blendshapes,
         width=width,
         height=height,
-        has_audio=has_audio,
+        has_audio=audio is not None,
     )
+
+
+def _up_to_longest(images: Iterator[np.ndarray], path: Path) -> Iterator[np.ndarray]:
+    """The images; `ValueError` after `LONGEST_S`: time stamps of a few bytes can announce years."""
+    for number, image in enumerate(images):
+        if number >= LONGEST_S * FPS:
+            raise ValueError(
+                f"the driving video {path} is longer than {LONGEST_S:.0f} s, the most that is read whole, or its time"
+                " stamps leave a gap: give --limit-seconds with the length that is wanted, or cut it"
+            )
+        yield image
 
 
 def _images(

@@ -12,6 +12,7 @@ import numpy as np
 from infer.motion.driving_video import bridged, read_driving_clip
 from infer.request import TEMPLATE_FPS
 from talkinghead.face.model import FaceModel
+from talkinghead.files.foreign import open_regular
 from talkinghead.motion.resampling import resample_frames, tile
 from talkinghead.motion.rest_pose import clip_rest_pose, relative_pose
 from talkinghead.motion.smoothing import TEMPLATE_WINDOW, moving_average
@@ -20,6 +21,7 @@ from talkinghead.timebase import FPS
 # Limits of a plausible template; more is another kind of array.
 _MOST_DEGREES = 180.0
 _MOST_CM = 1000.0
+_MOST_FRAMES = 1_000_000  # nine hours at 30 fps; a file with holes can have any size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,18 +63,20 @@ def read_template(path: Path, fps: float = TEMPLATE_FPS) -> DrivingPose:
         ValueError: No such file, or other content; the message tells what was found.
     """
     try:
-        # Mapped, so that a damaged header that speaks of terabytes is found out before memory is asked for.
-        pose = np.load(path, mmap_mode="r", allow_pickle=False)
+        open_regular(path).close()  # no folder, and no pipe, which might never open
     except FileNotFoundError:
         raise ValueError(f"the pose template {path} is not there") from None
-    except IsADirectoryError:
-        raise ValueError(f"the pose template {path} is a folder, must be an .npy file") from None
+    try:
+        # Mapped, so that a damaged header that speaks of terabytes is found out before memory is asked for.
+        pose = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError) as error:  # NumPy's text proposes to unpickle it
         raise ValueError(f"the pose template {path} is not a NumPy .npy file of numbers, or is damaged") from error
     # Shape and values are checked here, because a wrong file would only show as a strange video.
     if not isinstance(pose, np.ndarray) or pose.ndim != 2 or pose.shape[1] != 6 or not len(pose):
         shape = list(pose.shape) if isinstance(pose, np.ndarray) else "an archive"
         raise ValueError(f"the pose template {path} is {shape}, must be [frames, 6]: three angles in degrees, three cm")
+    if len(pose) > _MOST_FRAMES:
+        raise ValueError(f"the pose template {path} has {len(pose):,} frames, and {_MOST_FRAMES:,} are the most")
     if pose.dtype.kind not in "fiu" or not np.isfinite(pose).all():
         raise ValueError(f"the pose template {path} holds values that are not finite numbers")
     if np.abs(pose[:, :3]).max() > _MOST_DEGREES or np.abs(pose[:, 3:]).max() > _MOST_CM:

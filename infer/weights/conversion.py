@@ -5,7 +5,6 @@ The networks of a pipeline are written one after the other, so that memory for t
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from collections.abc import Container, Mapping
@@ -14,14 +13,20 @@ from pathlib import Path
 from infer.weights.pipeline_weights import INDEX_FILE, NETWORKS, PipelinePlace, weight_hash
 from infer.weights.published_files import PublishedFiles
 from infer.weights.published_pipeline import SETTINGS, print_report, published_networks, with_mode
-from infer.weights.speech_weights import CLASSES, ORIGIN_FILE, Chunking, Kind, WeightsPlace
+from infer.weights.speech_weights import CLASSES, CONFIG_FILE, ORIGIN_FILE, Chunking, Kind, WeightsPlace
+from talkinghead.files.foreign import JSON_BYTES, read_limited
 from talkinghead.models.audio2lmk.published import load_published
 from talkinghead.models.lmk2video.meta_networks import HollowNetworks
 from talkinghead.models.lmk2video.pose_guider import PoseGuider
 from talkinghead.models.lmk2video.published import PoseGuiderMode
+from talkinghead.models.network_settings import read_settings
 from talkinghead.models.noise_schedule import COMPAT_INFER
+from talkinghead.models.weight_files import read_weights
 from talkinghead.pipelines.talking_head import TalkingHeadPipeline
 from talkinghead.provenance import hash_file, pretty_json
+
+_SETTINGS_FILES = (INDEX_FILE, CONFIG_FILE, "scheduler_config.json", ORIGIN_FILE, "speakers.json")
+_WEIGHT_SUFFIXES = (".safetensors", ".bin")
 
 
 def write_speech_model(kind: Kind, source: Path, folder: Path, *, chunking: Chunking | None = None) -> None:
@@ -75,7 +80,7 @@ def write_pipeline(
     for kind, place in speech.items():
         _add_speech(kind, place, folder / kind)
     # The index names the models for speech, as the pipeline itself would.
-    index = json.loads((folder / INDEX_FILE).read_bytes())
+    index = read_settings(folder / INDEX_FILE, "JSON")
     for kind in speech:
         index[kind] = [f"talkinghead.models.audio2lmk.{kind}", CLASSES[kind]]
     (folder / INDEX_FILE).write_bytes(pretty_json(index))
@@ -101,13 +106,11 @@ def _convert(files: PublishedFiles, mode: PoseGuiderMode, folder: Path) -> None:
 def _copy(source: Path, folder: Path, *, leave_out: Container[str], pose_guider_mode: PoseGuiderMode | None) -> None:
     """Copy a pipeline's folder, without the models for speech that are replaced."""
     print(f"{source}: {', '.join(NETWORKS)}", file=sys.stderr)
-    for entry in sorted(source.iterdir()):
-        if entry.name in leave_out:
-            continue
-        if entry.is_dir():
-            shutil.copytree(entry, folder / entry.name)
-        else:
-            shutil.copyfile(entry, folder / entry.name)
+    _copy_files(source, folder, source)
+    for name in (*NETWORKS, "scheduler", *CLASSES):
+        if name not in leave_out and (source / name).is_dir():
+            (folder / name).mkdir()
+            _copy_files(source / name, folder / name, source)
     # The mode is a setting only: the weights stay as copied.
     if pose_guider_mode is not None:
         guider = with_mode(PoseGuider.from_pretrained(source / "pose_guider"), pose_guider_mode)
@@ -121,4 +124,30 @@ def _add_speech(kind: Kind, place: WeightsPlace, folder: Path) -> None:
         write_speech_model(kind, place.path, folder)
     else:
         print(f"{place.path}: {kind}", file=sys.stderr)
-        shutil.copytree(place.path, folder)
+        folder.mkdir()
+        _copy_files(place.path, folder, place.path)
+
+
+def _copy_files(source: Path, folder: Path, root: Path) -> None:
+    """Copy the settings and weights of one network, and nothing else that lies next to them.
+
+    The folder may be a stranger's, and a copy of it may be passed on: a file that is a link, or no weights, could be
+    any file of the user's. Links to weights may stay links: what they lead to is read as tensors first.
+    """
+    for file in sorted(source.iterdir()):
+        if file.is_dir():
+            continue
+        if file.name in _SETTINGS_FILES or file.name.endswith(".index.json"):
+            if any(part.is_symlink() for part in (file, *file.parents) if part.is_relative_to(root) and part != root):
+                raise ValueError(f"{file} is a link, which could lead to any file of yours: put the file in its place")
+            content = read_limited(file, JSON_BYTES, "file of settings")
+            # The folder where the network lay on the machine that made it, of no use to anybody.
+            if b"_name_or_path" in content:
+                settings = read_settings(file)
+                content = pretty_json({name: value for name, value in settings.items() if name != "_name_or_path"})
+            (folder / file.name).write_bytes(content)
+        elif file.suffix in _WEIGHT_SUFFIXES:
+            read_weights(file)
+            shutil.copyfile(file, folder / file.name)
+        else:
+            print(f"{file}: left out, it is neither settings nor weights", file=sys.stderr)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from infer.weights.published_files import PUBLISHED_SIZE, PublishedFiles, holds_published
 from infer.weights.speech_weights import CONFIG_FILE, EXPORT_FOLDER, ORIGIN_FILE
+from talkinghead.models.network_settings import read_settings
 from talkinghead.provenance import hash_bytes, hash_file, hash_files
 
 if TYPE_CHECKING:
@@ -31,6 +32,9 @@ NETWORKS = ("vae", "image_encoder", "reference_net", "denoiser", "pose_guider")
 FOLDERS = ("lmk2video", "stage2", "stage1")
 """Folders below the named one that are searched for a pipeline or a training; the first one counts."""
 
+_LARGEST_SIDE = 8192
+_LARGEST_STEP = 32
+_LEVELS = 8
 # Suffixes of weight files, best first.
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt")
 
@@ -105,7 +109,7 @@ def published_place(files: PublishedFiles) -> PipelinePlace:
 
 def _of_folder(folder: Path) -> PipelinePlace:
     """Place of the pipeline in a folder, checked by its index and the folders of its networks."""
-    index = _read_json(folder / INDEX_FILE)
+    index = _read(folder / INDEX_FILE)
     found = index.get("_class_name")
     if found != PIPELINE_CLASS:
         raise ValueError(f"{folder} holds {found or 'no pipeline'}, but {PIPELINE_CLASS} is wanted")
@@ -114,32 +118,32 @@ def _of_folder(folder: Path) -> PipelinePlace:
     if missing:
         raise ValueError(f"{folder} has no {', '.join(missing)}, though its {INDEX_FILE} names them: copy it again")
     size = (index.get("width") or PUBLISHED_SIZE[0], index.get("height") or PUBLISHED_SIZE[1])
+    if not all(isinstance(side, int) and 0 < side <= _LARGEST_SIDE for side in size):
+        raise ValueError(f"{folder / INDEX_FILE} gives the size {size[0]!r}x{size[1]!r}: copy the folder again")
     return PipelinePlace(path=folder, size=size, size_step=_size_step(folder / "vae" / CONFIG_FILE))
 
 
 def _size_step(config: Path) -> int:
     """Step of both sides in pixels, as in `check_image_size` of the VAEs, but without loading PyTorch."""
-    settings = _read_json(config)
+    settings = _read(config)
     if settings.get("_class_name") in ("CosineVae", "CosineCodec"):  # the second before it was renamed
-        return settings["patch"]
+        patch = settings.get("patch")
+        if not isinstance(patch, int) or not 0 < patch <= _LARGEST_STEP:
+            raise ValueError(f"{config} has blocks of {patch!r} pixels, which no VAE has: copy the folder again")
+        return patch
     # Every block of the VAE of Stable Diffusion but the last halves the image.
     widths = settings.get("block_out_channels")
-    if not isinstance(widths, list):
+    if not isinstance(widths, list) or not 1 <= len(widths) <= _LEVELS:
         raise ValueError(f"{config} does not describe a VAE: copy the folder again")
     return 2 ** (len(widths) - 1)
 
 
-def _read_json(file: Path) -> dict[str, Any]:
-    """Object in a JSON file; `ValueError` tells what to do about a missing or damaged one."""
+def _read(file: Path) -> dict[str, Any]:
+    """Settings in a JSON file; `ValueError` tells what to do about a missing or damaged one."""
     try:
-        value = json.loads(file.read_bytes())
+        return read_settings(file, "JSON")
     except OSError as error:
         raise ValueError(f"{file} cannot be read ({error.strerror}): copy the folder again") from error
-    except ValueError as error:
-        raise ValueError(f"{file} is not JSON: the folder is damaged, copy it again") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{file} is not the JSON of a configuration: copy the folder again")
-    return value
 
 
 def load_pipeline(
@@ -203,7 +207,7 @@ def weight_hash(path: Path) -> str | None:
         return hash_file(path)
     # One form is enough where a folder has several: safetensors come first.
     for suffix in _WEIGHT_SUFFIXES:
-        parts = sorted(path.glob(f"*{suffix}"))
+        parts = sorted(part for part in path.glob(f"*{suffix}") if part.is_file())
         if parts:
             return hash_files(parts)
     return None

@@ -6,11 +6,11 @@ training, a published file (`audio2mesh.pt`, `audio2pose.pt`, or a .safetensors 
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast
 
+from talkinghead.models.network_settings import read_settings
 from talkinghead.motion.expression import EXPRESSION_FILE, ExpressionBasis
 from talkinghead.motion.speakers import FILE as SPEAKERS_FILE
 from talkinghead.motion.speakers import Speakers
@@ -112,10 +112,9 @@ def find_weights(kind: Kind, path: Path) -> WeightsPlace:
 def _class_name(config: Path) -> str | None:
     """Class of the model that a `config.json` describes; None for a training's own configuration."""
     try:
-        value = json.loads(config.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{config} is not JSON: the folder is damaged, copy it again") from error
-    name = value.get("_class_name") if isinstance(value, dict) else None
+        name = read_settings(config, "JSON").get("_class_name")
+    except OSError as error:
+        raise ValueError(f"{config} cannot be read ({error.strerror}): copy the folder again") from error
     return name if isinstance(name, str) else None
 
 

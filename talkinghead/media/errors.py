@@ -5,7 +5,16 @@ from __future__ import annotations
 from typing import Literal
 
 Cause = Literal[
-    "not_found", "no_permission", "folder", "empty_file", "not_media", "no_video", "no_audio", "undecodable"
+    "not_found",
+    "no_permission",
+    "folder",
+    "empty_file",
+    "not_media",
+    "no_video",
+    "no_audio",
+    "undecodable",
+    "too_large",
+    "too_long",
 ]
 
 

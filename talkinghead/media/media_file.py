@@ -23,7 +23,9 @@ from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from talkinghead.files.foreign import open_regular
 from talkinghead.media.errors import UnreadableMediaError
+from talkinghead.media.limits import DECODER_OPTIONS, FRAME_PIXELS, check_frame_size
 
 FORMATS = (
     "mov,mp4,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,nut,mxf,ivf,obu,h264,hevc,m4v,yuv4mpegpipe,gif,rm,dv,"
@@ -68,19 +70,18 @@ def start_of(container: av.container.InputContainer) -> float:
 
 def _open(file: MediaFile, kind: str) -> av.container.InputContainer:
     """The file, opened; every way in which that fails becomes one line that names the file."""
-    # Without the protocol list, a file could make FFmpeg open addresses on the network.
-    options = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
     try:
         if not isinstance(file, Path):
-            return av.open(file, "r", container_options=options)
+            return _open_safely(file)
         if file.is_dir():
             raise UnreadableMediaError("folder", f"{file} is a folder, not {_with_article(kind)} file")
+        open_regular(file).close()  # no pipe, which might never open; and clearer errors than FFmpeg's
         if file.stat().st_size == 0:
             raise UnreadableMediaError("empty_file", f"{file} is empty (0 bytes)")
-        with file.open("rb"):  # a clear error of the operating system rather than FFmpeg's
-            pass
         # With `file:` and an absolute path, no name can be taken for an option, a protocol or a pattern.
-        return av.open(f"file:{file.absolute()}", "r", container_options=options)
+        return _open_safely(f"file:{file.absolute()}")
+    except MemoryError as error:  # one of FFmpeg's too: tables as long as a header says
+        raise MemoryError(f"{name_of(file)} takes more memory to open than there is") from error
     except FFmpegError as error:
         cause = "its index is missing or damaged, or it is another kind of file"
         message = f"{name_of(file)} is not {_with_article(kind)} that can be opened: {cause} ({error.strerror})"
@@ -91,6 +92,18 @@ def _open(file: MediaFile, kind: str) -> av.container.InputContainer:
         raise UnreadableMediaError("no_permission", f"{name_of(file)} may not be read by this user") from error
     except OSError as error:
         raise ValueError(f"{name_of(file)} cannot be read: {error.strerror or error}") from error
+
+
+def _open_safely(file: str | BinaryIO) -> av.container.InputContainer:
+    """The only place where a container is opened for reading: self-contained formats, and nothing but this file."""
+    return av.open(
+        file,
+        "r",
+        # Without the protocol list, a file could make FFmpeg open addresses on the network.
+        container_options={"format_whitelist": FORMATS, "protocol_whitelist": "file"},
+        options=DECODER_OPTIONS,  # for the frames that opening decodes
+        metadata_errors="replace",
+    )
 
 
 def as_stream(data: bytes | BinaryIO) -> BinaryIO:
@@ -180,14 +193,12 @@ def probe(file: MediaFile) -> MediaInfo:
         stream = video_stream(container, name_of(file))
         frame = first_frame(container, stream)
         if frame is None:
-            raise UnreadableMediaError(
-                "undecodable", f"{name_of(file)}: no frame of its {stream.codec_context.name} video can be decoded"
-            )
+            raise no_frame_error(name_of(file), stream)
         audio = audio_stream(container)
         return MediaInfo(
             container=container.format.name.split(",")[0],
             duration_s=None if container.duration is None else container.duration / av.time_base,
-            video=describe_video(container, stream, frame),
+            video=describe_video(container, stream, frame, name_of(file)),
             audio=None if audio is None else describe_audio(container, audio),
         )
 
@@ -196,7 +207,7 @@ def video_stream(container: av.container.InputContainer, name: str) -> VideoStre
     """The best video stream, set to decode on one thread.
 
     Raises:
-        ValueError: There is none, or no decoder for it.
+        ValueError: There is none, no decoder for it, or its frames are too large.
     """
     stream = container.streams.best("video")
     if stream is None or stream.disposition & Disposition.attached_pic:
@@ -204,6 +215,8 @@ def video_stream(container: av.container.InputContainer, name: str) -> VideoStre
     video = cast(VideoStream, stream)
     if video.codec_context is None:
         raise UnreadableMediaError("undecodable", f"{name}: there is no decoder for its video stream")
+    check_frame_size(name, video.codec_context.width, video.codec_context.height)
+    video.codec_context.options = DECODER_OPTIONS
     video.codec_context.thread_count = 1  # FFmpeg would take every core for itself
     return video
 
@@ -213,6 +226,7 @@ def audio_stream(container: av.container.InputContainer) -> AudioStream | None:
     stream = cast(AudioStream | None, container.streams.best("audio"))
     if stream is None or stream.codec_context is None:
         return None
+    stream.codec_context.options = DECODER_OPTIONS
     stream.codec_context.thread_count = 1
     return stream
 
@@ -232,13 +246,29 @@ def first_frame(container: av.container.InputContainer, stream: VideoStream) -> 
     return None
 
 
-def describe_video(container: av.container.InputContainer, stream: VideoStream, frame: VideoFrame) -> VideoInfo:
+def no_frame_error(name: str, stream: VideoStream) -> UnreadableMediaError:
+    """The error for a video stream of which no frame can be decoded."""
+    # A decoder forgets the size of frames that are larger than it may decode.
+    unknown = not stream.codec_context.width
+    hint = f"; it is damaged, or the frames have more than {FRAME_PIXELS / 1e6:.0f} million pixels" if unknown else ""
+    return UnreadableMediaError(
+        "undecodable", f"{name}: no frame of its {stream.codec_context.name} video can be decoded{hint}"
+    )
+
+
+def describe_video(
+    container: av.container.InputContainer, stream: VideoStream, frame: VideoFrame, name: str
+) -> VideoInfo:
     """Description of a video stream.
 
     Args:
         container: The file.
         stream: The video stream.
         frame: A decoded frame of it: the display matrix and interlacing are known from a frame only.
+        name: Name of the file, for the message.
+
+    Raises:
+        ValueError: Made upright and with square pixels, its frames are too large.
     """
     # Square pixels: the frame grows along the longer side of its pixels, so no detail is lost.
     aspect = Fraction(stream.sample_aspect_ratio or 0)
@@ -253,6 +283,7 @@ def describe_video(container: av.container.InputContainer, stream: VideoStream, 
     rotation = -round(frame.rotation / 90) * 90 % 360  # FFmpeg counts counter-clockwise
     if rotation in (90, 270):
         width, height = height, width
+    check_frame_size(name, width, height)
     # Times on the timeline of the file; a negative start is before what players show.
     tick = stream.time_base or Fraction(1, 1000)
     origin = start_of(container)

@@ -27,6 +27,7 @@ from talkinghead.media.audio import to_mono
 from talkinghead.media.encode import add_h264
 from talkinghead.media.encoder_settings import EncoderSettings
 from talkinghead.media.errors import UnreadableMediaError
+from talkinghead.media.limits import check_sound
 from talkinghead.media.media_file import MediaFile, audio_stream, name_of, open_media, start_of
 from talkinghead.media.pixels import PixelConverter
 from talkinghead.timebase import SAMPLE_RATE
@@ -198,6 +199,7 @@ def _open_sound(speech: MediaFile | np.ndarray, stack: contextlib.ExitStack) -> 
     stream = audio_stream(container)
     if stream is None:
         raise UnreadableMediaError("no_audio", f"{name_of(speech)} has no audio stream")
+    check_sound(name_of(speech), stream.rate, stream.channels)
     # The user's own rate where AAC has it, else the highest.
     layout = "stereo" if stream.channels == 2 else "mono"
     rate = stream.rate if stream.rate in _AAC_RATES else _AAC_RATES[-1]
@@ -238,9 +240,23 @@ def _placed(container: InputContainer, stream: AudioStream) -> Iterator[AudioFra
         if frame.layout.nb_channels > 2:
             # The mean of the channels, as the models get it: FFmpeg cannot mix layouts that have no name.
             frame = _audio_frame(to_mono(frame)[None], "mono", rate, position)
+        # The resampler would fill a gap of hours all at once; so it gets silence, as much as is asked for.
+        while position - expected > rate:
+            yield _silence_like(frame, expected)
+            expected += rate
         frame.pts, frame.time_base = position, Fraction(1, rate)
         expected = position + frame.samples
         yield frame
+
+
+def _silence_like(frame: AudioFrame, position: int) -> AudioFrame:
+    """A second of silence in the format of another frame, that begins at the sample `position`."""
+    silence = AudioFrame(format=frame.format.name, layout=frame.layout.name, samples=frame.sample_rate)
+    zero = b"\x80" if frame.format.name.startswith("u8") else b"\0"
+    for plane in silence.planes:
+        plane.update(zero * plane.buffer_size)
+    silence.sample_rate, silence.pts, silence.time_base = frame.sample_rate, position, Fraction(1, frame.sample_rate)
+    return silence
 
 
 def _resampled(frames: Iterator[AudioFrame], layout: str, rate: int) -> Iterator[AudioFrame]:

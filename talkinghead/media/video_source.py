@@ -18,13 +18,13 @@ from av.error import FFmpegError
 from av.video.frame import VideoFrame
 from av.video.reformatter import Interpolation
 
-from talkinghead.media.errors import UnreadableMediaError
 from talkinghead.media.media_file import (
     MediaFile,
     VideoInfo,
     describe_video,
     first_frame,
     name_of,
+    no_frame_error,
     open_media,
     start_of,
     video_stream,
@@ -116,21 +116,23 @@ class VideoSource:
         """Open the file and decode its first frame.
 
         Raises:
-            ValueError: The file is no video, has no video stream, or no frame can be decoded; the message names it.
+            ValueError: The file is no video, has no video stream, its frames are too large, or none can be decoded;
+                the message names it.
         """
         self._file = file
         self._name = name_of(file)
         self._stack = ExitStack()
         self.broken_packets = 0
         """Packets that could not be decoded in the latest call of `frames`."""
-        self._reopen()
-        frame = first_frame(self._container, self._stream)
-        if frame is None:
+        try:
+            self._reopen()
+            frame = first_frame(self._container, self._stream)
+            if frame is None:
+                raise no_frame_error(self._name, self._stream)
+            self.info: VideoInfo = describe_video(self._container, self._stream, frame, self._name)
+        except BaseException:
             self.close()
-            raise UnreadableMediaError(
-                "undecodable", f"{self._name}: no frame of its {self._stream.codec_context.name} video can be decoded"
-            )
-        self.info: VideoInfo = describe_video(self._container, self._stream, frame)
+            raise
         self._fresh = False  # whether nothing was read since the file was opened
 
     def __enter__(self) -> VideoSource:

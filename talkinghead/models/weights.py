@@ -10,24 +10,25 @@ import contextlib
 import hashlib
 import logging
 import os
-import pickle
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Self, TypeVar
 
-import safetensors.torch
 import torch
 from diffusers.configuration_utils import ConfigMixin
 from diffusers.models.modeling_utils import ModelMixin
-from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 from transformers.utils import logging as transformers_logging
 
 from talkinghead import rng
+from talkinghead.models.network_settings import CONFIG_FILE, arguments_of, declared, read_settings
+from talkinghead.models.weight_files import DIFFUSERS_FILES, read_folder
+from talkinghead.runtime.errors import error_text
 
-_WRAPPERS = ("state_dict", "module")
-"""Names under which training programs store the weights when they save other things with them."""
+Network = TypeVar("Network", bound=nn.Module)
 
 
 # --- first weights ----------------------------------------------------------------------------------------------------
@@ -57,32 +58,124 @@ class StrictModel(ModelMixin, ConfigMixin):
     """A model that `save_pretrained` writes and `from_pretrained` reads, whole or not at all."""
 
     @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike[str], **kwargs: Any) -> Self:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """A model from a folder of `save_pretrained`, in evaluation mode.
+    def from_pretrained(cls, folder: str | os.PathLike[str]) -> Self:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """A model from a folder of `save_pretrained`, in single precision and evaluation mode.
 
-        Stricter than the method it replaces, which fills missing weights with random ones.
+        Stricter than the method it replaces, which fills missing weights with random ones, and runs what the folder's
+        settings ask for.
 
         Raises:
             ValueError: The folder is missing, damaged, or holds other weights than its configuration describes.
         """
-        # The plain way of loading, as the fast one needs the package `accelerate`; with the report of keys.
-        kwargs = {"low_cpu_mem_usage": False, "local_files_only": True} | kwargs | {"output_loading_info": True}
+        place = Path(folder)
         try:
-            model, report = super().from_pretrained(folder, **kwargs)  # pyright: ignore[reportGeneralTypeIssues]
-        except (OSError, RuntimeError, TypeError, ValueError, SafetensorError) as error:
-            text = " ".join(str(error).split())[:300].rstrip(". ") or type(error).__name__
+            settings = declared(read_settings(place / CONFIG_FILE), arguments_of(cls))
+            found = read_folder(place, DIFFUSERS_FILES)
+        except (OSError, ValueError) as error:
             raise ValueError(
-                f"{folder} is no whole {cls.__name__}: {text}. Give the folder that training or"
+                f"{folder} is no whole {cls.__name__}: {error_text(error)}. Give the folder that training or"
                 " conversion wrote, or copy it again"
             ) from error
-        # The library only warns of these.
-        wrong = [*report["missing_keys"], *report["unexpected_keys"], *map(str, report["mismatched_keys"])]
-        if wrong:
-            raise ValueError(
-                f"the weights in {folder} are not of the {cls.__name__} that its config.json describes: {len(wrong)}"
-                f" tensors missing, left over or of another shape, such as {wrong[0]}"
-            )
-        return model
+        return filled(lambda: cls(**settings), found, cls.__name__, place).eval()
+
+
+def filled(
+    make: Callable[[], Network],
+    found: Mapping[str, Tensor],
+    kind: str,
+    folder: Path,
+    *,
+    optional: Container[str] = (),
+    left_over: Callable[[str], bool] = lambda _: False,
+    tables: Callable[[Network], object] = lambda _: None,
+) -> Network:
+    """A network with weights of a folder, whose settings may speak of any size: no more is made than the weights hold.
+
+    Args:
+        make: Function that makes the network by the folder's settings.
+        found: Weights by the network's names.
+        kind: Name of the network, for messages.
+        folder: Folder of both, for messages.
+        optional: Names of tensors that the folder may lack; they become zeros.
+        left_over: Function that tells whether the folder may have a tensor of this name that the network lacks.
+        tables: Function that makes the network's buffers that are not saved.
+
+    Returns:
+        The network on the CPU, its floating-point numbers in float32.
+
+    Raises:
+        ValueError: The settings describe no network, or another one than the weights are of.
+    """
+    # Made on the meta device, which needs no memory and draws no first weights, and counted while it is made: a million
+    # layers would take hours also there.
+    try:
+        # Twice and a little more: some are made, then replaced or divided into several (weight norms).
+        numbers = sum(value.numel() for value in found.values())
+        with torch.device("meta"), no_larger_than(2 * len(found) + 64, 2 * numbers + (1 << 20)):
+            network = make()
+    except MemoryError:
+        raise
+    except Exception as error:  # the libraries' classes fail in many ways on settings they do not expect
+        text = " ".join(str(error).split())[:300].rstrip(". ") or type(error).__name__
+        raise ValueError(
+            f"{folder} describes no {kind} that can be made: {text}. Give the folder that training or conversion wrote,"
+            " or copy it again"
+        ) from error
+
+    # Names and shapes agree before anything is copied.
+    wanted = network.state_dict()
+    wrong = [f"{name} missing" for name in wanted if name not in found and name not in optional]
+    wrong += [f"{name} left over" for name in found if name not in wanted and not left_over(name)]
+    wrong += [
+        f"{name} of shape {tuple(found[name].shape)} for {tuple(value.shape)}"
+        for name, value in wanted.items()
+        if name in found and found[name].shape != value.shape
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise ValueError(
+            f"the weights in {folder} are not of the {kind} that its {CONFIG_FILE} describes: {len(wrong)} tensors"
+            f" missing, left over or of another shape: {', '.join(wrong[:5])}{more}"
+        )
+
+    # Mapped tensors stay mapped where they are in float32: the bytes of a network are read when it computes, or moves.
+    # Counters stay whole numbers.
+    state = {
+        name: found[name].to(torch.float32 if like.is_floating_point() else like.dtype).contiguous()
+        if name in found
+        else torch.zeros(like.shape, device="cpu")
+        for name, like in wanted.items()
+    }
+    network.load_state_dict(state, assign=True)
+    tables(network)
+    assert not any(tensor.is_meta for tensor in (*network.parameters(), *network.buffers())), "a tensor has no values"
+    return network
+
+
+@contextlib.contextmanager
+def no_larger_than(tensors: int, numbers: int) -> Iterator[None]:
+    """Context in which making a network ends with `ValueError` as soon as it has too many weights.
+
+    Args:
+        tensors: Most tensors of weights.
+        numbers: Most numbers in all of them.
+    """
+    thread = threading.get_ident()
+    made = [0, 0]
+
+    def count(_module: nn.Module, _name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is None or threading.get_ident() != thread:
+            return
+        made[0] += 1
+        made[1] += parameter.numel()
+        if made[0] > tensors or made[1] > numbers:
+            raise ValueError("its settings describe a larger network than its weights, or than any")
+
+    handle = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @contextlib.contextmanager
@@ -139,43 +232,6 @@ class KeyReport:
         return "\n".join(lines)
 
 
-def read_weights(file: str | Path) -> dict[str, Tensor]:
-    """The tensors of a file, by name.
-
-    Nothing but tensors and plain values is unpickled. Weights under `state_dict` are taken from there; the prefix
-    `module.` of data-parallel training is cut off; plain values next to tensors (step numbers, settings) are left out.
-
-    Args:
-        file: `.safetensors`, or what `torch.save` wrote (`.pth`, `.pt`, `.ckpt`, `.bin`).
-
-    Raises:
-        ValueError: The file is missing or damaged, or holds no tensors.
-    """
-    path = Path(file)
-    if not path.is_file():
-        raise ValueError(f"there is no file {path}")
-    try:
-        content: Any = safetensors.torch.load_file(path) if path.suffix == ".safetensors" else _unpickle(path)
-    except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError, SafetensorError) as error:
-        text = str(error).strip() or type(error).__name__
-        raise ValueError(
-            f"{path} cannot be read as weights; it is damaged, cut short or of another kind: copy it again"
-            f" ({text.splitlines()[0][:200]})"
-        ) from error
-    # Unwrap, and keep the tensors.
-    for wrapper in _WRAPPERS:
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
-    tensors = (
-        {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
-        if isinstance(content, dict)
-        else {}
-    )
-    if not tensors:
-        raise ValueError(f"{path} holds no table of tensors: give the published file as it is")
-    return {key.removeprefix("module."): value for key, value in tensors.items()}
-
-
 def compare_keys(
     file: str, kind: str, found: Mapping[str, Tensor], wanted: Mapping[str, torch.Size | tuple[int, ...]]
 ) -> KeyReport:
@@ -198,17 +254,6 @@ def compare_keys(
         unexpected=sorted(found.keys() - wanted.keys()),
         wrong_shape=[f"{key} {tuple(found[key].shape)} for {tuple(wanted[key])}" for key in wrong],
     )
-
-
-def _unpickle(path: Path) -> Any:
-    try:
-        # Mapped into memory: of gigabytes only the pages in use are read.
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except RuntimeError as error:
-        if "mmap" not in str(error):
-            raise
-        # A file from before PyTorch 1.6 is no zip archive and cannot be mapped.
-        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 # --- what identifies weights ------------------------------------------------------------------------------------------

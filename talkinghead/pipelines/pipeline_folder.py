@@ -6,7 +6,6 @@ find networks whose class is outside of its own packages. So the parts are read 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,15 @@ from typing import Any
 import diffusers
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
+from talkinghead.media.talking_video import LARGEST, SMALLEST
 from talkinghead.models.audio2lmk.audio2mesh import Audio2Mesh
 from talkinghead.models.audio2lmk.audio2pose import Audio2Pose
 from talkinghead.models.image.weights import load_image_encoder, load_vae
 from talkinghead.models.lmk2video.denoiser import Denoiser
 from talkinghead.models.lmk2video.pose_guider import PoseGuider
 from talkinghead.models.lmk2video.reference_net import ReferenceNet
+from talkinghead.models.network_settings import read_settings
+from talkinghead.runtime.errors import error_text
 
 INDEX = "model_index.json"
 """Name of the index file, which `save_pretrained` writes last: a folder without it is no whole pipeline."""
@@ -34,6 +36,16 @@ _LOADERS: Mapping[str, Callable[[Path], Any]] = {
     "audio2pose": Audio2Pose.from_pretrained,
 }
 """Loaders of the parts from their subfolders, by name of the part. The scheduler's class is read from the index."""
+_SETTINGS: Mapping[str, tuple[tuple[type, ...], float, float]] = {
+    "compat": ((bool,), False, True),
+    "fps": ((int, float), 1, 240),
+    "width": ((int,), SMALLEST, LARGEST),
+    "height": ((int,), SMALLEST, LARGEST),
+    "context_frames": ((int,), 1, 1000),
+}
+"""Kinds and range of a pipeline's settings."""
+_SCHEDULER_FILE = "scheduler_config.json"
+_MOST_TIMESTEPS = 100_000
 _RENAMED = {"CosineCodec": "CosineVae"}
 """Present class names by those in older folders. Modules are never looked up by the names that an index gives."""
 PARTS = (*_LOADERS, "scheduler")
@@ -55,17 +67,19 @@ def read_index(folder: Path, class_name: str) -> dict[str, Any]:
     """
     file = folder / INDEX
     try:
-        index = json.loads(file.read_bytes())
+        index = read_settings(file, "JSON")
     except OSError as error:
         raise ValueError(
             f"no pipeline in {folder}: {file} cannot be read ({error.strerror}). Give the folder that training or"
             " conversion wrote"
         ) from error
-    except ValueError as error:
-        raise ValueError(f"{file} is not JSON: the folder is damaged, copy it again") from error
-    found = index.get("_class_name") if isinstance(index, dict) else None
+    found = index.get("_class_name")
     if found != class_name:
         raise ValueError(f"{file} describes {found or 'no pipeline'}; wanted is {class_name}")
+    for name, (kinds, least, most) in _SETTINGS.items():
+        value = index.get(name)
+        if value is not None and not (type(value) in kinds and least <= value <= most):
+            raise ValueError(f"{file} has {name} {value!r}, which no pipeline has: copy the folder again")
     return {name: value for name, value in index.items() if not name.startswith("_")}
 
 
@@ -105,15 +119,32 @@ def read_parts(
 
 
 def _read_scheduler(folder: Path, kind: str) -> SchedulerMixin:
-    # Users may swap the scheduler, so any class of `diffusers` itself is allowed, and nothing else.
-    found = getattr(diffusers, kind, None)
+    # Users may swap the scheduler, so any of `diffusers` itself is allowed, and nothing else.
+    found = getattr(diffusers, kind, None) if kind.endswith("Scheduler") else None
     if not (isinstance(found, type) and issubclass(found, SchedulerMixin)):
         raise ValueError(
             f"{folder / INDEX} names the scheduler {kind}, which diffusers {diffusers.__version__} has not"
         )
-    load: Any = found
+    make: Any = found
+    file = folder / "scheduler" / _SCHEDULER_FILE
     try:
-        return load.from_pretrained(folder, subfolder="scheduler", local_files_only=True)
-    except (OSError, TypeError, ValueError, NotImplementedError) as error:
-        text = " ".join(str(error).split())[:300]
+        settings = read_settings(file)
+        _check_numbers(settings)
+        # Private ones name classes to look up. Others that this class lacks are kept, as `diffusers` does.
+        defaults = settings.get("_use_default_values") or ()
+        return make.from_config(
+            {name: value for name, value in settings.items() if not name.startswith("_") and name not in defaults}
+        )
+    except MemoryError:
+        raise
+    except Exception as error:  # their classes fail in many ways on settings they do not expect
+        text = " ".join(error_text(error).split())[:300]
         raise ValueError(f"{folder / 'scheduler'} is no whole {kind}: {text}") from error
+
+
+def _check_numbers(settings: Mapping[str, Any]) -> None:
+    """Raise `ValueError` for a number or a list that would make a scheduler's tables fill the memory."""
+    for name, value in settings.items():
+        size = len(value) if isinstance(value, (list, str)) else value
+        if isinstance(size, (int, float)) and not abs(size) <= _MOST_TIMESTEPS:
+            raise ValueError(f"{name} is too large: a schedule has at most {_MOST_TIMESTEPS} timesteps")

@@ -19,10 +19,10 @@ import torch
 from annotate.engines import make_engine
 from infer import animate, estimate
 from infer.__main__ import main
-from infer.portrait import read_image
 from infer.weights.pipeline_weights import find_pipeline, load_pipeline
 from talkinghead.face.model import FaceModel
 from talkinghead.media.audio import encode_wav, read_whole_audio
+from talkinghead.media.image_file import read_image
 from talkinghead.media.media_file import probe
 from talkinghead.media.video_source import VideoSource
 from talkinghead.pipelines.talking_head import TalkingHeadPipeline

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from infer.output_files import check_target, landmark_companions, write_landmarks
+from infer.output_files import check_target, landmark_companions, place_name, sidecar, write_landmarks
+from infer.request import AudioRequest
 from talkinghead.geometry.canonical import mean_face
 from talkinghead.geometry.guidance import draw_guidance
 from talkinghead.geometry.pose import matrix_from_pose
@@ -86,3 +87,31 @@ def test_names_that_cannot_be_written(tmp_path: Path) -> None:
     check_target(tmp_path / "other.mp4", (), speech)
     with pytest.raises(ValueError, match="would replace the input"):
         check_target(tmp_path / "out.mp4", landmark_companions(tmp_path / "out.mp4"), tmp_path / "out.npz")
+
+
+def test_a_sidecar_names_files_without_the_folders_of_the_machine(tmp_path: Path) -> None:
+    secret = tmp_path / "somebody" / "project"
+    request = AudioRequest(
+        reference=secret / "face.png",
+        output=secret / "out.mp4",
+        audio=secret / "a:b.wav",
+        weights=secret / "run" / "pretrained_model",
+        audio2mesh=secret / "mesh",
+        pose=f"video:{secret / 'head.mp4'}",
+    )
+    found = sidecar(
+        "audio",
+        request,
+        inputs={"audio": {"sha256": "0" * 64}},
+        weights={"pipeline": {"path": str(secret / "run" / "pretrained_model"), "sha256": "1" * 64}},
+        result={},
+        seconds={},
+        device="cpu",
+    )
+    text = json.dumps(found)
+    assert str(tmp_path) not in text and "somebody" not in text and "project" not in text
+    settings = found["settings"]
+    assert (settings["reference"], settings["output"], settings["audio"]) == ("face.png", "out.mp4", "a:b.wav")
+    assert settings["weights"] == found["weights"]["pipeline"]["path"] == "run/pretrained_model"
+    assert (settings["audio2mesh"], settings["pose"], settings["audio2pose"]) == ("mesh", "video:head.mp4", None)
+    assert place_name(Path("face.png")) == "face.png"

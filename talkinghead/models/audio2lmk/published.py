@@ -11,7 +11,8 @@ from transformers import AutoConfig
 from talkinghead.models.audio2lmk.audio2mesh import Audio2Mesh
 from talkinghead.models.audio2lmk.audio2pose import Audio2Pose
 from talkinghead.models.speech.weights import encoder_settings
-from talkinghead.models.weights import KeyReport, compare_keys, read_weights
+from talkinghead.models.weight_files import read_weights
+from talkinghead.models.weights import KeyReport, compare_keys
 
 Kind = Literal["audio2mesh", "audio2pose"]
 

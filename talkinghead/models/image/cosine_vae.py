@@ -32,7 +32,8 @@ _DECAY = 0.9
 """Exponent of the decay: non-constant coefficients fall with their squared frequency to this power. The values of
 `_FLAT`, `_RIPPLE` and `_DECAY` are fits to faces of 64 to 128 pixels (talking-head video of eight sources); the
 measured sizes lie within a factor of 1.6 of them."""
-
+_LARGEST_PATCH = 32
+"""Largest side of a block, pixels: the table of all coefficients grows with its fourth power."""
 
 CLASS_NAMES = ("CosineVae", "CosineCodec")
 """Names of the class in saved configurations: the present one, and the former one of older exports."""
@@ -58,7 +59,7 @@ class CosineVae(StrictModel):
         scaling_factor: Factor by which users of the VAE multiply latents, as with `AutoencoderKL`.
 
     Raises:
-        ValueError: More coefficients than a block has, or a whitening outside of 0 … 1.
+        ValueError: Too large a block, more coefficients than it has, or a whitening outside of 0 … 1.
     """
 
     analysis: Tensor
@@ -69,6 +70,8 @@ class CosineVae(StrictModel):
         self, patch: int = 4, latent_channels: int = 16, whitening: float = 0.25, scaling_factor: float = 1.0
     ) -> None:
         super().__init__()
+        if patch > _LARGEST_PATCH:
+            raise ValueError(f"blocks of {patch} pixels are too large: {_LARGEST_PATCH} are the most")
         if patch < 1 or not 1 <= latent_channels <= 3 * patch**2:
             raise ValueError(f"blocks of {patch} pixels have {3 * patch**2} coefficients, not {latent_channels}")
         if not 0.0 <= whitening <= 1.0:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from safetensors import SafetensorError
-from torch import nn
-from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+from huggingface_hub.errors import StrictDataclassError
+from torch import Tensor, nn
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, PreTrainedConfig
 
 from talkinghead.models.image.cosine_vae import CLASS_NAMES, CosineVae
-from talkinghead.models.weights import parameter_hash, quiet_libraries, weights_from
+from talkinghead.models.network_settings import CONFIG_FILE, arguments_of, declared, read_settings
+from talkinghead.models.weight_files import DIFFUSERS_FILES, TRANSFORMERS_FILES, read_folder
+from talkinghead.models.weights import filled, parameter_hash, weights_from
 from talkinghead.provenance import canonical_json, hash_bytes
+from talkinghead.runtime.errors import error_text
 
 Part = Literal["vae", "image_encoder"]
 """Name of an image network, and of its subfolder in a pipeline's folder."""
@@ -46,7 +48,10 @@ _UNSEEN: dict[type[nn.Module], tuple[str, ...]] = {
     CLIPVisionModelWithProjection: ("hidden_act", "num_attention_heads", "image_size", "patch_size", "layer_norm_eps"),
 }
 """Settings that change a network's results without changing its tensors; they belong in its fingerprint."""
-_DAMAGE = (OSError, RuntimeError, TypeError, ValueError, KeyError, EOFError, SafetensorError)
+_CLIP_SETTINGS = sorted(CLIPVisionConfig().to_dict().keys() - PreTrainedConfig().to_dict().keys())
+"""Settings of CLIP's image encoder; those that every model of `transformers` has stay as they are by default."""
+_RENAMED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+"""Names within the VAE's attention in older files → the present ones."""
 
 
 def load_vae(source: str) -> AutoencoderKL | CosineVae:
@@ -73,8 +78,16 @@ def load_vae(source: str) -> AutoencoderKL | CosineVae:
     }
     found = config.get("_class_name")
     if found not in kinds:
-        raise ValueError(f"{folder / 'config.json'} describes {_kind(found)}; wanted is AutoencoderKL or CosineVae")
-    return _loaded(kinds[found], folder, low_cpu_mem_usage=False).eval()
+        raise ValueError(f"{folder / CONFIG_FILE} describes {_kind(found)}; wanted is AutoencoderKL or CosineVae")
+    kind: Any = kinds[found]
+    if kind is CosineVae:
+        return CosineVae.from_pretrained(folder)
+    try:
+        settings = declared(config, arguments_of(kind))
+    except ValueError as error:
+        raise ValueError(f"{folder / CONFIG_FILE} describes no VAE: {error}") from error
+    tensors = {_present_name(name): value for name, value in _tensors(folder, DIFFUSERS_FILES).items()}
+    return filled(lambda: kind(**settings), tensors, kind.__name__, folder).eval()
 
 
 def load_image_encoder(source: str) -> CLIPVisionModelWithProjection:
@@ -93,12 +106,38 @@ def load_image_encoder(source: str) -> CLIPVisionModelWithProjection:
     folder, config = _folder(source, "image_encoder")
     if config.get("model_type") not in ("clip_vision_model", "clip"):
         raise ValueError(
-            f"{folder / 'config.json'} describes {_kind(config.get('model_type'))}; wanted is the image encoder of CLIP"
+            f"{folder / CONFIG_FILE} describes {_kind(config.get('model_type'))}; wanted is the image encoder of CLIP"
             " (clip_vision_model)"
         )
-    encoder: Any = CLIPVisionModelWithProjection
-    # Tensors of another shape then appear in the report of `_loaded`, rather than in an error that names none.
-    return _loaded(encoder, folder, dtype=torch.float32, ignore_mismatched_sizes=True).eval()
+    settings = vision_config(config, str(folder / CONFIG_FILE))
+    # A file of the whole CLIP has a text half, and older files a table of positions that is computed now.
+    return filled(
+        lambda: CLIPVisionModelWithProjection(settings),
+        _tensors(folder, TRANSFORMERS_FILES),
+        CLIPVisionModelWithProjection.__name__,
+        folder,
+        left_over=_expected,
+        tables=_number_positions,
+    ).eval()
+
+
+def vision_config(settings: Mapping[str, Any], name: str) -> CLIPVisionConfig:
+    """Configuration of CLIP's image encoder from a `config.json`: its own, or that of a whole CLIP.
+
+    Args:
+        settings: Content of the file.
+        name: Name of the file, for the message.
+
+    Raises:
+        ValueError: A setting is of another kind.
+    """
+    # The whole CLIP has the image encoder's settings in a part of its own.
+    part = settings.get("vision_config") if settings.get("model_type") == "clip" else settings
+    try:
+        return CLIPVisionConfig(**declared(part if isinstance(part, Mapping) else {}, _CLIP_SETTINGS))
+    except (TypeError, ValueError, StrictDataclassError) as error:
+        text = " ".join(str(error).split())[:300]
+        raise ValueError(f"{name} does not describe an image encoder ({text}): copy the folder again") from error
 
 
 def fingerprint(network: nn.Module) -> str:
@@ -134,45 +173,37 @@ def _folder(source: str, part: Part) -> tuple[Path, dict[str, Any]]:
     # A folder of a whole pipeline has the network in a subfolder.
     if not (place / "config.json").is_file() and (place / part).is_dir():
         place /= part
-    file = place / "config.json"
+    file = place / CONFIG_FILE
     try:
-        config = json.loads(file.read_bytes())
+        return place, read_settings(file)
     except OSError as error:
         raise ValueError(
             f"no {part} in {source}: {file} cannot be read ({error.strerror}). Give a folder with config.json and"
             " weights, or one that has it as a subfolder of that name"
         ) from error
-    except ValueError as error:
-        raise ValueError(f"{file} is not the JSON of a network's configuration: copy the folder again") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{file} is not the JSON of a network's configuration: copy the folder again")
-    return place, config
 
 
-def _loaded(network: Any, folder: Path, **options: Any) -> Any:
-    """Network from a folder, whose tensors must be exactly those of the network."""
+def _tensors(folder: Path, names: Sequence[str]) -> dict[str, Tensor]:
+    """Tensors of the weights in a folder by name."""
     try:
-        # Our own class checks this itself (`StrictModel`). Stock classes fill missing tensors with random numbers and
-        # only log a warning, so their report is checked below.
-        if issubclass(network, CosineVae):
-            return network.from_pretrained(folder)
-        with quiet_libraries():
-            model, report = network.from_pretrained(folder, local_files_only=True, output_loading_info=True, **options)
-    except _DAMAGE as error:
-        text = " ".join(str(error).split())[:300].rstrip(". ") or type(error).__name__
+        return read_folder(folder, names)
+    except (OSError, ValueError) as error:
         raise ValueError(
             f"the weights in {folder} cannot be read; they are missing, damaged or cut short, copy the folder again"
-            f" ({text})"
+            f" ({error_text(error)})"
         ) from error
-    # A file of the whole CLIP has a text half, and older files a table of positions that is computed now.
-    left_over = [key for key in report["unexpected_keys"] if not _expected(key)]
-    wrong = [*report["missing_keys"], *left_over, *map(str, report["mismatched_keys"])]
-    if wrong:
-        raise ValueError(
-            f"the weights in {folder} are not of the {network.__name__} that its config.json describes:"
-            f" {len(wrong)} tensors missing, left over or of another shape: {_listed(wrong)}"
-        )
-    return model
+
+
+def _present_name(name: str) -> str:
+    """Present name of a tensor of `AutoencoderKL`, whose attention once had other names."""
+    for old, new in _RENAMED.items():
+        name = name.replace(f".attentions.0.{old}.", f".attentions.0.{new}.")
+    return name
+
+
+def _number_positions(encoder: CLIPVisionModelWithProjection) -> None:
+    embeddings: Any = encoder.vision_model.embeddings
+    embeddings.position_ids = torch.arange(embeddings.num_positions)[None]
 
 
 def _expected(key: str) -> bool:
@@ -181,9 +212,3 @@ def _expected(key: str) -> bool:
 
 def _kind(found: object) -> str:
     return f"a network of kind {found!r}" if found else "no kind of network"
-
-
-def _listed(names: Iterable[str], limit: int = 5) -> str:
-    names = list(names)
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+from transformers import CLIPVisionModelWithProjection
 
 from talkinghead.models.image.cosine_vae import CLASS_NAMES, CosineVae
 from talkinghead.models.image.networks import Vae
+from talkinghead.models.image.weights import vision_config
 from talkinghead.models.lmk2video.denoiser import Denoiser
 from talkinghead.models.lmk2video.pose_guider import PoseGuider
 from talkinghead.models.lmk2video.published import published_pose_guider
 from talkinghead.models.lmk2video.reference_net import ReferenceNet
+from talkinghead.models.network_settings import CONFIG_FILE, arguments_of, declared, read_settings
+from talkinghead.models.weights import no_larger_than
 
 NETWORKS = ("vae", "image_encoder", "reference_net", "denoiser", "pose_guider")
+_TENSORS, _NUMBERS = 20_000, 10**11
+"""Most tensors and numbers of all networks together, many times those of the published ones: a `config.json` may be a
+stranger's."""
 # The published sizes, as in the configurations of sd-vae-ft-mse and CLIP ViT-L/14.
 _SD_VAE: dict[str, Any] = {
     "down_block_types": ("DownEncoderBlock2D",) * 4,
@@ -65,11 +70,19 @@ class HollowNetworks:
                 `_class_name`, unless it is Stable Diffusion's.
         """
         vae = CosineVae if configs["vae"].get("_class_name") in CLASS_NAMES else AutoencoderKL
-        classes = {"vae": vae, "reference_net": ReferenceNet, "denoiser": Denoiser, "pose_guider": PoseGuider}
-        with torch.device("meta"):
-            made: dict[str, Any] = {name: cast(Any, kind).from_config(configs[name]) for name, kind in classes.items()}
-            clip = CLIPVisionConfig.from_dict(dict(configs["image_encoder"]))
-            made["image_encoder"] = CLIPVisionModelWithProjection(cast(CLIPVisionConfig, clip))
+        classes: dict[str, Any] = {
+            "vae": vae,
+            "reference_net": ReferenceNet,
+            "denoiser": Denoiser,
+            "pose_guider": PoseGuider,
+        }
+        made: dict[str, Any] = {}
+        with torch.device("meta"), no_larger_than(_TENSORS, _NUMBERS):
+            for name, kind in classes.items():
+                made[name] = kind(**declared(configs[name], arguments_of(kind)))
+            made["image_encoder"] = CLIPVisionModelWithProjection(
+                vision_config(configs["image_encoder"], "image_encoder")
+            )
         return cls(**{name: network.eval() for name, network in made.items()})
 
     @classmethod
@@ -83,8 +96,10 @@ class HollowNetworks:
             ValueError: A configuration is missing or damaged.
         """
         try:
-            return cls.described({name: json.loads((folder / name / "config.json").read_bytes()) for name in NETWORKS})
-        except (OSError, ValueError, TypeError, KeyError) as error:
+            return cls.described({name: read_settings(folder / name / CONFIG_FILE) for name in NETWORKS})
+        except MemoryError:
+            raise
+        except Exception as error:  # the libraries' classes fail in many ways on settings they do not expect
             raise ValueError(f"{folder} does not describe a whole pipeline ({error}): copy it again") from error
 
     def parameters(self) -> dict[str, int]:

@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from talkinghead.models.lmk2video.denoiser import Denoiser
 from talkinghead.models.lmk2video.pose_guider import PoseGuider
 from talkinghead.models.lmk2video.reference_net import ReferenceNet
-from talkinghead.models.weights import KeyReport, compare_keys, read_weights
+from talkinghead.models.weight_files import read_weights
+from talkinghead.models.weights import KeyReport, compare_keys
 
 Kind = Literal["reference_unet", "denoising_unet", "motion_module", "pose_guider"]
 PoseGuiderMode = Literal["published", "trained", "running"]

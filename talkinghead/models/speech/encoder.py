@@ -19,8 +19,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
+from talkinghead.models.network_settings import declared, refuse_code
 from talkinghead.models.weights import StrictModel
 from talkinghead.timebase import SAMPLE_RATE
 
@@ -30,22 +31,37 @@ MODEL_TYPES = ("wav2vec2", "hubert", "wavlm", "data2vec-audio")
 """`model_type` of the encoders that consist of `feature_extractor`, `feature_projection` and `encoder`."""
 
 
+def encoder_config(settings: Mapping[str, Any]) -> PreTrainedConfig:
+    """Configuration of a speech encoder with the settings that its class declares; others are left out.
+
+    Args:
+        settings: Settings in the form of `transformers`; `model_type` is one of `MODEL_TYPES`.
+
+    Raises:
+        ValueError: Another `model_type`, settings that ask for code, or an adapter, which would change the number of
+            frames.
+    """
+    model_type = settings.get("model_type")
+    if model_type not in MODEL_TYPES:
+        raise ValueError(f"speech encoder of type {model_type!r} cannot be used: take one of {', '.join(MODEL_TYPES)}")
+    refuse_code(settings, "the configuration of the speech encoder")
+    if settings.get("add_adapter"):
+        raise ValueError("the speech encoder has an adapter (add_adapter), which changes the number of frames")
+    # What every model of `transformers` has (kernels of attention, kinds of output) stays as it is by default.
+    own = AutoConfig.for_model(model_type).to_dict().keys() - PreTrainedConfig().to_dict().keys() - {"model_type"}
+    return AutoConfig.for_model(model_type, **declared(settings, sorted(own)))
+
+
 def build_encoder(config: Mapping[str, Any]) -> PreTrainedModel:
     """A speech encoder with first weights from PyTorch's global generator.
 
     Args:
-        config: Configuration of a `transformers` model; `model_type` is one of `MODEL_TYPES`.
+        config: Settings of `encoder_config`.
 
     Raises:
-        ValueError: Another `model_type`, or an adapter, which would change the number of frames.
+        ValueError: As `encoder_config` does.
     """
-    settings = dict(config)
-    model_type = settings.pop("model_type", None)
-    if model_type not in MODEL_TYPES:
-        raise ValueError(f"speech encoder of type {model_type!r} cannot be used: take one of {', '.join(MODEL_TYPES)}")
-    if settings.get("add_adapter"):
-        raise ValueError("the speech encoder has an adapter (add_adapter), which changes the number of frames")
-    encoder = AutoModel.from_config(AutoConfig.for_model(model_type, **settings))
+    encoder = AutoModel.from_config(encoder_config(config))
     if hasattr(encoder, "masked_spec_embed"):
         # Only SpecAugment uses it, which `encode_speech` leaves out: data parallelism would wait for its gradient.
         encoder.masked_spec_embed.requires_grad_(False)

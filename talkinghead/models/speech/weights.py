@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
-from talkinghead.models.speech.encoder import MODEL_TYPES, build_encoder
-from talkinghead.models.weights import parameter_hash, quiet_libraries, weights_from
+from talkinghead.models.network_settings import CONFIG_FILE, read_settings
+from talkinghead.models.speech.encoder import MODEL_TYPES, build_encoder, encoder_config
+from talkinghead.models.weight_files import TRANSFORMERS_FILES, find_weight_files, read_folder
+from talkinghead.models.weights import filled, parameter_hash, weights_from
 from talkinghead.provenance import hash_files
 
 TINY = "tiny"
-WEIGHT_FILES = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
-"""File names of weights in a folder, in the order in which `transformers` looks for them."""
 
 _TINY_CONFIG: dict[str, Any] = {
     "model_type": "wav2vec2",
@@ -44,6 +38,11 @@ _TINY_CONFIG: dict[str, Any] = {
 }
 # Fields of a configuration that do not change what the network computes.
 _NOT_ARCHITECTURE = ("_name_or_path", "architectures", "dtype", "id2label", "label2id", "transformers_version")
+
+
+_PREFIXES = {"wav2vec2": "wav2vec2.", "hubert": "hubert.", "wavlm": "wavlm.", "data2vec-audio": "data2vec_audio."}
+"""`model_type` → beginning of the encoder's names in models with a head."""
+_WEIGHT_NORM = {".weight_g": ".parametrizations.weight.original0", ".weight_v": ".parametrizations.weight.original1"}
 
 
 def encoder_settings(config: PreTrainedConfig, dropout: float | None = 0.0) -> dict[str, Any]:
@@ -124,65 +123,67 @@ class Pretrained:
     def _config(self) -> Any:
         """Configuration of `transformers`, after checks that the folder is there and of a known type."""
         if self.source == TINY:
-            model_type = _TINY_CONFIG["model_type"]
-            return AutoConfig.for_model(model_type, **{k: v for k, v in _TINY_CONFIG.items() if k != "model_type"})
-        file = Path(self.source) / "config.json"
+            return encoder_config(_TINY_CONFIG)
+        file = Path(self.source) / CONFIG_FILE
         try:
-            model_type = json.loads(file.read_bytes()).get("model_type")
+            settings = read_settings(file)
         except OSError as error:
             raise ValueError(
                 f"no speech encoder in {self.source}: {file} cannot be read ({error.strerror}). Give a folder with"
                 f" config.json and weights (such as a copy of facebook/wav2vec2-base-960h), or {TINY!r}"
             ) from error
-        except (ValueError, AttributeError) as error:
-            raise ValueError(f"{file} is not the JSON of a model's configuration: copy the folder again") from error
+        model_type = settings.get("model_type")
         if model_type not in MODEL_TYPES:
             raise ValueError(f"{file} describes a model of type {model_type!r}; wanted is {' or '.join(MODEL_TYPES)}")
-        return AutoConfig.from_pretrained(self.source, local_files_only=True)
+        try:
+            # Adapters are left out: the encoder is used without.
+            return encoder_config(settings | {"add_adapter": False})
+        except (TypeError, ValueError, StrictDataclassError) as error:
+            text = " ".join(str(error).split())[:300]
+            raise ValueError(
+                f"{file} does not describe a {model_type} encoder ({text}): copy the folder again"
+            ) from error
 
     def _weight_files(self) -> list[Path]:
         """Files of the weights: one, or the parts that an index names."""
-        folder = Path(self.source)
-        named = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
-        if named is None:
-            raise ValueError(f"no weights in {folder}: wanted is one of {', '.join(WEIGHT_FILES)}")
-        if named.suffix != ".json":
-            return [named]
-        parts = sorted(set(json.loads(named.read_bytes())["weight_map"].values()))
-        return [folder / part for part in parts]
+        return find_weight_files(Path(self.source), TRANSFORMERS_FILES)
 
     def _folder_encoder(self) -> PreTrainedModel:
         """The folder's encoder with its weights, float32; errors name the file at fault."""
-        # The likely faults first, as the library's own messages for them mislead.
-        self._config()
-        files = self._weight_files()
-        if missing := [path.name for path in files if not path.is_file()]:
-            raise ValueError(f"weights {_listed(missing)} are missing in {self.source}: copy the folder again")
+        # The likely faults first.
+        config = self._config()
+        folder, files = Path(self.source), self._weight_files()
         try:
-            # Quiet, because the library's table of keys warns of the CTC head, which is not used here.
-            with quiet_libraries():
-                encoder, report = AutoModel.from_pretrained(
-                    self.source, local_files_only=True, dtype=torch.float32, output_loading_info=True
-                )
-        except (OSError, RuntimeError, ValueError, KeyError, EOFError, SafetensorError) as error:
-            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            tensors = read_folder(folder, TRANSFORMERS_FILES)
+        except ValueError as error:
             raise ValueError(
                 f"the weights in {self.source} ({_listed([path.name for path in files])}) cannot be read; the file is"
-                f" damaged or cut short, copy it again ({first})"
+                f" damaged or cut short, copy it again ({error})"
             ) from error
-        # The library fills missing tensors with random ones; that is an error here.
-        missing = sorted(set(report["missing_keys"]) - {"masked_spec_embed"})
-        odd = [str(key) for key in report["mismatched_keys"]]
-        if missing or odd:
-            raise ValueError(
-                f"the weights in {self.source} are not of the encoder that its config.json describes:"
-                f" {_listed(missing + odd)} missing or of another shape"
-            )
-        return encoder
+        # A model with a head, such as CTC's, has the encoder under a prefix.
+        found = {
+            _present_name(name.removeprefix(_PREFIXES[config.model_type])): value for name, value in tensors.items()
+        }
+        return filled(
+            lambda: AutoModel.from_config(config),
+            found,
+            "encoder",
+            folder,
+            optional=("masked_spec_embed",),
+            left_over=lambda _: True,
+        )
 
     def _tiny(self) -> PreTrainedModel:
         with weights_from(0, "tiny speech encoder"):
             return build_encoder(self.wav2vec_config())
+
+
+def _present_name(name: str) -> str:
+    """Present name of a tensor; PyTorch once named those of a weight norm otherwise."""
+    for old, new in _WEIGHT_NORM.items():
+        if name.endswith(old):
+            return name.removesuffix(old) + new
+    return name
 
 
 def _listed(names: list[str], limit: int = 5) -> str:

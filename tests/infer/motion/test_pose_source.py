@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +67,12 @@ def test_templates_that_are_not_there(tmp_path: Path) -> None:
         header = {"descr": "<f8", "fortran_order": False, "shape": (10**12, 6)}
         np.lib.format.write_array_header_1_0(file, header)
     (tmp_path / "empty.npy").touch()
-    cases = [("gone.npy", "is not there"), ("text.npy", "not a NumPy"), ("archive.npz", "an archive")]
+    os.mkfifo(tmp_path / "pipe.npy")
+    with (tmp_path / "long.npy").open("wb") as file:  # holes take no room on the disk
+        np.lib.format.write_array_header_1_0(file, header | {"shape": (10**8, 6)})
+        file.truncate(file.tell() + 48 * 10**8)
+    odd = [("pipe.npy", "is a named pipe"), ("long.npy", "has 100,000,000 frames")]
+    cases = [*odd, ("gone.npy", "is not there"), ("text.npy", "not a NumPy"), ("archive.npz", "an archive")]
     for name, message in [*cases, ("huge.npy", "not a NumPy"), ("empty.npy", "not a NumPy")]:
         with pytest.raises(ValueError, match=message):
             read_template(tmp_path / name)

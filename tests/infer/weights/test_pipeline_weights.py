@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -290,3 +290,85 @@ def test_trainings_become_one_folder(exported: Path, tiny_weights: Path, tmp_pat
     pipeline.save_pretrained(tmp_path / "again")
     again, index = (json.loads((path / INDEX_FILE).read_bytes()) for path in (tmp_path / "again", folder))
     assert {k: v for k, v in again.items() if k[0] != "_"} == {k: v for k, v in index.items() if k[0] != "_"}
+
+
+def test_a_converted_folder_tells_nothing_of_the_machine(
+    small: None, published: Path, exported: Path, tiny_weights: Path, tmp_path: Path
+) -> None:
+    """It is passed on: no text in it holds a path, neither of this machine nor of the one where it was made."""
+    other = Path(shutil.copytree(exported, tmp_path / "other"))
+    for file in (other / "vae" / "config.json", other / INDEX_FILE):
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"_name_or_path": "/home/maker/vae"}))
+    sources = {"published": published, "copied": other}
+    for name, source in sources.items():
+        option = "--weights" if name == "published" else "--lmk2video"
+        speech = ["--audio2mesh", str(tiny_weights / "audio2mesh")]
+        assert main(["convert", option, str(source), *speech, "-o", str(tmp_path / name)]) == 0
+        for file in (tmp_path / name).rglob("*.json"):
+            text = file.read_text()
+            assert str(tmp_path.parent) not in text and str(tiny_weights) not in text, file
+            assert "/home/maker" not in text, file
+
+
+def test_a_copy_holds_settings_and_weights_only(
+    exported: Path, tiny_weights: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A stranger's folder may hold links to the user's files, and the copy may be published."""
+    (tmp_path / "key").write_text("secret")
+    (tmp_path / "key.json").write_text('{"token": "secret"}')
+    speech = ["--audio2mesh", str(tiny_weights / "audio2mesh")]
+
+    def convert(change: Callable[[Path], object]) -> str:
+        place = tmp_path / "source"
+        shutil.rmtree(place, ignore_errors=True)
+        shutil.rmtree(tmp_path / "new", ignore_errors=True)
+        change(Path(shutil.copytree(exported, place)))
+        status = main(["convert", "--lmk2video", str(place), *speech, "-o", str(tmp_path / "new")])
+        printed = capfd.readouterr().err
+        assert status == (0 if (tmp_path / "new").exists() else 2), printed
+        for file in (tmp_path / "new").rglob("*"):
+            assert not file.is_symlink() and (file.is_dir() or b"secret" not in file.read_bytes()), file
+        return printed.splitlines()[-1]
+
+    def link(name: str, target: str) -> Callable[[Path], object]:
+        def change(folder: Path) -> None:
+            (folder / name).unlink(missing_ok=True)
+            (folder / name).symlink_to(tmp_path / target)
+
+        return change
+
+    convert(lambda _: None)
+    assert (tmp_path / "new" / "vae" / "config.json").is_file()
+    convert(link("notes.txt", "key"))
+    assert sorted(file.name for file in (tmp_path / "new").iterdir() if file.is_file()) == [INDEX_FILE]
+    assert "is a link" in convert(link("speakers.json", "key.json"))
+    assert "is a link" in convert(link("denoiser/config.json", "key.json"))
+    assert "cannot be read as weights" in convert(link("denoiser/other.safetensors", "key"))
+    whole = exported / "denoiser" / "diffusion_pytorch_model.safetensors"
+    (tmp_path / "blob").write_bytes(whole.read_bytes())
+    convert(link("denoiser/diffusion_pytorch_model.safetensors", "blob"))
+    copy = tmp_path / "new" / "denoiser" / "diffusion_pytorch_model.safetensors"
+    assert copy.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        (INDEX_FILE, {"width": "wide"}, "gives the size 'wide'"),
+        (INDEX_FILE, {"height": 10**9}, "gives the size"),
+        ("vae/config.json", {"patch": 10**9}, "has blocks of 1000000000 pixels"),
+        ("vae/config.json", {"patch": None}, "has blocks of None pixels"),
+        (
+            "vae/config.json",
+            {"_class_name": "AutoencoderKL", "block_out_channels": [1] * 99},
+            "does not describe a VAE",
+        ),
+    ],
+)
+def test_odd_numbers_in_settings_are_told_before_anything_is_loaded(
+    exported: Path, tmp_path: Path, file: str, change: dict[str, object], message: str
+) -> None:
+    place = Path(shutil.copytree(exported, tmp_path / "odd"))
+    (place / file).write_text(json.dumps(json.loads((place / file).read_text()) | change))
+    with pytest.raises(ValueError, match=message):
+        find_pipeline(place)

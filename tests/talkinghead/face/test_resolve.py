@@ -217,3 +217,22 @@ def test_command_refuses_wrong_arguments(environment: dict[str, str]):
     command = [sys.executable, "-m", "annotate", "model"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
     assert (done.returncode, done.stdout) == (2, "")
+
+
+def test_files_of_strangers_are_never_opened_as_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the pinned files reach the interpreter; a file of any length, or a pipe, is refused without reading it."""
+    monkeypatch.setenv("TALKINGHEAD_MODELS", str(tmp_path))
+    bundle = tmp_path / OFFICIAL_FILE
+    for content, message in ((b"TFL3" * 100, "has sha256"), (b"PK\3\4" * 100, "has sha256")):
+        bundle.write_bytes(content)
+        with pytest.raises(ValueError, match=message):
+            resolve_face_model("official")
+    with bundle.open("r+b") as stream:
+        stream.truncate(1 << 40)  # a file with a hole
+    with pytest.raises(ValueError, match="too large for a face model"):
+        resolve_face_model("official")
+    bundle.unlink()
+    for name in FALLBACK_SHA256:
+        (tmp_path / name).write_bytes(b"TFL3" * 100)
+    with pytest.raises(ValueError, match="has sha256"):
+        resolve_face_model("fallback")

@@ -161,3 +161,53 @@ def test_a_folder_of_the_old_layout_opens(saved: Path, copied: Path) -> None:
     assert [type(part) for part in vars(HollowNetworks.of_folder(copied)).values()] == [
         type(part) for part in vars(HollowNetworks.of_folder(saved)).values()
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("width", 10**9),
+        ("height", "512"),
+        ("fps", 0),
+        ("fps", 1e300),
+        ("context_frames", 10**9),
+        ("context_frames", True),
+        ("compat", "yes"),
+    ],
+)
+def test_settings_that_no_pipeline_has_are_refused(copied: Path, name: str, value: object) -> None:
+    file = copied / "model_index.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {name: value}))
+    with pytest.raises(ValueError, match=rf"model_index\.json has {name} "):
+        TalkingHeadPipeline.from_pretrained(copied)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"num_train_timesteps": 10**9},
+        {"trained_betas": [0.1] * 200_000},
+        {"solver_order": 10**9, "_class_name": "DPMSolverMultistepScheduler"},
+        {"beta_start": float("inf")},
+        {"beta_schedule": "os.system"},
+        {"quantization_config": {"quant_method": "x"}},
+        {"num_train_timesteps": "1000"},
+    ],
+)
+def test_schedules_that_fill_the_memory_are_refused(copied: Path, settings: dict[str, Any]) -> None:
+    if kind := settings.get("_class_name"):
+        index = json.loads((copied / "model_index.json").read_text()) | {"scheduler": ["diffusers", kind]}
+        (copied / "model_index.json").write_text(json.dumps(index))
+    file = copied / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+    with pytest.raises(ValueError, match="scheduler") as caught:
+        TalkingHeadPipeline.from_pretrained(copied)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["DDIMPipeline", "os", "schedulers", "__name__", "SchedulerMixin2Scheduler"])
+def test_a_scheduler_is_looked_up_among_schedulers_only(copied: Path, kind: str) -> None:
+    file = copied / "model_index.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"scheduler": ["os", kind]}))
+    with pytest.raises(ValueError, match=f"names the scheduler {kind}, which diffusers"):
+        TalkingHeadPipeline.from_pretrained(copied)

@@ -28,7 +28,8 @@ from talkinghead.models.lmk2video.published import (
 )
 from talkinghead.models.lmk2video.reference_net import ReferenceNet
 from talkinghead.models.lmk2video.sizes import denoiser_config, pose_guider_config, reference_net_config
-from talkinghead.models.weights import compare_keys, read_weights
+from talkinghead.models.weight_files import read_weights
+from talkinghead.models.weights import compare_keys
 from tests.support.lmk2video_networks import inputs, small_denoiser, small_reference_net
 
 MOTION = ".motion_modules."
