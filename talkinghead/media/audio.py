@@ -131,7 +131,7 @@ def _read(
     # Resample while it is decoded, so that the whole is in memory at 16 kHz only.
     found = bytearray()  # grows in place, where an array would be copied
     for part in native.resampled():
-        found += np.ascontiguousarray(part).data.cast("B")
+        found += memoryview(np.ascontiguousarray(part)).cast("B")  # pyright: ignore[reportArgumentType]
     return native.cut(np.frombuffer(found, np.float32))
 
 

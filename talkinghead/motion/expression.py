@@ -23,6 +23,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from talkinghead.files.atomic import write_whole
+from talkinghead.files.foreign import read_limited
 from talkinghead.geometry.blendshapes import NUM_BLENDSHAPES, PARTS
 from talkinghead.geometry.face_regions import NUM_VERTICES, lip_gap
 
@@ -32,6 +33,7 @@ RIDGE = 5e-3
 """Variance that the ridge adds to each score's: scores that move less than its root (0.07) count little."""
 NUM_SCORES = NUM_BLENDSHAPES + 1
 """Number of scores: the blendshapes, then the lip opening in cm."""
+_MOST_BYTES = 16 << 20
 _NEUTRAL_SHARE = 0.1  # share of a clip's frames, those nearest to the neutral mesh, that give its scores at rest
 
 
@@ -114,7 +116,7 @@ class ExpressionBasis:
             OSError: The file cannot be read.
         """
         try:
-            tensors = load_tensors(path.read_bytes())
+            tensors = load_tensors(read_limited(path, _MOST_BYTES, "expression basis"))
             return cls(offsets=tensors["offsets"], rest=tensors["rest"])
         except (SafetensorError, KeyError, ValueError) as error:
             raise ValueError(f"{path} is no expression basis: {error}") from error

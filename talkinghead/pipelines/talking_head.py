@@ -136,9 +136,14 @@ class TalkingHeadPipeline(DiffusionPipeline):
         return pipeline if dtype is None else pipeline.to(dtype)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
-        """Save every part in a subfolder, as `diffusers` pipelines do, without progress bars."""
-        with quiet_libraries():
-            super().save_pretrained(save_directory, *args, **kwargs)
+        """Save every part in a subfolder, as `diffusers` pipelines do; without progress bars and this machine's paths."""
+        origin = self.config.get("_name_or_path")
+        self.register_to_config(_name_or_path=None)
+        try:
+            with quiet_libraries():
+                super().save_pretrained(save_directory, *args, **kwargs)
+        finally:
+            self.register_to_config(_name_or_path=origin)
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """Move and cast the networks as `diffusers` pipelines do; networks for speech are moved, but not cast."""

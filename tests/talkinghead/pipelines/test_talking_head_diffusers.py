@@ -70,6 +70,16 @@ def test_networks_for_speech_are_parts_that_may_be_missing(pipeline: TalkingHead
     assert pipeline.components["audio2pose"] is None
 
 
+def test_a_folder_names_no_place_of_this_machine(tmp_path: Path) -> None:
+    tiny_pipeline().save_pretrained(tmp_path / "first")
+    pipeline = TalkingHeadPipeline.from_pretrained(tmp_path / "first")
+    pipeline.save_pretrained(tmp_path / "second")
+    assert pipeline.name_or_path == str(tmp_path / "first")
+    texts = [path.read_text() for path in (tmp_path / "second").rglob("*.json")]
+    assert texts and not any(str(tmp_path) in text for text in texts)
+    assert TalkingHeadPipeline.from_pretrained(tmp_path / "second").name_or_path == str(tmp_path / "second")
+
+
 def test_the_folder_is_kept_as_name(tmp_path: Path) -> None:
     tiny_pipeline().save_pretrained(tmp_path)
     assert TalkingHeadPipeline.from_pretrained(tmp_path).name_or_path == str(tmp_path), CHANGED
