@@ -136,7 +136,7 @@ class TalkingHeadPipeline(DiffusionPipeline):
         return pipeline if dtype is None else pipeline.to(dtype)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
-        """Save every part in a subfolder, as `diffusers` pipelines do; without progress bars and this machine's paths."""
+        """Save every part in a subfolder, as `diffusers` pipelines do; without progress bars or paths."""
         origin = self.config.get("_name_or_path")
         self.register_to_config(_name_or_path=None)
         try:
