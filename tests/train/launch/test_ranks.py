@@ -131,7 +131,7 @@ def is_pending(process: int, number: int) -> bool:
     return bool(int(status.partition("ShdPnd:")[2].split()[0], 16) >> (number - 1) & 1)
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_the_others_do_not_wait_for_a_rank_that_died(tmp_path: Path, rank: int) -> None:
     """Not even one that notices nothing, as under NCCL."""
     command, ranks = training(tmp_path)
@@ -150,6 +150,7 @@ def test_the_rank_that_fails_first_says_why(tmp_path: Path) -> None:
     assert "2 steps in a row" in line
 
 
+@pytest.mark.slow
 def test_a_rank_that_cannot_start_is_one_line(tmp_path: Path) -> None:
     """It ends before it could write down why."""
     done = run_with_another_rank(tmp_path, "os._exit(3)")
