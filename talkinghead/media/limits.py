@@ -39,12 +39,7 @@ def check_frame_size(name: str, width: int, height: int) -> None:
     Raises:
         UnreadableMediaError: They have more than `FRAME_PIXELS`.
     """
-    if width * height > FRAME_PIXELS:
-        raise UnreadableMediaError(
-            "too_large",
-            f"the frames of {name} are too large: {width}x{height} pixels, and {FRAME_PIXELS / 1e6:.0f} million in all"
-            " are the most that is read; make the video smaller first",
-        )
+    _check_pixels(f"a frame of {name}", width, height, FRAME_PIXELS)
 
 
 def check_image_pixels(name: str, width: int, height: int) -> None:
@@ -53,11 +48,15 @@ def check_image_pixels(name: str, width: int, height: int) -> None:
     Raises:
         UnreadableMediaError: It has more than `IMAGE_PIXELS`.
     """
-    if width * height > IMAGE_PIXELS:
+    _check_pixels(f"the image {name}", width, height, IMAGE_PIXELS)
+
+
+def _check_pixels(what: str, width: int, height: int, most: int) -> None:
+    if width * height > most:
         raise UnreadableMediaError(
             "too_large",
-            f"the image {name} is too large: {width}x{height} pixels, and {IMAGE_PIXELS / 1e6:.0f} million in all are"
-            " the most that is read; make it smaller first",
+            f"{what} is too large: {width}x{height} pixels, and {most / 1e6:.0f} million in all are the most that is"
+            " read; make it smaller first",
         )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,17 +33,6 @@ pytest.importorskip("yt_dlp", reason="needs the extra `download`")
 FAST = DownloadSettings(
     sleep_s=0, backoff_s=0, retries=0, timeout_s=10, rate_limit_mib=0, any_site=True, local_hosts=(HERE,)
 )
-
-
-@pytest.fixture
-def server() -> Iterator[VideoServer]:
-    with VideoServer.running() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def video(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    return render(tmp_path_factory.mktemp("video") / "v.mp4").read_bytes()
 
 
 def _one(server: VideoServer, path: str, source: Path, settings: DownloadSettings = FAST) -> DownloadResult:

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from ingest.download import LOG_NAME, PART_FOLDER, DownloadResult, DownloadSetti
 from ingest.download_client import open_client
 from ingest.download_limits import PAGE_BYTES, LimitError, VideoLimits
 from tests.support.paths import ROOT
-from tests.support.video_server import HERE, VideoServer, render
+from tests.support.video_server import HERE, VideoServer
 
 pytest.importorskip("yt_dlp", reason="needs the extra `download`")
 
@@ -25,17 +24,6 @@ FAST = DownloadSettings(
     sleep_s=0, backoff_s=0, retries=2, timeout_s=10, rate_limit_mib=0, any_site=True, local_hosts=(HERE,), max_gib=0.1
 )
 GIB = 2.0**30
-
-
-@pytest.fixture
-def server() -> Iterator[VideoServer]:
-    with VideoServer.running() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def video(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    return render(tmp_path_factory.mktemp("video") / "v.mp4").read_bytes()
 
 
 def _one(url: str, source: Path, settings: DownloadSettings) -> DownloadResult:

@@ -90,7 +90,7 @@ def test_a_named_pipe_is_refused_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("suffix", "codec", "message"),
     [
-        ("mp4", "libx264", "are too large: 16384x2176 pixels"),
+        ("mp4", "libx264", "is too large: 16384x2176 pixels"),
         ("mkv", "ffv1", "or the frames have more than 35 million"),
     ],
 )
@@ -112,7 +112,7 @@ def test_frames_that_are_too_large_are_refused_by_the_header(
 def test_pixels_that_are_no_squares_count_as_they_are_shown(tmp_path: Path) -> None:
     wide = write_video(tmp_path / "wide.mp4", [flat(4096, 2304, 90)], aspect=Fraction(8))
     for read in (probe, VideoSource):
-        with pytest.raises(ValueError, match=r"are too large: 32768x2304 pixels"):
+        with pytest.raises(ValueError, match=r"is too large: 32768x2304 pixels"):
             read(wide)
 
 
