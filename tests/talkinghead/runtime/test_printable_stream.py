@@ -15,6 +15,7 @@ import pytest
 from talkinghead.runtime.errors import error_text, one_line, printable
 from talkinghead.runtime.printable_stream import PrintableStream, underlying
 from tests.support.paths import ROOT
+from tests.support.terminals import everything_written
 
 NASTY = "a\x1b[2Jb\x9b31m\x07\u202egnp.exe\r\x7f"
 SHOWN = r"a\x1b[2Jb\x9b31m\x07\u202egnp.exe\r\x7f"
@@ -66,9 +67,8 @@ def test_every_line_of_a_main_is_printable(terminal: bool, tmp_path: Path) -> No
         text=True,
         encoding="utf-8",
     )
-    result = os.read(leader, 1000).decode().replace("\r\n", "\n")
-    os.close(leader)
     os.close(follower)
+    result = everything_written(leader).replace("\r\n", "\n")
     assert done.stderr == f"log {SHOWN}\nprint {SHOWN}\nerror: problem {SHOWN}\n"
     # A program that reads the result gets the name as it is.
     assert result == f"result {SHOWN if terminal else NASTY}\n"

@@ -12,6 +12,7 @@ import pytest
 
 from talkinghead.runtime import progress as module
 from talkinghead.runtime.progress import Progress, duration
+from tests.support.terminals import everything_written
 
 
 def test_lines_and_seconds(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -54,25 +55,8 @@ def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
         with Progress() as progress:
             progress("annotate", 0, 10)
             progress("annotate", 7, 10, frames=100)
-    shown = _everything_written(master)
-    os.close(master)
+    shown = everything_written(master)
     assert "annotate" in shown and "7/10" in shown and "frames/s" in shown and "left" in shown
-
-
-def _everything_written(master: int) -> str:
-    """What was written to a pseudo terminal whose other side is closed.
-
-    The kernel hands it over in pieces: one read may return only the first of them.
-    """
-    pieces = []
-    while True:
-        try:
-            piece = os.read(master, 1 << 16)
-        except OSError:  # Linux: EIO, once all is read and the other side is closed.
-            piece = b""
-        if not piece:
-            return b"".join(pieces).decode()
-        pieces.append(piece)
 
 
 @pytest.mark.parametrize(
