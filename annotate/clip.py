@@ -11,17 +11,8 @@ from annotate.landmarks import LandmarkEngine
 from annotate.quality import Detector, FaceMeter, frame_quality
 from annotate.scores import clip_scores
 from annotate.settings import AnnotateSettings
-from talkinghead.annotation import (
-    ANNOTATION_MEMBERS,
-    COLUMN,
-    COLUMNS,
-    LARGEST,
-    MISSING,
-    QUALITY_FIELDS,
-    Arrays,
-    check_arrays,
-    encode_column,
-)
+from talkinghead.annotation import ANNOTATION_MEMBERS, COLUMN, COLUMNS, QUALITY_FIELDS, Arrays, check_arrays
+from talkinghead.column import LARGEST, MISSING, encode_column
 from talkinghead.geometry.canonical import CanonicalFace
 from talkinghead.geometry.face_mesh import metric_mesh
 from talkinghead.geometry.pose import pose_from_matrix

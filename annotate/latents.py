@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from talkinghead.derived import EMBEDDING, LATENTS
+from talkinghead.latents import EMBEDDING, LATENTS
 from talkinghead.provenance import pretty_json
 
 if TYPE_CHECKING:  # PyTorch takes seconds to import, and the command line needs only the settings

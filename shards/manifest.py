@@ -6,15 +6,19 @@ through it: a shard or an index that it does not name does not belong to the dat
 
 from __future__ import annotations
 
+import functools
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from talkinghead import dataroot
+from talkinghead.column import Column
 from talkinghead.config import from_json, shown
-from talkinghead.derived import ENCODING, FIRST_ENCODING, NETWORKS
+from talkinghead.derived import ANNOTATION, ColumnVersion
 from talkinghead.files.foreign import parse_json
 from talkinghead.files.storage import Storage
+from talkinghead.latents import LATENTS, latents_made_of
 from talkinghead.provenance import pretty_json
 from talkinghead.schema import (
     SCHEMA_VERSION,
@@ -23,9 +27,6 @@ from talkinghead.schema import (
     check_version,
     media_shard_name,
 )
-
-Kind = Literal["annotation", "latents"]
-"""Contents of a version: a face annotation, or latents and embeddings of the frames (`find_latents`)."""
 
 MOST_BYTES = 32 << 20
 """Largest `DATASET.json`: that of some hundred thousand shards. Its objects take up to 25 times as much memory."""
@@ -68,19 +69,76 @@ class AnnotationEntry:
     """Number of samples that the filters kept."""
     splits: dict[str, int]
     """Split → number of kept samples."""
-    kind: Kind = "annotation"
-    """Contents of the version. A reader that names no version opens only annotations. Old files lack this field."""
+    kind: str = ANNOTATION
+    """Contents of the version: `annotation`, or the name of a derived column. A reader that names no version opens only
+    annotations. Old files lack this field."""
     details: dict[str, Any] = field(default_factory=dict)
-    """How the version was made: engine, SHA-256 of the model, parameters, filter thresholds, …"""
+    """How the version was made: of an annotation engine, SHA-256 of the model, parameters, filter thresholds; of a
+    derived column `made_of`."""
 
     def __post_init__(self) -> None:
         check_version(self.version)
         if not dataroot.is_index(self.index):
             raise ValueError(f"{shown(self.index)} is no name of an index")
-        if not isinstance(self.details.get("columns", []), list):
-            raise ValueError(f"the columns of {self.version} are {shown(self.details['columns'])}")
+        check_name(self.kind, "kind of version")
+        if self.kind != ANNOTATION:
+            self.arrays  # noqa: B018  raises unless the details describe a column
         for number, shard in enumerate(self.shards):
             _check_name(shard, annotation_shard_name(self.version, number))
+
+    @functools.cached_property
+    def made_of(self) -> ColumnVersion:
+        """What a version of a derived column was made of; raises `ValueError` for an annotation."""
+        if self.kind == ANNOTATION:
+            raise ValueError(f"{self.version} is a face annotation, no derived column")
+        if "column" in self.details:
+            found = from_json(ColumnVersion, self.details)
+            if found.column != self.kind:
+                raise ValueError(f"{self.version} is of the column {shown(self.kind)} and of {shown(found.column)}")
+            return found
+        return latents_made_of(self.details)
+
+    @functools.cached_property
+    def arrays(self) -> dict[str, Column]:
+        """Name → form of each array of a derived column; raises `ValueError` for an annotation."""
+        found = [Column.from_json(form) for form in self.made_of.arrays]
+        return {column.name: column for column in found}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitEntry:
+    """One global fit: its file, and what it was made of."""
+
+    name: str
+    version: int
+    """Version of the fit's code."""
+    sha256: str
+    size: int
+    """Size of the file in bytes."""
+    settings: dict[str, Any]
+    selection: dict[str, Any]
+    """Choice of the clips (`shards.selection.Selection`)."""
+    annotation: str
+    """Annotation version of the clips."""
+    index: str
+    """Path of its index; the name holds a hash of the content."""
+    pins: dict[str, str] = field(default_factory=dict)
+    """Name of a derived column → the version of it that was read."""
+    fits: dict[str, str] = field(default_factory=dict)
+    """Name of another fit → SHA-256 of its file."""
+    clips: int
+    """Number of clips that it was made of; their keys are in the file."""
+
+    def __post_init__(self) -> None:
+        check_name(self.name, "fit")
+        check_version(self.annotation)
+        if not re.fullmatch("[0-9a-f]{64}", self.sha256) or not dataroot.is_index(self.index):
+            raise ValueError(f"the entry of the fit {self.name} names no file of ours")
+
+    @property
+    def path(self) -> str:
+        """Path of the file relative to DATA."""
+        return dataroot.fit(self.name, self.sha256)
 
 
 def _check_name(shard: ShardEntry, name: str) -> None:
@@ -104,8 +162,10 @@ class DatasetManifest:
     media: list[ShardEntry]
     """Media shards in order of their numbers."""
     annotations: list[AnnotationEntry]
-    """Versions: first those of kind `annotation` in the order in which they were made (a reader that names no version
-    opens the last of them), then the others by name."""
+    """Versions: first those of kind `annotation`, then derived columns, each in the order in which they were first
+    made. A reader that names no version opens the last of its kind."""
+    fits: list[FitEntry] = field(default_factory=list)
+    """Global fits, the newest last."""
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
@@ -132,10 +192,31 @@ class DatasetManifest:
             if entry.version == version:
                 return entry
         there = ", ".join(entry.version for entry in self.annotations) or "none at all"
-        how = "make latents" if version.startswith("latents-") else f"make reannotate ANN={version}"
-        raise ValueError(f"there is no annotation version {version!r}, only {there}: run {how}")
+        column = version.rpartition("-")[0]
+        how = f"make derive COLUMNS={column}" if column else f"make reannotate ANN={version}"
+        raise ValueError(f"there is no version {version!r}, only {there}: run {how}")
 
-    def of_kind(self, kind: Kind) -> list[AnnotationEntry]:
+    def derived(self, name: str) -> AnnotationEntry:
+        """Entry of a derived column.
+
+        Args:
+            name: `column`, which stands for its newest version, `column@version`, or a version.
+
+        Raises:
+            ValueError: There is no such version; the message tells how to make it.
+        """
+        column, _, version = name.partition("@")
+        entries = self.of_kind(column) if column != ANNOTATION else []
+        if not version and entries:
+            return entries[-1]
+        for entry in self.annotations:
+            wanted = entry.version == version and entry.kind == column if version else entry.version == column
+            if wanted and entry.kind != ANNOTATION:
+                return entry
+        there = ", ".join(entry.version for entry in self.annotations if entry.kind != ANNOTATION) or "none at all"
+        raise ValueError(f"there is no derived column {name!r}, only {there}: run make derive COLUMNS={column}")
+
+    def of_kind(self, kind: str) -> list[AnnotationEntry]:
         """Entries of one kind, in their order."""
         return [entry for entry in self.annotations if entry.kind == kind]
 
@@ -191,28 +272,34 @@ def write_manifest(storage: Storage, manifest: DatasetManifest) -> None:
     storage.write(dataroot.DATASET_JSON, manifest.to_json())
 
 
-def find_latents(
-    manifest: DatasetManifest, provenance: Mapping[str, Mapping[str, Any]], width: int, height: int
+def find_column(
+    manifest: DatasetManifest, column: str, parameters: Mapping[str, Any], provenance: Mapping[str, Mapping[str, Any]]
 ) -> str | None:
-    """Name of the version whose columns `latents` and `embedding` were computed with these networks at this size.
+    """Name of the version of a derived column that was made with these parameters from these files.
 
-    Networks are told apart by the hash of their weights; where they were read from does not matter.
+    Files, such as weights, are told apart by their hash; where they were read from does not matter.
 
     Args:
         manifest: Manifest of the data set.
-        provenance: Network (`vae`, `image_encoder`) → dict with its `sha256`, as `ImageNetworks.provenance` gives it.
-        width: Width of the encoded images in pixels.
-        height: Height of the encoded images in pixels.
+        column: Name of the column.
+        parameters: Settings that shape the result.
+        provenance: Setting that names a file → dict with its `sha256`.
 
     Returns:
-        Version for `ShardReader(extra=(version,))`, of several the last in `DATASET.json`; None when there is none.
+        The version, of several the newest; None when there is none.
     """
-    wanted = (ENCODING, width, height, *(provenance[name]["sha256"] for name in NETWORKS))
-    # Several versions may fit: from the last one back.
-    for entry in reversed(manifest.of_kind("latents")):
-        about = entry.details
-        networks = (about.get(name) for name in NETWORKS)
-        hashes = (network.get("sha256") if isinstance(network, dict) else None for network in networks)
-        if (about.get("encoding", FIRST_ENCODING), about.get("width"), about.get("height"), *hashes) == wanted:
+    wanted = {name: about["sha256"] for name, about in provenance.items()}
+    for entry in reversed(manifest.of_kind(column)):
+        made_of = entry.made_of
+        hashes = {name: about.get("sha256") for name, about in made_of.provenance.items()}
+        if made_of.parameters == dict(parameters) and hashes == wanted:
             return entry.version
     return None
+
+
+def find_latents(
+    manifest: DatasetManifest, provenance: Mapping[str, Mapping[str, Any]], width: int, height: int
+) -> str | None:
+    """Name of the newest version whose columns `latents` and `embedding` were computed with these networks at this
+    size; None when there is none. `provenance` is that of `ImageNetworks.provenance`."""
+    return find_column(manifest, LATENTS, {"width": width, "height": height}, provenance)

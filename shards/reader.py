@@ -21,7 +21,8 @@ from shards.layout import WAV_HEADER, check_wav_header
 from shards.manifest import read_manifest
 from shards.ranges import RangeReader
 from talkinghead import timebase
-from talkinghead.annotation import COLUMN, decode_column, decode_rows
+from talkinghead.annotation import COLUMN
+from talkinghead.column import decode_column, decode_rows
 from talkinghead.files.storage import Storage
 from talkinghead.npy import NPY_HEAD, npy_layout
 from talkinghead.sampletar import read_members

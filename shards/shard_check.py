@@ -15,7 +15,8 @@ from shards.index import Archive, Index
 from shards.layout import WAV_HEADER, check_wav_header
 from shards.manifest import ShardEntry
 from talkinghead import rng
-from talkinghead.annotation import ANNOTATION_MEMBERS, COLUMN, COLUMNS, check_arrays, decode_column
+from talkinghead.annotation import ANNOTATION_MEMBERS, COLUMN, COLUMNS, check_arrays
+from talkinghead.column import decode_column
 from talkinghead.config import shown
 from talkinghead.files.foreign import JSON_BYTES, open_regular, parse_json, refuse_large
 from talkinghead.files.storage import Storage

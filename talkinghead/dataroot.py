@@ -2,16 +2,18 @@
 
     DATASET.json                       what the data set is; replaced last
     clips-000000.tar …                 media shards, immutable
-    ann/<version>/ann-000000.tar …     annotation shards
+    ann/<version>/ann-000000.tar …     annotation shards, and those of derived columns
+    fits/<name>/<sha256>.npz           global fits; DATASET.json names them
+    pins/<hash>.json                   which versions a run of training reads
     index/<version>.<hash>.parquet     one row per sample: offsets, scores, split, keep/reason; DATASET.json says which
     catalog/<dataset>.parquet          one row per clip of the data set's metadata
     catalog/<dataset>.sources.parquet  size, time and sha256 of each source file
-    units/<job>/<aa>/<key>.<pkey>.tar  output of one unit; ingest's and annotate's stay after packing, those of encode
-                                       (latents) are deleted then
+    units/<job>/<aa>/<key>.<pkey>.tar  output of one unit; ingest's and annotate's stay after packing, those of derived
+                                       columns are deleted then
     records/<job>/<aa>/<key>.<pkey>.json   commit record: the unit counts from here on
     quarantine/<job>/<key>.<pkey>.json     inputs that failed, with the cause
     released/<job>/…                   quarantine records of units that were released for another try
-    plans/<name>.json                  what each job has to do: keys and provenance keys, or keys by shard
+    plans/<name>.parquet               what each job has to do: a row for each unit, or each sample of a shard
     runs/<time>-<job>.json             wall time of each pass of a job
     report/                            index.html, report.json, inputs.csv
     tmp/                               writes in progress
@@ -41,6 +43,8 @@ FOLDERS = frozenset(
     {
         "ann",
         "catalog",
+        "fits",
+        "pins",
         "plans",
         "records",
         "released",
@@ -68,8 +72,23 @@ def sources(dataset: str) -> str:
 
 
 def plan(name: str) -> str:
-    """Plan of one job (`ingest-<dataset>`, `annotate-<version>`, `encode-<version>`) or of the shards (`shards`)."""
+    """Plan of one job (`ingest-<dataset>`, `annotate-<version>`, `derive-<version>`, …) or of the shards (`shards`)."""
+    return f"plans/{name}.parquet"
+
+
+def old_plan(name: str) -> str:
+    """Plan as releases before tables wrote it."""
     return f"plans/{name}.json"
+
+
+def fit(name: str, sha256: str) -> str:
+    """File of a global fit."""
+    return f"fits/{name}/{sha256}.npz"
+
+
+def pin(run: str) -> str:
+    """File that says which versions a run reads; `run` is the run's name: host and folder."""
+    return f"pins/{hashlib.sha256(run.encode('utf-8', 'surrogateescape')).hexdigest()[:16]}.json"
 
 
 def index(version: str, sha256: str) -> str:

@@ -30,8 +30,8 @@ from shards.manifest import (
 )
 from shards.plan import assign_splits, plan_hash
 from talkinghead import dataroot
-from talkinghead.derived import EMBEDDING, LATENTS
 from talkinghead.files.storage import Storage
+from talkinghead.latents import EMBEDDING, LATENTS
 from talkinghead.provenance import library_versions
 from talkinghead.schema import Member, Rejection, SampleIndex
 

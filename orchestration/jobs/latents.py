@@ -28,8 +28,9 @@ from orchestration.units.unit import JobStoppedError, Output, Unit
 from shards.index import Index, read_index
 from shards.manifest import DatasetManifest, read_manifest
 from talkinghead import dataroot
-from talkinghead.derived import ENCODING, FIRST_ENCODING, LATENTS, NETWORKS
+from talkinghead.derived import ENCODING, FIRST_ENCODING, NETWORKS
 from talkinghead.files.storage import Storage
+from talkinghead.latents import LATENTS
 from talkinghead.models.image.networks import ImageNetworks, check_image_size
 from talkinghead.models.image.weights import IMAGE_ENCODERS, VAES
 from talkinghead.provenance import canonical_json, hash_bytes, library_versions, provenance_key

@@ -13,7 +13,8 @@ import pytest
 from annotate.clip import INFO_FIELDS, annotate_clip, encode_annotation
 from annotate.landmarks import Landmarks
 from annotate.settings import AnnotateSettings
-from talkinghead.annotation import ANNOTATION_MEMBERS, COLUMN, COLUMNS, check_arrays, decode_column
+from talkinghead.annotation import ANNOTATION_MEMBERS, COLUMN, COLUMNS, check_arrays
+from talkinghead.column import decode_column
 from talkinghead.geometry.camera import NEAR_HEIGHT, project, transform
 from talkinghead.geometry.canonical import canonical_face, mean_face
 from talkinghead.geometry.pose import matrix_from_pose

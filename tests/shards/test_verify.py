@@ -16,7 +16,8 @@ from shards.index import build_index, write_index
 from shards.layout import check_wav_header
 from shards.manifest import read_manifest, write_manifest
 from shards.verify import VerifyReport, verify
-from talkinghead.annotation import COLUMN, encode_column
+from talkinghead.annotation import COLUMN
+from talkinghead.column import encode_column
 from talkinghead.files.storage import Storage
 from talkinghead.provenance import hash_file
 from talkinghead.sampletar import END_OF_ARCHIVE, member_bytes, member_header

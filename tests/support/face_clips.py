@@ -16,11 +16,12 @@ from shards.plan import PlannedSample
 from shards.reader import ShardReader
 from talkinghead import dataroot
 from talkinghead.annotation import blank_arrays
-from talkinghead.derived import EMBEDDING, ENCODING, LATENTS
+from talkinghead.derived import ENCODING
 from talkinghead.files.storage import Storage
 from talkinghead.geometry.canonical import mean_face
 from talkinghead.geometry.face_regions import LIPS
 from talkinghead.geometry.guidance import draw_guidance
+from talkinghead.latents import EMBEDDING, LATENTS
 from talkinghead.media.image_size import fit_images
 from talkinghead.models.image.networks import ImageNetworks
 from talkinghead.schema import annotation_shard_name, check_key

@@ -15,7 +15,8 @@ from shards.manifest import AnnotationEntry, DatasetManifest, ShardEntry, write_
 from shards.pack import PackedShard, pack_shard
 from shards.plan import PlannedSample, plan_hash, plan_shards
 from talkinghead import dataroot
-from talkinghead.annotation import ANNOTATION_MEMBERS, COLUMNS, encode_column
+from talkinghead.annotation import ANNOTATION_MEMBERS, COLUMNS
+from talkinghead.column import encode_column
 from talkinghead.files.storage import Storage
 from talkinghead.media.audio import encode_wav
 from talkinghead.media.encode import encode_mp4

@@ -16,7 +16,8 @@ from orchestration.report.state import DataState
 from orchestration.units.records import Attempt, QuarantineRecord, RejectedPiece, SampleRecord, UnitRecord
 from shards.index import build_index, write_index
 from shards.manifest import AnnotationEntry, DatasetManifest, ShardEntry, write_manifest
-from talkinghead.annotation import ANNOTATION_MEMBERS, COLUMNS, QUALITY_FIELDS, encode_column
+from talkinghead.annotation import ANNOTATION_MEMBERS, COLUMNS, QUALITY_FIELDS
+from talkinghead.column import encode_column
 from talkinghead.files.storage import Storage
 from talkinghead.media.audio import encode_wav
 from talkinghead.media.encode import encode_mp4

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from talkinghead.annotation import COLUMN, decode_column
+from talkinghead.annotation import COLUMN
+from talkinghead.column import decode_column
 from talkinghead.npy import NPY_HEAD, npy_layout, read_npy
 
 

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from talkinghead import rng, timebase
-from talkinghead.annotation import ANNOTATION_MEMBERS, COLUMN, COLUMNS, check_arrays, decode_column, encode_column
+from talkinghead.annotation import ANNOTATION_MEMBERS, COLUMN, COLUMNS, check_arrays
+from talkinghead.column import decode_column, encode_column
 from talkinghead.provenance import canonical_json, provenance_key
 from talkinghead.sampletar import END_OF_ARCHIVE, pack_samples, write_sample
 from talkinghead.schema import (

@@ -11,10 +11,10 @@ from pathlib import Path
 from shards.manifest import find_latents
 from shards.reader import ShardReader
 from talkinghead.config import from_json
-from talkinghead.derived import EMBEDDING, LATENTS
 from talkinghead.files.atomic import write_whole
 from talkinghead.files.foreign import read_json
 from talkinghead.files.storage import Storage
+from talkinghead.latents import EMBEDDING, LATENTS
 from talkinghead.provenance import pretty_json
 from train.lmk2video.config import Lmk2VideoConfig
 from train.task import Provenance

@@ -20,9 +20,9 @@ import torch
 from shards.order import SampleOrder
 from shards.reader import Sample, ShardReader
 from talkinghead import rng
-from talkinghead.derived import EMBEDDING, LATENTS
 from talkinghead.geometry.face_regions import OUTER_LIPS
 from talkinghead.geometry.guidance import draw_guidance
+from talkinghead.latents import EMBEDDING, LATENTS
 from talkinghead.media.image_size import fit_images, fit_landmarks
 from talkinghead.models.lmk2video.pose_guider import GUIDANCE_SCALE
 
