@@ -13,7 +13,7 @@ PY := $(VENV)/bin/python
 DATASET ?= folder
 DATA ?= build/data
 RECIPE ?= paper
-USER_VALUES := DATASET SOURCE METADATA DATA LIMIT WORKERS ANN ENGINE CAUSE RUN RECIPE STAGE1 VAE IMAGE_ENCODER \
+USER_VALUES := DATASET SOURCE METADATA DATA LIMIT WORKERS ANN ENGINE CAUSE COLUMNS FITS RUN RECIPE STAGE1 VAE IMAGE_ENCODER \
   WIDTH HEIGHT REFERENCE AUDIO OUT WEIGHTS ARGS
 # Make itself would run the `$(shell …)` in a value and turn /x/a$$b into /x/a. From here on all of them are plain text.
 given := $(sort $(USER_VALUES) $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name))))
@@ -29,7 +29,7 @@ version_args = $(if $(ANN),--version="$$ANN") $(if $(ENGINE),--engine="$$ENGINE"
 # A file's tests stay in one process: they share what its fixtures make.
 test_args = --numprocesses auto --maxprocesses 4 --dist loadfile
 
-.PHONY: help setup models demo test test-all bench lint ingest annotate shards verify report reannotate quarantine retry download latents train-audio2mesh train-audio2pose train-stage1 train-stage2 animate clean
+.PHONY: help setup models demo test test-all bench lint ingest annotate shards verify report reannotate quarantine retry download derive latents basis train-audio2mesh train-audio2pose train-stage1 train-stage2 animate clean
 
 help: ## Show this list
 	@echo "talkinghead: raw face video in, trained and running talking-head models out."
@@ -39,6 +39,7 @@ help: ## Show this list
 	@echo "  DATASET=hdtf|celebv-hq|vfhq|folder  SOURCE=dir  DATA=dir|uri  [METADATA=dir] [LIMIT=n] [WORKERS=n] [RAY_ADDRESS=…]"
 	@echo "  RUN=dir  RECIPE=tiny|paper|…  STAGE1=dir     VAE=dir  IMAGE_ENCODER=dir  [WIDTH=512] [HEIGHT=512]"
 	@echo "  REFERENCE=face.png  AUDIO=speech.wav  OUT=video.mp4  WEIGHTS=dir"
+	@echo "  COLUMNS=latents,mouth,labels  FITS=speakers,expression"
 	@echo "  ANN=version  ENGINE=litert|litert-tracking|tasks|tasks-image  CAUSE=cause  ARGS='further options of a target's command; ARGS=--help lists them'"
 
 $(STAMP): pyproject.toml constraints.txt build-tools.txt
@@ -99,8 +100,14 @@ retry: $(STAMP) ## Release the inputs of CAUSE (or all) from quarantine; the nex
 download: $(STAMP) ## Download a data set's videos into SOURCE (yt-dlp; resumable)
 	$(run) ingest download $(source_args)
 
+derive: $(STAMP) ## Make derived columns COLUMNS=latents,mouth,… of the packed samples, for trainings to join
+	$(run) orchestration derive --columns="$$COLUMNS" --data="$$DATA" $(worker_args)
+
 latents: $(STAMP) ## Encode the packed images once for both stages (VAE moments, CLIP embeddings)
 	$(run) orchestration latents --data="$$DATA" $(latent_args) $(worker_args)
+
+basis: $(STAMP) ## Make global fits FITS=speakers,expression over the training clips, which trainings read
+	$(run) orchestration basis --data="$$DATA" $(if $(FITS),--fits="$$FITS") $(if $(ANN),--annotation="$$ANN") $(worker_args)
 
 train-audio2mesh: $(STAMP) ## Train speech → mesh from the shards; the same command resumes
 	$(run) train audio2mesh $(train_args)

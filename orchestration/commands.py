@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
+from annotate.columns import COLUMNS, FITS
 from annotate.filters import FilterSettings
 from annotate.latents import LatentSettings
 from annotate.settings import AnnotateSettings
 from ingest.settings import IngestSettings
 from orchestration.cluster import Cluster, ClusterSettings
 from orchestration.jobs.annotate import run_annotate
+from orchestration.jobs.derive import run_derive, unset
 from orchestration.jobs.finish import current_version, finish
+from orchestration.jobs.fit import run_fit
 from orchestration.jobs.ingest import Source, run_ingest
 from orchestration.jobs.pack import run_pack
+from orchestration.outcomes import current_quarantine
 from orchestration.overrides import names_of
-from orchestration.plans import current_quarantine
 from orchestration.units.executor import RetrySettings, UnitRunner
 from orchestration.units.ledger import causes, release, writer_lock
 from orchestration.units.unit import JobStoppedError
@@ -31,6 +36,7 @@ from talkinghead.files.foreign import warn_of_owner
 from talkinghead.files.storage import LINKED_FOLDERS, Storage
 from talkinghead.runtime.errors import one_line
 from talkinghead.schema import check_version
+from train.clip_choice import ClipChoice
 
 FIRST_VERSION = "v1"
 """Annotation version of a new data set."""
@@ -59,7 +65,25 @@ ShardNames = Annotated[
 FilterNames = Annotated[
     Names, tyro.conf.arg(name="filters", help=f"NAME=VALUE …; kept in DATA. Defaults: {names_of(FilterSettings)}")
 ]
+ColumnSettings = dataclasses.make_dataclass(
+    "ColumnSettings",
+    [
+        (name, column.settings, dataclasses.field(default_factory=partial(unset, column.settings)))
+        for name, column in COLUMNS.items()
+    ],
+    frozen=True,
+    kw_only=True,
+)
+"""Settings of every derived column, each under its name."""
+FitSettings = dataclasses.make_dataclass(
+    "FitSettings",
+    [(name, fit.settings, dataclasses.field(default_factory=fit.settings)) for name, fit in FITS.items()],
+    frozen=True,
+    kw_only=True,
+)
+"""Settings of every global fit, each under its name."""
 Flat = tyro.conf.OmitArgPrefixes
+Annotation = Annotated[str | None, tyro.conf.arg(help="Annotation version to read (default: the newest).")]
 
 
 def ingest(
@@ -135,6 +159,32 @@ def reannotate(
     return runner.storage.describe("DATASET.json")
 
 
+def derive(
+    columns: Annotated[str, tyro.conf.arg(help=f"Columns to make, with commas between them: {', '.join(COLUMNS)}.")],
+    settings: Annotated[ColumnSettings, tyro.conf.arg(name="")],
+    data: Data,
+    cluster: Flat[ClusterSettings],
+    retry: Flat[RetrySettings],
+    version: Annotated[
+        str | None, tyro.conf.arg(help="Name of the version of a single column (default: <column>-<hash>).")
+    ] = None,
+    annotation: Annotation = None,
+    use: Annotated[
+        Names, tyro.conf.arg(help="COLUMN@VERSION of other columns that these read (default: the newest of each).")
+    ] = (),
+) -> str:
+    """Make derived columns of the packed samples: each a version of its own, which trainings join by name."""
+    names = _chosen(columns, COLUMNS, "derived column")
+    if version is not None and len(names) > 1:
+        raise ValueError("--version names the version of one column: make one at a time")
+    with _runner(data, cluster, retry) as runner:
+        for name in names:
+            # What several columns at once are told to use belongs to those that read it.
+            used = [text for text in use if text.partition("@")[0] in COLUMNS[name].needs] if len(names) > 1 else use
+            run_derive(runner, COLUMNS[name], getattr(settings, name), version=version, annotation=annotation, use=used)
+    return runner.storage.describe("DATASET.json")
+
+
 def latents(
     networks: Flat[LatentSettings],
     data: Data,
@@ -144,12 +194,25 @@ def latents(
         str | None, tyro.conf.arg(help="Name of the version (default: latents-<hash of weights and size>).")
     ] = None,
 ) -> str:
-    """Encode every frame of the packed clips once, for trainings to read: latents and image embeddings."""
-    # Here only: the other commands start without PyTorch and its model libraries.
-    from orchestration.jobs.latents import run_latents
-
+    """Encode every frame of the packed clips once, for trainings to read: short for derive --columns latents."""
     with _runner(data, cluster, retry) as runner:
-        run_latents(runner, networks, version)
+        run_derive(runner, COLUMNS["latents"], networks, version=version)
+    return runner.storage.describe("DATASET.json")
+
+
+def basis(
+    data: Data,
+    settings: Annotated[FitSettings, tyro.conf.arg(name="")],
+    clips: Flat[ClipChoice],
+    cluster: Flat[ClusterSettings],
+    retry: Flat[RetrySettings],
+    fits: Annotated[str, tyro.conf.arg(help="Fits to make, with commas between them.")] = ",".join(FITS),
+) -> str:
+    """Make global fits over the kept training clips, which trainings and derived columns read."""
+    names = _chosen(fits, FITS, "global fit")
+    with _runner(data, cluster, retry) as runner:
+        for name in names:
+            run_fit(runner, FITS[name], getattr(settings, name), clips)
     return runner.storage.describe("DATASET.json")
 
 
@@ -225,6 +288,16 @@ def _annotate(runner: UnitRunner, version: str | None, engine: str | None, overr
         overrides = (*overrides, f"engine={engine}")
     run_annotate(runner, version, overrides, resolve_face_model())
     return version
+
+
+def _chosen(text: str, known: Mapping[str, object], what: str) -> list[str]:
+    """Names out of a text with commas, in the order in which each stands after those it needs."""
+    names = [name for part in text.split(",") if (name := part.strip())]
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"there is no {what} {unknown[0]!r}; there are {', '.join(known)}")
+    if not names:
+        raise ValueError(f"name a {what}: {', '.join(known)}")
+    return [name for name in known if name in names]
 
 
 @contextlib.contextmanager

@@ -1,40 +1,54 @@
-"""Plans: the name under which each job commits, the units that belong to it now, and what became of them.
+"""Plans: the name under which each job commits, and the units that belong to it now.
 
-A plan lists the units of a job by key and provenance key, so that later jobs need nothing but DATA. A unit that was
-done under another provenance key is not done: the plan decides which of several records of one key counts.
+A plan is a Parquet table: a row for each unit with its key and provenance key, and what else the job must know of it
+later; settings and other facts about the whole plan stand in the header of its schema. So later jobs need nothing but
+DATA. A unit that was done under another provenance key is not done: the plan decides which of several records of one
+key counts.
 
 Plans may be a stranger's, like all of DATA: they hold names, numbers and settings, and never say which code is to run.
+Releases before tables wrote JSON. Such a plan is read as it is, and becomes a table when it is written again.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, ClassVar, Self, TypeVar
 
-from orchestration.units.ledger import Ledger, quarantined
-from orchestration.units.records import QuarantineRecord, SampleRecord, UnitRecord
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from annotate.columns import COLUMNS
 from orchestration.units.unit import Unit
 from talkinghead import dataroot
-from talkinghead.derived import NETWORKS
+from talkinghead.config import from_json, shown
+from talkinghead.derived import ColumnVersion, StoredNames
 from talkinghead.files.foreign import parse_json, refuse_large
 from talkinghead.files.storage import Storage
-from talkinghead.provenance import pretty_json
+from talkinghead.latents import latents_made_of
+from talkinghead.provenance import canonical_json
 from talkinghead.schema import KEY_PATTERN, media_shard_name
+from talkinghead.tables import read_table
 
 PLAN_BYTES = 256 << 20
 """Largest plan that is written or read: that of a million clips."""
-
-# These names are part of DATA: they stand in its paths and records, and never change.
+_METADATA = b"talkinghead"  # name of the header in the schema's metadata
 
 # --- names ------------------------------------------------------------------------------------------------------------
 
+# These names are part of DATA: they stand in its paths and records, and never change.
+
 INGEST_JOB = "ingest"
 INGEST_PLAN_PREFIX = "ingest-"
-ENCODE_PREFIX = "encode-"
+ANNOTATE_PREFIX = "annotate-"
+FIT_PREFIX = "fit-"
 PACK_PREFIX = "pack-"
 PACK_MEDIA_JOB = f"{PACK_PREFIX}media"
+COLUMN_PREFIXES = tuple(sorted({"derive-"} | {column.stored_names.job for column in COLUMNS.values()}))
+"""Beginnings of the names of jobs that make derived columns."""
+SHARD_PLAN = "shards"
+"""Name of the plan that says which sample goes into which shard."""
 
 
 def ingest_plan_name(dataset: str) -> str:
@@ -44,16 +58,22 @@ def ingest_plan_name(dataset: str) -> str:
 
 def annotate_job(version: str) -> str:
     """`annotate-<version>`: each annotation version has a ledger of its own."""
-    return f"annotate-{version}"
+    return f"{ANNOTATE_PREFIX}{version}"
 
 
-def encode_job(version: str) -> str:
-    """`encode-<version>`: each version of latents has a ledger of its own."""
-    return f"{ENCODE_PREFIX}{version}"
+def stored_names(column: str) -> StoredNames:
+    """Names in DATA of a derived column, also of one that this code does not have."""
+    known = COLUMNS.get(column)
+    return known.stored_names if known else StoredNames(job="derive-", provenance=f"derive-{column}")
+
+
+def column_job(column: str, version: str) -> str:
+    """`derive-<version>` (`encode-<version>` for latents): each version of a derived column has its own ledger."""
+    return f"{stored_names(column).job}{version}"
 
 
 def pack_annotation_job(version: str) -> str:
-    """`pack-<version>`: each version of columns, annotation or latents, has a ledger of its own."""
+    """`pack-<version>`: each version of columns, annotation or derived, has a ledger of its own."""
     return f"{PACK_PREFIX}{version}"
 
 
@@ -62,117 +82,280 @@ def shard_key(shard: int) -> str:
     return media_shard_name(shard).removesuffix(".tar")
 
 
-# --- plans ------------------------------------------------------------------------------------------------------------
+# --- what plans hold --------------------------------------------------------------------------------------------------
 
 
-def write_plan(
-    storage: Storage, name: str, units: Sequence[Unit], extra: Mapping[str, str] | None = None, **about: Any
-) -> None:
-    """Record the units of a job; an equal plan is left alone.
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A plan of one job; the classes below say what each kind of job plans."""
+
+    units: dict[str, str]
+    """Key → provenance key."""
+
+    table: ClassVar[dict[str, pa.DataType]] = {"key": pa.string(), "pkey": pa.string()}
+    """Columns of the table, and their types."""
+
+    def columns(self) -> dict[str, Sequence[Any]]:
+        """Values of the table's columns."""
+        return {"key": list(self.units), "pkey": list(self.units.values())}
+
+    def about(self) -> dict[str, Any]:
+        """Facts about the whole plan; a JSON object."""
+        return {}
+
+    @classmethod
+    def of_table(cls, columns: Mapping[str, list[Any]], about: Mapping[str, Any]) -> Self:
+        """Inverse of `columns` and `about`; raises `ValueError` for what is no such plan."""
+        return from_json(cls, {"units": dict(zip(columns["key"], columns["pkey"], strict=True)), **about})
+
+    @classmethod
+    def of_old_json(cls, value: Mapping[str, Any]) -> Self:
+        """Plan from the JSON of releases before tables, which may hold more. Raises like `of_table`."""
+        return from_json(cls, {field.name: value[field.name] for field in fields(cls) if field.name in value})
+
+    def __post_init__(self) -> None:
+        for key, pkey in self.units.items():
+            if not (KEY_PATTERN.fullmatch(key) and KEY_PATTERN.fullmatch(pkey)):
+                raise ValueError(f"it plans {shown(key)} with the provenance key {shown(pkey)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class IngestPlan(Plan):
+    """Clips of one data set that have a source."""
+
+    contents: dict[str, str | None]
+    """Key → SHA-256 of the source; None: it could not be read."""
+    settings: dict[str, Any]
+    """`IngestSettings`."""
+
+    table: ClassVar = {**Plan.table, "content": pa.string()}
+
+    def columns(self) -> dict[str, Sequence[Any]]:
+        """Values of the table's columns."""
+        return super().columns() | {"content": [self.contents.get(key) for key in self.units]}
+
+    def about(self) -> dict[str, Any]:
+        """Facts about the whole plan; a JSON object."""
+        return {"settings": self.settings}
+
+    @classmethod
+    def of_table(cls, columns: Mapping[str, list[Any]], about: Mapping[str, Any]) -> Self:
+        """Inverse of `columns` and `about`; raises `ValueError` for what is no such plan."""
+        contents = dict(zip(columns["key"], columns["content"], strict=True))
+        return super().of_table(columns, {"contents": contents, **about})
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnnotatePlan(Plan):
+    """Samples of one annotation version."""
+
+    settings: dict[str, Any]
+    """`AnnotateSettings`."""
+    model: str
+    """Name of the face model."""
+    model_sha256: str
+    order: int
+    """Number of annotation versions that were planned before this one."""
+
+    def about(self) -> dict[str, Any]:
+        """Facts about the whole plan; a JSON object."""
+        return {name: getattr(self, name) for name in ("settings", "model", "model_sha256", "order")}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.settings.get("engine"), str) or self.order < 0:
+            raise ValueError("its settings name no engine, or its order is below 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColumnPlan(Plan):
+    """Samples of one version of a derived column."""
+
+    made_of: ColumnVersion
+
+    def about(self) -> dict[str, Any]:
+        """Facts about the whole plan; a JSON object."""
+        return {"made_of": asdict(self.made_of)}
+
+    @classmethod
+    def of_old_json(cls, value: Mapping[str, Any]) -> Self:
+        """Plan of latents from the JSON of releases before tables. Raises like `of_table`."""
+        made_of = latents_made_of(value)
+        return from_json(cls, {"units": value.get("units"), "made_of": asdict(made_of)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitPlan(Plan):
+    """Parts of the clips that a global fit is made of."""
+
+    fit: str
+    key: str
+    """Provenance key of the fit."""
+
+    def about(self) -> dict[str, Any]:
+        """Facts about the whole plan; a JSON object."""
+        return {"fit": self.fit, "key": self.key}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardPlan(Plan):
+    """Samples of every shard. Its units are the jobs' that pack; they are planned anew for each version."""
+
+    units: dict[str, str] = field(default_factory=dict)
+    shards: list[list[str]]
+    """Sample keys of each shard, in order."""
+    settings: dict[str, Any]
+    """`ShardSettings`."""
+
+    table: ClassVar = {"key": pa.string(), "shard": pa.int32()}
+
+    def columns(self) -> dict[str, Sequence[Any]]:
+        """Values of the table's columns."""
+        pairs = [(key, number) for number, keys in enumerate(self.shards) for key in keys]
+        return {"key": [key for key, _ in pairs], "shard": [number for _, number in pairs]}
+
+    def about(self) -> dict[str, Any]:
+        """Facts about the whole plan; a JSON object."""
+        return {"settings": self.settings, "num_shards": len(self.shards)}
+
+    @classmethod
+    def of_table(cls, columns: Mapping[str, list[Any]], about: Mapping[str, Any]) -> Self:
+        """Inverse of `columns` and `about`; raises `ValueError` for what is no such plan."""
+        about = dict(about)
+        count = about.pop("num_shards", None)
+        # No more than rows: an empty shard is never planned, but one may have lost all its samples.
+        if type(count) is not int or not 0 <= count <= 10**6:
+            raise ValueError(f"it has {shown(count)} shards")
+        shards: list[list[str]] = [[] for _ in range(count)]
+        for key, number in zip(columns["key"], columns["shard"], strict=True):
+            if not 0 <= number < count:
+                raise ValueError(f"it plans {shown(key)} for shard {number} of {count}")
+            shards[number].append(key)
+        return from_json(cls, {"shards": shards, **about})
+
+    def __post_init__(self) -> None:
+        for keys in self.shards:
+            for key in keys:
+                if not KEY_PATTERN.fullmatch(key):
+                    raise ValueError(f"it plans {shown(key)}")
+
+
+def _kind(name: str) -> type[Plan]:
+    """Kind of the plan with this name."""
+    if name == SHARD_PLAN:
+        return ShardPlan
+    if name.startswith(INGEST_PLAN_PREFIX):
+        return IngestPlan
+    if name.startswith(ANNOTATE_PREFIX):
+        return AnnotatePlan
+    return FitPlan if name.startswith(FIT_PREFIX) else ColumnPlan
+
+
+# --- reading and writing ----------------------------------------------------------------------------------------------
+
+
+def write_plan(storage: Storage, name: str, plan: Plan) -> None:
+    """Write a plan as a table, unless it already has this content.
 
     Args:
         storage: DATA, the data set's folder or bucket.
         name: Name of the plan.
-        units: Units of the job.
-        extra: Key → provenance key of more units, which can no longer be run but still count.
-        about: Settings and other facts that the plan was made from; JSON values.
-    """
-    value = {"units": {unit.key: unit.pkey for unit in units} | dict(extra or {}), **about}
-    write_json(storage, dataroot.plan(name), value)
-
-
-def write_json(storage: Storage, path: str, value: Any) -> None:
-    """Write a JSON file, unless it already has this content.
+        plan: Its content, of the kind that belongs to the name.
 
     Raises:
         ValueError: It would be too large to be read again.
     """
-    data = pretty_json(value)
+    assert type(plan) is _kind(name), name
+    path = dataroot.plan(name)
+    columns = plan.columns()
+    schema = pa.schema(list(plan.table.items()), {_METADATA: canonical_json(plan.about())})
+    arrays = [pa.array(columns[name], kind) for name, kind in plan.table.items()]
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_arrays(arrays, schema=schema), sink, compression="zstd", use_dictionary=False)
+    data = sink.getvalue()
     refuse_large(storage.describe(path), len(data), PLAN_BYTES, "plan (make several DATA of the clips)")
-    if not storage.exists(path) or storage.read(path) != data:
+    if not storage.exists(path) or storage.read(path, PLAN_BYTES, "plan") != data:
         storage.write(path, data)
+    # A table outweighs the JSON of an older release, which is no longer needed.
+    if storage.exists(dataroot.old_plan(name)):
+        storage.delete(dataroot.old_plan(name))
 
 
-def read_plan(storage: Storage, name: str) -> dict[str, Any]:
-    """Content of a plan.
+def find_plan(storage: Storage, name: str) -> Plan | None:
+    """The plan with this name, of the class for its kind; None where nothing was planned.
 
     Raises:
-        FileNotFoundError: There is none.
         ValueError: The file is no plan.
     """
-    path = dataroot.plan(name)
-    file = storage.describe(path)
-    plan = parse_json(storage.read(path, PLAN_BYTES, "plan"), file)
-    if fault := _fault(name, plan):
-        raise ValueError(f"{file} is no plan of ours: {fault}")
+    kind = _kind(name)
+    for path, parse in ((dataroot.plan(name), _parse), (dataroot.old_plan(name), _parse_old)):
+        if storage.exists(path):
+            file = storage.describe(path)
+            try:
+                return parse(kind, storage.read(path, PLAN_BYTES, "plan"))
+            except ValueError as error:
+                raise ValueError(f"{file} is no plan of ours: {error}") from error
+    return None
+
+
+def _parse(kind: type[Plan], data: bytes) -> Plan:
+    def check(schema: pa.Schema) -> None:
+        found = dict(zip(schema.names, schema.types, strict=True))
+        if found != kind.table:
+            raise ValueError(f"it has the columns {shown(found)}")
+
+    table = read_table(data, "it", check)
+    if any(table.column(name).null_count for name in kind.table if name != "content"):
+        raise ValueError("a row lacks a value")
+    about = parse_json((table.schema.metadata or {}).get(_METADATA, b"null"), "its header")
+    if not isinstance(about, dict):
+        raise ValueError("it has no header")
+    return kind.of_table({name: table.column(name).to_pylist() for name in kind.table}, about)
+
+
+def _parse_old(kind: type[Plan], data: bytes) -> Plan:
+    value = parse_json(data, "it")
+    if not isinstance(value, dict):
+        raise ValueError("it is no object")
+    return kind.of_old_json(value)
+
+
+P = TypeVar("P", bound=Plan)
+
+
+def find_ingest(storage: Storage, dataset: str) -> IngestPlan | None:
+    """Plan of a data set's clips; None where none was ingested."""
+    return _typed(IngestPlan, find_plan(storage, ingest_plan_name(dataset)))
+
+
+def find_annotate(storage: Storage, version: str) -> AnnotatePlan | None:
+    """Plan of an annotation version; None where there is none."""
+    return _typed(AnnotatePlan, find_plan(storage, annotate_job(version)))
+
+
+def find_column_plan(storage: Storage, column: str, version: str) -> ColumnPlan | None:
+    """Plan of a version of a derived column; None where there is none."""
+    return _typed(ColumnPlan, find_plan(storage, column_job(column, version)))
+
+
+def find_shards(storage: Storage) -> ShardPlan | None:
+    """Plan of the shards; None before the first is planned."""
+    return _typed(ShardPlan, find_plan(storage, SHARD_PLAN))
+
+
+def _typed(kind: type[P], plan: Plan | None) -> P | None:
+    assert plan is None or isinstance(plan, kind)
     return plan
 
 
-def _fault(name: str, plan: Any) -> str | None:
-    """What is wrong with the content of a plan; None: nothing that could make a reader fail."""
-    if not isinstance(plan, dict):
-        return "it is no object"
-    # What each kind of plan is read for. Settings are checked where they become settings.
-    kinds: dict[str, Callable[[Any], bool]] = {"settings": _is_object}
-    if name.startswith(INGEST_PLAN_PREFIX):
-        kinds |= {"units": _names_keys, "contents": _names_contents}
-    elif name.startswith(annotate_job("")):
-        kinds = {"settings": _names_engine, "model": _is_text, "model_sha256": _is_text}
-        kinds |= {"units": _names_keys, "order": _is_count}
-    elif name.startswith(ENCODE_PREFIX):
-        kinds = {"units": _names_keys, "width": _is_count, "height": _is_count}
-        kinds |= dict.fromkeys(NETWORKS, _has_hash)
-    else:
-        kinds |= {"shards": _is_shards}
-    wrong = [field for field, fits in kinds.items() if not fits(plan.get(field))]
-    return f"its {wrong[0]} is missing or wrong" if wrong else None
-
-
-def _is_object(value: Any) -> bool:
-    return isinstance(value, dict)
-
-
-def _names_engine(value: Any) -> bool:
-    return isinstance(value, dict) and _is_text(value.get("engine"))
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 1 << 31
-
-
-def _is_key(value: Any) -> bool:
-    return isinstance(value, str) and KEY_PATTERN.fullmatch(value) is not None
-
-
-def _names_keys(value: Any) -> bool:
-    return isinstance(value, dict) and all(_is_key(key) and _is_key(pkey) for key, pkey in value.items())
-
-
-def _names_contents(value: Any) -> bool:
-    return isinstance(value, dict) and all(content is None or _is_text(content) for content in value.values())
-
-
-def _has_hash(value: Any) -> bool:
-    return isinstance(value, dict) and _is_text(value.get("sha256"))
-
-
-def _is_shards(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(keys, list) and all(map(_is_key, keys)) for keys in value)
-
-
-def find_plan(storage: Storage, name: str) -> dict[str, Any] | None:
-    """Content of a plan, None where nothing was planned under this name."""
-    return read_plan(storage, name) if storage.exists(dataroot.plan(name)) else None
-
-
-def plan_names(storage: Storage, prefix: str) -> list[str]:
-    """Names of the plans that start with `prefix`, sorted."""
-    names = [file.path.removeprefix("plans/").removesuffix(".json") for file in storage.list("plans", ".json")]
-    return [name for name in names if name.startswith(prefix) and KEY_PATTERN.fullmatch(name)]
+def plan_names(storage: Storage, *prefixes: str) -> list[str]:
+    """Names of the plans that start with one of the prefixes, sorted."""
+    names = {
+        file.path.removeprefix("plans/").removesuffix(suffix)
+        for suffix in (".parquet", ".json")
+        for file in storage.list("plans", suffix)
+    }
+    return sorted(name for name in names if name.startswith(prefixes) and KEY_PATTERN.fullmatch(name))
 
 
 def keep_packed(units: Iterable[Unit], before: Mapping[str, str], packed: set[str]) -> list[Unit]:
@@ -186,137 +369,6 @@ def keep_packed(units: Iterable[Unit], before: Mapping[str, str], packed: set[st
     return [replace(unit, pkey=before.get(unit.key, unit.pkey)) if unit.key in packed else unit for unit in units]
 
 
-# --- results ----------------------------------------------------------------------------------------------------------
-
-UnitState = UnitRecord | QuarantineRecord | None
-"""Outcome of one unit: its commit record, its quarantine record, or None while it has neither."""
-Results = dict[str, UnitState]
-"""Key → outcome of the unit."""
-
-
-def ingest_results(storage: Storage) -> Results:
-    """Outcome of the clips in every ingest plan.
-
-    Raises:
-        ValueError: A plan or a record is none of ours.
-    """
-    # All data sets share one ledger, but each has a plan of its own.
-    pairs: dict[str, str] = {}
-    for name in plan_names(storage, INGEST_PLAN_PREFIX):
-        pairs |= read_plan(storage, name)["units"]
-    results = Ledger(storage, INGEST_JOB).results(pairs.items())
-    for record in results.values():
-        # What the index says of every sample.
-        if isinstance(record, UnitRecord) and record.samples:
-            _check_file(storage, record)
-            _check_details(storage, record, dataset=_is_text, split_group=_is_text, licence=_is_text)
-            _check_details(storage, record, person=lambda value: value is None or _is_text(value))
-    return results
-
-
-def _check_file(storage: Storage, record: UnitRecord) -> None:
-    """Raise `ValueError` unless a commit record names the file with its samples."""
-    if not (record.file and record.file_sha256):
-        raise _no_record(storage, record, "it names no file")
-
-
-def _check_details(storage: Storage, record: UnitRecord, **kinds: Callable[[Any], bool]) -> None:
-    """Raise `ValueError` unless the details of a commit record have certain fields."""
-    for name, fits in kinds.items():
-        if not fits(record.details.get(name)):
-            raise _no_record(storage, record, f"the {name} of its details is missing or wrong")
-
-
-def _no_record(storage: Storage, record: UnitRecord, why: str) -> ValueError:
-    file = storage.describe(dataroot.record(record.job, record.key, record.pkey))
-    return ValueError(f"{file} is no record of ours: {why}")
-
-
-def annotate_results(storage: Storage, version: str) -> Results:
-    """Outcome of the samples in the plan of an annotation version; empty without a plan."""
-    return _planned_results(storage, annotate_job(version))
-
-
-def encode_results(storage: Storage, version: str) -> Results:
-    """Outcome of the samples in the plan of a version of latents; empty without a plan."""
-    return _planned_results(storage, encode_job(version))
-
-
-def _planned_results(storage: Storage, job: str) -> Results:
-    plan = find_plan(storage, job)
-    results = Ledger(storage, job).results(plan["units"].items()) if plan else {}
-    for key, record in results.items():
-        # These jobs make one sample of each: its columns.
-        if isinstance(record, UnitRecord):
-            _check_file(storage, record)
-            if [sample.key for sample in record.samples] != [key]:
-                raise _no_record(storage, record, f"its sample is not {key} alone")
-    return results
-
-
-@dataclass(frozen=True, kw_only=True)
-class IngestedSample:
-    """A sample that ingest made."""
-
-    record: UnitRecord
-    """Commit record of the clip that it came from."""
-    sample: SampleRecord
-    """Its place in the output of that clip's unit."""
-
-
-def ingested_samples(storage: Storage) -> dict[str, IngestedSample]:
-    """Sample key → sample, for all samples of committed clips."""
-    return {
-        sample.key: IngestedSample(record=record, sample=sample)
-        for record in ingest_results(storage).values()
-        if isinstance(record, UnitRecord)
-        for sample in record.samples
-    }
-
-
-def current_quarantine(storage: Storage) -> list[QuarantineRecord]:
-    """Quarantine records of the units that are planned now; an input that was mended or removed is not listed."""
-    # Job → (key, provenance key) of its planned units. All ingest plans belong to one job.
-    planned: dict[str, set[tuple[str, str]]] = {}
-    prefixes = (INGEST_PLAN_PREFIX, annotate_job(""), ENCODE_PREFIX)
-    for name in itertools.chain.from_iterable(plan_names(storage, prefix) for prefix in prefixes):
-        job = INGEST_JOB if name.startswith(INGEST_PLAN_PREFIX) else name
-        planned.setdefault(job, set()).update(read_plan(storage, name)["units"].items())
-    # Pack units have no plan of their own: a shard that failed stays listed.
-    return [
-        record
-        for record in quarantined(storage)
-        if record.job.startswith(PACK_PREFIX) or (record.key, record.pkey) in planned.get(record.job, ())
-    ]
-
-
-def pack_records(storage: Storage, job: str) -> dict[str, UnitRecord]:
-    """Shard key → commit record, for every packed shard of a job. A shard is packed once, so its key is enough."""
-    ledger = Ledger(storage, job)
-    results = ledger.results(sorted(ledger.committed))
-    records = {key: record for key, record in results.items() if isinstance(record, UnitRecord)}
-    for record in records.values():
-        _check_file(storage, record)
-        _check_details(storage, record, blank=lambda value: value is None or _is_shards([value]))
-    return records
-
-
-def blank_rows(record: UnitRecord) -> list[str]:
-    """Keys of the samples of a packed shard that have no columns, but rows of NaN."""
-    return record.details.get("blank") or []  # the first release did not note them
-
-
-def packed_samples(storage: Storage) -> dict[str, tuple[str, SampleRecord]]:
-    """Sample key → media shard and place in it, for every packed sample."""
-    return {
-        sample.key: (record.file, sample)
-        for record in pack_records(storage, PACK_MEDIA_JOB).values()
-        if record.file
-        for sample in record.samples
-    }
-
-
-def packed_clips(storage: Storage) -> set[str]:
-    """Keys of the clips that have a sample in a media shard."""
-    ingested = ingested_samples(storage)
-    return {ingested[key].record.key for key in packed_samples(storage) if key in ingested}
+def pairs(units: Iterable[Unit]) -> dict[str, str]:
+    """Key → provenance key of units, as a plan holds them."""
+    return {unit.key: unit.pkey for unit in units}

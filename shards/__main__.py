@@ -1,10 +1,17 @@
-"""`python -m shards verify | ls | export-aniportrait`: check a data set, list its samples, export it."""
+"""`python -m shards verify | ls | versions | drop | export-aniportrait`: check a data set, list what it holds, remove a
+version, export samples."""
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
+from typing import Annotated
 
+import tyro
+
+from shards import versions as stored_versions
+from shards.drop import drop as remove_version
 from shards.reader import ShardReader
 from shards.verify import VerifyReport
 from shards.verify import verify as find_problems
@@ -35,7 +42,7 @@ def verify(data: str, version: str | None = None, deep: bool = False) -> str | I
     result = (
         f"{storage.uri}: {'ok' if report.ok else f'{found} problems'}, {report.samples} samples,"
         f" {report.frames} frames, {report.shards} shards, {report.bytes / 2**20:.1f} MiB,"
-        f" {report.decoded} clips decoded, annotations {', '.join(report.versions)}"
+        f" {report.decoded} clips decoded, versions {', '.join([*report.versions, *report.fits])}"
     )
     if report.ok:
         return result
@@ -61,6 +68,33 @@ def ls(data: str, version: str | None = None, split: str | None = None) -> str |
         verdict = "kept" if sample.keep else f"{sample.reason}{score}"
         lines.append(f"{sample.key}\t{sample.shard}\t{sample.ordinal}\t{sample.num_frames}\t{sample.split}\t{verdict}")
     return "\n".join(lines) or None
+
+
+def versions(data: str, as_json: Annotated[bool, tyro.conf.arg(name="json")] = False) -> str:
+    """List annotation versions, derived columns and fits: size, what each was made of, and who needs it.
+
+    Args:
+        data: Data set: folder or URI.
+        as_json: Print JSON.
+    """
+    found = stored_versions.versions(Storage(data))
+    if as_json:
+        return json.dumps([item.to_json() for item in found], indent=2, sort_keys=True)
+    return stored_versions.table(found)
+
+
+def drop(version: tyro.conf.Positional[str], data: str, force: bool = False) -> str:
+    """Remove a version or a fit, with all that its jobs wrote; refused while another version or a run needs it.
+
+    Args:
+        version: Version, or global fit: its name for the newest, or `<fit>@<first digits of its hash>`.
+        data: Data set: folder or URI.
+        force: Remove it even if a run of training reads it.
+    """
+    storage = Storage(data)
+    with Progress() as progress:
+        gone = remove_version(storage, version, force=force, progress=lambda done, total: progress("drop", done, total))
+    return f"{storage.uri}: removed {gone.name}, {gone.files:,} files, {gone.bytes:,} bytes freed"
 
 
 def export_aniportrait(
@@ -105,7 +139,7 @@ def _show(report: VerifyReport) -> None:
             print(f"… and {len(lines) - SHOWN} more of this kind", file=sys.stderr)
 
 
-COMMANDS = (verify, ls, export_aniportrait)
+COMMANDS = (verify, ls, versions, drop, export_aniportrait)
 
 
 def main(arguments: list[str] | None = None) -> int:

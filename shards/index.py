@@ -1,12 +1,13 @@
 """Index of a data set: one row per sample with its place in the shards, its scores, and whether training uses it.
 
 A Parquet table per annotation version, with flat columns so that a million rows open in a moment: each member has
-`<member>_offset` and `<member>_size`, each score `score_<name>`. The members come from the packed samples, so that
-later column sets need no change here. Offset and size are null where a sample does not have the member.
+`<member>_offset` and `<member>_size`, each score `score_<name>`, each label `label_<name>`. The members come from the
+packed samples, so that later column sets need no change here. A null is what a sample does not have.
 """
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 from array import array
@@ -21,22 +22,27 @@ import pyarrow.parquet as pq
 
 from shards.index_format import (
     DICTIONARIES,
+    DICTIONARY,
+    LABEL,
     METADATA,
+    MOST_LABELS,
     NUMBERS,
     OPTIONAL,
     SCORE,
     TEXTS,
     Archive,
     Members,
+    check_label,
     check_values,
     member_column,
     read_header,
+    value_names,
 )
 from shards.manifest import AnnotationEntry
 from talkinghead import dataroot
 from talkinghead.files.storage import Storage
 from talkinghead.provenance import hash_bytes
-from talkinghead.schema import SCHEMA_VERSION, SPLITS, Member, SampleIndex, check_version
+from talkinghead.schema import SCHEMA_VERSION, SPLITS, Member, SampleIndex, check_name, check_version
 from talkinghead.tables import read_table
 
 MOST_BYTES = 4 << 30
@@ -68,10 +74,15 @@ class Index:
     def __len__(self) -> int:
         return self.table.num_rows
 
-    @property
+    @functools.cached_property
     def score_names(self) -> list[str]:
         """Names of the clip scores."""
-        return [name.removeprefix(SCORE) for name in self.table.column_names if name.startswith(SCORE)]
+        return value_names(self.table.column_names, SCORE, self.members)
+
+    @functools.cached_property
+    def label_names(self) -> list[str]:
+        """Names of the clip labels."""
+        return value_names(self.table.column_names, LABEL, self.members)
 
     def text(self, name: str, row: int) -> str | None:
         """Value of a text column in one row."""
@@ -89,13 +100,34 @@ class Index:
 
     def texts(self, name: str) -> np.ndarray:
         """A text column `[N]` of Python strings: slow for millions of rows, while `text` reads a single row."""
-        return self.table.column(name).to_numpy()
-
-    def equals(self, name: str, value: str) -> np.ndarray:
-        """Rows in which a text column has this value, `[N]` bool."""
         column = self.table.column(name)
-        parts = [_equals(chunk, value) for chunk in column.chunks]
+        # Where a column of few different texts has nulls, Arrow would give one of the texts for them.
+        return (column.cast(pa.string()) if column.null_count else column).to_numpy()
+
+    def label(self, name: str) -> np.ndarray:
+        """Values of a label `[N]`, Python strings; None where a sample does not have it."""
+        return self.texts(f"{LABEL}{name}")
+
+    def equals(self, name: str, *values: str) -> np.ndarray:
+        """Rows in which a text column has one of these values, `[N]` bool."""
+        column = self.table.column(name)
+        parts = [_equals(chunk, values) for chunk in column.chunks]
         return np.concatenate(parts) if parts else np.empty(0, bool)
+
+    def distinct(self, name: str, rows: np.ndarray | None = None) -> list[str]:
+        """Different values of a text column, sorted, without absent ones.
+
+        Args:
+            name: Name of the column.
+            rows: Rows that count, `[N]` bool; None: all.
+        """
+        column = self.table.column(name)
+        found = pc.call_function("unique", [column if rows is None else column.filter(pa.array(rows))])
+        return sorted(value for value in found.to_pylist() if value is not None)
+
+    def is_absent(self, name: str) -> np.ndarray:
+        """Rows that have no value in a column, `[N]` bool."""
+        return self.table.column(name).is_null().to_numpy()
 
     def shard_rows(self, shard: int) -> slice:
         """Rows of one shard; they are contiguous because the index is in shard order."""
@@ -138,15 +170,19 @@ class Index:
 
         plain = {name: values[name] for name in (*TEXTS, *NUMBERS, "keep", "reason_score")}
         scores = {name: values[f"{SCORE}{name}"] for name in self.score_names}
-        return SampleIndex(**plain, media=members("media"), annotation=members("annotation"), scores=scores)
+        labels = {name: value for name in self.label_names if (value := values[f"{LABEL}{name}"]) is not None}
+        return SampleIndex(
+            **plain, media=members("media"), annotation=members("annotation"), scores=scores, labels=labels
+        )
 
 
-def _equals(chunk: pa.Array, value: str) -> np.ndarray:
+def _equals(chunk: pa.Array, values: tuple[str, ...]) -> np.ndarray:
+    options = pc.SetLookupOptions(pa.array(values, pa.string()))
     # Few different texts are compared once each, not row by row.
     if isinstance(chunk, pa.DictionaryArray):
-        found = pc.call_function("equal", [chunk.dictionary, value]).take(chunk.indices)
+        found = pc.call_function("is_in", [chunk.dictionary], options).take(chunk.indices)
     else:
-        found = pc.call_function("equal", [chunk, value])
+        found = pc.call_function("is_in", [chunk], options)
     # A null (an optional text that is absent) equals nothing, but Arrow answers null.
     return pc.fill_null(found, False).to_numpy(zero_copy_only=False)
 
@@ -160,12 +196,13 @@ def build_index(version: str, rows: Iterable[SampleIndex]) -> Index:
 
     Raises:
         ValueError: Rows out of shard order, a key twice, an unknown split, a kept sample with a reason, a dropped
-            one without, or two members with one column name.
+            one without, a label that an index cannot hold, or two columns with one name.
     """
     # Columns grow in compact arrays: a million rows as Python objects would take gigabytes.
     texts: dict[str, list[str | None]] = {name: [] for name in TEXTS}
     numbers = {name: array("q") for name in (*NUMBERS, "keep")}
     floats: dict[str, array[float]] = {"reason_score": array("d")}
+    labels: dict[str, list[str | None]] = {}
     offsets: dict[Archive, dict[str, tuple[array[int], array[int]]]] = {"media": {}, "annotation": {}}
     last, count = (-1, -1), 0
     for row in rows:
@@ -174,18 +211,19 @@ def build_index(version: str, rows: Iterable[SampleIndex]) -> Index:
             values.append(getattr(row, name))
         for name, values in numbers.items():
             values.append(int(getattr(row, name)))
-        # A score or member that occurs first in this row is absent in all rows before it.
+        # A score, label or member that occurs first in this row is absent in all rows before it.
         for name in row.scores.keys() - {n.removeprefix(SCORE) for n in floats}:
             floats[f"{SCORE}{name}"] = array("d", [float("nan")] * count)
         for name, values in floats.items():
             value = row.reason_score if name == "reason_score" else row.scores.get(name.removeprefix(SCORE))
             values.append(float("nan") if value is None else value)
+        _append_labels(labels, row.labels, count)
         _append_members(offsets["media"], row.media, count)
         _append_members(offsets["annotation"], row.annotation, count)
         count += 1
     if len(set(texts["key"])) != count:
         raise ValueError(f"index of {version}: a key occurs twice")
-    return _assemble(check_version(version), texts, numbers, floats, offsets)
+    return _assemble(check_version(version), texts, numbers, floats, labels, offsets)
 
 
 def _check_order(row: SampleIndex, last: tuple[int, int]) -> tuple[int, int]:
@@ -202,6 +240,17 @@ def _check_order(row: SampleIndex, last: tuple[int, int]) -> tuple[int, int]:
             f"{row.key}: a kept sample has no reason, a dropped one has one (keep {row.keep}, {row.reason})"
         )
     return here
+
+
+def _append_labels(columns: dict[str, list[str | None]], labels: dict[str, str], count: int) -> None:
+    """Append the labels of row number `count` to the columns, by name."""
+    for name in labels.keys() - columns.keys():
+        columns[check_name(name, "label")] = [None] * count
+        if len(columns) > MOST_LABELS:
+            raise ValueError(f"the samples have more than {MOST_LABELS} labels")
+    for name, values in columns.items():
+        value = labels.get(name)
+        values.append(None if value is None else check_label(value, name))
 
 
 def _append_members(columns: dict[str, tuple[array[int], array[int]]], members: list[Member], count: int) -> None:
@@ -224,14 +273,13 @@ def _assemble(
     texts: dict[str, list[str | None]],
     numbers: dict[str, array[int]],
     floats: dict[str, array[float]],
+    labels: dict[str, list[str | None]],
     offsets: dict[Archive, dict[str, tuple[array[int], array[int]]]],
 ) -> Index:
-    """Arrow table of the collected columns: texts, numbers, members, scores, in this order."""
-    text = pa.string()
+    """Arrow table of the collected columns: texts, numbers, members, scores, labels, in this order."""
     columns: dict[str, pa.Array] = {}
     for name in TEXTS:
-        kind = pa.dictionary(pa.int32(), text) if name in DICTIONARIES else text
-        columns[name] = pa.array(texts[name], text).cast(kind)
+        columns[name] = pa.array(texts[name], pa.string()).cast(DICTIONARY if name in DICTIONARIES else pa.string())
     for name in NUMBERS:
         columns[name] = pa.array(np.asarray(numbers[name]), pa.int32())
     columns["keep"] = pa.array(np.asarray(numbers["keep"]).astype(bool))
@@ -244,15 +292,23 @@ def _assemble(
                     raise ValueError(f"two members would have the index column {name}; one is {suffix}")
                 array_ = np.asarray(values)
                 columns[name] = pa.array(array_, pa.int64(), mask=array_ == _ABSENT)
-    for name, values in sorted(floats.items()):
-        columns[name] = pa.array(np.asarray(values), pa.float64(), from_pandas=True)  # NaN becomes null
+    scored = {name: pa.array(np.asarray(values), pa.float64(), from_pandas=True) for name, values in floats.items()}
+    labelled = {f"{LABEL}{name}": pa.array(values, pa.string()).cast(DICTIONARY) for name, values in labels.items()}
+    for name, values in (*sorted(scored.items()), *sorted(labelled.items())):  # of scores, NaN has become null
+        if name in columns:
+            raise ValueError(f"a member and a score or label would have the index column {name}")
+        columns[name] = values
     # The header in the schema's metadata keeps the suffixes, which the column names do not give back.
     members: dict[Archive, list[str]] = {archive: sorted(suffixes) for archive, suffixes in offsets.items()}
     header = {"schema_version": SCHEMA_VERSION, "version": version, "members": members}
     schema = pa.schema(
         [
-            # Scores may always be null, so that the schema does not depend on whether a value happens to be missing.
-            pa.field(name, values.type, nullable=name in OPTIONAL or values.null_count > 0 or name.startswith(SCORE))
+            # Scores and labels may always be null: the schema does not depend on whether a value happens to be missing.
+            pa.field(
+                name,
+                values.type,
+                nullable=name in OPTIONAL or values.null_count > 0 or name.startswith((SCORE, LABEL)),
+            )
             for name, values in columns.items()
         ],
         {METADATA: json.dumps(header, sort_keys=True)},

@@ -32,10 +32,17 @@ OPTIONAL = ("person", "reason", "reason_score")
 """Columns that may be null, next to those of scores and members."""
 SCORE = "score_"
 """Beginning of the columns of scores."""
+LABEL = "label_"
+"""Beginning of the columns of labels, which are of few different texts, too."""
+DICTIONARY = pa.dictionary(pa.int32(), pa.string())
+"""Type of the columns of few different texts."""
+MOST_LABELS = 64
+"""Largest number of labels in an index."""
 
 _MOST_SHARDS = 10**6  # their names have six digits
 _MOST_BYTES = 1 << 48  # of a shard
 _MOST_LICENCE = 1000  # characters
+_MOST_LABEL = 200  # characters of a label's value
 _BLOCK = 1 << 18  # bytes of text that are checked at once, so that they stay in the processor's cache
 
 
@@ -53,6 +60,26 @@ class Header:
 def member_column(suffix: str) -> str:
     """Column stem of a member: `landmarks.npy` → `landmarks`, `ann.json` → `ann_json`, `mp4` → `mp4`."""
     return suffix.removesuffix(".npy").replace(".", "_")
+
+
+def value_names(columns: Sequence[str], kind: str, members: Members) -> list[str]:
+    """Names of the scores or labels of an index.
+
+    Args:
+        columns: Names of the index's columns.
+        kind: `SCORE` or `LABEL`.
+        members: Archive → suffixes of its members: `score_x.npy` has columns that begin like those of a score.
+    """
+    stems = [member_column(suffix) for suffixes in members.values() for suffix in suffixes]
+    places = {f"{stem}_{what}" for stem in stems if stem.startswith(kind) for what in ("offset", "size")}
+    return [name.removeprefix(kind) for name in columns if name.startswith(kind) and name not in places]
+
+
+def check_label(value: str, name: str) -> str:
+    """Return a label's value; raises `ValueError` when an index cannot hold it."""
+    if not value or len(value) > _MOST_LABEL or not value.isprintable():
+        raise ValueError(f"label {name} is {shown(value)}, must have 1 to {_MOST_LABEL} printable characters")
+    return value
 
 
 def read_header(schema: pa.Schema, version: str, name: str) -> dict[Archive, list[str]]:
@@ -84,25 +111,27 @@ def read_header(schema: pa.Schema, version: str, name: str) -> dict[Archive, lis
             raise ValueError(f"it is the index of {shown(about.version)}, not of {version}")
         if about.members.keys() != {"media", "annotation"}:
             raise ValueError(f"it has members in {shown(sorted(about.members))}")
-        _check_columns(schema, [suffix for suffixes in about.members.values() for suffix in suffixes])
+        members: dict[Archive, list[str]] = {archive: about.members[archive] for archive in ("media", "annotation")}
+        _check_columns(schema, members)
     except ValueError as error:
         raise ValueError(f"{name} is no index that this code reads: {error}") from error
-    return {"media": about.members["media"], "annotation": about.members["annotation"]}
+    return members
 
 
-def _check_columns(schema: pa.Schema, suffixes: Sequence[str]) -> None:
-    expected: dict[str, pa.DataType] = {
-        name: pa.dictionary(pa.int32(), pa.string()) if name in DICTIONARIES else pa.string() for name in TEXTS
-    }
+def _check_columns(schema: pa.Schema, members: Members) -> None:
+    expected: dict[str, pa.DataType] = {name: DICTIONARY if name in DICTIONARIES else pa.string() for name in TEXTS}
     expected |= dict.fromkeys(NUMBERS, pa.int32()) | {"keep": pa.bool_(), "reason_score": pa.float64()}
-    for suffix in suffixes:
+    for suffix in (suffix for suffixes in members.values() for suffix in suffixes):
         for what in ("offset", "size"):
             column = f"{member_column(check_suffix(suffix))}_{what}"
             if column in expected:
                 raise ValueError(f"two members would have the column {column}; one is {suffix}")
             expected[column] = pa.int64()
-    scores = [column for column in schema.names if column.startswith(SCORE) and column not in expected]
-    expected |= {SCORE + check_name(column.removeprefix(SCORE), "score"): pa.float64() for column in scores}
+    scores, labels = (value_names(schema.names, kind, members) for kind in (SCORE, LABEL))
+    if len(labels) > MOST_LABELS:
+        raise ValueError(f"it has {len(labels)} labels, may have {MOST_LABELS}")
+    expected |= {SCORE + check_name(name, "score"): pa.float64() for name in scores}
+    expected |= {LABEL + check_name(name, "label"): DICTIONARY for name in labels}
     for column, kind in zip(schema.names, schema.types, strict=True):
         if expected.pop(column, None) != kind:
             raise ValueError(f"column {shown(column)} is {kind}, or occurs twice, or is none of an index")
@@ -120,6 +149,9 @@ def check_values(table: pa.Table, members: Members, name: str) -> None:
     """
     try:
         _check_texts(table)
+        for label in value_names(table.column_names, LABEL, members):
+            for chunk in table.column(f"{LABEL}{label}").chunks:
+                _check_labels(chunk.dictionary, label)
         _check_numbers(table, members)
     except ValueError as error:
         raise ValueError(f"{name} is damaged, or not ours: {error}") from error
@@ -168,6 +200,23 @@ def _check_numbers(table: pa.Table, members: Members) -> None:
             raise ValueError(f"{stem} has an offset without a size, or the reverse")
 
 
+def _check_labels(values: pa.StringArray, name: str) -> None:
+    if not len(values):
+        return
+    lengths = pc.call_function("min_max", [pc.call_function("utf8_length", [values])]).as_py()
+    fitting = not values.null_count and lengths["min"] >= 1 and lengths["max"] <= _MOST_LABEL
+    # The texts together, since there may be as many as rows: whether all are printable is seen at once.
+    if not fitting or not bytes(_bytes_of(values)).decode().isprintable():
+        for value in values.to_pylist():
+            check_label(value or "", name)
+
+
+def _bytes_of(texts: pa.StringArray) -> np.ndarray:
+    """The bytes of texts, which lie one after the other in one buffer."""
+    offsets = np.frombuffer(texts.buffers()[1], np.int32)[texts.offset : texts.offset + len(texts) + 1]
+    return np.frombuffer(texts.buffers()[2], np.uint8)[offsets[0] : offsets[-1]]
+
+
 def _are_keys(chunk: pa.StringArray) -> bool:
     """Whether all texts are keys: a regular expression takes six times as long."""
     lengths = pc.call_function("min_max", [pc.call_function("binary_length", [chunk])]).as_py()
@@ -175,9 +224,7 @@ def _are_keys(chunk: pa.StringArray) -> bool:
         return True
     if lengths["min"] < 1 or lengths["max"] > 90:
         return False
-    # The texts lie one after the other in one buffer.
-    offsets = np.frombuffer(chunk.buffers()[1], np.int32)[chunk.offset : chunk.offset + len(chunk) + 1]
-    text = np.frombuffer(chunk.buffers()[2], np.uint8)[offsets[0] : offsets[-1]]
+    text = _bytes_of(chunk)
     for start in range(0, len(text), _BLOCK):
         byte = text[start : start + _BLOCK]
         # Numbers below zero wrap round to large ones.

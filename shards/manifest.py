@@ -91,18 +91,20 @@ class AnnotationEntry:
         """What a version of a derived column was made of; raises `ValueError` for an annotation."""
         if self.kind == ANNOTATION:
             raise ValueError(f"{self.version} is a face annotation, no derived column")
-        if "column" in self.details:
-            found = from_json(ColumnVersion, self.details)
-            if found.column != self.kind:
-                raise ValueError(f"{self.version} is of the column {shown(self.kind)} and of {shown(found.column)}")
-            return found
-        return latents_made_of(self.details)
+        # Releases before derived columns had latents only, and did not name them.
+        found = from_json(ColumnVersion, self.details) if "column" in self.details else latents_made_of(self.details)
+        if found.column != self.kind:
+            raise ValueError(f"{self.version} is of the column {shown(self.kind)} and of {shown(found.column)}")
+        return found
 
     @functools.cached_property
     def arrays(self) -> dict[str, Column]:
         """Name → form of each array of a derived column; raises `ValueError` for an annotation."""
         found = [Column.from_json(form) for form in self.made_of.arrays]
-        return {column.name: column for column in found}
+        names = [column.name for column in found]
+        if len(set(names)) != len(names):
+            raise ValueError(f"{self.version} describes an array twice: {shown(sorted(names))}")
+        return dict(zip(names, found, strict=True))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +136,8 @@ class FitEntry:
         check_version(self.annotation)
         if not re.fullmatch("[0-9a-f]{64}", self.sha256) or not dataroot.is_index(self.index):
             raise ValueError(f"the entry of the fit {self.name} names no file of ours")
+        if min(self.size, self.clips) < 0:
+            raise ValueError(f"the fit {self.name} has {self.size} bytes, of {self.clips} clips")
 
     @property
     def path(self) -> str:
@@ -176,6 +180,9 @@ class DatasetManifest:
         names = [entry.version for entry in self.annotations]
         if len(set(names)) != len(names):
             raise ValueError(f"an annotation version occurs twice: {', '.join(names)}")
+        paths = [fit.path for fit in self.fits]
+        if len(set(paths)) != len(paths):
+            raise ValueError("a fit occurs twice")
 
     def annotation(self, version: str | None = None) -> AnnotationEntry:
         """Entry of a version; None: of the newest face annotation.
@@ -273,7 +280,11 @@ def write_manifest(storage: Storage, manifest: DatasetManifest) -> None:
 
 
 def find_column(
-    manifest: DatasetManifest, column: str, parameters: Mapping[str, Any], provenance: Mapping[str, Mapping[str, Any]]
+    manifest: DatasetManifest,
+    column: str,
+    parameters: Mapping[str, Any],
+    provenance: Mapping[str, Mapping[str, Any]],
+    column_version: int | None = None,
 ) -> str | None:
     """Name of the version of a derived column that was made with these parameters from these files.
 
@@ -284,6 +295,7 @@ def find_column(
         column: Name of the column.
         parameters: Settings that shape the result.
         provenance: Setting that names a file → dict with its `sha256`.
+        column_version: Version of the column's code; None: any.
 
     Returns:
         The version, of several the newest; None when there is none.
@@ -292,14 +304,20 @@ def find_column(
     for entry in reversed(manifest.of_kind(column)):
         made_of = entry.made_of
         hashes = {name: about.get("sha256") for name, about in made_of.provenance.items()}
-        if made_of.parameters == dict(parameters) and hashes == wanted:
+        same_code = column_version in (None, made_of.column_version)
+        if same_code and made_of.parameters == dict(parameters) and hashes == wanted:
             return entry.version
     return None
 
 
 def find_latents(
-    manifest: DatasetManifest, provenance: Mapping[str, Mapping[str, Any]], width: int, height: int
+    manifest: DatasetManifest,
+    provenance: Mapping[str, Mapping[str, Any]],
+    width: int,
+    height: int,
+    column_version: int | None = None,
 ) -> str | None:
     """Name of the newest version whose columns `latents` and `embedding` were computed with these networks at this
-    size; None when there is none. `provenance` is that of `ImageNetworks.provenance`."""
-    return find_column(manifest, LATENTS, {"width": width, "height": height}, provenance)
+    size, by this version of the code (None: any); None when there is none. `provenance` is that of
+    `ImageNetworks.provenance`."""
+    return find_column(manifest, LATENTS, {"width": width, "height": height}, provenance, column_version)

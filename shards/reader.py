@@ -10,25 +10,24 @@ sample.annotation("landmarks", 100, 16)  # float32 [16, 478, 3], NaN where there
 from __future__ import annotations
 
 import functools
-import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
-from shards.index import Archive, Index, read_index
+from shards.joined import JoinedVersions
 from shards.layout import WAV_HEADER, check_wav_header
 from shards.manifest import read_manifest
 from shards.ranges import RangeReader
+from shards.selection import Selection, select
 from talkinghead import timebase
 from talkinghead.annotation import COLUMN
-from talkinghead.column import decode_column, decode_rows
+from talkinghead.column import Column, decode_column, decode_rows
 from talkinghead.files.storage import Storage
 from talkinghead.npy import NPY_HEAD, npy_layout
 from talkinghead.sampletar import read_members
 from talkinghead.schema import ClipInfo, Member, SampleIndex, annotation_shard_name, media_shard_name
-
-log = logging.getLogger(__name__)
 
 SPEECH = {"audio_missing": 0.0, "audio_silent": 0.0}
 """Value of `at_most` that leaves out samples without audible sound."""
@@ -45,16 +44,21 @@ class ShardReader:
         version: Annotation version; None: the newest face annotation.
         split: `train`, `val` or `test`; None: all.
         kept: Whether to leave out samples that the filters dropped.
-        columns: Annotation columns that will be read: samples that lack one are left out with a warning, now rather
-            than with an error in the middle of an epoch.
-        extra: Further annotation versions whose columns can be read, too, joined by key (latents, audio features, …).
-        at_most: Score → largest value; samples above it, or without the score, are left out. Training from speech
-            uses `SPEECH`.
-        persons: Persons (or split groups, where the data set names no persons) whose samples are read; empty: all.
+        columns: Columns that will be read: samples that lack one are left out with a warning, now rather than with an
+            error in the middle of an epoch.
+        join: Derived columns whose arrays, scores and labels can be read, too: `mouth` (its newest version),
+            `mouth@mouth-0123456789ab`, or a version's name.
+        at_least: Score → smallest value. This and the following are the rules of `shards.selection.Selection`.
+        at_most: Score → largest value. Training from speech uses `SPEECH`.
+        licence: Licences whose samples are read; empty: all.
+        person: Persons (or split groups, where the data set names no persons) whose samples are read; empty: all.
+        split_group: Split groups whose samples are read; empty: all.
+        label: Label → values of which a sample must have one.
 
     Raises:
         FileNotFoundError: There is no data set.
-        ValueError: There is no such version, column, score or person; the message tells how to make it.
+        ValueError: There is no such version, column, score, licence, person, group or label, or columns were made of
+            different things and do not go together; the message tells what to do.
     """
 
     def __init__(
@@ -65,37 +69,35 @@ class ShardReader:
         split: str | None = "train",
         kept: bool = True,
         columns: tuple[str, ...] = (),
-        extra: tuple[str, ...] = (),
+        join: tuple[str, ...] = (),
+        at_least: Mapping[str, float] | None = None,
         at_most: Mapping[str, float] | None = None,
-        persons: tuple[str, ...] = (),
+        licence: tuple[str, ...] = (),
+        person: tuple[str, ...] = (),
+        split_group: tuple[str, ...] = (),
+        label: Mapping[str, tuple[str, ...]] | None = None,
     ) -> None:
-        # Open the manifest and the index of the version.
+        # Open the manifest, and the indexes of the version and of what is joined to it.
+        selection = Selection(
+            at_least=at_least or {},
+            at_most=at_most or {},
+            licence=licence,
+            person=person,
+            split_group=split_group,
+            label=label or {},
+        )
         self.storage = data if isinstance(data, Storage) else Storage(data)
         self.manifest = read_manifest(self.storage)
-        entry = self.manifest.annotation(version)
-        self.version = entry.version
-        self.index = read_index(self.storage, entry)
+        self.versions = JoinedVersions(self.storage, self.manifest, version, join)
+        self.version = self.versions.first.entry.version
+        self.index = self.versions.first.index
         # A flag for every row, [rows] bool; a copy, since the arrays of the index are shared.
         chosen = self.index.numbers("keep").copy() if kept else np.ones(len(self.index), bool)
         if split is not None:
             chosen &= self.index.equals("split", split)
-        # Suffix of a member → index and archive that have it; later versions take precedence.
-        self._where: dict[str, tuple[Index, Archive]] = {}
-        for archive, suffixes in self.index.members.items():
-            self._where.update(dict.fromkeys(suffixes, (self.index, archive)))
-        for name in extra:
-            entry = self.manifest.annotation(name)
-            self._join(read_index(self.storage, entry))
-        # Leave out samples that lack a column, exceed a score, or belong to other persons.
-        for column in columns:
-            there = self._index_of(f"{column}.npy").has_member(f"{column}.npy")
-            if lacking := int((chosen & ~there).sum()):
-                log.warning("%d of %d samples have no %s and are left out", lacking, int(chosen.sum()), column)
-            chosen &= there
-        for score, most in (at_most or {}).items():
-            chosen &= self._scored(score, most, chosen)
-        if persons:
-            chosen &= self._of(persons)
+        # Leave out samples that lack a column, or that the user does not want.
+        chosen, self.left_out = select(self.versions, selection, columns, chosen)
+        """What was wrong with samples, in words, and how many were left out for it, rule by rule."""
         # Sample → row of the index, [N]; everything below is addressed by row.
         self.rows = np.flatnonzero(chosen)
         self.ranges = RangeReader(self.storage)
@@ -126,74 +128,32 @@ class ShardReader:
     def _by_key(self) -> dict[str, int]:
         return {key: sample for sample, key in enumerate(self.keys)}
 
-    def _join(self, other: Index) -> None:
-        """Add the columns of another version, whose rows must be those of the same samples in the same order."""
-        # One row number then serves for all versions, and shard k of one belongs to shard k of the others.
-        for name in ("key", "shard", "ordinal"):
-            if not self.index.table.column(name).equals(other.table.column(name)):
-                kind = self.manifest.annotation(other.version).kind
-                how = "make latents" if kind == "latents" else f"make reannotate ANN={other.version}"
-                raise ValueError(
-                    f"annotation versions {self.version} and {other.version} do not hold the same samples ({name}):"
-                    f" run {how} to bring it up to date"
-                )
-        self._where.update(dict.fromkeys(other.members["annotation"], (other, "annotation")))
+    @property
+    def joined(self) -> dict[str, str]:
+        """Derived column → its version, of all that were joined, also of those that only a rule needed."""
+        return self.versions.joined
 
-    def _scored(self, score: str, most: float, chosen: np.ndarray) -> np.ndarray:
-        """Rows whose score is at most `most`, `[rows]` bool; warns of the chosen ones that it leaves out."""
-        if score not in self.index.score_names:
-            raise ValueError(
-                f"annotation version {self.version} has no score {score!r}: make it with make reannotate"
-                f" ANN=<version> DATA={self.storage.uri}"
-            )
-        fitting = self.index.numbers(f"score_{score}") <= most  # NaN: no score
-        if lacking := int((chosen & ~fitting).sum()):
-            log.warning("%d of %d samples have %s above %g and are left out", lacking, int(chosen.sum()), score, most)
-        return fitting
-
-    def _of(self, persons: tuple[str, ...]) -> np.ndarray:
-        """Rows of these persons or split groups, `[rows]` bool."""
-        found = np.zeros(len(self.index), bool)
-        for person in persons:
-            same = self.index.equals("person", person) | self.index.equals("split_group", person)
-            if not same.any():
-                raise ValueError(f"no sample in {self.storage.uri} belongs to person or split group {person!r}")
-            found |= same
-        return found
+    def form(self, column: str) -> Column | None:
+        """Form in which a column is stored; None where nothing says so. `ValueError` where there is no such column."""
+        return self.versions.form(column)
 
     def check_column(self, column: str) -> None:
-        """Raise `ValueError` unless every sample of this reader has the annotation column."""
-        there = self._index_of(f"{column}.npy").has_member(f"{column}.npy")[self.rows]
+        """Raise `ValueError` unless every sample of this reader has the column."""
+        there = self.versions.holder(f"{column}.npy").index.has_member(f"{column}.npy")[self.rows]
         if not there.all():
             raise ValueError(
                 f"{int((~there).sum())} of {len(self)} samples have no {column}:"
                 f" name it in the reader's columns=({column!r},) to leave them out"
             )
 
-    def _index_of(self, suffix: str) -> Index:
-        """Index that has the member; `ValueError` tells how to make one that is missing."""
-        if suffix not in self._where:
-            there = ", ".join(sorted(name.removesuffix(".npy") for name in self._where))
-            name = suffix.removesuffix(".npy")
-            # Latents are versions of their own: the column may exist there, and only needs to be named.
-            latents = self.manifest.of_kind("latents")
-            holding = [entry.version for entry in latents if name in entry.details.get("columns", ())]
-            how = (
-                f"it is in {', '.join(holding)}, to be named in the reader's extra=(…)"
-                if holding
-                else f"make it with make reannotate ANN=<version> DATA={self.storage.uri}"
-            )
-            raise ValueError(f"the data set has no {name!r} in annotation version {self.version}, only {there}: {how}")
-        return self._where[suffix][0]
-
     def locate(self, row: int, suffix: str) -> tuple[str, Member]:
         """File (relative to DATA) and place of one member; `ValueError` when the sample or the data set has none."""
-        index = self._index_of(suffix)
+        index = self.versions.holder(suffix).index
         member = index.member(suffix, row)
         if member is None:
-            raise ValueError(f"sample {index.text('key', row)} has no {suffix}: annotating it failed (make quarantine)")
+            raise ValueError(f"sample {index.text('key', row)} has no {suffix}: making it failed (make quarantine)")
         shard = int(index.numbers("shard")[row])
-        archive = self._where[suffix][1]
+        archive = self.versions.where[suffix][1]
         # Media are shared by all versions; each version has annotation shards of its own, numbered alike.
         name = media_shard_name(shard) if archive == "media" else annotation_shard_name(index.version, shard)
         return name, member
@@ -223,6 +183,21 @@ class Sample:
         """Row of the index: scores, split, reason, …"""
         return self._reader.index.row(self.row)
 
+    def score(self, name: str) -> float | None:
+        """Score of the clip, None where it could not be measured; `name` is a score, or `column.score`.
+
+        Raises:
+            ValueError: None of the versions that the reader has joined has it, or several have.
+        """
+        opened, plain = self._reader.versions.find("score", name)
+        value = float(opened.score(plain)[self.row])
+        return None if math.isnan(value) else value
+
+    def label(self, name: str) -> str | None:
+        """Label of the clip, None where it has none; `name` is a label, or `column.label`. Raises like `score`."""
+        opened, plain = self._reader.versions.find("label", name)
+        return opened.label(plain, self.row)
+
     @functools.cached_property
     def info(self) -> ClipInfo:
         """Clip info: where the sample comes from, its size and length (the `json` member)."""
@@ -240,7 +215,7 @@ class Sample:
         """Contents of several members (all by default) by suffix, as they are stored, with one read per shard."""
         # Grouped by file: media and annotations lie in different shards.
         places: dict[str, list[Member]] = {}
-        for suffix in suffixes or self._reader._where:
+        for suffix in suffixes or self._reader.versions.where:
             path, member = self._reader.locate(self.row, suffix)
             places.setdefault(path, []).append(member)
         found: dict[str, memoryview] = {}
@@ -290,9 +265,11 @@ class Sample:
         return np.frombuffer(data, "<i2").astype(np.float32) / np.float32(32768)  # int16 → -1 … 1
 
     def annotation(self, name: str, first: int = 0, count: int | None = None) -> np.ndarray:
-        """Rows of an annotation column, `[count, …]`: float32 with NaN where there is no face (`valid`: bool).
+        """Rows of a column that belong to a window of frames, `[rows, …]`.
 
-        Columns that `talkinghead.annotation` does not know are returned as they are stored.
+        Of an annotation column, `[count, …]`: float32 with NaN where there is no face (`valid`: bool). Of a derived
+        column, as its form says: one row or several for each frame, steps as float32 with NaN; or, where it has one row
+        for the clip, this row for every window. Columns whose form nobody knows have a row a frame, as it is stored.
 
         Args:
             name: Name of the column.
@@ -305,14 +282,20 @@ class Sample:
         count = self._check_window(first, count)
         path, member = self._reader.locate(self.row, f"{name}.npy")
         read = self._reader.ranges.read
+        # Rows of the clip, and those of the window.
+        form = self._reader.form(name)
+        in_frame = 1 if form is None else form.rows
+        rows, start, wanted = (
+            (1, 0, 1) if in_frame == "clip" else (in_frame * self.num_frames, in_frame * first, in_frame * count)
+        )
         # The header gives the place of the rows; then only the window's rows are read.
         try:
             layout = npy_layout(read(path, member.offset, min(member.size, NPY_HEAD)))
-            if layout.shape[0] != self.num_frames or layout.size != member.size:
-                raise ValueError(f"shape {layout.shape} in {member.size} bytes for {self.num_frames} frames")
-            rows = read(path, member.offset + layout.start + first * layout.row_bytes, count * layout.row_bytes)
-            stored = layout.rows(rows, count)  # read-only
-            return decode_rows(COLUMN[name], stored) if name in COLUMN else stored
+            if layout.shape[0] != rows or layout.size != member.size:
+                raise ValueError(f"shape {layout.shape} in {member.size} bytes for {rows} rows")
+            data = read(path, member.offset + layout.start + start * layout.row_bytes, wanted * layout.row_bytes)
+            stored = layout.rows(data, wanted)  # read-only
+            return stored if form is None else decode_rows(form, stored)
         except ValueError as error:
             raise self._damaged(member.suffix, error) from error
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -13,14 +13,15 @@ import numpy as np
 
 from shards.index import Archive, Index
 from shards.layout import WAV_HEADER, check_wav_header
-from shards.manifest import ShardEntry
+from shards.manifest import AnnotationEntry, ShardEntry
 from talkinghead import rng
-from talkinghead.annotation import ANNOTATION_MEMBERS, COLUMN, COLUMNS, check_arrays
-from talkinghead.column import decode_column
+from talkinghead.annotation import ANNOTATION_MEMBERS, COLUMN, check_arrays
+from talkinghead.column import Column, decode_column, fits_shape
 from talkinghead.config import shown
+from talkinghead.derived import ANNOTATION
 from talkinghead.files.foreign import JSON_BYTES, open_regular, parse_json, refuse_large
 from talkinghead.files.storage import Storage
-from talkinghead.npy import NPY_HEAD, npy_layout
+from talkinghead.npy import NPY_HEAD, npy_layout, read_npy
 from talkinghead.provenance import hash_stream
 from talkinghead.sampletar import walk_members
 from talkinghead.schema import CLIP_INFO_BYTES, MEDIA_MEMBERS, ClipInfo, Member, SampleIndex, media_shard_name
@@ -29,6 +30,7 @@ from talkinghead.timebase import FPS, samples_in
 MOST_SAMPLES = 1 << 15
 """Samples of a shard that are checked, at most: a shard of the usual size holds some hundred."""
 _MOST_MEMBERS = 8 * MOST_SAMPLES
+_FRAMES = Column("frames", (), "", np.dtype("u1"))  # an array without a form: one row for each frame
 
 # --- files and tars ---------------------------------------------------------------------------------------------------
 
@@ -82,13 +84,24 @@ class ShardCheck:
         number: Number of the shard.
         indexes: Indexes of the versions to check; all must agree with the media.
         deep: Decode every clip instead of one per shard.
+        shapes: Version and array → shape of its rows, where the settings decide it: that of the first sample, which is
+            noted here and holds for all shards.
     """
 
-    def __init__(self, storage: Storage, number: int, indexes: Sequence[Index], *, deep: bool) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        number: int,
+        indexes: Sequence[Index],
+        *,
+        deep: bool,
+        shapes: dict[tuple[str, str], tuple[int, ...]],
+    ) -> None:
         self.storage = storage
         self.number = number
         self.indexes: list[Index] = []
         self.deep = deep
+        self.shapes = shapes
         self.problems: list[Problem] = []
         self.shards = self.samples = self.frames = self.bytes = self.decoded = 0
         # Key → row of the first index that has it: the facts about a clip are the same in every version.
@@ -120,8 +133,8 @@ class ShardCheck:
                             self.decoded += 1
                             check_frames(sample.read("mp4"), info)
 
-    def annotation(self, entry: ShardEntry, index: Index | None) -> None:
-        """Check the annotation shard of one version; without its index, which is damaged, only the file's contents."""
+    def annotation(self, entry: ShardEntry, version: AnnotationEntry, index: Index | None) -> None:
+        """Check the shard of one version; without its index, which is damaged, only the file's contents."""
         for stream in self._intact(entry):
             listed = self._list(entry, stream)
             if index in self.indexes:
@@ -129,7 +142,14 @@ class ShardCheck:
             for sample in listed:
                 if row := self._rows.get(sample.key):
                     with self._reporting(entry, sample):
-                        check_annotation(sample, row.num_frames)
+                        self._check_shapes(version, check_annotation(sample, row.num_frames, version))
+
+    def _check_shapes(self, version: AnnotationEntry, shapes: dict[str, tuple[int, ...]]) -> None:
+        """Raise `ValueError` for rows of another shape than those of the version's other clips."""
+        for name, shape in shapes.items():
+            first = self.shapes.setdefault((version.version, name), shape)
+            if shape != first:
+                raise ValueError(f"{name}.npy has rows of {list(shape)}, other clips of the version of {list(first)}")
 
     def _report(self, entry: ShardEntry, kind: str, detail: str, key: str | None = None) -> None:
         self.problems.append(Problem(entry.name, key, kind, detail))
@@ -278,34 +298,71 @@ def _decode(data: bytes, info: ClipInfo) -> None:
         raise ValueError(f"has {count} frames, json says {info.num_frames}")
 
 
-def check_annotation(sample: TarSample, num_frames: int) -> None:
-    """Check the members of an annotation sample against one another.
+def check_annotation(sample: TarSample, num_frames: int, version: AnnotationEntry) -> dict[str, tuple[int, ...]]:
+    """Check the members of an annotation sample against what the version holds, and against one another.
 
-    A version with a `valid` column is a face annotation and must be complete; another set of columns (latents, …) only
-    needs rows for all frames.
+    A face annotation must be complete, and a derived column as `DATASET.json` describes its arrays. Latents of releases
+    that did not describe them only need rows for all frames.
+
+    Returns:
+        Array → shape of its rows, where the column's settings decide it.
 
     Raises:
-        ValueError: A member is missing or unreadable, has another length, or is not NaN exactly where `valid` is 0.
+        ValueError: A member is missing, unknown or unreadable, or has another type, shape or length; a number is
+            infinite; or a face is not NaN exactly where `valid` is 0.
     """
-    if "valid.npy" in sample.suffixes and (missing := set(ANNOTATION_MEMBERS) - set(sample.suffixes)):
-        raise ValueError(f"lacks {', '.join(sorted(missing))}")
-    # Each member by itself: readable, and one row per frame.
+    faces = version.kind == ANNOTATION
+    forms = COLUMN if faces else version.arrays if "column" in version.details else {}
+    _check_names(sample, version, forms)
+    # Each member by itself: readable, of its form, and with as many rows as the clip needs.
     arrays: dict[str, np.ndarray] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     for suffix in sample.suffixes:
-        size = sample.size(suffix)
         if suffix.endswith(".json"):
-            refuse_large(suffix, size, JSON_BYTES, "JSON file")
-            parse_json(sample.read(suffix), suffix)
+            refuse_large(suffix, sample.size(suffix), JSON_BYTES, "JSON file")
+            if not isinstance(parse_json(sample.read(suffix), suffix), dict):
+                raise ValueError(f"{suffix} holds no object")
             continue
-        name = suffix.removesuffix(".npy")
+        form = forms.get(suffix.removesuffix(".npy"))
         try:
             layout = npy_layout(sample.read(suffix, NPY_HEAD))
-            if layout.size != size or layout.shape[0] != num_frames:
-                raise ValueError(f"is {layout.shape} in {size} bytes, the clip has {num_frames} frames")
-            if name in COLUMN:
-                arrays[name] = decode_column(COLUMN[name], sample.read(suffix))
+            if layout.size != sample.size(suffix) or layout.shape[0] != (form or _FRAMES).num_rows(num_frames):
+                raise ValueError(f"is {layout.shape} in {sample.size(suffix)} bytes, the clip has {num_frames} frames")
+            if form and faces:
+                arrays[form.name] = decode_column(form, sample.read(suffix))
+            elif form:
+                _check_stored(form, read_npy(sample.read(suffix)))
+                if None in form.shape:
+                    shapes[form.name] = layout.shape[1:]
         except ValueError as error:
             raise ValueError(f"{suffix}: {error}") from error
     # All columns of a face annotation together: NaN exactly where `valid` is 0.
-    if len(arrays) == len(COLUMNS):
+    if faces:
         check_arrays(arrays)
+    return shapes
+
+
+def _check_names(sample: TarSample, version: AnnotationEntry, forms: Mapping[str, Column]) -> None:
+    """Raise `ValueError` unless a sample has the members that its version needs."""
+    if version.kind == ANNOTATION:
+        needed = set(ANNOTATION_MEMBERS)
+    else:
+        needed = {f"{version.kind}.json", *(form.member for form in forms.values())} if forms else set()
+        if unknown := set(sample.suffixes) - needed if needed else ():
+            raise ValueError(f"has the unknown members {', '.join(sorted(unknown))}")
+    if missing := needed - set(sample.suffixes):
+        raise ValueError(f"lacks {', '.join(sorted(missing))}")
+
+
+def _check_stored(form: Column, stored: np.ndarray) -> None:
+    """Raise `ValueError` unless rows, as they are stored, are those of a column.
+
+    NaN is not judged: the form does not say whether a frame may lack a value.
+    """
+    if stored.dtype != form.stored or not fits_shape(form, stored.shape[1:]):
+        shape = ", ".join("?" if size is None else str(size) for size in form.shape)
+        raise ValueError(f"is {stored.dtype} {list(stored.shape)}, must be {form.stored} of rows [{shape}]")
+    if stored.dtype.kind == "f" and np.isinf(stored).any():
+        raise ValueError(f"holds {int(np.isinf(stored).sum())} infinite numbers")
+    if stored.dtype.kind == "b" and stored.view(np.uint8).max(initial=0) > 1:
+        raise ValueError("holds bytes that are neither true nor false")

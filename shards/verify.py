@@ -1,5 +1,5 @@
-"""Verification of a data set: every file against `DATASET.json`, every member against the index, and the members of
-every sample against one another.
+"""Verification of a data set: every file against `DATASET.json`, every member against the index, the members of every
+sample against one another, and derived columns against what their version says of them.
 
 Nothing is repaired and nothing is written. Findings are of two kinds: problems, which make the data set wrong, and
 unknown files, which belong to no version (left by an unfinished job, or put there by somebody).
@@ -15,12 +15,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from shards.index import MOST_BYTES, Index, parse_index
-from shards.manifest import AnnotationEntry, DatasetManifest, read_manifest
+from shards.manifest import AnnotationEntry, DatasetManifest, FitEntry, read_manifest
+from shards.pins import pin_paths, read_pin
 from shards.shard_check import Problem, ShardCheck
 from talkinghead import dataroot
 from talkinghead.config import shown
+from talkinghead.derived import ANNOTATION
+from talkinghead.files.foreign import open_regular
 from talkinghead.files.storage import TEMPORARY_FOLDER, Storage
-from talkinghead.provenance import hash_bytes
+from talkinghead.provenance import hash_bytes, hash_stream
 from talkinghead.schema import SPLITS
 
 _MOST_REPEATED = 1000  # groups or keys that are listed
@@ -31,7 +34,9 @@ class VerifyReport:
     """Findings of a verification, and the amount of data that was checked."""
 
     versions: list[str]
-    """Annotation versions that were checked."""
+    """Versions that were checked: face annotations and derived columns."""
+    fits: list[str] = field(default_factory=list)
+    """Global fits that were checked."""
     problems: list[Problem] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
     """Paths relative to DATA of files that belong to no version. Not problems: readers never open them."""
@@ -59,7 +64,7 @@ def verify(
 
     Args:
         storage: Storage of the data set.
-        version: Annotation version to check; None: all.
+        version: Version to check, with the global fits that it used; None: all.
         deep: Decode every clip instead of one per shard.
         progress: Called with (bytes checked, total) after every shard.
 
@@ -78,12 +83,13 @@ def verify(
     report.problems.extend(_check_versions(list(indexes.values())))
     # The shards by number: media, then the annotations of every version.
     total = sum(shard.size for part in (manifest.media, *(entry.shards for entry in entries)) for shard in part)
+    shapes: dict[tuple[str, str], tuple[int, ...]] = {}
     for number, media in enumerate(manifest.media):
-        check = ShardCheck(storage, number, list(indexes.values()), deep=deep)
+        check = ShardCheck(storage, number, list(indexes.values()), deep=deep, shapes=shapes)
         check.media(media)
         for entry in entries:
             if number < len(entry.shards):
-                check.annotation(entry.shards[number], indexes.get(entry.version))
+                check.annotation(entry.shards[number], entry, indexes.get(entry.version))
         # Each shard adds up by itself, and its rows of the index are let go with it.
         report.problems.extend(check.problems)
         report.shards += check.shards
@@ -93,7 +99,11 @@ def verify(
         report.decoded += check.decoded
         if progress:
             progress(report.bytes, total)
-    # Last the files that nothing names.
+    # The global fits, the pins, and the files that nothing names.
+    for fit in manifest.fits if version is None else _used_fits(manifest, entries):
+        report.fits.append(f"{fit.name}@{fit.sha256[:12]}")
+        report.problems.extend(_check_fit(storage, fit))
+    report.problems.extend(_check_pins(storage))
     report.unknown = _unknown_files(storage, manifest)
     return report
 
@@ -189,18 +199,49 @@ def _repeated(column: pa.ChunkedArray) -> list[str]:
     return repeated.field("values").slice(0, _MOST_REPEATED).to_pylist()
 
 
+def _used_fits(manifest: DatasetManifest, entries: list[AnnotationEntry]) -> list[FitEntry]:
+    """Global fits that versions of derived columns were made with."""
+    used = {sha256 for entry in entries if entry.kind != ANNOTATION for sha256 in entry.made_of.fits.values()}
+    return [fit for fit in manifest.fits if fit.sha256 in used]
+
+
+def _check_fit(storage: Storage, fit: FitEntry) -> Iterator[Problem]:
+    """Problems of a global fit's file, whose name holds its hash."""
+    size = storage.size(fit.path)
+    if size is None:
+        yield Problem(fit.path, None, "missing", "is not there")
+        return
+    if size != fit.size:
+        yield Problem(fit.path, None, "size", f"has {size} bytes, DATASET.json says {fit.size}")
+    with storage.local_copy(fit.path) as path, open_regular(path) as stream:
+        if (sha256 := hash_stream(stream)) != fit.sha256:
+            yield Problem(fit.path, None, "sha256", f"has sha256 {sha256[:12]}…, its name and DATASET.json say another")
+
+
+def _check_pins(storage: Storage) -> Iterator[Problem]:
+    """Problems of the pins of runs: one that cannot be read hides what its run needs."""
+    for path in pin_paths(storage):
+        try:
+            read_pin(storage, path)
+        except FileNotFoundError:  # removed since the listing
+            continue
+        except ValueError as error:
+            yield Problem(path, None, "unreadable", str(error))
+
+
 def _unknown_files(storage: Storage, manifest: DatasetManifest) -> list[str]:
     """Paths relative to DATA of files that `DATASET.json` does not name."""
-    known = {dataroot.DATASET_JSON, *(shard.name for shard in manifest.media)}
+    known = {dataroot.DATASET_JSON, *(shard.name for shard in manifest.media), *pin_paths(storage)}
+    known |= {fit.path for fit in manifest.fits}
     for entry in manifest.annotations:
         known |= {entry.index, *(shard.name for shard in entry.shards)}
     return [path for path in _data_files(storage) if path not in known]
 
 
 def _data_files(storage: Storage) -> Iterator[str]:
-    """Paths of files where shards, indexes and temporary files lie; folders of other jobs are left out."""
+    """Paths of files where shards, indexes, fits, pins and temporary files lie; folders of other jobs are left out."""
     # Media shards lie in DATA itself, which holds the folders of other jobs, too: no listing with subfolders there.
-    for folder in ("ann", "index", TEMPORARY_FOLDER):
+    for folder in ("ann", "fits", dataroot.INDEX_FOLDER, "pins", TEMPORARY_FOLDER):
         yield from (file.path for file in storage.list(folder))
     if storage.local_root:
         yield from sorted(path.name for path in storage.local_root.iterdir() if path.is_file() and path.name[0] != ".")

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
+from talkinghead.config import shown
 from talkinghead.npy import read_npy
 from talkinghead.schema import check_name
 
@@ -26,6 +28,8 @@ Rows = int | Literal["clip"]
 """Rows of a column: a number for each frame (1 at 25 Hz, 2 at 50 Hz), or one for the whole clip."""
 
 _MOST_ROWS = 1000  # for a frame
+_MOST_AXES = 8  # of a row
+_STORED = re.compile(r"[<|](b1|[iu][1248]|f[248])")  # what `read_npy` reads
 
 
 @dataclass(frozen=True)
@@ -51,8 +55,13 @@ class Column:
         check_name(self.name, "column")
         if self.rows != "clip" and not (type(self.rows) is int and 1 <= self.rows <= _MOST_ROWS):
             raise ValueError(f"{self.name} has {self.rows!r} rows for a frame")
-        if self.stored.kind not in "fiub" or (self.step is not None and self.stored != np.dtype("<i2")):
+        if not _STORED.fullmatch(self.stored.str) or (self.step is not None and self.stored != np.dtype("<i2")):
             raise ValueError(f"{self.name} cannot be stored as {self.stored}")
+        if self.blank is not None:
+            if self.step is not None or self.stored.kind not in "iu":
+                raise ValueError(f"{self.name} is NaN where it has no value, and needs no blank")
+            if not np.iinfo(self.stored).min <= self.blank <= np.iinfo(self.stored).max:
+                raise ValueError(f"{self.stored} cannot hold {self.blank}, the blank of {self.name}")
 
     @property
     def member(self) -> str:
@@ -100,9 +109,13 @@ class Column:
         """Inverse of `to_json`, of a derived column. Raises `ValueError` for anything else."""
         try:
             form = {**value}
+            if form.keys() != _FORM:
+                raise ValueError(f"it has the fields {', '.join(sorted(map(shown, form))[:10])}")
             shape = tuple(form.pop("shape"))
             stored, step = np.dtype(form.pop("stored")), form.pop("step")
-            if any(not (size is None or (type(size) is int and 0 < size < 1 << 31)) for size in shape):
+            if len(shape) > _MOST_AXES or any(
+                not (size is None or (type(size) is int and 0 < size < 1 << 31)) for size in shape
+            ):
                 raise ValueError("its shape is wrong")
             if step is not None and not (isinstance(step, float) and 0 < step < math.inf):
                 raise ValueError("its step is wrong")
@@ -111,6 +124,9 @@ class Column:
             return cls(shape=shape, stored=stored, step=step, **form)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"it describes no column: {error}") from None
+
+
+_FORM = {"name", "shape", "unit", "stored", "step", "rows", "blank"}  # fields of `Column.to_json`
 
 
 def fits_shape(column: Column, shape: tuple[int, ...]) -> bool:
@@ -186,7 +202,7 @@ def blank_rows(column: Column, num_rows: int, row_shape: tuple[int, ...]) -> np.
 
 def is_blank(column: Column, values: np.ndarray) -> np.ndarray:
     """Rows without any value, `[rows]` bool: all NaN, or all the blank of an integer column."""
-    rows = values.reshape(len(values), -1)
+    rows = values.reshape(len(values), math.prod(values.shape[1:]))
     if values.dtype.kind == "f":
         return np.asarray(np.isnan(rows).all(axis=1))
     return np.zeros(len(rows), bool) if column.blank is None else np.asarray(np.equal(rows, column.blank).all(axis=1))

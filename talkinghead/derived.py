@@ -6,6 +6,7 @@ makes of a sample, what it reads for that, and how a worker opens it. One generi
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -14,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from talkinghead.column import Arrays, Column, blank_rows, encode_column, fits_shape, is_blank
+from talkinghead.config import shown
 from talkinghead.provenance import canonical_json, hash_bytes, pretty_json
 from talkinghead.schema import ClipInfo, check_name
 
@@ -26,7 +28,8 @@ Provenance = Mapping[str, Mapping[str, Any]]
 """Setting that names a file or folder → its `sha256`, and what else is worth knowing, such as `name`."""
 
 _COLUMN_NAME = re.compile(r"[a-z][a-z0-9_]{0,17}")  # its versions, `<name>-<12 digits>`, have at most 31 characters
-_MOST_LABELS, _LABEL_LENGTH = 64, 200
+MOST_LABELS, LABEL_LENGTH = 64, 200
+"""Largest number of labels of a clip, and of characters of one."""
 
 
 # --- what a column reads and makes ------------------------------------------------------------------------------------
@@ -177,8 +180,12 @@ class DerivedColumn:
         return self.names or StoredNames(job="derive-", provenance=f"derive-{self.name}")
 
     def parameters(self, settings: Any, provenance: Provenance) -> dict[str, Any]:
-        """The settings that shape the result, without files (their hashes count) and resources."""
-        return {name: value for name, value in asdict(settings).items() if name not in (*provenance, *self.resources)}
+        """The settings that shape the result, without files (their hashes count) and resources, as JSON values."""
+        shaping = {
+            name: value for name, value in asdict(settings).items() if name not in (*provenance, *self.resources)
+        }
+        # In the order of the settings, by which versions are named; each as it comes back from a plan or a manifest.
+        return {name: json.loads(canonical_json(value)) for name, value in shaping.items()}
 
     def size_of_frame(self, settings: Any) -> float:
         """Bytes that a frame takes in a shard, without the little that a clip takes."""
@@ -206,6 +213,12 @@ class ColumnVersion:
     scores: list[str] = field(default_factory=list)
     labels: list[str] = field(default_factory=list)
     """Names of the labels that samples have; known when the version is finished."""
+
+    def __post_init__(self) -> None:
+        check_name(self.column, "column")
+        for setting, about in self.provenance.items():
+            if not isinstance(about.get("sha256"), str):
+                raise ValueError(f"the column {self.column} does not say which {shown(setting)} it was made with")
 
     @property
     def name(self) -> str:
@@ -274,7 +287,10 @@ def derived_members(
     if derived.arrays.keys() != {array.name for array in column.arrays}:
         raise ColumnError("names", f"{column.name} made the arrays {', '.join(sorted(derived.arrays)) or 'none'}")
     _check_texts(column, derived)
-    members = {f"{column.name}.json": pretty_json({**derived.about, **about})}
+    try:
+        members = {f"{column.name}.json": pretty_json({**derived.about, **about})}
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ColumnError("type", f"what {column.name} says about itself is no JSON: {error}") from error
     for array in column.arrays:
         values = np.asarray(derived.arrays[array.name])
         _check_form(array, values, num_frames)
@@ -284,6 +300,18 @@ def derived_members(
         except ValueError as error:
             raise ColumnError("range", str(error)) from error
     return dict(sorted(members.items()))
+
+
+def label_code(text: str) -> int:
+    """Number of a label's text, 31 bits of its SHA-256: the same in every data set, and as an int32 never negative."""
+    return int(hash_bytes(text.encode())[:8], 16) & 0x7FFFFFFF
+
+
+def check_label(name: str, value: str) -> None:
+    """Raise `ValueError` unless an index can hold a label."""
+    check_name(name, "label")
+    if not value or len(value) > LABEL_LENGTH or not value.isprintable():
+        raise ValueError(f"the label {name} must have 1 to {LABEL_LENGTH} printable characters")
 
 
 def blank_arrays_of(
@@ -307,15 +335,18 @@ def _check_texts(column: DerivedColumn, derived: Derived) -> None:
     """Raise `ColumnError` unless scores and labels have names that an index can hold."""
     if unknown := derived.scores.keys() - set(column.scores):
         raise ColumnError("names", f"{column.name} made the unknown score {min(unknown)!r}")
-    if len(derived.labels) > _MOST_LABELS:
-        raise ColumnError("names", f"{column.name} made {len(derived.labels)} labels, may make {_MOST_LABELS}")
+    for name, score in derived.scores.items():
+        if score is not None and not isinstance(score, int | float | np.integer | np.floating):
+            raise ColumnError("type", f"the score {name} is {shown(score)}, no number")
+        if score is not None and np.isinf(score):
+            raise ColumnError("range", f"the score {name} is {score}")
+    if len(derived.labels) > MOST_LABELS:
+        raise ColumnError("names", f"{column.name} made {len(derived.labels)} labels, may make {MOST_LABELS}")
     for name, value in derived.labels.items():
         try:
-            check_name(name, "label")
+            check_label(name, value)
         except ValueError as error:
             raise ColumnError("names", str(error)) from error
-        if not value or len(value) > _LABEL_LENGTH or not value.isprintable():
-            raise ColumnError("names", f"the label {name} must have 1 to {_LABEL_LENGTH} printable characters")
 
 
 def _check_form(array: Column, values: np.ndarray, num_frames: int) -> None:
@@ -337,9 +368,16 @@ def _check_values(array: Column, values: np.ndarray, seen: np.ndarray | None) ->
         values: Its rows.
         seen: Rows with a face, bool; None: all rows count.
     """
-    if seen is not None and not is_blank(array, values[~seen]).all() and (array.step or array.stored.kind == "f"):
+    is_number = array.step is None and array.stored.kind != "f"
+    if seen is not None and not (is_number and array.blank is None) and not is_blank(array, values[~seen]).all():
         raise ColumnError("face", f"{array.name} has values in frames without a face")
     counted = values if seen is None else values[seen]
+    missing = np.isnan(counted) if values.dtype.kind == "f" else np.zeros(counted.shape, bool)
+    if is_number and array.blank is not None:
+        missing = counted == array.blank
+    if missing.any() and not array.optional:
+        where = "" if seen is None else " that have a face"
+        raise ColumnError("nan", f"{array.name} has no value in {int(missing.sum())} places{where}")
     if array.step is None and array.stored.kind in "iu":
         limits = np.iinfo(array.stored)
         if values.size and not (limits.min <= values.min() and values.max() <= limits.max):
@@ -349,5 +387,3 @@ def _check_values(array: Column, values: np.ndarray, seen: np.ndarray | None) ->
             stored = counted.astype(array.stored)
         if np.isinf(stored).any():
             raise ColumnError("range", f"{array.name} holds numbers that {array.stored} cannot hold")
-    if values.dtype.kind == "f" and not array.optional and np.isnan(counted).any():
-        raise ColumnError("nan", f"{array.name} is NaN in {int(np.isnan(counted).sum())} places that have a face")

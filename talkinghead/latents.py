@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from talkinghead.column import Column
-from talkinghead.config import from_json
+from talkinghead.config import from_json, shown
 from talkinghead.derived import ColumnVersion
 
 LATENTS = "latents"
@@ -33,6 +33,9 @@ def latents_made_of(about: Mapping[str, Any]) -> ColumnVersion:
     Raises:
         ValueError: One of them is missing or wrong.
     """
+    for name in ("width", "height"):
+        if type(about.get(name)) is not int or about[name] < 1:
+            raise ValueError(f"the {name} of latents is {shown(about.get(name))}")
     return from_json(
         ColumnVersion,
         {

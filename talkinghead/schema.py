@@ -301,6 +301,8 @@ class SampleIndex:
     """Members in the annotation shard."""
     scores: dict[str, float | None] = field(default_factory=dict)
     """Score by name, of the whole clip."""
+    labels: dict[str, str] = field(default_factory=dict)
+    """Label by name, of the whole clip; without those that it does not have."""
 
     @property
     def speaker(self) -> str:

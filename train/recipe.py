@@ -71,7 +71,11 @@ def recipe_from_json(task: str, value: Mapping[str, Any]) -> Recipe:
     Raises:
         ValueError: Another version wrote it, or the settings refuse a value.
     """
-    return Recipe(config=from_json(_module(task).Config, value["config"]), train=from_json(TrainConfig, value["train"]))
+    kind = _module(task).Config
+    # Settings that have another name since, under the one that they have now.
+    renamed = getattr(kind, "renamed", {})
+    config = {renamed.get(name, name): item for name, item in value["config"].items()}
+    return Recipe(config=from_json(kind, config), train=from_json(TrainConfig, value["train"]))
 
 
 def _module(task: str) -> Any:

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from shards.loader import ClipLoader
+from train.clip_choice import ReadVersions
 
 Batch = dict[str, Any]
 """Batch of `shards.loader`: tensors `[B, …]`, `keys` (list of B sample keys) and `slot` (`[B]`, unique in a run)."""
@@ -54,6 +55,13 @@ class Task(Protocol):
 
         Raises:
             ValueError: The data lacks something; says which command makes it.
+        """
+        ...
+
+    def reads(self) -> ReadVersions:
+        """Annotations, derived columns and global fits that the run reads, by what `prepare` wrote.
+
+        Called in one process at every start, after `prepare`; the answer is noted in DATA, so that nobody removes them.
         """
         ...
 

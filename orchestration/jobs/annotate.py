@@ -7,13 +7,13 @@ with, and its samples keep their provenance keys, also under newer libraries.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from typing import Any
 
+from annotate.columns import COLUMNS
 from annotate.engines import check_engine
 from annotate.settings import AnnotateSettings
-from orchestration import plans
+from orchestration import outcomes, plans
 from orchestration.jobs.media import MediaSample, ingested_media, read_clip
 from orchestration.overrides import settings_with
 from orchestration.units.executor import Tally, UnitRunner
@@ -51,24 +51,30 @@ def run_annotate(runner: UnitRunner, version: str, overrides: Sequence[str], mod
     storage, name = runner.storage, plans.annotate_job(check_version(version))
 
     # A name that is free for a face annotation, and something to annotate.
-    if plans.find_plan(storage, plans.encode_job(version)):
-        raise ValueError(f"{version} holds latents: choose another name for an annotation version")
+    if column := next((column for column in COLUMNS if plans.find_column_plan(storage, column, version)), None):
+        raise ValueError(f"{version} holds the column {column}: choose another name for an annotation version")
     if not plans.plan_names(storage, plans.INGEST_PLAN_PREFIX):
         raise ValueError(f"nothing is ingested in {storage.uri}: name the videos with SOURCE, or another DATA")
 
     # Settings: what the user names, else what the version was planned with before.
-    before = plans.find_plan(storage, name) or {"units": {}, "settings": {}}
-    settings = settings_with(AnnotateSettings, before["settings"], overrides)
+    before = plans.find_annotate(storage, version)
+    settings = settings_with(AnnotateSettings, before.settings if before else {}, overrides)
     check_engine(settings.engine, model)
-    about = {"settings": asdict(settings), "model": model.name, "model_sha256": model.sha256}
     packed = _packed(storage, version)
-    if packed:
-        _check_same(version, before, about)
+    if packed and before:
+        _check_same(version, before, settings, model)
 
     # The plan: a unit per ingested sample, packed ones as they were made. It is written before anything runs.
     units = plan_annotate(ingested_media(storage), version, settings, model, runner.retry.time_limit_s)
-    units = plans.keep_packed(units, before["units"], packed)
-    plans.write_plan(storage, name, units, **about, order=_order(storage, name))
+    units = plans.keep_packed(units, before.units if before else {}, packed)
+    plan = plans.AnnotatePlan(
+        units=plans.pairs(units),
+        settings=asdict(settings),
+        model=model.name,
+        model_sha256=model.sha256,
+        order=before.order if before else len(plans.plan_names(storage, plans.ANNOTATE_PREFIX)),
+    )
+    plans.write_plan(storage, name, plan)
 
     # Annotate.
     return runner.run(name, units)
@@ -76,26 +82,19 @@ def run_annotate(runner: UnitRunner, version: str, overrides: Sequence[str], mod
 
 def _packed(storage: Storage, version: str) -> set[str]:
     """Keys of the samples whose annotation is in a shard of the version (rows of NaN for failed ones are not)."""
-    records = plans.pack_records(storage, plans.pack_annotation_job(version)).values()
-    return {s.key for record in records for s in record.samples if s.key not in plans.blank_rows(record)}
+    records = outcomes.pack_records(storage, plans.pack_annotation_job(version)).values()
+    return {s.key for record in records for s in record.samples if s.key not in outcomes.blank_rows(record)}
 
 
-def _check_same(version: str, before: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+def _check_same(version: str, before: plans.AnnotatePlan, settings: AnnotateSettings, model: FaceModel) -> None:
     """Raise `ValueError` unless settings and model are those of the packed version: shards are immutable."""
-    differing = [name for name in ("settings", "model_sha256") if before[name] != about[name]]
-    if differing:
-        what = "another face model" if "model_sha256" in differing else "other settings"
-        made = f"{before['model']} ({before['model_sha256'][:12]}…), {before['settings']}"
+    if before.model_sha256 != model.sha256 or before.settings != asdict(settings):
+        what = "another face model" if before.model_sha256 != model.sha256 else "other settings"
+        made = f"{before.model} ({before.model_sha256[:12]}…), {before.settings}"
         raise ValueError(
             f"annotation {version} is packed and was made with {what}: {made}. Run make reannotate ANN=<new version>, "
             "or go on with what it was made with (TALKINGHEAD_MODELS names the model's folder)"
         )
-
-
-def _order(storage: Storage, name: str) -> int:
-    """Number of annotation versions that were planned before this one; a replanned version keeps its number."""
-    names = plans.plan_names(storage, plans.annotate_job(""))
-    return plans.read_plan(storage, name)["order"] if name in names else len(names)
 
 
 # --- its units --------------------------------------------------------------------------------------------------------
@@ -156,7 +155,7 @@ def run(storage: Storage, unit: Unit) -> Output:
     pin_threads()
     settings = from_json(AnnotateSettings, unit.payload["settings"])
     model = planned_model(unit.payload["model_sha256"])
-    clip = read_clip(storage, unit)
+    clip = read_clip(storage, unit, "mp4")
     # Decode and annotate frame by frame, so that the frames of a long clip are never in memory together.
     arrays = annotate_clip(
         clip.frames(),

@@ -1,7 +1,7 @@
 """Finishing a version: its index, then `DATASET.json`, which is replaced last and makes the version visible to readers.
 
-`finish` enters a face annotation, `finish_latents` a version of latents. Both read records only, no media, and write an
-index of the same samples in the same places, so that the columns of several versions are joined row by row.
+`finish` enters a face annotation, `finish_column` a version of a derived column. Both read records only, no media, and
+write an index of the same samples in the same places, so that the columns of several versions are joined row by row.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from annotate.filters import FilterSettings, judge
-from orchestration import plans
-from orchestration.jobs.pack import SHARD_PLAN, shard_settings
+from orchestration import outcomes, plans
+from orchestration.jobs.pack import shard_settings
 from orchestration.overrides import settings_with
 from orchestration.plans import PACK_MEDIA_JOB, shard_key
 from orchestration.units.records import SampleRecord, UnitRecord
@@ -22,7 +22,6 @@ from shards.index import Index, build_index, write_index
 from shards.manifest import (
     AnnotationEntry,
     DatasetManifest,
-    Kind,
     ShardEntry,
     find_manifest,
     read_manifest,
@@ -30,15 +29,15 @@ from shards.manifest import (
 )
 from shards.plan import assign_splits, plan_hash
 from talkinghead import dataroot
+from talkinghead.derived import ANNOTATION, ColumnVersion
 from talkinghead.files.storage import Storage
-from talkinghead.latents import EMBEDDING, LATENTS
 from talkinghead.provenance import library_versions
 from talkinghead.schema import Member, Rejection, SampleIndex
 
 log = logging.getLogger(__name__)
 
-ANNOTATE_FAILED, ENCODE_FAILED = "annotate_failed", "encode_failed"
-"""Reasons of samples that are not kept because the version has no columns for them."""
+ANNOTATE_FAILED = "annotate_failed"
+"""Reason of samples that are not kept because the version has no columns for them."""
 # Their versions are noted in `DATASET.json`.
 TOOLS = ("talkinghead", "av", "mediapipe", "ai-edge-litert", "opencv-contrib-python", "numpy", "ray")
 
@@ -70,24 +69,27 @@ def finish(storage: Storage, version: str, overrides: Sequence[str] = ()) -> Dat
     filters = settings_with(FilterSettings, _known_filters(before, version), overrides)
 
     # The index: every packed sample, where it lies, and whether the filters keep it.
-    shards = plans.read_plan(storage, SHARD_PLAN)["shards"]
+    about, planned = plans.find_annotate(storage, version), plans.find_shards(storage)
+    if about is None or planned is None:
+        raise ValueError(f"{storage.uri} has no plan of annotation version {version} and its shards: run make shards")
+    shards = planned.shards
     media = _packed(storage, PACK_MEDIA_JOB, len(shards))
     columns = _packed(storage, plans.pack_annotation_job(version), len(shards))
     index = build_index(version, _annotation_rows(storage, version, media, columns, filters))
 
     # `DATASET.json`: the data set as it is now, with this version among the others.
-    about = plans.read_plan(storage, plans.annotate_job(version))
     details = {
-        "engine": about["settings"]["engine"],
-        "settings": about["settings"],
-        "model": about["model"],
-        "model_sha256": about["model_sha256"],
+        "engine": about.settings["engine"],
+        "settings": about.settings,
+        "model": about.model,
+        "model_sha256": about.model_sha256,
         "filters": asdict(filters),
     }
-    entry = _write_version(storage, index, columns, "annotation", details)
+    entry = _write_version(storage, index, columns, ANNOTATION, details)
     others = _other_versions(before, version, len(shards))
     # One atomic write switches readers from the old data set to the new one; until then nothing that they use changed.
     after = _describe(index, media, shards, _in_order(storage, [*others, entry]))
+    after = replace(after, fits=before.fits if before else [])
     write_manifest(storage, after)
     _remove_old_indexes(storage, before, after)
     return after
@@ -95,7 +97,7 @@ def finish(storage: Storage, version: str, overrides: Sequence[str] = ()) -> Dat
 
 def _known_filters(before: DatasetManifest | None, version: str) -> dict[str, float | bool | None]:
     """Thresholds of the version, else those of the newest one: a new version is filtered like the one before."""
-    faces = before.of_kind("annotation") if before else []
+    faces = before.of_kind(ANNOTATION) if before else []
     if not faces:
         return {}
     entries = {entry.version: entry for entry in faces}
@@ -118,15 +120,15 @@ def _annotation_rows(
         columns: Records of the version's shards, parallel to them.
         filters: Thresholds of the scores.
     """
-    ingested = plans.ingested_samples(storage)
-    annotated = plans.annotate_results(storage, version)
+    ingested = outcomes.ingested_samples(storage)
+    annotated = outcomes.annotate_results(storage, version)
     # Splits are dealt to whole groups (a person, a source video), from the same plan settings for every version.
     groups = (item.record.details["split_group"] for item in ingested.values())
     settings = shard_settings(storage)
     splits = assign_splits(groups, seed=settings.seed, fractions=settings.fractions)
     late = 0
     for number, (media_shard, column_shard) in enumerate(zip(media, columns, strict=True)):
-        blank = plans.blank_rows(column_shard)
+        blank = outcomes.blank_rows(column_shard)
         keys = [clip.key for clip in media_shard.samples]
         if keys != [columns.key for columns in column_shard.samples]:
             raise ValueError(f"{column_shard.file} does not hold the samples of {media_shard.file}, by their records")
@@ -189,7 +191,7 @@ def _other_versions(before: DatasetManifest | None, version: str, num_shards: in
     for entry in before.annotations if before else ():
         if len(entry.shards) < num_shards and entry.version != version:
             name = entry.version
-            how = "make latents" if entry.kind == "latents" else f"make reannotate ANN={name}"
+            how = f"make reannotate ANN={name}" if entry.kind == ANNOTATION else f"make derive COLUMNS={entry.kind}"
             log.warning("%s %s does not cover the new shards: %s extends it", entry.kind, name, how)
         elif entry.version != version:
             entries.append(entry)
@@ -217,54 +219,62 @@ def _describe(
     )
 
 
-# --- a version of latents ---------------------------------------------------------------------------------------------
+# --- a version of a derived column ------------------------------------------------------------------------------------
 
 
-def finish_latents(
-    storage: Storage, version: str, samples: Index, encoded: plans.Results, about: Mapping[str, Any]
+def finish_column(
+    storage: Storage, version: str, samples: Index, made: outcomes.Results, made_of: ColumnVersion
 ) -> None:
-    """Write the index of a version of latents and replace `DATASET.json`.
+    """Write the index of a version of a derived column and replace `DATASET.json`.
 
     Args:
         storage: DATA, in which every shard of the version is packed.
         version: Name of the version.
         samples: Index of a face annotation, for all samples and their places in the media shards.
-        encoded: Sample key → outcome of its unit.
-        about: Encoding, size and networks of the version.
+        made: Sample key → outcome of its unit.
+        made_of: What the version was made of.
     """
-    # Where each sample's latents are. What the shards lack is said here, since the index only marks it.
+    # Where each sample's arrays are. What the shards lack is said here, since the index only marks it.
     before = read_manifest(storage)
     columns = _packed(storage, plans.pack_annotation_job(version), len(before.media))
     places = {sample.key: sample.members for record in columns for sample in record.samples}
-    if late := sum(key not in places and isinstance(record, UnitRecord) for key, record in encoded.items()):
+    if late := sum(key not in places and isinstance(record, UnitRecord) for key, record in made.items()):
         log.warning(
-            "%d samples were encoded only after their shard of %s was packed without them; make latents with another"
-            " --version takes them in", late, version,
+            "%d samples were made only after their shard of %s was packed without them; another --version takes them"
+            " in", late, version,
         )  # fmt: skip
     if missing := len(samples) - len(places):
-        log.warning(
-            "%s lacks %d of %d samples that could not be encoded: make quarantine", version, missing, len(samples)
-        )
+        log.warning("%s lacks %d of %d samples that could not be made: make quarantine", version, missing, len(samples))
+    # Scores and labels stand in the records of the units: packing has only copied bytes.
+    known = {key: record.samples[0] for key, record in made.items() if isinstance(record, UnitRecord) and key in places}
+    index = build_index(version, _column_rows(samples, places, known, plans.stored_names(made_of.column).failed))
     # The index, then `DATASET.json` with the version among the others: the rest of the data set stays as it is.
-    index = build_index(version, _latent_rows(samples, places))
-    entry = _write_version(storage, index, columns, "latents", {**about, "columns": [EMBEDDING, LATENTS]})
-    others = [other for other in before.annotations if other.version != version]
-    after = replace(before, annotations=_in_order(storage, [*others, entry]))
+    labels = sorted({name for sample in known.values() for name in sample.labels})
+    details = asdict(replace(made_of, labels=labels))
+    entry = _write_version(storage, index, columns, made_of.column, details)
+    names = [other.version for other in before.annotations]
+    entries = [entry if other.version == version else other for other in before.annotations]
+    if version not in names:
+        entries.append(entry)
+    after = replace(before, annotations=_in_order(storage, entries))
     write_manifest(storage, after)
     _remove_old_indexes(storage, before, after)
 
 
-def _latent_rows(samples: Index, places: Mapping[str, list[Member]]) -> Iterator[SampleIndex]:
-    """Rows of the same samples in the same places; one that could not be encoded has no members and is not kept."""
+def _column_rows(
+    samples: Index, places: Mapping[str, list[Member]], known: Mapping[str, SampleRecord], failed: str
+) -> Iterator[SampleIndex]:
+    """Rows of the same samples in the same places; one that could not be made has no members and is not kept."""
     for row in samples.rows():
-        members = places.get(row.key, [])
+        members, about = places.get(row.key, []), known.get(row.key)
         yield replace(
             row,
             keep=bool(members),
-            reason=None if members else ENCODE_FAILED,
+            reason=None if members else failed,
             reason_score=None,
             annotation=members,
-            scores={},
+            scores=about.scores if about else {},
+            labels=about.labels if about else {},
         )
 
 
@@ -273,14 +283,14 @@ def _latent_rows(samples: Index, places: Mapping[str, list[Member]]) -> Iterator
 
 def _packed(storage: Storage, job: str, num_shards: int) -> list[UnitRecord]:
     """Commit records of a pack job's shards, by shard number."""
-    records = plans.pack_records(storage, job)
+    records = outcomes.pack_records(storage, job)
     if missing := {shard_key(number) for number in range(num_shards)} - records.keys():
         raise ValueError(f"{min(missing)} of {job} is not packed in {storage.uri}")
     return [records[shard_key(number)] for number in range(num_shards)]
 
 
 def _write_version(
-    storage: Storage, index: Index, columns: Sequence[UnitRecord], kind: Kind, details: dict[str, Any]
+    storage: Storage, index: Index, columns: Sequence[UnitRecord], kind: str, details: dict[str, Any]
 ) -> AnnotationEntry:
     """Write a version's index; returns its entry for `DATASET.json`."""
     path, sha256 = write_index(storage, index)
@@ -311,16 +321,18 @@ def _shard_entry(record: UnitRecord) -> ShardEntry:
 
 
 def _in_order(storage: Storage, entries: Sequence[AnnotationEntry]) -> list[AnnotationEntry]:
-    """Face annotations in the order in which they were first made, then versions of latents by name.
+    """Face annotations in the order in which they were first made, then derived columns in the order given.
 
-    Readers open the last face annotation by default.
+    Readers that name no version open the last of its kind.
     """
-    faces = [entry for entry in entries if entry.kind == "annotation"]
-    others = [entry for entry in entries if entry.kind != "annotation"]
+    faces = [entry for entry in entries if entry.kind == ANNOTATION]
     # Only where it matters: data sets of one version need no plans (they may have been copied without).
     if len(faces) > 1:
-        faces.sort(key=lambda entry: plans.read_plan(storage, plans.annotate_job(entry.version))["order"])
-    return faces + sorted(others, key=lambda entry: entry.version)
+        orders = {entry.version: plans.find_annotate(storage, entry.version) for entry in faces}
+        if lost := [version for version, plan in orders.items() if plan is None]:
+            raise ValueError(f"{storage.uri} has no plan of annotation version {lost[0]}: put its plans folder back")
+        faces.sort(key=lambda entry: plan.order if (plan := orders[entry.version]) else 0)
+    return faces + [entry for entry in entries if entry.kind != ANNOTATION]
 
 
 def _remove_old_indexes(storage: Storage, before: DatasetManifest | None, after: DatasetManifest) -> None:

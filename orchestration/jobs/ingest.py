@@ -16,7 +16,7 @@ from typing import Any
 from ingest.catalog import Catalog, build_catalog, read_catalog, write_catalog
 from ingest.fingerprints import Fingerprint, fingerprint, has_changed, read_fingerprints, write_fingerprints
 from ingest.settings import IngestSettings
-from orchestration import plans
+from orchestration import outcomes, plans
 from orchestration.overrides import settings_with
 from orchestration.plans import INGEST_JOB, INGEST_PLAN_PREFIX
 from orchestration.units.executor import Tally, UnitRunner
@@ -81,9 +81,9 @@ def run_ingest(runner: UnitRunner, source: Source, overrides: Sequence[str], mod
     storage, folder, name = runner.storage, Path(source.source).absolute(), plans.ingest_plan_name(source.dataset)
 
     # Settings: what the user names, else what the data set was ingested with before.
-    before = plans.find_plan(storage, name) or {"units": {}, "contents": {}, "settings": {}}
-    settings = settings_with(IngestSettings, before["settings"], overrides)
-    packed = plans.packed_clips(storage)
+    before = plans.find_ingest(storage, source.dataset) or plans.IngestPlan(units={}, contents={}, settings={})
+    settings = settings_with(IngestSettings, before.settings, overrides)
+    packed = outcomes.packed_clips(storage)
     _check_size(storage, name, packed, settings)
 
     # The inputs: the catalog, and the content of every source it names.
@@ -97,14 +97,13 @@ def run_ingest(runner: UnitRunner, source: Source, overrides: Sequence[str], mod
     units = plan_ingest(rows, prints, place, settings, model.detector_sha256, runner.retry.time_limit_s)
     units = _keep_packed(before, units, contents, packed)
     write_catalog(storage, catalog)
-    plans.write_plan(
-        storage,
-        name,
-        units,
-        extra={key: before["units"][key] for key in gone},
+    # Units whose source is gone can no longer be run, but still count.
+    plan = plans.IngestPlan(
+        units=plans.pairs(units) | {key: before.units[key] for key in gone},
+        contents=contents | {key: before.contents[key] for key in gone},
         settings=asdict(settings),
-        contents=contents | {key: before["contents"][key] for key in gone},
     )
+    plans.write_plan(storage, name, plan)
     missing = len(catalog.rows) - len(units) - len(gone)
     log.info("%s: %d clips in the catalog, %d without a source file", source.dataset, len(catalog.rows), missing)
 
@@ -116,8 +115,8 @@ def _check_size(storage: Storage, name: str, packed: set[str], settings: IngestS
     """Raise `ValueError` unless all clips of DATA have one size: training stacks them into batches."""
     # The size of this data set may still change while none of its clips is packed.
     others = [other for other in plans.plan_names(storage, INGEST_PLAN_PREFIX) if other != name or packed]
-    known = (plans.read_plan(storage, other)["settings"] for other in others)
-    sizes = {settings_with(IngestSettings, settings, ()).size for settings in known}
+    known = (plans.find_ingest(storage, other.removeprefix(INGEST_PLAN_PREFIX)) for other in others)
+    sizes = {settings_with(IngestSettings, plan.settings, ()).size for plan in known if plan}
     if other := sizes - {settings.size}:
         raise ValueError(
             f"DATA holds clips of size {other.pop()}, not {settings.size}: use a new DATA for another size"
@@ -169,7 +168,7 @@ def _fingerprints(
 
 
 def _keep_packed(
-    before: Mapping[str, Any], units: Sequence[Unit], contents: Mapping[str, str | None], packed: set[str]
+    before: plans.IngestPlan, units: Sequence[Unit], contents: Mapping[str, str | None], packed: set[str]
 ) -> list[Unit]:
     """Units of which those of packed clips stay as they were ingested, also under newer libraries or settings.
 
@@ -177,12 +176,12 @@ def _keep_packed(
         ValueError: The source of a packed clip has other content, or cannot be read.
     """
     # Packed clips whose provenance key would change. That is fine for settings and libraries, but not for content.
-    old = before["units"]
+    old = before.units
     frozen = [unit for unit in units if unit.key in packed and old.get(unit.key, unit.pkey) != unit.pkey]
     for unit in frozen:
         if contents[unit.key] is None:
             raise ValueError(f"{unit.source} is packed, but cannot be read any more: give it back, or move it away")
-        if before["contents"].get(unit.key) != contents[unit.key]:
+        if before.contents.get(unit.key) != contents[unit.key]:
             raise ValueError(
                 f"{unit.source} has changed since its clip was packed. Shards are immutable: "
                 "give the new file another name, or use a new DATA folder"

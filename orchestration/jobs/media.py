@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from orchestration import plans
+from orchestration import outcomes
 from orchestration.units.unit import Unit
+from shards.layout import WAV_HEADER, check_wav_header
 from talkinghead.files.storage import Storage
 from talkinghead.sampletar import read_members
 from talkinghead.schema import ClipInfo, Member
+from talkinghead.timebase import samples_in
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +29,7 @@ class MediaSample:
     """Place of each member in the tar."""
     content_sha256: str
     """SHA-256 of the file by which provenance keys identify the content: the ingest unit's tar, wherever the media lie
-    by now (annotate), or the media shard (latents)."""
+    by now (annotate), or the media shard (derived columns)."""
 
     def payload(self) -> dict[str, Any]:
         """Part of a unit's payload from which `read_clip` finds the media."""
@@ -37,9 +39,9 @@ class MediaSample:
 def ingested_media(storage: Storage) -> list[MediaSample]:
     """Media of every ingested sample: in a shard when it is packed, else in its unit's tar."""
     # Packed media first: the units' tars may be deleted once everything is packed.
-    packed = plans.packed_samples(storage)
+    packed = outcomes.packed_samples(storage)
     samples = []
-    for key, item in plans.ingested_samples(storage).items():
+    for key, item in outcomes.ingested_samples(storage).items():
         file, place = packed.get(key, (item.record.file, item.sample))
         assert file and item.record.file_sha256
         samples.append(
@@ -60,8 +62,8 @@ class Clip:
 
     info: ClipInfo
     """Its json member."""
-    mp4: bytes
-    """Its video, still encoded."""
+    members: Mapping[str, memoryview]
+    """Suffix → content, still encoded."""
 
     def frames(self) -> Iterator[np.ndarray]:
         """Every frame in order, RGB uint8 `[H, W, 3]`.
@@ -76,10 +78,19 @@ class Clip:
         from talkinghead.media.errors import UnreadableMediaError
 
         try:
-            yield from decode_clip(self.mp4)
+            yield from decode_clip(bytes(self.members["mp4"]))
         except FFmpegError as error:
             message = f"{self.info.key}.mp4 is damaged: {error.strerror or error}"
             raise UnreadableMediaError("undecodable", message) from error
+
+    def sound(self) -> np.ndarray:
+        """The whole sound, float32 `[F · 640]` at 16 kHz in -1 … 1; `ValueError` when the member holds another."""
+        wav = self.members["wav"]
+        check_wav_header(bytes(wav[:WAV_HEADER]), self.info.num_frames)
+        samples = np.frombuffer(wav[WAV_HEADER:], "<i2")
+        if len(samples) != samples_in(self.info.num_frames):
+            raise ValueError(f"{self.info.key}.wav has {len(samples)} samples for {self.info.num_frames} frames")
+        return samples.astype(np.float32) / np.float32(32768)
 
     def check_length(self, num_frames: int) -> None:
         """Raise `ValueError` unless the clip should have so many frames."""
@@ -87,21 +98,23 @@ class Clip:
             raise ValueError(f"{self.info.key}.mp4 has {num_frames} frames, its json says {self.info.num_frames}")
 
 
-def read_clip(storage: Storage, unit: Unit) -> Clip:
+def read_clip(storage: Storage, unit: Unit, *suffixes: str) -> Clip:
     """Read the clip that a unit's payload names.
 
     Args:
         storage: DATA, the data set's folder or bucket.
         unit: Unit whose payload holds `MediaSample.payload`.
+        suffixes: Members to read next to the json.
 
     Raises:
         ValueError: The place holds another clip.
     """
     file = unit.payload["file"]
     members = [Member(**member) for member in unit.payload["members"]]
-    media = read_members(storage.read_range, file, unit.key, members, "json", "mp4")
+    wanted = ("json", *(suffix for suffix in suffixes if suffix != "json"))
+    media = read_members(storage.read_range, file, unit.key, members, *wanted)
     # Offsets out of a stale record could hit another sample: its own json tells.
     info = ClipInfo.from_json(bytes(media["json"]))
     if info.key != unit.key:
         raise ValueError(f"{storage.describe(file)} holds {info.key} where {unit.key} should be")
-    return Clip(info, bytes(media["mp4"]))
+    return Clip(info, media)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from orchestration import plans
+from orchestration import outcomes, plans
 from orchestration.overrides import settings_with
 from orchestration.plans import PACK_MEDIA_JOB, shard_key
 from orchestration.units.executor import UnitRunner
@@ -21,7 +21,6 @@ from orchestration.units.records import QuarantineRecord, SampleRecord, UnitReco
 from orchestration.units.unit import Output, Unit, store_output
 from shards.manifest import find_manifest
 from shards.plan import PlannedSample, ShardSettings, plan_shards
-from talkinghead import dataroot
 from talkinghead.annotation import blank_arrays
 from talkinghead.files.storage import Storage
 from talkinghead.provenance import provenance_key
@@ -29,14 +28,12 @@ from talkinghead.schema import Member, annotation_shard_name, media_shard_name
 
 VERSION = 1
 """Version of the job in its provenance keys. No library is in them: packing copies bytes."""
-SHARD_PLAN = "shards"
-"""Name of the plan that says which sample goes into which shard."""
 BLANK = "blank"
 """Provenance key of a row of NaN, in place of an annotation that could not be made."""
 _TIME_LIMIT_S = 3600.0
 
 # Sample key → sample.
-Ingested = Mapping[str, plans.IngestedSample]
+Ingested = Mapping[str, outcomes.IngestedSample]
 
 # --- the whole job ----------------------------------------------------------------------------------------------------
 
@@ -57,8 +54,8 @@ def run_pack(runner: UnitRunner, version: str, overrides: Sequence[str] = ()) ->
     storage = runner.storage
 
     # What to pack: every ingested sample, once the fate of its annotation is known.
-    ingested = plans.ingested_samples(storage)
-    annotated = plans.annotate_results(storage, version)
+    ingested = outcomes.ingested_samples(storage)
+    annotated = outcomes.annotate_results(storage, version)
     if pending := [key for key, result in annotated.items() if result is None]:
         raise ValueError(f"{len(pending)} samples are not annotated yet (first: {pending[0]}): run make annotate first")
 
@@ -88,7 +85,7 @@ def pack_columns(
     runner: UnitRunner,
     version: str,
     shards: Sequence[Sequence[str]],
-    results: plans.Results,
+    results: outcomes.Results,
     blank: Callable[[str, QuarantineRecord | None], UnitRecord] | None = None,
 ) -> None:
     """Pack the shards of one version's columns that are missing, parallel to the media shards.
@@ -128,8 +125,8 @@ def pack_columns(
 
 def shard_settings(storage: Storage, overrides: Sequence[str] = ()) -> ShardSettings:
     """Settings of the shards as planned before, else the defaults, with the user's overrides."""
-    plan = plans.find_plan(storage, SHARD_PLAN)
-    return settings_with(ShardSettings, plan["settings"] if plan else {}, overrides)
+    plan = plans.find_shards(storage)
+    return settings_with(ShardSettings, plan.settings if plan else {}, overrides)
 
 
 def _check_splits(storage: Storage, settings: ShardSettings) -> None:
@@ -144,7 +141,7 @@ def _check_splits(storage: Storage, settings: ShardSettings) -> None:
 
 
 def _plan_shards(
-    storage: Storage, ingested: Ingested, annotated: plans.Results, settings: ShardSettings
+    storage: Storage, ingested: Ingested, annotated: outcomes.Results, settings: ShardSettings
 ) -> list[list[str]]:
     """Sample keys of each shard, planned and written.
 
@@ -154,8 +151,8 @@ def _plan_shards(
     wanted = {key for key in ingested if isinstance(annotated.get(key), UnitRecord)}
     packed = {key for key, _ in Ledger(storage, PACK_MEDIA_JOB).committed}
     existing: list[list[str]] = []
-    if before := plans.find_plan(storage, SHARD_PLAN):
-        for number, keys in enumerate(before["shards"]):
+    if before := plans.find_shards(storage):
+        for number, keys in enumerate(before.shards):
             frozen = shard_key(number) in packed
             existing.append([key for key in keys if frozen or key in wanted])
     # Numbers follow from positions, so an emptied shard can be dropped only at the end.
@@ -170,7 +167,7 @@ def _plan_shards(
         seed=settings.seed,
         existing=existing,
     )
-    plans.write_json(storage, dataroot.plan(SHARD_PLAN), {"shards": shards, "settings": asdict(settings)})
+    plans.write_plan(storage, plans.SHARD_PLAN, plans.ShardPlan(shards=shards, settings=asdict(settings)))
     return shards
 
 
@@ -194,12 +191,14 @@ def _blank(storage: Storage, version: str, key: str, num_frames: int, failure: Q
     from annotate.clip import encode_annotation
 
     job = plans.annotate_job(version)
-    plan = plans.read_plan(storage, job)
+    plan = plans.find_annotate(storage, version)
+    if plan is None:
+        raise ValueError(f"{storage.uri} has no plan of annotation version {version}: run make annotate")
     about: dict[str, Any] = {
         "annotate_key": BLANK,
-        "engine": plan["settings"]["engine"],
-        "model": plan["model"],
-        "model_sha256": plan["model_sha256"],
+        "engine": plan.settings["engine"],
+        "model": plan.model,
+        "model_sha256": plan.model_sha256,
         "failed": failure.cause if failure else "not annotated",
     }
     contents = encode_annotation(blank_arrays(num_frames), about)

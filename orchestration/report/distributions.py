@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,19 +84,33 @@ def charts(index: list[SampleIndex], filters: FilterSettings | None = None) -> l
         # [N] each: the value (NaN where there is none), and whether the sample is kept.
         values = np.array([distribution.value(row) for row in index], np.float64)
         keep = np.array([row.keep for row in index], bool)
-        finite = np.isfinite(values)
-        if not finite.any():
-            continue
-        thresholds = distribution.thresholds(filters)
-        kept = values[keep & finite]
-        histogram = Histogram.of(kept, values[~keep & finite], thresholds)
-        drawn.append(
-            Chart(
-                title=distribution.title,
-                unit=distribution.unit,
-                svg=histogram_svg(distribution.title, histogram, thresholds, distribution.unit),
-                median=float(np.median(kept)) if kept.size else None,
-                limits=len(thresholds),
-            )
-        )
+        found = chart(distribution.title, distribution.unit, values, keep, distribution.thresholds(filters))
+        if found is not None:
+            drawn.append(found)
     return drawn
+
+
+def chart(
+    title: str, unit: str, values: np.ndarray, keep: np.ndarray, thresholds: Sequence[Threshold] = ()
+) -> Chart | None:
+    """Histogram of one score; None where no sample has a value.
+
+    Args:
+        title: Name of the score.
+        unit: Its unit; empty where it has none.
+        values: Value of each sample, `[N]`; NaN where it has none.
+        keep: Samples that the filters keep, `[N]` bool.
+        thresholds: Limits to draw.
+    """
+    finite = np.isfinite(values)
+    if not finite.any():
+        return None
+    kept = values[keep & finite]
+    histogram = Histogram.of(kept, values[~keep & finite], thresholds)
+    return Chart(
+        title=title,
+        unit=unit,
+        svg=histogram_svg(title, histogram, thresholds, unit),
+        median=float(np.median(kept)) if kept.size else None,
+        limits=len(thresholds),
+    )

@@ -3,41 +3,49 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from annotate.filters import FilterSettings
 from ingest.catalog import Catalog, read_catalog
-from orchestration import plans
-from orchestration.plans import PACK_MEDIA_JOB, UnitState, pack_annotation_job
+from orchestration import outcomes, plans
+from orchestration.outcomes import UnitState
+from orchestration.plans import PACK_MEDIA_JOB, pack_annotation_job
+from orchestration.units.ledger import Ledger
 from orchestration.units.records import RECORD_BYTES, PassRecord, QuarantineRecord, UnitRecord
-from shards.index import read_index
-from shards.manifest import AnnotationEntry, DatasetManifest, read_manifest
+from shards.index import Index, read_index
+from shards.manifest import AnnotationEntry, DatasetManifest, FitEntry, read_manifest
 from talkinghead import dataroot
-from talkinghead.config import from_json
+from talkinghead.config import from_json, shown
+from talkinghead.derived import ANNOTATION, ColumnVersion
 from talkinghead.files.storage import Storage
 from talkinghead.schema import DATASETS, CatalogRow, SampleIndex, check_version
 
 
 @dataclass(frozen=True, kw_only=True)
-class LatentsState:
-    """One version of latents."""
+class ColumnState:
+    """One version of a derived column, finished or not."""
 
-    entry: AnnotationEntry
-    encode: Mapping[str, UnitState] = field(default_factory=dict)
-    """Sample key → outcome of its unit."""
+    version: str
+    made_of: ColumnVersion
+    entry: AnnotationEntry | None = None
+    """Its entry in `DATASET.json`; None: it is planned, but not finished, and no reader finds it."""
+    index: Index | None = None
+    """Scores, labels and places of its samples; None while it is not finished."""
+    results: Mapping[str, UnitState] = field(default_factory=dict)
+    """Sample key → outcome of its unit; empty where DATA was copied without its plans."""
     pack: list[UnitRecord] = field(default_factory=list)
     """Commit records of the version's shards."""
 
     @property
     def units(self) -> list[UnitRecord]:
         """Commit records of all units: samples, then shards."""
-        return [*(record for record in self.encode.values() if isinstance(record, UnitRecord)), *self.pack]
+        return [*(record for record in self.results.values() if isinstance(record, UnitRecord)), *self.pack]
 
     @property
     def quarantined(self) -> list[QuarantineRecord]:
-        """Quarantine records of the samples that could not be encoded."""
-        return [record for record in self.encode.values() if isinstance(record, QuarantineRecord)]
+        """Quarantine records of the samples whose column could not be made."""
+        return [record for record in self.results.values() if isinstance(record, QuarantineRecord)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,8 +84,12 @@ class DataState:
     """Annotation version to compare with; None when this is the first."""
     filters: FilterSettings | None = None
     """Thresholds that the index was filtered with. They are drawn into the histograms, and the index is checked."""
-    latents: list[LatentsState] = field(default_factory=list)
-    """Versions of latents next to the annotation."""
+    columns: list[ColumnState] = field(default_factory=list)
+    """Versions of derived columns: those of `DATASET.json`, then those that are not finished."""
+    fits: list[FitEntry] = field(default_factory=list)
+    """Global fits."""
+    fit_parts: list[UnitRecord | QuarantineRecord] = field(default_factory=list)
+    """Records of the parts of all global fits that were planned."""
     metadata: Mapping[str, MetadataNotes] = field(default_factory=dict)
     """Data set → metadata and files that gave no input."""
     wall_frames: Mapping[str, int] = field(default_factory=dict)
@@ -105,41 +117,74 @@ def data_state(storage: Storage, version: str | None) -> DataState:
     # Only a finished data set can be reported on, by a face annotation.
     manifest = read_manifest(storage)
     entry = manifest.annotation(version)
-    if entry.kind != "annotation":
-        faces = ", ".join(other.version for other in manifest.of_kind("annotation"))
+    if entry.kind != ANNOTATION:
+        faces = ", ".join(other.version for other in manifest.of_kind(ANNOTATION))
         raise ValueError(f"{version} holds {entry.kind}; a report is about a face annotation: {faces}")
     # Everything from tables and records: no media are opened here.
     names = [name for name in DATASETS if storage.exists(dataroot.catalog(name))]
     catalogs = {name: read_catalog(storage, name) for name in names}
-    media = plans.pack_records(storage, PACK_MEDIA_JOB)
-    annotation = plans.pack_records(storage, pack_annotation_job(entry.version))
+    media = outcomes.pack_records(storage, PACK_MEDIA_JOB)
+    annotation = outcomes.pack_records(storage, pack_annotation_job(entry.version))
     frames, seconds = _wall_times(storage)
     return DataState(
         version=entry.version,
         catalog=[row for catalog in catalogs.values() for row in catalog.rows],
         metadata={name: _notes(catalog) for name, catalog in catalogs.items()},
-        ingest=plans.ingest_results(storage),
-        annotate=plans.annotate_results(storage, entry.version),
+        ingest=outcomes.ingest_results(storage),
+        annotate=outcomes.annotate_results(storage, entry.version),
         pack=[*media.values(), *annotation.values()],
         index=list(read_index(storage, entry).rows()),
-        previous_version=_previous(manifest.of_kind("annotation"), entry),
+        previous_version=_previous(manifest.of_kind(ANNOTATION), entry),
         filters=from_json(FilterSettings, entry.details.get("filters", {})),
-        latents=_latents(storage, manifest),
+        columns=list(_columns(storage, manifest)),
+        fits=manifest.fits,
+        fit_parts=list(_fit_parts(storage)),
         wall_frames=frames,
         wall_seconds=seconds,
     )
 
 
-def _latents(storage: Storage, manifest: DatasetManifest) -> list[LatentsState]:
-    """The versions of latents that `DATASET.json` names."""
-    return [
-        LatentsState(
-            entry=entry,
-            encode=plans.encode_results(storage, entry.version),
-            pack=list(plans.pack_records(storage, pack_annotation_job(entry.version)).values()),
-        )
-        for entry in manifest.of_kind("latents")
-    ]
+def _columns(storage: Storage, manifest: DatasetManifest) -> Iterator[ColumnState]:
+    """Versions of derived columns that `DATASET.json` names, then those that are planned and not finished."""
+    finished = set()
+    for entry in manifest.annotations:
+        if entry.kind != ANNOTATION:
+            finished.add(plans.column_job(entry.kind, entry.version))
+            yield _column(storage, entry.version, entry.made_of, entry)
+    for name in plans.plan_names(storage, *plans.COLUMN_PREFIXES):
+        plan = None if name in finished else plans.find_plan(storage, name)
+        if plan is not None:
+            assert isinstance(plan, plans.ColumnPlan)
+            yield _column(storage, _version(storage, name, plan.made_of.column), plan.made_of)
+
+
+def _column(
+    storage: Storage, version: str, made_of: ColumnVersion, entry: AnnotationEntry | None = None
+) -> ColumnState:
+    return ColumnState(
+        version=version,
+        made_of=made_of,
+        entry=entry,
+        index=read_index(storage, entry) if entry else None,
+        results=outcomes.derive_results(storage, made_of.column, version),
+        pack=list(outcomes.pack_records(storage, pack_annotation_job(version)).values()),
+    )
+
+
+def _version(storage: Storage, name: str, column: str) -> str:
+    """Version that a plan of this name is about; raises `ValueError` where it cannot be one of the column."""
+    version = name.removeprefix(plans.stored_names(column).job)
+    if plans.column_job(column, version) != name:
+        raise ValueError(f"{storage.describe(dataroot.plan(name))} is no plan of ours: it is about {shown(column)}")
+    return check_version(version)
+
+
+def _fit_parts(storage: Storage) -> Iterator[UnitRecord | QuarantineRecord]:
+    """Records of the parts of global fits."""
+    for name in plans.plan_names(storage, plans.FIT_PREFIX):
+        if plan := plans.find_plan(storage, name):
+            results = Ledger(storage, name).results(plan.units.items())
+            yield from (record for record in results.values() if record is not None)
 
 
 def _notes(catalog: Catalog) -> MetadataNotes:

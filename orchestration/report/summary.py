@@ -1,6 +1,6 @@
 """Numbers of the report, the value of `report.json`:
 
-report_version          1
+report_version          2
 annotation_version      annotation version that the report is about
 previous_version        annotation version compared with, or null
 model_sha256            hash of the landmark model; null when nothing is annotated
@@ -31,8 +31,17 @@ bytes_per_frame         {member: bytes}, over all samples in the index that have
 jobs                    {job: {units, frames, seconds, cpu_seconds, wall_seconds, frames_per_second,
                         cpu_ms_per_frame, retried}}; `seconds` are summed over workers, `wall_seconds` are null
                         when unknown, and `frames_per_second` is then that of one worker
-latents                 [{version, width, height, networks, samples, missing, frames, bytes, bytes_per_frame}]: the
-                        versions next to this annotation; `bytes` is the size of their shards
+columns                 versions of derived columns, each {column, version, column_version, finished, parameters,
+                        provenance: {setting: {name, sha256}}, pins, fits, planned, made, pending, failures:
+                        {cause: samples}, samples, missing, frames, bytes, bytes_per_frame, scores, labels}.
+                        `planned` samples are made, failed or pending (null: DATA has no plan of it); `samples` are
+                        those in its shards, which readers see, and `missing` those of the data set that are not in
+                        them. One that is not finished is not in DATASET.json, and has none. Further
+                          scores {name: {count, missing, min, p05, median, p95, max}}, over `samples`
+                          labels {name: {samples, values: {value: samples}, other_values, other_samples}}, the most
+                                 frequent values; the others are only counted
+fits                    global fits, each {name, version, sha256, clips, bytes, annotation, selection, settings, pins,
+                        fits}
 settings                how the annotations were made and filtered, as the data set records it
 difference              changes since the version before (see `VersionDifference.to_json`), or null
 errors                  everything that does not add up; empty when all is well
@@ -47,16 +56,16 @@ from typing import Any
 
 from orchestration.plans import INGEST_JOB, PACK_MEDIA_JOB, annotate_job, pack_annotation_job
 from orchestration.report.accounting import FATES, Accounting, count_reasons
+from orchestration.report.columns import column_errors, column_numbers, fit_errors, fit_numbers
 from orchestration.report.diff import VersionDifference
-from orchestration.report.state import DataState, LatentsState
+from orchestration.report.state import DataState
 from orchestration.units.records import UnitRecord
 from shards.manifest import DatasetManifest, ShardEntry
-from talkinghead.derived import NETWORKS
 from talkinghead.files.storage import Storage
 from talkinghead.schema import SPLITS, SampleIndex, annotation_shard_name, media_shard_name
 from talkinghead.timebase import FPS
 
-REPORT_VERSION = 1
+REPORT_VERSION = 2
 
 
 def summarise(
@@ -79,7 +88,6 @@ def summarise(
     kept = [row for row in state.index if row.keep]
     models = _details(state, "model_sha256")
     media, annotation, shard_errors = _shard_sizes(storage, state, manifest)
-    latents, latent_errors = _latents(storage, state.latents)
     pieces = accounting.pieces
     fates = {fate: sum(piece.fate == fate for piece in pieces) for fate in FATES}
     funnel = [
@@ -123,10 +131,17 @@ def summarise(
         "bytes_annotation": annotation,
         "bytes_per_frame": _bytes_per_frame(state.index),
         "jobs": job_speeds(state),
-        "latents": latents,
+        "columns": [column_numbers(column) for column in state.columns],
+        "fits": [fit_numbers(entry) for entry in state.fits],
         "settings": _settings(manifest, state),
         "difference": difference.to_json() if difference else None,
-        "errors": accounting.errors + shard_errors + latent_errors + _split_errors(state.index),
+        "errors": [
+            *accounting.errors,
+            *shard_errors,
+            *column_errors(storage, state, len(manifest.media) if manifest else 0),
+            *fit_errors(storage, state.fits),
+            *_split_errors(state.index),
+        ],
     }
 
 
@@ -134,9 +149,10 @@ def job_speeds(state: DataState) -> dict[str, dict[str, Any]]:
     """Job → units, time and speed by its commit records; in the order of the work."""
     jobs = (INGEST_JOB, annotate_job(state.version), PACK_MEDIA_JOB, pack_annotation_job(state.version))
     records: dict[str, list[UnitRecord]] = {name: [] for name in jobs}
-    # Records know their job; versions of latents add jobs of their own at the end.
+    # Records know their job; derived columns and global fits add jobs of their own at the end.
     units: list[Any] = [*state.ingest.values(), *state.annotate.values(), *state.pack]
-    units.extend(record for latents in state.latents for record in latents.units)
+    units.extend(record for column in state.columns for record in column.units)
+    units.extend(state.fit_parts)
     for record in units:
         if isinstance(record, UnitRecord):
             records.setdefault(record.job, []).append(record)
@@ -253,35 +269,6 @@ def _shard_sizes(storage: Storage, state: DataState, manifest: DatasetManifest |
             elif name in committed and committed[name].size != size:
                 errors.append(f"{name} has {size} bytes, DATASET.json says {committed[name].size}")
     return totals["media"], totals["annotation"], errors
-
-
-def _latents(storage: Storage, states: list[LatentsState]) -> tuple[list[dict[str, Any]], list[str]]:
-    """Entries of `latents`, and errors about their shards."""
-    numbers, errors = [], []
-    for state in states:
-        # Files as they are, against what `DATASET.json` promises.
-        entry = state.entry
-        for shard in entry.shards:
-            size = storage.size(shard.name)
-            if size is None:
-                errors.append(f"{shard.name} is in DATASET.json, but not in DATA")
-            elif size != shard.size:
-                errors.append(f"{shard.name} has {size} bytes, DATASET.json says {shard.size}")
-        frames, total = (sum(getattr(shard, name) for shard in entry.shards) for name in ("frames", "size"))
-        numbers.append(
-            {
-                "version": entry.version,
-                "width": entry.details["width"],
-                "height": entry.details["height"],
-                "networks": {name: entry.details[name]["name"] for name in NETWORKS},
-                "samples": entry.kept,
-                "missing": entry.samples - entry.kept,
-                "frames": frames,
-                "bytes": total,
-                "bytes_per_frame": round(total / frames, 2) if frames else None,
-            }
-        )
-    return numbers, errors
 
 
 def _split_errors(index: list[SampleIndex]) -> list[str]:

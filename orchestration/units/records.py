@@ -32,6 +32,8 @@ class SampleRecord:
     """SHA-256 of the sample's bytes in the tar: headers, contents, padding."""
     scores: dict[str, float | None] = field(default_factory=dict)
     """Name → clip score that the filters judge; None where it could not be measured."""
+    labels: dict[str, str] = field(default_factory=dict)
+    """Name → label of the clip, by which readers select."""
 
     def __post_init__(self) -> None:
         _check_counts(self, "num_frames")
@@ -52,9 +54,10 @@ class UnitRecord:
     """Commit record: job `job` turned the input `key` into `file`, or rejected it."""
 
     job: str
-    """`ingest`, `annotate-<version>`, `encode-<version>`, `pack-media`, `pack-<version>`."""
+    """`ingest`, `annotate-<version>`, `derive-<version>` (latents: `encode-<version>`), `fit-…`, `pack-media`,
+    `pack-<version>`."""
     key: str
-    """Clip key (ingest), sample key (annotate, encode), `clips-000042` (pack)."""
+    """Clip key (ingest), sample key (annotate, derive), `part-000003` (fit), `clips-000042` (pack)."""
     pkey: str
     """Provenance key: hash of the inputs, parameters, models and libraries that the output depends on."""
     samples: list[SampleRecord] = field(default_factory=list)

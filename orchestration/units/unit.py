@@ -13,6 +13,7 @@ from typing import Any
 
 from orchestration.units.records import Attempt, RejectedPiece, SampleRecord, UnitRecord
 from talkinghead import dataroot
+from talkinghead.derived import ColumnError
 from talkinghead.files.foreign import LinkError, parse_json
 from talkinghead.files.storage import Storage
 from talkinghead.media.errors import UnreadableMediaError
@@ -24,7 +25,7 @@ from talkinghead.schema import Rejection
 
 @dataclass(frozen=True, kw_only=True)
 class Unit:
-    """One piece of a job: a clip (ingest), a sample (annotate, latents) or a shard (pack)."""
+    """One piece of a job: a clip (ingest), a sample (annotate, derive) or a shard (pack)."""
 
     job: str
     """Name of the job, under which the unit is committed."""
@@ -59,6 +60,8 @@ class Output:
     """Samples of the unit's tar: key, number of frames, {suffix: content} in tar order."""
     scores: dict[str, dict[str, float | None]] = field(default_factory=dict)
     """Sample key → clip scores."""
+    labels: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Sample key → labels."""
     rejected: list[RejectedPiece] = field(default_factory=list)
     stored: UnitRecord | None = None
     """Record of the file that the job has streamed itself (pack), still without timings."""
@@ -152,6 +155,7 @@ def store_output(storage: Storage, unit: Unit, output: Output) -> dict[str, Any]
                 members=members,
                 sha256=hash_bytes(buffer.getbuffer()[start:]),
                 scores=output.scores.get(key, {}),
+                labels=output.labels.get(key, {}),
             )
             samples.append(asdict(sample))
         buffer.write(END_OF_ARCHIVE)
@@ -169,6 +173,8 @@ def failed_attempt(error: BaseException, *, alone: bool, seconds: float) -> Atte
         cause = "memory"
     elif isinstance(error, UnreadableMediaError):
         cause = f"media:{error.cause}"
+    elif isinstance(error, ColumnError):
+        cause = f"column:{error.cause}"
     else:
         cause = f"error:{type(error).__name__}"
     message = " ".join(str(error).split()) or type(error).__name__

@@ -13,7 +13,7 @@ Problems", 1970.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -131,6 +131,36 @@ class ExpressionFit:
         self._cross = np.zeros((NUM_SCORES, NUM_VERTICES * 3))  # scores with coordinates
         self._rest = np.zeros(NUM_SCORES)  # sum over the clips
         self._clips = 0
+
+    @property
+    def num_frames(self) -> int:
+        """Number of frames with blendshapes so far."""
+        return self._frames
+
+    def sums(self) -> dict[str, np.ndarray]:
+        """The sums so far, float64: those of two fits, added, are the sums over the clips of both."""
+        return {
+            "frames": np.array([self._frames], np.float64),
+            "clips": np.array([self._clips], np.float64),
+            "rest": self._rest.copy(),
+            "gram": self._gram.copy(),
+            "cross": self._cross.copy(),
+        }
+
+    @classmethod
+    def from_sums(cls, sums: Mapping[str, np.ndarray]) -> ExpressionFit:
+        """Inverse of `sums`.
+
+        Raises:
+            ValueError: Sums are missing, or have other shapes.
+        """
+        fit = cls()
+        for name, empty in fit.sums().items():
+            if name not in sums or sums[name].shape != empty.shape:
+                raise ValueError(f"these are no sums of an expression fit: {name} is missing or has another shape")
+        fit._frames, fit._clips = int(sums["frames"][0]), int(sums["clips"][0])
+        fit._rest, fit._gram, fit._cross = (np.array(sums[name], np.float64) for name in ("rest", "gram", "cross"))
+        return fit
 
     def add(self, mesh: np.ndarray, neutral: np.ndarray, blendshapes: np.ndarray) -> None:
         """Add the frames of one clip of one person.

@@ -10,7 +10,7 @@ import pytest
 
 from talkinghead.files.storage import Storage
 from talkinghead.sampletar import pack_samples
-from tests.support.shard_data import build
+from tests.support.shard_data import add_trace, build
 from tests.support.tars import read_tar
 
 
@@ -18,6 +18,16 @@ from tests.support.tars import read_tar
 def built(tmp_path_factory: pytest.TempPathFactory) -> Storage:
     """The data set, shared by all tests: it must not be changed."""
     return build(tmp_path_factory.mktemp("shards") / "data")
+
+
+@pytest.fixture(scope="session")
+def traced(built: Storage, tmp_path_factory: pytest.TempPathFactory) -> Storage:
+    """The data set with the derived column `trace`, shared by all tests: it must not be changed."""
+    assert built.local_root
+    root = tmp_path_factory.mktemp("traced") / "data"
+    shutil.copytree(built.local_root, root)
+    add_trace(Storage(root))
+    return Storage(root)
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shards import index as index_module
 from shards.index import build_index, parse_index, write_index
 from talkinghead.files.storage import Storage
 from talkinghead.schema import Member, SampleIndex
@@ -52,6 +53,7 @@ def test_round_trip(tmp_path_factory, shape):
             person="p" if ordinal % 2 else None,
             annotation=[] if not keep else row().annotation,
             scores={"sharpness": 1.0 * ordinal} | ({"late": 2.0} if shard else {}),
+            labels={"mood": ("happy", "très triste")[ordinal % 2]} | ({"late": "yes"} if shard else {}),
         )
         for shard, (count, keep, split) in enumerate(shape)
         for ordinal in range(count)
@@ -69,6 +71,65 @@ def test_round_trip(tmp_path_factory, shape):
         assert list(index.rows(index.shard_rows(shard))) == [r for r in expected if r.shard == shard]
 
 
+@pytest.mark.skipif(pa.__version__ != "26.0.1", reason="another pyarrow may write other bytes")
+def test_an_index_without_labels_keeps_its_bytes(tmp_path):
+    """Its name is a hash of them: data sets of earlier releases stay as they are."""
+    rows = [
+        row(0, 0),
+        row(0, 1, annotation=[], keep=False, reason="blur", reason_score=0.25, scores={"late": 2.0}),
+        row(2, 0, person="p"),
+    ]
+    _, sha256 = write_index(Storage(tmp_path), build_index("v1", rows))
+    assert sha256 == "564938d19769dd86e22af75c1b7b877dc216f112c6805acaa437408266f97f12"
+
+
+def test_labels(tmp_path):
+    storage = Storage(tmp_path)
+    rows = [row(0, 0), row(0, 1, labels={"mood": "sad", "age": "old"}), row(0, 2, labels={"mood": "happy"})]
+    path, sha256 = write_index(storage, build_index("v1", rows))
+    schema = pq.read_schema(tmp_path / path)
+    assert schema.names[-2:] == ["label_age", "label_mood"], "sorted"
+    assert all(schema.field(name).nullable and pa.types.is_dictionary(schema.field(name).type)
+               for name in schema.names[-2:])  # fmt: skip
+    index = parse_index(storage.read(path), "v1", path)
+    assert index.label_names == ["age", "mood"]
+    assert index.label("mood").tolist() == [None, "sad", "happy"]
+    assert index.equals("label_mood", "sad", "glad").tolist() == [False, True, False]
+    assert index.distinct("label_mood") == ["happy", "sad"]
+    assert index.distinct("label_mood", np.array([True, True, False])) == ["sad"]
+    assert index.is_absent("label_age").tolist() == [True, False, True]
+    assert [r.labels for r in index.rows()] == [{}, {"mood": "sad", "age": "old"}, {"mood": "happy"}]
+    # The order in which labels occur does not matter.
+    turned = [dataclasses.replace(r, labels=dict(reversed(r.labels.items()))) for r in rows]
+    assert write_index(storage, build_index("v1", turned)) == (path, sha256)
+
+
+def test_labels_of_several_row_groups(tmp_path, monkeypatch):
+    """Each row group has a table of its own of the different texts."""
+    monkeypatch.setattr(index_module, "_ROW_GROUP", 2)
+    storage = Storage(tmp_path)
+    moods = ["a", "b", "c", "b", "d", "a", "e"]
+    path, _ = write_index(
+        storage, build_index("v1", [row(0, n, labels={"mood": mood}) for n, mood in enumerate(moods)])
+    )
+    index = parse_index(storage.read(path), "v1", path)
+    assert index.label("mood").tolist() == moods and [r.labels["mood"] for r in index.rows()] == moods
+    assert index.equals("label_mood", "b", "e").tolist() == [mood in "be" for mood in moods]
+
+
+def test_members_that_are_named_like_scores_and_labels(tmp_path):
+    """`score_x.npy` has columns that begin like those of a score, and is none."""
+    storage = Storage(tmp_path)
+    members = [Member(suffix=name, offset=512, size=9) for name in ("label_y.npy", "score_x.npy")]
+    made = row(annotation=members, scores={"x": 1.0}, labels={"y": "z"})
+    path, _ = write_index(storage, build_index("v1", [made]))
+    index = parse_index(storage.read(path), "v1", path)
+    assert index.score_names == ["x"] and index.label_names == ["y"] and list(index.rows()) == [made]
+    for wrong in ({"scores": {"x_offset": 1.0}}, {"labels": {"y_size": "z"}}):
+        with pytest.raises(ValueError, match=r"would have the index column \w+_x_offset|_y_size"):
+            build_index("v1", [dataclasses.replace(made, **wrong)])
+
+
 def test_columns_are_flat_and_vectorised(tmp_path):
     storage = Storage(tmp_path)
     rows = [row(0, 0), row(0, 1, annotation=[], keep=False, reason="annotate_failed"), row(2, 0)]
@@ -83,6 +144,7 @@ def test_columns_are_flat_and_vectorised(tmp_path):
     assert index.has_member("mesh.npy").tolist() == [True, False, True]
     assert index.member("mesh.npy", 1) is None
     assert index.equals("reason", "annotate_failed").tolist() == [False, True, False]
+    assert index.texts("reason").tolist() == [None, "annotate_failed", None], "absent, not another row's"
     assert np.isnan(index.numbers("score_yaw")).all()
     assert index.members["annotation"] == ("ann.json", "mesh.npy")
 
@@ -98,6 +160,11 @@ def test_columns_are_flat_and_vectorised(tmp_path):
         ([row(keep=False)], "reason"),
         ([row(reason="blur")], "reason"),
         ([row(annotation=[Member(suffix="json", offset=1, size=1)])], "json_offset"),
+        ([row(labels={"mood": ""})], "label mood is ''"),
+        ([row(labels={"mood": "a\nb"})], "must have 1 to 200 printable"),
+        ([row(labels={"mood": "x" * 201})], "must have 1 to 200 printable"),
+        ([row(labels={"a/b": "x"})], "label 'a/b' must be"),
+        ([row(labels={f"l{number}": "x" for number in range(65)})], "more than 64 labels"),
     ],
 )
 def test_wrong_rows_are_refused(rows, message):

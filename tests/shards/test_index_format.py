@@ -42,6 +42,25 @@ def with_first(name: str, value: object) -> Change:
     return with_column(name, lambda values: [value, *values[1:]])
 
 
+def with_label(name: str, value: str) -> Change:
+    """A label that one row has, next to a good one."""
+
+    def changed(table: pa.Table) -> pa.Table:
+        values = pa.array([value, *["fine"] * (len(table) - 2), None], pa.string())
+        return table.append_column(f"label_{name}", values.cast(pa.dictionary(pa.int32(), pa.string())))
+
+    return changed
+
+
+def with_labels(count: int) -> Change:
+    def changed(table: pa.Table) -> pa.Table:
+        for number in range(count):
+            table = with_label(f"l{number}", "fine")(table)
+        return table
+
+    return changed
+
+
 def with_header(**changes: object) -> Change:
     def changed(table: pa.Table) -> pa.Table:
         header = json.loads(table.schema.metadata[METADATA]) | changes
@@ -95,6 +114,12 @@ STRANGE: dict[str, tuple[Change, str]] = {
     "score's name": (
         lambda table: table.append_column("score_<b>", pa.array(np.zeros(len(table)))), "score '<b>' must be"
     ),
+    "label's name": (with_label("<b>", "x"), "label '<b>' must be"),
+    "label's type": (lambda table: table.append_column("label_a", table.column("key")), "column 'label_a' is string"),
+    "label with an escape": (with_label("a", "\x1b[2J"), r"label a is '\x1b[2J', must have"),
+    "label of a thousand letters": (with_label("a", "ü" * 1000), "must have 1 to 200 printable characters"),
+    "label empty": (with_label("a", ""), "label a is '', must have"),
+    "many labels": (with_labels(65), "it has 65 labels, may have 64"),
     "no header": (lambda table: table.replace_schema_metadata({}), "not an index"),
     "header no JSON": (lambda table: table.replace_schema_metadata({METADATA: "{"}), "is no JSON"),
     "header a list": (lambda table: table.replace_schema_metadata({METADATA: "[]"}), "has schema None"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import io
+import json
 import multiprocessing
 import os
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -15,22 +15,24 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shards import ranges
-from shards.index import build_index, write_index
-from shards.manifest import read_manifest, write_manifest
 from shards.pack import pack_shard
 from shards.reader import ShardReader
 from shards.verify import verify
 from talkinghead.annotation import COLUMN, COLUMNS
 from tests.support.indexes import edit_rows
-from tests.support.packed_data import pack, write_unit
+from tests.support.packed_data import add_derived, npy
 from tests.support.shard_data import (
     LENGTHS,
+    TRACE,
+    add_trace,
     annotation_contents,
     clip_arrays,
     clip_audio,
     clip_frames,
+    made_of,
     media_contents,
     sample_key,
+    trace_arrays,
 )
 
 
@@ -49,23 +51,6 @@ def test_selects_by_split_and_verdict(built):
     assert reader.find(sample_key(3)).index.scores == {"sharpness": 4.5, "yaw": 3.0}
     with pytest.raises(IndexError):
         reader[len(LENGTHS)]
-
-
-def test_selects_by_score_and_person(built):
-    everything = ShardReader(built, split=None, kept=False)
-    scored = {everything[i].key: everything[i].index.scores["sharpness"] for i in range(len(everything))}
-    most = sorted(value for value in scored.values() if value is not None)[2]
-    chosen = ShardReader(built, split=None, kept=False, at_most={"sharpness": most})
-    assert set(chosen.keys) == {key for key, sharpness in scored.items() if sharpness is not None and sharpness <= most}
-    with pytest.raises(ValueError, match=r"no score 'loudness'.*make reannotate"):
-        ShardReader(built, at_most={"loudness": 0.0})
-
-    groups = {everything[i].key: everything[i].index.split_group for i in range(len(everything))}
-    group = groups[everything.keys[0]]
-    of_group = ShardReader(built, split=None, kept=False, persons=(group,))
-    assert set(of_group.keys) == {key for key, value in groups.items() if value == group}
-    with pytest.raises(ValueError, match="person or split group 'nobody'"):
-        ShardReader(built, persons=(group, "nobody"))
 
 
 def test_members_and_info(built):
@@ -167,52 +152,94 @@ def test_other_processes_and_threads(built, method, monkeypatch):
     assert _sum_of(copy.deepcopy(reader)) == expected
 
 
-def test_extra_columns_join_by_key(copied):
-    """A later column set (latents, …) is a version of its own: own tars, own index, same keys; one sample lacks it."""
-    base = ShardReader(copied, split=None, kept=False)
-    rows, shards = [], []
-    for shard in range(len(read_manifest(copied).media)):
-        planned = []
-        for row in base.index.rows(base.index.shard_rows(shard)):
-            number = number_of(row.key)
-            if number != 2:
-                latents = np.full((row.num_frames, 4, 8), number, np.float16)
-                layout = _npy(latents)
-                made = write_unit(copied, f"units/vae/{number}.tar", [(row.key, {"latents.npy": layout})])[row.key]
-                planned.append(dataclasses.replace(made, num_frames=row.num_frames))
-        packed, entry = pack(copied, f"ann/vae/ann-{shard:06d}.tar", planned)
-        shards.append(entry)
-        members = {sample.key: sample.members for sample in packed.samples}
-        for row in base.index.rows(base.index.shard_rows(shard)):
-            rows.append(dataclasses.replace(row, annotation=members.get(row.key, [])))
-    path, sha256 = write_index(copied, build_index("vae", rows))
-    manifest = read_manifest(copied)
-    entry = dataclasses.replace(manifest.annotation(), version="vae", index=path, index_sha256=sha256, shards=shards)
-    write_manifest(copied, dataclasses.replace(manifest, annotations=[entry, *manifest.annotations]))
-    reader = ShardReader(copied, split=None, columns=("latents", "mesh"), extra=("vae",))
+def test_a_joined_column_that_lacks_a_sample(copied):
+    add_trace(copied, without=[2])
+    reader = ShardReader(copied, split=None, columns=("trace_fast", "mesh"), join=("trace",))
     assert reader.version == "v1" and sample_key(2) not in reader.keys and len(reader) == 7
+    assert reader.left_out == [("no trace_fast", 1), ("no mesh", 0)]
     sample = reader.find(sample_key(4))
-    assert sample.annotation("latents", 3, 2).shape == (2, 4, 8) and (sample.annotation("latents") == 4).all()
     assert sample.annotation("mesh", 3, 2).shape == (2, *COLUMN["mesh"].shape)
-    lenient = ShardReader(copied, split=None, extra=("vae",))
-    with pytest.raises(ValueError, match="1 of 8 samples have no latents"):
-        lenient.check_column("latents")
-    with pytest.raises(ValueError, match=r"has no latents\.npy"):
-        lenient.find(sample_key(2)).annotation("latents")
-    path, sha256 = write_index(copied, build_index("vae", [row for row in rows if row.shard < 2]))
-    copied.write(entry.index, copied.read(path))
-    with pytest.raises(ValueError, match="not the index that"):
-        ShardReader(copied, extra=("vae",))
-    entry = dataclasses.replace(entry, index=path, index_sha256=sha256)
-    write_manifest(copied, dataclasses.replace(manifest, annotations=[entry, *manifest.annotations]))
-    with pytest.raises(ValueError, match="do not hold the same samples"):
-        ShardReader(copied, extra=("vae",))
+    lenient = ShardReader(copied, split=None, join=("trace",))
+    with pytest.raises(ValueError, match="1 of 8 samples have no trace_fast"):
+        lenient.check_column("trace_fast")
+    with pytest.raises(ValueError, match=r"has no trace_fast\.npy"):
+        lenient.find(sample_key(2)).annotation("trace_fast")
+    with pytest.raises(ValueError, match=r"'trace_fast' .*is in the derived column trace, .*join="):
+        ShardReader(copied, columns=("trace_fast",))
 
 
-def _npy(values: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    np.lib.format.write_array(buffer, values, version=(1, 0))
-    return buffer.getvalue()
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_windows_of_derived_columns(traced, data):
+    """Rows for the clip, one for each frame, and several."""
+    reader = ShardReader(traced, split=None, kept=False, join=("trace",))
+    sample = reader[data.draw(st.integers(0, len(reader) - 1))]
+    first = data.draw(st.integers(0, sample.num_frames - 1))
+    count = data.draw(st.integers(1, sample.num_frames - first))
+    form = data.draw(st.sampled_from(TRACE))
+    found, whole = sample.annotation(form.name, first, count), trace_arrays(number_of(sample.key))[form.name]
+    expected = whole if form.rows == "clip" else whole[form.rows * first : form.rows * (first + count)]
+    assert found.dtype == expected.dtype
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(sample.annotation(form.name), whole)
+    assert reader.form(form.name) == form and reader.form("mesh") == COLUMN["mesh"]
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("trace_steps", np.zeros((LENGTHS[0] - 1, 2), "<i2")),
+        ("trace_steps", np.zeros((LENGTHS[0], 2), "<f4")),
+        ("trace_steps", np.zeros((LENGTHS[0], 3), "<i2")),
+        ("trace_fast", np.zeros((LENGTHS[0], 3), "<f2")),
+        ("trace_clip", np.zeros((2, 5), "<f4")),
+        ("trace_clip", np.zeros((1, 5, 1), "<f4")),
+        ("trace_level", np.zeros((2 * LENGTHS[0],), "u1")),
+    ],
+)
+def test_rows_that_the_form_does_not_allow_are_damage(copied, name, values):
+    """The member of clip 0, and nothing else, is of another form than `DATASET.json` says."""
+    members = {f"{name}.npy": npy(values)}
+    about = made_of("trace", TRACE)
+    version = add_derived(copied, about, {sample_key(0): members})
+    sample = ShardReader(copied, split=None, kept=False, join=(version,)).find(sample_key(0))
+    with pytest.raises(ValueError, match=rf"{sample.key}\.{name}\.npy: .*make verify"):
+        sample.annotation(name, 0, 1)
+
+
+def test_scores_and_labels_of_a_sample(traced):
+    reader = ShardReader(traced, split=None, kept=False, join=("trace",))
+    found = {number_of(reader[i].key): reader[i] for i in range(len(reader))}
+    assert [found[number].score("sharpness") for number in (0, 3)] == [0.0, 4.5]
+    assert found[5].score("yaw") is None and found[4].score("confidence") is None
+    assert found[3].score("confidence") == found[3].score("trace.confidence") == 1.5
+    assert [found[number].label("side") for number in (0, 1, 6)] == ["right", "left", None]
+    with pytest.raises(ValueError, match=r"has no label 'mood'.*trace\.side"):
+        found[0].label("mood")
+    with pytest.raises(ValueError, match=r"'confidence' is in trace-.*join=\('trace',\)"):
+        ShardReader(traced)[0].score("confidence")
+
+
+def test_latents_of_earlier_releases_are_read_as_stored(copied):
+    """Their entry in `DATASET.json` says what they were made of, not how their arrays are stored."""
+    latents = np.arange(LENGTHS[0] * 8, dtype=np.float16).reshape(LENGTHS[0], 2, 2, 2)
+    contents = {sample_key(0): {"embedding.npy": npy(latents[:, 0, 0]), "latents.npy": npy(latents)}}
+    version = add_derived(copied, made_of("latents"), contents, version="latents-0123456789ab")
+    value = json.loads(copied.read("DATASET.json"))
+    value["annotations"][-1]["details"] = {
+        "encoding": 1,
+        "width": 64,
+        "height": 64,
+        "vae": {"name": "tiny", "sha256": "0" * 64},
+        "image_encoder": {"name": "tiny", "sha256": "1" * 64},
+        "columns": ["embedding", "latents"],
+    }
+    copied.write("DATASET.json", json.dumps(value).encode())
+    reader = ShardReader(copied, columns=("latents", "embedding"), join=("latents",))
+    assert reader.joined == {"latents": version} and reader.keys == [sample_key(0)]
+    for name, expected in (("latents", latents), ("embedding", latents[:, 0, 0])):
+        found = reader[0].annotation(name, 3, 5)
+        assert found.dtype == np.float16 and np.array_equal(found, expected[3:8])
 
 
 def test_reads_from_an_object_store_like_from_disk(built, tmp_path):

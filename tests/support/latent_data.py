@@ -8,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
+from annotate.columns import COLUMNS
 from annotate.latents import LatentSettings
 from orchestration.cluster import Cluster, ClusterSettings
+from orchestration.jobs.derive import run_derive
 from orchestration.units.executor import RetrySettings, Tally, UnitRunner
 from orchestration.units.ledger import Ledger
 from orchestration.units.records import QuarantineRecord
@@ -90,3 +92,8 @@ class InProcessUnitRunner(UnitRunner):
 def in_process(data: Storage | Path) -> UnitRunner:
     storage = data if isinstance(data, Storage) else Storage(data)
     return InProcessUnitRunner(storage=storage, cluster=Cluster(ClusterSettings()), retry=RetrySettings())
+
+
+def make_latents(runner: UnitRunner, settings: LatentSettings = SETTINGS, version: str | None = None) -> str:
+    """Make the derived column `latents`; returns its version."""
+    return run_derive(runner, COLUMNS["latents"], settings, version=version)

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
-from shards.index import build_index, write_index
-from shards.manifest import AnnotationEntry, DatasetManifest, ShardEntry, write_manifest
+from shards.index import build_index, read_index, write_index
+from shards.manifest import AnnotationEntry, DatasetManifest, ShardEntry, read_manifest, write_manifest
 from shards.pack import PackedShard, pack_shard
 from shards.plan import PlannedSample, plan_hash, plan_shards
 from talkinghead import dataroot
 from talkinghead.annotation import ANNOTATION_MEMBERS, COLUMNS
 from talkinghead.column import encode_column
+from talkinghead.derived import ColumnVersion
 from talkinghead.files.storage import Storage
 from talkinghead.media.audio import encode_wav
 from talkinghead.media.encode import encode_mp4
@@ -140,6 +142,77 @@ def pack_data(root: Path, clips: Sequence[PackedClip], *, min_shards: int) -> St
     )
     write_manifest(storage, manifest)
     return storage
+
+
+def add_derived(
+    storage: Storage,
+    made_of: ColumnVersion,
+    contents: Mapping[str, Mapping[str, bytes]],
+    *,
+    scores: Mapping[str, Mapping[str, float | None]] | None = None,
+    labels: Mapping[str, Mapping[str, str]] | None = None,
+    version: str | None = None,
+) -> str:
+    """A version of a derived column, entered in `DATASET.json`; returns its name.
+
+    Args:
+        storage: The data set.
+        made_of: What the version was made of.
+        contents: Key → members of the sample; those that are not there could not be made.
+        scores: Key → scores.
+        labels: Key → labels.
+        version: Name of the version; None: that of `made_of`.
+    """
+    manifest = read_manifest(storage)
+    faces = manifest.annotation(made_of.pins.get("annotation"))
+    samples = read_index(storage, faces)
+    version = version or made_of.name
+    shards, rows = [], []
+    for number in range(len(manifest.media)):
+        here = list(samples.rows(samples.shard_rows(number)))
+        planned = []
+        for row in here:
+            if row.key in contents:
+                path = dataroot.unit(f"derive-{version}", row.key, "0" * 16)
+                unit = write_unit(storage, path, [(row.key, dict(contents[row.key]))])[row.key]
+                planned.append(PlannedSample(**{**vars(unit), "num_frames": row.num_frames}))
+        packed, entry = pack(storage, annotation_shard_name(version, number), planned)
+        shards.append(entry)
+        places = {sample.key: sample.members for sample in packed.samples}
+        for row in here:
+            made = row.key in places
+            rows.append(
+                replace(
+                    row,
+                    keep=made,
+                    reason=None if made else "derive_failed",
+                    reason_score=None,
+                    annotation=places.get(row.key, []),
+                    scores=dict((scores or {}).get(row.key, {})),
+                    labels=dict((labels or {}).get(row.key, {})),
+                )
+            )
+    index, sha256 = write_index(storage, build_index(version, rows))
+    entry = AnnotationEntry(
+        version=version,
+        index=index,
+        index_sha256=sha256,
+        shards=shards,
+        samples=len(rows),
+        kept=sum(row.keep for row in rows),
+        splits=dict(Counter(row.split for row in rows if row.keep)),
+        kind=made_of.column,
+        details=asdict(made_of),
+    )
+    write_manifest(storage, replace(manifest, annotations=[*manifest.annotations, entry]))
+    return version
+
+
+def npy(values: np.ndarray) -> bytes:
+    """An `.npy` file, as a member of a shard."""
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, values, version=(1, 0))
+    return buffer.getvalue()
 
 
 def write_unit(storage: Storage, path: str, contents: list[tuple[str, dict[str, bytes]]]) -> dict[str, PlannedSample]:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from talkinghead.annotation import COLUMNS
+from talkinghead.column import Column, encode_column
+from talkinghead.derived import ColumnVersion
 from talkinghead.files.storage import Storage
 from talkinghead.schema import check_key
-from tests.support.packed_data import PackedClip, annotation_members, media_members, pack_data
+from tests.support.packed_data import VERSION, PackedClip, add_derived, annotation_members, media_members, pack_data
 
 LENGTHS = (31, 60, 26, 40, 45, 12, 33, 50, 38)
 SIZE = 64
@@ -73,4 +78,58 @@ def _clip(number: int) -> PackedClip:
         split_group=f"group-{number // 2}",
         scores={"sharpness": number * 1.5, "yaw": None if number == 5 else 3.0},
         reason="no_face" if number == 5 else None,
+    )
+
+
+TRACE = (
+    Column("trace_steps", (2,), "cm", np.dtype("<i2"), 1 / 64),
+    Column("trace_fast", (3,), "", np.dtype("<f2"), rows=2),
+    Column("trace_level", (), "", np.dtype("u1"), rows=4, blank=255),
+    Column("trace_clip", (None,), "", np.dtype("<f4"), rows="clip"),
+)
+"""Arrays of the derived column `trace`, in every form there is."""
+
+
+def trace_arrays(number: int) -> dict[str, np.ndarray]:
+    """Arrays of one clip, as they come back from a shard."""
+    rng = np.random.default_rng(500 + number)
+    length = LENGTHS[number]
+    steps = (rng.integers(-1000, 1000, (length, 2)) / 64).astype(np.float32)
+    steps[~clip_arrays(number)["valid"]] = np.nan
+    return {
+        "trace_steps": steps,
+        "trace_fast": rng.random((2 * length, 3)).astype(np.float16),
+        "trace_level": rng.integers(0, 256, 4 * length).astype(np.uint8),
+        "trace_clip": rng.random((1, 5), np.float32),
+    }
+
+
+def made_of(column: str, arrays: Sequence[Column] = (), **changes: Any) -> ColumnVersion:
+    """What a version of a derived column was made of."""
+    plain = ColumnVersion(
+        column=column,
+        column_version=1,
+        parameters={},
+        provenance={},
+        pins={"annotation": VERSION},
+        arrays=[array.to_json() for array in arrays],
+    )
+    return replace(plain, **changes)
+
+
+def add_trace(storage: Storage, *, without: Sequence[int] = (), **changes: Any) -> str:
+    """A version of `trace`, with the score `confidence` (none for clip 4) and the label `side`; returns its name."""
+    numbers = [number for number in range(len(LENGTHS)) if number not in without]
+    contents = {}
+    for number in numbers:
+        arrays = trace_arrays(number)
+        members = {array.member: encode_column(array, arrays[array.name]) for array in TRACE}
+        contents[sample_key(number)] = dict(sorted({"trace.json": b"{}", **members}.items()))
+    about = made_of("trace", TRACE, scores=["confidence"], labels=["side"], **changes)
+    return add_derived(
+        storage,
+        about,
+        contents,
+        scores={sample_key(number): {"confidence": None if number == 4 else 0.5 * number} for number in numbers},
+        labels={sample_key(number): {"side": "left" if number % 2 else "right"} for number in numbers if number != 6},
     )

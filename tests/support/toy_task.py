@@ -22,6 +22,7 @@ from torch import nn
 from shards.order import SampleOrder, rank_slots
 from talkinghead import rng
 from talkinghead.provenance import hash_file
+from train.clip_choice import ReadVersions
 from train.config import CheckpointConfig, LogConfig, OptimizerConfig, TrainConfig, ValidationConfig
 from train.recipe import Recipe
 
@@ -151,6 +152,9 @@ class ToyTask:
     def prepare(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "prepared.txt").write_text(f"{self.data}\n")
+
+    def reads(self) -> ReadVersions:
+        return ReadVersions()
 
     def build(self) -> nn.Module:
         with torch.random.fork_rng(devices=[]):

@@ -64,7 +64,7 @@ class Audio2MeshTask(SpeechTask[Audio2MeshConfig]):
     columns = ("mesh", "valid")
 
     def __init__(self, config: Audio2MeshConfig, data: str, folder: Path) -> None:
-        super().__init__(config, CorpusConfig(data=data, persons=config.persons, annotation=config.annotation), folder)
+        super().__init__(config, CorpusConfig(data=data, choice=config), folder)
         self._vertex_weights = torch.ones(468)
         self._vertex_weights[list(LIPS)] += config.lip_weight
 

@@ -128,10 +128,7 @@ class Audio2PoseTask(SpeechTask[Audio2PoseConfig]):
     columns = ("pose_matrix", "valid")
 
     def __init__(self, config: Audio2PoseConfig, data: str, folder: Path) -> None:
-        chosen = CorpusConfig(
-            data=data, persons=config.persons, annotation=config.annotation, pose_origin=config.pose_origin
-        )
-        super().__init__(config, chosen, folder)
+        super().__init__(config, CorpusConfig(data=data, choice=config, pose_origin=config.pose_origin), folder)
 
     def prepare(self) -> None:
         """Derive rest poses, identities and statistics; see `train.audio2lmk.corpus`."""

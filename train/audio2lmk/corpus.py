@@ -1,44 +1,48 @@
 """Data of the trainings from speech, derived once for each run: speakers, rest poses, statistics.
 
-One pass over annotations and audio of the training clips (not their video), speaker after speaker. The result is pinned
-in the folder of the run together with the index that it was made from, so that a resumed run works with the very same
-samples or reports that they have changed.
+They are two global fits (`annotate/fits/speakers.py`, `expression.py`). Where `make basis` has made them of the same
+clips, they are read out of the data set; else they are made here, by one pass over annotations and audio of the
+training clips. What they hold is written into the folder of the run together with the index that it was made from, so
+that a resumed run works with the very same samples or reports that they have changed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import itertools
 import logging
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from shards.order import spread
-from shards.reader import SPEECH, Sample, ShardReader
+from annotate.fits.expression import EXPRESSION, ExpressionSettings, read_basis
+from annotate.fits.speakers import SPEAKERS, ClipFacts, PoseStatistics, SpeakersSettings, read_speakers
+from shards.fits import find_fit, keys_of, make_fit, plan_parts, reader_for, with_speech
+from shards.reader import ShardReader
+from talkinghead import dataroot
 from talkinghead.config import from_json
+from talkinghead.derived import Fit
 from talkinghead.files.atomic import write_whole
 from talkinghead.files.foreign import read_json, read_limited
 from talkinghead.files.storage import Storage
-from talkinghead.motion.expression import EXPRESSION_FILE, ExpressionFit
-from talkinghead.motion.neutral import NeutralEstimator
-from talkinghead.motion.rest_pose import clip_rest_pose, pose_origin, relative_pose
+from talkinghead.global_fit import GlobalFit
+from talkinghead.motion.expression import EXPRESSION_FILE
 from talkinghead.motion.speakers import FILE as SPEAKERS_FILE
-from talkinghead.motion.speakers import READABLE_FILE, Speaker, Speakers
+from talkinghead.motion.speakers import READABLE_FILE, Speakers
 from talkinghead.provenance import pretty_json
 from talkinghead.runtime.progress import Progress
 from talkinghead.tables import read_table
+from train.clip_choice import ClipChoice, PinnedVersion, ReadVersions, check_unchanged, joined_versions
 
 log = logging.getLogger(__name__)
 
-COLUMNS = ("mesh", "pose_matrix", "blendshapes", "valid")
 CLIPS_FILE = "clips.parquet"
 STATISTICS_FILE = "statistics.json"
 _CLIPS_BYTES = 1 << 30  # a clip takes some 200
@@ -49,8 +53,6 @@ _CLIPS_SCHEMA = {
     "speech_mean": pa.float64(),
     "speech_variance": pa.float64(),
 }
-MOST_EXPRESSION_CLIPS = 500
-"""Largest number of clips that the expression basis is fitted on, spread evenly: it has few numbers for many frames."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +61,8 @@ class CorpusConfig:
 
     data: str
     """Folder or URI of the data set."""
-    persons: tuple[str, ...] = ()
-    """Persons (or split groups) to train on; empty: all."""
-    annotation: str | None = None
-    """Annotation version; None: the newest when the run begins."""
+    choice: ClipChoice = field(default_factory=ClipChoice)
+    """Annotation version, derived columns and rules."""
     pose_origin: Literal["rest", "first"] = "rest"
     """Origin of the poses in the statistics: the median pose of each clip, or its first frame with a face."""
 
@@ -85,6 +85,16 @@ class Statistics:
     """Standard deviations of the six pose numbers, in degrees and cm; at least 0.001."""
     pose_step_p99: tuple[float, ...]
     """99th percentiles of the absolute change of the six pose numbers from one frame to the next, in degrees and cm."""
+    joined: tuple[PinnedVersion, ...] = ()
+    """Derived columns that chose the clips. Older runs have none."""
+    fits: Mapping[str, str] = field(default_factory=dict)
+    """Name of each global fit that was read out of the data set → SHA-256 of its file."""
+
+    @property
+    def read(self) -> ReadVersions:
+        """What was read of the data set."""
+        versions = (self.version, *(joined.version for joined in self.joined))
+        return ReadVersions(versions=versions, fits=tuple(self.fits.values()))
 
 
 class Corpus:
@@ -105,13 +115,18 @@ class Corpus:
         Raises:
             ValueError: There is no data set, it lacks a column or score, or has no clip that can be trained on.
         """
+        choice = self.config.choice
+        storage = Storage(self.config.data)
         try:
-            reader = self._open(self.config.annotation, COLUMNS, "train")
+            reader = reader_for(
+                SPEAKERS, storage, annotation=choice.annotation, join=choice.join, selection=choice.selection()
+            )
         except FileNotFoundError as error:
             raise ValueError(str(error)) from error
         if not len(reader):
             raise ValueError(
-                f"no training clip of {reader.storage.uri} has both a face and speech: look at make report"
+                f"no training clip of {storage.uri} has both a face and speech and fulfils all rules: look at make"
+                " report"
             )
         return reader
 
@@ -122,40 +137,52 @@ class Corpus:
             ValueError: The data set lacks a column or score, or has no clip that can be trained on.
         """
         reader = self.check()
-        rows: list[dict[str, object]] = []
-        found: list[Speaker] = []
-        poses = _PoseStatistics(self.config.pose_origin)
-        # Speaker by speaker: neutral mesh and mean offset of each, rest pose and loudness of each clip.
+        # The two fits, out of the data set or made here.
         with Progress() as progress:
-            for name, samples in itertools.groupby(_by_speaker(reader, progress), lambda sample: sample.index.speaker):
-                if (speaker := _look_at(name, samples, poses, rows)) is not None:
-                    found.append(speaker)
-            # The expression basis needs the final neutral meshes, so it takes a second pass, over a part of the clips.
-            speakers = Speakers(found)
-            speakers.save(self.folder)
-            self._derive_expression(reader, speakers, progress)
-        # Last the tables by which a training finds all this again.
-        pq.write_table(pa.Table.from_pylist(rows, pa.schema(list(_CLIPS_SCHEMA.items()))), self.folder / CLIPS_FILE)
-        statistics = poses.result(reader)
-        write_whole(self.folder / STATISTICS_FILE, pretty_json(statistics.__dict__))
-
-    def _derive_expression(self, reader: ShardReader, speakers: Speakers, progress: Progress) -> None:
-        """Fit the basis that takes an expression out of a portrait; needs every speaker's final neutral mesh."""
-        fit = ExpressionFit()
-        blendshapes_seen = False
-        chosen = spread(len(reader), MOST_EXPRESSION_CLIPS)
-        for done, number in enumerate(chosen):
-            progress("fit the expressions", done, len(chosen))
-            sample = reader[number]
-            speaker = sample.index.speaker
-            blendshapes = sample.annotation("blendshapes")
-            if speaker in speakers and np.isfinite(blendshapes).any():
-                fit.add(sample.annotation("mesh"), speakers[speaker].neutral.mesh, blendshapes)
-                blendshapes_seen = True
-        if not blendshapes_seen:
+            settings = SpeakersSettings(pose_origin=self.config.pose_origin)
+            speakers = self._fit(SPEAKERS, settings, {}, reader, progress)
+            needed = {SPEAKERS.name: speakers}
+            expression = self._fit(EXPRESSION, ExpressionSettings(), needed, reader, progress)
+        # Write what they hold; last the tables by which a training finds all this again.
+        with _naming(reader.storage, SPEAKERS, speakers):
+            found = read_speakers(speakers)
+        with _naming(reader.storage, EXPRESSION, expression):
+            basis = read_basis(expression)
+        found.speakers.save(self.folder)
+        if basis is None:
             log.warning("the annotations have no blendshapes: infer's --neutralise will not work with these weights")
-            return
-        fit.basis().save(self.folder / EXPRESSION_FILE)
+        else:
+            basis.save(self.folder / EXPRESSION_FILE)
+        _write_clips(self.folder / CLIPS_FILE, found.clips)
+        stored = {
+            fit.name: made.sha256 for fit, made in ((SPEAKERS, speakers), (EXPRESSION, expression)) if made.sha256
+        }
+        statistics = _statistics(reader, found.poses, stored)
+        write_whole(self.folder / STATISTICS_FILE, pretty_json(asdict(statistics)))
+
+    def _fit(
+        self, fit: GlobalFit, settings: Any, needed: Mapping[str, Fit], reader: ShardReader, progress: Progress
+    ) -> Fit:
+        """A fit over the clips of the reader; one that is made here has no hash."""
+        index = reader.manifest.annotation(reader.version).index
+        keys = keys_of(reader, plan_parts(fit, reader))
+        selection = self.config.choice.selection()
+        storage = reader.storage
+        found = find_fit(storage, reader.manifest, fit, settings, index, selection, reader.joined, keys=keys)
+        if found is not None:
+            log.info("%s are read out of the data set: %s", fit.name, dataroot.fit(fit.name, found.sha256))
+            return found
+        log.info(
+            "the fit %s of these clips is not in the data set, so this run makes it for itself: make basis DATA=%s"
+            " makes it once for all runs",
+            fit.name,
+            storage.uri,
+        )
+        return Fit(sha256="", arrays=make_fit(fit, settings, needed, reader, progress))
+
+    def reads(self) -> ReadVersions:
+        """Versions and fits that the run reads."""
+        return self.statistics.read
 
     def reader(self, columns: Sequence[str], split: str = "train", *, speech: bool = True) -> ShardReader:
         """Open the clips of a split, in the annotation version that the run began with.
@@ -168,13 +195,18 @@ class Corpus:
         Raises:
             ValueError: The data set has changed since, or lacks a column.
         """
-        reader = self._open(self.statistics.version, tuple(columns), split, speech=speech)
-        index = reader.manifest.annotation(reader.version).index
-        if index != self.statistics.index:
-            raise ValueError(
-                f"{reader.storage.uri} has changed since this run began (index {index} instead of"
-                f" {self.statistics.index}), so it cannot go on as it was: start another RUN"
-            )
+        pinned = self.statistics
+        arguments = self.config.choice.arguments(split)
+        if speech:
+            arguments["at_most"] = with_speech(arguments["at_most"])
+        reader = ShardReader(
+            Storage(self.config.data),
+            version=pinned.version,
+            columns=tuple(columns),
+            join=tuple(joined.version for joined in pinned.joined),
+            **arguments,
+        )
+        check_unchanged(reader, (PinnedVersion(version=pinned.version, index=pinned.index), *pinned.joined))
         return reader
 
     @functools.cached_property
@@ -253,119 +285,45 @@ class Corpus:
     def _neutral(self) -> torch.Tensor:
         return torch.from_numpy(np.stack([speaker.neutral.mesh for speaker in self.speakers.values()]))
 
-    def _open(self, version: str | None, columns: tuple[str, ...], split: str, *, speech: bool = True) -> ShardReader:
-        return ShardReader(
-            Storage(self.config.data),
-            version=version,
-            split=split,
-            columns=columns,
-            at_most=SPEECH if speech else None,
-            persons=self.config.persons if split == "train" else (),
-        )
-
 
 def _check_schema(schema: pa.Schema) -> None:
     if {name: schema.field(name).type for name in schema.names} != _CLIPS_SCHEMA:
         raise ValueError(f"a run's {CLIPS_FILE} has other columns: take another RUN")
 
 
-def _by_speaker(reader: ShardReader, progress: Progress) -> Iterator[Sample]:
-    """All samples, sorted by speaker, so that meshes of one speaker only are kept at a time."""
-    order = sorted(range(len(reader)), key=lambda number: (reader[number].index.speaker, number))
-    for done, number in enumerate(order):
-        progress("read the training clips", done, len(order))
-        yield reader[number]
+def _write_clips(path: Path, clips: ClipFacts) -> None:
+    columns = [
+        clips.keys,
+        clips.speakers,
+        clips.rest.reshape(-1, 16).tolist(),
+        clips.speech_mean,
+        clips.speech_variance,
+    ]
+    arrays = [pa.array(values, kind) for values, kind in zip(columns, _CLIPS_SCHEMA.values(), strict=True)]
+    pq.write_table(pa.Table.from_arrays(arrays, schema=pa.schema(list(_CLIPS_SCHEMA.items()))), path)
 
 
-def _look_at(
-    name: str, samples: Iterable[Sample], poses: _PoseStatistics, rows: list[dict[str, object]]
-) -> Speaker | None:
-    """Speaker of these clips, None without a face; adds them to the statistics and to the rows of `CLIPS_FILE`."""
-    estimator, mean = NeutralEstimator(), _Mean()
-    for sample in samples:
-        valid = sample.annotation("valid").astype(bool)
-        # A clip without a face keeps this pose; all its frames are masked in training.
-        rest = np.eye(4)
-        if valid.any():
-            mesh = sample.annotation("mesh")
-            estimator.add(mesh, sample.annotation("blendshapes"), valid)
-            mean.add(mesh[valid])
-            matrices = sample.annotation("pose_matrix")
-            rest = clip_rest_pose(matrices, valid)
-            poses.add(matrices, valid)
-        # Inference normalises whole recordings, so the level of the whole clip is kept for its windows.
-        audio = sample.audio()
-        rows.append(
-            {
-                "key": sample.key,
-                "speaker": name,
-                "rest": rest.reshape(16).tolist(),
-                "speech_mean": float(audio.mean(dtype=np.float64)),
-                "speech_variance": float(audio.var(dtype=np.float64)),
-            }
-        )
-    if not mean.count:
-        return None
-    neutral = estimator.result()
-    # The mean offset from the neutral mesh is a baseline of validation.
-    offset = (mean.sum / mean.count - neutral.mesh).astype(np.float32)
-    return Speaker(name=name, neutral=neutral, mean_offset=offset, num_frames=mean.count)
+def _statistics(reader: ShardReader, poses: PoseStatistics, fits: Mapping[str, str]) -> Statistics:
+    return Statistics(
+        version=reader.version,
+        index=reader.manifest.annotation(reader.version).index,
+        num_clips=poses.num_clips,
+        num_frames=poses.num_frames,
+        pose_mean=tuple(poses.mean.tolist()),
+        pose_std=tuple(poses.std.tolist()),
+        pose_step_p99=tuple(poses.step_p99.tolist()),
+        joined=joined_versions(reader),
+        fits=fits,
+    )
 
 
-class _Mean:
-    """Mean mesh over any number of frames, in float64."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.sum = np.zeros((468, 3))
-
-    def add(self, mesh: np.ndarray) -> None:
-        self.count += len(mesh)
-        self.sum += mesh.sum(axis=0, dtype=np.float64)
-
-
-class _PoseStatistics:
-    """Collector of the poses of clips.
-
-    Args:
-        origin: Origin of the poses: the median pose of each clip, or its first frame with a face.
-    """
-
-    def __init__(self, origin: Literal["rest", "first"]) -> None:
-        self.origin: Literal["rest", "first"] = origin
-        self.clips = 0
-        self.poses: list[np.ndarray] = []
-        self.steps: list[np.ndarray] = []
-
-    def add(self, matrices: np.ndarray, valid: np.ndarray) -> None:
-        """Add a clip with a face: pose matrices `[F, 4, 4]` canonical → camera, and validity `[F]` bool."""
-        pose = relative_pose(matrices, pose_origin(matrices, valid, self.origin))
-        self.clips += 1
-        self.poses.append(pose[valid].astype(np.float32))
-        # A step counts only if both of its frames show a face.
-        self.steps.append(np.abs(np.diff(pose, axis=0))[valid[1:] & valid[:-1]].astype(np.float32))
-
-    def result(self, reader: ShardReader) -> Statistics:
-        """Statistics of all clips that were added.
-
-        Args:
-            reader: Reader of the clips.
-
-        Raises:
-            ValueError: No clip was added.
-        """
-        if not self.clips:
-            raise ValueError(f"no training clip of {reader.storage.uri} has a face: look at make report")
-        # [N, 6] each. The lower bound keeps the scale of a motionless data set from dividing by 0.
-        poses, steps = np.concatenate(self.poses), np.concatenate(self.steps)
-        std = np.maximum(poses.std(axis=0, dtype=np.float64), 1e-3)
-        step = np.percentile(steps, 99, axis=0) if len(steps) else np.zeros(6)
-        return Statistics(
-            version=reader.version,
-            index=reader.manifest.annotation(reader.version).index,
-            num_clips=self.clips,
-            num_frames=len(poses),
-            pose_mean=tuple(poses.mean(axis=0, dtype=np.float64).tolist()),
-            pose_std=tuple(std.tolist()),
-            pose_step_p99=tuple(step.tolist()),
-        )
+@contextlib.contextmanager
+def _naming(storage: Storage, fit: GlobalFit, made: Fit) -> Iterator[None]:
+    """Context in which an error about the content of a fit names its file."""
+    try:
+        yield
+    except ValueError as error:
+        if not made.sha256:
+            raise
+        name = storage.describe(dataroot.fit(fit.name, made.sha256))
+        raise ValueError(f"{name} is damaged: {error}; remove it and run make basis again") from error

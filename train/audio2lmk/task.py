@@ -20,6 +20,7 @@ from talkinghead.models.speech.weights import Pretrained
 from talkinghead.models.weights import first_weights
 from talkinghead.timebase import SAMPLES_PER_FRAME
 from train.audio2lmk.corpus import Corpus, CorpusConfig
+from train.clip_choice import ClipChoice, ReadVersions
 from train.config import (
     CheckpointConfig,
     EmaConfig,
@@ -32,7 +33,7 @@ from train.task import Batch, Losses, Provenance
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpeechConfig:
+class SpeechConfig(ClipChoice):
     """Settings of all models from speech."""
 
     free_settings: ClassVar[tuple[str, ...]] = ("validation_clips",)
@@ -50,14 +51,11 @@ class SpeechConfig:
     """Weight in the loss of the L1 between true and predicted velocity (change per frame); 0: off."""
     smoothing: int = 1
     """Number of frames, odd, of the moving average over predictions at inference; exported with the model. 1: none."""
-    persons: tuple[str, ...] = ()
-    """Persons (or split groups) to train on; empty: all."""
-    annotation: str | None = None
-    """Annotation version; None: the newest when the run begins."""
     validation_clips: int = 4
     """Number of held-out clips that are validated, and of training clips next to them."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.window_frames < 2 or (self.min_window_frames or 2) < 2:
             raise ValueError("window_frames and min_window_frames must be at least 2")
         if self.min_window_frames is not None and self.min_window_frames > self.window_frames:
@@ -104,6 +102,10 @@ class SpeechTask(abc.ABC, Generic[Config]):
     def prepare(self) -> None:
         """Derive speakers, neutral meshes, rest poses and statistics; see `train.audio2lmk.corpus`."""
         self.corpus.derive()
+
+    def reads(self) -> ReadVersions:
+        """Versions and fits that the run reads; see `train.task.Task`."""
+        return self.corpus.reads()
 
     def build(self) -> nn.Module:
         """Model with its first weights; see `train.task.Task`."""

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from talkinghead.files.atomic import commit_folder, temporary_folder, write_whole
 from talkinghead.files.foreign import open_own
 from talkinghead.provenance import pretty_json
+from train.clip_choice import note_run
 from train.config import ParallelConfig
 from train.launch.failure import FailureLog, PeerError
 from train.launch.meeting import Meeting, signed_objects, store_of
@@ -65,6 +66,7 @@ def run_worker(path: Path, port: Port, data: str | None = None, meeting: Meeting
                 stack.enter_context(run.locked(_LOCK_PATIENCE_S))
                 failures.clear()
                 _prepare(run)
+                _note(run)
 
             # Rank 0 takes the lock until the training ends, and derives what the task needs; then all train.
             on_rank_zero(begin, port.rank, group)
@@ -173,6 +175,12 @@ def _prepare(run: RunFolder) -> None:
     make_task(run.task, run.recipe.config, data_of(run), folder).prepare()
     commit_folder(folder, run.task_folder)
     log.info("prepared %s from %s in %.1f s", run.task, run.data, time.perf_counter() - started)
+
+
+def _note(run: RunFolder) -> None:
+    # At every start: the run may have been moved, or its note removed.
+    task = make_task(run.task, run.recipe.config, data_of(run), run.task_folder)
+    note_run(data_of(run), str(run.path), task.reads())
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from talkinghead.files.foreign import read_json
 from talkinghead.files.storage import Storage
 from talkinghead.latents import EMBEDDING, LATENTS
 from talkinghead.provenance import pretty_json
+from train.clip_choice import PinnedVersion, ReadVersions, check_unchanged, joined_versions
 from train.lmk2video.config import Lmk2VideoConfig
 from train.task import Provenance
 
@@ -37,6 +38,15 @@ class Pinned:
     """Annotation version with latents and embeddings; None: images are encoded in every step."""
     latents_index: str | None
     """File of the index of the latents."""
+    joined: tuple[PinnedVersion, ...] = ()
+    """Further derived columns, which chose the clips. Older runs have none."""
+
+    @property
+    def versions(self) -> tuple[PinnedVersion, ...]:
+        """All of these."""
+        latents = [(self.latents, self.latents_index)] if self.latents and self.latents_index else []
+        first = (PinnedVersion(version=v, index=index) for v, index in [(self.version, self.index), *latents])
+        return (*first, *self.joined)
 
 
 class ClipSource:
@@ -66,11 +76,11 @@ class ClipSource:
         config = self.config
         # The clips: the split, the persons and the filters must leave some, and one must be long enough for a window.
         try:
-            reader = self._open(config.annotation, None)
+            reader = self._open(config.annotation, config.join)
         except FileNotFoundError as error:
             raise ValueError(str(error)) from error
         if not len(reader):
-            whose = f" of {', '.join(config.persons)}" if config.persons else ""
+            whose = f" of {', '.join(config.person)}" if config.person else ""
             raise ValueError(
                 f"the train split of {reader.storage.uri} has no clip{whose} that the filters keep: look at the splits"
                 " and the rejected clips in make report"
@@ -98,11 +108,13 @@ class ClipSource:
             index=entry.index,
             latents=latents,
             latents_index=None if latents is None else reader.manifest.annotation(latents).index,
+            joined=joined_versions(reader, without=latents),
         )
 
     def _check_covered(self, reader: ShardReader, latents: str) -> None:
         """Warn of clips that have no latents, and so are missing in the training; refuse if all are."""
-        covered = len(self._open(reader.version, latents))
+        joined = tuple(reader.joined.values())
+        covered = len(self._open(reader.version, joined, latents))
         if not covered:
             raise ValueError(
                 f"no training clip of {reader.storage.uri} has latents in {latents}: look at make quarantine, or set"
@@ -145,23 +157,21 @@ class ClipSource:
             ValueError: The data set has changed since the run began.
         """
         pinned = self.pinned
-        reader = self._open(pinned.version, pinned.latents)
-        # Both indexes must be those of the start: other clips, or another order, would make another training.
-        for version, index in ((pinned.version, pinned.index), (pinned.latents, pinned.latents_index)):
-            if version is not None and (now := reader.manifest.annotation(version).index) != index:
-                raise ValueError(
-                    f"{reader.storage.uri} has changed since this run began (index {now} instead of {index}), so it"
-                    " cannot go on as it was: start another RUN"
-                )
+        reader = self._open(pinned.version, tuple(joined.version for joined in pinned.joined), pinned.latents)
+        check_unchanged(reader, pinned.versions)
         return reader
 
-    def _open(self, version: str | None, latents: str | None) -> ShardReader:
-        # With latents as an extra version, the reader leaves out clips that have none.
+    def reads(self) -> ReadVersions:
+        """Versions that the run reads."""
+        return ReadVersions(versions=tuple(pinned.version for pinned in self.pinned.versions))
+
+    def _open(self, version: str | None, join: tuple[str, ...], latents: str | None = None) -> ShardReader:
+        # With latents, the reader leaves out clips that have none.
         more = () if latents is None else (LATENTS, EMBEDDING)
         return ShardReader(
             self.storage,
             version=version,
             columns=(*_COLUMNS, *more),
-            extra=() if latents is None else (latents,),
-            persons=self.config.persons,
+            join=join if latents is None else (*join, latents),
+            **self.config.arguments(),
         )

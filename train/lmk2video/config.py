@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from train.clip_choice import ClipChoice
 from train.config import (
     CheckpointConfig,
     EmaConfig,
@@ -23,7 +24,7 @@ UseLatents = Literal["auto", "no", "require"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lmk2VideoConfig:
+class Lmk2VideoConfig(ClipChoice):
     """Settings of data, noise and loss."""
 
     free_settings: ClassVar[tuple[str, ...]] = (
@@ -60,10 +61,6 @@ class Lmk2VideoConfig:
     """Weight of the error inside the face, against 1 around it."""
     mouth_weight: float = 1.0
     """Weight of the error inside the lips' outline (times `face_weight`)."""
-    persons: tuple[str, ...] = ()
-    """Persons (or split groups) to train on; empty: all."""
-    annotation: str | None = None
-    """Annotation version; None: the newest when the run begins."""
     use_latents: UseLatents = "auto"
     """Whether to read what `make latents` wrote instead of encoding images in each step. auto: where the data set has
     latents of these weights at this size. require: refuse a data set without. no: always encode."""
@@ -82,6 +79,7 @@ class Lmk2VideoConfig:
     """Guidance scale of the pipeline in validation."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.width < 8 or self.height < 8:
             raise ValueError(f"width and height must be at least 8 pixels, not {self.width}x{self.height}")
         if self.min_reference_gap < 0 or self.keep_in_memory_mb < 0:

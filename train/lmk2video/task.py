@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from shards.loader import ClipLoader
 from talkinghead.models.image.networks import ImageNetworks, check_image_size
 from talkinghead.models.noise_schedule import PAPER
+from train.clip_choice import ReadVersions
 from train.lmk2video.clip_source import ClipSource
 from train.lmk2video.config import Lmk2VideoConfig
 from train.lmk2video.dataset import ImageSize, ItemConfig, Lmk2VideoDataset, WindowShape
@@ -77,6 +78,10 @@ class Lmk2VideoTask(abc.ABC, Generic[Config]):
     def prepare(self) -> None:
         """Pin the annotations and latents that the run reads; see `train.lmk2video.clip_source`."""
         self.clips.pin(self.encoder.provenance())
+
+    def reads(self) -> ReadVersions:
+        """Versions that the run reads; see `train.task.Task`."""
+        return self.clips.reads()
 
     @functools.cached_property
     def encoder(self) -> ImageNetworks:
@@ -149,8 +154,10 @@ class Lmk2VideoTask(abc.ABC, Generic[Config]):
         """Compare clips, driven by their own landmarks from their own reference frame, with the true frames."""
         from train.lmk2video.validation import validate
 
-        # The annotations that the run began with, even if there are newer ones by now.
-        config = dataclasses.replace(self.config, annotation=self.clips.pinned.version)
+        # The versions that the run began with, even if there are newer ones by now.
+        pinned = self.clips.pinned
+        joined = tuple(version.version for version in pinned.joined)
+        config = dataclasses.replace(self.config, annotation=pinned.version, join=joined)
         return validate(config, self.data, weights, folder, device)
 
     def _encoded(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:

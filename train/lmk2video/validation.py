@@ -108,12 +108,8 @@ def _cross(config: Lmk2VideoConfig, reference: Sample, driver: Sample) -> Iterat
 
 
 def _samples(config: Lmk2VideoConfig, data: str, split: str) -> list[Sample]:
-    """Clips from all over a split; of the training split only persons that are trained on."""
+    """Clips from all over a split, by the rules of the training; of the training split only persons trained on."""
     reader = ShardReader(
-        data,
-        version=config.annotation,
-        split=split,
-        columns=DRIVER_COLUMNS,
-        persons=config.persons if split == "train" else (),
+        data, version=config.annotation, columns=DRIVER_COLUMNS, join=config.join, **config.arguments(split)
     )
     return [reader[number] for number in spread(len(reader), config.validation_clips)]

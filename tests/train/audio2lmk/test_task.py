@@ -303,7 +303,7 @@ def test_what_can_be_wrong_is_found_before_the_run(name, data, tmp_path):
     with pytest.raises(ValueError, match="no speech encoder in nowhere"):
         task(wav2vec="nowhere").check()
     with pytest.raises(ValueError, match="nobody"):
-        task(persons=("nobody",)).check()
+        task(person=("nobody",)).check()
     with pytest.raises(ValueError, match="missing"):
         task(f"{tmp_path}/missing").check()
     assert not (tmp_path / "task").exists()

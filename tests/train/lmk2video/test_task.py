@@ -333,7 +333,7 @@ def test_the_export_is_a_pipeline_that_runs(stage1: Path, data: Storage) -> None
         ("stage1", {"vae": "nowhere"}, "no folder 'nowhere'"),
         ("stage1", {"size": "sd15", "sd15": "nowhere", "width": 64}, "take 768"),
         ("stage1", {"use_latents": "require"}, "run make latents"),
-        ("stage1", {"persons": ("nobody",)}, "person or split group 'nobody'"),
+        ("stage1", {"person": ("nobody",)}, "person or split group 'nobody'"),
         ("stage2", {"num_frames": 40, "max_frames": 48}, r"has 40 frames \(the longest has 34\)"),
         ("stage1", {"annotation": "v9"}, "no annotation version 'v9'"),
         ("stage2", {"stage1": "nowhere"}, "no weights of stage 1 in nowhere"),
@@ -352,7 +352,7 @@ def test_a_person_who_is_held_out_is_not_said_to_have_no_face(
 ) -> None:
     monkeypatch.setattr(ShardReader, "_of", lambda reader, persons: reader.index.equals("split", "val"))
     with pytest.raises(ValueError, match=r"train split of .* has no clip of person-9 that the filters keep"):
-        prepared("stage1", data, tmp_path / "task", persons=("person-9",))
+        prepared("stage1", data, tmp_path / "task", person=("person-9",))
 
 
 def test_clips_without_latents_are_said_once(

@@ -92,7 +92,7 @@ def test_without_held_out_clips(
     assert own.result("psnr").value and own.result("face_found").reason_unavailable == "needs shown_landmarks"
     assert any("Without a face model" in note for note in own.notes)
     with pytest.raises(ValueError, match="no sample"):
-        validate(replace(config, persons=("nobody",)), str(tmp_path / "data"), export, tmp_path, CPU)
+        validate(replace(config, person=("nobody",)), str(tmp_path / "data"), export, tmp_path, CPU)
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Latents as a version: exactly once, whatever dies; readers, verify and the report take them as they are."""
+"""Derived columns as versions: exactly once, whatever dies; readers, verify and the report take them as they are."""
 
 from __future__ import annotations
 
@@ -14,22 +14,25 @@ import numpy as np
 import pytest
 import torch
 
+from annotate import latents
+from annotate.columns import COLUMNS
 from orchestration.cluster import Cluster, ClusterSettings
-from orchestration.jobs import latents
-from orchestration.jobs.latents import run_latents
-from orchestration.plans import current_quarantine, encode_job
+from orchestration.jobs import derive
+from orchestration.outcomes import current_quarantine
+from orchestration.plans import column_job
 from orchestration.units.executor import RetrySettings, run_units
 from orchestration.units.ledger import release
 from orchestration.units.unit import JobStoppedError, Unit
 from shards.manifest import find_latents, read_manifest
 from shards.reader import ShardReader
 from shards.verify import verify
+from talkinghead.derived import version_of as version_of_column
 from talkinghead.files.storage import Storage
 from talkinghead.media.image_size import fit_images
 from talkinghead.models.image.networks import ImageNetworks
 from talkinghead.models.image.weights import load_vae
 from tests.support.job_commands import ROOT, Command
-from tests.support.latent_data import LENGTHS, SETTINGS, build, clip_key, in_process
+from tests.support.latent_data import LENGTHS, SETTINGS, build, clip_key, in_process, make_latents
 from tests.support.object_store import LocalS3
 
 
@@ -45,7 +48,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def encoded(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data set with latents; not to be changed."""
     folder = Path(shutil.copytree(built, tmp_path_factory.mktemp("latents") / "encoded"))
-    run_latents(in_process(folder), SETTINGS)
+    make_latents(in_process(folder), SETTINGS)
     return folder
 
 
@@ -59,6 +62,12 @@ def version_of(data: Path) -> str:
     return entry.version
 
 
+def forget_opened() -> None:
+    """Make this process load its networks again, as another one would."""
+    derive._last.clear()
+    latents._looked_at.clear()
+
+
 def content(data: Path) -> dict[str, bytes]:
     """Hashes of everything that readers see: all files but records and wall times."""
     files = [data / "DATASET.json", *data.glob("clips-*.tar"), *data.rglob("ann-*.tar"), *data.glob("index/*")]
@@ -68,7 +77,7 @@ def content(data: Path) -> dict[str, bytes]:
 def test_the_columns_are_what_training_would_encode(encoded: Path) -> None:
     version = version_of(encoded)
     encoder = ImageNetworks.load(SETTINGS.vae, SETTINGS.image_encoder)
-    reader = ShardReader(encoded, split=None, kept=False, extra=(version,), columns=("latents", "embedding"))
+    reader = ShardReader(encoded, split=None, kept=False, join=(version,), columns=("latents", "embedding"))
     assert reader.version == "v1" and len(reader) == len(LENGTHS)
     for position in range(len(reader)):
         sample = reader[position]
@@ -93,10 +102,10 @@ def test_readers_that_do_not_ask_see_no_difference(built: Path, encoded: Path) -
     assert {name: after[name] for name in before if name != "DATASET.json"} == {
         name: data for name, data in before.items() if name != "DATASET.json"
     }
-    with pytest.raises(ValueError, match=rf"it is in {version_of(encoded)}, to be named"):
+    with pytest.raises(ValueError, match="it is in the derived column latents, to be named"):
         ShardReader(encoded, columns=("latents",))
-    with pytest.raises(ValueError, match="run make latents"):
-        ShardReader(built, extra=("latents-0123456789ab",))
+    with pytest.raises(ValueError, match="run make derive COLUMNS=latents"):
+        ShardReader(built, join=("latents-0123456789ab",))
 
 
 def test_verify_and_the_index(encoded: Path) -> None:
@@ -127,14 +136,17 @@ def test_find_latents_goes_by_weights_and_size(encoded: Path, tmp_path: Path) ->
     other = ImageNetworks.load(str(tmp_path), "tiny").provenance()
     assert other["vae"]["kind"] == "folder" and find_latents(manifest, other, 32, 32) == version_of(encoded)
     settings = replace(SETTINGS, vae=str(tmp_path))
-    assert latents.version_name(settings, other) == latents.version_name(SETTINGS, networks) == version_of(encoded)
+    made_of = [
+        version_of_column(COLUMNS["latents"], *pair, {}, {}) for pair in ((settings, other), (SETTINGS, networks))
+    ]
+    assert {found.name for found in made_of} == {version_of(encoded)} and made_of[0].is_same(made_of[1])
 
 
 def test_a_second_command_does_nothing_and_another_place_gives_the_same_bytes(encoded: Path, data: Path) -> None:
-    run_latents(in_process(data), SETTINGS)
+    make_latents(in_process(data), SETTINGS)
     assert content(data) == content(encoded)
     times = {path: path.stat().st_mtime_ns for path in data.rglob("*") if path.is_file()}
-    run_latents(in_process(data), SETTINGS)
+    make_latents(in_process(data), SETTINGS)
     after = {path: path.stat().st_mtime_ns for path in data.rglob("*") if path.is_file()}
     changed = {path.name for path in after if after[path] != times.get(path)}
     assert after.keys() == times.keys() and changed <= {"DATASET.json", next(data.glob("index/latents-*")).name}
@@ -144,10 +156,9 @@ def test_a_second_command_does_nothing_and_another_place_gives_the_same_bytes(en
 DYING = """
 import os, signal, sys
 from pathlib import Path
-import orchestration.jobs.latents, talkinghead.media.clip  # before the forks: they take long
+import orchestration.jobs.derive, talkinghead.media.clip  # before the forks: they take long
 from talkinghead.files.storage import Storage
-from orchestration.jobs.latents import run_latents
-from tests.support.latent_data import SETTINGS, in_process
+from tests.support.latent_data import SETTINGS, in_process, make_latents
 commit = Storage._commit
 for number, folder in enumerate(sys.argv[1:], 1):
     if child := os.fork():
@@ -162,7 +173,7 @@ for number, folder in enumerate(sys.argv[1:], 1):
             os.kill(os.getpid(), signal.SIGKILL)
         commit(self, temporary, path)
     Storage._commit = dying
-    run_latents(in_process(Path(folder)), SETTINGS)
+    make_latents(in_process(Path(folder)), SETTINGS)
     os._exit(0)
 """
 
@@ -177,7 +188,7 @@ def test_death_at_any_write(built: Path, encoded: Path, tmp_path: Path) -> None:
         assert read_manifest(Storage(data)).of_kind("latents") == []
         assert len(ShardReader(data)) == 3 and verify(Storage(data)).ok
         done_before = {path: path.stat().st_mtime_ns for path in data.glob("records/encode-*/**/*.json")}
-        run_latents(in_process(data), SETTINGS)
+        make_latents(in_process(data), SETTINGS)
         assert content(data) == content(encoded) and verify(Storage(data)).ok
         assert all(path.stat().st_mtime_ns == then for path, then in done_before.items()), "encoded once"
 
@@ -190,26 +201,26 @@ def test_a_poison_clip_alone_is_missing(tmp_path: Path, command: Command) -> Non
     size = ("--width", 32, "--height", 32, "--workers", 1)
     done = command(*arguments, *size)
     assert done.stdout.splitlines()[-1] == str(data / "DATASET.json")
-    assert "bytes per frame" in done.stderr and "4 done now, 1 quarantined" in done.stderr
+    assert "frames/s" in done.stderr and "4 done now, 1 quarantined" in done.stderr
     [failure] = current_quarantine(storage)
     assert failure.key == clip_key(1) and failure.cause == "media:not_media"
     version = version_of(data)
     entry = read_manifest(storage).annotation(version)
     assert (entry.samples, entry.kept, entry.splits) == (5, 4, {"train": 3, "val": 1})
-    reader = ShardReader(data, split=None, kept=False, extra=(version,), columns=("latents",))
+    reader = ShardReader(data, split=None, kept=False, join=(version,), columns=("latents",))
     assert len(reader) == 4 and clip_key(1) not in reader.keys
-    whole = ShardReader(data, split=None, kept=False, extra=(version,))
+    whole = ShardReader(data, split=None, kept=False, join=(version,))
     with pytest.raises(ValueError, match=r"no latents\.npy: .*\(make quarantine\)"):
         whole.find(clip_key(1)).annotation("latents")
     problems = [problem for problem in verify(storage).problems if "mp4" not in problem.detail]
     assert problems == []
-    assert run_latents(in_process(data), SETTINGS) == version
+    assert make_latents(in_process(data), SETTINGS) == version
     assert release(storage, current_quarantine(storage)) and current_quarantine(storage) == []
 
 
 def test_a_late_success_changes_no_packed_shard(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     storage = build(tmp_path / "data", poison=(1,))
-    version = run_latents(in_process(storage), SETTINGS)
+    version = make_latents(in_process(storage), SETTINGS)
     before = content(tmp_path / "data")
     release(storage, current_quarantine(storage))
     whole = build(tmp_path / "whole")
@@ -222,15 +233,16 @@ def test_a_late_success_changes_no_packed_shard(tmp_path: Path, caplog: pytest.L
     shutil.copytree(tmp_path / "whole/index", tmp_path / "data/index", dirs_exist_ok=True)
     entries = [*manifest.annotations, *patched.of_kind("latents")]
     storage.write("DATASET.json", replace(patched, annotations=entries).to_json())
-    assert run_latents(in_process(storage), SETTINGS) == version
+    assert make_latents(in_process(storage), SETTINGS) == version
     assert "only after their shard" in caplog.text
     after = content(tmp_path / "data")
     shards = [name for name in before if name.startswith("ann/latents-")]
     assert shards and all(after[name] == before[name] for name in shards)
-    assert run_latents(in_process(storage), SETTINGS, "again") == "again"
+    assert make_latents(in_process(storage), SETTINGS, "again") == "again"
     assert read_manifest(storage).annotation("again").kept == len(LENGTHS)
-    # By name: the more complete one is not preferred, but both are found to fit.
-    assert [entry.version for entry in read_manifest(storage).annotations] == ["v1", "again", version]
+    # The newest comes last, and is what readers take that name none.
+    assert [entry.version for entry in read_manifest(storage).annotations] == ["v1", version, "again"]
+    assert read_manifest(storage).derived("latents").version == "again"
 
 
 def test_a_clip_that_breaks_in_the_middle_is_not_readable_media(
@@ -251,10 +263,10 @@ def test_a_clip_that_breaks_in_the_middle_is_not_readable_media(
         return content[:start] + b"\xff" * (stop - start) + content[stop:]
 
     monkeypatch.setattr(Storage, "read_range", damaged)
-    run_latents(in_process(storage), SETTINGS)
+    make_latents(in_process(storage), SETTINGS)
     [failure] = current_quarantine(storage)
     assert (failure.key, failure.cause) == (clip_key(3), "media:undecodable")
-    assert "lacks 1 of 5 samples that could not be encoded" in caplog.text
+    assert "lacks 1 of 5 samples that could not be made" in caplog.text
 
 
 def test_names_and_sizes_that_cannot_be(data: Path) -> None:
@@ -263,24 +275,26 @@ def test_names_and_sizes_that_cannot_be(data: Path) -> None:
         (replace(SETTINGS, width=42), None, "multiples of 4"),
         (replace(SETTINGS, vae="nowhere"), None, "no folder 'nowhere'"),
         (replace(SETTINGS, image_encoder=str(data)), None, "no image_encoder in"),
-        (SETTINGS, "v1", "is a face annotation"),
+        (SETTINGS, "v1", "v1 is in use for annotation"),
         (SETTINGS, "a b", "must be 1 to 31 characters"),
     ):
         with pytest.raises(ValueError, match=said):
-            run_latents(runner, settings, version)
+            make_latents(runner, settings, version)
     assert not list(data.glob("plans/encode-*")) and read_manifest(Storage(data)).of_kind("latents") == []
-    run_latents(runner, SETTINGS, "mine")
-    with pytest.raises(ValueError, match=r"mine was begun by another release, .* or another size \(32x32\)"):
-        run_latents(runner, replace(SETTINGS, width=64), "mine")
+    make_latents(runner, SETTINGS, "mine")
+    with pytest.raises(
+        ValueError, match=r"mine was begun by another release, .* or settings \(\{'height': 32, 'width': 32\}\)"
+    ):
+        make_latents(runner, replace(SETTINGS, width=64), "mine")
     with pytest.raises(FileNotFoundError, match="make shards"):
-        run_latents(in_process(data / "empty"), SETTINGS)
+        make_latents(in_process(data / "empty"), SETTINGS)
 
 
 def test_no_space_is_said_before_anything_is_encoded(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(data)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
-    with pytest.raises(JobStoppedError, match=r"latents of 57 frames at 4\.1 KiB each need .* make room"):
-        run_latents(in_process(data), SETTINGS)
+    with pytest.raises(JobStoppedError, match=r"encode-latents-.*: 57 frames at 4\.1 KiB each need .* make room"):
+        make_latents(in_process(data), SETTINGS)
     assert not list(data.rglob("records/encode-*/**/*.json"))
 
 
@@ -290,31 +304,31 @@ def test_weights_that_change_under_the_plan_stop_the_job(
     """A node of a cluster may have another file in the same place."""
     load_vae("tiny-kl").save_pretrained(tmp_path / "vae")
     settings = replace(SETTINGS, vae=str(tmp_path / "vae"), width=64, height=64)
-    given = latents.plan_latents
+    given = derive.plan_derive
 
     def plan_and_swap(*arguments: object) -> object:
         units = given(*arguments)  # type: ignore[arg-type]
         vae = load_vae("tiny-kl")
         torch.nn.init.ones_(next(vae.parameters()))
         vae.save_pretrained(tmp_path / "vae")
-        latents._encoder.cache_clear()
+        forget_opened()
         return units
 
-    monkeypatch.setattr(latents, "plan_latents", plan_and_swap)
+    monkeypatch.setattr(derive, "plan_derive", plan_and_swap)
     with pytest.raises(JobStoppedError, match="this machine has the vae"):
-        run_latents(in_process(data), settings)
+        make_latents(in_process(data), settings)
     shutil.rmtree(tmp_path / "vae")
-    latents._encoder.cache_clear()
+    forget_opened()
     with pytest.raises(ValueError, match="no folder"):
-        run_latents(in_process(data), settings)
+        make_latents(in_process(data), settings)
 
 
 def test_networks_are_loaded_once_for_all_units(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    latents._encoder.cache_clear()
+    forget_opened()
     loads = []
     load = ImageNetworks.load
     monkeypatch.setattr(ImageNetworks, "load", lambda *names: loads.append(names) or load(*names))
-    run_latents(in_process(data), SETTINGS)
+    make_latents(in_process(data), SETTINGS)
     assert len(loads) == 2, "by the plan, and by the one worker"
 
 
@@ -324,9 +338,9 @@ def test_values_beyond_half_precision_are_refused(data: Path, tmp_path: Path) ->
         vae.quant_conv.bias.fill_(1e6)  # pyright: ignore
     vae.save_pretrained(tmp_path / "vae")
     settings = replace(SETTINGS, vae=str(tmp_path / "vae"), width=64, height=64)
-    run_latents(in_process(data), settings)
+    make_latents(in_process(data), settings)
     failures = current_quarantine(Storage(data))
-    assert len(failures) == len(LENGTHS) and "not finite" in failures[0].attempts[0].message
+    assert len(failures) == len(LENGTHS) and failures[0].cause in ("column:nan", "column:range")
 
 
 @pytest.mark.slow
@@ -373,7 +387,7 @@ def test_latents_live_through_what_happens_to_a_data_set(
 
     command(*encode)
     version = version_of(data)
-    [about] = sound()["latents"]  # pyright: ignore
+    [about] = sound()["columns"]  # pyright: ignore
     assert about["version"] == version and about["missing"] == 0 and about["bytes_per_frame"] > 2 * 2 * 16 * 16 * 16
     assert f"encode-{version}" in sound()["jobs"] and version in (data / "report/index.html").read_text()  # type: ignore
     command("orchestration", "shards", "--data", data, "--filters", "max_yaw_abs_median=30")
@@ -386,7 +400,7 @@ def test_latents_live_through_what_happens_to_a_data_set(
     manifest = read_manifest(Storage(data))
     assert [entry.version for entry in manifest.annotations] == ["v1", "v2", version]
     assert manifest.annotation().version == "v2" and sound()["previous_version"] == "v1"
-    assert len(ShardReader(data, split=None, extra=(version,), columns=("latents", "mesh"))) > 0
+    assert len(ShardReader(data, split=None, join=(version,), columns=("latents", "mesh"))) > 0
     refused = command("orchestration", "report", "--data", data, "--version", version, check=False)
     assert refused.returncode == 2 and "holds latents" in refused.stderr
     refused = command("orchestration", "reannotate", "--data", data, "--version", version, check=False)
@@ -395,7 +409,7 @@ def test_latents_live_through_what_happens_to_a_data_set(
     source = Path(shutil.copytree(sample_source, tmp_path / "source"))
     shutil.copy(sorted(source.glob("astronaut*"))[0], source / "another.mp4")
     done = command("orchestration", "shards", "--source", source, "--data", data)
-    assert f"latents {version} does not cover the new shards: make latents extends it" in done.stderr
+    assert f"latents {version} does not cover the new shards: make derive COLUMNS=latents extends it" in done.stderr
     assert read_manifest(Storage(data)).of_kind("latents") == []
     sound()
     before = {path: path.read_bytes() for path in data.glob("ann/latents-*/*.tar")}
@@ -412,8 +426,8 @@ def test_an_object_store_gets_the_same_shards(encoded: Path, built: Path, s3: Lo
     for path in sorted(path for path in built.rglob("*") if path.is_file() and not path.name.startswith(".")):
         name = path.relative_to(built).as_posix()
         storage.write(name, local.read(name))
-    version = run_latents(in_process(storage), SETTINGS)
+    version = make_latents(in_process(storage), SETTINGS)
     expected = content(encoded)
     assert {name: storage.read(name) for name in expected} == expected
-    assert not storage.list("units/" + encode_job(version)) and verify(storage).ok
+    assert not storage.list("units/" + column_job("latents", version)) and verify(storage).ok
     assert find_latents(read_manifest(storage), ImageNetworks.load("tiny", "tiny").provenance(), 32, 32) == version

@@ -1,0 +1,1 @@
+"""Global fits, a file each: what is computed once over all kept training clips."""

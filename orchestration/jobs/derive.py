@@ -1,0 +1,511 @@
+"""The derive job: any derived column over the packed samples, as a version of its own next to the annotations.
+
+`run_derive` plans a unit per packed sample, runs those that are not done, packs them parallel to the media shards and
+enters the version in `DATASET.json`; `run` is what a worker does with one unit. All of a version was made from the same
+files, settings, versions of other columns and global fits; its name is a hash of these unless the user gives another.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, Field, asdict, dataclass, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from annotate.columns import COLUMNS
+from orchestration import outcomes, plans
+from orchestration.jobs.finish import finish_column
+from orchestration.jobs.media import Clip, MediaSample, read_clip
+from orchestration.jobs.pack import pack_columns
+from orchestration.units.executor import Tally, UnitRunner
+from orchestration.units.ledger import Ledger
+from orchestration.units.unit import JobStoppedError, Output, Unit
+from shards.fits import read_fit
+from shards.index import Index, read_index
+from shards.manifest import AnnotationEntry, DatasetManifest, read_manifest
+from talkinghead import dataroot
+from talkinghead.annotation import COLUMN
+from talkinghead.column import Column, decode_column
+from talkinghead.config import from_json
+from talkinghead.derived import (
+    ANNOTATION,
+    MEDIA_NEEDS,
+    ColumnError,
+    ColumnSample,
+    ColumnVersion,
+    Derived,
+    DerivedColumn,
+    Provenance,
+    derived_members,
+    version_of,
+)
+from talkinghead.files.storage import Storage
+from talkinghead.provenance import canonical_json, library_versions, provenance_key
+from talkinghead.sampletar import read_members
+from talkinghead.schema import (
+    ClipInfo,
+    Member,
+    SampleIndex,
+    annotation_shard_name,
+    check_version,
+    media_shard_name,
+)
+
+log = logging.getLogger(__name__)
+
+_LEAST_LIMIT_S = 180.0  # of a unit's wall-clock time: to load what the column opens
+
+# --- the whole job ----------------------------------------------------------------------------------------------------
+
+
+def run_derive(
+    runner: UnitRunner,
+    column: DerivedColumn,
+    settings: Any,
+    *,
+    version: str | None = None,
+    annotation: str | None = None,
+    use: Sequence[str] = (),
+) -> str:
+    """Make a derived column of every packed sample that has none yet, pack the version's shards, and enter it in
+    `DATASET.json`.
+
+    Args:
+        runner: Runs the units, on its DATA, which holds a finished data set.
+        column: The column.
+        settings: Its settings.
+        version: Name of the version; None: `ColumnVersion.name`.
+        annotation: Annotation version that the column reads; None: the newest.
+        use: `COLUMN@VERSION` of other derived columns that it reads; the newest of those that are not named.
+
+    Returns:
+        Name of the version.
+
+    Raises:
+        FileNotFoundError: There is no finished data set.
+        ValueError: A file that the settings name cannot be read, something the column needs is missing, or the name is
+            in use for something else.
+        JobStoppedError: The machine is at fault.
+    """
+    storage = runner.storage
+    manifest = read_manifest(storage)
+
+    # What the version is made of, and under which name it goes.
+    _check_given(column, settings)
+    settings = _findable(column, settings)
+    pinned = _pinned(manifest, column, annotation, use)
+    pins = {name: entry.version for name, entry in pinned.items()}
+    made_of = version_of(column, settings, column.provenance(settings), pins, _fits(manifest, column))
+    version = check_version(version or made_of.name)
+    before = _check_name(storage, manifest, version, made_of)
+
+    # The plan: a unit per packed sample, packed ones as they were made. It is written before anything runs.
+    samples = read_index(storage, pinned.get(ANNOTATION) or manifest.annotation())
+    done = outcomes.pack_records(storage, plans.pack_annotation_job(version))
+    packed = {sample.key for record in done.values() for sample in record.samples}
+    sources = list(_sources(storage, manifest, column, samples, pinned))
+    units = plan_derive(sources, column, version, settings, made_of, runner.retry.time_limit_s)
+    units = plans.keep_packed(units, before, packed)
+    job = plans.column_job(column.name, version)
+    _check_space(storage, job, units, samples, column.size_of_frame(settings))
+    plans.write_plan(storage, job, plans.ColumnPlan(units=plans.pairs(units), made_of=made_of))
+
+    # Make them, on GPUs where the column wants one and the cluster has any.
+    tally = runner.run(job, units, gpu_share=_gpu_share(column, settings))
+
+    # Pack parallel to the media shards (what could not be made is missing there), and let readers see the version.
+    made = outcomes.derive_results(storage, column.name, version)
+    keys = samples.texts("key")
+    shards = [keys[samples.shard_rows(number)].tolist() for number in range(len(manifest.media))]
+    pack_columns(runner, version, shards, made)
+    finish_column(storage, version, samples, made, made_of)
+    _remove_unit_files(storage, job)
+    _tell(tally, version, made)
+    return version
+
+
+def unset(settings: type) -> Any:
+    """Settings with their defaults, in which what has none is empty: `run_derive` asks for it by its name."""
+    required = [field.name for field in fields(settings) if is_required(field)]
+    return settings(**dict.fromkeys(required, ""))
+
+
+def is_required(field: Field[Any]) -> bool:
+    """Whether a setting has no default."""
+    return field.default is MISSING and field.default_factory is MISSING
+
+
+def _check_given(column: DerivedColumn, settings: Any) -> None:
+    """Raise `ValueError` unless every setting without a default has a value."""
+    for field in fields(settings):
+        if is_required(field) and getattr(settings, field.name) == "":
+            option = field.name.replace("_", "-")
+            raise ValueError(f"{column.name} needs --{column.name}.{option}: make derive ARGS=--help says what it is")
+
+
+def _findable(column: DerivedColumn, settings: Any) -> Any:
+    """Settings with absolute paths: a worker elsewhere has another working folder."""
+    changed = {}
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        # A folder may be called like something built in; the name wins, as it does in loading.
+        if isinstance(value, str) and value and value not in column.built_in and Path(value).exists():
+            changed[field.name] = str(Path(value).resolve())
+    return replace(settings, **changed)
+
+
+def _pinned(
+    manifest: DatasetManifest, column: DerivedColumn, annotation: str | None, use: Sequence[str]
+) -> dict[str, AnnotationEntry]:
+    """`annotation` or name of another column → entry of the version that the column will read."""
+    chosen = {name.partition("@")[0]: name for name in use}
+    pinned: dict[str, AnnotationEntry] = {}
+    others = [need for need in column.needs if need not in MEDIA_NEEDS and need not in COLUMN]
+    if len(others) + sum(need in MEDIA_NEEDS for need in column.needs) < len(column.needs):
+        entry = manifest.annotation(annotation)
+        if entry.kind != ANNOTATION:
+            raise ValueError(f"{entry.version} holds {entry.kind}; {column.name} is made of a face annotation")
+        pinned[ANNOTATION] = entry
+    for name in others:
+        try:
+            pinned[name] = manifest.derived(chosen.pop(name, name))
+        except ValueError as error:
+            raise ValueError(f"{column.name} is made of {name}: {error}") from None
+    if chosen:
+        raise ValueError(
+            f"{column.name} reads no column {', '.join(sorted(chosen))}; it reads {', '.join(column.needs)}"
+        )
+    return pinned
+
+
+def _fits(manifest: DatasetManifest, column: DerivedColumn) -> dict[str, str]:
+    """Global fit that the column needs → SHA-256 of the newest."""
+    newest = {entry.name: entry.sha256 for entry in manifest.fits}
+    if missing := [name for name in column.fits if name not in newest]:
+        raise ValueError(f"{column.name} needs the global fit {missing[0]}: run make basis FITS={missing[0]}")
+    return {name: newest[name] for name in column.fits}
+
+
+def _check_name(storage: Storage, manifest: DatasetManifest, version: str, made_of: ColumnVersion) -> Mapping[str, str]:
+    """Check that the name is free, or that of the same column made of the same.
+
+    Returns:
+        Sample key → provenance key of the units that were planned under this name before.
+
+    Raises:
+        ValueError: The name belongs to a face annotation, to another column, or to other settings or files.
+    """
+    others = {entry.version: entry.kind for entry in manifest.annotations if entry.kind != made_of.column}
+    if version in others:
+        raise ValueError(f"{version} is in use for {others[version]}: choose another --version for {made_of.column}")
+    before = plans.find_column_plan(storage, made_of.column, version)
+    if before is not None and not before.made_of.is_same(made_of):
+        raise ValueError(
+            f"{version} was begun by another release, with other files or settings ({before.made_of.parameters}):"
+            " choose another --version, or none"
+        )
+    return before.units if before else {}
+
+
+def _check_space(storage: Storage, job: str, units: Sequence[Unit], samples: Index, frame_bytes: float) -> None:
+    """Raise `JobStoppedError` before hours of work whose results would not fit on the disk."""
+    ledger = Ledger(storage, job)
+    pending = {unit.key for unit in units if not ledger.is_done(unit)}
+    keys, lengths = samples.texts("key"), samples.numbers("num_frames")
+    frames = sum(int(length) for key, length in zip(keys, lengths, strict=True) if key in pending)
+    if not frames:
+        return
+    # Twice, because a result is in its unit's file until its shard is packed.
+    wanted = 2 * frames * frame_bytes
+    log.info("%s: %d frames to make, %.3g GB", job, frames, frames * frame_bytes / 1e9)
+    if storage.local_root is not None and (free := shutil.disk_usage(storage.local_root).free) < wanted:
+        raise JobStoppedError(
+            f"{job}: {frames} frames at {frame_bytes / 1024:.1f} KiB each need {wanted / 1e9:.3g} GB while they are"
+            f" packed (half of it then stays); {storage.uri} has {free / 1e9:.3g} GB left: make room, or choose other"
+            " settings"
+        )
+
+
+def _gpu_share(column: DerivedColumn, settings: Any) -> float:
+    return float(settings.gpu_share) if "gpu_share" in column.resources else 0.0
+
+
+def _remove_unit_files(storage: Storage, job: str) -> None:
+    """Columns may be large, and a packed shard never changes: the units' own files are not needed any more."""
+    for file in storage.list(dataroot.units(job), ".tar"):
+        if dataroot.is_unit(file.path, job):
+            storage.delete(file.path)
+
+
+def _tell(tally: Tally, version: str, made: outcomes.Results) -> None:
+    """Log speed and failures of what was made now."""
+    if tally.committed:
+        speed = tally.frames / max(tally.wall_seconds, 1e-9)
+        log.info("%s: %d frames, %.1f frames/s", version, tally.frames, speed)
+
+
+# --- its units --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """One packed sample, as the place where each of its inputs lies."""
+
+    key: str
+    num_frames: int
+    payload: dict[str, Any]
+    """Part of a unit's payload from which `StoredSample` reads."""
+    inputs: dict[str, Any]
+    """Hashes of the shards that it lies in, for the provenance key."""
+
+
+def _sources(
+    storage: Storage,
+    manifest: DatasetManifest,
+    column: DerivedColumn,
+    samples: Index,
+    pinned: Mapping[str, AnnotationEntry],
+) -> Iterator[Source]:
+    """Every packed sample, kept by the filters or not: filters may change, shards do not."""
+    indexes = {name: samples if name == ANNOTATION else read_index(storage, entry) for name, entry in pinned.items()}
+    for name, index in indexes.items():
+        if not index.table.column("key").equals(samples.table.column("key")):
+            raise ValueError(
+                f"{pinned[name].version} lacks samples: run make derive COLUMNS={name} to bring it up to date"
+            )
+    for row, *others in zip(samples.rows(), *(index.rows() for index in indexes.values()), strict=True):
+        inputs: dict[str, Any] = {"key": row.key}
+        media = manifest.media[row.shard]
+        if set(column.needs) & set(MEDIA_NEEDS):
+            inputs["shard"] = media.sha256
+        columns = [_place(column, entry, other) for entry, other in zip(pinned.values(), others, strict=True)]
+        if columns:
+            inputs["columns"] = {entry.version: entry.shards[row.shard].sha256 for entry in pinned.values()}
+        place = MediaSample(
+            key=row.key,
+            num_frames=row.num_frames,
+            file=media_shard_name(row.shard),
+            members=tuple(row.media),
+            content_sha256=media.sha256,
+        )
+        payload = place.payload() | {"num_frames": row.num_frames, "speaker": row.speaker, "columns": columns}
+        yield Source(key=row.key, num_frames=row.num_frames, payload=payload, inputs=inputs)
+
+
+def _place(column: DerivedColumn, entry: AnnotationEntry, row: SampleIndex) -> dict[str, Any]:
+    """Where the arrays of one version lie that a column reads of a sample, with the forms of derived ones."""
+    forms = {} if entry.kind == ANNOTATION else entry.arrays
+    names = [need for need in column.needs if need in COLUMN] if entry.kind == ANNOTATION else list(forms)
+    wanted = {f"{name}.npy" for name in names}
+    return {
+        "version": entry.version,
+        "file": annotation_shard_name(entry.version, row.shard),
+        "members": [asdict(member) for member in row.annotation if member.suffix in wanted],
+        "forms": [form.to_json() for form in forms.values()],
+    }
+
+
+def plan_derive(
+    sources: Sequence[Source],
+    column: DerivedColumn,
+    version: str,
+    settings: Any,
+    made_of: ColumnVersion,
+    time_limit_s: float | None,
+) -> list[Unit]:
+    """Plan one unit per packed sample, in key order.
+
+    Args:
+        sources: Packed samples.
+        column: The column.
+        version: Name of the version.
+        settings: Settings of the column (their files at paths that hold on every node).
+        made_of: What the version is made of.
+        time_limit_s: Wall-clock limit of a unit in seconds; None: from the number of its frames.
+    """
+    libraries = library_versions(*column.libraries)
+    models = {name: about["sha256"] for name, about in made_of.provenance.items()}
+    # What differs from sample to sample is a key's `inputs`; pins are in them, by the content of their shards.
+    shared = {"fits": made_of.fits} if made_of.fits else {}
+    common = {"column": column.name, "settings": asdict(settings), "made_of": asdict(made_of)}
+    return [
+        Unit(
+            job=plans.column_job(column.name, version),
+            key=source.key,
+            pkey=provenance_key(
+                column.stored_names.provenance,
+                column.version,
+                parameters=made_of.parameters,
+                inputs=source.inputs | shared,
+                models=models,
+                libraries=libraries,
+            ),
+            function="orchestration.jobs.derive:run",
+            payload=source.payload | common,
+            source=source.key,
+            time_limit_s=time_limit_s or _LEAST_LIMIT_S + column.frame_seconds(settings) * source.num_frames,
+        )
+        for source in sorted(sources, key=lambda source: source.key)
+    ]
+
+
+# --- in a worker ------------------------------------------------------------------------------------------------------
+
+
+def run(storage: Storage, unit: Unit) -> Output:
+    """Make the column of one sample."""
+    from orchestration.jobs.worker import pin_threads
+
+    # The column with the files of the plan, opened once for all units of this process; and the sample.
+    pin_threads()
+    column, make = _opened(storage, unit.payload)
+    sample = StoredSample(storage, unit, column)
+    derived = make(sample)
+    # Checked and stored, with the faces that it should have looked at, and how it was made.
+    valid = sample.column("valid") if "valid" in column.needs else None
+    about: dict[str, Any] = {
+        column.stored_names.key_field: unit.pkey,
+        "libraries": library_versions(*column.libraries),
+    }
+    if column.names is None:
+        made_of = from_json(ColumnVersion, unit.payload["made_of"])
+        about["made_of"] = {name: value for name, value in asdict(made_of).items() if name not in ("arrays", "labels")}
+    contents = derived_members(column, derived, sample.num_frames, valid, about)
+    scores = {name: _number(derived.scores.get(name)) for name in column.scores}
+    return Output(
+        contents=[(unit.key, sample.num_frames, contents)],
+        scores={unit.key: scores},
+        labels={unit.key: dict(derived.labels)},
+        details=about,
+    )
+
+
+def _number(value: float | None) -> float | None:
+    """A score as records hold it: NaN and infinity are none."""
+    return float(value) if value is not None and math.isfinite(value) else None
+
+
+class StoredSample:
+    """A packed sample, of which a column reads what it says that it needs; see `ColumnSample`."""
+
+    def __init__(self, storage: Storage, unit: Unit, column: DerivedColumn) -> None:
+        self.key = unit.key
+        self.speaker: str = unit.payload["speaker"]
+        self.num_frames: int = unit.payload["num_frames"]
+        self._storage, self._unit, self._column = storage, unit, column
+
+    @property
+    def info(self) -> ClipInfo:
+        """Facts about the clip."""
+        self._check_need("json")
+        return self._clip.info
+
+    def video(self) -> Iterator[np.ndarray]:
+        """Every frame in order, RGB uint8 `[H, W, 3]`."""
+        self._check_need("mp4")
+        count = 0
+        for frame in self._clip.frames():
+            count += 1
+            yield frame
+        self._clip.check_length(count)
+
+    def audio(self) -> np.ndarray:
+        """The whole sound, float32 `[F · 640]` at 16 kHz."""
+        self._check_need("wav")
+        return self._clip.sound()
+
+    def column(self, name: str) -> np.ndarray:
+        """An annotation column, or an array of a derived column that is needed, `[rows, …]`."""
+        if name not in self._arrays:
+            there = ", ".join(sorted(self._arrays)) or "none"
+            raise ColumnError("needs", f"{self.key} has no {name} that {self._column.name} says it needs, only {there}")
+        return self._arrays[name]
+
+    @cached_property
+    def _clip(self) -> Clip:
+        needed = [suffix for suffix in MEDIA_NEEDS if suffix in self._column.needs]
+        clip = read_clip(self._storage, self._unit, *needed)
+        if clip.info.num_frames != self.num_frames:
+            raise ValueError(f"{self.key} has {clip.info.num_frames} frames, the index says {self.num_frames}")
+        return clip
+
+    @cached_property
+    def _arrays(self) -> dict[str, np.ndarray]:
+        found: dict[str, np.ndarray] = {}
+        for place in self._unit.payload["columns"]:
+            members = [Member(**member) for member in place["members"]]
+            forms = dict(COLUMN) | {form["name"]: Column.from_json(form) for form in place["forms"]}
+            # A sample whose column could not be made has no members of it.
+            contents = read_members(self._storage.read_range, place["file"], self.key, members) if members else {}
+            for suffix, content in contents.items():
+                form = forms[suffix.removesuffix(".npy")]
+                values = decode_column(form, content)
+                if len(values) != form.num_rows(self.num_frames):
+                    raise ValueError(f"{place['file']}: {self.key}.{suffix} has {len(values)} rows")
+                found[form.name] = values
+        return found
+
+    def _check_need(self, suffix: str) -> None:
+        if suffix not in self._column.needs:
+            raise ColumnError("needs", f"{self._column.name} reads {suffix} but does not say that it needs it")
+
+
+Make = Callable[[ColumnSample], Derived]
+_last: dict[bytes, tuple[DerivedColumn, Make]] = {}
+"""What this process opened last: units of one version come one after the other."""
+
+
+def _opened(storage: Storage, payload: Mapping[str, Any]) -> tuple[DerivedColumn, Make]:
+    """The column of a unit's payload, opened with the files and fits of the plan.
+
+    Raises:
+        JobStoppedError: This machine does not find the files, or finds others.
+    """
+    key = canonical_json([storage.uri, *(payload[name] for name in ("column", "settings", "made_of"))])
+    if key not in _last:
+        _last.clear()
+        _last[key] = _open(storage, payload)
+    return _last[key]
+
+
+def _open(storage: Storage, payload: Mapping[str, Any]) -> tuple[DerivedColumn, Make]:
+    column = COLUMNS[payload["column"]]
+    made_of = from_json(ColumnVersion, payload["made_of"])
+    try:
+        settings = from_json(column.settings, payload["settings"])
+        _check_files(column.provenance(settings), made_of)
+        fits = {name: read_fit(storage, name, sha256) for name, sha256 in made_of.fits.items()}
+        return column, column.open(settings, fits, _device(column, settings))
+    except (ValueError, OSError) as error:
+        raise JobStoppedError(f"a worker cannot open what {column.name} reads: {error}") from error
+    except (MemoryError, RuntimeError) as error:
+        raise JobStoppedError(
+            f"what {column.name} reads does not fit a worker's memory (--memory-gb gives more): {error}"
+        ) from error
+
+
+def _check_files(found: Provenance, made_of: ColumnVersion) -> None:
+    """Raise `JobStoppedError` unless this machine's files are those of the plan."""
+    for name, about in found.items():
+        planned = made_of.provenance[name]["sha256"]
+        if about["sha256"] != planned:
+            raise JobStoppedError(
+                f"this machine has the {name} {about['sha256'][:12]}…, the plan was made with {planned[:12]}…: give"
+                " every node the same files in the same place, and the same versions of the libraries"
+            )
+
+
+def _device(column: DerivedColumn, settings: Any) -> str:
+    """Device for a column: the GPU that Ray gave this process, else the CPU."""
+    if not _gpu_share(column, settings):
+        return "cpu"
+    import torch
+
+    # Ray shows a worker only the GPUs that its task was given, so "cuda" is the right one.
+    return "cuda" if torch.cuda.is_available() else "cpu"
