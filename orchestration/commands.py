@@ -161,7 +161,7 @@ def reannotate(
 
 def derive(
     columns: Annotated[str, tyro.conf.arg(help=f"Columns to make, with commas between them: {', '.join(COLUMNS)}.")],
-    settings: Annotated[ColumnSettings, tyro.conf.arg(name="")],
+    settings: Annotated[ColumnSettings, tyro.conf.arg(name="")],  # pyright: ignore[reportInvalidTypeForm]
     data: Data,
     cluster: Flat[ClusterSettings],
     retry: Flat[RetrySettings],
@@ -202,7 +202,7 @@ def latents(
 
 def basis(
     data: Data,
-    settings: Annotated[FitSettings, tyro.conf.arg(name="")],
+    settings: Annotated[FitSettings, tyro.conf.arg(name="")],  # pyright: ignore[reportInvalidTypeForm]
     clips: Flat[ClipChoice],
     cluster: Flat[ClusterSettings],
     retry: Flat[RetrySettings],

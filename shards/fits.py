@@ -136,7 +136,7 @@ def plan_parts(fit: GlobalFit, reader: ShardReader) -> list[list[int]]:
     if fit.parts == "shards":
         shards = reader.index.numbers("shard")[reader.rows]
         return [list(part) for _, part in itertools.groupby(chosen, lambda sample: int(shards[sample]))]
-    # Speaker after speaker, then cut where another share of the frames begins.
+    # Speaker after speaker; each is in the part in whose share of the frames its middle lies.
     persons, groups = (reader.index.table.column(name).take(reader.rows).to_pylist() for name in _SPEAKER)
     names = [person or group for person, group in zip(persons, groups, strict=True)]
     by_name = sorted(chosen, key=lambda sample: (names[sample], sample))
@@ -147,8 +147,9 @@ def plan_parts(fit: GlobalFit, reader: ShardReader) -> list[list[int]]:
     before = 0
     for _, samples in itertools.groupby(by_name, lambda sample: names[sample]):
         speaker = list(samples)
-        parts.setdefault(before * count // total, []).extend(speaker)
-        before += int(frames[speaker].sum())
+        own = int(frames[speaker].sum())
+        parts.setdefault((2 * before + own) * count // (2 * total), []).extend(speaker)
+        before += own
     return list(parts.values())
 
 

@@ -17,6 +17,8 @@ from torch.utils.data import DataLoader, Dataset
 from shards.order import SampleOrder, check_world, rank_slots
 from shards.reader import Sample, ShardReader
 from talkinghead import rng
+from talkinghead.features.feature import read_feature
+from talkinghead.features.table import find_feature
 from talkinghead.timebase import SAMPLES_PER_FRAME
 
 Batch = dict[str, Any]
@@ -47,27 +49,34 @@ class WindowConfig:
     num_frames: int
     """Number of frames F of a window."""
     columns: tuple[str, ...] = ("video", "audio", "landmarks")
-    """Contents of a window: `video`, `audio`, and annotation columns."""
+    """Contents of a window: `video`, `audio`, and columns of the annotation or of joined versions."""
+    features: tuple[str, ...] = ()
+    """Further contents, computed from the window and the frames around it (`talkinghead.features.table`)."""
     short: Literal["pad", "skip"] = "pad"
     """Treatment of clips with fewer frames: pad with the last frame (audio with silence) and mask it, or leave out."""
 
     def __post_init__(self) -> None:
         if self.num_frames < 1:
             raise ValueError(f"a window has at least 1 frame, not {self.num_frames}")
-        if not self.columns or len(set(self.columns)) != len(self.columns):
-            raise ValueError(f"columns must name each thing once and at least one: {self.columns}")
+        contents = (*self.columns, *self.features)
+        if not contents or len(set(contents)) != len(contents):
+            raise ValueError(f"columns and features must name each thing once and at least one: {contents}")
+        for feature in self.features:
+            find_feature(feature)
 
 
 class WindowDataset(Dataset[Batch]):
     """Slot → one window as tensors, a pure function of (data set, config, seed, slot).
 
     The window is drawn from (seed, epoch, key). Items: `video` uint8 `[F, C, H, W]`, `audio` float32 `[F * 640]`,
-    annotation columns `[F, …]` (NaN where there is no face; `valid` bool), `mask` bool `[F]` (False where a short clip
-    was padded), `key`, `first` (frame in the clip) and `slot`.
+    annotation columns `[F, …]` (NaN where there is no face; `valid` bool), derived columns and features with n rows a
+    frame `[n · F, …]`, columns with one row for the clip `[…]`, `mask` bool `[F]` (False where a short clip was
+    padded), `key`, `first` (frame in the clip) and `slot`. Padding repeats the last row; of `audio` it is silence.
     """
 
     def __init__(self, reader: ShardReader, config: WindowConfig, seed: int) -> None:
-        for column in set(config.columns) - set(_MEDIA):
+        needed = {column for feature in config.features for column in find_feature(feature).columns}
+        for column in sorted({*config.columns, *needed} - set(_MEDIA)):
             reader.check_column(column)
         self.reader = reader
         self.config = config
@@ -96,7 +105,8 @@ class WindowDataset(Dataset[Batch]):
         key = sample.key
         first = int(rng.uniform(self.seed, "window", epoch, key) * places)  # uniform in [0, 1): 0 … places - 1
         # Read the window; a short clip is padded to the full length, and the mask says how far it is real.
-        item: Batch = {name: self._read(sample, name, first, count) for name in self.config.columns}
+        names = (*self.config.columns, *self.config.features)
+        item: Batch = {name: self._read(sample, name, first, count) for name in names}
         item["mask"] = torch.arange(self.config.num_frames) < count
         return item | {"key": key, "first": first, "slot": slot}
 
@@ -104,10 +114,18 @@ class WindowDataset(Dataset[Batch]):
         lacking = self.config.num_frames - count
         if name == "audio":
             return torch.from_numpy(np.pad(sample.audio(first, count), (0, lacking * SAMPLES_PER_FRAME)))
-        values = sample.video(first, count) if name == "video" else sample.annotation(name, first, count)
-        # Repeat the last frame, so that the padding holds values that occur in the clip.
+        if name == "video":
+            values = sample.video(first, count)
+        elif name in self.config.features:
+            values = read_feature(sample, find_feature(name), first, count)
+        else:
+            values, form = sample.annotation(name, first, count), self.reader.form(name)
+            if form is not None and form.rows == "clip":
+                values, lacking = values.reshape(values.shape[1:]), 0
+        # Repeat the last row, so that the padding holds values that occur in the clip.
         if lacking:
-            values = np.concatenate([values, np.repeat(values[-1:], lacking, axis=0)])
+            more = lacking * (len(values) // count)
+            values = np.concatenate([values, np.repeat(values[-1:], more, axis=0)])
         # Rows that come straight from the bytes of a file are read-only, and torch shares the memory.
         tensor = torch.from_numpy(values if values.flags.writeable else values.copy())
         # [F, H, W, C] → [F, C, H, W]

@@ -34,7 +34,7 @@ _FOLDER = "pins"
 _PATH = re.compile(rf"{_FOLDER}/[0-9a-f]{{16}}\.json")
 _SHA256 = re.compile("[0-9a-f]{64}")
 _LONGEST = 5000  # characters of a host's name, a folder or a URI
-_TRIES = 3
+_TRIES = 10
 
 
 @dataclass(frozen=True, kw_only=True)

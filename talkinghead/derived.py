@@ -181,11 +181,10 @@ class DerivedColumn:
 
     def parameters(self, settings: Any, provenance: Provenance) -> dict[str, Any]:
         """The settings that shape the result, without files (their hashes count) and resources, as JSON values."""
-        shaping = {
-            name: value for name, value in asdict(settings).items() if name not in (*provenance, *self.resources)
-        }
-        # In the order of the settings, by which versions are named; each as it comes back from a plan or a manifest.
-        return {name: json.loads(canonical_json(value)) for name, value in shaping.items()}
+        given = asdict(settings)
+        shaping = {name: value for name, value in given.items() if name not in (*provenance, *self.resources)}
+        # As they come back from a plan or a manifest: with lists for tuples.
+        return json.loads(canonical_json(shaping))
 
     def size_of_frame(self, settings: Any) -> float:
         """Bytes that a frame takes in a shard, without the little that a clip takes."""
@@ -223,8 +222,11 @@ class ColumnVersion:
     @property
     def name(self) -> str:
         """Default name of the version: the column's, and 12 hexadecimal digits of what shapes the result."""
-        hashes = [about["sha256"] for about in self.provenance.values()]
-        parts: list[Any] = [self.column_version, *hashes, *self.parameters.values()]
+        # From the last name to the first: latents have always been named so, and a version that was read back from a
+        # file, which sorts its fields, has the same name.
+        hashes = [self.provenance[name]["sha256"] for name in sorted(self.provenance, reverse=True)]
+        parameters = [self.parameters[name] for name in sorted(self.parameters, reverse=True)]
+        parts: list[Any] = [self.column_version, *hashes, *parameters]
         if self.pins or self.fits:
             parts.append({"pins": self.pins, "fits": self.fits})
         return f"{self.column}-{hash_bytes(canonical_json(parts))[:12]}"

@@ -44,6 +44,7 @@ from talkinghead.global_fit import GlobalFit
 from talkinghead.npz import decode_npz, encode_npz
 from talkinghead.provenance import provenance_key
 from talkinghead.sampletar import read_members
+from train.clip_choice import ClipChoice
 
 log = logging.getLogger(__name__)
 
@@ -54,38 +55,26 @@ _LEAST_LIMIT_S = 180.0
 # --- the whole job ----------------------------------------------------------------------------------------------------
 
 
-def run_fit(
-    runner: UnitRunner,
-    fit: GlobalFit,
-    settings: Any,
-    *,
-    annotation: str | None = None,
-    selection: Selection | None = None,
-) -> Fit:
+def run_fit(runner: UnitRunner, fit: GlobalFit, settings: Any, clips: ClipChoice | None = None) -> Fit:
     """Make a global fit, after the fits that it needs, unless DATA has it already.
 
     Args:
         runner: Runs the units, on its DATA, which holds a finished data set.
         fit: The fit.
         settings: Its settings.
-        annotation: Annotation version of the clips; None: the newest.
-        selection: Further choice of the clips.
+        clips: Choice of the clips; None: all kept training clips.
 
     Raises:
         FileNotFoundError: There is no finished data set.
         ValueError: A column is missing, a part could not be made, or the clips do not allow the fit.
         JobStoppedError: The machine is at fault.
     """
-    storage, selection = runner.storage, selection or Selection()
-    needed = {
-        name: run_fit(
-            runner, FITS[name], settings_for(FITS[name], settings), annotation=annotation, selection=selection
-        )
-        for name in fit.fits
-    }
+    storage, clips = runner.storage, clips or ClipChoice()
+    needed = {name: run_fit(runner, FITS[name], settings_for(FITS[name], settings), clips) for name in fit.fits}
 
     # What it is made of; the same once more is not made again.
-    reader = reader_for(fit, storage, annotation=annotation, selection=selection)
+    selection = clips.selection()
+    reader = reader_for(fit, storage, annotation=clips.annotation, join=clips.join, selection=selection)
     source = source_of(reader, settings, selection, needed)
     found = find_fit(storage, reader.manifest, fit, settings, source.index, selection, source.pins)
     if found is not None:
@@ -223,7 +212,8 @@ def _opened(storage: Storage, payload: Mapping[str, Any]) -> _Opened:
     fit = FITS[payload["fit"]]
     try:
         selection = from_json(Selection, payload["selection"])
-        reader = reader_for(fit, storage, annotation=payload["annotation"], pins=payload["pins"], selection=selection)
+        join = [f"{name}@{version}" for name, version in payload["pins"].items()]
+        reader = reader_for(fit, storage, annotation=payload["annotation"], join=join, selection=selection)
         fits = {name: read_fit(storage, name, sha256) for name, sha256 in payload["fits"].items()}
     except (ValueError, OSError) as error:
         raise JobStoppedError(f"a worker cannot open the clips of {fit.name}: {error}") from error

@@ -11,6 +11,8 @@ from markupsafe import Markup, escape
 from numpy.typing import ArrayLike
 
 BINS = 32
+LARGEST = 1e300
+"""Scores may be a stranger's: larger ones count as this, so that differences are finite."""
 # In the chart's own units; the page scales it.
 _WIDTH, _HEIGHT = 320, 132
 _LEFT, _TOP, _BASE = 6, 16, 104  # plot area: x from _LEFT to _WIDTH - _LEFT, y from _TOP down to _BASE
@@ -49,7 +51,7 @@ class Histogram:
             thresholds: Limits to cover.
         """
         sides = [np.asarray(side, np.float64) for side in (kept, rejected)]
-        sides = [side[np.isfinite(side)] for side in sides]
+        sides = [np.clip(side[np.isfinite(side)], -LARGEST, LARGEST) for side in sides]
         values = np.concatenate(sides)
         if values.size == 0:
             return cls(edges=np.linspace(0, 1, BINS + 1), kept=np.zeros(BINS, int), rejected=np.zeros(BINS, int))

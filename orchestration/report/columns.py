@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from orchestration.report.charts import LARGEST
 from orchestration.report.state import ColumnState, DataState
 from orchestration.units.ledger import causes
 from orchestration.units.records import UnitRecord
@@ -85,7 +86,7 @@ def _scores(index: Index) -> dict[str, dict[str, float | None]]:
     found = {}
     for name in index.score_names:
         values = index.numbers(f"{SCORE}{name}")[index.numbers("keep")]
-        measured = values[np.isfinite(values)]
+        measured = np.clip(values[np.isfinite(values)], -LARGEST, LARGEST)
         places = np.percentile(measured, list(_PERCENTILES.values())).tolist() if measured.size else [None] * 5
         counts = {"count": measured.size, "missing": values.size - measured.size}
         found[name] = {**counts, **dict(zip(_PERCENTILES, places, strict=True))}

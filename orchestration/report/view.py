@@ -16,6 +16,7 @@ from markupsafe import Markup
 
 from orchestration.report.accounting import Accounting, InputOutcome
 from orchestration.report.charts import sparkline_svg, waveform_svg
+from orchestration.report.column_view import MOST_FITS, column_views, fact_text
 from orchestration.report.distributions import charts
 from orchestration.report.images import EmbeddedImage, Strip, Tile
 from orchestration.report.state import DataState
@@ -109,6 +110,7 @@ def render_page(
     histograms = charts(state.index, state.filters)
     rejected_rows = rejected_examples(accounting)
     quarantine = quarantine_groups(state, data_uri)
+    columns = column_views(state, summary["columns"], data_uri)
     reasons = summary["rejected"] | summary["pieces"]["rejected_reasons"]
     present = {
         "funnel": ("Funnel", True),
@@ -116,6 +118,7 @@ def render_page(
         "clips": ("Clips", strips),
         "scores": ("Scores", histograms),
         "rejected": ("Left out", reasons),
+        "columns": ("Derived columns", columns or summary["fits"]),
         "quarantine": ("Quarantine", quarantine),
         "difference": ("Changes", summary["difference"]),
         "cost": ("Time and size", summary["jobs"] or summary["bytes_per_frame"]),
@@ -140,6 +143,9 @@ def render_page(
         reasons=list(reasons),
         rejected_tiles=images.rejected,
         rejected_rows=rejected_rows,
+        columns=columns,
+        fits=summary["fits"][:MOST_FITS],
+        fact_text=fact_text,
         quarantine=quarantine,
         member_sizes=sorted(summary["bytes_per_frame"].items(), key=lambda item: -item[1]),
         image_errors=images.errors,
@@ -160,9 +166,9 @@ def rejected_examples(accounting: Accounting) -> list[InputOutcome]:
 def quarantine_groups(state: DataState, data_uri: str) -> list[QuarantineGroup]:
     """Quarantined units by cause, the most frequent cause first, with the command that retries them."""
     by_cause: dict[str, list[QuarantineRecord]] = defaultdict(list)
-    # Units of ingest, of this annotation version, and of all versions of latents.
-    encoded = (record for latents in state.latents for record in latents.quarantined)
-    for record in (*state.ingest.values(), *state.annotate.values(), *encoded):
+    # Units of ingest, of this annotation version, of all versions of derived columns, and of global fits.
+    derived = (record for column in state.columns for record in column.quarantined)
+    for record in (*state.ingest.values(), *state.annotate.values(), *derived, *state.fit_parts):
         if isinstance(record, QuarantineRecord):
             by_cause[record.cause].append(record)
     return [

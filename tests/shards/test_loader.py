@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from shards.loader import ClipLoader, WindowConfig, WindowDataset
+from shards.loader import ClipLoader, WindowConfig, WindowDataset, collate
 from shards.reader import ShardReader
-from tests.support.shard_data import LENGTHS, clip_arrays, clip_audio, clip_frames
+from talkinghead.features.feature import read_feature
+from talkinghead.features.table import find_feature
+from tests.support.shard_data import LENGTHS, TRACE, clip_arrays, clip_audio, clip_frames, trace_arrays
 
 CONFIG = WindowConfig(num_frames=20, columns=("video", "audio", "landmarks", "valid"))
 LIGHT = WindowConfig(num_frames=20, columns=("audio", "pose"))
@@ -127,6 +129,48 @@ def test_short_clips_are_padded_with_a_mask_or_skipped(reader):
     assert Counter(skipping[slot]["key"] for slot in range(len(skipping))).keys() == {
         key for key, frames in zip(reader.keys, reader.num_frames, strict=True) if frames >= 40
     }
+
+
+def test_columns_with_other_rows_than_one_a_frame(traced):
+    """Several rows a frame are padded with the last row; a row for the clip is given as it is."""
+    reader = ShardReader(traced, split=None, join=("trace",))
+    names = tuple(form.name for form in TRACE)
+    dataset = WindowDataset(reader, WindowConfig(num_frames=40, columns=names), seed=0)
+    short = 0
+    for slot in range(8):
+        item = dataset[slot]
+        arrays = trace_arrays(int(item["key"].split("_")[1][:2]))
+        real = int(item["mask"].sum())
+        short += real < 40
+        for form in TRACE:
+            found = item[form.name].numpy()
+            if form.rows == "clip":
+                assert found.shape == (5,) and np.array_equal(found, arrays[form.name][0])
+                continue
+            rows = form.rows
+            expected = arrays[form.name][rows * item["first"] : rows * (item["first"] + real)]
+            assert len(found) == rows * 40 and found.dtype == expected.dtype
+            np.testing.assert_array_equal(found[: rows * real], expected)
+            np.testing.assert_array_equal(found[rows * real :], np.repeat(expected[-1:], rows * (40 - real), axis=0))
+    assert short
+    batch = collate([dataset[slot] for slot in range(3)])
+    assert batch["trace_clip"].shape == (3, 5) and batch["trace_fast"].shape == (3, 80, 3)
+    assert batch["trace_level"].dtype == torch.uint8
+
+
+def test_features_are_computed_with_what_is_around_the_window(reader):
+    config = WindowConfig(num_frames=20, columns=("audio",), features=("loudness",))
+    dataset = WindowDataset(reader, config, seed=0)
+    for slot in range(8):
+        item = dataset[slot]
+        whole = read_feature(reader.find(item["key"]), find_feature("loudness"))
+        assert item["loudness"].dtype == torch.float32 and item["loudness"].shape == (20,)
+        assert np.array_equal(item["loudness"].numpy(), whole[item["first"] : item["first"] + 20])
+    padded = WindowDataset(reader, WindowConfig(num_frames=60, columns=(), features=("loudness",)), seed=0)[0]
+    real = int(padded["mask"].sum())
+    assert real < 60 and (padded["loudness"][real:] == padded["loudness"][real - 1]).all()
+    with pytest.raises(ValueError, match="no feature 'pitch', only loudness"):
+        WindowConfig(num_frames=4, features=("pitch",))
 
 
 def test_wrong_use_is_refused(reader, built):

@@ -12,9 +12,11 @@ import pytest
 
 from shards.__main__ import main
 from shards.manifest import read_manifest
+from shards.pins import pin_run
 from shards.reader import ShardReader
 from talkinghead.files.storage import Storage
 from talkinghead.provenance import hash_bytes
+from tests.support.derived_data import add_fit, add_version
 
 TURNS = 6
 
@@ -41,10 +43,10 @@ def damage(data: bytes, rng: random.Random) -> bytes:
 
 
 def adopt(storage: Storage) -> None:
-    """Let `DATASET.json` name the index as it is now, as a stranger who changed it would."""
+    """Let `DATASET.json` name the indexes as they are now, as a stranger who changed one would."""
     value = json.loads(storage.read("DATASET.json"))
-    entry = value["annotations"][0]
-    entry["index_sha256"] = hash_bytes(storage.read(entry["index"]))
+    for entry in value["annotations"]:
+        entry["index_sha256"] = hash_bytes(storage.read(entry["index"]))
     storage.write("DATASET.json", json.dumps(value).encode())
 
 
@@ -97,6 +99,37 @@ def test_damage_is_a_result_or_one_line(
             shutil.rmtree(tmp_path / "out", ignore_errors=True)
             assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
         read_all(storage)
+
+
+@pytest.mark.parametrize("what", ["DATASET.json", "shard", "index", "fit", "pin"])
+def test_damage_to_derived_columns_fits_and_pins_is_a_result_or_one_line(
+    built: Storage, tmp_path: Path, what: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert built.local_root
+    rng = random.Random(what)
+    data, backup = tmp_path / "data", tmp_path / "backup"
+    shutil.copytree(built.local_root, data)
+    storage = Storage(data)
+    fit = add_fit(storage, "basis", bytes(range(200)))
+    toy = add_version(storage, fits={"basis": fit.sha256})
+    pin_run(storage, "/run", versions=["v1"], fits=[fit.sha256])
+    pin = storage.list("pins")[0].path
+    name = {"shard": toy.shards[1].name, "index": toy.index, "fit": fit.path, "pin": pin}.get(what, what)
+    shutil.copytree(data, backup)
+    whole = storage.read(name)
+    for turn in range(TURNS):
+        storage.write(name, damage(whole, rng))
+        if what == "index":
+            adopt(storage)
+        drop = ["drop", toy.version, "--force"]
+        for command in (["verify"], ["ls", "--version", toy.version], ["versions"], ["versions", "--json"], drop):
+            status = main([*command, "--data", str(data)])
+            captured = capfd.readouterr()
+            assert status in (0, 1, 2) and "Traceback" not in captured.err, (turn, command)
+            assert status == 0 or captured.err.splitlines()[-1].startswith("error: "), (turn, command)
+            assert (captured.out + captured.err).replace("\n", "").replace("\t", "").isprintable(), (turn, command)
+        # What `drop` removed comes back.
+        shutil.copytree(backup, data, dirs_exist_ok=True)
 
 
 def test_every_way_of_reading_works_on_a_whole_data_set(built: Storage) -> None:

@@ -14,13 +14,17 @@ import pytest
 from shards.__main__ import main
 from shards.index import build_index, write_index
 from shards.layout import check_wav_header
-from shards.manifest import read_manifest, write_manifest
+from shards.manifest import AnnotationEntry, read_manifest, write_manifest
+from shards.pins import pin_run, read_pins
 from shards.verify import VerifyReport, verify
 from talkinghead.annotation import COLUMN
-from talkinghead.column import encode_column
+from talkinghead.column import Column, encode_column
+from talkinghead.derived import Derived
 from talkinghead.files.storage import Storage
+from talkinghead.latents import EMBEDDING, LATENTS
 from talkinghead.provenance import hash_file
-from talkinghead.sampletar import END_OF_ARCHIVE, member_bytes, member_header
+from talkinghead.sampletar import END_OF_ARCHIVE, member_bytes, member_header, walk_members
+from tests.support.derived_data import TOY, ToySettings, add_fit, add_version
 from tests.support.indexes import edit_rows, open_index
 from tests.support.shard_data import LENGTHS, clip_arrays, media_contents, sample_key
 
@@ -34,7 +38,6 @@ def kinds(report: VerifyReport) -> set[tuple[str, str]]:
 def adopt(storage: Storage, *names: str) -> None:
     """Let `DATASET.json` name the shards as they are now, so that only a check of the contents can find the damage."""
     manifest = read_manifest(storage)
-    entry = manifest.annotation()
 
     def renew(shards):
         return [
@@ -49,7 +52,7 @@ def adopt(storage: Storage, *names: str) -> None:
         dataclasses.replace(
             manifest,
             media=renew(manifest.media),
-            annotations=[dataclasses.replace(entry, shards=renew(entry.shards))],
+            annotations=[dataclasses.replace(e, shards=renew(e.shards)) for e in manifest.annotations],
         ),
     )
 
@@ -256,7 +259,7 @@ def test_command(copied, capfd):
     assert f"problem: {ANN}: is not there" in captured.err and "1 problems" in captured.out
     assert captured.err.splitlines()[-1].startswith(f"error: 1 problems in {data}: ")
     assert main(["verify", "--data", data, "--version", "v7"]) == 2
-    assert capfd.readouterr().err.startswith("error: there is no annotation version 'v7'")
+    assert capfd.readouterr().err.startswith("error: there is no version 'v7'")
     with pytest.raises(SystemExit) as wrong:
         main(["verify"])
     assert wrong.value.code == 2
@@ -342,3 +345,229 @@ def test_another_wav_header_and_impossible_lengths(copied):
         assert "content" in {kind for _, kind in kinds(verify(copied))}
         with pytest.raises(ValueError, match="not a plain mono"):
             check_wav_header(bytes(44), frames)
+
+
+# --- derived columns --------------------------------------------------------------------------------------------------
+
+
+def test_a_derived_version_is_clean_also_where_a_sample_could_not_be_made(copied):
+    first = add_version(copied, failed=[sample_key(3)])
+    fit = add_fit(copied, "basis")
+    second = add_version(copied, settings=ToySettings(1), fits={"basis": fit.sha256})
+    pin_run(copied, "/run", versions=["v1", first.version])
+    report = verify(copied)
+    assert report.ok and report.unknown == [], report.problems
+    assert report.versions == ["v1", first.version, second.version] and report.shards == 12
+    assert report.fits == [f"basis@{fit.sha256[:12]}"]
+    alone = verify(copied, version=first.version)
+    assert alone.ok and (alone.shards, alone.fits) == (6, [])
+    assert verify(copied, version=second.version).fits == report.fits
+
+
+def _npy(values: np.ndarray, name: str = "toy_rows") -> bytes:
+    """Rows as an `.npy` file in the type that they have, whatever the column's."""
+    form = next(column for column in TOY.arrays if column.name == name)
+    return encode_column(
+        Column(name, values.shape[1:], "", values.dtype, rows=form.rows),
+        values,  # of any shape and type
+    )
+
+
+def _rows(length: int) -> np.ndarray:
+    return np.zeros((length, 3), "<f2")
+
+
+INFINITE = np.float16("inf")
+
+DERIVED_DAMAGE = {
+    "a row short": ("toy_rows.npy", lambda n: _npy(_rows(n - 1))),
+    "a row too many": ("toy_rows.npy", lambda n: _npy(_rows(n + 1))),
+    "rows of one frame rate": ("toy_steps.npy", lambda n: _npy(np.zeros((n, 2), "<i2"), "toy_steps")),
+    "a row for each frame": ("toy_clip.npy", lambda n: _npy(np.zeros((n, 4), "<f4"), "toy_clip")),
+    "no row": ("toy_clip.npy", lambda n: _npy(np.zeros((0, 4), "<f4"), "toy_clip")),
+    "another width": ("toy_rows.npy", lambda n: _npy(np.zeros((n, 4), "<f2"))),
+    "another number of axes": ("toy_rows.npy", lambda n: _npy(np.zeros((n, 3, 1), "<f2"))),
+    "no axis of its own": ("toy_count.npy", lambda n: _npy(np.zeros((1, 1), "<i4"), "toy_count")),
+    "another type": ("toy_rows.npy", lambda n: _npy(np.zeros((n, 3), "<f4"))),
+    "another kind": ("toy_count.npy", lambda n: _npy(np.zeros(1, "<f4"), "toy_count")),
+    "unsigned": ("toy_steps.npy", lambda n: _npy(np.zeros((2 * n, 2), "<u2"), "toy_steps")),
+    "infinite": ("toy_rows.npy", lambda n: _npy(np.where(np.arange(n)[:, None] == n - 1, INFINITE, _rows(n)))),
+    "infinite in a clip's row": ("toy_clip.npy", lambda n: _npy(np.full((1, 4), -np.inf, "<f4"), "toy_clip")),
+    "cut": ("toy_rows.npy", lambda n: _npy(_rows(n))[:-2]),
+    "no array": ("toy_rows.npy", lambda n: b"nothing"),
+    "objects": ("toy_rows.npy", lambda n: _npy(_rows(n)).replace(b"'<f2'", b"'|O' ")),
+    "json cut": ("toy.json", lambda n: b"{"),
+    "json of a list": ("toy.json", lambda n: b"[]"),
+}
+
+
+@pytest.mark.parametrize("damage", DERIVED_DAMAGE)
+def test_derived_arrays_that_are_not_as_the_version_says(copied, edit_shard, damage):
+    """Everything else agrees: hashes, counts, the places of the members in the index."""
+    suffix, data = DERIVED_DAMAGE[damage]
+    name = _damage_version(copied, edit_shard, lambda contents, length: contents.update({suffix: data(length)}))
+    problems = verify(copied).problems
+    assert [(problem.file, problem.key, problem.kind) for problem in problems] == [(name, sample_key(0), "content")]
+    assert problems[0].detail.startswith((f"{suffix}: is", f"{suffix}: hol", f"{suffix} ", f"{suffix}: it "))
+
+
+@pytest.mark.parametrize(
+    ("change", "detail"),
+    [
+        (lambda contents, _: contents.pop("toy.json"), "lacks toy.json"),
+        (lambda contents, _: contents.pop("toy_clip.npy"), "lacks toy_clip.npy"),
+        (lambda contents, _: contents.update({"other.npy": _npy(_rows(3))}), "has the unknown members other.npy"),
+        (lambda contents, _: contents.update({"mouth.json": b"{}"}), "has the unknown members mouth.json"),
+    ],
+)
+def test_members_of_a_derived_version(copied, edit_shard, change, detail):
+    name = _damage_version(copied, edit_shard, change)
+    problems = [(problem.file, problem.key, problem.detail) for problem in verify(copied).problems]
+    assert problems == [(name, sample_key(0), detail)]
+
+
+def _damage_version(storage: Storage, edit_shard, change: Callable[[dict[str, bytes], int], object]) -> str:
+    """Change the members of sample 0 in a derived version whose index and manifest follow; returns the shard."""
+    entry = add_version(storage)
+    name = entry.shards[1].name
+
+    def edit(samples):
+        change(next(contents for key, contents in samples if key == sample_key(0)), LENGTHS[0])
+
+    edit_shard(storage, name, edit)
+    _follow(storage, entry)
+    return name
+
+
+def _follow(storage: Storage, entry: AnnotationEntry) -> None:
+    """Let the index of a version name the members as they lie now, and `DATASET.json` the shards and the index."""
+    places: dict[str, list] = {}
+    for shard in entry.shards:
+        with (storage.local_root / shard.name).open("rb") as stream:
+            for key, member in walk_members(stream):
+                places.setdefault(key, []).append(member)
+    index = open_index(storage, entry.version)
+    rows = [dataclasses.replace(row, annotation=places.get(row.key, [])) for row in index.rows()]
+    path, sha256 = write_index(storage, build_index(entry.version, rows))
+    if path != entry.index:
+        storage.delete(entry.index)
+    renewed = dataclasses.replace(entry, index=path, index_sha256=sha256)
+    manifest = read_manifest(storage)
+    others = [other for other in manifest.annotations if other.version != entry.version]
+    write_manifest(storage, dataclasses.replace(manifest, annotations=[*others, renewed]))
+    adopt(storage, *(shard.name for shard in entry.shards))
+
+
+def test_a_size_that_the_settings_decide_is_the_same_in_all_clips(copied):
+    """In the column's code, and so in every check of a single clip, the size is left open."""
+    free = dataclasses.replace(TOY, arrays=(Column("toy_free", (None,), "", np.dtype("<f4")),), scores=())
+
+    def make(row, valid):
+        width = 5 if row.key == sample_key(3) else 4
+        values = np.where(valid[:, None], 1.0, np.nan) * np.ones(width)
+        return Derived(arrays={"toy_free": values})
+
+    entry = add_version(copied, free, make)
+    [problem] = verify(copied).problems
+    assert (problem.kind, problem.key) == ("content", sample_key(3)) and entry.version in problem.file
+    assert problem.detail == "toy_free.npy has rows of [5], other clips of the version of [4]"
+
+
+def test_a_derived_index_that_keeps_what_is_not_there(copied):
+    entry = add_version(copied, failed=[sample_key(3)])
+    rows = list(open_index(copied, entry.version).rows())
+    number = next(number for number, row in enumerate(rows) if row.key == sample_key(3))
+    rows[number] = dataclasses.replace(rows[number], keep=True, reason=None)
+    path, sha256 = write_index(copied, build_index(entry.version, rows))
+    copied.delete(entry.index)
+    splits = {split: count + (split == rows[number].split) for split, count in entry.splits.items()}
+    renewed = dataclasses.replace(entry, index=path, index_sha256=sha256, kept=entry.kept + 1, splits=splits)
+    manifest = read_manifest(copied)
+    write_manifest(copied, dataclasses.replace(manifest, annotations=[manifest.annotation(), renewed]))
+    [problem] = verify(copied).problems
+    assert problem.key == sample_key(3) and "keeps it, but has no annotation of it" in problem.detail
+
+
+def test_a_version_that_describes_other_arrays_than_it_holds(copied):
+    entry = add_version(copied)
+    other = Column("toy_rows", (3,), "cm", np.dtype("<f4")).to_json()
+    details = entry.details | {"arrays": [other, *entry.details["arrays"][1:]]}
+    manifest = read_manifest(copied)
+    changed = dataclasses.replace(entry, details=details)
+    write_manifest(copied, dataclasses.replace(manifest, annotations=[manifest.annotation(), changed]))
+    problems = verify(copied).problems
+    assert len(problems) == len(LENGTHS)
+    assert all("toy_rows.npy: is float16" in p.detail and "must be float32" in p.detail for p in problems)
+
+
+def test_old_latents_need_rows_for_all_frames_and_no_more(copied, edit_shard):
+    """Releases before derived columns did not describe arrays."""
+    latents = dataclasses.replace(
+        TOY,
+        name=LATENTS,
+        arrays=(
+            Column(LATENTS, (2, 1, 1), "", np.dtype("<f2")),
+            Column(EMBEDDING, (4,), "", np.dtype("<f4"), optional=True),
+        ),
+        scores=(),
+    )
+
+    def make(row, valid):
+        values = np.ones((row.num_frames, 2, 1, 1), np.float32)
+        values[~valid] = np.nan
+        return Derived(arrays={LATENTS: values, EMBEDDING: np.full((row.num_frames, 4), np.nan, np.float32)})
+
+    entry = add_version(copied, latents, make)
+    networks = {"vae": {"sha256": "a"}, "image_encoder": {"sha256": "b"}}
+    old = dataclasses.replace(entry, details={"width": 8, "height": 8, **networks, "columns": [EMBEDDING, LATENTS]})
+    manifest = read_manifest(copied)
+    write_manifest(copied, dataclasses.replace(manifest, annotations=[manifest.annotation(), old]))
+    assert verify(copied).ok, verify(copied).problems
+
+    def cut(samples):
+        samples[0][1]["latents.npy"] = encode_column(latents.arrays[0], np.ones((3, 2, 1, 1)))
+
+    edit_shard(copied, entry.shards[0].name, cut)
+    adopt(copied, entry.shards[0].name)
+    assert "content" in {problem.kind for problem in verify(copied).problems}
+
+
+# --- global fits and pins ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "kinds_"),
+    [(None, ["missing"]), (b"SUMS", ["sha256"]), (b"sum", ["size", "sha256"]), (b"sumsums", ["size", "sha256"])],
+)
+def test_damaged_fits(copied, content, kinds_):
+    fit = add_fit(copied, "basis", b"sums")
+    assert verify(copied).ok
+    if content is None:
+        copied.delete(fit.path)
+    else:
+        copied.write(fit.path, content)
+    assert [(problem.file, problem.kind) for problem in verify(copied).problems] == [(fit.path, k) for k in kinds_]
+
+
+def test_a_fit_in_the_place_of_another_and_files_that_nothing_names(copied):
+    one, two = add_fit(copied, "basis", b"sums"), add_fit(copied, "basis", b"more")
+    copied.write(two.path, copied.read(one.path))
+    assert [(problem.file, problem.kind) for problem in verify(copied).problems] == [(two.path, "sha256")]
+    copied.write(two.path, b"more")
+    for name in ("fits/basis/" + "0" * 64 + ".npz", "fits/notes.txt", "pins/notes.json", "ann/toy-0/ann-000000.tar"):
+        copied.write(name, b"?")
+    report = verify(copied)
+    assert report.ok
+    assert set(report.unknown) == {
+        "fits/basis/" + "0" * 64 + ".npz", "fits/notes.txt", "pins/notes.json", "ann/toy-0/ann-000000.tar"
+    }  # fmt: skip
+
+
+def test_a_damaged_pin_is_a_problem(copied):
+    pin_run(copied, "/run", versions=["v1"])
+    assert verify(copied).ok and verify(copied).unknown == []
+    [pin] = read_pins(copied)
+    copied.write(pin.path, b"{}")
+    report = verify(copied)
+    assert [(problem.file, problem.kind) for problem in report.problems] == [(pin.path, "unreadable")]
+    assert report.unknown == []

@@ -16,7 +16,6 @@ from shards.plan import PlannedSample
 from shards.reader import ShardReader
 from talkinghead import dataroot
 from talkinghead.annotation import blank_arrays
-from talkinghead.derived import ENCODING
 from talkinghead.files.storage import Storage
 from talkinghead.geometry.canonical import mean_face
 from talkinghead.geometry.face_regions import LIPS
@@ -130,7 +129,7 @@ def add_latents(storage: Storage, encoder: ImageNetworks, width: int, height: in
         kept=len(rows),
         splits=dict(Counter(row.split for row in rows)),
         kind="latents",
-        details={"encoding": ENCODING, "width": width, "height": height, **encoder.provenance()},
+        details={"encoding": 1, "width": width, "height": height, **encoder.provenance()},
     )
     write_manifest(storage, dataclasses.replace(manifest, annotations=[*manifest.annotations, latents]))
 

@@ -11,7 +11,8 @@ from typing import Literal
 import numpy as np
 
 from annotate.filters import FilterSettings
-from orchestration.plans import UnitState, annotate_job
+from orchestration.outcomes import UnitState
+from orchestration.plans import annotate_job
 from orchestration.report.state import DataState
 from orchestration.units.records import Attempt, QuarantineRecord, RejectedPiece, SampleRecord, UnitRecord
 from shards.index import build_index, write_index

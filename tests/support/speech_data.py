@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 
+from annotate.fits.expression import EXPRESSION, ExpressionSettings
+from annotate.fits.speakers import SPEAKERS, SpeakersSettings
+from shards.fits import keys_of, make_fit, plan_parts, reader_for, source_of, write_fit
+from shards.manifest import FitEntry, read_manifest, write_manifest
+from shards.selection import Selection
 from talkinghead.annotation import blank_arrays
+from talkinghead.derived import Fit
 from talkinghead.files.storage import Storage
 from talkinghead.geometry.canonical import mean_face
 from talkinghead.geometry.face_regions import LIPS
@@ -86,3 +95,34 @@ def build_speech_data(root: Path) -> Storage:
             )
         )
     return pack_data(root, clips, min_shards=2)
+
+
+def store_fits(
+    storage: Storage,
+    *,
+    pose_origin: Literal["rest", "first"] = "rest",
+    selection: Selection | None = None,
+    change: Mapping[str, Any] | None = None,
+) -> list[FitEntry]:
+    """Make the fits of speakers and expressions, and enter them in `DATASET.json`, as the job does.
+
+    Args:
+        storage: Data set.
+        pose_origin: Origin of the poses.
+        selection: Choice of the clips.
+        change: Arrays that are stored instead of some of the speakers'.
+    """
+    made: dict[str, Fit] = {}
+    entries: list[FitEntry] = []
+    for fit, settings in ((SPEAKERS, SpeakersSettings(pose_origin=pose_origin)), (EXPRESSION, ExpressionSettings())):
+        reader = reader_for(fit, storage, selection=selection)
+        arrays = make_fit(fit, settings, made, reader)
+        if fit is SPEAKERS:
+            arrays |= change or {}
+        source = source_of(reader, settings, selection, made)
+        entry = write_fit(storage, fit, source, keys_of(reader, plan_parts(fit, reader)), arrays)
+        made = {fit.name: Fit(sha256=entry.sha256, arrays=arrays)}
+        entries.append(entry)
+    manifest = read_manifest(storage)
+    write_manifest(storage, dataclasses.replace(manifest, fits=[*manifest.fits, *entries]))
+    return entries

@@ -82,8 +82,8 @@ class ClipSource:
         if not len(reader):
             whose = f" of {', '.join(config.person)}" if config.person else ""
             raise ValueError(
-                f"the train split of {reader.storage.uri} has no clip{whose} that the filters keep: look at the splits"
-                " and the rejected clips in make report"
+                f"the train split of {reader.storage.uri} has no clip{whose} that the filters and this training's"
+                " rules keep: look at the splits and the rejected clips in make report"
             )
         if (longest := int(reader.num_frames.max())) < num_frames:
             raise ValueError(

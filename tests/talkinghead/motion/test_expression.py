@@ -80,6 +80,24 @@ def test_ridge_shrinks_what_was_not_shown() -> None:
     assert 0 < basis.offsets[SMILE, :, 1].mean() < 2
 
 
+def test_sums_of_two_fits_are_those_of_both() -> None:
+    first, second, both = ExpressionFit(), ExpressionFit(), ExpressionFit()
+    for fit, seed in ((first, 0), (second, 1)):
+        fit.add(*made_face(60, seed))
+        both.add(*made_face(60, seed))
+    sums = {name: values + second.sums()[name] for name, values in first.sums().items()}
+    merged = ExpressionFit.from_sums(sums)
+    assert merged.num_frames == both.num_frames == 120
+    np.testing.assert_allclose(merged.basis().offsets, both.basis().offsets, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(merged.basis().rest, both.basis().rest)
+    # It goes on from there.
+    merged.add(*made_face(60, 2))
+    assert merged.num_frames == 180 and first.num_frames == 60
+    for broken in ({name: values for name, values in sums.items() if name != "gram"}, sums | {"rest": np.zeros(2)}):
+        with pytest.raises(ValueError, match="no sums of an expression fit"):
+            ExpressionFit.from_sums(broken)
+
+
 def test_round_trip_and_refusals(tmp_path: Path) -> None:
     basis = fitted(made_face(60, 0))
     path = tmp_path / "expression.safetensors"

@@ -1,22 +1,28 @@
-"""What a run has derived from speech, in the RUN of a stranger; and what its export tells about the machine."""
+"""What a run derives from speech: out of fits in the data set or by itself; in the RUN of a stranger; and exported."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from transformers import Wav2Vec2Config, Wav2Vec2Model
 
+from talkinghead.derived import Derived
 from talkinghead.files.storage import Storage
 from talkinghead.models.speech.weights import Pretrained
-from tests.support.speech_data import build_speech_data
+from talkinghead.schema import SampleIndex
+from tests.support.derived_data import TOY, ToySettings, add_version, toy
+from tests.support.speech_data import build_speech_data, clip_key, store_fits
 from train.audio2lmk.corpus import CLIPS_FILE, STATISTICS_FILE, Corpus, CorpusConfig
+from train.clip_choice import ClipChoice, PinnedVersion, ReadVersions
 from train.recipe import make_task, recipes_of
 
 
@@ -30,6 +36,121 @@ def corpus(data: Storage, tmp_path: Path) -> Corpus:
     (tmp_path / "task").mkdir()
     Corpus(CorpusConfig(data=data.uri), tmp_path / "task").derive()
     return Corpus(CorpusConfig(data=data.uri), tmp_path / "task")
+
+
+# --- out of the data set, or made here --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own(data: Storage, tmp_path: Path) -> Storage:
+    """A copy that a test may change."""
+    assert data.local_root is not None
+    return Storage(shutil.copytree(data.local_root, tmp_path / "own"))
+
+
+def derived(storage: Storage, folder: Path, choice: ClipChoice = ClipChoice(), **settings: Any) -> Corpus:  # noqa: B008
+    folder.mkdir()
+    Corpus(CorpusConfig(data=storage.uri, choice=choice, **settings), folder).derive()
+    return Corpus(CorpusConfig(data=storage.uri, choice=choice, **settings), folder)
+
+
+def spoil_shards(storage: Storage) -> None:
+    """Overwrite every shard: whoever reads a clip fails."""
+    assert storage.local_root is not None
+    shards = [*storage.local_root.glob("clips-*.tar"), *storage.local_root.glob("ann/*/*.tar")]
+    assert len(shards) == 4
+    for shard in shards:
+        shard.write_bytes(b"\0" * shard.stat().st_size)
+
+
+@pytest.mark.parametrize("origin", ["rest", "first"])
+def test_fits_in_the_data_set_are_read_without_a_clip(
+    own: Storage, tmp_path: Path, origin: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    here = derived(own, tmp_path / "here", pose_origin=origin)
+    assert caplog.text.count(f"make basis DATA={own.uri} makes it once for all runs") == 2
+    caplog.clear()
+    entries = store_fits(own, pose_origin=origin)
+    spoil_shards(own)
+    there = derived(own, tmp_path / "there", pose_origin=origin)
+    assert "make basis" not in caplog.text and caplog.text.count("read out of the data set") == 2
+    hashes = {entry.name: entry.sha256 for entry in entries}
+    assert there.statistics == dataclasses.replace(here.statistics, fits=hashes)
+    assert there.reads() == ReadVersions(versions=("v1",), fits=tuple(hashes.values()))
+    assert here.reads() == ReadVersions(versions=("v1",))
+    names = {path.name for path in here.folder.iterdir()}
+    assert names == {path.name for path in there.folder.iterdir()} and len(names) == 5
+    for name in names - {STATISTICS_FILE}:
+        assert (there.folder / name).read_bytes() == (here.folder / name).read_bytes(), name
+    # About another origin, or of other clips, there is none.
+    other = "first" if origin == "rest" else "rest"
+    for case, change in enumerate(({"pose_origin": other}, {"choice": ClipChoice(person=("speaker-0",))})):
+        with pytest.raises(ValueError, match="speech_"):
+            derived(own, tmp_path / f"other-{case}", **({"pose_origin": origin} | change))
+
+
+def test_a_fit_of_other_clips_is_not_read(own: Storage, tmp_path: Path) -> None:
+    """The same version of a column may lead to other clips, once its failures are mended."""
+    choice = ClipChoice(at_least=("toy_score=0",))
+    add_version(own, TOY, toy, failed=[clip_key(0)])
+    store_fits(own, selection=choice.selection())
+    assert len(derived(own, tmp_path / "a", choice).statistics.fits) == 2
+    add_version(own, TOY, toy)
+    mended = derived(own, tmp_path / "b", choice)
+    assert not mended.statistics.fits and mended.statistics.num_clips == 3
+
+
+@pytest.mark.parametrize("change", [{"rest": np.zeros(3)}, {"neutral_rule": np.full(2, 9)}])
+def test_a_stranger_s_fit_is_one_line(own: Storage, tmp_path: Path, change: dict[str, np.ndarray]) -> None:
+    entry = store_fits(own, change=change)[0]
+    with pytest.raises(ValueError, match=rf"{entry.sha256}\.npz is damaged: [^\n]+ run make basis again$"):
+        derived(own, tmp_path / "task")
+
+
+# --- rules ------------------------------------------------------------------------------------------------------------
+
+
+def test_rules_choose_clips_of_both_splits_and_persons_only_those_to_train_on(
+    own: Storage, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def scored(row: SampleIndex, valid: np.ndarray) -> Derived:
+        scores = {clip_key(0): 1.0, clip_key(1): 5.0, clip_key(2): 7.0, clip_key(4): 2.0}
+        return dataclasses.replace(toy(row, valid), scores={"toy_score": scores.get(row.key)})
+
+    version = add_version(own, TOY, scored)
+    corpus = derived(own, tmp_path / "one", ClipChoice(at_least=("toy_score=3",)))
+    assert corpus.reader(("mesh",)).keys == [clip_key(1), clip_key(2)]
+    assert "1 of 3 samples are left out: toy_score below 3, or not measured" in caplog.text
+    assert not corpus.reader(("mesh",), "val").keys
+    # What was joined is pinned, and what came later is not read.
+    pinned = PinnedVersion(version=version.version, index=version.index)
+    assert corpus.statistics.joined == (pinned,)
+    assert corpus.reads().versions == ("v1", version.version)
+    add_version(
+        own, TOY, lambda row, valid: dataclasses.replace(toy(row, valid), scores={}), settings=ToySettings(number=1)
+    )
+    assert corpus.reader(("mesh",)).keys == [clip_key(1), clip_key(2)]
+    add_version(own, TOY, toy)
+    with pytest.raises(ValueError, match=f"has changed since this run began .* instead of {version.index}"):
+        corpus.reader(("mesh",))
+
+    chosen = derived(own, tmp_path / "two", ClipChoice(person=("speaker-1",), licence=("CC0-1.0",)))
+    assert chosen.reader(("mesh",)).keys == [clip_key(2)] and list(chosen.speakers) == ["speaker-1"]
+    assert chosen.reader(("mesh",), "val").keys == [clip_key(4)], "another person's"
+    with pytest.raises(ValueError, match="fulfils all rules"):
+        derived(own, tmp_path / "three", ClipChoice(at_most=("audio_silent=-1",)))
+
+
+# --- in the RUN of a stranger -----------------------------------------------------------------------------------------
+
+
+def test_a_run_of_before_global_fits_goes_on(corpus: Corpus) -> None:
+    file = corpus.folder / STATISTICS_FILE
+    older = {name: value for name, value in json.loads(file.read_text()).items() if name not in ("joined", "fits")}
+    file.write_text(json.dumps(older))
+    assert corpus.reader(("mesh",)).keys == [clip_key(0), clip_key(1), clip_key(2)]
+    assert corpus.reads() == ReadVersions(versions=("v1",))
 
 
 def test_tables_of_older_runs_are_read(corpus: Corpus) -> None:
@@ -51,6 +172,9 @@ def test_tables_of_older_runs_are_read(corpus: Corpus) -> None:
         {"version": ["v1"]},
         {"more": 1},
         {"pose_step_p99": [float("inf")] * 6},
+        {"joined": [{"version": "toy-0"}]},
+        {"joined": {"version": "toy-0", "index": "a"}},
+        {"fits": {"speakers": 1}},
     ],
 )
 def test_statistics_of_another_kind_are_one_line(corpus: Corpus, change: dict[str, Any]) -> None:

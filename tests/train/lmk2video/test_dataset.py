@@ -179,7 +179,7 @@ def same(one: dict[str, Any], two: dict[str, Any]) -> bool:
 def test_latents_are_of_the_same_frames(data: Storage, reader: ShardReader) -> None:
     encoder = ImageNetworks.load("tiny", "tiny")
     columns = ("landmarks", "valid", "latents", "embedding")
-    cached = ShardReader(data, columns=columns, extra=(LATENTS_VERSION,))
+    cached = ShardReader(data, columns=columns, join=(LATENTS_VERSION,))
     with_latents = Lmk2VideoDataset(cached, dataclasses.replace(WINDOWS, latents=True), seed=3)
     with_images = Lmk2VideoDataset(reader, WINDOWS, seed=3)
     for slot in range(4):

@@ -335,7 +335,7 @@ def test_the_export_is_a_pipeline_that_runs(stage1: Path, data: Storage) -> None
         ("stage1", {"use_latents": "require"}, "run make latents"),
         ("stage1", {"person": ("nobody",)}, "person or split group 'nobody'"),
         ("stage2", {"num_frames": 40, "max_frames": 48}, r"has 40 frames \(the longest has 34\)"),
-        ("stage1", {"annotation": "v9"}, "no annotation version 'v9'"),
+        ("stage1", {"annotation": "v9"}, "there is no version 'v9'"),
         ("stage2", {"stage1": "nowhere"}, "no weights of stage 1 in nowhere"),
         ("stage2", {"motion_module": "nowhere.ckpt"}, "no file nowhere.ckpt"),
     ],
@@ -347,12 +347,9 @@ def test_what_cannot_be_trained_is_said_first(
         prepared(name, data, tmp_path / "task", **({"stage1": str(stage1)} | changes if name == "stage2" else changes))
 
 
-def test_a_person_who_is_held_out_is_not_said_to_have_no_face(
-    data: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ShardReader, "_of", lambda reader, persons: reader.index.equals("split", "val"))
-    with pytest.raises(ValueError, match=r"train split of .* has no clip of person-9 that the filters keep"):
-        prepared("stage1", data, tmp_path / "task", person=("person-9",))
+def test_a_person_without_clips_is_not_said_to_have_no_face(data: Storage, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"train split of .* has no clip of person-1 that the filters and this train"):
+        prepared("stage1", data, tmp_path / "task", person=("person-1",), at_most=("audio_silent=0",))
 
 
 def test_clips_without_latents_are_said_once(

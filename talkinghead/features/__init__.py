@@ -1,0 +1,1 @@
+"""Features: what loaders compute from a window of a clip and never store. `table` names them."""

@@ -1,0 +1,16 @@
+"""The features there are, by name. A new one is a file in this folder and a line here."""
+
+from __future__ import annotations
+
+from talkinghead.features.feature import Feature
+from talkinghead.features.loudness import LOUDNESS
+
+FEATURES: dict[str, Feature] = {feature.name: feature for feature in (LOUDNESS,)}
+"""Name → feature."""
+
+
+def find_feature(name: str) -> Feature:
+    """Feature of this name; raises `ValueError`, which lists those there are."""
+    if name not in FEATURES:
+        raise ValueError(f"there is no feature {name!r}, only {', '.join(FEATURES)}")
+    return FEATURES[name]
