@@ -149,9 +149,7 @@ def _lines(data: bytes, path: Path) -> Iterator[tuple[int, list[str]]]:
         except StopIteration:
             return
         except UnicodeDecodeError:
-            raise ValueError(
-                f"{path} is not UTF-8: save it as CSV with UTF-8 and commas"
-            ) from None
+            raise ValueError(f"{path} is not UTF-8: save it as CSV with UTF-8 and commas") from None
         except csv.Error as error:
             raise ValueError(f"{path}, line {number}: it is no CSV ({error})") from None
         if any(line):

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import inspect
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 
 from annotate.columns import COLUMNS, FITS
 from annotate.scores import clip_scores, info_scores
 from talkinghead.annotation import ANNOTATION_MEMBERS, COLUMN, blank_arrays
-from talkinghead.derived import ANNOTATION, MEDIA_NEEDS
+from talkinghead.column import LARGEST, decode_column
+from talkinghead.derived import ANNOTATION, MEDIA_NEEDS, DerivedColumn, derived_members
+from talkinghead.global_fit import GlobalFit
 from talkinghead.schema import ClipInfo, check_name
 from tests.support.paths import ROOT
 from tests.support.shard_data import media_contents
@@ -92,3 +99,64 @@ def test_importing_the_table_is_fast() -> None:
     code = f"import sys, annotate.columns; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+# --- what the documents say -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def example(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], dict[str, Any]]:
+    """Function from a section of CONTRIBUTING to the names that its first Python file defines."""
+
+    def run(heading: str) -> dict[str, Any]:
+        section = (ROOT / "CONTRIBUTING.md").read_text().split(f"\n## {heading}\n")[1].split("\n## ")[0]
+        code = section.split("```python\n")[1].split("```")[0]
+        module = ModuleType("example")
+        monkeypatch.setitem(sys.modules, "example", module)  # where dataclasses look for the types of their fields
+        exec(compile(code, heading, "exec", dont_inherit=True), module.__dict__)
+        return module.__dict__
+
+    return run
+
+
+def test_the_column_of_contributing_works_as_it_is_written(example: Callable[[str], dict[str, Any]]) -> None:
+    found = example("A derived column")
+    column: DerivedColumn = found["LOUDNESS"]
+    sound = np.zeros((10, 640), np.float32)
+    sound[5:] = 0.5 * np.sin(np.arange(640) / 5)
+    sample: Any = SimpleNamespace(num_frames=10, audio=sound.ravel)
+    made = column.open(column.settings(), {}, "cpu")(sample)
+    members = derived_members(column, made, 10, None, {})
+    [form] = column.arrays
+    loudness = decode_column(form, members["loudness.npy"])
+    np.testing.assert_allclose(loudness[:5], -100)
+    np.testing.assert_allclose(loudness[5:], 10 * np.log10(0.125), atol=0.1)
+    assert made.scores.keys() == set(column.scores) and made.scores["loudness_range_db"] == pytest.approx(91, abs=0.2)
+    assert form.rounding(loudness).max() < 0.008 and -LARGEST * (form.step or 0) < -511
+    with pytest.raises(ValueError, match="floor_db"):
+        column.settings(floor_db=3.0)
+
+
+def test_the_fit_of_contributing_works_as_it_is_written(example: Callable[[str], dict[str, Any]]) -> None:
+    fit: GlobalFit = example("A global fit")["MEAN_MESH"]
+    meshes = np.random.default_rng(0).normal(size=(6, 5, 468, 3)).astype(np.float32)
+    valid = np.ones((6, 5), bool)
+    valid[2, 3:], meshes[2, 3:] = False, np.nan
+    samples: list[Any] = [
+        SimpleNamespace(column={"mesh": mesh, "valid": seen}.__getitem__)
+        for mesh, seen in zip(meshes, valid, strict=True)
+    ]
+    settings = fit.settings()
+    parts = [fit.partial(samples[k : k + 2], settings, {}, 30) for k in (0, 2, 4)]
+    whole = fit.finish(functools.reduce(lambda one, two: fit.merge(one, two, 30), parts), settings, {})
+    np.testing.assert_allclose(whole["mesh"], meshes[valid].mean(axis=0), atol=1e-6)
+    with pytest.raises(ValueError, match="no training clip shows a face"):
+        fit.finish(fit.partial([], settings, {}, 0), settings, {})
+
+
+def test_the_page_about_columns_names_them_all() -> None:
+    page = (ROOT / "docs" / "columns.md").read_text()
+    for column in COLUMNS.values():
+        for name in (column.name, *(array.name for array in column.arrays), *column.scores):
+            assert f"`{name}`" in page, name
+    assert all(f"`{name}`" in page for name in FITS)

@@ -19,7 +19,7 @@ from talkinghead.column import decode_column
 from talkinghead.derived import ColumnError, Derived, derived_members, version_of
 from talkinghead.media.image_size import fit_images
 from talkinghead.models.image.networks import ImageNetworks
-from talkinghead.models.image.weights import IMAGE_ENCODERS, VAES, load_vae
+from talkinghead.models.image.weights import IMAGE_ENCODERS, VAES, fingerprint, load_vae
 from talkinghead.provenance import hash_bytes, provenance_key
 
 SETTINGS = LatentSettings(vae="tiny", image_encoder="tiny", width=64, height=32)
@@ -127,8 +127,11 @@ def test_a_worker_computes_with_the_weights_that_it_hashed(tmp_path: Path, monke
     torch.nn.init.ones_(next(vae.parameters()))
     vae.save_pretrained(tmp_path / "vae")
     assert LATENTS.provenance(settings)["vae"]["sha256"] != first["vae"]["sha256"]
+    torch.nn.init.zeros_(next(vae.parameters()))
+    vae.save_pretrained(tmp_path / "vae")
+    third = LATENTS.provenance(settings)["vae"]["sha256"]
     after = LATENTS.open(settings, {}, "cpu")(clip)
-    assert len(loads) == 2
+    assert len(loads) == 3 and after.about["vae"]["sha256"] == third == fingerprint(vae)
     assert not np.array_equal(before.arrays["latents"], after.arrays["latents"])
     assert np.array_equal(before.arrays["latents"], encode(clip).arrays["latents"])
 

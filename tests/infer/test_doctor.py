@@ -53,6 +53,7 @@ def test_what_cannot_be_estimated(folder: Path, capfd: pytest.CaptureFixture[str
         assert message in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_published_weights_are_counted_as_they_run(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -147,6 +147,7 @@ def test_wrong_use_is_one_line(arguments: list[str], said: str, tmp_path: Path, 
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_full_disk_stops_with_one_line_and_resumes(sample_source: Path, tmp_path: Path, command: Command) -> None:
     """On a real file system of 2.5 MB: the job stops, nothing is quarantined, and more room finishes it."""
     mount = tmp_path / "small"

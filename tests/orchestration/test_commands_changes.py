@@ -64,6 +64,7 @@ def test_a_smaller_limit_and_gone_sources_leave_packed_clips_alone(
     sound(data, command)
 
 
+@pytest.mark.slow
 def test_settings_stay_as_they_were_made(data: Path, source: Path, command: Command) -> None:
     command("orchestration", "shards", "--data", data, "--shards", "seed=5", "--filters", "max_yaw_abs_median=30")
     command("orchestration", "shards", "--source", source, "--data", data)
@@ -150,6 +151,7 @@ def test_a_damaged_unit_is_not_packed(sample_source: Path, tmp_path: Path, comma
     assert not list(data.glob("clips-*.tar"))
 
 
+@pytest.mark.slow
 def test_mended_input_leaves_the_quarantine(data: Path, source: Path, command: Command) -> None:
     shutil.copy(clip_files(source)[0], source / "notes.mp4")
     command("orchestration", "shards", "--source", source, "--data", data)

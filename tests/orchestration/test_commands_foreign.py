@@ -66,6 +66,7 @@ def test_a_link_where_every_command_writes(name: str, planned: Path, thesis: Pat
     assert unharmed(thesis)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("folder", "status"), [("records", 2), ("units", 1)])
 def test_a_link_where_results_should_go_stops_the_job(
     folder: str, status: int, sample_source: Path, tmp_path: Path, thesis: Path, command: Command
@@ -81,6 +82,7 @@ def test_a_link_where_results_should_go_stops_the_job(
     assert LINKED_FOLDERS in done.stderr
 
 
+@pytest.mark.slow
 def test_a_linked_folder_that_the_user_names_is_used_by_the_workers(
     sample_source: Path, tmp_path: Path, thesis: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import csv
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,13 +16,17 @@ from pathlib import Path
 
 import pytest
 
+from talkinghead.provenance import hash_file
 from tests.support.job_commands import ROOT, TWO_SHARDS, Command, digests
 
 KILLS = 20
 
 
 def start(source: Path, data: Path) -> subprocess.Popen[bytes]:
-    arguments = ["shards", "--source", source, "--data", data, *TWO_SHARDS]
+    return start_command(data, "shards", "--source", source, "--data", data, *TWO_SHARDS)
+
+
+def start_command(data: Path, *arguments: object) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [sys.executable, "-m", "orchestration", *map(str, arguments)],
         cwd=ROOT,
@@ -118,3 +123,46 @@ def test_one_killed_worker_and_one_killed_driver(
     assert hit and driver.returncode == 0, errors.decode()[-3000:]
     assert digests(data) == digests(finished)
     assert not list((data / "tmp").iterdir())
+
+
+DERIVE = ("derive", "--columns", "latents,mouth,labels", "--labels.attributes", "emotion", "--workers", 2)
+DERIVE = (*DERIVE, *(f"--latents.{name}=tiny" for name in ("vae", "image-encoder")), "--latents.width=128")
+DERIVE = (*DERIVE, "--latents.height=128")
+BASIS = ("basis", "--workers", 2)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_twenty_kills_of_columns_and_fits_change_nothing(finished: Path, tmp_path: Path, command: Command) -> None:
+    """Columns and global fits, killed as above in turn; each comes out as if nothing had happened."""
+    expected = Path(shutil.copytree(finished, tmp_path / "expected"))
+    for arguments in (DERIVE, BASIS):
+        command("orchestration", *arguments, "--data", expected)
+    chance = random.Random(12)
+    kills, number = 0, 0
+    while kills < KILLS:
+        data = Path(shutil.copytree(finished, tmp_path / f"data{number}"))
+        number += 1
+        for arguments in (DERIVE, BASIS):
+            done = False
+            while not done:
+                driver = start_command(data, *arguments, "--data", data)
+                deadline = time.monotonic() + chance.uniform(1.0, 9.0)
+                while time.monotonic() < deadline and driver.poll() is None:
+                    time.sleep(0.02)
+                if driver.poll() is None and kills < KILLS:
+                    driver.send_signal(signal.SIGKILL)
+                    kills += 1
+                _, errors = driver.communicate(timeout=240)
+                wait_until_gone(data)
+                assert driver.returncode in (0, -signal.SIGKILL), errors.decode()[-3000:]
+                done = driver.returncode == 0
+        assert derived_digests(data) == derived_digests(expected)
+        command("shards", "verify", "--data", data, "--deep")
+        shutil.rmtree(data)
+
+
+def derived_digests(data: Path) -> dict[str, str]:
+    """Hashes of everything that readers see of columns and fits, and of the manifest that names them."""
+    files = [data / "DATASET.json", *data.rglob("ann/*/*.tar"), *data.glob("index/*"), *data.rglob("fits/*/*.npz")]
+    return {path.relative_to(data).as_posix(): hash_file(path) for path in files}

@@ -18,7 +18,7 @@ from tests.support.packed_data import add_derived
 from tests.support.shard_data import LENGTHS, add_trace, made_of, sample_key
 
 LICENCES = {number: "CC-BY-4.0" if number % 3 else "CC0-1.0" for number in range(len(LENGTHS))}
-PERSONS = {number: f"Person {number // 4}" if number < 6 else None for number in range(len(LENGTHS))}
+PERSONS = {number: f"Person {number // 4}" if number < 5 else None for number in range(len(LENGTHS))}
 
 
 @pytest.fixture
@@ -71,11 +71,12 @@ def test_by_licence_person_and_group(peopled):
     assert chosen(peopled, licence=("CC0-1.0",)) == {0, 3, 6}
     assert chosen(peopled, licence=("CC0-1.0", "CC-BY-4.0")) == set(range(9))
     assert chosen(peopled, person=("Person 0",)) == {0, 1, 2, 3}
-    assert chosen(peopled, person=("Person 1", "group-4")) == {4, 5, 8}
+    assert chosen(peopled, person=("Person 1", "group-4")) == {4, 8}
+    assert chosen(peopled, person=("group-2",)) == {5}, "clip 4 of that group has a name"
     assert chosen(peopled, split_group=("group-0", "group-4")) == {0, 1, 8}
     for rules, message in (
         ({"licence": ("CC0-1.0", "MIT")}, r"the licence 'MIT', only CC-BY-4\.0, CC0-1\.0"),
-        ({"person": ("Person 0", "Nobody")}, r"split group 'Nobody', only to Person 0, Person 1, group-3, group-4"),
+        ({"person": ("Person 0", "Nobody")}, r"split group 'Nobody', only to Person 0, Person 1, group-2, group-3, group-4"),
         # Whoever has a name is not found by the group.
         ({"person": ("group-0",)}, r"split group 'group-0', only to Person 0"),
         ({"split_group": ("group-9",)}, r"the split group 'group-9', only group-0"),

@@ -109,7 +109,7 @@ def tiny_annotation(num_frames: int, *, shift: float = 0.0, missing: int = 0) ->
     dice = np.random.default_rng(7)
     arrays: dict[str, np.ndarray] = {
         column.name: np.broadcast_to(
-            dice.uniform(0.25, 0.75, column.shape).astype(np.float32), (num_frames, *column.shape)
+            dice.uniform(0.25, 0.75, column.row_shape).astype(np.float32), (num_frames, *column.row_shape)
         ).copy()
         for column in COLUMNS
     }

@@ -94,7 +94,7 @@ class Statistics:
     def read(self) -> ReadVersions:
         """What was read of the data set."""
         versions = (self.version, *(joined.version for joined in self.joined))
-        return ReadVersions(versions=versions, fits=tuple(self.fits.values()))
+        return ReadVersions(versions=versions, fits=tuple(sorted(self.fits.values())))
 
 
 class Corpus:
@@ -110,17 +110,19 @@ class Corpus:
         self.folder = folder
 
     def check(self) -> ShardReader:
-        """Open the training clips that `derive` reads.
+        """Open the training clips that `derive` reads, or of a run that goes on, has read.
 
         Raises:
             ValueError: There is no data set, it lacks a column or score, or has no clip that can be trained on.
         """
         choice = self.config.choice
+        annotation, join = choice.annotation, choice.join
+        # Newer versions may have other scores; a run that goes on does not read them.
+        if (self.folder / STATISTICS_FILE).exists():
+            annotation, join = self.statistics.version, tuple(joined.version for joined in self.statistics.joined)
         storage = Storage(self.config.data)
         try:
-            reader = reader_for(
-                SPEAKERS, storage, annotation=choice.annotation, join=choice.join, selection=choice.selection()
-            )
+            reader = reader_for(SPEAKERS, storage, annotation=annotation, join=join, selection=choice.selection())
         except FileNotFoundError as error:
             raise ValueError(str(error)) from error
         if not len(reader):
@@ -170,7 +172,7 @@ class Corpus:
         storage = reader.storage
         found = find_fit(storage, reader.manifest, fit, settings, index, selection, reader.joined, keys=keys)
         if found is not None:
-            log.info("%s are read out of the data set: %s", fit.name, dataroot.fit(fit.name, found.sha256))
+            log.info("the fit %s is read out of the data set: %s", fit.name, dataroot.fit(fit.name, found.sha256))
             return found
         log.info(
             "the fit %s of these clips is not in the data set, so this run makes it for itself: make basis DATA=%s"

@@ -74,9 +74,13 @@ class ClipSource:
                 enough to train on.
         """
         config = self.config
+        annotation, join = config.annotation, config.join
+        # Newer versions may have other scores; a run that goes on does not read them.
+        if (self.folder / FILE).exists():
+            annotation, join = self.pinned.version, tuple(joined.version for joined in self.pinned.joined)
         # The clips: the split, the persons and the filters must leave some, and one must be long enough for a window.
         try:
-            reader = self._open(config.annotation, config.join)
+            reader = self._open(annotation, join)
         except FileNotFoundError as error:
             raise ValueError(str(error)) from error
         if not len(reader):

@@ -164,6 +164,7 @@ def test_faces_are_aligned(shared: Path) -> None:
     assert eyes[0, 0] < eyes[1, 0]
 
 
+@pytest.mark.slow
 def test_frechet_distances_of_images_and_videos(tmp_path: Path, shared: Path) -> None:
     models = LearnedModels(fid=saved(Patches(), tmp_path / "fid.pt"), fvd=saved(Patches(), tmp_path / "fvd.pt"))
     true = real_clip(shared, WOMAN).at(64)[:60]

@@ -26,6 +26,7 @@ from orchestration.units.unit import JobStoppedError, Unit
 from shards.manifest import find_latents, read_manifest
 from shards.reader import ShardReader
 from shards.verify import verify
+from talkinghead import dataroot
 from talkinghead.derived import version_of as version_of_column
 from talkinghead.files.storage import Storage
 from talkinghead.media.image_size import fit_images
@@ -34,6 +35,7 @@ from talkinghead.models.image.weights import load_vae
 from tests.support.job_commands import ROOT, Command
 from tests.support.latent_data import LENGTHS, SETTINGS, build, clip_key, in_process, make_latents
 from tests.support.object_store import LocalS3
+from tests.support.old_layout import age_data
 
 
 @pytest.fixture(scope="module")
@@ -431,3 +433,27 @@ def test_an_object_store_gets_the_same_shards(encoded: Path, built: Path, s3: Lo
     assert {name: storage.read(name) for name in expected} == expected
     assert not storage.list("units/" + column_job("latents", version)) and verify(storage).ok
     assert find_latents(read_manifest(storage), ImageNetworks.load("tiny", "tiny").provenance(), 32, 32) == version
+
+
+def test_a_data_set_of_an_older_release_goes_on(encoded: Path, tmp_path: Path) -> None:
+    """Plans as JSON, records without labels, latents described as before: nothing is made anew, nothing changes."""
+    data = Path(shutil.copytree(encoded, tmp_path / "data"))
+    age_data(data)
+    assert not list(data.glob("plans/*.parquet")) and list(data.glob("plans/encode-*.json"))
+    manifest = read_manifest(Storage(data))
+    version = version_of(data)
+    assert manifest.annotation(version).made_of.is_same(read_manifest(Storage(encoded)).annotation(version).made_of)
+    assert find_latents(manifest, ImageNetworks.load("tiny", "tiny").provenance(), 32, 32) == version
+    columns = ("latents", "embedding")
+    old, new = (ShardReader(folder, split=None, join=("latents",), columns=columns) for folder in (data, encoded))
+    for name in columns:
+        np.testing.assert_array_equal(old[0].annotation(name, 1, 2), new[0].annotation(name, 1, 2))
+    assert verify(Storage(data), deep=True).ok
+
+    times = {path: path.stat().st_mtime_ns for path in data.rglob("*") if path.is_file()}
+    assert make_latents(in_process(data)) == version
+    after = {path: path.stat().st_mtime_ns for path in data.rglob("*") if path.is_file()}
+    changed = {path.name for path in after if after[path] != times.get(path)}
+    plan = Path(dataroot.plan(column_job("latents", version))).name
+    assert changed <= {"DATASET.json", plan, next(data.glob("index/latents-*")).name}, "no record, no shard"
+    assert content(data) == content(encoded)

@@ -293,6 +293,8 @@ def test_a_strangers_numbers_are_bounded_and_finite(tmp_path: Path) -> None:
     )
     numbers = column_numbers(ColumnState(version="toy-1", made_of=made_of, index=index))
     assert (numbers["scores"]["s0"]["count"], numbers["scores"]["s0"]["missing"]) == (150, 50)
+    two = column_numbers(ColumnState(version="toy-1", made_of=made_of, index=build_index("toy-1", rows[:2])))
+    assert np.isfinite(list(two["scores"]["s0"].values())).all()
     label = numbers["labels"]["l0"]
     assert (len(label["values"]), label["other_values"]) == (MOST_VALUES, 100 - MOST_VALUES)
     assert label["samples"] == 200 == sum(label["values"].values()) + label["other_samples"]

@@ -86,6 +86,7 @@ def test_every_unit_ends_once_and_poison_harms_no_neighbour(tmp_path: Path, capl
     assert set((tmp_path / "runs").read_text().split()) == {"killed"}
 
 
+@pytest.mark.slow
 def test_workers_are_pinned_to_one_thread_and_renewed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("orchestration.units.executor.UNITS_PER_PROCESS", 2)
     storage = Storage(tmp_path / "data")

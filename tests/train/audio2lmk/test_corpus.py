@@ -77,7 +77,7 @@ def test_fits_in_the_data_set_are_read_without_a_clip(
     assert "make basis" not in caplog.text and caplog.text.count("read out of the data set") == 2
     hashes = {entry.name: entry.sha256 for entry in entries}
     assert there.statistics == dataclasses.replace(here.statistics, fits=hashes)
-    assert there.reads() == ReadVersions(versions=("v1",), fits=tuple(hashes.values()))
+    assert there.reads() == ReadVersions(versions=("v1",), fits=tuple(sorted(hashes.values())))
     assert here.reads() == ReadVersions(versions=("v1",))
     names = {path.name for path in here.folder.iterdir()}
     assert names == {path.name for path in there.folder.iterdir()} and len(names) == 5
@@ -120,8 +120,8 @@ def test_rules_choose_clips_of_both_splits_and_persons_only_those_to_train_on(
 
     version = add_version(own, TOY, scored)
     corpus = derived(own, tmp_path / "one", ClipChoice(at_least=("toy_score=3",)))
-    assert corpus.reader(("mesh",)).keys == [clip_key(1), clip_key(2)]
-    assert "1 of 3 samples are left out: toy_score below 3, or not measured" in caplog.text
+    assert sorted(corpus.reader(("mesh",)).keys) == [clip_key(1), clip_key(2)]
+    assert "2 of 4 samples are left out: toy_score below 3, or not measured" in caplog.text
     assert not corpus.reader(("mesh",), "val").keys
     # What was joined is pinned, and what came later is not read.
     pinned = PinnedVersion(version=version.version, index=version.index)
@@ -130,7 +130,7 @@ def test_rules_choose_clips_of_both_splits_and_persons_only_those_to_train_on(
     add_version(
         own, TOY, lambda row, valid: dataclasses.replace(toy(row, valid), scores={}), settings=ToySettings(number=1)
     )
-    assert corpus.reader(("mesh",)).keys == [clip_key(1), clip_key(2)]
+    assert sorted(corpus.reader(("mesh",)).keys) == [clip_key(1), clip_key(2)]
     add_version(own, TOY, toy)
     with pytest.raises(ValueError, match=f"has changed since this run began .* instead of {version.index}"):
         corpus.reader(("mesh",))
@@ -149,7 +149,7 @@ def test_a_run_of_before_global_fits_goes_on(corpus: Corpus) -> None:
     file = corpus.folder / STATISTICS_FILE
     older = {name: value for name, value in json.loads(file.read_text()).items() if name not in ("joined", "fits")}
     file.write_text(json.dumps(older))
-    assert corpus.reader(("mesh",)).keys == [clip_key(0), clip_key(1), clip_key(2)]
+    assert sorted(corpus.reader(("mesh",)).keys) == [clip_key(0), clip_key(1), clip_key(2)]
     assert corpus.reads() == ReadVersions(versions=("v1",))
 
 

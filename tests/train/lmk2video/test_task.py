@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,13 +16,19 @@ from torch import Tensor, nn
 
 from shards.index import Index
 from shards.reader import ShardReader
+from talkinghead.derived import Derived
 from talkinghead.files.storage import Storage
 from talkinghead.models.image.networks import ImageNetworks
 from talkinghead.models.weights import first_weights, parameter_hash
 from talkinghead.pipelines.talking_head import TalkingHeadPipeline
+from talkinghead.schema import SampleIndex
+from tests.support.derived_data import TOY, ToySettings, add_version, toy
 from tests.support.face_clips import LATENTS_VERSION, add_latents, build_face_data, clip_key
 from tests.support.lmk2video_tasks import batch_of, gradients, prepared, shake
+from train.clip_choice import PinnedVersion, ReadVersions
 from train.config import ParallelConfig
+from train.lmk2video import validation
+from train.lmk2video.clip_source import FILE
 from train.lmk2video.module import Lmk2Video
 from train.lmk2video.stage1 import make_module
 from train.lmk2video.task import Lmk2VideoTask
@@ -350,6 +357,65 @@ def test_what_cannot_be_trained_is_said_first(
 def test_a_person_without_clips_is_not_said_to_have_no_face(data: Storage, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"train split of .* has no clip of person-1 that the filters and this train"):
         prepared("stage1", data, tmp_path / "task", person=("person-1",), at_most=("audio_silent=0",))
+
+
+def test_rules_choose_clips_and_what_they_join_is_pinned(data: Storage, tmp_path: Path) -> None:
+    assert data.local_root is not None
+    storage = Storage(shutil.copytree(data.local_root, tmp_path / "data"))
+    scores = {clip_key(0): 1.0, clip_key(1): 5.0, clip_key(2): 7.0, clip_key(3): 4.0}
+
+    def scored(row: SampleIndex, valid: np.ndarray) -> Derived:
+        return dataclasses.replace(toy(row, valid), scores={"toy_score": scores[row.key]})
+
+    version = add_version(storage, TOY, scored)
+    add_latents(storage, ImageNetworks.load("tiny", "tiny"), 32, 32)
+    rules = {"at_least": ("toy_score=3",), "person": ("person-0",)}
+    task = prepared("stage1", storage, tmp_path / "task", **rules)
+    assert task.clips.reader().keys == [clip_key(1)]
+    pinned = PinnedVersion(version=version.version, index=version.index)
+    assert task.clips.pinned.joined == (pinned,)
+    assert task.reads() == ReadVersions(versions=("v1", LATENTS_VERSION, version.version))
+
+    # Newer scores would leave nothing; the run does not read them, but notices others in the place of its own.
+    scores.clear()
+    scores.update({clip_key(number): 0.0 for number in range(4)})
+    add_version(storage, TOY, scored, settings=ToySettings(number=1))
+    again = make_task("stage1", task.config, storage.uri, tmp_path / "task")
+    again.check()
+    assert again.clips.reader().keys == [clip_key(1)]  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="train split of .* has no clip of person-0"):
+        make_task("stage1", task.config, storage.uri, tmp_path / "new").check()
+    add_version(storage, TOY, scored)
+    with pytest.raises(ValueError, match="has changed since this run began"):
+        make_task("stage1", task.config, storage.uri, tmp_path / "task").clips.reader()  # type: ignore[attr-defined]
+
+
+def test_rules_hold_for_validation_clips_but_not_persons(data: Storage, tmp_path: Path) -> None:
+    assert data.local_root is not None
+    storage = Storage(shutil.copytree(data.local_root, tmp_path / "data"))
+    add_version(
+        storage,
+        TOY,
+        lambda row, valid: dataclasses.replace(toy(row, valid), scores={"toy_score": float(row.key == clip_key(3))}),
+    )
+    config = dataclasses.replace(recipes_of("stage1")["tiny"]().config, validation_clips=9, person=("person-0",))
+
+    def keys(split: str, **changes: Any) -> set[str]:
+        samples = validation._samples(dataclasses.replace(config, **changes), storage.uri, split)
+        return {sample.key for sample in samples}
+
+    assert keys("train") == {clip_key(0), clip_key(1)} and keys("val") == {clip_key(3)}
+    assert keys("val", at_least=("toy_score=1",)) == {clip_key(3)}
+    assert not keys("val", at_most=("toy_score=0.5",)) and len(keys("train", at_most=("toy_score=0.5",))) == 2
+
+
+def test_a_run_that_pinned_no_joined_columns_goes_on(data: Storage, tmp_path: Path) -> None:
+    task = prepared("stage1", data, tmp_path / "task")
+    file = tmp_path / "task" / FILE
+    file.write_text(
+        json.dumps({name: value for name, value in json.loads(file.read_text()).items() if name != "joined"})
+    )
+    assert make_task("stage1", task.config, data.uri, tmp_path / "task").reads() == ReadVersions(versions=("v1",))
 
 
 def test_clips_without_latents_are_said_once(
