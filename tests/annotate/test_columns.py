@@ -75,8 +75,8 @@ def test_what_a_fit_needs_exists_and_stands_before_it() -> None:
 
 @pytest.mark.parametrize("owner", [*COLUMNS.values(), *FITS.values()], ids=lambda owner: owner.name)
 def test_settings_are_frozen_and_explain_every_field(owner: object) -> None:
-    settings: type = owner.settings  # type: ignore[attr-defined]
-    assert dataclasses.is_dataclass(settings) and settings.__dataclass_params__.frozen  # type: ignore[attr-defined]
+    settings: Any = owner.settings  # type: ignore[attr-defined]
+    assert dataclasses.is_dataclass(settings) and settings.__dataclass_params__.frozen
     assert settings.__doc__ and not settings.__doc__.startswith(f"{settings.__name__}("), "the help of the command"
     [body] = ast.parse(inspect.getsource(settings)).body
     assert isinstance(body, ast.ClassDef)

@@ -76,7 +76,10 @@ def test_by_licence_person_and_group(peopled):
     assert chosen(peopled, split_group=("group-0", "group-4")) == {0, 1, 8}
     for rules, message in (
         ({"licence": ("CC0-1.0", "MIT")}, r"the licence 'MIT', only CC-BY-4\.0, CC0-1\.0"),
-        ({"person": ("Person 0", "Nobody")}, r"split group 'Nobody', only to Person 0, Person 1, group-2, group-3, group-4"),
+        (
+            {"person": ("Person 0", "Nobody")},
+            r"split group 'Nobody', only to Person 0, Person 1, group-2, group-3, group-4",
+        ),
         # Whoever has a name is not found by the group.
         ({"person": ("group-0",)}, r"split group 'group-0', only to Person 0"),
         ({"split_group": ("group-9",)}, r"the split group 'group-9', only group-0"),

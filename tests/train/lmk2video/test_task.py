@@ -383,7 +383,7 @@ def test_rules_choose_clips_and_what_they_join_is_pinned(data: Storage, tmp_path
     again = make_task("stage1", task.config, storage.uri, tmp_path / "task")
     again.check()
     assert again.clips.reader().keys == [clip_key(1)]  # type: ignore[attr-defined]
-    with pytest.raises(ValueError, match="train split of .* has no clip of person-0"):
+    with pytest.raises(ValueError, match=r"train split of .* has no clip of person-0"):
         make_task("stage1", task.config, storage.uri, tmp_path / "new").check()
     add_version(storage, TOY, scored)
     with pytest.raises(ValueError, match="has changed since this run began"):
