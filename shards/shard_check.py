@@ -362,7 +362,15 @@ def _check_stored(form: Column, stored: np.ndarray) -> None:
     if stored.dtype != form.stored or not fits_shape(form, stored.shape[1:]):
         shape = ", ".join("?" if size is None else str(size) for size in form.shape)
         raise ValueError(f"is {stored.dtype} {list(stored.shape)}, must be {form.stored} of rows [{shape}]")
-    if stored.dtype.kind == "f" and np.isinf(stored).any():
-        raise ValueError(f"holds {int(np.isinf(stored).sum())} infinite numbers")
+    if stored.dtype.kind == "f" and (infinite := int(_is_infinite(stored).sum())):
+        raise ValueError(f"holds {infinite} infinite numbers")
     if stored.dtype.kind == "b" and stored.view(np.uint8).max(initial=0) > 1:
         raise ValueError("holds bytes that are neither true nor false")
+
+
+def _is_infinite(values: np.ndarray) -> np.ndarray:
+    """Which floats are infinite."""
+    if values.dtype == np.float16:
+        # By their bits without the sign: five times as fast for latents, which are most of what is read.
+        return (values.view(np.uint16) << 1) == 0xF800
+    return np.isinf(values)

@@ -74,9 +74,9 @@ def test_what_a_fit_needs_exists_and_stands_before_it() -> None:
 
 
 @pytest.mark.parametrize("owner", [*COLUMNS.values(), *FITS.values()], ids=lambda owner: owner.name)
-def test_settings_are_frozen_and_explain_every_field(owner: object) -> None:
-    settings: Any = owner.settings  # type: ignore[attr-defined]
-    assert dataclasses.is_dataclass(settings) and settings.__dataclass_params__.frozen
+def test_settings_are_frozen_and_explain_every_field(owner: Any) -> None:
+    settings = owner.settings
+    assert settings.__dataclass_params__.frozen
     assert settings.__doc__ and not settings.__doc__.startswith(f"{settings.__name__}("), "the help of the command"
     [body] = ast.parse(inspect.getsource(settings)).body
     assert isinstance(body, ast.ClassDef)
@@ -89,9 +89,8 @@ def test_settings_are_frozen_and_explain_every_field(owner: object) -> None:
 
 
 @pytest.mark.parametrize("column", COLUMNS.values(), ids=lambda column: column.name)
-def test_resources_are_settings(column: object) -> None:
-    resources = set(column.resources)  # type: ignore[attr-defined]
-    assert resources <= {field.name for field in dataclasses.fields(column.settings)}  # type: ignore[attr-defined]
+def test_resources_are_settings(column: DerivedColumn) -> None:
+    assert set(column.resources) <= {field.name for field in dataclasses.fields(column.settings)}
 
 
 def test_importing_the_table_is_fast() -> None:

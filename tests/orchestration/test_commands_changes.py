@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestration.plans import current_quarantine
+from orchestration.outcomes import current_quarantine
 from shards.manifest import read_manifest
 from shards.reader import ShardReader
 from talkinghead.files.storage import Storage

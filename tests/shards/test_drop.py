@@ -96,12 +96,13 @@ def names_of(storage: Storage, name: str) -> str:
 def test_a_kill_at_any_moment_leaves_it_whole_and_a_second_call_finishes(
     full: Storage, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert full.local_root
+    root = full.local_root
+    assert root
     name = names_of(full, name)
     before = tree(full)
 
     def copy_of(label: str) -> Storage:
-        shutil.copytree(full.local_root, tmp_path / label)
+        shutil.copytree(root, tmp_path / label)
         return Storage(tmp_path / label)
 
     # Undisturbed: all that bears its name is gone, and nothing else.
@@ -336,7 +337,8 @@ def test_an_object_store(s3: LocalS3, tmp_path: Path) -> None:
     for path, data in tree(local).items():
         remote.write(path, data)
     assert drop(remote, toy.version).files == drop(local, toy.version).files
-    drop(remote, "basis"), drop(local, "basis")
+    drop(remote, "basis")
+    drop(local, "basis")
     assert verify(remote).ok and [item.name for item in versions(remote)] == ["v1"]
     folders = ["ann", "index", *sorted(dataroot.FOLDERS)]
     assert {file.path for folder in folders for file in remote.list(folder)} == {

@@ -182,8 +182,9 @@ def test_a_job_that_clears_leftovers_does_not_stop_it(data: Storage, caplog: pyt
     sweeper = subprocess.Popen(
         [sys.executable, "-c", SWEEP, str(data.local_root)], cwd=ROOT, stdout=subprocess.PIPE, text=True
     )
+    assert sweeper.stdout
     try:
-        assert sweeper.stdout and sweeper.stdout.readline() == "sweeping\n"
+        assert sweeper.stdout.readline() == "sweeping\n"
         for number in range(50):
             pin_run(data, f"/run{number}", versions=["v1"])
     finally:

@@ -392,6 +392,7 @@ DERIVED_DAMAGE = {
     "another kind": ("toy_count.npy", lambda n: _npy(np.zeros(1, "<f4"), "toy_count")),
     "unsigned": ("toy_steps.npy", lambda n: _npy(np.zeros((2 * n, 2), "<u2"), "toy_steps")),
     "infinite": ("toy_rows.npy", lambda n: _npy(np.where(np.arange(n)[:, None] == n - 1, INFINITE, _rows(n)))),
+    "minus infinite": ("toy_rows.npy", lambda n: _npy(np.where(np.arange(n)[:, None] == 0, -INFINITE, _rows(n)))),
     "infinite in a clip's row": ("toy_clip.npy", lambda n: _npy(np.full((1, 4), -np.inf, "<f4"), "toy_clip")),
     "cut": ("toy_rows.npy", lambda n: _npy(_rows(n))[:-2]),
     "no array": ("toy_rows.npy", lambda n: b"nothing"),
@@ -441,6 +442,7 @@ def _damage_version(storage: Storage, edit_shard, change: Callable[[dict[str, by
 
 def _follow(storage: Storage, entry: AnnotationEntry) -> None:
     """Let the index of a version name the members as they lie now, and `DATASET.json` the shards and the index."""
+    assert storage.local_root
     places: dict[str, list] = {}
     for shard in entry.shards:
         with (storage.local_root / shard.name).open("rb") as stream:
