@@ -281,6 +281,7 @@ LABELS = DerivedColumn(
     arrays=(
         Column("labels", (None,), "code of each label", np.dtype("<i4"), rows="clip", blank=NO_LABEL, optional=True),
     ),
+    gives_labels=True,
     scores=("labelled",),  # share of the labels that the clip has, 0 .. 1
     needs=("json",),
     settings=LabelSettings,

@@ -70,14 +70,21 @@ def ls(data: str, version: str | None = None, split: str | None = None) -> str |
     return "\n".join(lines) or None
 
 
-def versions(data: str, as_json: Annotated[bool, tyro.conf.arg(name="json")] = False) -> str:
+def versions(
+    place: tyro.conf.Positional[str | None] = None,
+    data: str | None = None,
+    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
+) -> str:
     """List annotation versions, derived columns and fits: size, what each was made of, and who needs it.
 
     Args:
-        data: Data set: folder or URI.
+        place: Data set: folder or URI.
+        data: The same, as the other commands take it.
         as_json: Print JSON.
     """
-    found = stored_versions.versions(Storage(data))
+    if (where := data or place) is None:
+        raise ValueError("name the data set: python -m shards versions DATA")
+    found = stored_versions.versions(Storage(where))
     if as_json:
         return json.dumps([item.to_json() for item in found], indent=2, sort_keys=True)
     return stored_versions.table(found)

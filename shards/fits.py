@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -91,11 +91,9 @@ def reader_for(
         columns += [
             array for name in join if (entry := manifest.derived(name)).kind in derived for array in entry.arrays
         ]
-    at_most = with_speech(selection.at_most) if "wav" in fit.needs else selection.at_most
-    arguments = selection.arguments() | {"at_most": at_most}
-    return ShardReader(
-        storage, version=annotation, split="train", columns=tuple(columns), join=tuple(join), **arguments
-    )
+    if "wav" in fit.needs:
+        selection = replace(selection, at_most=with_speech(selection.at_most))
+    return ShardReader(storage, version=annotation, columns=tuple(columns), join=tuple(join), **selection.arguments())
 
 
 def with_speech(at_most: Mapping[str, float]) -> dict[str, float]:

@@ -167,6 +167,8 @@ class DerivedColumn:
     """Settings → bytes that a frame takes in a shard; None: from the shapes of the arrays."""
     frame_seconds: Callable[[Any], float] = lambda settings: 1.0
     """Settings → seconds that a frame takes on a slow core; a unit that takes longer is stopped."""
+    gives_labels: bool = False
+    """Whether it gives labels: a version in which no clip has one is warned of."""
     names: StoredNames | None = None
     """Names in DATA; None: made from the column's name."""
 

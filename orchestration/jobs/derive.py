@@ -25,6 +25,7 @@ from orchestration.jobs.media import Clip, MediaSample, read_clip
 from orchestration.jobs.pack import pack_columns
 from orchestration.units.executor import Tally, UnitRunner
 from orchestration.units.ledger import Ledger
+from orchestration.units.records import UnitRecord
 from orchestration.units.unit import JobStoppedError, Output, Unit
 from shards.fits import read_fit
 from shards.index import Index, read_index
@@ -126,7 +127,7 @@ def run_derive(
     pack_columns(runner, version, shards, made)
     finish_column(storage, version, samples, made, made_of)
     _remove_unit_files(storage, job)
-    _tell(tally, version, made)
+    _tell(column, tally, version, made)
     return version
 
 
@@ -243,8 +244,11 @@ def _remove_unit_files(storage: Storage, job: str) -> None:
             storage.delete(file.path)
 
 
-def _tell(tally: Tally, version: str, made: outcomes.Results) -> None:
-    """Log speed and failures of what was made now."""
+def _tell(column: DerivedColumn, tally: Tally, version: str, made: outcomes.Results) -> None:
+    """Log the speed of what was made now, and a table of labels that fits no clip."""
+    samples = [record.samples[0] for record in made.values() if isinstance(record, UnitRecord)]
+    if column.gives_labels and samples and not any(sample.labels for sample in samples):
+        log.warning("%s: no clip has a label: do the names in the settings and files fit this data set?", version)
     if tally.committed:
         speed = tally.frames / max(tally.wall_seconds, 1e-9)
         log.info("%s: %d frames, %.1f frames/s", version, tally.frames, speed)
@@ -387,8 +391,8 @@ def run(storage: Storage, unit: Unit) -> Output:
 
 
 def _number(value: float | None) -> float | None:
-    """A score as records hold it: NaN and infinity are none."""
-    return float(value) if value is not None and math.isfinite(value) else None
+    """A score as records hold it: NaN is none."""
+    return None if value is None or math.isnan(value) else float(value)
 
 
 class StoredSample:

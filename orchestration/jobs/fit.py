@@ -88,7 +88,11 @@ def run_fit(runner: UnitRunner, fit: GlobalFit, settings: Any, clips: ClipChoice
     plan = plans.FitPlan(units=plans.pairs(units), fit=fit.name, key=fit_key(fit, source))
     plans.write_plan(storage, job, plan)
 
-    # Map, then merge in the order of the parts.
+    # Map, then merge in the order of the parts. Sums are deleted once the fit is made: where it has been lost since,
+    # their records do not count any more.
+    for record in outcomes.fit_records(storage, job).values():
+        if record.file is None or not storage.exists(record.file):
+            storage.delete(dataroot.record(record.job, record.key, record.pkey))
     runner.run(job, units)
     records = outcomes.fit_records(storage, job)
     if lacking := [unit.key for unit in units if unit.key not in records]:

@@ -120,17 +120,17 @@ def example(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], dict[str, Any]]:
 
 def test_the_column_of_contributing_works_as_it_is_written(example: Callable[[str], dict[str, Any]]) -> None:
     found = example("A derived column")
-    column: DerivedColumn = found["LOUDNESS"]
+    column: DerivedColumn = found["SPEECH_LEVEL"]
     sound = np.zeros((10, 640), np.float32)
     sound[5:] = 0.5 * np.sin(np.arange(640) / 5)
     sample: Any = SimpleNamespace(num_frames=10, audio=sound.ravel)
     made = column.open(column.settings(), {}, "cpu")(sample)
     members = derived_members(column, made, 10, None, {})
     [form] = column.arrays
-    loudness = decode_column(form, members["loudness.npy"])
+    loudness = decode_column(form, members["speech_level.npy"])
     np.testing.assert_allclose(loudness[:5], -100)
     np.testing.assert_allclose(loudness[5:], 10 * np.log10(0.125), atol=0.1)
-    assert made.scores.keys() == set(column.scores) and made.scores["loudness_range_db"] == pytest.approx(91, abs=0.2)
+    assert made.scores.keys() == set(column.scores) and made.scores["level_range_db"] == pytest.approx(91, abs=0.2)
     assert form.rounding(loudness).max() < 0.008 and -LARGEST * (form.step or 0) < -511
     with pytest.raises(ValueError, match="floor_db"):
         column.settings(floor_db=3.0)

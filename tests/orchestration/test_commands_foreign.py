@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from orchestration import plans
 from orchestration.cluster import Cluster, ClusterSettings
 from orchestration.jobs.annotate import run_annotate
 from orchestration.jobs.finish import finish
 from orchestration.jobs.pack import run_pack
+from orchestration.outcomes import current_quarantine
 from orchestration.units.executor import RetrySettings, Tally, UnitRunner
 from orchestration.units.ledger import Ledger
 from orchestration.units.unit import JobStoppedError, Unit
@@ -25,6 +25,7 @@ from talkinghead.face.resolve import resolve_face_model
 from talkinghead.files.storage import LINKED_FOLDERS, Storage
 from talkinghead.runtime.errors import MachineError
 from tests.support.job_commands import Command
+from tests.support.old_layout import age_data
 
 PRECIOUS = ("chapter1.tex", "0123456789abcdef" * 2, "a/b/deep.txt", "ingest/ab/a.0000000000000000.tar")
 
@@ -109,7 +110,10 @@ def test_pipes_and_deep_plans_neither_hang_nor_crash(planned: Path, command: Com
     (planned / "plans" / "ingest-folder.json").write_text("[" * 200_000)
     for name in ("quarantine", "retry"):
         done = command("orchestration", name, "--data", planned, check=False)
-        assert done.returncode == 2 and "ingest-folder.json is no JSON of ours: it is nested" in error_line(done.stderr)
+        assert (
+            done.returncode == 2
+            and "ingest-folder.json is no plan of ours: it is no JSON of ours: it is nested" in error_line(done.stderr)
+        )
 
 
 # --- absurd content ---------------------------------------------------------------------------------------------------
@@ -147,13 +151,14 @@ def test_absurd_records_and_plans_are_one_line(finished: Path, tmp_path: Path) -
     """A part of a record or plan, anywhere in it, is something else; every job of planning and finishing reads it."""
     data, chance = tmp_path / "data", random.Random(11)
     shutil.copytree(finished, data)
+    age_data(data)  # plans as JSON, too
     storage, model = Storage(data), resolve_face_model()
     runner = PlanningRunner(storage=storage, cluster=Cluster(ClusterSettings()), retry=RetrySettings())
     work: list[Callable[[], object]] = [
         lambda: run_annotate(runner, "v1", (), model),
         lambda: run_pack(runner, "v1"),
         lambda: finish(storage, "v1"),
-        lambda: plans.current_quarantine(storage),
+        lambda: current_quarantine(storage),
     ]
     whole = {path: path.read_bytes() for path in data.rglob("*") if path.is_file() and path.suffix != ".tar"}
     files = [path for path in whole if path.relative_to(data).parts[0] in ("plans", "records", "quarantine")]
@@ -168,6 +173,8 @@ def test_absurd_records_and_plans_are_one_line(finished: Path, tmp_path: Path) -
             except (ValueError, OSError, MachineError) as error:
                 assert "\n" not in str(error)
                 refused += 1
+        for path in data.glob("plans/*.parquet"):
+            path.unlink()
         for path, content in whole.items():
             if not path.exists() or path.read_bytes() != content:
                 path.write_bytes(content)
