@@ -18,9 +18,10 @@ from talkinghead.derived import ColumnSample, Fit
 class GlobalFit(Protocol):
     """A fit over the kept training clips: one instance in a file of `annotate/fits/`, listed in `annotate/columns.py`.
 
-    The clips are divided into parts, `partial` is called for each, and `merge` in the order of the parts, from the
-    first on. So the result has the same bytes for any number of workers. What is in memory is one part's clips one
-    after the other, the sums, and a row for each speaker (or clip, where that is small).
+    The clips are divided into parts, `partial` is called for each, and `merge` for neighbouring groups of parts, in an
+    order that the number of parts decides (`shards.fits`). So the result has the same bytes for any number of workers.
+    What is in memory is one part's clips one after the other, the sums, and a row for each speaker (or clip, where that
+    is small).
     """
 
     @property

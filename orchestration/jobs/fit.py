@@ -75,14 +75,14 @@ def run_fit(runner: UnitRunner, fit: GlobalFit, settings: Any, clips: ClipChoice
     # What it is made of; the same once more is not made again.
     selection = clips.selection()
     reader = reader_for(fit, storage, annotation=clips.annotation, join=clips.join, selection=selection)
-    source = source_of(reader, settings, selection, needed)
-    found = find_fit(storage, reader.manifest, fit, settings, source.index, selection, source.pins)
+    source, parts = source_of(reader, settings, selection, needed), plan_parts(fit, reader)
+    keys = keys_of(reader, parts)
+    found = find_fit(storage, reader.manifest, fit, settings, source.index, selection, source.pins, keys=keys)
     if found is not None:
         log.info("%s is there: %s", fit.name, dataroot.fit(fit.name, found.sha256))
         return found
 
     # The plan: a unit per part. It is written before anything runs.
-    parts = plan_parts(fit, reader)
     job = f"{plans.FIT_PREFIX}{fit.name}-{fit_key(fit, source)[:12]}"
     units = plan_fit(fit, source, reader, parts, job, runner.retry.time_limit_s)
     plan = plans.FitPlan(units=plans.pairs(units), fit=fit.name, key=fit_key(fit, source))
@@ -103,7 +103,7 @@ def run_fit(runner: UnitRunner, fit: GlobalFit, settings: Any, clips: ClipChoice
     sums = merge_parts(fit, _sums(storage, [records[unit.key] for unit in units]), frames_of(reader, parts))
     if sums is None:
         raise ValueError(f"{storage.uri} has no training clip for the fit {fit.name}: look at make report")
-    entry = write_fit(storage, fit, source, keys_of(reader, parts), fit.finish(sums, settings, needed))
+    entry = write_fit(storage, fit, source, keys, fit.finish(sums, settings, needed))
 
     # Last the manifest, which makes the fit visible; then the sums are not needed any more.
     manifest = read_manifest(storage)

@@ -82,6 +82,7 @@ LYING = struct.pack("<4s5H3I2H", b"PK\x03\x04", 20, 0, 0, 0, 0, 0, 1 << 30, 1 <<
         (made([(f"a{number}.npy", GOOD) for number in range(2000)]), "too much"),
         (LYING, "about.json ends too early"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_other_files_are_one_line(data: bytes, said: str) -> None:
     with pytest.raises(ValueError, match=rf"x\.npz is no file of arrays of ours: .*({said})") as error:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from annotate.columns import COLUMNS
 from shards.manifest import find_latents
 from shards.reader import ShardReader
 from talkinghead.config import from_json
@@ -97,7 +98,7 @@ class ClipSource:
         # Latents of exactly these weights at exactly this size, if they are wanted.
         latents = None
         if config.use_latents != "no":
-            latents = find_latents(reader.manifest, encoders, config.width, config.height)
+            latents = find_latents(reader.manifest, encoders, config.width, config.height, COLUMNS[LATENTS].version)
             if latents is None and config.use_latents == "require":
                 raise ValueError(
                     f"{reader.storage.uri} has no latents of these weights at {config.width}x{config.height}: run"
