@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 import talkinghead  # noqa: F401  before any test imports PyTorch: it settles how threads wait
 from tests.support.paths import SHARED
@@ -19,6 +20,12 @@ if TYPE_CHECKING:
     from tests.support.hdtf_original import Original
     from tests.support.object_store import LocalS3
 
+
+# A run of the tests has one outcome, on any machine: no example may fail because it took long, and the examples are the
+# same each time. `--hypothesis-profile=search` draws others.
+settings.register_profile("same", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+settings.register_profile("search", settings.get_profile("same"), derandomize=False)
+settings.load_profile("same")
 
 # Beside other test processes a computation on several threads mostly waits for them. Read when PyTorch is imported.
 if "PYTEST_XDIST_WORKER" in os.environ:

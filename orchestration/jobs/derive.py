@@ -99,10 +99,10 @@ def run_derive(
 
     # What the version is made of, and under which name it goes.
     _check_given(column, settings)
-    settings = _findable(column, settings)
+    provenance = column.provenance(settings)
     pinned = _pinned(manifest, column, annotation, use)
     pins = {name: entry.version for name, entry in pinned.items()}
-    made_of = version_of(column, settings, column.provenance(settings), pins, _fits(manifest, column))
+    made_of = version_of(column, settings, provenance, pins, _fits(manifest, column))
     version = check_version(version or made_of.name)
     before = _check_name(storage, manifest, version, made_of)
 
@@ -111,7 +111,8 @@ def run_derive(
     done = outcomes.pack_records(storage, plans.pack_annotation_job(version))
     packed = {sample.key for record in done.values() for sample in record.samples}
     sources = list(_sources(storage, manifest, column, samples, pinned))
-    units = plan_derive(sources, column, version, settings, made_of, runner.retry.time_limit_s)
+    placed = _findable(column, settings, provenance)
+    units = plan_derive(sources, column, version, placed, made_of, runner.retry.time_limit_s)
     units = plans.keep_packed(units, before, packed)
     job = plans.column_job(column.name, version)
     _check_space(storage, job, units, samples, column.size_of_frame(settings))
@@ -150,14 +151,14 @@ def _check_given(column: DerivedColumn, settings: Any) -> None:
             raise ValueError(f"{column.name} needs --{column.name}.{option}: make derive ARGS=--help says what it is")
 
 
-def _findable(column: DerivedColumn, settings: Any) -> Any:
-    """Settings with absolute paths: a worker elsewhere has another working folder."""
+def _findable(column: DerivedColumn, settings: Any, provenance: Provenance) -> Any:
+    """Settings with absolute paths of their files: a worker elsewhere has another working folder."""
     changed = {}
-    for field in fields(settings):
-        value = getattr(settings, field.name)
+    for name in provenance:
+        value = getattr(settings, name)
         # A folder may be called like something built in; the name wins, as it does in loading.
-        if isinstance(value, str) and value and value not in column.built_in and Path(value).exists():
-            changed[field.name] = str(Path(value).resolve())
+        if isinstance(value, str) and value not in column.built_in and Path(value).exists():
+            changed[name] = str(Path(value).resolve())
     return replace(settings, **changed)
 
 
@@ -205,6 +206,8 @@ def _check_name(storage: Storage, manifest: DatasetManifest, version: str, made_
     others = {entry.version: entry.kind for entry in manifest.annotations if entry.kind != made_of.column}
     if version in others:
         raise ValueError(f"{version} is in use for {others[version]}: choose another --version for {made_of.column}")
+    if plans.find_annotate(storage, version):
+        raise ValueError(f"{version} is in use for an annotation: choose another --version for {made_of.column}")
     before = plans.find_column_plan(storage, made_of.column, version)
     if before is not None and not before.made_of.is_same(made_of):
         raise ValueError(

@@ -1,5 +1,8 @@
 """Ray: a private one on this machine, or a cluster that is joined after a check that one answers at its address.
 
+Starting a private one fails now and then on a busy machine, when one of Ray's processes takes longer than another one
+waits for it. So it is tried three times, each time from nothing, and what Ray prints meanwhile goes to its logs.
+
 Ray reads many of its settings from the environment when it is imported. So `ray` is imported here only when everything
 is set, and all code that needs Ray starts it through this module.
 """
@@ -10,8 +13,10 @@ import contextlib
 import logging
 import os
 import secrets
+import signal
 import socket
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,14 +27,21 @@ from talkinghead.runtime.own_arguments import blank_credentials
 from talkinghead.runtime.ray_folder import RayFolder, make_ray_folder
 from talkinghead.runtime.threads import wait_settings
 
+log = logging.getLogger(__name__)
+
 ROOT = Path(__file__).resolve().parents[2]
 """Folder of the packages, which workers import."""
 CONNECT_SECONDS = 10
 """Time to wait for a cluster that does not answer, in seconds; Ray itself tries for minutes."""
+START_SECONDS = 60
+"""Time that the head of a private Ray has to open its port, in seconds; Ray itself gives it 30."""
+START_TRIES = 3
+"""Number of times that starting a private Ray is tried."""
 OBJECT_STORE_BYTES = 128 << 20
 """Size of a private Ray's object store: enough where only paths, settings and small records cross the object store."""
 _LOOPBACK = "127.0.0.1"
 _TOKEN_VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+_PATIENCE_VARIABLE = "RAY_gcs_server_port_wait_time_s"
 _LOOPBACK_VARIABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """Ray's switch for nodes on addresses that others reach; off on Windows and macOS, where it makes firewalls ask."""
 
@@ -67,9 +79,8 @@ def ray_cluster(
     # 0: Ray leaves CUDA_VISIBLE_DEVICES alone in tasks without a GPU. Releases whose default differs print a notice.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     with contextlib.ExitStack() as stack:
-        stack.callback(
-            _set_environment, {name: os.environ.get(name) for name in (*_TOKEN_VARIABLES, _LOOPBACK_VARIABLE)}
-        )
+        ours = (*_TOKEN_VARIABLES, _LOOPBACK_VARIABLE, _PATIENCE_VARIABLE)
+        stack.callback(_set_environment, {name: os.environ.get(name) for name in ours})
         if address is None:
             folder = _start_private(cpus, variables, object_store_bytes)
             stack.callback(folder.remove)
@@ -90,7 +101,7 @@ def _start_private(
         The folder of its files.
 
     Raises:
-        MachineError: It does not start.
+        MachineError: It does not start, at none of the tries.
         ValueError: There is no place for its files.
     """
     # A token of its own keeps other users of the machine out, whatever the environment says about tokens: one that is
@@ -102,34 +113,80 @@ def _start_private(
             "RAY_AUTH_TOKEN_PATH": None,
             "RAY_USAGE_STATS_ENABLED": "0",
             _LOOPBACK_VARIABLE: "0",
+            _PATIENCE_VARIABLE: os.environ.get(_PATIENCE_VARIABLE, str(START_SECONDS)),
         }
     )
     blank_credentials()
     _read_environment_anew()
+    for number in range(1, START_TRIES + 1):
+        folder = make_ray_folder()
+        problem = _try_private(folder, cpus, variables or {}, object_store_bytes)
+        if problem is None:
+            return folder
+        # Its own words are long, and hold the traces of other processes.
+        reason = _shortened(" ".join(hide_known_secrets(str(problem)).split()).partition(" Last connection error")[0])
+        if number < START_TRIES:
+            log.warning("Ray did not start (try %d of %d): %s; trying again", number, START_TRIES, reason)
+            folder.remove()
+    # This folder stays for the logs, until the next private Ray sweeps it.
+    raise MachineError(
+        f"cannot start Ray: {reason} ({START_TRIES} tries, logs below {folder.temporary}); wait until the machine is less"
+        f" busy (its load is {os.getloadavg()[0]:.0f}), and see that memory and the disk are not full"
+    ) from problem
+
+
+def _try_private(
+    folder: RayFolder, cpus: int, variables: Mapping[str, str], object_store_bytes: int
+) -> Exception | None:
+    """Start a private Ray with its files in a folder; returns why it does not start, after which none of it runs."""
     import ray
-    from ray.exceptions import RayError
 
     # Workers import our packages from this checkout, whatever the working folder is. Everything that talks or serves
     # is off: no dashboard, no log lines of workers on the terminal. What has to listen does so on the loopback address.
     places = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    folder = make_ray_folder()
-    try:
-        ray.init(
-            address="local",
-            num_cpus=cpus,
-            object_store_memory=object_store_bytes,
-            include_dashboard=False,
-            runtime_env={"env_vars": dict(variables or {}) | {"PYTHONPATH": os.pathsep.join(places)}},
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-            _node_ip_address=_LOOPBACK,
-            _temp_dir=str(folder.temporary),
-        )
-    except (OSError, RuntimeError, RayError) as error:
-        # The folder stays for the logs, until the next private Ray sweeps it.
-        reason = " ".join(hide_known_secrets(str(error)).split())
-        raise MachineError(f"cannot start Ray: {reason} (logs below {folder.temporary})") from error
-    return folder
+    with _captured_stderr() as said:
+        try:
+            ray.init(
+                address="local",
+                num_cpus=cpus,
+                object_store_memory=object_store_bytes,
+                include_dashboard=False,
+                runtime_env={"env_vars": dict(variables) | {"PYTHONPATH": os.pathsep.join(places)}},
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+                _node_ip_address=_LOOPBACK,
+                _temp_dir=str(folder.temporary),
+            )
+        except Exception as error:  # Ray raises them of all kinds, when its processes come too late a plain Exception
+            ray.shutdown()
+            _kill_processes_of(folder)
+            with contextlib.suppress(OSError):  # the disk may be full
+                (folder.temporary / "stderr.txt").write_text(said())
+            return error
+    return None
+
+
+def _kill_processes_of(folder: RayFolder) -> None:
+    """Kill the processes of a Ray that did not start; it would keep them until this process ends.
+
+    They have its folder, whose name nobody else has, in their command lines.
+    """
+    place = os.fsencode(folder.temporary)
+    while True:
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):  # it is gone, or another user's
+                if place in (process / "cmdline").read_bytes():
+                    os.kill(int(process.name), signal.SIGKILL)
+                    found.append(process)
+        # One that was just being started shows in the next round.
+        if not found:
+            return
+        time.sleep(0.02)
+
+
+def _shortened(text: str, length: int = 300) -> str:
+    return text if len(text) <= length else f"{text[:length]}…"
 
 
 def _set_environment(variables: Mapping[str, str | None]) -> None:
@@ -157,7 +214,7 @@ def _join(address: str, variables: dict[str, str]) -> None:
     # Ray's own errors come late and long: check first what can be checked.
     _check_answers(address)
     _use_token_that_is_there()
-    os.environ.setdefault("RAY_gcs_server_port_wait_time_s", str(CONNECT_SECONDS))
+    os.environ.setdefault(_PATIENCE_VARIABLE, str(CONNECT_SECONDS))
     blank_credentials()
     _read_environment_anew()
     import ray
