@@ -53,7 +53,7 @@ RAY = ("orchestration", "train/launch", "talkinghead/runtime/ray_cluster.py")
 TARGETS = {
     "setup", "models", "demo", "test", "bench", "lint", "help",
     "ingest", "annotate", "shards", "verify", "report", "reannotate", "quarantine", "retry",
-    "latents", "train-audio2mesh", "train-audio2pose", "train-stage1", "train-stage2", "animate",
+    "derive", "latents", "basis", "train-audio2mesh", "train-audio2pose", "train-stage1", "train-stage2", "animate",
 }  # fmt: skip
 
 

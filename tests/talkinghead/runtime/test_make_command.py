@@ -25,6 +25,8 @@ TARGETS = {
     "ANN": "reannotate",
     "ENGINE": "reannotate",
     "CAUSE": "retry",
+    "COLUMNS": "derive",
+    "FITS": "basis",
     "RUN": "train-stage1",
     "RECIPE": "train-stage1",
     "STAGE1": "train-stage2",
