@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -175,6 +175,7 @@ def derive(
 ) -> str:
     """Make derived columns of the packed samples: each a version of its own, which trainings join by name."""
     names = _chosen(columns, COLUMNS, "derived column")
+    _refuse_ignored(settings, ColumnSettings(), names, "--columns")
     if version is not None and len(names) > 1:
         raise ValueError("--version names the version of one column: make one at a time")
     with _runner(data, cluster, retry) as runner:
@@ -210,6 +211,7 @@ def basis(
 ) -> str:
     """Make global fits over the kept training clips, which trainings and derived columns read."""
     names = _chosen(fits, FITS, "global fit")
+    _refuse_ignored(settings, FitSettings(), names, "--fits")
     with _runner(data, cluster, retry) as runner:
         for name in names:
             run_fit(runner, FITS[name], getattr(settings, name), clips)
@@ -254,7 +256,7 @@ def retry(data: Data, cause: str | None = None) -> str:
     if cause is not None and not released:
         there = ", ".join(sorted(causes(records))) or "nothing"
         raise ValueError(f"nothing is in quarantine for {cause!r}; there is: {there}")
-    return f"{len(released)} released; run make shards again"
+    return f"{len(released)} released; run the command that failed (make shards, derive, basis) again"
 
 
 def demo(
@@ -298,6 +300,13 @@ def _chosen(text: str, known: Mapping[str, object], what: str) -> list[str]:
     if not names:
         raise ValueError(f"name a {what}: {', '.join(known)}")
     return [name for name in known if name in names]
+
+
+def _refuse_ignored(given: Any, defaults: Any, names: Sequence[str], option: str) -> None:
+    """Raise `ValueError` when settings are given of what is not made."""
+    for field in dataclasses.fields(given):
+        if field.name not in names and getattr(given, field.name) != getattr(defaults, field.name):
+            raise ValueError(f"--{field.name}.… is given, but {field.name} is not among {option}")
 
 
 @contextlib.contextmanager

@@ -338,6 +338,14 @@ def find_column_plan(storage: Storage, column: str, version: str) -> ColumnPlan 
     return _typed(ColumnPlan, find_plan(storage, column_job(column, version)))
 
 
+def column_plan_named(storage: Storage, version: str) -> ColumnPlan | None:
+    """Plan of whichever derived column has a version of this name; None where none has."""
+    for prefix in COLUMN_PREFIXES:
+        if (plan := _typed(ColumnPlan, find_plan(storage, f"{prefix}{version}"))) is not None:
+            return plan
+    return None
+
+
 def find_shards(storage: Storage) -> ShardPlan | None:
     """Plan of the shards; None before the first is planned."""
     return _typed(ShardPlan, find_plan(storage, SHARD_PLAN))

@@ -68,7 +68,8 @@ def drop(
         target = _find(storage, manifest, name)
         files = [*target.unread, *target.files]
         if target.entry is not None:
-            _refuse_needed(storage, manifest, target.entry, target.name, force)
+            _refuse_needed(storage, manifest, target.entry, target.name)
+        _refuse_read(storage, target, force)
         storage.check_links(*sorted({file.path.rpartition("/")[0] for file in files}))
         # First what no reader looks at, then the version for readers, then what they looked at.
         done = 0
@@ -215,15 +216,19 @@ def _index_version(path: str) -> str:
     return path.removeprefix(f"{dataroot.INDEX_FOLDER}/").partition(".")[0]
 
 
-def _refuse_needed(
-    storage: Storage, manifest: DatasetManifest, entry: AnnotationEntry | FitEntry, name: str, force: bool
-) -> None:
-    """Raise `ValueError` when somebody needs a version or fit."""
+def _refuse_needed(storage: Storage, manifest: DatasetManifest, entry: AnnotationEntry | FitEntry, name: str) -> None:
+    """Raise `ValueError` when another version or fit needs one."""
     faces = manifest.of_kind(ANNOTATION)
     if faces == [entry]:
         raise ValueError(f"{name} is the only face annotation of {storage.uri}, which every reader needs")
     if others := needing(manifest, entry):
         raise ValueError(f"{name} is needed by {_listed(others)}, made from it: drop that first")
+
+
+def _refuse_read(storage: Storage, target: _Target, force: bool) -> None:
+    """Raise `ValueError` when a run reads what is to be removed, also where `DATASET.json` no longer lists it: new
+    shards take columns off the list until they are made for those, too."""
+    entry, name = target.entry, target.name
     runs = [
         f"{shown(pin.run)} on {shown(pin.host)}"
         for pin in read_pins(storage)

@@ -28,6 +28,11 @@ from talkinghead.provenance import canonical_json, hash_bytes, library_versions,
 from talkinghead.runtime.progress import ProgressCallback
 from talkinghead.schema import ClipInfo
 
+
+class FitFileError(ValueError):
+    """Error about the file of a fit that is missing or damaged; the message names it."""
+
+
 FRAMES_OF_A_PART = 100_000
 """Frames that a part of speakers has, more or less; about a minute of work."""
 
@@ -36,7 +41,7 @@ _AT_ONCE = 100  # frames that are decoded at once
 
 @dataclass(frozen=True, kw_only=True)
 class FitSource:
-    """Everything that decides what a fit comes out as, besides its code."""
+    """Everything that decides what a fit comes out as, next to its code."""
 
     settings: Any
     """Settings of the fit: its own dataclass."""
@@ -45,7 +50,7 @@ class FitSource:
     index: str
     """Path of its index; the name holds a hash of the content."""
     selection: Selection = field(default_factory=Selection)
-    """Choice of the clips, besides split, kept and what the fit needs."""
+    """Choice of the clips, next to split, kept and what the fit needs."""
     pins: Mapping[str, str] = field(default_factory=dict)
     """Name of a derived column that is joined → the version of it."""
     fits: Mapping[str, str] = field(default_factory=dict)
@@ -156,7 +161,8 @@ _SPEAKER = ("person", "split_group")  # the first that a sample has
 
 def frames_of(reader: ShardReader, parts: Sequence[Sequence[int]]) -> int:
     """Number of frames of the clips of all parts."""
-    return sum(int(reader.num_frames[list(part)].sum()) for part in parts)
+    lengths = reader.num_frames
+    return sum(int(lengths[list(part)].sum()) for part in parts)
 
 
 class ReaderSample:
@@ -331,6 +337,7 @@ def find_fit(
     selection: Selection | None = None,
     pins: Mapping[str, str] | None = None,
     *,
+    needed: Mapping[str, Fit] | None = None,
     keys: Sequence[str] | None = None,
 ) -> Fit | None:
     """Read the newest fit of these settings, clips and code out of DATA; None where there is none.
@@ -343,16 +350,20 @@ def find_fit(
         index: Path of the annotation's index.
         selection: Choice of the clips.
         pins: Name of a derived column → version of it.
+        needed: The fits that it must have been made with; None: whichever they were.
         keys: Keys of the clips that it must have been made of (`keys_of`); None: whichever it was. A derived column
             whose failures were mended has the same version, and may lead to other clips.
 
     Raises:
-        ValueError: The file that the manifest names is missing or damaged.
+        FitFileError: The file that the manifest names is missing or damaged.
     """
+    hashes = None if needed is None else {name: made.sha256 for name, made in needed.items()}
     wanted = canonical_json([settings, index, selection or Selection(), pins or {}])
     for entry in reversed(manifest.fits):
         known = canonical_json([entry.settings, entry.index, entry.selection, entry.pins])
         if (entry.name, entry.version) != (fit.name, fit.version) or known != wanted:
+            continue
+        if hashes is not None and entry.fits != hashes:
             continue
         arrays, about = _read(storage, entry.name, entry.sha256)
         if keys is None or (isinstance(about, dict) and about.get("keys") == list(keys)):
@@ -375,9 +386,9 @@ def _read(storage: Storage, name: str, sha256: str) -> tuple[dict[str, np.ndarra
     try:
         data = storage.read(path, MOST_BYTES, "global fit")
     except FileNotFoundError:
-        raise ValueError(f"{shown} is missing, and DATASET.json names it: run make basis again") from None
+        raise FitFileError(f"{shown} is missing, and DATASET.json names it: run make basis again") from None
     if hash_bytes(data) != sha256:
-        raise ValueError(f"{shown} is damaged (its hash is another): delete it and run make basis again")
+        raise FitFileError(f"{shown} is damaged (its hash is another): run make basis again")
     return decode_npz(data, shown)
 
 
@@ -390,6 +401,7 @@ def write_fit(
         storage: Data set.
         fit: The fit.
         source: What it was made of.
+        needed: The fits that it must have been made with; None: whichever they were.
         keys: Keys of the clips that it read, in order.
         arrays: The fit.
 

@@ -135,7 +135,7 @@ class JoinedVersions:
             if not self.first.index.table.column(name).equals(opened.index.table.column(name)):
                 raise ValueError(
                     f"versions {self.first.entry.version} and {entry.version} do not hold the same samples ({name}):"
-                    f" run make derive COLUMNS={entry.kind} to bring {entry.version} up to date"
+                    f" run {entry.command} to bring {entry.version} up to date"
                 )
         for suffix in opened.index.members["annotation"]:
             if suffix in self.where:

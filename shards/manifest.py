@@ -86,6 +86,23 @@ class AnnotationEntry:
         for number, shard in enumerate(self.shards):
             _check_name(shard, annotation_shard_name(self.version, number))
 
+    @property
+    def command(self) -> str:
+        """The command that makes the version, or brings it up to date; files are named without their folders."""
+        if self.kind == ANNOTATION:
+            return f"make reannotate ANN={self.version}"
+        made_of = self.made_of
+        settings = {name: about.get("name", "FILE") for name, about in made_of.provenance.items()} | made_of.parameters
+        options = [
+            f"--{self.kind}.{name.replace('_', '-')} {' '.join(map(str, value)) if isinstance(value, list) else value}"
+            for name, value in settings.items()
+            if value not in (None, "", [])
+        ]
+        if version := made_of.pins.get(ANNOTATION):
+            options.append(f"--annotation {version}")
+        arguments = f" ARGS='{' '.join(options)}'" if options else ""
+        return f"make derive COLUMNS={self.kind}{arguments if arguments.isprintable() else ''}"
+
     @functools.cached_property
     def made_of(self) -> ColumnVersion:
         """What a version of a derived column was made of; raises `ValueError` for an annotation."""
@@ -221,7 +238,8 @@ class DatasetManifest:
             if wanted and entry.kind != ANNOTATION:
                 return entry
         there = ", ".join(entry.version for entry in self.annotations if entry.kind != ANNOTATION) or "none at all"
-        raise ValueError(f"there is no derived column {name!r}, only {there}: run make derive COLUMNS={column}")
+        missing = column if version else column.rpartition("-")[0] or column
+        raise ValueError(f"there is no derived column {name!r}, only {there}: run make derive COLUMNS={missing}")
 
     def of_kind(self, kind: str) -> list[AnnotationEntry]:
         """Entries of one kind, in their order."""

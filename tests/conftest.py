@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,11 @@ if TYPE_CHECKING:
 settings.register_profile("same", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 settings.register_profile("search", settings.get_profile("same"), derandomize=False)
 settings.load_profile("same")
+
+# A shell starts its commands in the background with Ctrl-C ignored, and all that they start would ignore it, too. Tests
+# of interruptions hold there as well.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Beside other test processes a computation on several threads mostly waits for them. Read when PyTorch is imported.
 if "PYTEST_XDIST_WORKER" in os.environ:

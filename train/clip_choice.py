@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 from shards.reader import ShardReader
@@ -61,6 +61,12 @@ class ClipChoice:
             label=values(self.label, f"{_OPTION}label"),
         )
 
+    def options(self) -> str:
+        """The settings that are not the default, as options of `make basis`; empty where all are."""
+        given = {field.name: getattr(self, field.name) for field in fields(ClipChoice)}
+        texts = {name: value if isinstance(value, str) else " ".join(value) for name, value in given.items() if value}
+        return " ".join(f"--{name.replace('_', '-')} {text}" for name, text in texts.items())
+
     def arguments(self, split: str = "train") -> dict[str, Any]:
         """Arguments of `ShardReader` for the clips of a split, but for versions and columns."""
         return {"split": split, **self.selection(split).arguments()}
@@ -101,7 +107,7 @@ def check_unchanged(reader: ShardReader, pinned: Iterable[PinnedVersion]) -> Non
 
 @dataclass(frozen=True, kw_only=True)
 class ReadVersions:
-    """What a run reads of a data set, besides media."""
+    """What a run reads of a data set, next to media."""
 
     versions: tuple[str, ...] = ()
     """Annotation versions and versions of derived columns."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 
-from annotate.columns import COLUMNS
 from annotate.engines import check_engine
 from annotate.settings import AnnotateSettings
 from orchestration import outcomes, plans
@@ -51,8 +50,10 @@ def run_annotate(runner: UnitRunner, version: str, overrides: Sequence[str], mod
     storage, name = runner.storage, plans.annotate_job(check_version(version))
 
     # A name that is free for a face annotation, and something to annotate.
-    if column := next((column for column in COLUMNS if plans.find_column_plan(storage, column, version)), None):
-        raise ValueError(f"{version} holds the column {column}: choose another name for an annotation version")
+    if column := plans.column_plan_named(storage, version):
+        raise ValueError(
+            f"{version} holds the column {column.made_of.column}: choose another name for an annotation version"
+        )
     if not plans.plan_names(storage, plans.INGEST_PLAN_PREFIX):
         raise ValueError(f"nothing is ingested in {storage.uri}: name the videos with SOURCE, or another DATA")
 

@@ -123,6 +123,11 @@ def run_derive(
 
     # Pack parallel to the media shards (what could not be made is missing there), and let readers see the version.
     made = outcomes.derive_results(storage, column.name, version)
+    if made and not any(isinstance(record, UnitRecord) for record in made.values()):
+        raise ValueError(
+            f"no sample of {storage.uri} could be made, so there is no {version}: see make quarantine, mend the cause,"
+            " then make retry"
+        )
     keys = samples.texts("key")
     shards = [keys[samples.shard_rows(number)].tolist() for number in range(len(manifest.media))]
     pack_columns(runner, version, shards, made)
@@ -208,7 +213,11 @@ def _check_name(storage: Storage, manifest: DatasetManifest, version: str, made_
         raise ValueError(f"{version} is in use for {others[version]}: choose another --version for {made_of.column}")
     if plans.find_annotate(storage, version):
         raise ValueError(f"{version} is in use for an annotation: choose another --version for {made_of.column}")
-    before = plans.find_column_plan(storage, made_of.column, version)
+    before = plans.column_plan_named(storage, version)
+    if before is not None and before.made_of.column != made_of.column:
+        raise ValueError(
+            f"{version} is in use for {before.made_of.column}: choose another --version for {made_of.column}"
+        )
     if before is not None and not before.made_of.is_same(made_of):
         raise ValueError(
             f"{version} was begun by another release, with other files or settings ({before.made_of.parameters}):"
@@ -283,17 +292,23 @@ def _sources(
     indexes = {name: samples if name == ANNOTATION else read_index(storage, entry) for name, entry in pinned.items()}
     for name, index in indexes.items():
         if not index.table.column("key").equals(samples.table.column("key")):
-            raise ValueError(
-                f"{pinned[name].version} lacks samples: run make derive COLUMNS={name} to bring it up to date"
-            )
+            raise ValueError(f"{pinned[name].version} lacks samples: run {pinned[name].command} to bring it up to date")
+    # What is the same for all samples, or all of a shard, is in memory once.
+    forms = [_forms(column, entry) for entry in pinned.values()]
+    shards = [
+        {entry.version: entry.shards[number].sha256 for entry in pinned.values()}
+        for number in range(len(manifest.media))
+    ]
     for row, *others in zip(samples.rows(), *(index.rows() for index in indexes.values()), strict=True):
         inputs: dict[str, Any] = {"key": row.key}
         media = manifest.media[row.shard]
         if set(column.needs) & set(MEDIA_NEEDS):
             inputs["shard"] = media.sha256
-        columns = [_place(column, entry, other) for entry, other in zip(pinned.values(), others, strict=True)]
+        columns = [
+            _place(entry, other, *form) for entry, other, form in zip(pinned.values(), others, forms, strict=True)
+        ]
         if columns:
-            inputs["columns"] = {entry.version: entry.shards[row.shard].sha256 for entry in pinned.values()}
+            inputs["columns"] = shards[row.shard]
         place = MediaSample(
             key=row.key,
             num_frames=row.num_frames,
@@ -305,16 +320,20 @@ def _sources(
         yield Source(key=row.key, num_frames=row.num_frames, payload=payload, inputs=inputs)
 
 
-def _place(column: DerivedColumn, entry: AnnotationEntry, row: SampleIndex) -> dict[str, Any]:
-    """Where the arrays of one version lie that a column reads of a sample, with the forms of derived ones."""
+def _forms(column: DerivedColumn, entry: AnnotationEntry) -> tuple[set[str], list[dict[str, Any]]]:
+    """Members of one version that a column reads, and the forms of derived ones."""
     forms = {} if entry.kind == ANNOTATION else entry.arrays
     names = [need for need in column.needs if need in COLUMN] if entry.kind == ANNOTATION else list(forms)
-    wanted = {f"{name}.npy" for name in names}
+    return {f"{name}.npy" for name in names}, [form.to_json() for form in forms.values()]
+
+
+def _place(entry: AnnotationEntry, row: SampleIndex, wanted: set[str], forms: list[dict[str, Any]]) -> dict[str, Any]:
+    """Where the arrays of one version lie that a column reads of a sample."""
     return {
         "version": entry.version,
         "file": annotation_shard_name(entry.version, row.shard),
         "members": [asdict(member) for member in row.annotation if member.suffix in wanted],
-        "forms": [form.to_json() for form in forms.values()],
+        "forms": forms,
     }
 
 
@@ -380,10 +399,11 @@ def run(storage: Storage, unit: Unit) -> Output:
         column.stored_names.key_field: unit.pkey,
         "libraries": library_versions(*column.libraries),
     }
+    described = {}
     if column.names is None:
-        made_of = from_json(ColumnVersion, unit.payload["made_of"])
-        about["made_of"] = {name: value for name, value in asdict(made_of).items() if name not in ("arrays", "labels")}
-    contents = derived_members(column, derived, sample.num_frames, valid, about)
+        made_of = unit.payload["made_of"]
+        described = {"made_of": {name: made_of[name] for name in made_of if name not in ("arrays", "labels")}}
+    contents = derived_members(column, derived, sample.num_frames, valid, {**about, **described})
     scores = {name: _number(derived.scores.get(name)) for name in column.scores}
     return Output(
         contents=[(unit.key, sample.num_frames, contents)],
@@ -430,9 +450,15 @@ class StoredSample:
     def column(self, name: str) -> np.ndarray:
         """An annotation column, or an array of a derived column that is needed, `[rows, …]`."""
         if name not in self._arrays:
-            there = ", ".join(sorted(self._arrays)) or "none"
-            raise ColumnError("needs", f"{self.key} has no {name} that {self._column.name} says it needs, only {there}")
+            if name in self._unmade:
+                raise ColumnError("needs", f"{self.key} has no {name}: making it failed (make quarantine)")
+            raise ColumnError("needs", f"{self._column.name} reads {name} but does not say that it needs it")
         return self._arrays[name]
+
+    @property
+    def _unmade(self) -> set[str]:
+        """Arrays of needed columns that the sample could have."""
+        return {form["name"] for place in self._unit.payload["columns"] for form in place["forms"]}
 
     @cached_property
     def _clip(self) -> Clip:

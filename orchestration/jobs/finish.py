@@ -190,9 +190,7 @@ def _other_versions(before: DatasetManifest | None, version: str, num_shards: in
     entries = []
     for entry in before.annotations if before else ():
         if len(entry.shards) < num_shards and entry.version != version:
-            name = entry.version
-            how = f"make reannotate ANN={name}" if entry.kind == ANNOTATION else f"make derive COLUMNS={entry.kind}"
-            log.warning("%s %s does not cover the new shards: %s extends it", entry.kind, name, how)
+            log.warning("%s %s does not cover the new shards: %s extends it", entry.kind, entry.version, entry.command)
         elif entry.version != version:
             entries.append(entry)
     return entries
@@ -240,11 +238,11 @@ def finish_column(
     places = {sample.key: sample.members for record in columns for sample in record.samples}
     if late := sum(key not in places and isinstance(record, UnitRecord) for key, record in made.items()):
         log.warning(
-            "%d samples were made only after their shard of %s was packed without them; another --version takes them"
-            " in", late, version,
+            "%d samples were made only after their shard of %s was packed without them: shards never change. Drop the"
+            " version (python -m shards drop) and derive it again, or give it another --version", late, version,
         )  # fmt: skip
-    if missing := len(samples) - len(places):
-        log.warning("%s lacks %d of %d samples that could not be made: make quarantine", version, missing, len(samples))
+    if failed := len(samples) - len(places) - late:
+        log.warning("%s lacks %d of %d samples that could not be made: make quarantine", version, failed, len(samples))
     # Scores and labels stand in the records of the units: packing has only copied bytes.
     known = {key: record.samples[0] for key, record in made.items() if isinstance(record, UnitRecord) and key in places}
     index = build_index(version, _column_rows(samples, places, known, plans.stored_names(made_of.column).failed))

@@ -20,6 +20,7 @@ from orchestration.units.executor import UnitRunner
 from orchestration.units.records import UnitRecord
 from orchestration.units.unit import JobStoppedError, Output, Unit
 from shards.fits import (
+    FitFileError,
     FitSource,
     find_fit,
     fit_key,
@@ -77,13 +78,20 @@ def run_fit(runner: UnitRunner, fit: GlobalFit, settings: Any, clips: ClipChoice
     reader = reader_for(fit, storage, annotation=clips.annotation, join=clips.join, selection=selection)
     source, parts = source_of(reader, settings, selection, needed), plan_parts(fit, reader)
     keys = keys_of(reader, parts)
-    found = find_fit(storage, reader.manifest, fit, settings, source.index, selection, source.pins, keys=keys)
+    job = f"{plans.FIT_PREFIX}{fit.name}-{fit_key(fit, source)[:12]}"
+    try:
+        found = find_fit(
+            storage, reader.manifest, fit, settings, source.index, selection, source.pins, needed=needed, keys=keys
+        )
+    except FitFileError as error:
+        log.warning("%s; it is made anew", error)
+        found = None
     if found is not None:
         log.info("%s is there: %s", fit.name, dataroot.fit(fit.name, found.sha256))
+        _remove_sums(storage, job)  # of a command that was killed before it came to that
         return found
 
     # The plan: a unit per part. It is written before anything runs.
-    job = f"{plans.FIT_PREFIX}{fit.name}-{fit_key(fit, source)[:12]}"
     units = plan_fit(fit, source, reader, parts, job, runner.retry.time_limit_s)
     plan = plans.FitPlan(units=plans.pairs(units), fit=fit.name, key=fit_key(fit, source))
     plans.write_plan(storage, job, plan)
@@ -108,11 +116,15 @@ def run_fit(runner: UnitRunner, fit: GlobalFit, settings: Any, clips: ClipChoice
     # Last the manifest, which makes the fit visible; then the sums are not needed any more.
     manifest = read_manifest(storage)
     write_manifest(storage, replace(manifest, fits=[*_others(manifest.fits, entry), entry]))
+    _remove_sums(storage, job)
+    log.info("%s of %d clips: %s", fit.name, entry.clips, entry.path)
+    return read_fit(storage, entry.name, entry.sha256)
+
+
+def _remove_sums(storage: Storage, job: str) -> None:
     for file in storage.list(dataroot.units(job), ".tar"):
         if dataroot.is_unit(file.path, job):
             storage.delete(file.path)
-    log.info("%s of %d clips: %s", fit.name, entry.clips, entry.path)
-    return read_fit(storage, entry.name, entry.sha256)
 
 
 def settings_for(fit: GlobalFit, like: Any) -> Any:
@@ -184,7 +196,7 @@ class _Opened:
     parts: list[list[int]]
 
 
-_last: dict[str, _Opened] = {}
+_last: dict[tuple[str, str], _Opened] = {}
 
 
 def run(storage: Storage, unit: Unit) -> Output:
@@ -201,10 +213,11 @@ def run(storage: Storage, unit: Unit) -> Output:
 
 
 def _open(storage: Storage, unit: Unit) -> _Opened:
-    if unit.job not in _last:
+    key = (storage.uri, unit.job)
+    if key not in _last:
         _last.clear()
-        _last[unit.job] = _opened(storage, unit.payload)
-    return _last[unit.job]
+        _last[key] = _opened(storage, unit.payload)
+    return _last[key]
 
 
 def _opened(storage: Storage, payload: Mapping[str, Any]) -> _Opened:

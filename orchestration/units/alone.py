@@ -25,6 +25,8 @@ from talkinghead.files.storage import Storage
 from talkinghead.runtime.child_process import end_with_parent
 
 _TRACE_BYTES = 4000
+_LOOK_S = 2.0
+"""How long before its time is up a child prints its stack, in seconds."""
 
 
 def run_alone(storage: Storage, unit: Unit, *, attempts: int, memory_gb: float) -> UnitRecord | Attempt:
@@ -43,9 +45,12 @@ def run_alone(storage: Storage, unit: Unit, *, attempts: int, memory_gb: float) 
         JobStoppedError: The machine is at fault.
     """
     place = {"storage": storage.location, "linked": storage.linked}
-    request = json.dumps({**place, "unit": unit.to_json(), "attempts": attempts, "memory_gb": memory_gb})
-    # A session of its own, so that a time-out also ends the processes that the unit has started.
-    started = time.perf_counter()
+    # A session of its own, so that a time-out also ends the processes that the unit has started. Its time counts from
+    # here: on a busy machine it takes seconds to start. All processes of a machine have the same monotonic clock.
+    started = time.monotonic()
+    look_at = started + max(1.0, unit.time_limit_s - _LOOK_S)
+    limits = {"attempts": attempts, "memory_gb": memory_gb, "look_at": look_at}
+    request = json.dumps({**place, "unit": unit.to_json(), **limits})
     child = subprocess.Popen(
         [sys.executable, "-m", "orchestration.units.alone"],
         cwd=ROOT,
@@ -54,7 +59,7 @@ def run_alone(storage: Storage, unit: Unit, *, attempts: int, memory_gb: float) 
         stderr=subprocess.PIPE,
         start_new_session=True,
     )
-    # The child's own watchdog prints its stack one second before the limit, so that stderr shows where it hung.
+    # The child's own watchdog prints its stack before the limit, so that stderr shows where it hung.
     try:
         stdout, stderr = child.communicate(request.encode(), timeout=unit.time_limit_s)
     except subprocess.TimeoutExpired:
@@ -62,8 +67,8 @@ def run_alone(storage: Storage, unit: Unit, *, attempts: int, memory_gb: float) 
             os.killpg(child.pid, signal.SIGKILL)
         _, stderr = child.communicate()
         message = f"took longer than {unit.time_limit_s:g} s"
-        return _attempt("timeout", message, stderr, time.perf_counter() - started)
-    seconds = time.perf_counter() - started
+        return _attempt("timeout", message, stderr, time.monotonic() - started)
+    seconds = time.monotonic() - started
     # Ended by a signal: a crash in native code, or the kernel's out-of-memory killer.
     if child.returncode < 0:
         name = signal.Signals(-child.returncode).name
@@ -106,7 +111,7 @@ def main() -> None:
     os.dup2(2, 1)
     # Both limits hold before the job's modules are loaded. The watchdog only prints; the parent kills.
     limit_memory(request["memory_gb"])
-    faulthandler.dump_traceback_later(max(1.0, unit.time_limit_s - 1.0))
+    faulthandler.dump_traceback_later(max(0.1, request["look_at"] - time.monotonic()))
     started = time.perf_counter()
     try:
         storage = Storage(request["storage"], request["linked"])

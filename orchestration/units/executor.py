@@ -310,7 +310,7 @@ class _Pass:
 
 def may_pass_later(attempt: Attempt) -> bool:
     """Whether a retry can help: after crash, hang, memory and system errors, but not after a verdict on the input."""
-    if attempt.cause.startswith("media:"):
+    if attempt.cause.startswith(("media:", "column:")):
         return False
     if not attempt.cause.startswith("error:"):
         return True

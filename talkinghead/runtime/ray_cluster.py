@@ -118,21 +118,21 @@ def _start_private(
     )
     blank_credentials()
     _read_environment_anew()
-    for number in range(1, START_TRIES + 1):
-        folder = make_ray_folder()
-        problem = _try_private(folder, cpus, variables or {}, object_store_bytes)
-        if problem is None:
-            return folder
-        # Its own words are long, and hold the traces of other processes.
-        reason = _shortened(" ".join(hide_known_secrets(str(problem)).split()).partition(" Last connection error")[0])
-        if number < START_TRIES:
-            log.warning("Ray did not start (try %d of %d): %s; trying again", number, START_TRIES, reason)
-            folder.remove()
-    # This folder stays for the logs, until the next private Ray sweeps it.
-    raise MachineError(
-        f"cannot start Ray: {reason} ({START_TRIES} tries, logs below {folder.temporary}); wait until the machine is less"
-        f" busy (its load is {os.getloadavg()[0]:.0f}), and see that memory and the disk are not full"
-    ) from problem
+    number = 1
+    while problem := _try_private(folder := make_ray_folder(), cpus, variables or {}, object_store_bytes):
+        # What it quotes from its logs after that is long, and the logs have it.
+        reason = " ".join(hide_known_secrets(str(problem)).split()).partition(" Last ")[0]
+        if number == START_TRIES:
+            # This folder stays for the logs, until the next private Ray sweeps it.
+            load = os.getloadavg()[0]
+            raise MachineError(
+                f"cannot start Ray: {reason} ({START_TRIES} tries, logs below {folder.temporary}); wait until the"
+                f" machine is less busy (its load is {load:.0f}), and see that memory and disk are not full"
+            ) from problem
+        log.warning("Ray did not start (try %d of %d): %s; trying again", number, START_TRIES, reason)
+        folder.remove()
+        number += 1
+    return folder
 
 
 def _try_private(
@@ -157,7 +157,7 @@ def _try_private(
                 _node_ip_address=_LOOPBACK,
                 _temp_dir=str(folder.temporary),
             )
-        except Exception as error:  # Ray raises them of all kinds, when its processes come too late a plain Exception
+        except Exception as error:  # noqa: BLE001 (of all kinds; a plain one when a process comes too late)
             ray.shutdown()
             _kill_processes_of(folder)
             with contextlib.suppress(OSError):  # the disk may be full
@@ -172,21 +172,17 @@ def _kill_processes_of(folder: RayFolder) -> None:
     They have its folder, whose name nobody else has, in their command lines.
     """
     place = os.fsencode(folder.temporary)
-    while True:
+    for _ in range(100):
         found = []
         for process in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):  # it is gone, or another user's
                 if place in (process / "cmdline").read_bytes():
                     os.kill(int(process.name), signal.SIGKILL)
                     found.append(process)
-        # One that was just being started shows in the next round.
+        # One that was just being started shows in the next round, and one that is slow to die, too.
         if not found:
             return
         time.sleep(0.02)
-
-
-def _shortened(text: str, length: int = 300) -> str:
-    return text if len(text) <= length else f"{text[:length]}…"
 
 
 def _set_environment(variables: Mapping[str, str | None]) -> None:

@@ -324,7 +324,7 @@ def test_a_kill_and_a_stop_leave_nothing(spoken: dict[str, Any], media: Path) ->
         time.sleep(1)
         assert process.poll() is None, "it was to be stopped in the middle"
         process.send_signal(sent)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=240)
         assert not any(not name.startswith(".") for name in written(spoken)), errors.decode()
         if sent != signal.SIGKILL:
             assert process.returncode == 1 and b"interrupted" in errors and b"Traceback" not in errors

@@ -31,7 +31,7 @@ from tests.support.video_server import HERE, VideoServer, render
 pytest.importorskip("yt_dlp", reason="needs the extra `download`")
 
 FAST = DownloadSettings(
-    sleep_s=0, backoff_s=0, retries=0, timeout_s=10, rate_limit_mib=0, any_site=True, local_hosts=(HERE,)
+    sleep_s=0, backoff_s=0, retries=0, timeout_s=60, rate_limit_mib=0, any_site=True, local_hosts=(HERE,)
 )
 
 

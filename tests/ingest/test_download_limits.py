@@ -21,7 +21,7 @@ from tests.support.video_server import HERE, VideoServer
 pytest.importorskip("yt_dlp", reason="needs the extra `download`")
 
 FAST = DownloadSettings(
-    sleep_s=0, backoff_s=0, retries=2, timeout_s=10, rate_limit_mib=0, any_site=True, local_hosts=(HERE,), max_gib=0.1
+    sleep_s=0, backoff_s=0, retries=2, timeout_s=60, rate_limit_mib=0, any_site=True, local_hosts=(HERE,), max_gib=0.1
 )
 GIB = 2.0**30
 
@@ -248,7 +248,7 @@ def test_no_plugin_configuration_or_program_is_run(server: VideoServer, video: b
     paths = {"PYTHONPATH": f"{here}:{ROOT}", "HOME": str(home), "PATH": f"{tools}:{os.environ['PATH']}"}
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, server.url("/v.mp4"), str(tmp_path / "in")],
-        env=os.environ | paths, cwd=here, capture_output=True, text=True, timeout=120, check=True,
+        env=os.environ | paths, cwd=here, capture_output=True, text=True, timeout=240, check=True,
     )  # fmt: skip
     assert done.stdout == "ok \n", done.stderr
     assert not marker.exists(), marker.read_text()

@@ -21,7 +21,7 @@ from tests.support.video_server import HERE, VideoServer, render
 pytest.importorskip("yt_dlp", reason="needs the extra `download`")
 
 OTHER = "127.0.0.2"  # all of 127.0.0.0/8 is this machine
-FAST = DownloadSettings(sleep_s=0, backoff_s=0, retries=3, timeout_s=10, rate_limit_mib=0, any_site=True)
+FAST = DownloadSettings(sleep_s=0, backoff_s=0, retries=3, timeout_s=60, rate_limit_mib=0, any_site=True)
 
 
 @pytest.fixture(autouse=True)

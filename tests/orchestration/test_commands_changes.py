@@ -177,7 +177,7 @@ def test_death_at_any_write_of_the_finish(data: Path, writes: int, command: Comm
         sys.exit(main(sys.argv[1:]))
     """)
     change = ["shards", "--data", str(data), "--filters", "max_yaw_abs_median=0.001"]
-    done = subprocess.run([sys.executable, "-c", code, str(writes), *change], cwd=ROOT, timeout=120, check=False)
+    done = subprocess.run([sys.executable, "-c", code, str(writes), *change], cwd=ROOT, timeout=240, check=False)
     threshold = read_manifest(Storage(data)).annotation().details["filters"]["max_yaw_abs_median"]
     reader = ShardReader(data, split=None)
     assert (len(reader) == 0) == (threshold == 0.001)

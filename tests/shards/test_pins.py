@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,7 +15,6 @@ from shards.pins import Pin, forget_gone, pin_run, read_pins
 from talkinghead import dataroot
 from talkinghead.files.storage import Storage
 from tests.support.object_store import LocalS3
-from tests.support.paths import ROOT
 from tests.support.small_disk import REFUSED, run_with_mounts
 
 FITS = ["a" * 64, "b" * 64]
@@ -165,33 +163,22 @@ def test_no_permission_gets_one_warning(data: Storage, caplog: pytest.LogCapture
     assert len(caplog.records) == 1 and "ermission" in caplog.text and read_pins(data) == []
 
 
-SWEEP = """
-import sys, time
-from talkinghead.files.storage import Storage
-storage = Storage(sys.argv[1])
-print("sweeping", flush=True)
-while True:
-    storage.sweep_temporary()
-    time.sleep(0.005)
-"""
+@pytest.mark.parametrize("sweeps", range(1, 6))
+def test_a_job_that_clears_leftovers_does_not_stop_it(
+    data: Storage, sweeps: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run holds no lock: a job that starts takes its unfinished file for a leftover, here several times on end."""
+    real, swept = os.fsync, []
 
+    def sweeping(descriptor: int) -> None:
+        real(descriptor)  # the file is whole, and has not got its name yet
+        if len(swept) < sweeps and (removed := Storage(data.uri).sweep_temporary()):
+            swept.append(removed)
 
-def test_a_job_that_clears_leftovers_does_not_stop_it(data: Storage, caplog: pytest.LogCaptureFixture) -> None:
-    """A run holds no lock: a job that starts takes its unfinished file for a leftover."""
-    assert data.local_root
-    sweeper = subprocess.Popen(
-        [sys.executable, "-c", SWEEP, str(data.local_root)], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    )
-    assert sweeper.stdout
-    try:
-        assert sweeper.stdout.readline() == "sweeping\n"
-        for number in range(50):
-            pin_run(data, f"/run{number}", versions=["v1"])
-    finally:
-        sweeper.kill()
-        sweeper.wait()
-        sweeper.stdout.close()
-    assert len(read_pins(data)) == 50 and not caplog.records
+    monkeypatch.setattr(os, "fsync", sweeping)
+    pin_run(data, "/run", versions=["v1"])
+    assert swept == [1] * sweeps
+    assert len(read_pins(data)) == 1 and not caplog.records
 
 
 def test_an_object_store(s3: LocalS3, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def run_command(*arguments: object, check: bool = True, **options: object) -> su
         capture_output=True,
         text=True,
         env=os.environ.copy(),
-        timeout=240,
+        timeout=280,
         check=False,
         **options,  # type: ignore[call-overload]
     )

@@ -26,6 +26,14 @@ def process_tree(root: int) -> set[int]:
     return found
 
 
+def parent_of(process: int) -> int | None:
+    """Parent of a process; None when the process has ended."""
+    try:
+        return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return None
+
+
 def listening(processes: set[int]) -> dict[tuple[str, int], int]:
     """Address and port of each socket of the Internet protocols that takes what anybody sends → its process."""
     owners: dict[str, int] = {}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,13 +29,15 @@ from train.recipe import Recipe
 
 WEIGHTS = "weights.safetensors"
 NUM_INPUTS = 6
+HOLD = "TOY_VALIDATION_WAITS"
+"""Environment variable that names a file: as long as it is there, no validation ends."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """Settings of the toy; none of them is realistic."""
 
-    free_settings: ClassVar[tuple[str, ...]] = ("wait_s",)
+    free_settings: ClassVar[tuple[str, ...]] = ("wait_s", "last_slot")
     num_samples: int = 20
     width: int = 8
     num_blocks: int = 2
@@ -47,6 +50,8 @@ class Config:
     """Slots whose loss is finite and whose gradient is not."""
     wait_s: float = 0.0
     """Seconds that the loader waits for each sample."""
+    last_slot: int | None = None
+    """Slot after which the loader waits for ever: a training that is to be killed cannot come to its end before."""
     step_s: float = 0.0
     """Seconds that the loss waits for each microbatch."""
     validate_s: float = 0.0
@@ -112,6 +117,8 @@ class ToyLoader:
             yield batch_of([self._item(slot) for slot in slots])
 
     def _item(self, slot: int) -> dict[str, Any]:
+        while self.config.last_slot is not None and slot > self.config.last_slot:
+            time.sleep(0.02)
         if self.config.wait_s:
             time.sleep(self.config.wait_s)
         epoch, sample = self.order.at(slot)
@@ -192,6 +199,8 @@ class ToyTask:
 
     def validate(self, weights: Path, folder: Path, device: torch.device) -> dict[str, float]:
         time.sleep(self.config.validate_s)
+        while HOLD in os.environ and Path(os.environ[HOLD]).exists():
+            time.sleep(0.02)
         if self.config.fail_validation:
             raise ValueError("the toy was told to fail its validation")
         module = ToyModel(self.config)

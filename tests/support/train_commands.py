@@ -29,7 +29,7 @@ class Command:
     process: ForkServerProcess
     folder: Path
 
-    def wait(self, timeout: float = 120.0) -> int:
+    def wait(self, timeout: float = 240.0) -> int:
         """Exit status; negative for a signal."""
         self.process.join(timeout)
         if self.process.exitcode is None:
@@ -88,8 +88,8 @@ def weights_of(run: Path) -> str:
     return hashlib.sha256((run / "pretrained_model" / "weights.safetensors").read_bytes()).hexdigest()
 
 
-def wait_for(condition: Any, timeout: float = 60.0) -> None:
-    """Wait until a condition holds."""
+def wait_for(condition: Any, timeout: float = 240.0) -> None:
+    """Wait until a condition holds; the limit is for what hangs, not for what is slow."""
     deadline = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < deadline, "it does not come"

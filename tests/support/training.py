@@ -112,7 +112,7 @@ class Ranks:
             pipe.send((function, args, options))
         answers = []
         for pipe in self.pipes:
-            assert pipe.poll(120), "a rank hangs"
+            assert pipe.poll(240), "a rank hangs"
             good, value = pipe.recv()
             assert good, value
             answers.append(value)
@@ -130,7 +130,7 @@ class Ranks:
 def _serve(rank: int, world: int, store: str, pipe: Any) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
-        "gloo", init_method=f"file://{store}", rank=rank, world_size=world, timeout=timedelta(seconds=60)
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=world, timeout=timedelta(seconds=240)
     )
     while True:
         try:

@@ -142,9 +142,17 @@ class Corpus:
         # The two fits, out of the data set or made here.
         with Progress() as progress:
             settings = SpeakersSettings(pose_origin=self.config.pose_origin)
-            speakers = self._fit(SPEAKERS, settings, {}, reader, progress)
-            needed = {SPEAKERS.name: speakers}
-            expression = self._fit(EXPRESSION, ExpressionSettings(), needed, reader, progress)
+            speakers = self._find(SPEAKERS, settings, {}, reader)
+            # `make basis` makes the basis with the speakers of the default origin: their meshes are the same.
+            usual = speakers if settings == SpeakersSettings() else self._find(SPEAKERS, SpeakersSettings(), {}, reader)
+            expression = None
+            for known in filter(None, (speakers, usual)):
+                expression = expression or self._find(EXPRESSION, ExpressionSettings(), {SPEAKERS.name: known}, reader)
+            if speakers is None:
+                speakers = self._make(SPEAKERS, settings, {}, reader, progress)
+            if expression is None:
+                needed = {SPEAKERS.name: speakers}
+                expression = self._make(EXPRESSION, ExpressionSettings(), needed, reader, progress)
         # Write what they hold; last the tables by which a training finds all this again.
         with _naming(reader.storage, SPEAKERS, speakers):
             found = read_speakers(speakers)
@@ -162,23 +170,28 @@ class Corpus:
         statistics = _statistics(reader, found.poses, stored)
         write_whole(self.folder / STATISTICS_FILE, pretty_json(asdict(statistics)))
 
-    def _fit(
-        self, fit: GlobalFit, settings: Any, needed: Mapping[str, Fit], reader: ShardReader, progress: Progress
-    ) -> Fit:
-        """A fit over the clips of the reader; one that is made here has no hash."""
-        index = reader.manifest.annotation(reader.version).index
+    def _find(self, fit: GlobalFit, settings: Any, needed: Mapping[str, Fit], reader: ShardReader) -> Fit | None:
+        """A fit over the clips of the reader, made with the fits that it needs, out of the data set; None without."""
+        index, selection = reader.manifest.annotation(reader.version).index, self.config.choice.selection()
         keys = keys_of(reader, plan_parts(fit, reader))
-        selection = self.config.choice.selection()
-        storage = reader.storage
-        found = find_fit(storage, reader.manifest, fit, settings, index, selection, reader.joined, keys=keys)
+        found = find_fit(
+            reader.storage, reader.manifest, fit, settings, index, selection, reader.joined, needed=needed, keys=keys
+        )
         if found is not None:
             log.info("the fit %s is read out of the data set: %s", fit.name, dataroot.fit(fit.name, found.sha256))
-            return found
+        return found
+
+    def _make(
+        self, fit: GlobalFit, settings: Any, needed: Mapping[str, Fit], reader: ShardReader, progress: Progress
+    ) -> Fit:
+        """A fit over the clips of the reader, made here: it has no hash."""
+        options = self.config.choice.options()
         log.info(
-            "the fit %s of these clips is not in the data set, so this run makes it for itself: make basis DATA=%s"
+            "the fit %s of these clips is not in the data set, so this run makes it for itself: make basis DATA=%s%s"
             " makes it once for all runs",
             fit.name,
-            storage.uri,
+            reader.storage.uri,
+            f" ARGS='{options}'" if options else "",
         )
         return Fit(sha256="", arrays=make_fit(fit, settings, needed, reader, progress))
 

@@ -261,10 +261,10 @@ def test_files_that_are_no_network(tmp_path: Path) -> None:
 def test_its_replies_are_not_trusted(monkeypatch: pytest.MonkeyPatch, kind: str, message: str) -> None:
     monkeypatch.setenv("TORCH_HOSTILE", kind)
     process = ScriptedProcess(2**30, "tests.support.hostile_child")
-    limits = ScriptLimits(seconds=1 if kind in ("deaf", "mute") else 120)
+    limits = ScriptLimits(seconds=1 if kind in ("deaf", "mute") else 240)
     model = ScriptedModel(purpose="fid", path=Path("broken.pt"), sha256="", limits=limits, process=process)
     try:
-        process.wait_until_ready(120)
+        process.wait_until_ready(240)
         with pytest.raises(ValueError, match=rf"^the fid model broken\.pt .*{message}") as caught:
             model.features(np.zeros((16, 3, 112, 112), np.float32))  # more than a pipe holds
         assert str(caught.value).isprintable()
@@ -287,8 +287,8 @@ def test_it_gets_no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "key")
     process = ScriptedProcess(2**30, "tests.support.hostile_child")
     try:
-        process.wait_until_ready(120)
-        _, names = process.ask({}, [], most=0, seconds=120)
+        process.wait_until_ready(240)
+        _, names = process.ask({}, [], most=0, seconds=240)
     finally:
         process.end()
     assert b"TORCH_HOSTILE" in names and b"PATH" in names
@@ -320,7 +320,7 @@ def test_it_ends_with_its_model_its_block_and_its_parent(tmp_path: Path) -> None
     )
     assert parent.stdout is not None
     number = int(parent.stdout.readline())
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     try:
         started = processor_ticks(number)
         while processor_ticks(number) < started + 20:  # until it computes, and reads its pipe no more

@@ -15,6 +15,7 @@ import pytest
 from rich.console import Console
 
 from orchestration import ROOT
+from orchestration.bench import timing
 from orchestration.bench.job_rows import run_command, snapshot, written_bytes
 from orchestration.bench.material import Material, find_source
 from orchestration.bench.row import Row, read_rows, show_rows, write_rows
@@ -23,6 +24,7 @@ from orchestration.jobs.media import MediaSample
 from talkinghead.files.storage import Storage
 from talkinghead.sampletar import pack_samples, write_sample
 from talkinghead.schema import MEDIA_MEMBERS
+from tests.support.listening import parent_of, process_tree
 
 
 def _row(ours: float, baseline: float | None, better: Literal["higher", "lower"] = "higher", goal: float = 2.0) -> Row:
@@ -51,20 +53,21 @@ def test_rows_are_written_and_shown(tmp_path: Path) -> None:
     assert "10.12" in text and "3.37" in text
 
 
-def test_competitors_take_turns_and_the_median_counts() -> None:
+def test_competitors_take_turns_and_the_median_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[str, int]] = []
+    now = [1000.0]
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
 
     def competitor(name: str, seconds: list[float]):
         def run(turn: int) -> None:
             calls.append((name, turn))
-            time.sleep(seconds[turn])
+            now[0] += seconds[turn]
 
         return run
 
-    costs = in_turns({"a": competitor("a", [0.3, 0.01, 0.02]), "b": competitor("b", [0.0, 0.05, 0.05])}, 3)
+    costs = in_turns({"a": competitor("a", [4.0, 0.25, 0.5]), "b": competitor("b", [0.0, 2.0, 2.0])}, 3)
     assert calls == [("a", 0), ("b", 0), ("a", 1), ("b", 1), ("a", 2), ("b", 2)]
-    assert 0.015 < costs["a"].wall < 0.2 and 0.045 < costs["b"].wall < 0.2
-    assert costs["a"].cpu < 0.02
+    assert costs["a"].wall == 0.5 and costs["b"].wall == 2.0
 
 
 def test_cpu_time_counts_threads_not_waiting() -> None:
@@ -74,7 +77,8 @@ def test_cpu_time_counts_threads_not_waiting() -> None:
             pass
 
     assert measure(work).cpu >= 0.05
-    assert measure(lambda: time.sleep(0.05)).cpu < 0.03
+    slept = measure(lambda: time.sleep(0.5))
+    assert slept.cpu < slept.wall / 2
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system cannot pin a process to a core")
@@ -88,7 +92,7 @@ def test_one_core_is_one_core_and_is_given_back() -> None:
 
 def children() -> set[int]:
     """Process ids of this process's children."""
-    return {int(pid) for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()}
+    return {process for process in process_tree(os.getpid()) if parent_of(process) == os.getpid()}
 
 
 def test_a_neighbour_computes_until_the_block_ends() -> None:
@@ -96,7 +100,7 @@ def test_a_neighbour_computes_until_the_block_ends() -> None:
     with pytest.raises(RuntimeError), busy_neighbour():
         (neighbour,) = children() - before
         used = Path(f"/proc/{neighbour}/stat")
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         while int(used.read_text().rsplit(")", 1)[1].split()[11]) < 20:  # 0.2 s
             assert time.monotonic() < deadline
             time.sleep(0.05)
@@ -111,8 +115,8 @@ def test_a_neighbour_ends_with_a_bench_that_is_killed() -> None:
         "    print(Path(f'/proc/self/task/{os.getpid()}/children').read_text(), flush=True)\n"
         "    os.kill(os.getpid(), signal.SIGKILL)"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=60)
-    deadline = time.monotonic() + 60
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=240)
+    deadline = time.monotonic() + 240
     while Path(f"/proc/{int(done.stdout)}").exists():
         assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -23,7 +23,7 @@ from shards.manifest import read_manifest
 from shards.reader import ShardReader
 from shards.verify import verify
 from talkinghead.column import decode_column
-from talkinghead.derived import ColumnSample, Derived, DerivedColumn
+from talkinghead.derived import ColumnSample, ColumnVersion, Derived, DerivedColumn
 from talkinghead.files.storage import Storage
 from tests.support.latent_data import in_process
 from tests.support.speech_data import LENGTHS, UNSEEN, arrays, build_speech_data, clip_key, speech
@@ -199,8 +199,23 @@ def test_versions_of_what_a_column_reads_are_pinned(data: Path, register: Regist
     assert manifest.annotation(two).made_of.pins == {"toy": newer} and manifest.annotation(two).kept == len(LENGTHS)
     with pytest.raises(ValueError, match="second reads no column mouth"):
         run_derive(runner, column, ToySettings(), use=("mouth",))
-    with pytest.raises(ValueError, match="is in use for second"):
-        run_derive(runner, register(toy_column()), ToySettings(), version=two)
+    for version, user in ((two, "second"), ("v1", "annotation")):
+        with pytest.raises(ValueError, match=f"is in use for {user}"):
+            run_derive(runner, register(toy_column()), ToySettings(), version=version)
+
+
+def test_a_name_that_another_job_has_begun_is_not_free(data: Path, register: Register) -> None:
+    """Jobs of all kinds pack under the version's name: shards of one would count as the other's."""
+    runner, storage = in_process(data), Storage(data)
+    plan = plans.AnnotatePlan(units={}, settings={"engine": "litert"}, model="m", model_sha256="0" * 64, order=1)
+    plans.write_plan(storage, "annotate-v2", plan)
+    with pytest.raises(ValueError, match="v2 is in use for an annotation"):
+        run_derive(runner, register(toy_column()), ToySettings(), version="v2")
+    made_of = ColumnVersion(column="latents", column_version=1, parameters={}, provenance={})
+    plans.write_plan(storage, "encode-mine", plans.ColumnPlan(units={}, made_of=made_of))
+    with pytest.raises(ValueError, match="mine is in use for latents"):
+        run_derive(runner, register(toy_column()), ToySettings(), version="mine")
+    assert not list(data.glob("ann/v2")) and not list(data.glob("ann/mine"))
 
 
 def test_a_fit_that_a_column_needs_is_part_of_its_version(data: Path, register: Register) -> None:

@@ -127,6 +127,33 @@ def test_another_choice_is_another_fit(data: Path) -> None:
         run_fit(runner, SPEAKERS, SPEAKERS.settings(), ClipChoice(person=("nobody",)))
 
 
+def test_fits_go_with_those_that_they_were_made_of(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """New code of one fit makes those anew that need it."""
+    runner = in_process(data)
+    first = run_fit(runner, EXPRESSION, EXPRESSION.settings())
+    speakers = entries(data)["speakers"]
+    monkeypatch.setattr(type(SPEAKERS), "version", 2)
+    module._last.clear()
+    run_fit(runner, EXPRESSION, EXPRESSION.settings())
+    after = entries(data)
+    assert after["speakers"].sha256 != speakers.sha256 and after["expression"].sha256 != first.sha256
+    assert after["expression"].fits == {"speakers": after["speakers"].sha256}
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut"])
+def test_a_fit_whose_file_is_lost_is_made_again(damage: str, data: Path) -> None:
+    runner = in_process(data)
+    found = run_fit(runner, EXPRESSION, EXPRESSION.settings())
+    for name, entry in entries(data).items():
+        path = data / f"fits/{name}/{entry.sha256}.npz"
+        content = path.read_bytes()
+        path.unlink() if damage == "gone" else path.write_bytes(content[:-10])
+    module._last.clear()
+    before = (data / "DATASET.json").read_bytes()
+    assert run_fit(runner, EXPRESSION, EXPRESSION.settings()).sha256 == found.sha256
+    assert read_fit(Storage(data), "expression", found.sha256) and (data / "DATASET.json").read_bytes() == before
+
+
 DYING = """
 import os, signal, sys
 from dataclasses import replace
@@ -163,7 +190,7 @@ def test_death_at_any_write(built: Path, data: Path, tmp_path: Path) -> None:
     expected = entries(data)
     copies = [Path(shutil.copytree(built, tmp_path / str(writes))) for writes in range(1, 40)]
     arguments = [sys.executable, "-c", textwrap.dedent(DYING), *map(str, copies)]
-    done = subprocess.run(arguments, cwd=ROOT, timeout=240, check=False, capture_output=True, text=True)
+    done = subprocess.run(arguments, cwd=ROOT, timeout=600, check=False, capture_output=True, text=True)
     ends = [int(line.split()[1]) for line in done.stdout.splitlines()]
     killed = [copy for copy, end in zip(copies, ends, strict=True) if end == signal.SIGKILL]
     assert 8 <= len(killed) < len(copies) and set(ends) == {0, signal.SIGKILL}, done.stderr[-2000:]

@@ -118,15 +118,22 @@ def test_one_holder_at_a_time_in_a_process_too(lock: Path) -> None:
 
 
 def test_a_child_process_neither_inherits_nor_passes_over_it(lock: Path) -> None:
+    refused, tell = os.pipe()
     with folder_lock(lock):
         if (child := os.fork()) == 0:
             try:
                 with folder_lock(lock):
                     os._exit(1)
             except LockedError:
+                os.write(tell, b"x")
                 signal.pause()
-            os._exit(2)
+            finally:
+                os._exit(2)
+        os.close(tell)
+        told = os.read(refused, 1)  # this process holds it until the child has tried
+        os.close(refused)
     try:
+        assert told == b"x"
         with folder_lock(lock):
             pass
     finally:

@@ -144,7 +144,7 @@ print(*(storage.read(file.path).decode() for file in storage.list("units/ingest"
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "units").symlink_to(tmp_path / "disk")
     commands = f"mount -t tmpfs none '{tmp_path}/disk' || exit 77\n'{sys.executable}' -c '{code}' '{tmp_path}/data'"
-    done = run_with_mounts(commands, env={LINKED_FOLDERS: "units"}, timeout=60)
+    done = run_with_mounts(commands, env={LINKED_FOLDERS: "units"}, timeout=240)
     assert done.stdout == "1 2 4\n", done.stderr
 
 

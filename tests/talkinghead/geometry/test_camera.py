@@ -64,7 +64,7 @@ def test_broadcasting_and_missing_frames() -> None:
     mesh, pose = rng.normal(size=(5, 7, 3)), np.array([[3, 4, 5, 0.5, -1, -40.0]]) + rng.normal(size=(5, 6))
     matrix = matrix_from_pose(pose)
     one_by_one = [project(m, t, 300, 200) for m, t in zip(mesh, matrix, strict=True)]
-    np.testing.assert_allclose(project(mesh, matrix, 300, 200), one_by_one)
+    np.testing.assert_allclose(project(mesh, matrix, 300, 200), one_by_one, atol=1e-9)
     matrix[2] = np.nan
     found = project(mesh, matrix, 300, 200)
     assert np.isnan(found[2]).all() and np.isfinite(np.delete(found, 2, axis=0)).all()

@@ -194,7 +194,7 @@ done
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
         check=False,
     )
     if done.returncode == 77 or done.stderr.startswith("unshare:"):

@@ -27,7 +27,9 @@ def test_equals_the_golden_tables(shared: Path, name: str) -> None:
 
         def check(found: torch.Tensor | float, key: str) -> None:
             want = golden[f"{name}.{key}"]
-            np.testing.assert_allclose(np.asarray(found), want, rtol=2e-5, atol=2e-7, err_msg=key)
+            # Processors round differently, by the size of the terms: where these cancel, more than the result's digits.
+            atol = 1e-6 * max(1.0, float(np.abs(want).max())) if np.ndim(want) > 1 else 2e-7
+            np.testing.assert_allclose(np.asarray(found), want, rtol=2e-5, atol=atol, err_msg=key)
 
         check(schedule.alphas_cumprod, "alphas_cumprod")
         check(ddim.final_alpha_cumprod, "final_alpha_cumprod")

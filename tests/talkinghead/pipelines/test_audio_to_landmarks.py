@@ -99,9 +99,9 @@ def test_gain_and_smoothing(pipeline: AudioToLandmarks) -> None:
     raw = halved.predict_pose(samples, gain=1.0, smoothing=1)
     own = halved.predict_pose(samples)
     gained = halved.predict_pose(samples, smoothing=1)
-    np.testing.assert_allclose(gained[:, :3], raw[:, :3] / 2)
+    np.testing.assert_allclose(gained[:, :3], raw[:, :3] / 2, rtol=1e-6)
     np.testing.assert_array_equal(gained[:, 3:], raw[:, 3:])
-    np.testing.assert_allclose(own[10], gained[7:14].mean(axis=0))
+    np.testing.assert_allclose(own[10], gained[7:14].mean(axis=0), rtol=1e-5, atol=1e-6)
     offsets = halved.predict_offsets(samples, smoothing=1)
     np.testing.assert_allclose(halved.predict_offsets(samples)[10], offsets[8:13].mean(axis=0), atol=1e-6)
     np.testing.assert_array_equal(pipeline.predict_offsets(samples), offsets)
@@ -117,7 +117,9 @@ def test_models_of_different_rates(pipeline: AudioToLandmarks) -> None:
     for frame in (4, 31, 64):  # frame k at 30 lies between two at 25
         at = (frame + 0.5) / 30 * 25 - 0.5
         low = int(at)
-        np.testing.assert_allclose(motion.pose[frame], pose[low] + (at - low) * (pose[low + 1] - pose[low]))
+        np.testing.assert_allclose(
+            motion.pose[frame], pose[low] + (at - low) * (pose[low + 1] - pose[low]), rtol=1e-5, atol=1e-6
+        )
     slower = mixed(samples, fps=10, **REFERENCE)
     assert slower.fps == 10 and len(slower) == 30
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,9 +19,10 @@ from typing import Any
 import grpc
 import pytest
 
-from talkinghead.runtime.ray_cluster import cluster_address, our_packages, ray_cluster
-from talkinghead.runtime.ray_folder import make_ray_folder
+from talkinghead.runtime.ray_cluster import _kill_processes_of, cluster_address, our_packages, ray_cluster
+from talkinghead.runtime.ray_folder import RayFolder, make_ray_folder
 from tests.support.paths import ROOT
+from tests.support.small_disk import run_with_mounts
 
 
 def test_package_holds_our_packages_only(tmp_path: Path) -> None:
@@ -49,40 +53,40 @@ def test_an_empty_address_is_a_private_ray(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 PRIVATE = """
-import json, os, pathlib, sys
+import contextlib, json, os, pathlib, sys, time
 from talkinghead.runtime.ray_cluster import ray_cluster
+from tests.support.listening import process_tree
 
-def descendants(pid):
-    children = [int(child) for task in pathlib.Path(f"/proc/{pid}/task").iterdir()
-                for child in (task / "children").read_text().split()]
-    return [pid, *(one for child in children for one in descendants(child))]
-
-def facts():
-    import ray
-    from ray._private import worker
-    values = ray.get(ray.remote(lambda: dict(os.environ)).remote())
-    listening = {}
+def sockets():
+    listening, ours, arguments = {}, [], ""
     for table in ("tcp", "tcp6"):
         for line in pathlib.Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
             fields = line.split()
             if fields[3] == "0A":
                 listening[f"socket:[{fields[9]}]"] = fields[1]
-    ours, arguments = [], ""
-    for pid in descendants(os.getpid()):
-        arguments += pathlib.Path(f"/proc/{pid}/cmdline").read_text()
-        for file in pathlib.Path(f"/proc/{pid}/fd").iterdir():
-            try:
-                ours.append(os.readlink(file))
-            except OSError:
-                pass
+    for pid in process_tree(os.getpid()):
+        with contextlib.suppress(OSError):  # it has just ended
+            arguments += pathlib.Path(f"/proc/{pid}/cmdline").read_text()
+            for file in pathlib.Path(f"/proc/{pid}/fd").iterdir():
+                with contextlib.suppress(OSError):
+                    ours.append(os.readlink(file))
+    return [listening[name] for name in ours if name in listening], arguments
+
+def facts():
+    import ray
+    from ray._private import worker
+    values = ray.get(ray.remote(lambda: dict(os.environ)).remote())
+    deadline = time.monotonic() + 120
+    while len((found := sockets())[0]) < 8 and time.monotonic() < deadline:  # some of its processes take longer
+        time.sleep(0.1)
     return {
         "token": values["RAY_AUTH_TOKEN"],
         "worker": values,
         "folder": worker._global_node.get_session_dir_path(),
         "gcs": ray.get_runtime_context().gcs_address,
         "jobs": str(worker.global_worker.gcs_client.get_all_job_info()),
-        "arguments": arguments,
-        "listening": [listening[name] for name in ours if name in listening],
+        "arguments": found[1],
+        "listening": found[0],
     }
 
 def told():
@@ -197,25 +201,114 @@ def test_address_with_a_password_is_not_shown() -> None:
     assert "word@" not in str(caught.value)
 
 
-@pytest.mark.slow
-def test_private_ray_that_does_not_start_is_one_clear_error() -> None:
-    """Its processes cannot write more than some bytes of their logs."""
-    code = """
-import resource, sys
+START = """
+import sys
+from pathlib import Path
 from talkinghead.runtime.command_line import run_command_line
 
 def start() -> str:
     from talkinghead.runtime.ray_cluster import ray_cluster
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
     with ray_cluster(None, 1):
-        return "started"
+        import ray
+        from ray._private import worker
+        folder = worker._global_node.get_session_dir_path()
+        heads = [file for file in Path("/proc").glob("[0-9]*/cmdline") if is_head_of_ours(file)]
+        return f"{ray.get(ray.remote(lambda: 7).remote())} {len(heads)} {folder}"
+
+def is_head_of_ours(file: Path) -> bool:
+    import os
+    try:
+        parent = int((file.parent / "stat").read_text().rpartition(")")[2].split()[1])
+        return parent == os.getpid() and b"gcs_server" in file.read_bytes()
+    except OSError:
+        return False
 
 sys.exit(run_command_line(start, [], prog="start"))
 """
+"""Program that starts a private Ray: prints what a task returns, the number of heads that run, and the folder."""
+
+
+def test_private_ray_is_tried_again_from_nothing() -> None:
+    """Its port is taken, and is free when the first try has failed."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and listens not: Ray's processes that ask there are refused
+        process = subprocess.Popen(
+            [sys.executable, "-c", START],
+            cwd=ROOT,
+            env=os.environ | {"RAY_GCS_SERVER_PORT": str(taken.getsockname()[1])},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            assert process.stderr is not None
+            first = process.stderr.readline()
+            taken.close()
+            out, rest = process.communicate()
+        finally:
+            process.kill()
+            process.wait()
+    assert first == "Ray did not start (try 1 of 3): Failed to start GCS.; trying again\n", rest
+    # On a busy machine the second may fail, too; nothing of Ray's own is said.
+    assert all(line.startswith("Ray did not start (try 2 of 3): ") for line in rest.splitlines()), rest
+    value, heads, folder = out.split()
+    assert (process.returncode, value, heads) == (0, "7", "1")
+    assert not Path(folder).parents[1].exists()
+
+
+def test_processes_of_a_failed_start_do_not_stay(tmp_path: Path) -> None:
+    """All that have its folder in their command lines, and no others."""
+    folder, other = RayFolder(tmp_path / "th-ray-a", -1), RayFolder(tmp_path / "th-ray-b", -1)
+    wait = [sys.executable, "-c", "print(flush=True); import time; time.sleep(600)"]
+    places = (f"--session={folder.temporary}/session_1", str(folder.temporary), f"--log={other.temporary}")
+    started = [subprocess.Popen([*wait, place], stdout=subprocess.PIPE) for place in places]
+    try:
+        for process in started:
+            assert process.stdout is not None and process.stdout.readline() == b"\n"
+        _kill_processes_of(folder)
+        assert [process.wait() for process in started[:2]] == [-signal.SIGKILL] * 2 and started[2].poll() is None
+    finally:
+        for process in started:
+            process.kill()
+            process.communicate()
+
+
+FULL = """
+place=$1
+mount -t tmpfs -o nr_inodes=3 none "$place" || exit 77
+RAY_TMPDIR="$place" "$PYTHON" -c "$START" || echo "status $?"
+ls -A "$place" | wc -l
+"""
+
+
+def test_private_ray_that_never_starts_is_one_clear_error(tmp_path: Path) -> None:
+    """The disk of its files has room for two folders: three tries, a line each, and what to do."""
+    place = tmp_path / "r"
+    if len(os.fsencode(place)) > 40:  # names of sockets in it have a limit
+        place = Path(tempfile.mkdtemp(dir="/tmp"))
+    place.mkdir(mode=0o700, exist_ok=True)
+    try:
+        done = run_with_mounts(f"set -- '{place}'\n{FULL}", env={"START": START, "PYTHON": sys.executable})
+    finally:
+        place.rmdir()
+    assert done.stdout.split() == ["status", "1", "1"], done.stdout + done.stderr
+    *tries, last = done.stderr.splitlines()
+    for number, line in enumerate(tries, 1):
+        assert line.startswith(f"Ray did not start (try {number} of 3): ") and "No space left on device" in line
+        assert line.endswith("; trying again")
+    assert len(tries) == 2 and last.startswith("error: cannot start Ray: ") and "No space left on device" in last
+    assert "(3 tries, logs below " in last and "wait until the machine is less busy" in last
+
+
+@pytest.mark.slow
+def test_private_ray_whose_processes_die_is_one_clear_error() -> None:
+    """Its processes cannot write more than some bytes of their logs."""
+    limited = "    import resource\n    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n    with ray_cluster"
+    code = START.replace("    with ray_cluster", limited)
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     line = done.stderr.splitlines()[-1]
     assert done.returncode == 1 and line.startswith("error: cannot start Ray: "), done.stderr
-    logs = Path(line.partition("(logs below ")[2].partition(")")[0])
+    logs = Path(line.partition("logs below ")[2].partition(")")[0])
     assert list(logs.rglob("gcs_server.out"))
     make_ray_folder().remove()
     assert not logs.exists(), "the next start sweeps them"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.listening import is_loopback, listening, process_tree
+from tests.support.listening import is_loopback, listening, parent_of, process_tree
 from tests.support.paths import ROOT
 from tests.support.train_commands import SITE, Command, run_train, start_train, toy, wait_for
 from train.launch.meeting import loopback_interface
@@ -31,13 +31,6 @@ def ranks_of(command: Command) -> list[int]:
         if b"worker" in words and parent_of(process) == command.process.pid:
             found[next(text for text in variables if text.startswith(b"RANK="))] = process
     return [found[name] for name in sorted(found)]
-
-
-def parent_of(process: int) -> int | None:
-    try:
-        return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
-    except OSError:
-        return None
 
 
 def training(folder: Path, *options: object) -> tuple[Command, list[int]]:

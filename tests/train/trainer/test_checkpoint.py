@@ -88,7 +88,7 @@ def test_the_training_does_not_wait_for_the_disk(folder: Path, monkeypatch: pyte
     real, ready = os.fsync, threading.Event()
 
     def slow(descriptor: int) -> None:
-        assert ready.wait(20)
+        assert ready.wait(240)
         real(descriptor)
 
     monkeypatch.setattr(os, "fsync", slow)
@@ -191,6 +191,7 @@ started = time.monotonic()
 make(folder.parent / "other").save(1, state_of(1, 200_000), block=True)
 took = time.monotonic() - started
 while killed < times or at <= 3 or partial <= 3:
+    before = at
     child = os.fork()
     if child == 0:
         write()
@@ -208,6 +209,7 @@ while killed < times or at <= 3 or partial <= 3:
         checkpoints.load(at, loaded)
         assert_equal(loaded, state_of(at, 200_000))
     assert not list(folder.glob(".*"))
+    took *= 1.1 if at == before else 1.0  # it may have become busier
 print(at, partial)
 """
 

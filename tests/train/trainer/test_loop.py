@@ -144,7 +144,7 @@ class Preempting(LocalPort):
         return len(self.asked) == 2
 
 
-@pytest.mark.parametrize(("seconds", "saved", "questions"), [(0.0, [2, 9], 9), (9.0, [9], 1)])
+@pytest.mark.parametrize(("seconds", "saved", "questions"), [(0.0, [2, 9], 9), (3600.0, [9], 1)])
 def test_a_preemption_leaves_a_checkpoint_and_training_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, saved: list[int], questions: int
 ) -> None:

@@ -59,7 +59,7 @@ except Interrupted as end:
 def test_a_signal_to_the_whole_group_does_not_take_the_readers_first(tmp_path: Path) -> None:
     """As torchrun and cluster schedulers send it."""
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(tmp_path / "run")], cwd=ROOT, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", PROGRAM, str(tmp_path / "run")], cwd=ROOT, capture_output=True, text=True, timeout=240
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert "interrupted at step 5" in done.stdout
