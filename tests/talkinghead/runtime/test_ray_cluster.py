@@ -228,6 +228,7 @@ sys.exit(run_command_line(start, [], prog="start"))
 """Program that starts a private Ray: prints what a task returns, the number of heads that run, and the folder."""
 
 
+@pytest.mark.slow
 def test_private_ray_is_tried_again_from_nothing() -> None:
     """Its port is taken, and is free when the first try has failed."""
     with socket.socket() as taken:
