@@ -195,6 +195,7 @@ def test_death_at_any_write(built: Path, encoded: Path, tmp_path: Path) -> None:
         assert all(path.stat().st_mtime_ns == then for path, then in done_before.items()), "encoded once"
 
 
+@pytest.mark.slow
 def test_a_poison_clip_alone_is_missing(tmp_path: Path, command: Command) -> None:
     """With the real command line: the neighbours of a clip that cannot be decoded are encoded."""
     data = tmp_path / "data"

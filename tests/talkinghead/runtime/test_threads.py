@@ -87,7 +87,13 @@ def test_waits_are_passive_unless_the_user_says_how(given: dict[str, str], polic
     assert run(code, **given) == f"{expected}\n"
 
 
-@pytest.mark.parametrize("module", mains())
+@pytest.mark.parametrize(
+    "module",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name.startswith("orchestration.bench.") else name
+        for name in mains()
+    ],
+)
 def test_every_main_has_settled_it_before_pytorch_is_imported(module: str) -> None:
     said = run(TRACE, module).splitlines()
     assert said[-1] == "end: PASSIVE"
