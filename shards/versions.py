@@ -5,6 +5,7 @@ A version is a face annotation, a version of a derived column, or a global fit.
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,10 +17,14 @@ from talkinghead.files.storage import Storage
 
 FIT = "fit"
 """Kind, in a list of versions, of a global fit."""
+UNLISTED = "unlisted"
+"""Kind of a version of which shards lie in DATA, but which `DATASET.json` does not name: it is half made, or lacks
+shards that came later."""
 HASH_DIGITS = 12
 """Digits of a fit's hash in its name, and of other hashes in a table."""
 
 _LONGEST_TEXT = 80
+_SHARD = re.compile(r"ann/([A-Za-z0-9][A-Za-z0-9_-]{0,30})/ann-[0-9]{6}\.tar")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,13 +34,13 @@ class Version:
     name: str
     """Name of the version; of a fit, `<fit>@<12 digits of its hash>`."""
     kind: str
-    """`annotation`, the name of a derived column, or `fit`."""
-    samples: int
-    """Samples in its shards; clips that a fit was made of."""
+    """`annotation`, the name of a derived column, `fit`, or `unlisted`."""
+    samples: int | None
+    """Samples in its shards; clips that a fit was made of; None for an unlisted version."""
     kept: int | None
-    """Samples that readers get; None for a fit."""
+    """Samples that readers get; None for a fit or an unlisted version."""
     frames: int | None
-    """Frames in its shards; None for a fit."""
+    """Frames in its shards; None for a fit or an unlisted version."""
     bytes: int
     """Bytes of its shards and its index, or of the fit's file."""
     made_of: dict[str, Any]
@@ -59,7 +64,8 @@ class Version:
 
 
 def versions(storage: Storage) -> list[Version]:
-    """Everything that was made from the media of a data set, in the order of `DATASET.json`.
+    """Everything that was made from the media of a data set, in the order of `DATASET.json`; last what that does not
+    name.
 
     Raises:
         FileNotFoundError: There is no finished data set.
@@ -95,10 +101,33 @@ def versions(storage: Storage) -> list[Version]:
                 pins=[pin for pin in pins if fit.sha256 in pin.fits],
             )
         )
-    return found
+    return found + _unlisted(storage, {item.name for item in found}, pins)
+
+
+def _unlisted(storage: Storage, known: set[str], pins: list[Pin]) -> list[Version]:
+    """Versions of which only shards are there, by name."""
+    sizes: dict[str, int] = {}
+    for file in storage.list("ann", ".tar"):
+        if (match := _SHARD.fullmatch(file.path)) and match[1] not in known:
+            sizes[match[1]] = sizes.get(match[1], 0) + file.size
+    return [
+        Version(
+            name=name,
+            kind=UNLISTED,
+            samples=None,
+            kept=None,
+            frames=None,
+            bytes=size,
+            made_of={},
+            needed_by=[],
+            pins=[pin for pin in pins if name in pin.versions],
+        )
+        for name, size in sorted(sizes.items())
+    ]
 
 
 def fit_name(fit: FitEntry) -> str:
+    """Name of a fit: `<fit>@<12 digits of its hash>`."""
     return f"{fit.name}@{fit.sha256[:HASH_DIGITS]}"
 
 
@@ -122,9 +151,10 @@ def table(found: list[Version]) -> str:
     widths = [max([8, *(len(item.name) for item in found)]), max([4, *(len(item.kind) for item in found)])]
     lines = [_numbers(widths, "version", "kind", "samples", "kept", "size", "a frame")]
     for item in found:
-        kept, frame = "" if item.kept is None else f"{item.kept:,}", item.bytes_per_frame
+        samples, kept = ("" if number is None else f"{number:,}" for number in (item.samples, item.kept))
+        frame = item.bytes_per_frame
         size, a_frame = _size(item.bytes), "" if frame is None else _size(frame)
-        lines.append(_numbers(widths, item.name, item.kind, f"{item.samples:,}", kept, size, a_frame))
+        lines.append(_numbers(widths, item.name, item.kind, samples, kept, size, a_frame))
         runs = [f"{_text(pin.run)} on {_text(pin.host)}{' (gone)' if pin.is_gone else ''}" for pin in item.pins]
         for title, texts in (("made of", _made_of(item)), ("needed by", item.needed_by), ("runs", runs)):
             if texts:
@@ -139,6 +169,8 @@ def _numbers(widths: list[int], name: str, kind: str, *numbers: str) -> str:
 def _made_of(item: Version) -> list[str]:
     """Words for what a version was made of."""
     about = item.made_of
+    if item.kind == UNLISTED:
+        return ["not in DATASET.json: half made, or without the newest shards (make derive goes on, drop removes it)"]
     if item.kind == ANNOTATION:
         model = f"{_text(about.get('model', 'unknown'))} {_digits(about.get('model_sha256'))}".rstrip()
         return [f"engine {_text(about.get('engine', 'unknown'))}", f"model {model}"]

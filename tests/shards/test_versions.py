@@ -118,3 +118,20 @@ def test_no_data_set_and_damaged_pins_are_one_line(
     assert main(["versions", "--data", str(full.local_root)]) == 2
     error = capfd.readouterr().err
     assert error.count("\n") == 1 and pin.path in error and "remove it if no run needs it" in error
+
+
+def test_versions_that_the_manifest_does_not_name_are_listed(full: Storage, capfd: pytest.CaptureFixture[str]) -> None:
+    """As growth of the shards leaves columns, and a killed job its half: they take room, and `drop` takes them away."""
+    manifest = read_manifest(full)
+    lost = manifest.of_kind("toy")[-1]
+    entries = [entry for entry in manifest.annotations if entry is not lost]
+    write_manifest(full, replace(manifest, annotations=entries))
+    found = versions(full)[-1]
+    assert (found.name, found.kind, found.samples, found.bytes_per_frame) == (lost.version, "unlisted", None, None)
+    assert found.bytes == sum(shard.size for shard in lost.shards) and len(found.pins) == 1
+    assert main(["versions", str(full.local_root)]) == 0
+    assert "not in DATASET.json" in capfd.readouterr().out
+    # A run reads it all the same.
+    drop = ["drop", lost.version, "--data", str(full.local_root)]
+    assert main(drop) == 2 and "is read by the run" in capfd.readouterr().err
+    assert main([*drop, "--force"]) == 0 and found.name not in {item.name for item in versions(full)}
