@@ -1,9 +1,10 @@
-"""Media as the input of a unit: where each sample's media lie (for planning), and reading them (in a worker)."""
+"""Samples as the input of a unit: where media and columns of each lie (to plan), and reading them (in a worker)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,9 @@ import numpy as np
 from orchestration import outcomes
 from orchestration.units.unit import Unit
 from shards.layout import WAV_HEADER, check_wav_header
+from talkinghead.annotation import COLUMN
+from talkinghead.column import Column, decode_column
+from talkinghead.derived import MEDIA_NEEDS, ColumnError, DerivedColumn
 from talkinghead.files.storage import Storage
 from talkinghead.sampletar import read_members
 from talkinghead.schema import ClipInfo, Member
@@ -118,3 +122,74 @@ def read_clip(storage: Storage, unit: Unit, *suffixes: str) -> Clip:
     if info.key != unit.key:
         raise ValueError(f"{storage.describe(file)} holds {info.key} where {unit.key} should be")
     return Clip(info, media)
+
+
+class StoredSample:
+    """A packed sample, of which a column reads what it says that it needs; see `ColumnSample`."""
+
+    def __init__(self, storage: Storage, unit: Unit, column: DerivedColumn) -> None:
+        self.key = unit.key
+        self.speaker: str = unit.payload["speaker"]
+        self.num_frames: int = unit.payload["num_frames"]
+        self._storage, self._unit, self._column = storage, unit, column
+
+    @property
+    def info(self) -> ClipInfo:
+        """Facts about the clip."""
+        self._check_need("json")
+        return self._clip.info
+
+    def video(self) -> Iterator[np.ndarray]:
+        """Every frame in order, RGB uint8 `[H, W, 3]`."""
+        self._check_need("mp4")
+        count = 0
+        for frame in self._clip.frames():
+            count += 1
+            yield frame
+        self._clip.check_length(count)
+
+    def audio(self) -> np.ndarray:
+        """The whole sound, float32 `[F · 640]` at 16 kHz."""
+        self._check_need("wav")
+        return self._clip.sound()
+
+    def column(self, name: str) -> np.ndarray:
+        """An annotation column, or an array of a derived column that is needed, `[rows, …]`."""
+        if name not in self._arrays:
+            if name in self._unmade:
+                raise ColumnError("needs", f"{self.key} has no {name}: making it failed (make quarantine)")
+            raise ColumnError("needs", f"{self._column.name} reads {name} but does not say that it needs it")
+        return self._arrays[name]
+
+    @property
+    def _unmade(self) -> set[str]:
+        """Arrays of needed columns that the sample could have."""
+        return {form["name"] for place in self._unit.payload["columns"] for form in place["forms"]}
+
+    @cached_property
+    def _clip(self) -> Clip:
+        needed = [suffix for suffix in MEDIA_NEEDS if suffix in self._column.needs]
+        clip = read_clip(self._storage, self._unit, *needed)
+        if clip.info.num_frames != self.num_frames:
+            raise ValueError(f"{self.key} has {clip.info.num_frames} frames, the index says {self.num_frames}")
+        return clip
+
+    @cached_property
+    def _arrays(self) -> dict[str, np.ndarray]:
+        found: dict[str, np.ndarray] = {}
+        for place in self._unit.payload["columns"]:
+            members = [Member(**member) for member in place["members"]]
+            forms = dict(COLUMN) | {form["name"]: Column.from_json(form) for form in place["forms"]}
+            # A sample whose column could not be made has no members of it.
+            contents = read_members(self._storage.read_range, place["file"], self.key, members) if members else {}
+            for suffix, content in contents.items():
+                form = forms[suffix.removesuffix(".npy")]
+                values = decode_column(form, content)
+                if len(values) != form.num_rows(self.num_frames):
+                    raise ValueError(f"{place['file']}: {self.key}.{suffix} has {len(values)} rows")
+                found[form.name] = values
+        return found
+
+    def _check_need(self, suffix: str) -> None:
+        if suffix not in self._column.needs:
+            raise ColumnError("needs", f"{self._column.name} reads {suffix} but does not say that it needs it")
