@@ -19,7 +19,7 @@ from talkinghead import dataroot
 from talkinghead.config import shown
 from talkinghead.derived import ANNOTATION
 from talkinghead.files.foreign import warn_of_owner
-from talkinghead.files.lock import LockedError, folder_lock
+from talkinghead.files.lock import writing_lock
 from talkinghead.files.storage import Storage, StoredFile
 from talkinghead.schema import NAME_PATTERN, VERSION_PATTERN
 
@@ -109,18 +109,9 @@ def _only_writer(storage: Storage) -> Iterator[None]:
     if storage.local_root is None:
         yield
         return
-    with contextlib.ExitStack() as lock:
-        if not storage.local_root.is_dir():  # no lock is made in a place that is no data set
-            raise FileNotFoundError(f"there is no {storage.uri}")
-        try:
-            lock.enter_context(folder_lock(storage.local_root / dataroot.LOCK))
-        except LockedError as error:
-            holder = f" ({error.holder})" if error.holder else ""
-            raise LockedError(
-                f"another job is writing to {storage.uri}{holder}; wait for it or stop it", error.holder
-            ) from None
-        except OSError as error:
-            raise OSError(error.errno, f"cannot write to {storage.uri}: {error.strerror}") from error
+    if not storage.local_root.is_dir():  # no lock is made in a place that is no data set
+        raise FileNotFoundError(f"there is no {storage.uri}")
+    with writing_lock(storage.local_root / dataroot.LOCK, storage.uri):
         warn_of_owner(storage.local_root)
         yield
 

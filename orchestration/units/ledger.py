@@ -13,7 +13,7 @@ from orchestration.units.records import RECORD_BYTES, QuarantineRecord, UnitReco
 from orchestration.units.unit import Unit
 from talkinghead import dataroot
 from talkinghead.files.foreign import warn_of_owner
-from talkinghead.files.lock import LockedError, folder_lock
+from talkinghead.files.lock import writing_lock
 from talkinghead.files.storage import Storage
 
 log = logging.getLogger(__name__)
@@ -125,17 +125,11 @@ def writer_lock(storage: Storage) -> Iterator[None]:
         storage.check_writable()
         yield
         return
-    with contextlib.ExitStack() as lock:
-        try:
-            storage.local_root.mkdir(parents=True, exist_ok=True)
-            lock.enter_context(folder_lock(storage.local_root / dataroot.LOCK))
-        except LockedError as error:
-            holder = f" ({error.holder})" if error.holder else ""
-            raise LockedError(
-                f"another job is writing to {storage.uri}{holder}; wait for it or stop it", error.holder
-            ) from None
-        except OSError as error:
-            raise OSError(error.errno, f"cannot write to {storage.uri}: {error.strerror}") from error
+    try:
+        storage.local_root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(error.errno, f"cannot write to {storage.uri}: {error.strerror}") from error
+    with writing_lock(storage.local_root / dataroot.LOCK, storage.uri):
         warn_of_owner(storage.local_root)
         # Under the lock nobody else has a write in progress, so every temporary file is a dead writer's.
         storage.check_writable()

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
-import textwrap
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,7 +30,8 @@ from talkinghead.files.storage import Storage
 from talkinghead.media.image_size import fit_images
 from talkinghead.models.image.networks import ImageNetworks
 from talkinghead.models.image.weights import load_vae
-from tests.support.job_commands import ROOT, Command
+from tests.support.dying import die_at_writes
+from tests.support.job_commands import Command
 from tests.support.latent_data import LENGTHS, SETTINGS, build, clip_key, in_process, make_latents
 from tests.support.object_store import LocalS3
 from tests.support.old_layout import age_data
@@ -155,37 +154,17 @@ def test_a_second_command_does_nothing_and_another_place_gives_the_same_bytes(en
     assert content(data) == content(encoded)
 
 
-DYING = """
-import os, signal, sys
-from pathlib import Path
-import orchestration.jobs.derive, talkinghead.media.clip  # before the forks: they take long
-from talkinghead.files.storage import Storage
+SETUP = """
+import orchestration.jobs.derive, talkinghead.media.clip
 from tests.support.latent_data import SETTINGS, in_process, make_latents
-commit = Storage._commit
-for number, folder in enumerate(sys.argv[1:], 1):
-    if child := os.fork():
-        _, status = os.waitpid(child, 0)
-        print(number, os.WTERMSIG(status))
-        continue
-    left = number
-    def dying(self, temporary, path):
-        global left
-        left -= 1
-        if left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        commit(self, temporary, path)
-    Storage._commit = dying
-    make_latents(in_process(Path(folder)), SETTINGS)
-    os._exit(0)
 """
 
 
 def test_death_at_any_write(built: Path, encoded: Path, tmp_path: Path) -> None:
     """The process is killed at its n-th write: the plan, five units, two shards, the index, DATASET.json."""
     copies = [Path(shutil.copytree(built, tmp_path / str(writes))) for writes in range(1, 11)]
-    arguments = [sys.executable, "-c", textwrap.dedent(DYING), *map(str, copies)]
-    done = subprocess.run(arguments, cwd=ROOT, timeout=600, check=False, capture_output=True, text=True)
-    assert done.stdout.split("\n")[:-1] == [f"{number} 9" for number in range(1, 11)], done.stderr[-2000:]
+    ends = die_at_writes(copies, setup=SETUP, work="make_latents(in_process(folder), SETTINGS)")
+    assert ends == [-signal.SIGKILL] * len(copies)
     for data in copies:
         assert read_manifest(Storage(data)).of_kind("latents") == []
         assert len(ShardReader(data)) == 3 and verify(Storage(data)).ok

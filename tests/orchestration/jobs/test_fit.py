@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import shutil
 import signal
-import subprocess
-import sys
-import textwrap
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +24,7 @@ from shards.fits import find_fit, make_fit, read_fit, reader_for, source_of
 from shards.manifest import FitEntry, read_manifest
 from shards.selection import Selection
 from talkinghead.files.storage import Storage
-from tests.support.job_commands import ROOT
+from tests.support.dying import die_at_writes
 from tests.support.latent_data import InProcessUnitRunner, in_process
 from tests.support.speech_data import build_speech_data, clip_key
 from train.clip_choice import ClipChoice
@@ -154,33 +151,13 @@ def test_a_fit_whose_file_is_lost_is_made_again(damage: str, data: Path) -> None
     assert read_fit(Storage(data), "expression", found.sha256) and (data / "DATASET.json").read_bytes() == before
 
 
-DYING = """
-import os, signal, sys
-from dataclasses import replace
-from pathlib import Path
-import annotate.fits.expression, orchestration.jobs.fit, talkinghead.motion.speakers  # before the forks
+SETUP = """
+import annotate.fits.expression, orchestration.jobs.fit, talkinghead.motion.speakers
 from annotate.columns import FITS
 from orchestration.jobs.fit import run_fit
 from shards import fits as parts_of
-from talkinghead.files.storage import Storage
 from tests.support.latent_data import in_process
 parts_of.FRAMES_OF_A_PART = 50
-commit = Storage._commit
-for number, folder in enumerate(sys.argv[1:], 1):
-    if child := os.fork():
-        _, status = os.waitpid(child, 0)
-        print(number, os.WTERMSIG(status))
-        continue
-    left = number
-    def dying(self, temporary, path):
-        global left
-        left -= 1
-        if left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        commit(self, temporary, path)
-    Storage._commit = dying
-    run_fit(in_process(Path(folder)), FITS["expression"], FITS["expression"].settings())
-    os._exit(0)
 """
 
 
@@ -189,11 +166,10 @@ def test_death_at_any_write(built: Path, data: Path, tmp_path: Path) -> None:
     run_fit(in_process(data), EXPRESSION, EXPRESSION.settings())
     expected = entries(data)
     copies = [Path(shutil.copytree(built, tmp_path / str(writes))) for writes in range(1, 40)]
-    arguments = [sys.executable, "-c", textwrap.dedent(DYING), *map(str, copies)]
-    done = subprocess.run(arguments, cwd=ROOT, timeout=600, check=False, capture_output=True, text=True)
-    ends = [int(line.split()[1]) for line in done.stdout.splitlines()]
-    killed = [copy for copy, end in zip(copies, ends, strict=True) if end == signal.SIGKILL]
-    assert 8 <= len(killed) < len(copies) and set(ends) == {0, signal.SIGKILL}, done.stderr[-2000:]
+    work = 'run_fit(in_process(folder), FITS["expression"], FITS["expression"].settings())'
+    ends = die_at_writes(copies, setup=SETUP, work=work)
+    killed = [copy for copy, end in zip(copies, ends, strict=True) if end == -signal.SIGKILL]
+    assert 8 <= len(killed) < len(copies) and set(ends) == {0, -signal.SIGKILL}
     for copy in killed:
         # Never a manifest that names what is not there.
         for entry in entries(copy).values():

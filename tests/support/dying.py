@@ -1,0 +1,58 @@
+"""Work that is killed at its n-th write, in a process of its own for each n."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.support.paths import ROOT
+
+_PROGRAM = """
+import os, signal, sys
+from pathlib import Path
+from talkinghead.files.storage import Storage
+{setup}
+commit = Storage._commit
+for number, folder in enumerate(map(Path, sys.argv[1:]), 1):
+    if child := os.fork():
+        _, status = os.waitpid(child, 0)
+        print(number, os.waitstatus_to_exitcode(status), flush=True)
+        continue
+    left = number
+    def dying(self, temporary, path):
+        global left
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        commit(self, temporary, path)
+    Storage._commit = dying
+    {work}
+    os._exit(0)
+"""
+
+
+def die_at_writes(folders: Sequence[Path], *, setup: str, work: str) -> list[int]:
+    """Do the same work in each folder; in the n-th one it is killed at its n-th write.
+
+    Args:
+        folders: DATA folders.
+        setup: Imports of the program, which come before the forks: they take long.
+        work: Statement that does the work in `folder`.
+
+    Returns:
+        How the work in each folder ended: `-signal.SIGKILL`, 0 where it came to its end before, 1 where it failed.
+    """
+    program = _PROGRAM.format(setup=setup, work=work)
+    done = subprocess.run(
+        [sys.executable, "-c", program, *map(str, folders)],
+        cwd=ROOT,
+        timeout=600,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    ends = [int(line.split()[1]) for line in done.stdout.splitlines()]
+    assert len(ends) == len(folders), done.stderr[-2000:]
+    return ends
