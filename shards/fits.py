@@ -1,64 +1,36 @@
-"""Global fits over the packed clips: their parts, the work on one, the merge of all, and their files in DATA.
+"""Global fits over the packed clips: their parts, the work on one, and the merge of all.
 
 A cluster and a single process do the very same steps, so that both make the same bytes: parts from the index alone
-(`plan_parts`), sums of each (`fit_part`), merges in an order that the number of parts decides (`merge_parts`).
+(`plan_parts`), sums of each (`fit_part`), merges in an order that the number of parts decides (`merge_parts`). Files of
+fits: `shards/fit_files.py`.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from shards.manifest import DatasetManifest, FitEntry, read_manifest
+from shards.fit_files import FitSource
+from shards.manifest import read_manifest
 from shards.order import spread
 from shards.reader import SPEECH, Sample, ShardReader
 from shards.selection import Selection
-from talkinghead import dataroot
 from talkinghead.annotation import COLUMN
 from talkinghead.column import Arrays
 from talkinghead.derived import MEDIA_NEEDS, ColumnError, Fit
 from talkinghead.files.storage import Storage
 from talkinghead.global_fit import GlobalFit
-from talkinghead.npz import MOST_BYTES, decode_npz, encode_npz
-from talkinghead.provenance import canonical_json, hash_bytes, library_versions, provenance_key
 from talkinghead.runtime.progress import ProgressCallback
 from talkinghead.schema import ClipInfo
-
-
-class FitFileError(ValueError):
-    """Error about the file of a fit that is missing or damaged; the message names it."""
-
 
 FRAMES_OF_A_PART = 100_000
 """Frames that a part of speakers has, more or less; about a minute of work."""
 
 _AT_ONCE = 100  # frames that are decoded at once
-
-
-@dataclass(frozen=True, kw_only=True)
-class FitSource:
-    """Everything that decides what a fit comes out as, next to its code."""
-
-    settings: Any
-    """Settings of the fit: its own dataclass."""
-    annotation: str
-    """Annotation version of the clips."""
-    index: str
-    """Path of its index; the name holds a hash of the content."""
-    selection: Selection = field(default_factory=Selection)
-    """Choice of the clips, next to split, kept and what the fit needs."""
-    pins: Mapping[str, str] = field(default_factory=dict)
-    """Name of a derived column that is joined → the version of it."""
-    fits: Mapping[str, str] = field(default_factory=dict)
-    """Name of another fit → SHA-256 of its file."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Fields of a `FitEntry`."""
-        return {name: _plain(getattr(self, name)) for name in self.__dataclass_fields__}
 
 
 # --- the clips of a fit and their parts -------------------------------------------------------------------------------
@@ -163,6 +135,11 @@ def frames_of(reader: ShardReader, parts: Sequence[Sequence[int]]) -> int:
     """Number of frames of the clips of all parts."""
     lengths = reader.num_frames
     return sum(int(lengths[list(part)].sum()) for part in parts)
+
+
+def keys_of(reader: ShardReader, parts: Sequence[Sequence[int]]) -> list[str]:
+    """Keys of the clips of all parts, in order."""
+    return [reader.keys[number] for part in parts for number in part]
 
 
 class ReaderSample:
@@ -312,120 +289,3 @@ def make_fit(
 def stage_of(fit: GlobalFit) -> str:
     """Name of the work on a fit, for progress."""
     return f"fit {fit.name}"
-
-
-# --- files of fits ----------------------------------------------------------------------------------------------------
-
-
-def fit_key(fit: GlobalFit, source: FitSource) -> str:
-    """Provenance key: the same key, the same sums and the same file."""
-    return provenance_key(
-        f"fit-{fit.name}",
-        fit.version,
-        parameters=_plain(source.settings),
-        inputs=source.to_json(),
-        libraries=library_versions("numpy"),
-    )
-
-
-def find_fit(
-    storage: Storage,
-    manifest: DatasetManifest,
-    fit: GlobalFit,
-    settings: Any,
-    index: str,
-    selection: Selection | None = None,
-    pins: Mapping[str, str] | None = None,
-    *,
-    needed: Mapping[str, Fit] | None = None,
-    keys: Sequence[str] | None = None,
-) -> Fit | None:
-    """Read the newest fit of these settings, clips and code out of DATA; None where there is none.
-
-    Args:
-        storage: Data set.
-        manifest: Its manifest.
-        fit: The fit.
-        settings: Its settings.
-        index: Path of the annotation's index.
-        selection: Choice of the clips.
-        pins: Name of a derived column → version of it.
-        needed: The fits that it must have been made with; None: whichever they were.
-        keys: Keys of the clips that it must have been made of (`keys_of`); None: whichever it was. A derived column
-            whose failures were mended has the same version, and may lead to other clips.
-
-    Raises:
-        FitFileError: The file that the manifest names is missing or damaged.
-    """
-    hashes = None if needed is None else {name: made.sha256 for name, made in needed.items()}
-    wanted = canonical_json([settings, index, selection or Selection(), pins or {}])
-    for entry in reversed(manifest.fits):
-        known = canonical_json([entry.settings, entry.index, entry.selection, entry.pins])
-        if (entry.name, entry.version) != (fit.name, fit.version) or known != wanted:
-            continue
-        if hashes is not None and entry.fits != hashes:
-            continue
-        arrays, about = _read(storage, entry.name, entry.sha256)
-        if keys is None or (isinstance(about, dict) and about.get("keys") == list(keys)):
-            return Fit(sha256=entry.sha256, arrays=arrays)
-    return None
-
-
-def read_fit(storage: Storage, name: str, sha256: str) -> Fit:
-    """Fit with this hash.
-
-    Raises:
-        ValueError: Its file is missing or damaged.
-    """
-    return Fit(sha256=sha256, arrays=_read(storage, name, sha256)[0])
-
-
-def _read(storage: Storage, name: str, sha256: str) -> tuple[dict[str, np.ndarray], Any]:
-    path = dataroot.fit(name, sha256)
-    shown = storage.describe(path)
-    try:
-        data = storage.read(path, MOST_BYTES, "global fit")
-    except FileNotFoundError:
-        raise FitFileError(f"{shown} is missing, and DATASET.json names it: run make basis again") from None
-    if hash_bytes(data) != sha256:
-        raise FitFileError(f"{shown} is damaged (its hash is another): run make basis again")
-    return decode_npz(data, shown)
-
-
-def write_fit(
-    storage: Storage, fit: GlobalFit, source: FitSource, keys: Sequence[str], arrays: Mapping[str, np.ndarray]
-) -> FitEntry:
-    """Write the file of a fit, which its hash names.
-
-    Args:
-        storage: Data set.
-        fit: The fit.
-        source: What it was made of.
-        needed: The fits that it must have been made with; None: whichever they were.
-        keys: Keys of the clips that it read, in order.
-        arrays: The fit.
-
-    Returns:
-        Its entry in `DATASET.json`, which the caller makes.
-    """
-    about = {"name": fit.name, "version": fit.version, **source.to_json(), "keys": list(keys)}
-    data = encode_npz(arrays, about)
-    sha256 = hash_bytes(data)
-    storage.write(dataroot.fit(fit.name, sha256), data)
-    return FitEntry(
-        name=fit.name, version=fit.version, sha256=sha256, size=len(data), clips=len(keys), **source.to_json()
-    )
-
-
-def keys_of(reader: ShardReader, parts: Sequence[Sequence[int]]) -> list[str]:
-    """Keys of the clips of all parts, in order."""
-    return [reader.keys[number] for part in parts for number in part]
-
-
-def _plain(value: Any) -> Any:
-    """A value as it comes back from JSON: no dataclasses and tuples."""
-    if hasattr(value, "__dataclass_fields__"):
-        value = asdict(value)
-    if isinstance(value, Mapping):
-        return {name: _plain(item) for name, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

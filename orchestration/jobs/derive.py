@@ -24,7 +24,7 @@ from orchestration.units.executor import Tally, UnitRunner
 from orchestration.units.ledger import Ledger
 from orchestration.units.records import UnitRecord
 from orchestration.units.unit import JobStoppedError, Output, Unit
-from shards.fits import read_fit
+from shards.fit_files import read_fit
 from shards.index import Index, read_index
 from shards.manifest import AnnotationEntry, DatasetManifest, read_manifest
 from talkinghead import dataroot

@@ -19,21 +19,8 @@ from orchestration import outcomes, plans
 from orchestration.units.executor import UnitRunner
 from orchestration.units.records import UnitRecord
 from orchestration.units.unit import JobStoppedError, Output, Unit
-from shards.fits import (
-    FitFileError,
-    FitSource,
-    find_fit,
-    fit_key,
-    fit_part,
-    frames_of,
-    keys_of,
-    merge_parts,
-    plan_parts,
-    read_fit,
-    reader_for,
-    source_of,
-    write_fit,
-)
+from shards.fit_files import FitFileError, FitSource, find_fit, fit_key, read_fit, write_fit
+from shards.fits import fit_part, frames_of, keys_of, merge_parts, plan_parts, reader_for, source_of
 from shards.manifest import FitEntry, read_manifest, write_manifest
 from shards.reader import ShardReader
 from shards.selection import Selection

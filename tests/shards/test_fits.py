@@ -10,20 +10,17 @@ from typing import Literal, TypeVar
 import numpy as np
 import pytest
 
+from shards.fit_files import find_fit, fit_key, read_fit, write_fit
 from shards.fits import (
     ReaderSample,
-    find_fit,
-    fit_key,
     fit_part,
     frames_of,
     keys_of,
     make_fit,
     merge_parts,
     plan_parts,
-    read_fit,
     reader_for,
     source_of,
-    write_fit,
 )
 from shards.manifest import FitEntry, read_manifest, write_manifest
 from shards.order import spread

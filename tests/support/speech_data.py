@@ -11,7 +11,8 @@ import numpy as np
 
 from annotate.fits.expression import EXPRESSION, ExpressionSettings
 from annotate.fits.speakers import SPEAKERS, SpeakersSettings
-from shards.fits import keys_of, make_fit, plan_parts, reader_for, source_of, write_fit
+from shards.fit_files import write_fit
+from shards.fits import keys_of, make_fit, plan_parts, reader_for, source_of
 from shards.manifest import FitEntry, read_manifest, write_manifest
 from shards.selection import Selection
 from talkinghead.annotation import blank_arrays

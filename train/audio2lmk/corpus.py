@@ -24,7 +24,8 @@ import torch
 
 from annotate.fits.expression import EXPRESSION, ExpressionSettings, read_basis
 from annotate.fits.speakers import SPEAKERS, ClipFacts, PoseStatistics, SpeakersSettings, read_speakers
-from shards.fits import find_fit, keys_of, make_fit, plan_parts, reader_for, with_speech
+from shards.fit_files import find_fit
+from shards.fits import keys_of, make_fit, plan_parts, reader_for, with_speech
 from shards.reader import ShardReader
 from talkinghead import dataroot
 from talkinghead.config import from_json

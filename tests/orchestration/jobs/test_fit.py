@@ -20,7 +20,8 @@ from orchestration.outcomes import current_quarantine
 from orchestration.units.executor import Tally
 from orchestration.units.unit import JobStoppedError, Unit
 from shards import fits as parts_of
-from shards.fits import find_fit, make_fit, read_fit, reader_for, source_of
+from shards.fit_files import find_fit, read_fit, write_fit
+from shards.fits import make_fit, reader_for, source_of
 from shards.manifest import FitEntry, read_manifest
 from shards.selection import Selection
 from talkinghead.files.storage import Storage
@@ -71,7 +72,7 @@ def made_here(data: Path) -> dict[str, dict[str, np.ndarray]]:
     storage = Storage(data)
     reader = reader_for(SPEAKERS, storage)
     speakers = make_fit(SPEAKERS, SPEAKERS.settings(), {}, reader)
-    entry = parts_of.write_fit(storage, SPEAKERS, source_of(reader, SPEAKERS.settings()), [], speakers)
+    entry = write_fit(storage, SPEAKERS, source_of(reader, SPEAKERS.settings()), [], speakers)
     needed = {"speakers": read_fit(storage, "speakers", entry.sha256)}
     return {
         "speakers": speakers,
