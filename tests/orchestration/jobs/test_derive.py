@@ -388,7 +388,7 @@ def test_latents_live_through_what_happens_to_a_data_set(
     refused = command("orchestration", "report", "--data", data, "--version", version, check=False)
     assert refused.returncode == 2 and "holds latents" in refused.stderr
     refused = command("orchestration", "reannotate", "--data", data, "--version", version, check=False)
-    assert refused.returncode == 2 and "holds latents" in refused.stderr
+    assert refused.returncode == 2 and "holds the column latents" in refused.stderr
 
     source = Path(shutil.copytree(sample_source, tmp_path / "source"))
     shutil.copy(sorted(source.glob("astronaut*"))[0], source / "another.mp4")
