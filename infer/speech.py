@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from infer.memory_limit import GIGABYTE, memory_limit
-from talkinghead.media.audio import SILENCE_PEAK, read_whole_audio
+from talkinghead.media.audio import SILENCE_PEAK, read_sound
 from talkinghead.media.errors import UnreadableMediaError
 from talkinghead.provenance import hash_file
 from talkinghead.timebase import SAMPLE_RATE
@@ -31,6 +31,8 @@ class Speech:
     """Mono samples `[N]`, float32 at 16 kHz; N is at least 1."""
     peak: float
     """Largest absolute value of a sample; full scale is 1."""
+    notes: tuple[str, ...] = ()
+    """What is unusual about the sound of the file, a line each."""
 
     @property
     def duration_s(self) -> float:
@@ -44,7 +46,9 @@ class Speech:
 
 
 def read_speech(path: Path, *, seconds: float | None = None) -> Speech:
-    """Read the audio of a file as mono at 16 kHz. Warns when it is silent, because the face will hardly move.
+    """Read the audio of a file as mono at 16 kHz, by the same rules as ingest.
+
+    Warns when it is silent, because the face will hardly move, and of what is unusual: channels that cancel, damage.
 
     Args:
         path: Audio file, or video file with sound.
@@ -56,7 +60,7 @@ def read_speech(path: Path, *, seconds: float | None = None) -> Speech:
     limit = GIGABYTE + (0 if seconds is None else math.ceil(seconds) * _BYTES_OF_A_SECOND)
     try:
         with memory_limit(f"the audio {path}", limit):
-            samples = read_whole_audio(path, seconds)
+            sound = read_sound(path, seconds)
     except UnreadableMediaError as error:
         if error.cause != "too_long":
             raise
@@ -65,13 +69,15 @@ def read_speech(path: Path, *, seconds: float | None = None) -> Speech:
         ) from error
     except ValueError as error:
         raise ValueError(f"the audio of {path} is too short or cannot be read: {error}") from error
+    samples = sound.samples
     if not len(samples):
         raise ValueError(f"the audio of {path} is shorter than one sample at {SAMPLE_RATE} Hz")
-    if not np.isfinite(samples).all():
-        raise ValueError(f"the audio of {path} holds values that are not finite: it is damaged")
 
     # The peak of the part that is kept, which alone moves the face; without a copy of hours of speech.
-    speech = Speech(path=path, samples=samples, peak=max(float(samples.max()), -float(samples.min())))
+    peak = max(float(samples.max()), -float(samples.min()))
+    speech = Speech(path=path, samples=samples, peak=peak, notes=sound.notes)
+    for note in speech.notes:
+        log.warning("warning: the audio of %s: %s", path, note)
     if speech.silent:
         log.warning(
             "warning: the audio of %s is silent (peak %.5f of full scale): the mouth will hardly move",
@@ -83,4 +89,5 @@ def read_speech(path: Path, *, seconds: float | None = None) -> Speech:
 
 def describe_speech(path: Path, speech: Speech) -> dict[str, Any]:
     """Entry for `inputs` of a sidecar."""
-    return {"sha256": hash_file(path), "seconds": round(speech.duration_s, 6), "silent": speech.silent}
+    entry = {"sha256": hash_file(path), "seconds": round(speech.duration_s, 6), "silent": speech.silent}
+    return entry | ({"notes": list(speech.notes)} if speech.notes else {})

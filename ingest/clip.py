@@ -50,11 +50,11 @@ def ingest_clip(
     ingest_key: str,
     *,
     inside: Path | None = None,
-) -> list[Piece]:
-    """Cut, crop and encode one clip.
+) -> Iterator[Piece]:
+    """Cut, crop and encode one clip, piece by piece.
 
     The source is decoded twice, so that the memory does not grow with the clip: once to find cuts and faces, once to
-    encode.
+    encode. Only one piece is held at a time.
 
     Args:
         row: The clip as the data set describes it.
@@ -64,7 +64,7 @@ def ingest_clip(
         ingest_key: Provenance key, stored in every piece.
         inside: SOURCE, which links may not lead out of; None: they may lead anywhere.
 
-    Returns:
+    Yields:
         One piece for an unsplit clip, under the clip's own key; else all its pieces in order, rejected ones too, under
         `cut_key`. Together they cover every frame of the interval.
 
@@ -76,23 +76,26 @@ def ingest_clip(
         video = reader.info
         if video.width * video.height > settings.max_source_pixels:
             detail = f"frames of {video.width}x{video.height}"
-            return [_rejected(row.key, 0, "frame_too_large", video.width * video.height, detail)]
+            yield _rejected(row.key, 0, "frame_too_large", video.width * video.height, detail)
+            return
 
         # First pass: cuts and faces, searched for in the data set's box where there is one.
         listed = None if row.box is None else listed_crop(row, video.width, video.height, settings)
         scan = scan_clip(reader, row.start_s, row.end_s, listed and listed.box, detector, settings)
         if not scan.times:
             detail = f"{source.name} has no frame between {row.start_s} and {row.end_s} s"
-            return [_rejected(row.key, 0, "empty_interval", 0.0, detail)]
+            yield _rejected(row.key, 0, "empty_interval", 0.0, detail)
+            return
 
         # Split the clip at cuts and long gaps. Only a clip that is split gives its pieces keys of their own.
-        stretches = split(len(scan.times), scan.cuts, scan.steps, scan.sightings, settings)
+        stretches = split(len(scan.times), [*scan.cuts, *scan.segments], scan.steps, scan.sightings, settings)
         keys = [row.key] if len(stretches) == 1 else [cut_key(row.key, i) for i in range(len(stretches))]
 
         # Second pass: each piece is cropped and encoded, or passed over. All pieces share one iterator over the frames,
         # so a rejected piece must still take its frames off it.
-        facts = _Facts(row, source, scan, video, None if row.frame_fps else probe(source), settings, ingest_key)
-        pieces = []
+        clock = reader.timeline.notes() if reader.timeline else []
+        media = None if row.frame_fps else probe(source)
+        facts = _Facts(row, source, scan, video, media, clock, settings, ingest_key)
         frames = clip_frames(reader, row.start_s, row.end_s)[1]
         for key, stretch in zip(keys, stretches, strict=True):
             crop = _choose_crop(stretch, listed, video, settings)
@@ -101,8 +104,7 @@ def ingest_clip(
                 contents = _encode(facts, key, stretch, crop, frames)
             else:
                 _skip(frames, stretch.num_frames)
-            pieces.append(Piece(key=key, num_frames=stretch.num_frames, contents=contents, rejection=rejection))
-        return pieces
+            yield Piece(key=key, num_frames=stretch.num_frames, contents=contents, rejection=rejection)
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,8 @@ class _Facts:
     video: VideoInfo
     media: MediaInfo | None
     """Streams of the source file; None for a folder of frames."""
+    clock_notes: list[str]
+    """What is unusual about the file's time stamps."""
     settings: IngestSettings
     ingest_key: str
 
@@ -221,7 +225,7 @@ def _describe(facts: _Facts, key: str, stretch: Stretch, crop: Crop, audio: Audi
         split_group=row.split_group,
         licence=row.licence,
         terms_url=row.terms_url,
-        notes=[*row.notes, *crop.notes, *_source_notes(facts)],
+        notes=[*row.notes, *crop.notes, *_source_notes(facts), *audio.notes],
         attributes=json.loads(row.attributes),
         ingest_key=facts.ingest_key,
     )
@@ -245,7 +249,7 @@ def _multi_face_fraction(stretch: Stretch, sightings: list[Sighting]) -> float |
 
 def _source_notes(facts: _Facts) -> list[str]:
     """Notes on what is unusual about the source: damage, an early end, HDR, interlacing."""
-    video, scan, notes = facts.video, facts.scan, []
+    video, scan, notes = facts.video, facts.scan, [*facts.clock_notes]
     if scan.broken_packets:
         notes.append(f"{scan.broken_packets} broken packets skipped")
     ends = scan.start_s + frame_time(len(scan.times))
@@ -254,7 +258,7 @@ def _source_notes(facts: _Facts) -> list[str]:
     if wanted is not None and wanted - ends > 0.1:
         notes.append(f"video ends {wanted - ends:.2f} s early")
     if video.hdr:
-        notes.append(f"{video.hdr} transfer was not tone-mapped")
+        notes.append(f"{video.hdr} tone-mapped to BT.709")
     if video.interlaced:
-        notes.append("interlaced, not deinterlaced")
+        notes.append("deinterlaced")
     return notes

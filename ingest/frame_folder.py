@@ -33,6 +33,9 @@ _LAST_NUMBER = re.compile(r"([0-9]+)(?!.*[0-9])")  # names may hold other number
 class ImageFrame:
     """One image of the folder; it is read when its pixels are asked for."""
 
+    segment = 0
+    damaged = False
+
     def __init__(self, file: Path, time_s: float, end_s: float, info: VideoInfo) -> None:
         self._file = file
         self._info = info
@@ -65,6 +68,8 @@ class FrameFolder:
 
     broken_packets = 0
     """Always 0: an image that cannot be read is an error."""
+    timeline = None
+    """A folder has no time stamps that could be damaged."""
 
     def __init__(self, folder: Path, fps: float, *, inside: Path | None = None) -> None:
         """List the folder and read its first image.

@@ -11,8 +11,9 @@ import numpy as np
 from ingest.faces import Box, Detector, Sighting
 from ingest.settings import IngestSettings
 from ingest.shots import CutDetector
+from talkinghead.media.frame_clock import constant_rate, gap_between
 from talkinghead.media.media_file import VideoInfo
-from talkinghead.media.video_source import constant_rate
+from talkinghead.media.timeline import Timeline
 
 _VIEW = 640  # longer side of the image that the detector gets, pixels
 _SMALL = 0.25  # a face smaller than this part of the image's longer side is detected a second time, from nearby
@@ -26,6 +27,10 @@ class ShownFrame(Protocol):
     def time_s(self) -> float: ...
     @property
     def end_s(self) -> float: ...
+    @property
+    def segment(self) -> int: ...
+    @property
+    def damaged(self) -> bool: ...
     def part(self, x0: int, y0: int, x1: int, y1: int) -> np.ndarray: ...
     def reduced(self, width: int, height: int) -> np.ndarray: ...
 
@@ -35,6 +40,8 @@ class FrameReader(Protocol):
 
     broken_packets: int
 
+    @property
+    def timeline(self) -> Timeline | None: ...
     @property
     def info(self) -> VideoInfo: ...
     def frames(self, start_s: float = 0.0) -> Iterator[ShownFrame]: ...
@@ -56,6 +63,10 @@ class Scan:
     """All faces found, in order of frames; boxes in pixels of the source frame."""
     broken_packets: int
     """Packets that the decoder could not read and skipped."""
+    segments: list[int]
+    """Frames that are the first after a jump of the source's clock, ascending: the clip is split there."""
+    damaged: list[int]
+    """Frames that show a damaged source frame, ascending."""
 
 
 def clip_frames(reader: FrameReader, start_s: float | None, end_s: float | None) -> tuple[float, Iterator[ShownFrame]]:
@@ -101,14 +112,23 @@ def scan_clip(
     sightings: list[Sighting] = []
     start, frames = clip_frames(reader, start_s, end_s)
     last: ShownFrame | None = None
+    new: ShownFrame | None = None  # the last frame that is no copy of the one before
+    segments: list[int] = []
+    damaged: list[int] = []
     image = np.zeros((1, 1, 3), np.uint8)
     for k, frame in enumerate(frames):
         # A slow source repeats frames at 25 fps: each one is converted only once.
         if frame is not last:
             image = view.image(frame)
+        if last is not None and frame.segment != last.segment:
+            segments.append(k)
+        if frame.damaged:
+            damaged.append(k)
         last = frame
         times.append(frame.time_s)
-        cuts.add(image)
+        # Where frames are missing or repeated, what moves has moved farther: that is no cut.
+        if cuts.add(image, 1.0 if new is None else gap_between(new, frame)):
+            new = frame
         # A face moves little within `detect_every` frames, and detection costs more than all else here.
         if k % settings.detect_every == 0:
             sightings += [Sighting(k, view.to_source(box), score) for box, score in find_faces(detector, image)]
@@ -119,6 +139,8 @@ def scan_clip(
         steps=cuts.steps,
         sightings=sightings,
         broken_packets=reader.broken_packets,
+        segments=segments,
+        damaged=damaged,
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import cv2
@@ -21,6 +22,7 @@ THUMBNAIL = (48, 48)
 """Width and height of the images that are compared, pixels."""
 
 _SAME = 0.3  # levels; a frame that differs by less from the one before it is its copy
+_LONGEST_GAP = 4.0  # frames over which motion goes on growing, about
 _LASTING_SHARE = 0.5  # share of the step across a cut that must still be there after `reach` frames
 _BLEND_SHARE = 0.5  # the smaller of two neighbouring steps over the larger, where a cut is blended over two frames
 
@@ -39,15 +41,24 @@ class CutDetector:
         self.steps: list[float] = []
         """Difference of each frame from the last frame before it that is no copy, levels; 0 for the first."""
 
-    def add(self, frame: np.ndarray) -> None:
-        """Take the next frame, RGB uint8 `[H, W, 3]` of any size."""
+    def add(self, frame: np.ndarray, gap: float = 1.0) -> bool:
+        """Take the next frame.
+
+        Args:
+            frame: RGB uint8 `[H, W, 3]` of any size.
+            gap: Time since the last frame that was no copy, in 25ths of a second.
+
+        Returns:
+            Whether it is no copy of the frame before it.
+        """
         thumbnail = cv2.resize(frame, THUMBNAIL, interpolation=cv2.INTER_AREA)
         step = _difference(self._recent[-1], thumbnail) if self._recent else 0.0
         self.steps.append(step)
         # A copy keeps its step, which `split` needs, but takes no part in the search for cuts.
         if self._recent and step < _SAME:
-            return
+            return False
         self._frames.append(len(self.steps) - 1)
+        step /= min(max(1.0, gap), _LONGEST_GAP)
         self._steps.append(step)
         self._lasting.append(step)
         # If there is a cut before frame c, then none of the pairs (c - 1, c + b) and (c - 1 - b, c) look alike.
@@ -59,6 +70,7 @@ class CutDetector:
             if back < self._settings.reach:
                 self._lasting[newest] = min(self._lasting[newest], difference)
         self._recent.append(thumbnail)
+        return True
 
     def cuts(self) -> list[int]:
         """Frames that are the first of a new shot, ascending."""
@@ -105,20 +117,20 @@ class Stretch:
 
 
 def split(
-    num_frames: int, cuts: list[int], steps: list[float], sightings: list[Sighting], settings: IngestSettings
+    num_frames: int, cuts: Iterable[int], steps: list[float], sightings: list[Sighting], settings: IngestSettings
 ) -> list[Stretch]:
     """Split a clip into stretches that cover all its frames without overlap, in order.
 
     Args:
         num_frames: Number of frames in the clip.
-        cuts: First frames of new shots.
+        cuts: First frames of new shots, or after a jump of the clock.
         steps: Difference of each frame from the one before, `[F]`; where a face appears or goes between two detections,
             the split is put at the largest one.
         sightings: All faces found, in order of frames.
         settings: Limits for gaps and lengths.
     """
     # Each shot on its own: a track never crosses a cut, and a face that was found only once or twice is a mistake.
-    borders = [0, *cuts, num_frames]
+    borders = sorted({0, *cuts, num_frames})
     stretches: list[Stretch] = []
     for first, end in itertools.pairwise(borders):
         inside = [sighting for sighting in sightings if first <= sighting.frame < end]

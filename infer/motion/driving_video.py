@@ -20,9 +20,10 @@ from talkinghead.face.model import FaceModel
 from talkinghead.geometry.canonical import canonical_face
 from talkinghead.geometry.face_mesh import metric_mesh
 from talkinghead.geometry.pose import matrix_from_pose, pose_from_matrix
+from talkinghead.media.frame_clock import constant_rate
 from talkinghead.media.limits import check_sound
 from talkinghead.media.media_file import probe
-from talkinghead.media.video_source import VideoSource, constant_rate
+from talkinghead.media.video_source import VideoSource
 from talkinghead.timebase import FPS
 
 log = logging.getLogger(__name__)

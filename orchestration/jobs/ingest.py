@@ -281,7 +281,7 @@ def run(storage: Storage, unit: Unit) -> Output:
     follow = unit.payload["follow_links"]
     path = locate(folder, row.source, follow_links=follow)
     # Cut and crop. The source is checked afterwards: a file that was still being written may have changed meanwhile.
-    pieces = ingest_clip(row, path, settings, detector, unit.pkey, inside=None if follow else folder)
+    pieces = list(ingest_clip(row, path, settings, detector, unit.pkey, inside=None if follow else folder))
     if known.sha256 is not None and has_changed(folder, known, follow_links=follow):
         raise SourceChangedError(f"{folder / row.source} changed while it was ingested: run again when it is complete")
     # Each piece is a sample or has a reason.

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -24,16 +25,18 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from talkinghead.files.foreign import open_regular
+from talkinghead.media.deinterlace import FieldOrder, field_order
+from talkinghead.media.display import Orientation, orientation_of
 from talkinghead.media.errors import UnreadableMediaError
 from talkinghead.media.limits import DECODER_OPTIONS, FRAME_PIXELS, check_frame_size
+from talkinghead.media.pixels import MATRICES_NOT_READ
+from talkinghead.media.tone_mapping import TRANSFERS
 
 FORMATS = (
     "mov,mp4,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,nut,mxf,ivf,obu,h264,hevc,m4v,yuv4mpegpipe,gif,rm,dv,"
     "wav,w64,flac,mp3,aac,ac3,eac3,aiff,au,caf,amr,ape,tta,wv"
 )
 """Demuxers that may open a file (names of libavformat)."""
-
-_HDR_TRANSFERS = {16: "PQ", 18: "HLG"}  # ITU-T H.273 table 3
 
 MediaFile = Path | BinaryIO
 """A path, or a seekable binary stream that holds the whole file."""
@@ -134,7 +137,7 @@ class VideoInfo:
     height: int
     """Height of the upright frame with square pixels."""
     rotation: int
-    """Degrees clockwise that make the frame upright: 0, 90, 180 or 270."""
+    """Degrees clockwise that make the frame upright: 0, 90, 180 or 270; before `mirrored`."""
     sample_aspect_ratio: Fraction
     """Width of a coded pixel over its height; 1 where the file does not say."""
     fps: float | None
@@ -145,9 +148,22 @@ class VideoInfo:
     """Announced end; None when the container does not say."""
     tick_s: float
     """Resolution of the time stamps."""
+    mirrored: bool = False
+    """Whether left and right are exchanged after the rotation to make the frame upright."""
     hdr: str | None = None
-    """`PQ` or `HLG` for high dynamic range, which is not tone-mapped here."""
-    interlaced: bool = False
+    """`PQ` or `HLG` for high dynamic range, which is mapped to BT.709 when pixels are converted."""
+    field_order: FieldOrder | None = None
+    """Field order of interlaced video, as its first frames show it; None for progressive video."""
+
+    @property
+    def interlaced(self) -> bool:
+        """Whether frames are woven from two moments and have to be deinterlaced."""
+        return self.field_order is not None
+
+    @property
+    def orientation(self) -> Orientation:
+        """What makes a decoded frame upright."""
+        return Orientation(self.rotation, self.mirrored)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,17 +249,19 @@ def audio_stream(container: av.container.InputContainer) -> AudioStream | None:
 
 def first_frame(container: av.container.InputContainer, stream: VideoStream) -> VideoFrame | None:
     """The first frame that can be decoded, or None; the container is left at the packet after it."""
+    return next(_frames(container, stream), None)
+
+
+def _frames(container: av.container.InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
+    """Frames from where the container is, as many as can be decoded."""
     try:
         for packet in container.demux(stream):
             try:
-                frames = packet.decode()
+                yield from cast(list[VideoFrame], packet.decode())
             except FFmpegError:
                 continue  # a broken packet: a later one may decode
-            if frames:
-                return cast(VideoFrame, frames[0])
     except FFmpegError:
-        return None
-    return None
+        return
 
 
 def no_frame_error(name: str, stream: VideoStream) -> UnreadableMediaError:
@@ -264,11 +282,12 @@ def describe_video(
     Args:
         container: The file.
         stream: The video stream.
-        frame: A decoded frame of it: the display matrix and interlacing are known from a frame only.
+        frame: Its first frame, just decoded: the display matrix is known from a frame only. To see whether the video
+            is interlaced, a few more are decoded after it.
         name: Name of the file, for the message.
 
     Raises:
-        ValueError: Made upright and with square pixels, its frames are too large.
+        ValueError: Made upright and with square pixels, its frames are too large; or their colours cannot be read.
     """
     # Square pixels: the frame grows along the longer side of its pixels, so no detail is lost.
     aspect = Fraction(stream.sample_aspect_ratio or 0)
@@ -280,10 +299,14 @@ def describe_video(
     else:
         height = round(height / aspect)
     # Then upright.
-    rotation = -round(frame.rotation / 90) * 90 % 360  # FFmpeg counts counter-clockwise
-    if rotation in (90, 270):
+    orientation = orientation_of(frame)
+    if orientation.swaps_sides:
         width, height = height, width
     check_frame_size(name, width, height)
+    if matrix := MATRICES_NOT_READ.get(frame.colorspace):
+        raise UnreadableMediaError(
+            "undecodable", f"{name}: its colours are stored as {matrix}, which is not read: convert it to BT.709 first"
+        )
     # Times on the timeline of the file; a negative start is before what players show.
     tick = stream.time_base or Fraction(1, 1000)
     origin = start_of(container)
@@ -297,14 +320,15 @@ def describe_video(
         coded_height=frame.height,
         width=width,
         height=height,
-        rotation=rotation,
+        rotation=orientation.degrees,
+        mirrored=orientation.mirrored,
         sample_aspect_ratio=aspect,
         fps=float(stream.average_rate) if stream.average_rate else None,
         start_s=begin,
         end_s=None if stream.duration is None else begin + float(stream.duration * tick),
         tick_s=float(tick),
-        hdr=_HDR_TRANSFERS.get(frame.color_trc),
-        interlaced=frame.interlaced_frame,
+        hdr=TRANSFERS.get(frame.color_trc),
+        field_order=field_order(chain([frame], _frames(container, stream)), frame.interlaced_frame),
     )
 
 

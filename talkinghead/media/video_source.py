@@ -1,23 +1,24 @@
 """Reads a video's frames in presentation order, upright and with square pixels, from any point on.
 
-`constant_rate` resamples them to the project's rate, on their presentation time, never by stride or average rate: a
-file with a variable rate, a late start or a gap keeps its timing.
+Their times are those of the file's timeline (`talkinghead/media/timeline.py`): where its clock jumps or a stamp is
+damaged, they are mended. `constant_rate` (`talkinghead/media/frame_clock.py`) resamples them to the project's rate.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from fractions import Fraction
 from types import TracebackType
-from typing import Protocol, TypeVar, cast
+from typing import cast
 
-import cv2
-import numpy as np
 from av.error import FFmpegError
 from av.video.frame import VideoFrame
-from av.video.reformatter import Interpolation
 
+from talkinghead.media.damage import DamageFinder
+from talkinghead.media.deinterlace import deinterlaced
+from talkinghead.media.frame_clock import constant_rate as constant_rate
 from talkinghead.media.media_file import (
     MediaFile,
     VideoInfo,
@@ -26,94 +27,27 @@ from talkinghead.media.media_file import (
     name_of,
     no_frame_error,
     open_media,
-    start_of,
     video_stream,
 )
-from talkinghead.media.pixels import ACCURATE, FAST, PixelConverter
-from talkinghead.timebase import frame_time, frames_in
+from talkinghead.media.pixels import PixelConverter
+from talkinghead.media.source_frame import SourceFrame
+from talkinghead.media.timeline import MAX_STEP_S, Timeline, read_timeline
 
-# Degrees clockwise that make a frame upright → OpenCV's code for this turn.
-_TURNS = {90: cv2.ROTATE_90_CLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_COUNTERCLOCKWISE}
 _SEEK_MARGINS_S = (0.5, 4.0, 20.0)  # one of these reaches back to a key frame that really decodes; else from the start
+_MOST_WAITING = 16  # frames without a time stamp that are held back until the next one with a stamp
 _DEFAULT_FRAME_S = 0.04  # duration of a frame where neither the frame nor the container announces one
-
-
-class Timed(Protocol):
-    """Anything with a presentation time."""
-
-    @property
-    def time_s(self) -> float:
-        """Presentation time in seconds."""
-        ...
-
-    @property
-    def end_s(self) -> float:
-        """End in seconds if nothing follows."""
-        ...
-
-
-T = TypeVar("T", bound=Timed)
-
-
-class SourceFrame:
-    """One decoded frame; its pixels are converted when they are asked for."""
-
-    def __init__(
-        self, frame: VideoFrame, info: VideoInfo, converter: PixelConverter, time_s: float, end_s: float
-    ) -> None:
-        self._frame = frame
-        self._info = info
-        self._converter = converter
-        self.time_s = time_s
-        """Presentation time, seconds from the start of the file's timeline."""
-        self.end_s = end_s
-        """End in seconds if nothing follows."""
-
-    @property
-    def image(self) -> np.ndarray:
-        """RGB uint8 `[height, width, 3]`, upright, square pixels."""
-        return self._upright(self._info.width, self._info.height, ACCURATE)
-
-    def part(self, x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
-        """A part of `image`, RGB uint8 `[y1 - y0, x1 - x0, 3]`, at a fraction of the cost.
-
-        The box is `x0 .. x1 - 1`, `y0 .. y1 - 1` in pixels of `image`.
-        """
-        info, frame = self._info, self._frame
-        assert 0 <= x0 < x1 <= info.width and 0 <= y0 < y1 <= info.height, f"{x0, y0, x1, y1} leaves the frame"
-        whole = (info.coded_width, info.coded_height) == (frame.width, frame.height)
-        if not whole or info.sample_aspect_ratio != 1:
-            return self.image[y0:y1, x0:x1]  # scaled: parts have no whole pixels
-        # The same box in the frame before its rotation.
-        width, height = frame.width, frame.height
-        if info.rotation == 90:
-            x0, y0, x1, y1 = y0, height - x1, y1, height - x0
-        elif info.rotation == 180:
-            x0, y0, x1, y1 = width - x1, height - y1, width - x0, height - y0
-        elif info.rotation == 270:
-            x0, y0, x1, y1 = width - y1, x0, width - y0, x1
-        pixels = self._converter.rgb_part(frame, x0, y0, x1, y1)
-        turn = _TURNS.get(info.rotation)
-        return pixels if turn is None else cv2.rotate(pixels, turn)
-
-    def reduced(self, width: int, height: int) -> np.ndarray:
-        """A smaller image for detectors, RGB uint8 `[height, width, 3]`, upright; converted faster and less exactly."""
-        return self._upright(width, height, FAST)
-
-    def _upright(self, width: int, height: int, quality: Interpolation) -> np.ndarray:
-        """RGB uint8 `[height, width, 3]`: scaled in the conversion, then turned."""
-        turn = _TURNS.get(self._info.rotation)
-        if self._info.rotation in (90, 270):
-            width, height = height, width
-        pixels = self._converter.rgb(self._frame, width, height, quality)
-        return pixels if turn is None else cv2.rotate(pixels, turn)
 
 
 class VideoSource:
     """An open video file. Use it as a context manager; `frames` may be called several times, one at a time."""
 
-    def __init__(self, file: MediaFile) -> None:
-        """Open the file and decode its first frame.
+    def __init__(self, file: MediaFile, max_step_s: float = MAX_STEP_S) -> None:
+        """Open the file, read its clock, and decode its first frame.
+
+        Args:
+            file: The video.
+            max_step_s: Largest step from one frame to the next that is no jump of the clock, seconds; no frame is shown
+                for longer.
 
         Raises:
             ValueError: The file is no video, has no video stream, its frames are too large, or none can be decoded;
@@ -124,12 +58,21 @@ class VideoSource:
         self._stack = ExitStack()
         self.broken_packets = 0
         """Packets that could not be decoded in the latest call of `frames`."""
+        self.damaged_frames = 0
+        """Frames that were damaged before they were decoded, in the latest call of `frames`."""
+        self._looked_at: dict[int, bool] = {}
+        self.timeline: Timeline = read_timeline(file, max_step_s)
+        """The file's clock, mended."""
         try:
             self._reopen()
             frame = first_frame(self._container, self._stream)
             if frame is None:
                 raise no_frame_error(self._name, self._stream)
-            self.info: VideoInfo = describe_video(self._container, self._stream, frame, self._name)
+            info = describe_video(self._container, self._stream, frame, self._name)
+            if "video" in self.timeline.spans:  # the header knows nothing of jumps
+                start_s, end_s = self.timeline.spans["video"]
+                info = replace(info, start_s=start_s, end_s=end_s)
+            self.info: VideoInfo = info
         except BaseException:
             self.close()
             raise
@@ -152,24 +95,29 @@ class VideoSource:
 
         When the video itself starts later, its first frame comes first. Broken packets are skipped and counted.
         """
-        self.broken_packets = 0
+        self.broken_packets = self.damaged_frames = 0
         held: SourceFrame | None = None  # the latest frame that is not later than `start_s`
         tolerance = self.info.tick_s / 2  # time stamps are rounded to ticks
         for frame in self._decode_from(start_s):
             if frame.time_s > start_s + tolerance:
                 if held is not None:
-                    yield held
+                    yield self._counted(held)
                     held = None
-                yield frame
+                yield self._counted(frame)
             else:
                 held = frame
         if held is not None:
-            yield held
+            yield self._counted(held)
+
+    def _counted(self, frame: SourceFrame) -> SourceFrame:
+        self.damaged_frames += frame.damaged
+        return frame
 
     def _decode_from(self, start_s: float) -> Iterator[SourceFrame]:
         """Frames from a point that is not later than `start_s` (or from the first frame)."""
-        # From a key frame before it, further and further back until one can be decoded.
-        for margin in _SEEK_MARGINS_S:
+        # From a key frame before it, further and further back until one can be decoded. Where stamps are mended, the
+        # file's index is wrong.
+        for margin in _SEEK_MARGINS_S if self.timeline.is_plain else ():
             target = start_s - margin
             if target <= self.info.start_s or not self._seek(target):
                 break
@@ -202,7 +150,8 @@ class VideoSource:
         self._stack.close()
         self._container = self._stack.enter_context(open_media(self._file))
         self._stream = video_stream(self._container, self._name)
-        self._origin = start_of(self._container)
+        self._origin = self.timeline.origin_of(self._container)
+        self._mender = self.timeline.mender("video")
         self._is_avi = self._container.format.name == "avi"
         self._first_dts: int | None = None
         self._fresh = True
@@ -211,11 +160,24 @@ class VideoSource:
         """Frames from the file's current position on, with their times."""
         self._fresh = False
         converter = PixelConverter()
+        info, tick = self.info, float(cast(Fraction, self._stream.time_base))
+        usual_s = 1 / info.fps if info.fps else _DEFAULT_FRAME_S
+        times = self._announced_times() if self.timeline.is_plain else self._mended_times()
+        for frame, time_s, damaged in times:
+            # Its end if nothing follows; some muxers announce too long a last frame.
+            duration_s = frame.duration * tick if frame.duration and not self._is_avi else usual_s
+            end_s = time_s + min(duration_s, self.timeline.max_step_s)
+            if info.end_s is not None and time_s < info.end_s < end_s:
+                end_s = info.end_s
+            segment = self.timeline.segment_at(time_s + tick / 2)
+            yield SourceFrame(frame, info, converter, time_s, end_s, segment=segment, damaged=damaged)
+
+    def _announced_times(self) -> Iterator[tuple[VideoFrame, float, bool]]:
+        """Frames, their starts by the time stamp or counted on from the frame before, and whether they are damaged."""
         tick = float(cast(Fraction, self._stream.time_base))
         time_s, step_s = None, 1 / self.info.fps if self.info.fps else _DEFAULT_FRAME_S
         self._first_dts = None
-        for frame in self._raw_frames():
-            # Its start: from the time stamp, or counted on from the frame before.
+        for frame, damaged in deinterlaced(self._raw_frames(), self.info.field_order):
             if self._is_avi:  # stores no presentation times, but has a constant rate
                 if time_s is None:
                     time_s = (self._first_dts or 0) * tick - self._origin
@@ -225,67 +187,58 @@ class VideoSource:
                 time_s = frame.pts * tick - self._origin
             else:  # no time stamp: it follows the one before
                 time_s = self.info.start_s if time_s is None else time_s + step_s
-            # Its end if nothing follows.
-            duration_s = frame.duration * tick if frame.duration and not self._is_avi else step_s
-            end_s = time_s + duration_s
-            if self.info.end_s is not None and time_s < self.info.end_s < end_s:
-                end_s = self.info.end_s  # some muxers announce too long a last frame
-            yield SourceFrame(frame, self.info, converter, time_s, end_s)
+            yield frame, time_s, damaged
 
-    def _raw_frames(self) -> Iterator[VideoFrame]:
-        """All frames that can be decoded, in presentation order."""
+    def _mended_times(self) -> Iterator[tuple[VideoFrame, float, bool]]:
+        """As `_announced_times`, by mended time stamps; frames without one share the time between two others."""
+        tick = float(cast(Fraction, self._stream.time_base))
+        step_s = self.timeline.frame_s
+        time_s: float | None = None
+        waiting: list[tuple[VideoFrame, bool]] = []
+        for frame, damaged in deinterlaced(self._raw_frames(), self.info.field_order):
+            if frame.pts is None:
+                waiting.append((frame, damaged))
+                if len(waiting) > _MOST_WAITING:  # a stretch without stamps
+                    time_s = self.info.start_s if time_s is None else time_s + step_s
+                    other, torn = waiting.pop(0)
+                    yield other, time_s, torn
+                continue
+            now_s = frame.pts * tick - self._origin
+            before_s = now_s - (len(waiting) + 1) * step_s if time_s is None else time_s
+            for number, (other, torn) in enumerate(waiting, 1):
+                yield other, before_s + (now_s - before_s) * number / (len(waiting) + 1), torn
+            waiting.clear()
+            yield frame, now_s, damaged
+            time_s = now_s
+        for frame, damaged in waiting:
+            time_s = self.info.start_s if time_s is None else time_s + step_s
+            yield frame, time_s, damaged
+
+    def _raw_frames(self) -> Iterator[tuple[VideoFrame, bool]]:
+        """All frames that can be decoded, in presentation order, and whether each is damaged."""
+        finder = DamageFinder(self.info.codec, self._looked_at)
         packets = self._container.demux(self._stream)
-        while True:
+        ended = False
+        while not ended:
+            frames: list[VideoFrame] = []
             try:
                 packet = next(packets, None)
                 if packet is None:
-                    return
+                    break
             except FFmpegError:  # the file ends in the middle: what the decoder still holds comes out
                 self.broken_packets += 1
-                yield from self._stream.codec_context.decode(None)
-                return
-            if self._first_dts is None:
-                self._first_dts = packet.dts
-            try:
-                yield from cast(list[VideoFrame], packet.decode())
-            except FFmpegError:
-                self.broken_packets += 1
-
-
-def constant_rate(frames: Iterable[T], start_s: float, end_s: float | None, tick_s: float) -> Iterator[T]:
-    """The source frame that each output frame shows.
-
-    Output frame `k` shows the last source frame with `time_s <= start_s + k/25 + tick_s/2`; half a tick forgives the
-    rounding of time stamps. There are as many output frames as whole 25ths fit before the end of the last source frame
-    or `end_s`, whichever comes first.
-
-    Args:
-        frames: Source frames in presentation order; the first must not be later than `start_s`. A frame that goes back
-            in time is left out.
-        start_s: Time of output frame 0, seconds.
-        end_s: End of the interval, exclusive, seconds; None: to the end of the source.
-        tick_s: Resolution of the source's time stamps, seconds.
-    """
-    limit = None if end_s is None else frames_in(end_s - start_s + tick_s / 2)
-    shown: T | None = None
-    k = 0
-    for frame in frames:
-        if shown is not None and frame.time_s < shown.time_s:
-            continue
-        # The frame before is shown at every output time until this one begins.
-        while (
-            shown is not None and (limit is None or k < limit) and start_s + frame_time(k) + tick_s / 2 < frame.time_s
-        ):
-            yield shown
-            k += 1
-        if limit is not None and k >= limit:
-            return
-        assert shown is not None or frame.time_s <= start_s + tick_s / 2, "the first frame comes after the start"
-        shown = frame
-    if shown is None:
-        return
-    # The last frame is shown until its own end.
-    last = frames_in(shown.end_s - start_s + tick_s / 2)
-    while k < (last if limit is None else min(last, limit)):
-        yield shown
-        k += 1
+                frames = self._stream.codec_context.decode(None)
+                ended = True
+            else:
+                if self._first_dts is None:
+                    self._first_dts = packet.dts
+                self._mender.mend(packet)
+                finder.packet(packet)
+                try:
+                    frames = cast(list[VideoFrame], packet.decode())
+                except FFmpegError:
+                    self.broken_packets += 1
+                    finder.broken()
+            for frame in frames:
+                yield from finder.frame(frame)
+        yield from finder.rest()

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from infer.speech import read_speech
+from infer.speech import describe_speech, read_speech
+from talkinghead.media.audio import read_audio
 
 
 def pcm(path: Path, samples: np.ndarray, rate: int) -> Path:
@@ -61,11 +62,29 @@ def test_refused(tmp_path: Path, media: Path) -> None:
         assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_values_that_are_no_sound(tmp_path: Path) -> None:
+def test_values_that_are_no_sound(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     header = b"RIFF" + (36 + 64).to_bytes(4, "little") + b"WAVEfmt " + (16).to_bytes(4, "little")
     header += (3).to_bytes(2, "little") + (1).to_bytes(2, "little") + (16000).to_bytes(4, "little")
     header += (64000).to_bytes(4, "little") + (4).to_bytes(2, "little") + (32).to_bytes(2, "little")
-    values = np.array([0.1, np.nan, np.inf, 0.2] * 4, "<f4").tobytes()
-    (tmp_path / "a.wav").write_bytes(header + b"data" + len(values).to_bytes(4, "little") + values)
-    with pytest.raises(ValueError, match="not finite"):
-        read_speech(tmp_path / "a.wav")
+    values = np.array([0.1, np.nan, np.inf, 0.2] * 4, "<f4")
+    (tmp_path / "a.wav").write_bytes(header + b"data" + values.nbytes.to_bytes(4, "little") + values.tobytes())
+    speech = read_speech(tmp_path / "a.wav")
+    assert np.array_equal(speech.samples, np.array([0.1, 0, 0, 0.2] * 4, np.float32)) and not speech.silent
+    assert "8 samples of the sound are no numbers" in caplog.text and "a.wav" in caplog.text
+
+
+@pytest.mark.parametrize("rate", [16000, 44100])
+def test_the_same_sound_as_in_ingest(tmp_path: Path, rate: int, caplog: pytest.LogCaptureFixture) -> None:
+    """Channels that cancel: the models hear what they were trained on, and the user is told."""
+    tone = 0.5 * np.sin(np.arange(2 * rate) * 2 * np.pi * 300 / rate)
+    path = pcm(tmp_path / "a.wav", np.stack([tone, -0.7 * tone], axis=1), rate)
+    speech = read_speech(path)
+    assert np.array_equal(speech.samples, read_audio(path, 0.0, len(speech.samples)).samples)
+    assert speech.peak == pytest.approx(0.5, abs=0.01)
+    assert speech.notes and all(note in caplog.text for note in speech.notes)
+    assert describe_speech(path, speech)["notes"] == list(speech.notes)
+
+
+def test_plain_speech_has_no_notes(tmp_path: Path) -> None:
+    path = pcm(tmp_path / "a.wav", np.full((1600, 2), 0.5), 16000)
+    assert read_speech(path).notes == () and "notes" not in describe_speech(path, read_speech(path))

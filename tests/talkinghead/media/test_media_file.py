@@ -6,9 +6,12 @@ import os
 from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from talkinghead.media.media_file import probe
+from talkinghead.media.video_source import VideoSource
+from tests.support.display_matrices import copied
 from tests.support.media_files import flat, write_video
 
 
@@ -85,6 +88,21 @@ def test_file_names(tmp_path: Path, name: str) -> None:
     made = write_video(tmp_path / "made.mp4", [flat(64, 48, 90)] * 2)
     file = made.rename(tmp_path / name)
     assert probe(file).video.width == 64
+
+
+def test_colours_that_cannot_be_read_are_refused_and_unknown_codes_taken_as_none(tmp_path: Path) -> None:
+    """ICtCp and its like end in one line at opening; a reserved code of H.273 is no reason to refuse a video."""
+    # A transport stream says nothing of colours, so that what the coded images say counts.
+    eight = write_video(tmp_path / "8.ts", [flat(64, 48, 90)] * 9)
+    ten = write_video(tmp_path / "10.ts", [flat(64, 48, 90)] * 9, pixel_format="yuv420p10le")
+    for code in (8, 10, 14):
+        file = copied(eight, tmp_path / "v.ts", bitstream_filter=f"h264_metadata=matrix_coefficients={code}")
+        with pytest.raises(ValueError, match=r"convert it to BT\.709 first"):
+            probe(file)
+    for file in (eight, ten):
+        reserved = copied(file, tmp_path / "v.ts", bitstream_filter="h264_metadata=matrix_coefficients=3")
+        with VideoSource(reserved) as source:
+            assert np.abs(next(source.frames()).image.astype(int) - 90).max() <= 2
 
 
 def test_relative_name_with_a_leading_dash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,10 +6,12 @@ import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
-from hypothesis import given
+import pytest
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from talkinghead.media.video_source import VideoSource, constant_rate
+from talkinghead.media.frame_clock import constant_rate, gap_between
+from talkinghead.media.video_source import VideoSource
 from talkinghead.timebase import frame_time
 
 
@@ -24,6 +26,7 @@ def _frames(ticks: list[int], tick: float, last: float) -> list[Shown]:
     return [Shown(t * tick, e * tick) for t, e in zip(ticks, ends, strict=True)]
 
 
+@settings(deadline=None)  # a busy machine is no fault
 @given(
     gaps=st.lists(st.integers(1, 400), min_size=1, max_size=60),
     start=st.integers(0, 5000),
@@ -45,6 +48,7 @@ def test_shows_the_last_frame_that_has_begun(gaps: list[int], start: int, tick: 
         assert frame.time_s == expected
 
 
+@settings(deadline=None)
 @given(st.integers(2, 300))
 def test_constant_25_passes_through(count: int) -> None:
     frames = _frames([k * 512 for k in range(count)], 1 / 12800, last=0.04)
@@ -74,3 +78,9 @@ def test_variable_rate_of_a_real_file(media: Path) -> None:
     for k, time_s in enumerate(shown):
         now = times[0] + frame_time(k) + source.info.tick_s / 2
         assert time_s == max(t for t in times if t <= now)
+
+
+def test_the_gap_between_two_frames_counts_25ths() -> None:
+    frames = _frames([0, 512, 1536, 1749], 1 / 12800, last=0.04)
+    gaps = [gap_between(one, two) for one, two in itertools.pairwise(frames)]
+    assert gaps[:2] == pytest.approx([1.0, 2.0]) and 0.4 < gaps[2] < 0.43, "the next frame, one dropped, 60 per second"
