@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from talkinghead.files.storage import Storage
+from tests.support.disk_log import DiskLog
 from tests.support.paths import ROOT
 
 
@@ -120,6 +121,18 @@ with storage.staged("file") as path:
     child.wait()
     assert storage.read("file") == b"old"
     assert len(storage.list("tmp")) == 1
+
+
+def test_what_is_written_survives_a_power_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage, log = Storage(tmp_path), DiskLog.watching(monkeypatch)
+    storage.write("a/written", b"whole")
+    assert storage.create("a/created", b"whole")
+    with storage.staged("a/staged") as path:
+        path.write_bytes(b"first, " * 1000)
+        with path.open("ab") as stream:
+            stream.write(b"and the rest")
+    for name in ("written", "created", "staged"):
+        assert log.survives_a_power_cut(tmp_path / "a" / name), f"{name}: flushed, then named, then its folder flushed"
 
 
 def test_unwritable_place_is_one_clear_error(tmp_path: Path) -> None:

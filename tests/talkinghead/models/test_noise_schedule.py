@@ -137,6 +137,8 @@ def test_draws_depend_on_the_key_alone() -> None:
     assert not torch.equal(draw_noise(8, keys, shape), noise)
     pairs = torch.corrcoef(noise.flatten(1))
     assert (pairs - torch.eye(3)).abs().max() < 0.02
+    frames = torch.corrcoef(noise[0].flatten(1))
+    assert (frames - torch.eye(16)).abs().max() < 0.1, "each frame has noise of its own"
     assert noise.mean().abs() < 0.01 and (noise.std() - 1).abs() < 0.01
     many = PAPER.draw_timesteps(0, [(index,) for index in range(4000)]).float()
     assert many.min() < 5 and many.max() > 994 and (many.mean() - 499.5).abs() < 15

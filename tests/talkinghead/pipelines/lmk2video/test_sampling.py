@@ -11,11 +11,19 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
+from diffusers import DPMSolverMultistepScheduler
 from torch import Tensor
 
 from talkinghead.models.noise_schedule import COMPAT_INFER, PAPER, Sampler
 from talkinghead.pipelines.lmk2video.context_windows import WindowLayout, open_windows, published_windows
-from talkinghead.pipelines.lmk2video.sampling import ClipSampling, Finished, StepDone, given_noise, keyed_noise
+from talkinghead.pipelines.lmk2video.sampling import (
+    ClipSampling,
+    Finished,
+    StepDone,
+    given_noise,
+    keyed_generators,
+    keyed_noise,
+)
 
 CPU = torch.device("cpu")
 LAYOUTS = {
@@ -99,6 +107,39 @@ def test_a_frame_has_its_noise_in_every_video() -> None:
     assert not torch.equal(noise(range(1)), keyed_noise(8, (4, 3, 5), CPU)(range(1)))
     many = noise(range(500))
     assert abs(many.mean()) < 0.02 and abs(many.std() - 1) < 0.02
+
+
+class Still:
+    """Network without motion and without neighbours: what differs between frames is noise."""
+
+    def begin(self, block: int, latents: Tensor, timestep: Tensor) -> Tensor:
+        return latents
+
+    def predict(self, window: int, parts: Sequence[Tensor], timestep: Tensor) -> Tensor:
+        return torch.zeros_like(torch.cat(list(parts)))
+
+
+def test_a_frame_has_its_own_noise_in_every_step() -> None:
+    def sampled(layout: WindowLayout, seed: int) -> Tensor:
+        sampler = DPMSolverMultistepScheduler.from_config(
+            PAPER.sampler("dpm++").config, algorithm_type="sde-dpmsolver++", final_sigmas_type="zero"
+        )
+        sampler.set_timesteps(4)
+        same = torch.ones(1, 4, 6, 5)
+        sampling = ClipSampling(
+            layout,
+            sampler,
+            noise=lambda frames: same.repeat(len(frames), 1, 1, 1),
+            network=Still(),
+            generators=keyed_generators(seed),
+        )
+        return torch.cat([event.latents for event in sampling.run() if isinstance(event, Finished)])
+
+    short, long = sampled(LAYOUTS["short"], 3), sampled(LAYOUTS["moved last window"], 3)
+    flat = short.flatten(1)
+    assert torch.corrcoef(flat).fill_diagonal_(0).abs().max() < 0.5, "two frames got the same noise"
+    assert torch.equal(short, long[: len(short)]), "a frame's noise depends on the video's length or windows"
+    assert not torch.equal(short, sampled(LAYOUTS["short"], 4))
 
 
 def test_each_step_of_each_block_is_told_and_can_be_changed() -> None:
