@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shards.plan import DEFAULTS, PlannedSample, assign_splits, plan_hash, plan_shards
+from shards.plan import DEFAULTS, PlannedSample, ShardSettings, assign_splits, plan_hash, plan_shards
 from talkinghead.schema import Member
 
 SIZES = st.dictionaries(st.text("abcdef0123", min_size=1, max_size=6), st.integers(1, 5000), max_size=60)
@@ -62,7 +62,44 @@ def test_sources_are_mixed_and_equal_sizes_give_equal_shards():
     assert plan_hash(plan) != plan_hash(plan[::-1])
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=30), st.integers(1, 40))
+def test_a_sample_lies_where_its_middle_does(sizes, target):
+    """Cut at the multiples of the mean, each sample goes to the part that its middle is in, if none stays empty."""
+    named = {f"k{number}": size for number, size in enumerate(sizes)}
+    plan = plan_shards(named, target_bytes=target)
+    order = [key for shard in plan for key in shard]
+    total, count = sum(sizes), len(plan)
+    middles = {key: sum(named[k] for k in order[:at]) + named[key] / 2 for at, key in enumerate(order)}
+    parts = [min(count - 1, -(-count * middles[key] // total) - 1) for key in order]
+    if set(parts) == set(range(count)):
+        assert parts == [number for number, shard in enumerate(plan) for _ in shard]
+
+
+def test_the_smallest_number_of_shards_counts_those_that_are_there():
+    first = plan_shards({f"old{n}": 1 for n in range(8)}, min_shards=3)
+    sizes = {f"new{n}": 1 for n in range(8)}
+    assert len(first) == 3 and len(plan_shards(sizes, min_shards=5, existing=first)) == 5
+    assert len(plan_shards(sizes, min_shards=2, existing=first)) == 4, "new samples need one shard at least"
+
+
+def test_defaults():
+    """Shards of data sets that are there already were planned with them."""
+    mib = 1 << 20
+    assert len(plan_shards({f"k{n}": mib for n in range(128)})) == 1
+    assert len(plan_shards({f"k{n}": mib for n in range(129)})) == 2
+    assert ShardSettings() == ShardSettings(target_mib=128, min_shards=1, seed=0, val_fraction=0.05, test_fraction=0.05)
+    assert ShardSettings(target_mib=1, min_shards=1).fractions == pytest.approx(
+        {"train": 0.9, "val": 0.05, "test": 0.05}
+    )
+    for wrong in ({"target_mib": 0}, {"min_shards": 0}):
+        with pytest.raises(ValueError, match="must be at least 1"):
+            ShardSettings(**wrong)
+
+
 def test_wrong_arguments_are_refused():
+    with pytest.raises(ValueError, match="min_shards"):
+        plan_shards({"a": 1}, min_shards=0)
     with pytest.raises(ValueError, match="target_bytes"):
         plan_shards({"a": 1}, target_bytes=0)
     with pytest.raises(ValueError, match="twice"):
@@ -74,6 +111,11 @@ def test_planned_sample_is_contiguous():
     random.Random(1).shuffle(members)
     sample = PlannedSample.of_members(key="k", file="f.tar", members=members, num_frames=1)
     assert (sample.offset, sample.length) == (0, 512 + 512 + 512 + 1024)
+    members = [Member(suffix="json", offset=2560, size=10), Member(suffix="mp4", offset=3584, size=600)]
+    sample = PlannedSample.of_members(key="k", file="f.tar", members=members, num_frames=1)
+    assert (sample.offset, sample.length) == (2048, 512 + 512 + 512 + 1024)
+    with pytest.raises(ValueError, match="do not fill"):
+        PlannedSample(key="k", file="f.tar", offset=2048, length=512, members=tuple(members), num_frames=1)
     with pytest.raises(ValueError, match="not contiguous with the others"):
         PlannedSample.of_members(
             key="k", file="f.tar", members=[members[0], Member(suffix="wav", offset=9728, size=3)], num_frames=1

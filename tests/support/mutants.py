@@ -32,7 +32,8 @@ PARTS = {
 }
 """Name → the file that is changed, and the tests that should notice."""
 
-# One change of each kind: each number, comparison, sign and condition once. `|` stands in annotations only.
+# One change of each kind: each number, comparison, sign and condition once. `|` stands in annotations only; a `*` that
+# begins the arguments by name is changed too, and such a change means nothing.
 _OPERATORS = [
     "core/ReplaceComparisonOperator_(Lt_LtE|LtE_Lt|Gt_GtE|GtE_Gt|Eq_NotEq|NotEq_Eq|Is_IsNot|IsNot_Is|In_NotIn|NotIn_In)",
     "core/ReplaceBinaryOperator_(Add_Sub|Sub_Add|Mul_Div|Div_Mul|FloorDiv_Mul|Mod_Mul|Pow_Mul)",
