@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from talkinghead.media.encoder_settings import EncoderSettings
 from talkinghead.timebase import FPS
 
+ENGINES = ("pyav", "decord")
+"""Decoders of the frames that are encoded."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class CutSettings:
@@ -64,6 +67,9 @@ class IngestSettings:
     """Most pixels of a source frame (8K); a larger one is refused before it fills the memory."""
     cuts: CutSettings = field(default_factory=CutSettings)
     """Thresholds for cuts."""
+    engine: str = "pyav"
+    """Decoder of the frames that are encoded. decord has darker colours, and takes plain sources only: others are
+    quarantined, with the reason."""
 
     def __post_init__(self) -> None:
         if self.size and (self.size < 64 or self.size % 2):
@@ -78,5 +84,7 @@ class IngestSettings:
             raise ValueError(f"detect_every is {self.detect_every}, must lie between 1 and max_gap ({self.max_gap})")
         if self.min_sightings < 1:
             raise ValueError(f"min_sightings is {self.min_sightings}, must be at least 1")
+        if self.engine not in ENGINES:
+            raise ValueError(f"engine is {self.engine!r}, must be pyav or decord")
         if self.min_crop < 16:
             raise ValueError(f"min_crop is {self.min_crop}, must be at least 16 pixels")

@@ -13,6 +13,7 @@ import functools
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -27,10 +28,14 @@ from talkinghead.column import Column, decode_column, decode_rows
 from talkinghead.files.storage import Storage
 from talkinghead.npy import NPY_HEAD, npy_layout
 from talkinghead.sampletar import read_members
-from talkinghead.schema import ClipInfo, Member, SampleIndex, annotation_shard_name, media_shard_name
+from talkinghead.schema import MOST_PADDED_SOUND, ClipInfo, Member, SampleIndex, annotation_shard_name, media_shard_name
 
-SPEECH = {"audio_missing": 0.0, "audio_silent": 0.0}
-"""Value of `at_most` that leaves out samples without audible sound."""
+SPEECH = {"audio_missing": 0.0, "audio_silent": 0.0, "audio_padded_fraction": MOST_PADDED_SOUND}
+"""Value of `at_most` that leaves out samples without audible sound, or whose sound ends early or has gaps."""
+
+ClipDecoder = Literal["pyav", "decord"]
+"""Engine that decodes clips. `decord` gives the same frames, with colours one level darker; what it costs and gains
+stands in `talkinghead/media/decord_frames.py`, and `make bench` measures it."""
 
 
 class ShardReader:
@@ -54,11 +59,12 @@ class ShardReader:
         person: Persons (or split groups, where the data set names no persons) whose samples are read; empty: all.
         split_group: Split groups whose samples are read; empty: all.
         label: Label → values of which a sample must have one.
+        decoder: Engine that decodes the clips.
 
     Raises:
         FileNotFoundError: There is no data set.
-        ValueError: There is no such version, column, score, licence, person, group or label, or columns were made of
-            different things and do not go together; the message tells what to do.
+        ValueError: There is no such decoder, version, column, score, licence, person, group or label, or columns were
+            made of different things and do not go together; the message tells what to do.
     """
 
     def __init__(
@@ -76,7 +82,11 @@ class ShardReader:
         person: tuple[str, ...] = (),
         split_group: tuple[str, ...] = (),
         label: Mapping[str, tuple[str, ...]] | None = None,
+        decoder: ClipDecoder = "pyav",
     ) -> None:
+        if decoder not in get_args(ClipDecoder):
+            raise ValueError(f"decoder is {decoder!r}, must be {' or '.join(get_args(ClipDecoder))}")
+        self.decoder: ClipDecoder = decoder
         # Open the manifest, and the indexes of the version and of what is joined to it.
         selection = Selection(
             at_least=at_least or {},
@@ -236,7 +246,10 @@ class Sample:
         """
         from av.error import FFmpegError
 
-        from talkinghead.media.clip import decode_window
+        if self._reader.decoder == "decord":
+            from talkinghead.media.decord_frames import decode_window
+        else:
+            from talkinghead.media.clip import decode_window
 
         if stride < 1:
             raise ValueError(f"stride must be at least 1, not {stride}: frames are read in their order")

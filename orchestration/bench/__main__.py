@@ -20,7 +20,7 @@ from orchestration.bench.row import Row, show_rows, write_rows
 from orchestration.bench.timing import library_output_in, pin_threads
 from talkinghead.runtime.command_line import run_command_line
 
-_LIBRARIES = ("mediapipe", "ai-edge-litert", "av", "ray", "webdataset", "numpy", "torch", "transformers")
+_LIBRARIES = ("mediapipe", "ai-edge-litert", "av", "decord2", "ray", "webdataset", "numpy", "torch", "transformers")
 
 
 def bench(
@@ -66,6 +66,7 @@ def _measure(
     """Measure everything; returns the rows, and what they were measured on."""
     # Here, after `pin_threads`: numerical libraries read the number of threads when they are imported.
     from orchestration.bench.annotate_rows import annotate_rows
+    from orchestration.bench.decode_rows import decode_rows
     from orchestration.bench.job_rows import job_rows
     from orchestration.bench.material import find_source, prefer_shared_models, read_material
     from orchestration.bench.neighbour_rows import neighbour_rows
@@ -89,6 +90,8 @@ def _measure(
         material = read_material(Storage(folder / "data"), frames)
         status.update(f"annotating {material.num_frames} frames, {repeats} rounds")
         annotating, speed = annotate_rows(material, model, _new(folder / "annotate"), repeats)
+        status.update("decoding with PyAV and decord")
+        engines = decode_rows(material, _new(folder / "source"), repeats)
         status.update("ray.data.read_videos")
         decoding = ray_rows(material, speed, _new(folder / "videos"), repeats)
         status.update(f"packing and reading {mebibytes} MiB")
@@ -113,7 +116,7 @@ def _measure(
         "model": model.name,
         "libraries": library_versions(*_LIBRARIES),
     }
-    return [*annotating, *decoding, *packing, *jobs, *training, *speaking, *showing, *disturbed], about
+    return [*annotating, *engines, *decoding, *packing, *jobs, *training, *speaking, *showing, *disturbed], about
 
 
 def _new(folder: Path) -> Path:

@@ -297,3 +297,26 @@ def test_damaged_members_name_file_and_key(copied, edit_shard):
     for suffix, read in (("json", lambda: sample.info), ("mp4", lambda: sample.video(0, 1))):
         with pytest.raises(ValueError, match=rf"clips-000000\.tar: {sample.key}\.{suffix}: .*make verify"):
             read()
+
+
+def test_both_decoders_give_the_same_frames(built):
+    pyav, decord = (ShardReader(built, split=None, decoder=name) for name in ("pyav", "decord"))
+    for sample in range(3):
+        for window in ((0, None, 1), (7, 5, 1), (3, 4, 6)):
+            one, other = pyav[sample].video(*window), decord[sample].video(*window)
+            assert one.shape == other.shape and np.abs(one.astype(int) - other).mean() < 2.5
+    assert copy.deepcopy(decord).decoder == "decord", "as a worker gets it"
+    with pytest.raises(ValueError, match="decoder is 'opencv', must be pyav or decord"):
+        ShardReader(built, decoder="opencv")  # pyright: ignore[reportArgumentType]
+
+
+def test_damage_names_file_and_key_whatever_decodes(copied, edit_shard):
+    def change(samples):
+        for _, contents in samples:
+            contents["mp4"] = contents["mp4"][: len(contents["mp4"]) // 3].ljust(len(contents["mp4"]), b"\0")
+
+    edit_shard(copied, "clips-000000.tar", change)
+    for decoder in ("pyav", "decord"):
+        sample = ShardReader(copied, split=None, kept=False, decoder=decoder)[0]
+        with pytest.raises(ValueError, match=rf"clips-000000\.tar: {sample.key}\.mp4: .*make verify"):
+            sample.video()

@@ -178,5 +178,6 @@ class ClipSource:
             version=version,
             columns=(*_COLUMNS, *more),
             join=join if latents is None else (*join, latents),
+            decoder=self.config.decoder,
             **self.config.arguments(),
         )

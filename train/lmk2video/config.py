@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from shards.reader import ClipDecoder
 from train.clip_choice import ClipChoice
 from train.config import (
     CheckpointConfig,
@@ -64,6 +65,8 @@ class Lmk2VideoConfig(ClipChoice):
     use_latents: UseLatents = "auto"
     """Whether to read what `make latents` wrote instead of encoding images in each step. auto: where the data set has
     latents of these weights at this size. require: refuse a data set without. no: always encode."""
+    decoder: ClipDecoder = "pyav"
+    """Engine that decodes the clips. decord gives the same frames with colours one level darker."""
     keep_in_memory_mb: int = 0
     """Memory in MiB, of each reading process, for images and guidance images: if those of all training clips fit, they
     are decoded and drawn once, not in every step."""

@@ -110,6 +110,11 @@ def _cross(config: Lmk2VideoConfig, reference: Sample, driver: Sample) -> Iterat
 def _samples(config: Lmk2VideoConfig, data: str, split: str) -> list[Sample]:
     """Clips from all over a split, by the rules of the training; of the training split only persons trained on."""
     reader = ShardReader(
-        data, version=config.annotation, columns=DRIVER_COLUMNS, join=config.join, **config.arguments(split)
+        data,
+        version=config.annotation,
+        columns=DRIVER_COLUMNS,
+        join=config.join,
+        decoder=config.decoder,
+        **config.arguments(split),
     )
     return [reader[number] for number in spread(len(reader), config.validation_clips)]

@@ -205,6 +205,35 @@ def test_packing_and_reading_do_the_same_work_on_both_sides(material: Material, 
         assert all(bytes(members[suffix]) == sample[suffix] for suffix in MEDIA_MEMBERS)
 
 
+def test_both_engines_decode_the_same_clips_windows_and_source(tmp_path: Path) -> None:
+    from orchestration.bench import decode_rows
+    from talkinghead.media.decord_frames import decode_clip
+    from talkinghead.media.encode import encode_mp4
+    from talkinghead.media.encoder_settings import EncoderSettings
+    from tests.support.damaged_packets import moving_scene
+
+    storage = Storage(tmp_path / "data")
+    samples = []
+    for number, length in enumerate((40, 12)):  # one is shorter than a window
+        mp4 = encode_mp4(moving_scene(length), 256, 256, EncoderSettings(preset="ultrafast"))
+        key, contents = f"folder-{number}", {"json": b"{}", "mp4": mp4, "wav": b""}
+        storage.write(f"{number}.tar", pack_samples([(key, contents)]))
+        with (tmp_path / "scratch").open("wb") as sink:
+            members = tuple(write_sample(sink, 0, key, contents))
+        samples.append(
+            MediaSample(key=key, num_frames=length, content_sha256="", file=f"{number}.tar", members=members)
+        )
+    (tmp_path / "source").mkdir()
+    rows = decode_rows.decode_rows(Material(storage, samples, samples), tmp_path / "source", 1)
+    assert [row.name for row in rows] == ["decode_clip", "decode_clip_plain", "decode_window", "decode_source"]
+    assert all(row.ours > 0 and row.baseline for row in rows)
+    work = ("52 frames", "52 frames", "112 frames", "40 frames")
+    assert all(frames in row.note for frames, row in zip(work, rows, strict=True))
+    clip = storage.read_range("0.tar", samples[0].members[1].offset, samples[0].members[1].size)
+    plain = np.stack(list(decode_rows.decode_plainly(bytes(clip))))
+    assert np.array_equal(plain, np.stack(list(decode_clip(bytes(clip))))), "the same pixels are compared"
+
+
 def test_the_original_way_saves_four_files_a_frame(media: Path, shared: Path, tmp_path: Path) -> None:
     import av
 
@@ -253,6 +282,7 @@ def test_the_whole_bench_on_the_embedded_sample(tmp_path: Path) -> None:
     names = {row["name"]: row for row in read_rows(out)}
     assert {
         "annotate_cpu", "annotate_wall_2_workers", "annotate_litert_vs_video_loop", "video_to_annotation", "pack",
+        "decode_clip", "decode_clip_plain", "decode_window", "decode_source",
         "read_shuffled", "rerun", "reannotate_bytes", "video_flops", "stage1_step", "stage2_step", "window_step",
         "video_time_60s", "video_memory_60s", "animate_busy_neighbour", "stage1_busy_neighbour",
         "annotate_busy_neighbour",
