@@ -1,7 +1,9 @@
 """Fingerprints of the files in SOURCE: what ingest puts into its provenance keys.
 
 A file is hashed once; later jobs hash it again only when its size or time changed (or when asked to). A file that
-cannot or must not be read has an entry with the error, so that its units are quarantined with that cause.
+cannot or must not be read has an entry with the error, so that its units are quarantined with that cause. Next to the
+hash stands how long the source is and how large its frames are, which bounds the time of its units; a file whose
+entry lacks that, as in tables of older releases, is looked at without being hashed again.
 """
 
 from __future__ import annotations
@@ -10,14 +12,18 @@ import io
 import itertools
 import logging
 import stat
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ingest.extent import Extent, ExtentReader
 from ingest.source_files import FOLDER_FILES, SOURCE_BYTES, is_inside, leads_out, locate
 from ingest.source_listing import display_path, from_stored, shortened, to_stored
 from talkinghead import dataroot
@@ -33,16 +39,17 @@ log = logging.getLogger(__name__)
 _TABLE_BYTES = 1 << 30
 _SLOW = 16 << 30  # bytes of a file whose hash takes minutes
 
-SOURCES_SCHEMA = pa.schema(
-    [
-        pa.field("path", pa.string(), nullable=False),
-        ("size", pa.int64()),  # bytes
-        ("mtime_ns", pa.int64()),
-        ("listing", pa.string()),
-        ("sha256", pa.string()),
-        ("error", pa.string()),
-    ]
-)
+_CONTENT = [
+    pa.field("path", pa.string(), nullable=False),
+    ("size", pa.int64()),  # bytes
+    ("mtime_ns", pa.int64()),
+    ("listing", pa.string()),
+    ("sha256", pa.string()),
+    ("error", pa.string()),
+]
+_EXTENT = [("seconds", pa.float64()), ("frames", pa.int64()), ("width", pa.int64()), ("height", pa.int64())]
+SOURCES_SCHEMA = pa.schema([*_CONTENT, *_EXTENT])
+_OLD_SCHEMA = pa.schema(_CONTENT)  # of tables from before extents
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,9 +68,12 @@ class Fingerprint:
     """Hash of the content; for a folder, over the sorted (name, sha256) of its files. None when unreadable."""
     error: str | None = None
     """Reason why it could not be read; None when it could."""
+    extent: Extent | None = None
+    """Length and frame size; None when it was not looked at."""
 
     def __post_init__(self) -> None:
-        assert (self.sha256 is None) != (self.error is None)
+        if (self.sha256 is None) == (self.error is None):
+            raise ValueError(f"{display_path(self.path)} has neither a hash nor an error, or both")
 
     def same_stat(self, other: Fingerprint) -> bool:
         """Whether size and times are those of `other`."""
@@ -118,7 +128,31 @@ def fingerprint(
                 on_hashed(entry)
             if on_progress:
                 on_progress("hash the sources (MiB)", done >> 20, max(total, done) >> 20)
+    lacking = [entry for entry in result.values() if entry.sha256 is not None and entry.extent is None]
+    for number, entry in enumerate(_with_extents(reader, lacking, threads)):
+        result[entry.path] = entry
+        if on_progress:
+            on_progress("measure the sources", number + 1, len(lacking))
     return {path: result[path] for path in wanted}
+
+
+def _with_extents(reader: _Reader, entries: Sequence[Fingerprint], threads: int) -> Iterator[Fingerprint]:
+    """The entries, in order, with the extents of their sources."""
+    with ExitStack() as stack:
+        idle: SimpleQueue[ExtentReader] = SimpleQueue()
+        for _ in range(threads):
+            idle.put(stack.enter_context(ExtentReader()))
+
+        def measured(entry: Fingerprint) -> Fingerprint:
+            extents = idle.get()
+            try:
+                return replace(entry, extent=extents.read(reader.located(entry.path), entry.size or 0))
+            except (OSError, ValueError):  # it is gone or was exchanged: its unit will say so
+                return entry
+            finally:
+                idle.put(extents)
+
+        yield from stack.enter_context(ThreadPoolExecutor(threads)).map(measured, entries)
 
 
 def has_changed(source: Path, known: Fingerprint, *, follow_links: bool = False) -> bool:
@@ -139,11 +173,13 @@ class _Reader:
     source: Path
     follow_links: bool
 
+    def located(self, path: str) -> Path:
+        """Real path of a source, to be opened at once."""
+        return locate(self.source, path, follow_links=self.follow_links)
+
     def measured(self, path: str) -> Fingerprint:
         """Size and times, without reading it; `error` says why there is no hash."""
-        return self._caught(
-            path, lambda: self._measure(path, locate(self.source, path, follow_links=self.follow_links))
-        )
+        return self._caught(path, lambda: self._measure(path, self.located(path)))
 
     def hashed(self, path: str) -> Fingerprint:
         """Size, times and hash."""
@@ -161,7 +197,7 @@ class _Reader:
             return Fingerprint(path=path, size=None, mtime_ns=None, sha256=None, error=shortened(text))
 
     def _hash(self, path: str) -> Fingerprint:
-        full = locate(self.source, path, follow_links=self.follow_links)
+        full = self.located(path)
         before = self._measure(path, full)
         if before.size is not None and before.size >= _SLOW:
             log.info("hashing %s: %d GiB", display_path(path), before.size >> 30)
@@ -211,8 +247,8 @@ class _Reader:
 
 def write_fingerprints(storage: Storage, dataset: str, fingerprints: Mapping[str, Fingerprint]) -> str:
     """Write the table of a data set's fingerprints; returns its path in the storage."""
-    records = [{**asdict(entry), "path": to_stored(path)} for path, entry in sorted(fingerprints.items())]
     sink = io.BytesIO()
+    records = [_to_record(entry) for _, entry in sorted(fingerprints.items())]
     pq.write_table(pa.Table.from_pylist(records, schema=SOURCES_SCHEMA), sink, compression="zstd", version="2.6")
     path = dataroot.sources(dataset)
     storage.write(path, sink.getvalue())
@@ -220,16 +256,31 @@ def write_fingerprints(storage: Storage, dataset: str, fingerprints: Mapping[str
 
 
 def read_fingerprints(storage: Storage, dataset: str) -> dict[str, Fingerprint]:
-    """Inverse of `write_fingerprints`; empty when there is no table yet, or one of another version."""
+    """Inverse of `write_fingerprints`; empty when there is no table yet, or one of an unknown version.
+
+    Entries of a table from before extents have none.
+    """
     path = dataroot.sources(dataset)
 
     def check(schema: pa.Schema) -> None:
-        if not schema.equals(SOURCES_SCHEMA):
+        if not any(schema.equals(known) for known in (SOURCES_SCHEMA, _OLD_SCHEMA)):
             raise ValueError(f"{storage.describe(path)} is of another version")
 
     try:
         table = read_table(storage.read(path, _TABLE_BYTES, "table of sources"), storage.describe(path), check)
+        entries = [_from_record(record) for record in table.to_pylist()]
     except (FileNotFoundError, ValueError):
         return {}  # everything is hashed again, which gives the same table
-    entries = [Fingerprint(**{**record, "path": from_stored(record["path"])}) for record in table.to_pylist()]
     return {entry.path: entry for entry in entries}
+
+
+def _to_record(entry: Fingerprint) -> dict[str, Any]:
+    """A row of the table; one without an extent has none of its columns."""
+    record = {**asdict(entry), "path": to_stored(entry.path)}
+    return record | (record.pop("extent") or {})
+
+
+def _from_record(record: dict[str, Any]) -> Fingerprint:
+    extent = {field.name: record.pop(field.name, None) for field in fields(Extent)}
+    known = None if None in extent.values() else Extent(**extent)
+    return Fingerprint(**{**record, "path": from_stored(record["path"])}, extent=known)

@@ -7,7 +7,6 @@ packed shard never changes: the plan only grows, and content that changed under 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -204,8 +203,7 @@ def _blank(storage: Storage, version: str, key: str, num_frames: int, failure: Q
     contents = encode_annotation(blank_arrays(num_frames), about)
     # Stored like a unit's output, which is what packing copies from.
     unit = Unit(job=job, key=key, pkey=BLANK, function="", payload={}, source=key, time_limit_s=0.0)
-    fields = store_output(storage, unit, Output(contents=[(key, num_frames, contents)]))
-    return UnitRecord.from_json(json.dumps(fields).encode())
+    return store_output(storage, unit, Output(contents=[(key, num_frames, contents)]))
 
 
 def _pack(runner: UnitRunner, job: str, units: Sequence[Unit]) -> None:

@@ -18,6 +18,7 @@ import time
 from dataclasses import asdict
 
 from orchestration import ROOT
+from orchestration.units.frame_reports import EVERY_S, Tell, reporting
 from orchestration.units.records import Attempt, UnitRecord, checked
 from orchestration.units.unit import JobStoppedError, Unit, failed_attempt, run_unit
 from talkinghead.files.foreign import parse_json
@@ -27,9 +28,12 @@ from talkinghead.runtime.child_process import end_with_parent
 _TRACE_BYTES = 4000
 _LOOK_S = 2.0
 """How long before its time is up a child prints its stack, in seconds."""
+_DIGITS = 20  # bytes in which a child writes its number of frames
 
 
-def run_alone(storage: Storage, unit: Unit, *, attempts: int, memory_gb: float) -> UnitRecord | Attempt:
+def run_alone(
+    storage: Storage, unit: Unit, *, attempts: int, memory_gb: float, tell: Tell | None = None
+) -> UnitRecord | Attempt:
     """Run a unit in a fresh child process.
 
     Args:
@@ -37,6 +41,7 @@ def run_alone(storage: Storage, unit: Unit, *, attempts: int, memory_gb: float) 
         unit: Unit to run.
         attempts: Number of this try, counted from 1, for the record.
         memory_gb: Memory limit of the child, in GiB.
+        tell: Called now and then with the number of frames that the unit has gone through.
 
     Returns:
         The commit record, or what went wrong.
@@ -50,22 +55,20 @@ def run_alone(storage: Storage, unit: Unit, *, attempts: int, memory_gb: float) 
     started = time.monotonic()
     look_at = started + max(1.0, unit.time_limit_s - _LOOK_S)
     limits = {"attempts": attempts, "memory_gb": memory_gb, "look_at": look_at}
-    request = json.dumps({**place, "unit": unit.to_json(), **limits})
-    child = subprocess.Popen(
-        [sys.executable, "-m", "orchestration.units.alone"],
-        cwd=ROOT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
-    # The child's own watchdog prints its stack before the limit, so that stderr shows where it hung.
-    try:
-        stdout, stderr = child.communicate(request.encode(), timeout=unit.time_limit_s)
-    except subprocess.TimeoutExpired:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(child.pid, signal.SIGKILL)
-        _, stderr = child.communicate()
+    # The child writes how far it is into a few bytes of memory that both have: neither waits for the other.
+    with os.fdopen(os.memfd_create("frames"), "rb") as frames:
+        request = json.dumps({**place, "unit": unit.to_json(), **limits, "frames": frames.fileno()})
+        child = subprocess.Popen(
+            [sys.executable, "-m", "orchestration.units.alone"],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+            pass_fds=[frames.fileno()],
+        )
+        stdout, stderr = _communicate(child, request.encode(), started + unit.time_limit_s, frames.fileno(), tell)
+    if stdout is None:
         message = f"took longer than {unit.time_limit_s:g} s"
         return _attempt("timeout", message, stderr, time.monotonic() - started)
     seconds = time.monotonic() - started
@@ -87,6 +90,24 @@ def run_alone(storage: Storage, unit: Unit, *, attempts: int, memory_gb: float) 
     return checked(Attempt, reply["attempt"], "the reply")
 
 
+def _communicate(
+    child: subprocess.Popen[bytes], request: bytes, deadline: float, frames: int, tell: Tell | None
+) -> tuple[bytes | None, bytes]:
+    """What a child prints to stdout and stderr until it ends; at the deadline it is killed, and stdout is None."""
+    sent: bytes | None = request
+    while (left := deadline - time.monotonic()) > 0:
+        try:
+            return child.communicate(sent, timeout=min(left, EVERY_S))
+        except subprocess.TimeoutExpired:
+            sent = None  # it is on its way
+        if tell is not None and (text := os.pread(frames, _DIGITS, 0)):
+            tell(int(text))
+    # The child's own watchdog printed its stack before the limit, so that stderr shows where it hung.
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
+    return None, child.communicate()[1]
+
+
 def _attempt(cause: str, message: str, stderr: bytes, seconds: float) -> Attempt:
     """Failed try of a child that left no reply: the end of its stderr takes the place of a traceback."""
     trace = stderr[-_TRACE_BYTES:].decode(errors="replace")
@@ -98,6 +119,10 @@ def limit_memory(gigabytes: float) -> None:
     # RLIMIT_DATA rather than RLIMIT_AS: mapped files and libraries, gigabytes of address space, do not count.
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     resource.setrlimit(resource.RLIMIT_DATA, (int(gigabytes * 2**30), hard))
+
+
+def _write_frames(descriptor: int, frames: int) -> None:
+    os.pwrite(descriptor, str(frames).rjust(_DIGITS).encode(), 0)
 
 
 def main() -> None:
@@ -115,7 +140,8 @@ def main() -> None:
     started = time.perf_counter()
     try:
         storage = Storage(request["storage"], request["linked"])
-        record = run_unit(storage, unit, attempts=request["attempts"])
+        with reporting(lambda frames: _write_frames(request["frames"], frames)):
+            record = run_unit(storage, unit, attempts=request["attempts"])
         reply = {"record": asdict(record)}
     except JobStoppedError as error:
         reply = {"run_error": str(error)}

@@ -13,14 +13,16 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import logging
+import math
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from orchestration.cluster import Cluster
 from orchestration.units.alone import limit_memory, run_alone
+from orchestration.units.frame_reports import EVERY_S, FrameWatch, noting, reporting
 from orchestration.units.ledger import Ledger
 from orchestration.units.records import Attempt, PassRecord, QuarantineRecord, UnitRecord
 from orchestration.units.unit import JobStoppedError, Unit, failed_attempt, run_unit
@@ -36,6 +38,12 @@ Result = UnitRecord | Attempt | JobStoppedError
 
 UNITS_PER_PROCESS = 200
 """Units after which a worker process is renewed (MediaPipe leaks about 0.5 MB per landmarker)."""
+ALONE_TIMES = 4.0
+"""Time limit of a unit that is tried again, alone, over that of its first try: the same one would only pass again."""
+LONGEST_LIMIT_S = 1e8
+"""Longest time limit that a unit may be given, in seconds: three years, far below what clocks of the system hold."""
+LONG_FRAMES = 1500
+"""Frames of a unit from which on its own progress is followed, too: a minute of video."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,15 +55,18 @@ class RetrySettings:
     memory_gb: float = 8.0
     """Memory that a unit's process may take, in GiB."""
     time_limit_s: float | None = None
-    """Wall-clock limit of one unit in seconds (default: from the length of its clip)."""
+    """Wall-clock limit of one unit in seconds; four times as long when it is tried again (default: from the length and
+    the frame size of its clip)."""
 
     def __post_init__(self) -> None:
         if self.attempts < 1:
             raise ValueError(f"--attempts is {self.attempts}, must be at least 1")
         if self.memory_gb < 1:
             raise ValueError(f"--memory-gb is {self.memory_gb}, must be at least 1")
-        if self.time_limit_s is not None and self.time_limit_s <= 0:
-            raise ValueError(f"--time-limit-s is {self.time_limit_s}, must be positive")
+        if self.time_limit_s is not None and not 0 < self.time_limit_s <= LONGEST_LIMIT_S:
+            raise ValueError(
+                f"--time-limit-s is {self.time_limit_s:g}, must be above 0 and at most {LONGEST_LIMIT_S:,.0f}"
+            )
 
 
 @dataclass
@@ -149,7 +160,7 @@ def run_units(
         storage.check_links(dataroot.records(job), dataroot.quarantines(job), dataroot.RUNS_FOLDER)
         slots, gpus = cluster.gpu_slots(gpu_share) if gpu_share else (cluster.slots, 0.0)
         with Progress() as progress:
-            _Pass(storage, job, retry, slots, gpus, tally, progress).run(pending)
+            _Pass(storage, job, retry, slots, gpus, tally, progress).run(units, pending)
         _check_committed(storage, job, pending)
     tally.wall_seconds = time.perf_counter() - started
     log.info(
@@ -194,28 +205,40 @@ class _Pass:
         self.tally = tally
         self.progress = progress
         self.failures: dict[str, list[Attempt]] = {}
+        self.watch: FrameWatch | None = None
+        self.running: dict[str, Unit] = {}
         # No retries by Ray: a unit that took a worker down must not meet its neighbours again.
         options: dict[str, Any] = {"num_cpus": 1, "num_gpus": gpus or None, "max_retries": 0}
         self.pool_task = ray.remote(max_calls=UNITS_PER_PROCESS, **options)(_pool_task)
         self.alone_task = ray.remote(**options)(_alone_task)
 
-    def run(self, pending: Sequence[Unit]) -> None:
-        """Run the units until each is committed or quarantined."""
+    def run(self, units: Sequence[Unit], pending: Sequence[Unit]) -> None:
+        """Run the pending ones among the units until each is committed or quarantined."""
+        # Only long units are worth a process that knows how far each one is.
+        if any(unit.frames >= LONG_FRAMES for unit in pending):
+            self.watch = FrameWatch(self.ray)
+        self.work = _Work(units, pending)
         self._show()
-        # First round, in the pool: cheap processes that many units share.
+        # First round, in the pool: cheap processes that many units share. The longest units come first, so that none
+        # is left to run when all others have ended.
         again: deque[Unit] = deque()
-        self._drain(deque(pending), again, self._submit_pool)
+        self._drain(deque(sorted(pending, key=lambda unit: -unit.frames)), again, self._submit_pool)
         # Every further round, alone: only after the pool is done, so that a crash takes no healthy unit with it.
         while again:
             queue, again = again, deque()
             self._drain(queue, again, self._submit_alone)
 
+    def _board(self) -> Any:
+        """Board on which workers note how far their units are; None without one."""
+        return self.watch and self.watch.board
+
     def _submit_pool(self, unit: Unit) -> Any:
-        return self.pool_task.remote(self.storage, unit.to_json(), self.retry.memory_gb)
+        return self.pool_task.remote(self.storage, unit.to_json(), self.retry.memory_gb, self._board())
 
     def _submit_alone(self, unit: Unit) -> Any:
         attempts = len(self.failures[unit.key]) + 1
-        return self.alone_task.remote(self.storage, unit.to_json(), attempts, self.retry.memory_gb)
+        longer = replace(unit, time_limit_s=ALONE_TIMES * unit.time_limit_s)
+        return self.alone_task.remote(self.storage, longer.to_json(), attempts, self.retry.memory_gb, self._board())
 
     def _drain(self, queue: deque[Unit], again: deque[Unit], submit: Callable[[Unit], Any]) -> None:
         """Run a queue of units, at most `slots` at a time; what may pass later is appended to `again`."""
@@ -229,10 +252,15 @@ class _Pass:
                 while queue and len(running) < self.slots:
                     unit = queue.popleft()
                     running[submit(unit)] = (unit, time.perf_counter())
-                finished, _ = self.ray.wait(list(running), num_returns=1)
+                    self.running[unit.key] = unit
+                finished, _ = self.ray.wait(list(running), num_returns=1, timeout=EVERY_S if self.watch else None)
                 for reference in finished:
                     unit, started = running.pop(reference)
+                    del self.running[unit.key]
                     self._settle(unit, self._result(reference, unit, time.perf_counter() - started), again)
+                if self.watch:
+                    self.watch.look()
+                    self._show()
         except RayError as error:
             raise JobStoppedError(
                 f"Ray ended while units were running: {str(error).strip().splitlines()[0]}"
@@ -261,7 +289,8 @@ class _Pass:
             if not self._nodes_alive():
                 raise JobStoppedError("the Ray cluster has no node left") from error
             # The watchdog of a pool worker ends the process with no word to Ray: the clock tells hanging from crashing.
-            hung = seconds >= unit.time_limit_s
+            # Alone, it is a child that has the limit, and its end comes back as a value.
+            hung = unit.key not in self.failures and seconds >= unit.time_limit_s
             cause = "timeout" if hung else "crash"
             message = f"took longer than {unit.time_limit_s:g} s" if hung else "the worker process died"
             return Attempt(cause=cause, message=message, trace=str(error)[-4000:], seconds=round(seconds, 3))
@@ -287,29 +316,84 @@ class _Pass:
         if isinstance(result, UnitRecord):
             self.tally.committed += 1
             self.tally.frames += result.frames
+            self.work.end(unit)
             self._show()
             return
         attempts = self.failures.setdefault(unit.key, [])
-        attempts.append(result)
         log.debug("%s: %s (%s)", unit.source, result.message, result.cause)
-        if len(attempts) < self.retry.attempts and may_pass_later(result):
+        if len(attempts) + 1 < self.retry.attempts and may_pass_later(result):
+            attempts.append(result)
             again.append(unit)
+            if result.cause == "timeout":
+                longer = ALONE_TIMES * unit.time_limit_s
+                log.warning("%s: %s; to be tried again alone, for up to %g s", unit.source, result.message, longer)
             return
+        result = _with_advice(result, unit)
+        attempts.append(result)
         # `create` keeps a record that is already there: object stores have no lock, and another driver may be first.
         record = QuarantineRecord(job=unit.job, key=unit.key, pkey=unit.pkey, source=unit.source, attempts=attempts)
         self.storage.create(dataroot.quarantine(unit.job, unit.key, unit.pkey), record.to_json())
         self.tally.quarantined += 1
+        self.work.end(unit)
         self._show()
         log.warning("quarantined %s: %s (%s)", unit.source, result.message, result.cause)
 
     def _show(self) -> None:
         tally = self.tally
         done = tally.done_before + tally.committed + tally.quarantined
-        self.progress(self.job, done, tally.planned, frames=tally.frames)
+        heard = self.watch.frames if self.watch else {}
+        now = {key: heard[key] for key in self.running.keys() & heard.keys()}
+        share = self.work.share(now, self.running)
+        self.progress(self.job, done, tally.planned, frames=tally.frames + sum(now.values()), share=share)
+
+
+class _Work:
+    """Share of a job's work that is done, by the frames of its units; one that does not know its own counts as usual.
+
+    Args:
+        units: All units of the job.
+        pending: Those that are to be run.
+    """
+
+    def __init__(self, units: Sequence[Unit], pending: Sequence[Unit]) -> None:
+        known = [unit.frames for unit in units if unit.frames]
+        self._usual = sum(known) / len(known) if known else 1.0
+        self._all = sum(map(self._of, units))
+        self._left = sum(map(self._of, pending))
+
+    def _of(self, unit: Unit) -> float:
+        return unit.frames or self._usual
+
+    def end(self, unit: Unit) -> None:
+        """Count a unit that is committed or quarantined."""
+        self._left -= self._of(unit)
+
+    def share(self, frames: Mapping[str, int], running: Mapping[str, Unit]) -> float:
+        """Share that is done, 0 to 1.
+
+        Args:
+            frames: Key of a running unit → frames that it has gone through.
+            running: Key of a running unit → unit.
+        """
+        now = sum(min(count, self._of(running[key])) for key, count in frames.items())
+        return min(1.0, 1.0 - (self._left - now) / self._all) if self._all else 1.0
+
+
+def _with_advice(result: Attempt, unit: Unit) -> Attempt:
+    """The last failed try of a unit; where its time was up, with what the user can do."""
+    if result.cause != "timeout":
+        return result
+    # The next first try gets what the longest try has had in vain, and the try alone more than that.
+    tried = unit.time_limit_s * (ALONE_TIMES if result.alone else 1.0)
+    then = f"make retry CAUSE=timeout, then again with ARGS='--time-limit-s {math.ceil(tried)}'"
+    return replace(result, message=f"{result.message}; if it is not stuck but long: {then}")
 
 
 def may_pass_later(attempt: Attempt) -> bool:
-    """Whether a retry can help: after crash, hang, memory and system errors, but not after a verdict on the input."""
+    """Whether a retry can help: after crash, hang, memory and system errors, but not after a verdict on the input, nor
+    where the longer time of a try alone was up."""
+    if attempt.cause == "timeout":
+        return not attempt.alone
     if attempt.cause.startswith(("media:", "column:")):
         return False
     if not attempt.cause.startswith("error:"):
@@ -320,14 +404,15 @@ def may_pass_later(attempt: Attempt) -> bool:
     return name not in never
 
 
-def _pool_task(storage: Storage, unit_json: str, memory_gb: float) -> Result:
+def _pool_task(storage: Storage, unit_json: str, memory_gb: float, board: Any) -> Result:
     """One unit in a pool worker. A hang ends the process (the watchdog thread needs no interpreter lock)."""
     unit = Unit.from_json(unit_json)
     limit_memory(memory_gb)
     faulthandler.dump_traceback_later(unit.time_limit_s, exit=True)
     started = time.perf_counter()
     try:
-        return run_unit(storage, unit, attempts=1)
+        with noting(board, unit.key) as tell, reporting(tell):
+            return run_unit(storage, unit, attempts=1)
     except JobStoppedError as error:
         return error
     except Exception as error:  # noqa: BLE001  every failure of an input becomes an attempt on its record
@@ -336,9 +421,11 @@ def _pool_task(storage: Storage, unit_json: str, memory_gb: float) -> Result:
         faulthandler.cancel_dump_traceback_later()
 
 
-def _alone_task(storage: Storage, unit_json: str, attempts: int, memory_gb: float) -> Result:
+def _alone_task(storage: Storage, unit_json: str, attempts: int, memory_gb: float, board: Any) -> Result:
     """One unit in a child process of a pool worker."""
+    unit = Unit.from_json(unit_json)
     try:
-        return run_alone(storage, Unit.from_json(unit_json), attempts=attempts, memory_gb=memory_gb)
+        with noting(board, unit.key) as tell:
+            return run_alone(storage, unit, attempts=attempts, memory_gb=memory_gb, tell=tell)
     except JobStoppedError as error:
         return error

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import importlib
-import io
 import json
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from orchestration.units.records import Attempt, RejectedPiece, SampleRecord, UnitRecord
+from orchestration.units.output_tar import OutputTar, UnwritableError, writing_to
+from orchestration.units.records import Attempt, RejectedPiece, UnitRecord
 from talkinghead import dataroot
 from talkinghead.derived import ColumnError
 from talkinghead.files.foreign import LinkError, parse_json
 from talkinghead.files.storage import Storage
 from talkinghead.media.errors import UnreadableMediaError
-from talkinghead.provenance import hash_bytes
 from talkinghead.runtime.errors import MachineError, UnreachableError, error_text, is_machine_error
-from talkinghead.sampletar import END_OF_ARCHIVE, write_sample
-from talkinghead.schema import Rejection
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +37,9 @@ class Unit:
     source: str
     """Name of the input for messages, as a person would call it."""
     time_limit_s: float
-    """Wall-clock limit in seconds."""
+    """Wall-clock limit of the first try in seconds. It does not shape the output, and is no part of `pkey`."""
+    frames: int = 0
+    """Frames that it goes through, about; 0 where that is not known. For progress, and to begin with the longest."""
 
     def to_json(self) -> str:
         """One line of ASCII JSON (file names may hold bytes that are no UTF-8)."""
@@ -54,7 +53,7 @@ class Unit:
 
 @dataclass(kw_only=True)
 class Output:
-    """Result of a job function: samples to store, or a file that it has stored itself, and what it rejected."""
+    """Result of a job function: samples to store and what it rejected, or a file that it has stored itself."""
 
     contents: list[tuple[str, int, dict[str, bytes]]] = field(default_factory=list)
     """Samples of the unit's tar: key, number of frames, {suffix: content} in tar order."""
@@ -64,7 +63,7 @@ class Output:
     """Sample key → labels."""
     rejected: list[RejectedPiece] = field(default_factory=list)
     stored: UnitRecord | None = None
-    """Record of the file that the job has streamed itself (pack), still without timings."""
+    """Record of what the job has streamed itself (`OutputTar`, pack), still without timings."""
     details: dict[str, Any] = field(default_factory=dict)
     """Details of the commit record."""
 
@@ -99,7 +98,7 @@ def run_unit(storage: Storage, unit: Unit, *, attempts: int) -> UnitRecord:
         raise JobStoppedError(f"the installation is not complete: {error} (make setup mends it)") from error
     except JobStoppedError:
         raise
-    except LinkError as error:  # in DATA, where the result should go
+    except (LinkError, UnwritableError) as error:  # in DATA, where the result should go
         raise JobStoppedError(str(error)) from error
     except Exception as error:
         if not is_machine_error(error):
@@ -108,20 +107,19 @@ def run_unit(storage: Storage, unit: Unit, *, attempts: int) -> UnitRecord:
         raise JobStoppedError(f"the machine failed while working on {unit.source}: {said}") from error
     # Store and commit, in this order: without its record a stored tar does not count, and a rerun replaces it.
     try:
-        fields = asdict(output.stored) if output.stored else store_output(storage, unit, output)
-        fields |= {
-            "seconds": round(time.perf_counter() - started, 4),
-            "cpu_seconds": round(time.process_time() - cpu_started, 4),
-            "attempts": attempts,
-            "details": output.details,
-        }
+        record = replace(
+            output.stored or store_output(storage, unit, output),
+            seconds=round(time.perf_counter() - started, 4),
+            cpu_seconds=round(time.process_time() - cpu_started, 4),
+            attempts=attempts,
+            details=output.details,
+        )
+        record = UnitRecord.from_json(record.to_json())  # of the types that a record has, or it could not be read
         # `create` never replaces: of two workers with the same unit, the first commit stays.
-        record = UnitRecord.from_json(json.dumps(fields).encode())
-        storage.create(dataroot.record(unit.job, unit.key, unit.pkey), record.to_json())
-    except (UnreachableError, LinkError) as error:
+        with writing_to(storage):
+            storage.create(dataroot.record(unit.job, unit.key, unit.pkey), record.to_json())
+    except (UnwritableError, UnreachableError, LinkError) as error:
         raise JobStoppedError(str(error)) from error
-    except OSError as error:
-        raise JobStoppedError(f"cannot write to {storage.uri}: {error.strerror or error}") from error
     return record
 
 
@@ -130,41 +128,13 @@ def _job_function(name: str) -> Callable[[Storage, Unit], Output]:
     return getattr(importlib.import_module(module), function)
 
 
-def store_output(storage: Storage, unit: Unit, output: Output) -> dict[str, Any]:
-    """Write the unit's tar, if it has samples.
-
-    Returns:
-        The fields of the commit record, as a JSON value, without timings.
-    """
-    record: dict[str, Any] = {"job": unit.job, "key": unit.key, "pkey": unit.pkey}
-    record["rejected"] = [asdict(piece) for piece in output.rejected]
-    # Every unit ends with a sample or a reason, so that no input disappears without a trace.
-    if not output.contents and not output.rejected:
-        nothing = Rejection(reason="no_output", detail="the job gave neither a sample nor a reason")
-        record["rejected"] = [asdict(RejectedPiece(key=unit.key, rejection=nothing))]
-    if output.contents:
-        # The tar is built in memory, with the place and hash of each sample: packing copies bytes by them.
-        buffer = io.BytesIO()
-        samples = []
+def store_output(storage: Storage, unit: Unit, output: Output) -> UnitRecord:
+    """Write the unit's tar, if it has samples; returns the commit record, still without timings."""
+    with OutputTar(storage, unit.job, unit.key, unit.pkey) as tar:
+        tar.rejected += output.rejected
         for key, num_frames, contents in output.contents:
-            start = buffer.tell()
-            members = write_sample(buffer, start, key, contents)
-            sample = SampleRecord(
-                key=key,
-                num_frames=num_frames,
-                members=members,
-                sha256=hash_bytes(buffer.getbuffer()[start:]),
-                scores=output.scores.get(key, {}),
-                labels=output.labels.get(key, {}),
-            )
-            samples.append(asdict(sample))
-        buffer.write(END_OF_ARCHIVE)
-        data = buffer.getvalue()
-        path = dataroot.unit(unit.job, unit.key, unit.pkey)
-        storage.write(path, data)
-        record |= {"samples": samples, "file": path, "file_bytes": len(data), "file_sha256": hash_bytes(data)}
-        record["frames"] = sum(sample["num_frames"] for sample in samples)
-    return record
+            tar.add(key, num_frames, contents, scores=output.scores.get(key, {}), labels=output.labels.get(key, {}))
+    return tar.record()
 
 
 def failed_attempt(error: BaseException, *, alone: bool, seconds: float) -> Attempt:

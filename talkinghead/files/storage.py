@@ -233,8 +233,9 @@ class Storage:
             LinkError: A folder of the path is a link.
         """
         if self.local_root is None:
-            with tempfile.TemporaryDirectory(prefix="talkinghead-") as folder:
-                scratch = Path(folder) / "file"
+            # Without a name, so that a killed writer leaves nothing on this machine.
+            with tempfile.TemporaryFile() as file:
+                scratch = Path(f"/proc/{os.getpid()}/fd/{file.fileno()}")
                 yield scratch
                 self._upload_file(path, scratch)
             return

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
 from talkinghead.runtime.printable_stream import underlying
@@ -29,7 +29,7 @@ class Progress:
         """Stage → its wall time so far, seconds."""
         self._stage: str | None = None
         self._started = self._next_line = time.monotonic()
-        self._done_before = 0
+        self._share_before = 0.0
         self._bar: RichProgress | None = None
         self._task: TaskID | None = None
 
@@ -38,8 +38,7 @@ class Progress:
             columns = (
                 TextColumn("{task.description}"),
                 BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[rate]}"),
+                TextColumn("{task.fields[count]}"),
             )
             times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
             # Its own control characters have to reach the terminal.
@@ -53,31 +52,34 @@ class Progress:
         if self._bar:
             self._bar.stop()
 
-    def __call__(self, stage: str, done: int, total: int, *, frames: int = 0) -> None:
+    def __call__(self, stage: str, done: int, total: int, *, frames: int = 0, share: float | None = None) -> None:
         """Report how far a stage is.
 
         Args:
             stage: Name of the stage. It begins with the first call that names it.
             done: Steps that are finished. The first call's steps were finished before and do not count in the speed.
             total: Total number of steps.
-            frames: Frames that the stage has produced so far, to show its speed in frames per second.
+            frames: Frames that the stage has gone through so far, to show them and its speed in frames per second.
+            share: Share of the stage's work that is done, 0 to 1, where steps differ in length or are halfway; by
+                default that of its steps. The time left is worked out from it.
         """
         now = time.monotonic()
+        share = done / max(1, total) if share is None else share
         # A new stage closes the one before.
         if stage != self._stage:
             self._close_stage()
-            self._stage, self._started, self._next_line, self._done_before = stage, now, now + FIRST_LINE_S, done
+            self._stage, self._started, self._next_line, self._share_before = stage, now, now + FIRST_LINE_S, share
             if self._bar:
-                self._task = self._bar.add_task(stage, total=total, rate="")
+                self._task = self._bar.add_task(stage, total=1.0, count="")
         # Show it: the bar at every call, lines by the clock and only where a time left can be estimated.
         elapsed = now - self._started
-        rate = f"{frames / elapsed:.0f} frames/s" if frames and elapsed > 0 else ""
+        speed = f"{frames:,} frames, {frames / elapsed:.0f} frames/s" if frames and elapsed > 0 else ""
+        count = ", ".join(filter(None, (f"{done}/{total}", speed)))
         if self._bar and self._task is not None:
-            self._bar.update(self._task, completed=done, total=total, rate=rate)
-        elif self._done_before < done < total and now >= self._next_line:
+            self._bar.update(self._task, completed=share, count=count)
+        elif self._share_before < share < 1 and now >= self._next_line:
             self._next_line = now + LINE_EVERY_S
-            left = elapsed / (done - self._done_before) * (total - done)
-            count = " ".join(filter(None, (f"{done}/{total}", rate)))
+            left = elapsed / (share - self._share_before) * (1 - share)
             print(f"{stage}: {count}, about {duration(left)} left", file=sys.stderr, flush=True)
 
     def _close_stage(self) -> None:

@@ -8,6 +8,8 @@ import signal
 import time
 from pathlib import Path
 
+from orchestration.units.frame_reports import report_frames
+from orchestration.units.output_tar import OutputTar
 from orchestration.units.records import RejectedPiece
 from orchestration.units.unit import Output, Unit
 from talkinghead.files.storage import Storage
@@ -23,6 +25,15 @@ def behave(storage: Storage, unit: Unit) -> Output:
     match payload["behaviour"]:
         case "sample":
             return Output(contents=[(unit.key, 3, {"txt": unit.key.encode() * 100})])
+        case "frames":  # reports one after the other until somebody has seen it
+            if (marker := payload.get("crash_first")) and not Path(marker).exists():
+                Path(marker).touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            deadline, frames = time.monotonic() + 300, 0
+            while not Path(payload["seen"]).exists() and time.monotonic() < deadline:
+                report_frames(frames := min(frames + 1, unit.frames - 1))
+                time.sleep(0.01)
+            return Output(contents=[(unit.key, unit.frames, {"txt": unit.key.encode()})])
         case "threads":
             import cv2
 
@@ -62,3 +73,11 @@ def behave(storage: Storage, unit: Unit) -> Output:
                 os.kill(os.getpid(), signal.SIGKILL)
             return Output(contents=[(unit.key, 3, {"txt": b"second time lucky"})])
     raise AssertionError(payload["behaviour"])
+
+
+def hundred_pieces(storage: Storage, unit: Unit) -> Output:
+    """A hundred samples of 5 MB, each made when the one before it is stored."""
+    with OutputTar(storage, unit.job, unit.key, unit.pkey) as tar:
+        for number in range(100):
+            tar.add(f"{unit.key}-{number:02d}", 3000, {"bin": bytes([number]) * 5_000_000})
+    return Output(stored=tar.record())

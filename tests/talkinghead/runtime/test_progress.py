@@ -41,8 +41,25 @@ def test_work_that_an_earlier_run_has_done(monkeypatch: pytest.MonkeyPatch, caps
             clock[0] += 10.0
             progress("annotate", done, 100, frames=(done - 80) * 250)
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "annotate: 81/100 25 frames/s, about 3 min left"
-    assert lines[-1] == "annotate: 99/100 25 frames/s, about 10 s left" and len(lines) == 19
+    assert lines[0] == "annotate: 81/100, 250 frames, 25 frames/s, about 3 min left"
+    assert lines[-1] == "annotate: 99/100, 4,750 frames, 25 frames/s, about 10 s left" and len(lines) == 19
+
+
+def test_a_step_that_takes_hours_shows_movement(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of one step alone its frames are shown, and the time left follows the share of the work that is done."""
+    clock = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
+    with Progress() as progress:
+        progress("ingest", 2, 3, share=0.1)
+        progress("ingest", 2, 3, share=0.1)
+        for number in range(1, 10):
+            clock[0] += 600.0
+            progress("ingest", 2, 3, frames=number * 30_000, share=0.1 + 0.09 * number)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "ingest: 2/3, 30,000 frames, 50 frames/s, about 90 min left"
+    assert lines[-1] == "ingest: 2/3, 270,000 frames, 50 frames/s, about 10 min left" and len(lines) == 9
 
 
 def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,7 +73,7 @@ def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
             progress("annotate", 0, 10)
             progress("annotate", 7, 10, frames=100)
     shown = everything_written(master)
-    assert "annotate" in shown and "7/10" in shown and "frames/s" in shown and "left" in shown
+    assert "annotate" in shown and "7/10, 100 frames" in shown and "frames/s" in shown and "left" in shown
 
 
 @pytest.mark.parametrize(
