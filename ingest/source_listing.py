@@ -25,6 +25,16 @@ VIDEO_SUFFIXES = (
 )
 """Suffixes of video containers, best first: where two files have the name of one video, the earlier suffix is taken."""
 
+SOUND_SUFFIXES = (
+    *(".wav", ".flac", ".mp3", ".m4a", ".aac", ".opus", ".oga", ".wma", ".aif", ".aiff", ".aifc", ".amr", ".ac3"),
+    *(".caf", ".mka", ".m4b", ".sph", ".w64", ".au"),
+)
+"""Suffixes of files that hold sound alone; not `.ogg`, which may hold video, too."""
+_COMPANION_SUFFIXES = (
+    *(".txt", ".json", ".jsonl", ".csv", ".tsv", ".xml", ".yaml", ".md", ".srt", ".vtt", ".lab", ".textgrid", ".trans"),
+    *(".jpg", ".jpeg", ".png", ".webp", ".pdf"),
+)  # of files that lie next to sound or video, and are neither
+
 BRACKETED_ID = re.compile(r"\[([A-Za-z0-9_-]{11})\]$")
 """End of a stem as yt-dlp names files by default: `Title [<YouTube id>].mp4`."""
 
@@ -117,6 +127,20 @@ class SourceListing:
         """Files that are named like a video."""
         return tuple(path for path in self.files if has_video_suffix(path))
 
+    @cached_property
+    def sounds(self) -> tuple[str, ...]:
+        """Files that are named like sound."""
+        return tuple(path for path in self.files if path.lower().endswith(SOUND_SUFFIXES))
+
+    def check_not_sound_alone(self, source: Path) -> None:
+        """Raise `ValueError` when SOURCE holds sound, and nothing that may be a video; names are all that is asked."""
+        plain = (*SOUND_SUFFIXES, *_COMPANION_SUFFIXES)
+        if self.sounds and not self.unit_folders and all(path.lower().endswith(plain) for path in self.files):
+            raise ValueError(
+                f"SOURCE {display_path(str(source))} holds {_sound_files(self.sounds)} and no video: clips are cut out"
+                " of videos, with the sound that is in them. Name the folder with the videos"
+            )
+
     def candidates(self, stem: str) -> list[str]:
         """Videos and unit folders whose name without suffix is `stem`, best first (suffix, then path)."""
         return sorted(self._by_stem.get(stem, ()), key=_preference)
@@ -168,6 +192,7 @@ def list_source(
         raise ValueError(f"SOURCE and DATA are both {display_path(str(source))}; name another folder for DATA")
     walk = _Walk(source, is_unit_folder, left_out, follow_links)
     walk.run()
+    walk.note_sounds()
     return SourceListing(
         files=tuple(sorted(walk.files)),
         unit_folders=tuple(sorted(walk.unit_folders)),
@@ -202,6 +227,13 @@ class _Walk:
                 self._links.sort(reverse=True)
                 pending.append(self._links.pop())
             pending.extend(self._read_folder(pending.pop()))
+
+    def note_sounds(self) -> None:
+        """List sound files as one problem: people put them next to their videos, and expect them to be used."""
+        sounds = sorted(path for path in self.files if path.lower().endswith(SOUND_SUFFIXES))
+        if sounds:
+            among = "" if len(sounds) == 1 else f", one of {_sound_files(sounds)} in SOURCE"
+            self._problem(sounds[0], f"is sound without video{among}: a clip's sound is that of its video file")
 
     def _problem(self, path: str, message: str) -> None:
         self.problems.append(Problem(file=display_path(path) or ".", message=message))
@@ -252,6 +284,12 @@ class _Walk:
         else:
             return path
         return None
+
+
+def _sound_files(paths: Collection[str]) -> str:
+    """Number and kinds of sound files in words: `3 sound files (.flac, .wav)`."""
+    suffixes = sorted({path[path.rindex(".") :].lower() for path in paths})
+    return f"{len(paths):,} sound file{'' if len(paths) == 1 else 's'} ({', '.join(suffixes)})"
 
 
 def to_stored(path: str) -> str:

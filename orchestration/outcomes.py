@@ -9,10 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from ingest.source_listing import shortened
 from orchestration import plans
 from orchestration.plans import INGEST_JOB, INGEST_PLAN_PREFIX, PACK_MEDIA_JOB, PACK_PREFIX, Plan
 from orchestration.units.ledger import Ledger, quarantined
 from orchestration.units.records import QuarantineRecord, SampleRecord, UnitRecord
+from shards.index_format import MOST_NOTES
 from talkinghead import dataroot
 from talkinghead.files.storage import Storage
 from talkinghead.schema import KEY_PATTERN
@@ -21,6 +23,9 @@ UnitState = UnitRecord | QuarantineRecord | None
 """Outcome of one unit: its commit record, its quarantine record, or None while it has neither."""
 Results = dict[str, UnitState]
 """Key → outcome of the unit."""
+NOTES = "notes"
+"""Detail of ingest's commit records: key of a sample or rejected piece → its notes. Pieces without notes, and clips
+without such pieces, are not in it."""
 
 # --- ingest -----------------------------------------------------------------------------------------------------------
 
@@ -42,7 +47,21 @@ def ingest_results(storage: Storage) -> Results:
             _check_file(storage, record)
             _check_details(storage, record, dataset=_is_text, split_group=_is_text, licence=_is_text)
             _check_details(storage, record, person=lambda value: value is None or _is_text(value))
+        if isinstance(record, UnitRecord):
+            _check_details(storage, record, notes=lambda value: value is None or _are_notes(value))
     return results
+
+
+def clip_notes(record: UnitRecord, key: str) -> list[str]:
+    """Notes on a piece of a clip, also on one that ingest rejected: what is unusual about its source, a line each.
+
+    Args:
+        record: Commit record of the clip's ingest; earlier releases did not put notes into it.
+        key: Key of the piece.
+    """
+    # They quote names of files and metadata, which may be a stranger's.
+    lines = ((record.details.get(NOTES) or {}).get(key) or [])[:MOST_NOTES]
+    return [shortened(line) for line in lines if line]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +72,11 @@ class IngestedSample:
     """Commit record of the clip that it came from."""
     sample: SampleRecord
     """Its place in the output of that clip's unit."""
+
+    @property
+    def notes(self) -> list[str]:
+        """What is unusual about its source, a line each."""
+        return clip_notes(self.record, self.sample.key)
 
 
 def ingested_samples(storage: Storage) -> dict[str, IngestedSample]:
@@ -175,6 +199,12 @@ def _no_record(storage: Storage, record: UnitRecord, why: str) -> ValueError:
 
 def _is_text(value: Any) -> bool:
     return isinstance(value, str)
+
+
+def _are_notes(value: Any) -> bool:
+    if not isinstance(value, dict) or not all(isinstance(lines, list) for lines in value.values()):
+        return False
+    return all(isinstance(line, str) for lines in value.values() for line in lines)
 
 
 def _are_keys(value: Any) -> bool:

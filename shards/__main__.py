@@ -52,7 +52,7 @@ def verify(data: str, version: str | None = None, deep: bool = False) -> str | I
 
 
 def ls(data: str, version: str | None = None, split: str | None = None) -> str | None:
-    """List the samples, one line each: key, shard, ordinal, frames, split, and "kept" or the reason why not.
+    """List the samples, one line each: key, shard, ordinal, frames, split, "kept" or the reason why not, and notes.
 
     Args:
         data: Data set: folder or URI.
@@ -66,7 +66,10 @@ def ls(data: str, version: str | None = None, split: str | None = None) -> str |
         sample = reader.index.row(int(row))
         score = "" if sample.reason_score is None else f"={sample.reason_score:.3g}"
         verdict = "kept" if sample.keep else f"{sample.reason}{score}"
-        lines.append(f"{sample.key}\t{sample.shard}\t{sample.ordinal}\t{sample.num_frames}\t{sample.split}\t{verdict}")
+        # A last field on what was unusual about the source, only where there was something.
+        about = (sample.key, sample.shard, sample.ordinal, sample.num_frames, sample.split, verdict)
+        notes = ["; ".join(sample.notes)] if sample.notes else []
+        lines.append("\t".join(map(str, (*about, *notes))))
     return "\n".join(lines) or None
 
 

@@ -1,8 +1,9 @@
 """Index of a data set: one row per sample with its place in the shards, its scores, and whether training uses it.
 
 A Parquet table per annotation version, with flat columns so that a million rows open in a moment: each member has
-`<member>_offset` and `<member>_size`, each score `score_<name>`, each label `label_<name>`. The members come from the
-packed samples, so that later column sets need no change here. A null is what a sample does not have.
+`<member>_offset` and `<member>_size`, each score `score_<name>`, each label `label_<name>`. Where samples have notes,
+`notes` has a list of texts for each. The members come from the packed samples, so that later column sets need no change
+here. A null is what a sample does not have.
 """
 
 from __future__ import annotations
@@ -24,8 +25,11 @@ from shards.index_format import (
     DICTIONARIES,
     DICTIONARY,
     LABEL,
+    LISTS,
     METADATA,
     MOST_LABELS,
+    MOST_NOTES,
+    NOTES,
     NUMBERS,
     OPTIONAL,
     SCORE,
@@ -33,6 +37,7 @@ from shards.index_format import (
     Archive,
     Members,
     check_label,
+    check_note,
     check_values,
     member_column,
     read_header,
@@ -172,7 +177,12 @@ class Index:
         scores = {name: values[f"{SCORE}{name}"] for name in self.score_names}
         labels = {name: value for name in self.label_names if (value := values[f"{LABEL}{name}"]) is not None}
         return SampleIndex(
-            **plain, media=members("media"), annotation=members("annotation"), scores=scores, labels=labels
+            **plain,
+            media=members("media"),
+            annotation=members("annotation"),
+            scores=scores,
+            labels=labels,
+            notes=values.get(NOTES) or [],
         )
 
 
@@ -196,13 +206,14 @@ def build_index(version: str, rows: Iterable[SampleIndex]) -> Index:
 
     Raises:
         ValueError: Rows out of shard order, a key twice, an unknown split, a kept sample with a reason, a dropped
-            one without, a label that an index cannot hold, or two columns with one name.
+            one without, a label or note that an index cannot hold, or two columns with one name.
     """
     # Columns grow in compact arrays: a million rows as Python objects would take gigabytes.
     texts: dict[str, list[str | None]] = {name: [] for name in TEXTS}
     numbers = {name: array("q") for name in (*NUMBERS, "keep")}
     floats: dict[str, array[float]] = {"reason_score": array("d")}
     labels: dict[str, list[str | None]] = {}
+    notes: list[list[str] | None] = []
     offsets: dict[Archive, dict[str, tuple[array[int], array[int]]]] = {"media": {}, "annotation": {}}
     last, count = (-1, -1), 0
     for row in rows:
@@ -218,12 +229,13 @@ def build_index(version: str, rows: Iterable[SampleIndex]) -> Index:
             value = row.reason_score if name == "reason_score" else row.scores.get(name.removeprefix(SCORE))
             values.append(float("nan") if value is None else value)
         _append_labels(labels, row.labels, count)
+        notes.append(_checked_notes(row) if row.notes else None)
         _append_members(offsets["media"], row.media, count)
         _append_members(offsets["annotation"], row.annotation, count)
         count += 1
     if len(set(texts["key"])) != count:
         raise ValueError(f"index of {version}: a key occurs twice")
-    return _assemble(check_version(version), texts, numbers, floats, labels, offsets)
+    return _assemble(check_version(version), texts, numbers, floats, labels, notes, offsets)
 
 
 def _check_order(row: SampleIndex, last: tuple[int, int]) -> tuple[int, int]:
@@ -253,6 +265,12 @@ def _append_labels(columns: dict[str, list[str | None]], labels: dict[str, str],
         values.append(None if value is None else check_label(value, name))
 
 
+def _checked_notes(row: SampleIndex) -> list[str]:
+    if len(row.notes) > MOST_NOTES:
+        raise ValueError(f"{row.key} has more than {MOST_NOTES} notes")
+    return [check_note(note) for note in row.notes]
+
+
 def _append_members(columns: dict[str, tuple[array[int], array[int]]], members: list[Member], count: int) -> None:
     """Append the members of row number `count` to the columns of offsets and sizes, by suffix."""
     for member in members:
@@ -274,9 +292,10 @@ def _assemble(
     numbers: dict[str, array[int]],
     floats: dict[str, array[float]],
     labels: dict[str, list[str | None]],
+    notes: list[list[str] | None],
     offsets: dict[Archive, dict[str, tuple[array[int], array[int]]]],
 ) -> Index:
-    """Arrow table of the collected columns: texts, numbers, members, scores, labels, in this order."""
+    """Arrow table of the collected columns: texts, numbers, members, scores, labels, notes, in this order."""
     columns: dict[str, pa.Array] = {}
     for name in TEXTS:
         columns[name] = pa.array(texts[name], pa.string()).cast(DICTIONARY if name in DICTIONARIES else pa.string())
@@ -298,16 +317,19 @@ def _assemble(
         if name in columns:
             raise ValueError(f"a member and a score or label would have the index column {name}")
         columns[name] = values
+    # Only where there are any: an index without notes has the bytes that it had before there were notes.
+    if any(notes):
+        columns[NOTES] = pa.array(notes, LISTS)
     # The header in the schema's metadata keeps the suffixes, which the column names do not give back.
     members: dict[Archive, list[str]] = {archive: sorted(suffixes) for archive, suffixes in offsets.items()}
     header = {"schema_version": SCHEMA_VERSION, "version": version, "members": members}
     schema = pa.schema(
         [
-            # Scores and labels may always be null: the schema does not depend on whether a value happens to be missing.
+            # Scores, labels and notes may always be null, so that the schema does not depend on what is missing.
             pa.field(
                 name,
                 values.type,
-                nullable=name in OPTIONAL or values.null_count > 0 or name.startswith((SCORE, LABEL)),
+                nullable=name in (*OPTIONAL, NOTES) or values.null_count > 0 or name.startswith((SCORE, LABEL)),
             )
             for name, values in columns.items()
         ],

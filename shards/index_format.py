@@ -6,7 +6,8 @@ suffixes) can only be one, and every place in a shard is one that a shard can ha
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -36,13 +37,20 @@ LABEL = "label_"
 """Beginning of the columns of labels, which are of few different texts, too."""
 DICTIONARY = pa.dictionary(pa.int32(), pa.string())
 """Type of the columns of few different texts."""
+NOTES = "notes"
+"""Column of the samples' notes; an index of samples without any does not have it."""
+LISTS = pa.list_(pa.field("element", pa.string()))
+"""Type of the column of notes; the name is Parquet's, so that a table that was read gives the same bytes again."""
 MOST_LABELS = 64
 """Largest number of labels in an index."""
+MOST_NOTES = 64
+"""Largest number of notes on a sample."""
 
 _MOST_SHARDS = 10**6  # their names have six digits
 _MOST_BYTES = 1 << 48  # of a shard
 _MOST_LICENCE = 1000  # characters
 _MOST_LABEL = 200  # characters of a label's value
+_MOST_NOTE = 500  # characters of a note
 _BLOCK = 1 << 18  # bytes of text that are checked at once, so that they stay in the processor's cache
 
 
@@ -79,6 +87,13 @@ def check_label(value: str, name: str) -> str:
     """Return a label's value; raises `ValueError` when an index cannot hold it."""
     if not value or len(value) > _MOST_LABEL or not value.isprintable():
         raise ValueError(f"label {name} is {shown(value)}, must have 1 to {_MOST_LABEL} printable characters")
+    return value
+
+
+def check_note(value: str) -> str:
+    """Return a note; raises `ValueError` when an index cannot hold it."""
+    if not value or len(value) > _MOST_NOTE or not value.isprintable():
+        raise ValueError(f"a note is {shown(value)}, must have 1 to {_MOST_NOTE} printable characters")
     return value
 
 
@@ -132,6 +147,7 @@ def _check_columns(schema: pa.Schema, members: Members) -> None:
         raise ValueError(f"it has {len(labels)} labels, may have {MOST_LABELS}")
     expected |= {SCORE + check_name(name, "score"): pa.float64() for name in scores}
     expected |= {LABEL + check_name(name, "label"): DICTIONARY for name in labels}
+    expected |= {NOTES: LISTS} if NOTES in schema.names else {}
     for column, kind in zip(schema.names, schema.types, strict=True):
         if expected.pop(column, None) != kind:
             raise ValueError(f"column {shown(column)} is {kind}, or occurs twice, or is none of an index")
@@ -151,7 +167,9 @@ def check_values(table: pa.Table, members: Members, name: str) -> None:
         _check_texts(table)
         for label in value_names(table.column_names, LABEL, members):
             for chunk in table.column(f"{LABEL}{label}").chunks:
-                _check_labels(chunk.dictionary, label)
+                _check_short(chunk.dictionary, _MOST_LABEL, functools.partial(check_label, name=label))
+        if NOTES in table.column_names:
+            _check_notes(table.column(NOTES))
         _check_numbers(table, members)
     except ValueError as error:
         raise ValueError(f"{name} is damaged, or not ours: {error}") from error
@@ -200,15 +218,25 @@ def _check_numbers(table: pa.Table, members: Members) -> None:
             raise ValueError(f"{stem} has an offset without a size, or the reverse")
 
 
-def _check_labels(values: pa.StringArray, name: str) -> None:
+def _check_notes(column: pa.ChunkedArray) -> None:
+    for chunk in column.chunks:
+        most = pc.call_function("max", [pc.call_function("list_value_length", [chunk])]).as_py() or 0
+        if most > MOST_NOTES:
+            raise ValueError(f"a row has {most:,} notes, may have {MOST_NOTES}")
+        # Thousands of clips have the same notes: each text is looked at once.
+        _check_short(pc.call_function("unique", [chunk.flatten()]), _MOST_NOTE, check_note)
+
+
+def _check_short(values: pa.StringArray, most: int, check: Callable[[str], object]) -> None:
+    """Have `check` raise its error for the first text that is empty, long or not printable."""
     if not len(values):
         return
     lengths = pc.call_function("min_max", [pc.call_function("utf8_length", [values])]).as_py()
-    fitting = not values.null_count and lengths["min"] >= 1 and lengths["max"] <= _MOST_LABEL
+    fitting = not values.null_count and lengths["min"] >= 1 and lengths["max"] <= most
     # The texts together, since there may be as many as rows: whether all are printable is seen at once.
     if not fitting or not bytes(_bytes_of(values)).decode().isprintable():
         for value in values.to_pylist():
-            check_label(value or "", name)
+            check(value or "")
 
 
 def _bytes_of(texts: pa.StringArray) -> np.ndarray:

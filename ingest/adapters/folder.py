@@ -2,7 +2,7 @@
 
 Nothing is opened here, so nothing can be judged here: a text file, an empty file, an image or a sidecar is a row like
 a video, and ingest ends it with its cause. So the number of files and the number of outcomes are equal. A folder that
-is itself named like a video (`x.mp4/`) is one row too.
+is itself named like a video (`x.mp4/`) is one row too. Only a SOURCE of sound files alone is refused as a whole.
 """
 
 from __future__ import annotations
@@ -17,8 +17,13 @@ VERSION = 1
 LICENCE = "unstated (user's own folder)"
 
 
-def read(_metadata: Path, listing: SourceListing) -> Parsed:
-    """One row per file; each is its own split group, since nothing says who is in it."""
+def read(source: Path, listing: SourceListing) -> Parsed:
+    """One row per file; each is its own split group, since nothing says who is in it.
+
+    Raises:
+        ValueError: SOURCE holds sound files and no video.
+    """
+    listing.check_not_sound_alone(source)
     rows = [_row(path) for path in (*listing.files, *listing.unit_folders)]
     return Parsed(rows=rows, problems=list(listing.problems))
 

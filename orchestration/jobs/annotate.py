@@ -16,6 +16,7 @@ from orchestration import outcomes, plans
 from orchestration.jobs.media import MediaSample, ingested_media, read_clip
 from orchestration.overrides import settings_with
 from orchestration.units.executor import Tally, UnitRunner
+from orchestration.units.frame_reports import counted
 from orchestration.units.unit import Output, Unit
 from talkinghead.config import from_json
 from talkinghead.face.model import FaceModel
@@ -136,6 +137,7 @@ def plan_annotate(
             | {"num_frames": sample.num_frames, "settings": asdict(settings), "model_sha256": model.sha256},
             source=sample.key,
             time_limit_s=time_limit_s or 120.0 + 0.5 * sample.num_frames,
+            frames=sample.num_frames,
         )
         for sample in sorted(samples, key=lambda sample: sample.key)
     ]
@@ -159,11 +161,12 @@ def run(storage: Storage, unit: Unit) -> Output:
     clip = read_clip(storage, unit, "mp4")
     # Decode and annotate frame by frame, so that the frames of a long clip are never in memory together.
     arrays = annotate_clip(
-        clip.frames(),
+        counted(clip.frames()),
         engine=make_engine(settings.engine, model),
         detector=planned_detector(model.detector_sha256),
         face=canonical_face(model.geometry_metadata),
         settings=settings,
+        damaged=clip.info.damaged_frames,
     )
     # The columns must have a row for each frame; then the scores, by which the filters judge the sample.
     clip.check_length(len(arrays["valid"]))

@@ -111,7 +111,7 @@ def _annotation_rows(
     columns: Sequence[UnitRecord],
     filters: FilterSettings,
 ) -> Iterator[SampleIndex]:
-    """Rows of the index, in the order of the shards: facts from ingest, scores and verdict from the annotation.
+    """Rows of the index, in the order of the shards: facts and notes from ingest, scores and verdict from annotation.
 
     Args:
         storage: DATA, the data set's folder or bucket.
@@ -144,8 +144,7 @@ def _annotation_rows(
             elif isinstance(record, UnitRecord):
                 scores = record.samples[0].scores
                 verdict = judge(scores, filters)
-            about = ingested[clip.key].record
-            yield _row(number, ordinal, about, splits, clip, annotation, scores, verdict)
+            yield _row(number, ordinal, ingested[clip.key], splits, clip, annotation, scores, verdict)
     if late:
         log.warning(
             "%d samples were annotated only after their shard of %s was packed without them; "
@@ -156,14 +155,15 @@ def _annotation_rows(
 def _row(
     shard: int,
     ordinal: int,
-    about: UnitRecord,
+    ingested: outcomes.IngestedSample,
     splits: Mapping[str, str],
     clip: SampleRecord,
     annotation: SampleRecord,
     scores: dict[str, float | None],
     verdict: Rejection | None,
 ) -> SampleIndex:
-    """One row of the index, from the records of a clip, its sample in the media shard, and its columns."""
+    """One row of the index, from what ingest made, its place in the media shard, and its columns."""
+    about = ingested.record
     group = about.details["split_group"]
     return SampleIndex(
         key=clip.key,
@@ -182,6 +182,7 @@ def _row(
         media=clip.members,
         annotation=annotation.members,
         scores=scores,
+        notes=ingested.notes,
     )
 
 
@@ -273,6 +274,7 @@ def _column_rows(
             annotation=members,
             scores=about.scores if about else {},
             labels=about.labels if about else {},
+            notes=[],  # of the clip: they stand in the annotation's index
         )
 
 

@@ -13,13 +13,19 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ingest.catalog import Catalog, build_catalog, read_catalog, write_catalog
+from ingest.extent import UNKNOWN, Extent
+from ingest.faces import Detector, FoundFace
 from ingest.fingerprints import Fingerprint, fingerprint, has_changed, read_fingerprints, write_fingerprints
 from ingest.settings import IngestSettings
 from orchestration import outcomes, plans
 from orchestration.overrides import settings_with
 from orchestration.plans import INGEST_JOB, INGEST_PLAN_PREFIX
 from orchestration.units.executor import Tally, UnitRunner
+from orchestration.units.frame_reports import report_frames
+from orchestration.units.output_tar import OutputTar
 from orchestration.units.records import RejectedPiece
 from orchestration.units.unit import Output, Unit
 from talkinghead import dataroot
@@ -29,14 +35,19 @@ from talkinghead.files.storage import Storage
 from talkinghead.provenance import library_versions, provenance_key
 from talkinghead.runtime.progress import Progress
 from talkinghead.schema import CatalogRow, Dataset
+from talkinghead.timebase import FPS
 
 log = logging.getLogger(__name__)
 
 # Both go into the provenance keys: a higher version, or another release of a library, means that units are done anew.
-VERSION = 1
-LIBRARIES = ("av", "opencv-contrib-python", "numpy", "ai-edge-litert")
+VERSION = 2
+LIBRARIES = ("av", "decord2", "opencv-contrib-python", "numpy", "ai-edge-litert")
 GONE = "packed; its source is no longer in SOURCE"
-_WHOLE_FILE_LIMIT_S = 1800.0
+_LEAST_LIMIT_S = 600.0
+_MOST_LIMIT_S = 30 * 86_400.0  # longer than anything takes, whatever an extent says
+_UNKNOWN_S = 3600.0  # length that a source of which no length is known is taken for
+_PIXELS = 1920 * 1080  # of the frames that the factors in `_time_limit` were measured with
+_FIRST_PASS = 0.25  # share of the first pass in a unit's time, about
 _SHOWN_PROBLEMS = 20
 
 
@@ -212,7 +223,7 @@ def plan_ingest(
         place: Path of SOURCE (`source`), the same on every node, and whether its links may lead out (`follow_links`).
         settings: Parameters of the job.
         detector: SHA-256 of the face detector.
-        time_limit_s: Wall-clock limit of a unit in seconds; None: from the length of its clip.
+        time_limit_s: Wall-clock limit of a unit in seconds; None: from its clip and its source.
     """
     libraries = library_versions(*LIBRARIES)
     units = []
@@ -238,23 +249,37 @@ def plan_ingest(
                 payload={
                     "row": row.to_json(),
                     **place,
-                    "fingerprint": asdict(content),
+                    "fingerprint": asdict(replace(content, extent=None)),
                     "settings": asdict(settings),
                     "detector_sha256": detector,
                 },
                 source=row.source,
-                time_limit_s=time_limit_s or _time_limit(row),
+                time_limit_s=time_limit_s or _time_limit(row, content),
+                frames=round(_seconds(row, content.extent or UNKNOWN) * FPS),
             )
         )
     return units
 
 
-def _time_limit(row: CatalogRow) -> float:
-    """Default wall-clock limit of a clip's unit in seconds."""
-    if row.end_s is None:
-        return _WHOLE_FILE_LIMIT_S
-    # Decoding starts at a keyframe before the interval; ten times real time covers 1080p on a slow core.
-    return 120.0 + 10.0 * (row.end_s - (row.start_s or 0.0))
+def _seconds(row: CatalogRow, extent: Extent) -> float:
+    """Length of a clip in seconds, as far as row or source tell it; else 0."""
+    if row.end_s is not None:
+        return max(0.0, row.end_s - (row.start_s or 0.0))
+    whole = extent.frames / row.frame_fps if row.frame_fps else extent.seconds
+    return max(0.0, whole - (row.start_s or 0.0))
+
+
+def _time_limit(row: CatalogRow, content: Fingerprint) -> float:
+    """Default wall-clock limit of a clip's unit in seconds, many times what it takes on a slow core.
+
+    Ten times real time for frames of 1080p at 25 fps, and more for larger or more frames; twice real time for what may
+    have to be decoded before the clip; and the time to read the file some times over a slow mount.
+    """
+    extent = content.extent or UNKNOWN
+    seconds = _seconds(row, extent) or _UNKNOWN_S
+    load = max(1.0, extent.width * extent.height / _PIXELS) * max(1.0, (row.frame_fps or extent.fps) / FPS)
+    limit = _LEAST_LIMIT_S + load * (10.0 * seconds + 2.0 * (row.start_s or 0.0)) + (content.size or 0) / 5e6
+    return min(limit, _MOST_LIMIT_S)
 
 
 # --- in a worker ------------------------------------------------------------------------------------------------------
@@ -280,18 +305,50 @@ def run(storage: Storage, unit: Unit) -> Output:
     # Where the source really lies: since the catalog was made, it may have become a link out of SOURCE.
     follow = unit.payload["follow_links"]
     path = locate(folder, row.source, follow_links=follow)
-    # Cut and crop. The source is checked afterwards: a file that was still being written may have changed meanwhile.
-    pieces = list(ingest_clip(row, path, settings, detector, unit.pkey, inside=None if follow else folder))
-    if known.sha256 is not None and has_changed(folder, known, follow_links=follow):
-        raise SourceChangedError(f"{folder / row.source} changed while it was ingested: run again when it is complete")
-    # Each piece is a sample or has a reason.
-    output = Output(details=_about(row))
-    for piece in pieces:
-        if piece.contents is not None:
-            output.contents.append((piece.key, piece.num_frames, dict(piece.contents)))
-        elif piece.rejection is not None:
-            output.rejected.append(RejectedPiece(key=piece.key, rejection=piece.rejection))
-    return output
+    # Cut and crop; each piece goes to the disk at once, as a sample or with its reason. The source is checked before
+    # anything of that counts: a file that was still being written may have changed meanwhile.
+    watched = _WatchedDetector(detector, settings.detect_every)
+    notes: dict[str, list[str]] = {}
+    with OutputTar(storage, unit.job, unit.key, unit.pkey) as tar:
+        for piece in ingest_clip(row, path, settings, watched, unit.pkey, inside=None if follow else folder):
+            if piece.contents is not None:
+                tar.add(piece.key, piece.num_frames, piece.contents)
+            elif piece.rejection is not None:
+                tar.rejected.append(RejectedPiece(key=piece.key, rejection=piece.rejection))
+            if piece.notes:
+                notes[piece.key] = list(piece.notes)
+            watched.count_piece(piece.num_frames)
+        if known.sha256 is not None and has_changed(folder, known, follow_links=follow):
+            raise SourceChangedError(
+                f"{folder / row.source} changed while it was ingested: run again when it is complete"
+            )
+    return Output(stored=tar.record(), details=_about(row) | ({outcomes.NOTES: notes} if notes else {}))
+
+
+class _WatchedDetector:
+    """The face detector, by whose calls the progress of the first pass over a clip is known.
+
+    What is reported goes from 0 to the clip's length; the second pass, which encodes, counts for the most of it.
+    """
+
+    def __init__(self, detector: Detector, every: int) -> None:
+        self._detector, self._every = detector, every
+        self._frames = 0.0
+
+    def detect(self, frame: np.ndarray, *, small_faces: bool = False) -> Sequence[FoundFace]:
+        """Faces in an image; see `FaceDetector.detect`."""
+        # Small faces are searched for in whole frames only: one in so many is looked at.
+        if small_faces:
+            self._count(_FIRST_PASS * self._every)
+        return self._detector.detect(frame, small_faces=small_faces)
+
+    def count_piece(self, num_frames: int) -> None:
+        """Count a piece that the second pass has ended."""
+        self._count((1 - _FIRST_PASS) * num_frames)
+
+    def _count(self, frames: float) -> None:
+        self._frames += frames
+        report_frames(int(self._frames))
 
 
 def _about(row: CatalogRow) -> dict[str, Any]:

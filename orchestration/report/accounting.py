@@ -16,11 +16,12 @@ import csv
 import io
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from annotate.filters import judge
 from ingest.source_listing import display_path
+from orchestration.outcomes import clip_notes
 from orchestration.report.state import DataState
 from orchestration.units.records import QuarantineRecord, RejectedPiece, SampleRecord, UnitRecord
 from talkinghead.schema import CatalogRow, SampleIndex
@@ -32,7 +33,7 @@ JOBS: tuple[Job, ...] = ("source", "ingest", "annotate", "pack", "filter")
 """In the order in which an input passes them; an outcome names the one that decided it."""
 
 MISSING_SOURCE = "missing_source"
-CSV_HEADER = ("input", "key", "outcome", "reason", "score", "keys")
+CSV_HEADER = ("input", "key", "outcome", "reason", "score", "keys", "notes")
 _EXAMPLES = 3
 
 
@@ -53,6 +54,8 @@ class PieceOutcome:
     """More about the reason, for people."""
     frames: int = 0
     """Length of the piece."""
+    notes: tuple[str, ...] = ()
+    """What is unusual about its source, a line each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +74,11 @@ class InputOutcome:
     def keys(self) -> list[str]:
         """Keys of the kept samples that this input gave."""
         return [piece.key for piece in self.pieces if piece.fate == "sample"]
+
+    @property
+    def notes(self) -> list[str]:
+        """Notes on its pieces, each line once."""
+        return list(dict.fromkeys(note for piece in self.pieces for note in piece.notes))
 
     @property
     def input(self) -> str:
@@ -135,7 +143,7 @@ class Accounting:
             score = "" if outcome.score is None else f"{outcome.score:.6g}"
             texts = (outcome.input, outcome.row.key, outcome.fate, outcome.reason or "", " ".join(outcome.keys))
             name, key, fate, reason, keys = map(_no_formula, texts)
-            writer.writerow((name, key, fate, reason, score, keys))
+            writer.writerow((name, key, fate, reason, score, keys, _no_formula("; ".join(outcome.notes))))
         # File names may hold bytes that are no UTF-8 (surrogates, in Python): escape them.
         return text.getvalue().encode("utf-8", "backslashreplace")
 
@@ -185,6 +193,7 @@ def _input_outcome(row: CatalogRow, state: DataState, index: dict[str, SampleInd
         return InputOutcome(
             row=row, fate="rejected", job="ingest", reason="nothing_put_out", detail="the record lists no piece"
         )
+    pieces = [replace(piece, notes=tuple(clip_notes(ingested, piece.key))) for piece in pieces]
     decisive = _decisive(pieces)
     return InputOutcome(
         row=row,

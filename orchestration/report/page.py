@@ -12,6 +12,7 @@ from orchestration.report.diff import VersionDifference, compare_versions
 from orchestration.report.images import choose, clip_strip, contact_tile
 from orchestration.report.state import DataState
 from orchestration.report.summary import summarise
+from orchestration.report.unusual import count_notes
 from orchestration.report.view import Images, render_page
 from shards.index import read_index
 from shards.manifest import find_manifest, read_manifest
@@ -27,6 +28,7 @@ INPUTS = f"{dataroot.REPORT_FOLDER}/inputs.csv"
 MOST_TILES = 40
 MOST_STRIPS = 12
 MOST_REJECTED_TILES = 16
+MOST_UNUSUAL_TILES = 16
 
 Look = TypeVar("Look")
 
@@ -81,6 +83,10 @@ def look_at_samples(storage: Storage, state: DataState, accounting: Accounting) 
     for row in state.index:
         if row.key in left_out:
             by_reason.setdefault(row.reason or "", []).append(row)
+    # One sample for each kind of note, the most frequent kinds first.
+    rows = {row.key: row for row in state.index}
+    firsts = [count.examples[0]["key"] for count in count_notes(accounting)]
+    unusual = [rows[key] for key in dict.fromkeys(firsts) if key in rows]
     # Rounded up, so that few reasons fill the row of images.
     share = -(-MOST_REJECTED_TILES // max(len(by_reason), 1))
     rejected = [row for reason in sorted(by_reason) for row in choose(by_reason[reason], share)]
@@ -88,6 +94,7 @@ def look_at_samples(storage: Storage, state: DataState, accounting: Accounting) 
         tiles=look(contact_tile, kept),
         strips=look(clip_strip, kept[:MOST_STRIPS]),
         rejected=look(contact_tile, rejected[:MOST_REJECTED_TILES]),
+        unusual=look(contact_tile, unusual[:MOST_UNUSUAL_TILES]),
         errors=sorted(set(errors)),
     )
 

@@ -14,6 +14,10 @@ pending                 inputs without an outcome yet; 0 when every job is finis
 samples                 kept samples; one input may give several (its pieces)
 pieces                  {total, sample, rejected, quarantined, pending, rejected_reasons, quarantined_causes}: the
                         same account by piece; an input that gave none is not in it
+notes                   [{kind, inputs, samples, left_out, examples: [{key, note}]}], what was unusual about the sources
+                        and how it was handled, by kind; `left_out` are the pieces that are no samples
+unusual_scores          [{score, title, above, samples, left_out, largest}], scores of which samples have a value above
+                        that of ordinary clips
 funnel                  [{job, passed, lost: [{outcome, reason, inputs}]}]
 frames, hours           length of the kept samples, at 25 frames per second
 frames_indexed          frames of all samples in the index, kept or not
@@ -59,6 +63,7 @@ from orchestration.report.accounting import FATES, Accounting, count_reasons
 from orchestration.report.columns import column_errors, column_numbers, fit_errors, fit_numbers
 from orchestration.report.diff import VersionDifference
 from orchestration.report.state import DataState
+from orchestration.report.unusual import count_notes, count_scores
 from orchestration.units.records import UnitRecord
 from shards.manifest import DatasetManifest, ShardEntry
 from talkinghead.files.storage import Storage
@@ -118,6 +123,8 @@ def summarise(
             "rejected_reasons": count_reasons(pieces, "rejected"),
             "quarantined_causes": count_reasons(pieces, "quarantined"),
         },
+        "notes": [count.to_json() for count in count_notes(accounting)],
+        "unusual_scores": count_scores(state.index),
         "funnel": funnel,
         **_size(kept),
         "frames_indexed": sum(row.num_frames for row in state.index),

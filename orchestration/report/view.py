@@ -19,7 +19,9 @@ from orchestration.report.charts import sparkline_svg, waveform_svg
 from orchestration.report.column_view import MOST_FITS, column_views, fact_text
 from orchestration.report.distributions import charts
 from orchestration.report.images import EmbeddedImage, Strip, Tile
+from orchestration.report.reasons import REASONS
 from orchestration.report.state import DataState
+from orchestration.report.unusual import note_kind
 from orchestration.units.records import Attempt, QuarantineRecord
 from talkinghead.schema import SampleIndex
 
@@ -27,6 +29,7 @@ from talkinghead.schema import SampleIndex
 MOST_REJECTED_ROWS = 60
 MOST_PER_REASON = 8
 MOST_PER_CAUSE = 20
+MOST_KINDS = 40
 TRACE_CHARACTERS = 4000
 
 FATE_WORDS = {"sample": "became samples", "rejected": "rejected", "quarantined": "quarantined", "pending": "pending"}
@@ -49,6 +52,8 @@ class Images:
     """Some of them over time."""
     rejected: Sequence[Tile] = ()
     """Samples that were annotated and not kept."""
+    unusual: Sequence[Tile] = ()
+    """Samples whose source was unusual, one for each kind of note."""
     errors: list[str] = field(default_factory=list)
     """Samples that could not be read."""
 
@@ -105,6 +110,7 @@ def render_page(
     folder = Path(__file__).parent
     environment = Environment(loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined)
     environment.filters.update(number=number_text, bytes=bytes_text, duration=duration_text, decimal=decimal_text)
+    environment.filters["note_kind"] = note_kind
     # What the sections show, and which of them there are: the contents list and the page agree by `present`.
     strips, mouth_top, yaw_top = _strip_views(images.strips)
     histograms = charts(state.index, state.filters)
@@ -117,6 +123,7 @@ def render_page(
         "faces": ("Faces", images.tiles),
         "clips": ("Clips", strips),
         "scores": ("Scores", histograms),
+        "unusual": ("Unusual", summary["notes"] or summary["unusual_scores"]),
         "rejected": ("Left out", reasons),
         "columns": ("Derived columns", columns or summary["fits"]),
         "quarantine": ("Quarantine", quarantine),
@@ -140,7 +147,10 @@ def render_page(
         yaw_top=yaw_top,
         charts=histograms,
         has_limits=any(chart.limits for chart in histograms),
+        notes=summary["notes"][:MOST_KINDS],
+        unusual_tiles=images.unusual,
         reasons=list(reasons),
+        sentences=REASONS,
         rejected_tiles=images.rejected,
         rejected_rows=rejected_rows,
         columns=columns,

@@ -94,7 +94,7 @@ def build(root: Path) -> Storage:
                 annotation=annotation_members(key, arrays),
                 split="val" if speaker == "eve" else "train",
                 split_group=speaker,
-                scores={"audio_missing": 0.0, "audio_silent": float(not audio.any())},
+                scores={"audio_missing": 0.0, "audio_silent": float(not audio.any()), "audio_padded_fraction": 0.0},
             )
         )
     return pack_data(root, clips, min_shards=3)

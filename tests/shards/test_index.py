@@ -54,6 +54,7 @@ def test_round_trip(tmp_path_factory, shape):
             annotation=[] if not keep else row().annotation,
             scores={"sharpness": 1.0 * ordinal} | ({"late": 2.0} if shard else {}),
             labels={"mood": ("happy", "très triste")[ordinal % 2]} | ({"late": "yes"} if shard else {}),
+            notes=["deinterlaced", "2 broken packets skipped"][: ordinal % 3],
         )
         for shard, (count, keep, split) in enumerate(shape)
         for ordinal in range(count)
@@ -81,6 +82,30 @@ def test_an_index_without_labels_keeps_its_bytes(tmp_path):
     ]
     _, sha256 = write_index(Storage(tmp_path), build_index("v1", rows))
     assert sha256 == "564938d19769dd86e22af75c1b7b877dc216f112c6805acaa437408266f97f12"
+
+
+def test_notes(tmp_path):
+    storage = Storage(tmp_path)
+    rows = [row(0, 0), row(0, 1, notes=["hlg tone-mapped to BT.709", "äh…"]), row(1, 0, notes=["deinterlaced"])]
+    path, sha256 = write_index(storage, build_index("v1", rows))
+    schema = pq.read_schema(tmp_path / path)
+    assert schema.names[-1] == "notes" and schema.field("notes").nullable
+    index = parse_index(storage.read(path), "v1", path)
+    assert [r.notes for r in index.rows()] == [r.notes for r in rows] == [index.row(i).notes for i in range(3)]
+    assert write_index(storage, index) == (path, sha256)
+    # Without notes there is no column, so that the bytes are those of an index from before there were notes.
+    plain = [dataclasses.replace(r, notes=[]) for r in rows]
+    bare, _ = write_index(storage, build_index("v1", plain))
+    assert "notes" not in pq.read_schema(tmp_path / bare).names
+    assert [r.notes for r in parse_index(storage.read(bare), "v1", bare).rows()] == [[], [], []]
+
+
+@pytest.mark.parametrize("note", ["", "a\nb", "\x1b[2J", "x" * 501])
+def test_a_note_is_a_short_printable_line(note):
+    with pytest.raises(ValueError, match=r"a note is .*, must have 1 to 500 printable characters"):
+        build_index("v1", [row(0, 0, notes=["fine", note])])
+    with pytest.raises(ValueError, match="has more than 64 notes"):
+        build_index("v1", [row(0, 0, notes=["fine"] * 65)])
 
 
 def test_labels(tmp_path):

@@ -61,6 +61,16 @@ def with_labels(count: int) -> Change:
     return changed
 
 
+def with_notes(*notes: str | None, kind: pa.DataType | None = None) -> Change:
+    """Notes on one row, next to a row with a good one and a row without."""
+
+    def changed(table: pa.Table) -> pa.Table:
+        values = [list(notes), *[["fine"]] * (len(table) - 2), None]
+        return table.append_column("notes", pa.array(values, kind or pa.list_(pa.string())))
+
+    return changed
+
+
 def with_header(**changes: object) -> Change:
     def changed(table: pa.Table) -> pa.Table:
         header = json.loads(table.schema.metadata[METADATA]) | changes
@@ -120,6 +130,12 @@ STRANGE: dict[str, tuple[Change, str]] = {
     "label of a thousand letters": (with_label("a", "ü" * 1000), "must have 1 to 200 printable characters"),
     "label empty": (with_label("a", ""), "label a is '', must have"),
     "many labels": (with_labels(65), "it has 65 labels, may have 64"),
+    "note with an escape": (with_notes("fine", "\x1b[2J"), r"a note is '\x1b[2J', must have"),
+    "note of a thousand letters": (with_notes("ü" * 1000), "must have 1 to 500 printable characters"),
+    "note empty": (with_notes(""), "a note is '', must have"),
+    "note null": (with_notes(None), "a note is '', must have"),
+    "many notes": (with_notes(*["fine"] * 65), "a row has 65 notes, may have 64"),
+    "notes' type": (with_notes(kind=pa.list_(pa.large_string())), "column 'notes' is list<"),
     "no header": (lambda table: table.replace_schema_metadata({}), "not an index"),
     "header no JSON": (lambda table: table.replace_schema_metadata({METADATA: "{"}), "is no JSON"),
     "header a list": (lambda table: table.replace_schema_metadata({METADATA: "[]"}), "has schema None"),

@@ -71,6 +71,8 @@ class Clip:
     message: str = "the file is cut short"
     reason: str = "no_face"
     rejected: tuple[RejectedPiece, ...] = ()
+    notes: Mapping[str, list[str]] | None = None
+    """Key of a piece → its notes; None: a record of a release before there were notes."""
 
     @property
     def made(self) -> tuple[Piece, ...]:
@@ -205,9 +207,10 @@ def ingest_state(clip: Clip) -> UnitState:
     if clip.kind == "unreadable":
         attempt = Attempt(cause="error:InvalidDataError", message=clip.message, trace="Traceback\n  <av>", alone=True)
         return QuarantineRecord(job="ingest", key=clip.key, pkey=pkey, source=clip.source or "", attempts=[attempt])
+    details = {} if clip.notes is None else {"notes": dict(clip.notes)}
     if clip.kind == "uncut":
         rejected = [RejectedPiece(key=clip.key, rejection=Rejection(reason=clip.reason, score=0.02, detail="2 %"))]
-        return UnitRecord(job="ingest", key=clip.key, pkey=pkey, rejected=rejected, cpu_seconds=0.5)
+        return UnitRecord(job="ingest", key=clip.key, pkey=pkey, rejected=rejected, cpu_seconds=0.5, details=details)
     if clip.kind == "missing" or (clip.kind == "waiting" and not clip.pieces):
         return None
     frames = sum(piece.num_frames for piece in clip.made)
@@ -222,6 +225,7 @@ def ingest_state(clip: Clip) -> UnitState:
         frames=frames,
         seconds=frames * 0.02,
         cpu_seconds=frames * 0.018,
+        details=details,
     )
 
 
@@ -289,4 +293,5 @@ def _index_row(clip: Clip, piece: Piece, number: int, media: list[Member], annot
         media=media,
         annotation=annotation,
         scores=dict(piece.scores or {}),
+        notes=list((clip.notes or {}).get(piece.key, ())),
     )

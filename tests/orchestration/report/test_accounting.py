@@ -100,10 +100,18 @@ def test_the_table_has_a_line_per_input_and_keeps_awkward_names() -> None:
     source = 'a "quoted", <b>&\n=cmd.mp4'
     clips = [Clip(key="a", source=source), Clip(key="b", kind="filtered")]
     lines = list(csv.DictReader(io.StringIO(account(make_state(clips)).csv().decode(), newline="")))
-    assert list(lines[0]) == ["input", "key", "outcome", "reason", "score", "keys"]
+    assert list(lines[0]) == ["input", "key", "outcome", "reason", "score", "keys", "notes"]
     assert lines[0]["input"] == "folder:" + source.replace("\n", "\\n") + "@1.5-"
     assert [line["outcome"] for line in lines] == ["sample", "rejected"]
     assert (lines[0]["keys"], lines[1]["reason"], lines[1]["score"]) == ("a", "small_face", "81.5")
+
+
+def test_the_table_has_the_notes_of_an_input_once() -> None:
+    pieces = (Piece(key="a-cut00"), Piece(key="a-cut01", kind="filtered"))
+    notes = {"a-cut00": ["=deinterlaced", "1 s is missing"], "a-cut01": ["=deinterlaced"]}
+    clips = [Clip(key="a", pieces=pieces, notes=notes), Clip(key="old")]
+    lines = list(csv.DictReader(io.StringIO(account(make_state(clips)).csv().decode(), newline="")))
+    assert [line["notes"] for line in lines] == ["'=deinterlaced; 1 s is missing", ""]
 
 
 @pytest.mark.parametrize("text", ["=cmd|'/C calc'!A0", "+1+cmd", "-1+cmd", "@SUM(1)", "\t=1", "\r=1"])
