@@ -20,9 +20,9 @@ from talkinghead.face.model import FaceModel
 from talkinghead.geometry.canonical import canonical_face
 from talkinghead.geometry.face_mesh import metric_mesh
 from talkinghead.geometry.pose import matrix_from_pose, pose_from_matrix
-from talkinghead.media.frame_clock import constant_rate
+from talkinghead.media.frame_clock import constant_rate, gap_between
 from talkinghead.media.limits import check_sound
-from talkinghead.media.media_file import probe
+from talkinghead.media.source_frame import SourceFrame
 from talkinghead.media.video_source import VideoSource
 from talkinghead.timebase import FPS
 
@@ -98,13 +98,13 @@ def read_driving_clip(
 
 def _read(path: Path, model: FaceModel, limit: int | None, on_frame: Callable[[int], None] | None) -> DrivingClip:
     """As `read_driving_clip`, with the most frames to read in place of seconds."""
-    audio = probe(path).audio
-    if audio is not None:
-        check_sound(str(path), audio.rate, audio.channels)  # it goes into the result, after hours of work
-
     # Landmarks of every frame, [F, N, 3]; cuts and further faces are noticed in the same pass over the images.
     checks = _Checks(model)
     with VideoSource(path) as source:
+        if (audio := source.audio) is not None:
+            check_sound(str(path), audio.rate, audio.channels)  # it goes into the result, after hours of work
+        for note in source.timeline.notes():
+            log.warning("warning: the driving video %s: %s", path, note)
         width, height = source.info.width, source.info.height
         images = _images(source, limit, checks, on_frame)
         found = make_engine(DEFAULT_ENGINE, model)(images if limit is not None else _up_to_longest(images, path))
@@ -114,6 +114,9 @@ def _read(path: Path, model: FaceModel, limit: int | None, on_frame: Callable[[i
     if not found.valid.any():
         raise ValueError(f"no face was found in the first {len(points)} frames of the driving video {path}")
     checks.warn(path, points)
+    # Landmarks of a torn image are anywhere: for a moment without them, `bridged` finds better ones.
+    blendshapes, unusable = found.blendshapes, _short_damage(checks.damaged, found.valid)
+    points[unusable] = blendshapes[unusable] = np.nan
 
     # Mesh [F, 468, 3] and pose [F, 4, 4], fitted to the landmarks. Landmarks are normalised, so the size of the video
     # and not that of the reduced images counts.
@@ -127,11 +130,27 @@ def _read(path: Path, model: FaceModel, limit: int | None, on_frame: Callable[[i
         path=path,
         mesh=mesh,
         pose_matrix=pose_matrix,
-        blendshapes=found.blendshapes,
+        blendshapes=blendshapes,
         width=width,
         height=height,
         has_audio=audio is not None,
     )
+
+
+def _short_damage(damaged: list[bool], valid: np.ndarray) -> np.ndarray:
+    """Damaged frames that can be bridged, `[F]` bool: in a longer stretch, poor landmarks are better than none.
+
+    Args:
+        damaged: Whether each frame's image was damaged.
+        valid: Frames with a face, `[F]` bool.
+    """
+    usable = valid & ~np.array(damaged, bool)
+    unusable = np.zeros(len(usable), bool)
+    if usable.any():
+        for begin, end in _gaps(usable):
+            if (end - begin) / FPS <= LONGEST_GAP_S:
+                unusable[begin:end] = True
+    return unusable
 
 
 def _up_to_longest(images: Iterator[np.ndarray], path: Path) -> Iterator[np.ndarray]:
@@ -161,27 +180,32 @@ def _images(
     frames = itertools.chain(itertools.repeat(first, late + 1), shown)
     for number, frame in enumerate(itertools.islice(frames, limit), 1):
         image = frame.image if shrink == 1.0 else frame.reduced(*size)
-        checks.add(image)
+        checks.add(frame, image)
         yield image
         if on_frame is not None:
             on_frame(number)
 
 
 class _Checks:
-    """Checks on the frames of a driving video, one after the other, for cuts and for more than one face."""
+    """Checks on the frames of a driving video, one after the other: cuts, more than one face, damage."""
 
     def __init__(self, model: FaceModel) -> None:
         self._cuts = CutDetector(CutSettings())
         self._detector = FaceDetector(model)
-        self._frames = self._looks = self._several = 0
+        self._looks = self._several = 0
+        self._new: SourceFrame | None = None  # the last frame that is no copy of the one before
+        self.damaged: list[bool] = []
+        """Whether each frame was damaged before it was decoded."""
 
-    def add(self, frame: np.ndarray) -> None:
-        """Take the next frame, RGB uint8 `[H, W, 3]`."""
-        self._cuts.add(frame)
-        if self._frames % _LOOK_EVERY == 0:
+    def add(self, frame: SourceFrame, image: np.ndarray) -> None:
+        """Take the next frame, and its image, RGB uint8 `[H, W, 3]`."""
+        # Where frames are missing or repeated, what moves has moved farther: that is no cut.
+        if self._cuts.add(image, 1.0 if self._new is None else gap_between(self._new, frame)):
+            self._new = frame
+        if len(self.damaged) % _LOOK_EVERY == 0:
             self._looks += 1
-            self._several += len(self._detector.detect(frame)) > 1
-        self._frames += 1
+            self._several += len(self._detector.detect(image)) > 1
+        self.damaged.append(frame.damaged)
 
     def warn(self, path: Path, points: np.ndarray) -> None:
         """Log a warning for each thing that was noticed.
@@ -197,6 +221,15 @@ class _Checks:
                 " twisted; take one shot of it (--limit-seconds, or cut the video)",
                 path,
                 times,
+            )
+        if damaged := sum(self.damaged):
+            log.warning(
+                "warning: the driving video %s is damaged in %d of %d frames: its motion is interpolated there, or poor"
+                " where that lasts for more than %g s; take another copy of it",
+                path,
+                damaged,
+                len(self.damaged),
+                LONGEST_GAP_S,
             )
         if self._several > _MANY_LOOKS * self._looks:
             # The landmarks tell which of the faces was followed: where it is across the image.

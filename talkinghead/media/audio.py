@@ -16,17 +16,16 @@ from typing import Literal
 
 import av.container
 import numpy as np
-from av.audio.frame import AudioFrame
 from av.audio.stream import AudioStream
 
 from talkinghead.media.errors import UnreadableMediaError
 from talkinghead.media.limits import check_sound
 from talkinghead.media.media_file import MediaFile, name_of
-from talkinghead.media.mono import Mix, plain_mix
-from talkinghead.media.sound_frames import channels_of, layout_of, open_sound, seek, sound_frames, timeline_of
+from talkinghead.media.mono import Mix
+from talkinghead.media.sound_frames import open_sound, seek, sound_frames
 from talkinghead.media.sound_runs import MixKey, Sound, join_runs
 from talkinghead.media.sound_survey import read_mixes
-from talkinghead.media.timeline import Timeline
+from talkinghead.media.timeline import Timeline, read_timeline
 from talkinghead.timebase import SAMPLE_RATE, sample_at
 
 SILENCE_PEAK = 1e-3
@@ -102,7 +101,7 @@ def read_audio(
     with open_sound(file) as (_, stream):
         if stream is None:
             return _missing(num_samples)
-    timeline = timeline or timeline_of(file)
+    timeline = timeline or read_timeline(file)
     mixes = read_mixes(file, timeline) if mixes is None else mixes
     with open_sound(file) as (container, stream):
         assert stream is not None
@@ -143,7 +142,7 @@ def read_sound(file: MediaFile, seconds: float | None = None) -> WholeAudio:
     with open_sound(file) as (_, stream):
         if stream is None:
             raise UnreadableMediaError("no_audio", f"{name_of(file)} has no audio stream")
-    timeline = timeline_of(file)
+    timeline = read_timeline(file)
     mixes = read_mixes(file, timeline)
     with open_sound(file) as (container, stream):
         assert stream is not None
@@ -197,16 +196,6 @@ def _read(
     if begin_s is not None and begin_s - _PREROLL_S > 0 and timeline.is_plain:
         seek(container, stream, begin_s - _PREROLL_S)
     return join_runs(sound_frames(container, stream, timeline, name), mixes, wanted, begin_s, end_s, name)
-
-
-def to_mono(frame: AudioFrame) -> np.ndarray:
-    """A decoded frame as mono float32 `[N]`, full scale = 1, about whose file nothing is known.
-
-    Raises:
-        ValueError: More than 8 planar channels.
-    """
-    samples, _ = channels_of(frame)
-    return plain_mix(len(samples), layout_of(frame)).apply(samples)
 
 
 def encode_wav(samples: np.ndarray) -> bytes:

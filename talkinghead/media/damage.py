@@ -117,13 +117,18 @@ class TornLook:
 
     def __init__(self) -> None:
         self._before: np.ndarray | None = None
+        self._borders: _BlockBorders | None = None
 
     def is_torn(self, frame: VideoFrame) -> bool:
         """Whether the next image is torn; the first one never is."""
         luma = _luma(frame)
         if luma is None:
             return False
-        now, before = _blockiness(luma), self._before
+        if not luma.size:
+            return False
+        if self._borders is None or self._borders.shape != luma.shape:
+            self._borders = _BlockBorders(luma.shape)
+        now, before = self._borders.blockiness(luma), self._before
         self._before = now
         if before is None or before.shape != now.shape or now.size < _TORN_CELLS:
             return False
@@ -144,20 +149,36 @@ def _luma(frame: VideoFrame) -> np.ndarray | None:
     return (values >> (bits - 8)).astype(np.uint8)
 
 
-def _blockiness(luma: np.ndarray) -> np.ndarray:
-    """How much block borders stand out in each cell, levels, float `[H / 32, W / 32]`."""
-    if not luma.size:
-        return np.zeros((0, 0))
-    return (_across_rows(luma) + _across_rows(cv2.transpose(np.ascontiguousarray(luma))).T) / 2
+class _BlockBorders:
+    """Measure of block borders in images of one size.
+
+    It keeps the memory that it works in: new memory for each image, first touched there, would cost half as much again.
+
+    Args:
+        shape: Height and width of the images, multiples of `_CELL`.
+    """
+
+    def __init__(self, shape: tuple[int, int]) -> None:
+        self.shape = shape
+        height, width = shape
+        self._turned = np.empty((width, height), np.uint8)  # the image on its side
+        self._upright_rows, self._turned_rows = (
+            np.zeros((3, rows // _GRID, columns), np.int16) for rows, columns in (shape, shape[::-1])
+        )
+
+    def blockiness(self, luma: np.ndarray) -> np.ndarray:
+        """How much borders stand out in each cell of an image, levels: uint8 `[H, W]` → float `[H / 32, W / 32]`."""
+        cv2.transpose(luma, self._turned)
+        return (_across_rows(luma, self._upright_rows) + _across_rows(self._turned, self._turned_rows).T) / 2
 
 
-def _across_rows(luma: np.ndarray) -> np.ndarray:
-    """The same for borders between rows alone, uint8 `[H, W]` → float `[H / 32, W / 32]`."""
+def _across_rows(luma: np.ndarray, memory: np.ndarray) -> np.ndarray:
+    """The same for borders between rows alone; memory: int16 `[3, H / 8, W]`."""
     # Rows around the middle of a block, and around the border between two blocks, each [H / 8, W].
     a, b, c, d, e, f, g, h = (luma[row::_GRID] for row in range(_GRID))
-    middle = _steps(c, d, e, f)
-    border = np.zeros_like(middle)  # the image's own border is none
-    border[1:] = _steps(g[:-1], h[:-1], a[1:], b[1:])
+    middle, border, other = memory
+    _steps(c, d, e, f, middle, other)
+    _steps(g[:-1], h[:-1], a[1:], b[1:], border[1:], other[1:])  # the image's own border, the first row, is none
     # Mean over each cell: 4 rows of blocks, but the uppermost cells have 3 borders.
     size = luma.shape[1] // _CELL, luma.shape[0] // _CELL
     inside, across = (cv2.resize(s, size, interpolation=cv2.INTER_AREA) / np.float32(_SCALE) for s in (middle, border))
@@ -165,11 +186,14 @@ def _across_rows(luma: np.ndarray) -> np.ndarray:
     return across - (1 + _TEXTURE_SHARE) * inside
 
 
-def _steps(a: np.ndarray, b: np.ndarray, c: np.ndarray, d: np.ndarray) -> np.ndarray:
-    """Steps from rows `b` to `c` beyond the slope of their surroundings `a .. d`, 1 / 32 levels, int16 `[N, W]`."""
-    steps = cv2.subtract(c, b, dtype=cv2.CV_16S)
+def _steps(a: np.ndarray, b: np.ndarray, c: np.ndarray, d: np.ndarray, steps: np.ndarray, other: np.ndarray) -> None:
+    """Steps from rows `b` to `c` beyond the slope of their surroundings `a .. d`, 1 / 32 levels, into `steps`.
+
+    All are `[N, W]`, `steps` and `other` int16; `other` is memory to work in.
+    """
+    cv2.subtract(c, b, steps, dtype=cv2.CV_16S)
+    cv2.subtract(a, d, other, dtype=cv2.CV_16S)
     steps *= 3
-    steps += cv2.subtract(a, d, dtype=cv2.CV_16S)
+    steps += other
     np.abs(steps, out=steps)  # at most 4 x 255
     steps *= _SCALE // 2
-    return steps

@@ -37,8 +37,8 @@ def constant_rate(frames: Iterable[T], start_s: float, end_s: float | None, tick
     or `end_s`, whichever comes first.
 
     Args:
-        frames: Source frames in presentation order; the first must not be later than `start_s`. A frame that goes back
-            in time is left out.
+        frames: Source frames in presentation order; the first one is shown from `start_s` on, also where it is later.
+            A frame that goes back in time is left out.
         start_s: Time of output frame 0, seconds.
         end_s: End of the interval, exclusive, seconds; None: to the end of the source.
         tick_s: Resolution of the source's time stamps, seconds.
@@ -57,7 +57,6 @@ def constant_rate(frames: Iterable[T], start_s: float, end_s: float | None, tick
             k += 1
         if limit is not None and k >= limit:
             return
-        assert shown is not None or frame.time_s <= start_s + tick_s / 2, "the first frame comes after the start"
         shown = frame
     if shown is None:
         return

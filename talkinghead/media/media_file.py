@@ -20,7 +20,8 @@ import av
 import av.container
 from av.audio.stream import AudioStream
 from av.error import FFmpegError
-from av.stream import Disposition
+from av.packet import Packet
+from av.stream import Disposition, Stream
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
@@ -227,7 +228,8 @@ def video_stream(container: av.container.InputContainer, name: str) -> VideoStre
     """
     stream = container.streams.best("video")
     if stream is None or stream.disposition & Disposition.attached_pic:
-        raise UnreadableMediaError("no_video", f"{name} has no video stream")
+        sound = "sound, but " if container.streams.best("audio") else ""
+        raise UnreadableMediaError("no_video", f"{name} has {sound}no video stream")
     video = cast(VideoStream, stream)
     if video.codec_context is None:
         raise UnreadableMediaError("undecodable", f"{name}: there is no decoder for its video stream")
@@ -247,6 +249,24 @@ def audio_stream(container: av.container.InputContainer) -> AudioStream | None:
     return stream
 
 
+def packets_of(container: av.container.InputContainer, *streams: Stream) -> Iterator[Packet]:
+    """All packets of some streams from where the container is, then an empty one for each.
+
+    Raises:
+        FFmpegError: The file ends in the middle.
+    """
+    packets = container.demux(list(streams))
+    while True:
+        try:
+            packet = next(packets, None)
+        except IndexError:
+            # PyAV 18.1 stumbles at the end of a file in which further streams have appeared: all packets were there.
+            return
+        if packet is None:
+            return
+        yield packet
+
+
 def first_frame(container: av.container.InputContainer, stream: VideoStream) -> VideoFrame | None:
     """The first frame that can be decoded, or None; the container is left at the packet after it."""
     return next(_frames(container, stream), None)
@@ -255,7 +275,7 @@ def first_frame(container: av.container.InputContainer, stream: VideoStream) -> 
 def _frames(container: av.container.InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
     """Frames from where the container is, as many as can be decoded."""
     try:
-        for packet in container.demux(stream):
+        for packet in packets_of(container, stream):
             try:
                 yield from cast(list[VideoFrame], packet.decode())
             except FFmpegError:

@@ -61,6 +61,16 @@ class Mix:
             mono = np.where(over > 0, np.sign(mono) * (_KNEE + (1 - _KNEE) * np.tanh(over)), mono)
         return mono.astype(np.float32)
 
+    def stereo(self, samples: np.ndarray) -> np.ndarray:
+        """Channels `[C, N]` → stereo float32 `[2, N]`.
+
+        Stereo stays as it is. Where something is unusual about it, as channels that cancel, and of any other number of
+        channels, both sides get the mono sound: it is what is heard by who listens with one ear, and by the models.
+        """
+        if len(samples) == 2 and self.note is None:
+            return samples.astype(np.float32)
+        return np.repeat(self.apply(samples)[None], 2, axis=0)
+
 
 def to_mono(samples: np.ndarray, layout: tuple[str, ...] | None, rate: int) -> tuple[np.ndarray, str | None]:
     """One channel out of sound that is in memory as a whole, and a note where its channels are unusual.

@@ -22,8 +22,8 @@ from av.error import FFmpegError
 
 from talkinghead.media.byte_clock import ByteClock, frame_bytes
 from talkinghead.media.limits import DECODER_OPTIONS, check_sound
-from talkinghead.media.media_file import MediaFile, audio_stream, open_media, start_of
-from talkinghead.media.timeline import Timeline, read_timeline
+from talkinghead.media.media_file import MediaFile, audio_stream, open_media, packets_of, start_of
+from talkinghead.media.timeline import Timeline
 
 _SAMPLE_TYPES = {"u8": "u1", "s16": "i2", "s32": "i4", "s64": "i8", "flt": "f4", "dbl": "f8"}
 _ABSURD = 1e6  # 120 dB over full scale: no recorder writes it, a damaged file of floats does
@@ -64,37 +64,6 @@ def open_sound(file: MediaFile) -> Iterator[tuple[av.container.InputContainer, A
         yield container, audio_stream(container)
 
 
-def timeline_of(file: MediaFile) -> Timeline:
-    """Clock of a media file by which its sound is read.
-
-    That of `read_timeline`, but for sound without images whose clock only jumps forwards: that is a gap, or packets
-    which are long, and stays so.
-    """
-    if not isinstance(file, Path):
-        file.seek(0)
-    timeline = read_timeline(file)
-    if timeline.is_plain or "video" in timeline.segments[0].first_packets or not _never_goes_back(file):
-        return timeline
-    return replace(timeline, segments=timeline.segments[:1], outliers={}, is_plain=True, _shifts={})
-
-
-def _never_goes_back(file: MediaFile) -> bool:
-    """Whether no packet of the sound has a time before that of the packet in front of it."""
-    with open_sound(file) as (container, stream):
-        if stream is None:
-            return True
-        last: int | None = None
-        try:
-            for packet in container.demux(stream):
-                if packet.dts is not None:
-                    if last is not None and packet.dts < last:
-                        return False
-                    last = packet.dts
-        except FFmpegError:
-            return True  # the file ends in the middle
-    return True
-
-
 def sound_frames(
     container: av.container.InputContainer, stream: AudioStream, timeline: Timeline, name: str
 ) -> Iterator[SoundFrame]:
@@ -116,7 +85,7 @@ def sound_frames(
     origin = timeline.origin_of(container)
     mender = timeline.mender("audio")
     byte_clock = ByteClock() if container.format.name in ByteClock.FORMATS else None
-    packets = container.demux(stream)
+    packets = packets_of(container, stream)
     damaged, lost = False, 0
     while True:
         packet = None

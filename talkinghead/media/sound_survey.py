@@ -11,7 +11,7 @@ import av.container
 from av.audio.stream import AudioStream
 from av.error import FFmpegError
 
-from talkinghead.media.media_file import MediaFile, name_of
+from talkinghead.media.media_file import MediaFile, name_of, packets_of
 from talkinghead.media.mono import ChannelMeter, Mix
 from talkinghead.media.sound_frames import SoundFrame, open_sound, seek, sound_frames
 from talkinghead.media.sound_runs import MixKey, mix_key
@@ -22,6 +22,7 @@ SURVEY_S = 120.0
 
 _PART_S = 5.0  # of each part of a longer file; the parts lie evenly over it
 _PAUSE_S = 0.25  # packets further apart leave a pause that is told; what is lost in between is a matter of damage
+_UNCHANGING = ("wav", "w64", "aiff", "au", "caf", "flac", "avi", "mov", "matroska")  # one header for all packets
 _KEPT = 8  # files whose mixes are remembered: the pieces and clips of one source follow each other
 
 _cache: OrderedDict[tuple[str, int, int, float], dict[MixKey, Mix]] = OrderedDict()
@@ -57,7 +58,7 @@ def read_mixes(file: MediaFile, timeline: Timeline) -> dict[MixKey, Mix]:
 def _measured(file: MediaFile, timeline: Timeline) -> dict[MixKey, Mix]:
     meters: dict[MixKey, ChannelMeter] = {}
     with open_sound(file) as (container, stream):
-        if stream is None or (timeline.is_plain and stream.channels == 1):
+        if stream is None or (stream.channels == 1 and container.format.name.startswith(_UNCHANGING)):
             return {}
         for frame in _survey(container, stream, timeline, name_of(file)):
             key = mix_key(frame)
@@ -109,7 +110,7 @@ def sound_intervals(file: MediaFile, timeline: Timeline) -> list[tuple[float, fl
         if stream is None:
             return []
         origin, mender = timeline.origin_of(container), timeline.mender("audio")
-        packets = container.demux(stream)
+        packets = packets_of(container, stream)
         end = 0.0
         while True:
             try:

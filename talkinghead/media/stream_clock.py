@@ -18,13 +18,14 @@ import numpy as np
 from av.error import FFmpegError
 from av.stream import Disposition, Stream
 
-from talkinghead.media.media_file import audio_stream
+from talkinghead.media.media_file import audio_stream, packets_of
 
 Kind = Literal["video", "audio"]
 
 _BACKWARDS_S = 0.03  # decode times may go back by so little, less than a frame: jitter of sloppy muxers
 _FEW = 12  # at most so many packets in a row are outliers; more are a part with a clock of its own
 _FEW_AT_THE_ENDS = 3  # where only one neighbour says what is right
+_FEW_OF_SOUND_ALONE = 1  # at the ends, where its clock never goes back: it may have paused
 _REORDERING = 17  # most frames between decoding and presentation (H.264: 16)
 _UNUSUAL = 3.0  # times the usual step: an unusual one
 _USUAL_STEP_S = 0.04  # where no stamp says it
@@ -110,7 +111,7 @@ def read_clocks(container: av.container.InputContainer, max_step_s: float) -> di
     # Five numbers a packet.
     rows = {stream.index: tuple(array("q") for _ in range(5)) for stream in streams.values()}
     try:
-        for place, packet in enumerate(container.demux(list(streams.values()))):
+        for place, packet in enumerate(packets_of(container, *streams.values())):
             if packet.size:
                 values = place, packet.dts, packet.pts, packet.duration, packet.is_keyframe
                 for row, value in zip(rows[packet.stream_index], values, strict=True):
@@ -118,15 +119,23 @@ def read_clocks(container: av.container.InputContainer, max_step_s: float) -> di
     except FFmpegError:
         pass  # the file ends in the middle: what was read of it counts
     demuxer = container.format.name
-    return {
+    clocks: dict[Kind, StreamClock] = {
         kind: _clock(kind, stream, [np.frombuffer(row, np.int64) for row in rows[stream.index]], demuxer, max_step_s)
         for kind, stream in streams.items()
         if len(rows[stream.index][0])
     }
+    if len(clocks) > 1 and demuxer in _WRAP:
+        _match_counters(clocks["video"], clocks["audio"], _WRAP[demuxer])
+    for clock in clocks.values():
+        _find_damage(clock, max_step_s, alone=len(clocks) == 1)
+    return clocks
 
 
 def _clock(kind: Kind, stream: Stream, rows: list[np.ndarray], demuxer: str, max_step_s: float) -> StreamClock:
-    """A stream's clock from its packets: places, decode times, presentation times, durations, and which are keys."""
+    """A stream's clock from its packets: places, decode times, presentation times, durations, and which are keys.
+
+    Jumps and outliers are not yet looked for.
+    """
     places, dts, pts, lengths, keys = rows
     wrap = _WRAP.get(demuxer)
     tick = stream.time_base or Fraction(1, 1000)
@@ -148,11 +157,19 @@ def _clock(kind: Kind, stream: Stream, rows: list[np.ndarray], demuxer: str, max
             break
     step_s = float(np.median(steps)) if len(steps) else _USUAL_STEP_S
     backwards_s = _REORDERING * step_s if dts is pts else _BACKWARDS_S
-    clock = StreamClock(kind, tick, places, unwrapped, decode, shown, step_s, backwards_s)
-    if len(known):
-        moved = _find_jumps(clock, known, max_step_s)
-        _find_outliers(clock, moved, max_step_s)
-    return clock
+    return StreamClock(kind, tick, places, unwrapped, decode, shown, step_s, backwards_s)
+
+
+def _match_counters(one: StreamClock, two: StreamClock, wrap: int) -> None:
+    """Where a recording began just before its counter's end, one stream may have begun just after it."""
+    firsts = [clock.decode[np.isfinite(clock.decode)][:_FEW] for clock in (one, two)]
+    if not all(map(len, firsts)):
+        return
+    turns = round(float(np.median(firsts[0]) - np.median(firsts[1])) / float(wrap * one.tick))
+    earlier = two if turns > 0 else one
+    earlier.unwrapped += abs(turns) * wrap
+    earlier.decode += abs(turns) * float(wrap * one.tick)
+    earlier.shown += abs(turns) * float(wrap * one.tick)
 
 
 def _decode_order(pts: np.ndarray, keys: np.ndarray) -> np.ndarray:
@@ -171,13 +188,33 @@ def _decode_order(pts: np.ndarray, keys: np.ndarray) -> np.ndarray:
     return np.concatenate([np.sort(pts[first:end]) for first, end in itertools.pairwise(borders)])
 
 
-def _find_jumps(clock: StreamClock, known: np.ndarray, max_step_s: float) -> np.ndarray:
+def _find_damage(clock: StreamClock, max_step_s: float, *, alone: bool) -> None:
+    """Find a clock's jumps and outliers.
+
+    Args:
+        clock: The stream.
+        max_step_s: Largest step forwards.
+        alone: Whether there is no other stream.
+    """
+    known = np.flatnonzero(np.isfinite(clock.decode))
+    if not len(known):
+        return
+    # Sound that never goes back may have paused, or its packets are long: its steps are gaps.
+    pauses = clock.kind == "audio" and alone and bool((np.diff(clock.decode[known]) >= 0).all())
+    moved = _find_jumps(clock, known, max_step_s, _FEW_OF_SOUND_ALONE if pauses else _FEW_AT_THE_ENDS)
+    if pauses:
+        clock.jumps = []
+    _find_outliers(clock, moved, max_step_s)
+
+
+def _find_jumps(clock: StreamClock, known: np.ndarray, max_step_s: float, few_at_the_ends: int) -> np.ndarray:
     """Set the clock's `jumps`, and replace decode times that are off by what their neighbours say.
 
     Args:
         clock: The stream.
         known: Numbers of the packets that have a decode time.
         max_step_s: Largest step forwards.
+        few_at_the_ends: Most packets at the start or the end that fit nothing and are off; more are a jump.
 
     Returns:
         Packets whose decode times were off.
@@ -201,9 +238,9 @@ def _find_jumps(clock: StreamClock, known: np.ndarray, max_step_s: float) -> np.
             off[rest[kept[back][1] : first]] = True
             kept[back:] = [(kept[back][0], end)]
     # So are a packet or two at the start or the end that fit nothing.
-    if len(kept) > 1 and kept[0][1] - kept[0][0] <= min(_FEW_AT_THE_ENDS, kept[1][1] - kept[1][0] - 1):
+    if len(kept) > 1 and kept[0][1] - kept[0][0] <= min(few_at_the_ends, kept[1][1] - kept[1][0] - 1):
         off[rest[: kept.pop(0)[1]]] = True
-    if len(kept) > 1 and kept[-1][1] - kept[-1][0] <= min(_FEW_AT_THE_ENDS, kept[-2][1] - kept[-2][0] - 1):
+    if len(kept) > 1 and kept[-1][1] - kept[-1][0] <= min(few_at_the_ends, kept[-2][1] - kept[-2][0] - 1):
         off[rest[kept.pop()[0] :]] = True
     clock.jumps = [int(known[rest[first]]) for first, _ in kept[1:]]
     # Their decode times, from those of their neighbours.
@@ -256,7 +293,8 @@ def _find_outliers(clock: StreamClock, moved: np.ndarray, max_step_s: float) -> 
     usual = float(np.median(delays[known]))
     far = np.abs(delays[known] - usual)
     # Delays vary as reordering makes them, and with pauses between frames by the length of these.
-    ordinary = np.sort(far)[: len(far) - min(len(far) - 1, max(3, len(far) // 20))]
+    calm = far[~np.isin(known, moved)] if len(moved) < len(known) else far
+    ordinary = np.sort(calm)[: len(calm) - min(len(calm) - 1, max(3, len(calm) // 20))]
     reordering = min(float(ordinary[-1]) + _UNUSUAL * clock.step_s, _REORDERING * clock.step_s)
     steps = np.diff(clock.decode)
     paused = bool((steps[(steps <= max_step_s)] > _UNUSUAL * clock.step_s).any())

@@ -1,12 +1,14 @@
 """Writes a video with its speech: H.264 and AAC in MP4, one frame at a time, whole or not at all.
 
 Images and sound are handed to the muxer in step, so that the memory does not grow with the length. The sound comes
-from the user's own file at its own rate, not from the 16 kHz that the models attend to.
+from the user's own file at its own rate, not from the 16 kHz that the models attend to, but by the same rules: mended
+clock, silence in place of damage, channels that cancel (`talkinghead/media/sound_runs.py`).
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -16,20 +18,19 @@ import av
 import numpy as np
 from av.audio.frame import AudioFrame
 from av.audio.stream import AudioStream
-from av.container import InputContainer, OutputContainer
-from av.error import BlockingIOError as NothingYetError
-from av.error import EOFError as EndError
-from av.error import FFmpegError
-from av.filter import Graph
+from av.container import OutputContainer
 
 from talkinghead.files.atomic import staged_file
-from talkinghead.media.audio import to_mono
 from talkinghead.media.encode import add_h264
 from talkinghead.media.encoder_settings import EncoderSettings
 from talkinghead.media.errors import UnreadableMediaError
 from talkinghead.media.limits import check_sound
-from talkinghead.media.media_file import MediaFile, audio_stream, name_of, open_media, start_of
+from talkinghead.media.media_file import MediaFile, name_of
 from talkinghead.media.pixels import PixelConverter
+from talkinghead.media.sound_frames import open_sound, sound_frames
+from talkinghead.media.sound_runs import SoundRuns
+from talkinghead.media.sound_survey import read_mixes
+from talkinghead.media.timeline import read_timeline
 from talkinghead.timebase import SAMPLE_RATE
 
 SMALLEST, LARGEST = 16, 8192
@@ -37,7 +38,6 @@ SMALLEST, LARGEST = 16, 8192
 
 _AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 _WIDE_RATE = 32000  # from here on a channel gets 96 kbit/s, below 48
-_JITTER_S = 0.04  # smaller gaps and overlaps of time stamps are rounding (`talkinghead.media.audio` uses it too)
 
 
 def check_video_size(width: int, height: int) -> None:
@@ -195,15 +195,39 @@ def _open_sound(speech: MediaFile | np.ndarray, stack: contextlib.ExitStack) -> 
     """The sound of a file, which `stack` closes, or of samples `[N]` at 16 kHz."""
     if isinstance(speech, np.ndarray):
         return _Sound(_frames_of(speech), SAMPLE_RATE, "mono")
-    container = stack.enter_context(open_media(speech, "audio"))
-    stream = audio_stream(container)
-    if stream is None:
-        raise UnreadableMediaError("no_audio", f"{name_of(speech)} has no audio stream")
-    check_sound(name_of(speech), stream.rate, stream.channels)
-    # The user's own rate where AAC has it, else the highest.
-    layout = "stereo" if stream.channels == 2 else "mono"
-    rate = stream.rate if stream.rate in _AAC_RATES else _AAC_RATES[-1]
-    return _Sound(_resampled(_placed(container, stream), layout, rate), rate, layout)
+    with open_sound(speech) as (_, stream):
+        if stream is None:
+            raise UnreadableMediaError("no_audio", f"{name_of(speech)} has no audio stream")
+        check_sound(name_of(speech), stream.rate, stream.channels)
+        formats = {(stream.rate, stream.channels)}
+    timeline = read_timeline(speech)
+    mixes = read_mixes(speech, timeline)
+    # Rate and channels may change on the way: the best of them, where AAC has it. More than two channels become one.
+    formats |= {(rate, channels) for _, channels, rate in mixes}
+    rate = max(rate for rate, _ in formats)
+    rate = rate if rate in _AAC_RATES else _AAC_RATES[-1]
+    channels = 2 if any(channels == 2 for _, channels in formats) else 1
+    container, stream = stack.enter_context(open_sound(speech))
+    assert stream is not None, "it was there"
+    frames = sound_frames(container, stream, timeline, name_of(speech))
+    runs = SoundRuns(frames, mixes, name_of(speech), rate=rate, channels=channels, end_s=math.inf)
+    layout = "stereo" if channels == 2 else "mono"
+    return _Sound(_from_zero(runs, layout, rate), rate, layout)
+
+
+def _from_zero(runs: SoundRuns, layout: str, rate: int) -> Iterator[AudioFrame]:
+    """Sound from the timeline's zero on: a late start is silence, what comes before is cut."""
+    position = 0
+    for number, piece in enumerate(runs.pieces()):
+        if number == 0:
+            position = runs.offset
+            for begin in range(0, position, rate):
+                silence = np.zeros((len(piece), min(rate, position - begin)), np.float32)
+                yield _audio_frame(silence, layout, rate, begin)
+        kept = piece[:, max(0, -position) :]
+        if kept.shape[1]:
+            yield _audio_frame(np.ascontiguousarray(kept), layout, rate, max(0, position))
+        position += piece.shape[1]
 
 
 def _frames_of(samples: np.ndarray) -> Iterator[AudioFrame]:
@@ -212,94 +236,3 @@ def _frames_of(samples: np.ndarray) -> Iterator[AudioFrame]:
     for begin in range(0, len(samples), step):
         values = samples[None, begin : begin + step].astype(np.float32)
         yield _audio_frame(np.ascontiguousarray(values), "mono", SAMPLE_RATE, begin)
-
-
-def _decoded(container: InputContainer, stream: AudioStream) -> Iterator[AudioFrame]:
-    """All frames that can be decoded; broken packets become gaps."""
-    packets = container.demux(stream)
-    while True:
-        try:
-            packet = next(packets, None)
-        except FFmpegError:
-            return  # the file ends in the middle
-        if packet is None:
-            return
-        with contextlib.suppress(FFmpegError):
-            yield from cast(list[AudioFrame], packet.decode())
-
-
-def _placed(container: InputContainer, stream: AudioStream) -> Iterator[AudioFrame]:
-    """All frames that can be decoded, as one or two channels, with time stamps in samples from the file's 0:00 on."""
-    origin = start_of(container)
-    expected = 0
-    for frame in _decoded(container, stream):
-        rate = frame.sample_rate
-        position = expected
-        if frame.pts is not None and frame.time_base:
-            position = round((float(frame.pts * frame.time_base) - origin) * rate)
-        if frame.layout.nb_channels > 2:
-            # The mean of the channels, as the models get it: FFmpeg cannot mix layouts that have no name.
-            frame = _audio_frame(to_mono(frame)[None], "mono", rate, position)
-        # The resampler would fill a gap of hours all at once; so it gets silence, as much as is asked for.
-        while position - expected > rate:
-            yield _silence_like(frame, expected)
-            expected += rate
-        frame.pts, frame.time_base = position, Fraction(1, rate)
-        expected = position + frame.samples
-        yield frame
-
-
-def _silence_like(frame: AudioFrame, position: int) -> AudioFrame:
-    """A second of silence in the format of another frame, that begins at the sample `position`."""
-    silence = AudioFrame(format=frame.format.name, layout=frame.layout.name, samples=frame.sample_rate)
-    zero = b"\x80" if frame.format.name.startswith("u8") else b"\0"
-    for plane in silence.planes:
-        plane.update(zero * plane.buffer_size)
-    silence.sample_rate, silence.pts, silence.time_base = frame.sample_rate, position, Fraction(1, frame.sample_rate)
-    return silence
-
-
-def _resampled(frames: Iterator[AudioFrame], layout: str, rate: int) -> Iterator[AudioFrame]:
-    """Frames of float32 planar samples at `rate`, without gaps from sample 0 on.
-
-    Gaps become silence, and sound before 0 is cut.
-    """
-    # The first frame decides the graph's input format.
-    graph: Graph | None = None
-    for frame in frames:
-        if graph is None:
-            graph = _resampler(frame, layout, rate)
-        graph.push(frame)
-        yield from _pulled(graph)
-    if graph is not None:
-        graph.push(None)  # the resampler still holds the end
-        yield from _pulled(graph)
-
-
-def _resampler(frame: AudioFrame, layout: str, rate: int) -> Graph:
-    """A filter graph that resamples frames like this one; it fills gaps and cuts overlaps by their time stamps."""
-    graph = Graph()
-    graph.threads = 1
-    source = graph.add_abuffer(
-        sample_rate=frame.sample_rate,
-        format=frame.format.name,
-        layout=frame.layout.name,
-        time_base=Fraction(1, frame.sample_rate),
-    )
-    graph.link_nodes(
-        source,
-        graph.add("aresample", f"{rate}:async=1:min_hard_comp={_JITTER_S}:first_pts=0"),
-        graph.add("aformat", f"sample_fmts=fltp:channel_layouts={layout}:sample_rates={rate}"),
-        graph.add("abuffersink"),
-    )
-    graph.configure()
-    return graph
-
-
-def _pulled(graph: Graph) -> Iterator[AudioFrame]:
-    """The frames that a graph has ready; it reports by an exception that there are no more for now."""
-    while True:
-        try:
-            yield cast(AudioFrame, graph.pull())
-        except (NothingYetError, EndError):
-            return

@@ -17,7 +17,8 @@ The rules:
   no images, and is left out.
 - Where one clock alone jumped (before and after the step, the other stream's stamps at that place of the file are what
   they were), only this stream gets another offset, so that it goes on without a gap; a segment begins there as well.
-- A gap of the sound while the video goes on is no discontinuity: it is silence.
+- A gap of the sound while the video goes on is no discontinuity: it is silence. So are steps forwards of sound
+  alone whose clock never goes back, where they are not packets which are long anyway.
 - A stream that begins only after the other one has ended begins with it instead.
 - No packet is shown for longer than `max_step_s`, whatever header, edit list or duration says: the frames of a file are
   at most as many as that allows.
@@ -43,6 +44,7 @@ MAX_STEP_S = 1.0
 """Largest step from one frame to the next that is still the same recording, seconds."""
 
 _INTERLEAVING_S = 3.0  # streams that jump together do so within this much of the file
+_PRIMING_S = 0.1  # most sound that comes before 0:00
 _KEPT = 8  # timelines of files that were read last
 
 
@@ -175,7 +177,7 @@ def read_timeline(file: MediaFile, max_step_s: float = MAX_STEP_S) -> Timeline:
             _cache.move_to_end(key)
             return _cache[key]
     with open_media(file) as container:
-        timeline = join(read_clocks(container, max_step_s), max_step_s)
+        timeline = join(read_clocks(container, max_step_s), max_step_s, start_of(container))
     if not isinstance(file, Path):
         file.seek(0)
     if key is not None:
@@ -197,8 +199,17 @@ class _Event:
     """Whether the sound moves as the video does, although its own clock runs on."""
 
 
-def join(clocks: dict[Kind, StreamClock], max_step_s: float = MAX_STEP_S) -> Timeline:
-    """One timeline from the clocks of a file's streams."""
+def join(
+    clocks: dict[Kind, StreamClock], max_step_s: float = MAX_STEP_S, shown_start_s: float | None = None
+) -> Timeline:
+    """One timeline from the clocks of a file's streams.
+
+    Args:
+        clocks: The clocks.
+        max_step_s: Largest step forwards that is no discontinuity, seconds.
+        shown_start_s: Time in the file that players show as 0:00, as its header says it; None: that of the earliest
+            packet. It is believed where it is at most `_PRIMING_S` after that, and no image comes before it.
+    """
     master = clocks.get("video", clocks.get("audio"))
     frame_s = 1 / FPS if master is None else master.step_s
     events = _events(clocks)
@@ -208,7 +219,7 @@ def join(clocks: dict[Kind, StreamClock], max_step_s: float = MAX_STEP_S) -> Tim
     if not events and not outliers and not wrapped and not any(late.values()):
         whole = Segment(0.0, math.inf, 0.0, math.inf, dict.fromkeys(clocks, 0))
         return Timeline((whole,), {}, max_step_s, frame_s, True, {}, {})
-    joiner = _Joiner(clocks, late)
+    joiner = _Joiner(clocks, late, shown_start_s)
     for event in events:
         joiner.begin(event)
     joiner.end()
@@ -222,18 +233,24 @@ class _Joiner:
     Args:
         clocks: The clocks of the streams.
         late: Stream → seconds by which it begins too late.
+        shown_start_s: Time in the file that players show as 0:00; None: nothing says it.
     """
 
-    def __init__(self, clocks: dict[Kind, StreamClock], late: dict[Kind, float]) -> None:
+    def __init__(self, clocks: dict[Kind, StreamClock], late: dict[Kind, float], shown_start_s: float | None) -> None:
         self._clocks = clocks
         self._master: Kind = "video" if "video" in clocks else "audio"
         self.segments: list[Segment] = []
-        # Offset: time in the file less time on the re-based timeline, whose zero is the earliest start.
+        # Offset: time in the file less time on the re-based timeline, whose zero is the earliest start, or that of
+        # players: sound may begin before it, because its codec needs some samples to get going.
         origin = math.inf
         for kind, clock in clocks.items():
             if span := clock.span(0, clock.jump_after(0)):
                 origin = min(origin, span[0] - late[kind])
         origin = 0.0 if origin == math.inf else origin
+        video = clocks.get("video")
+        images = video.span(0, video.jump_after(0)) if video is not None else None
+        if images and shown_start_s is not None and origin < shown_start_s <= min(origin + _PRIMING_S, images[0]):
+            origin = shown_start_s
         self._offsets: dict[Kind, float] = {kind: origin + late[kind] for kind in clocks}
         self._firsts: dict[Kind, int] = dict.fromkeys(clocks, 0)  # packets that the segment begins with
         self._begin_s = 0.0
@@ -358,8 +375,10 @@ def _is_gap(clock: StreamClock, jump: int, other: StreamClock) -> bool:
     before = clock.before(jump)
     step = float(clock.decode[jump]) - before
     last = int(np.flatnonzero(clock.decode[:jump] == before)[-1])
-    passed = other.reached(int(clock.places[jump])) - other.reached(int(clock.places[last]))
-    return step > 0 and passed >= step / 2
+    # Where the other stream's first packet comes later in the file, it passes what it holds from its start on.
+    begin = other.reached(int(clock.places[last]))
+    begin = float(np.nanmin(other.decode)) if math.isnan(begin) else begin
+    return step > 0 and other.reached(int(clock.places[jump])) - begin >= step / 2
 
 
 def _late(clocks: dict[Kind, StreamClock], max_step_s: float) -> dict[Kind, float]:

@@ -18,15 +18,18 @@ from av.video.frame import VideoFrame
 
 from talkinghead.media.damage import DamageFinder
 from talkinghead.media.deinterlace import deinterlaced
-from talkinghead.media.frame_clock import constant_rate as constant_rate
 from talkinghead.media.media_file import (
+    AudioInfo,
     MediaFile,
     VideoInfo,
+    audio_stream,
+    describe_audio,
     describe_video,
     first_frame,
     name_of,
     no_frame_error,
     open_media,
+    packets_of,
     video_stream,
 )
 from talkinghead.media.pixels import PixelConverter
@@ -68,11 +71,18 @@ class VideoSource:
             frame = first_frame(self._container, self._stream)
             if frame is None:
                 raise no_frame_error(self._name, self._stream)
-            info = describe_video(self._container, self._stream, frame, self._name)
-            if "video" in self.timeline.spans:  # the header knows nothing of jumps
+            self.info: VideoInfo = describe_video(self._container, self._stream, frame, self._name)
+            """The video stream; its times are mended."""
+            sound = audio_stream(self._container)
+            self.audio: AudioInfo | None = None if sound is None else describe_audio(self._container, sound)
+            """The best audio stream, with mended times; None: there is none that can be decoded."""
+            # The header knows nothing of jumps.
+            if "video" in self.timeline.spans:
                 start_s, end_s = self.timeline.spans["video"]
-                info = replace(info, start_s=start_s, end_s=end_s)
-            self.info: VideoInfo = info
+                self.info = replace(self.info, start_s=start_s, end_s=end_s)
+            if self.audio is not None and "audio" in self.timeline.spans:
+                start_s, end_s = self.timeline.spans["audio"]
+                self.audio = replace(self.audio, start_s=start_s, end_s=end_s)
         except BaseException:
             self.close()
             raise
@@ -162,7 +172,7 @@ class VideoSource:
         converter = PixelConverter()
         info, tick = self.info, float(cast(Fraction, self._stream.time_base))
         usual_s = 1 / info.fps if info.fps else _DEFAULT_FRAME_S
-        times = self._announced_times() if self.timeline.is_plain else self._mended_times()
+        times = self._avi_times() if self._is_avi else self._stamped_times()
         for frame, time_s, damaged in times:
             # Its end if nothing follows; some muxers announce too long a last frame.
             duration_s = frame.duration * tick if frame.duration and not self._is_avi else usual_s
@@ -172,27 +182,21 @@ class VideoSource:
             segment = self.timeline.segment_at(time_s + tick / 2)
             yield SourceFrame(frame, info, converter, time_s, end_s, segment=segment, damaged=damaged)
 
-    def _announced_times(self) -> Iterator[tuple[VideoFrame, float, bool]]:
-        """Frames, their starts by the time stamp or counted on from the frame before, and whether they are damaged."""
-        tick = float(cast(Fraction, self._stream.time_base))
+    def _avi_times(self) -> Iterator[tuple[VideoFrame, float, bool]]:
+        """Frames, their starts, and whether they are damaged; AVI stores no time stamps, but has a constant rate."""
         time_s, step_s = None, 1 / self.info.fps if self.info.fps else _DEFAULT_FRAME_S
         self._first_dts = None
         for frame, damaged in deinterlaced(self._raw_frames(), self.info.field_order):
-            if self._is_avi:  # stores no presentation times, but has a constant rate
-                if time_s is None:
-                    time_s = (self._first_dts or 0) * tick - self._origin
-                else:
-                    time_s += step_s
-            elif frame.pts is not None:
-                time_s = frame.pts * tick - self._origin
-            else:  # no time stamp: it follows the one before
-                time_s = self.info.start_s if time_s is None else time_s + step_s
+            if time_s is None:
+                time_s = (self._first_dts or 0) * float(cast(Fraction, self._stream.time_base)) - self._origin
+            else:
+                time_s += step_s
             yield frame, time_s, damaged
 
-    def _mended_times(self) -> Iterator[tuple[VideoFrame, float, bool]]:
-        """As `_announced_times`, by mended time stamps; frames without one share the time between two others."""
+    def _stamped_times(self) -> Iterator[tuple[VideoFrame, float, bool]]:
+        """As `_avi_times`, by (mended) time stamps; frames without one share the time between two others."""
         tick = float(cast(Fraction, self._stream.time_base))
-        step_s = self.timeline.frame_s
+        step_s = 1 / self.info.fps if self.timeline.is_plain and self.info.fps else self.timeline.frame_s
         time_s: float | None = None
         waiting: list[tuple[VideoFrame, bool]] = []
         for frame, damaged in deinterlaced(self._raw_frames(), self.info.field_order):
@@ -217,7 +221,7 @@ class VideoSource:
     def _raw_frames(self) -> Iterator[tuple[VideoFrame, bool]]:
         """All frames that can be decoded, in presentation order, and whether each is damaged."""
         finder = DamageFinder(self.info.codec, self._looked_at)
-        packets = self._container.demux(self._stream)
+        packets = packets_of(self._container, self._stream)
         ended = False
         while not ended:
             frames: list[VideoFrame] = []

@@ -15,6 +15,7 @@ from infer.motion.driving_video import LONGEST_GAP_S, DrivingClip, bridged, read
 from talkinghead.face.model import FaceModel
 from talkinghead.geometry.pose import matrix_from_pose, pose_from_matrix
 from talkinghead.media.video_source import VideoSource
+from tests.support.damaged_packets import encoded, flipped, with_packets_changed
 from tests.support.media_files import write_video
 
 LIMIT = round(LONGEST_GAP_S * 25)
@@ -95,3 +96,40 @@ def test_cuts_and_several_faces_are_told(
     caplog.clear()
     read_driving_clip(media / "video" / "SadTalker_WDA_AlexandriaOcasioCortez_000.mp4", face_model, seconds=1)
     assert not caplog.text
+
+
+def test_a_clock_that_jumps_goes_on(
+    media: Path, face_model: FaceModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two recordings joined by `cat`: every frame of both drives, one after the other."""
+    images = frames_of(media / "video" / "Real3DPortrait_May_5s.mp4", 20)
+    sound = np.zeros((1, 35280))
+    one, two = (write_video(tmp_path / f"{n}.ts", images[n : n + 10], audio=sound[:, :17640]) for n in (0, 10))
+    both = tmp_path / "both.ts"
+    both.write_bytes(one.read_bytes() + two.read_bytes())
+    found = read_driving_clip(both, face_model)
+    assert found.valid.all() and len(found) == pytest.approx(20, abs=1) and found.has_audio
+    assert "the clock jumps once" in caplog.text and "cut" not in caplog.text
+
+
+def test_damaged_frames_are_interpolated_and_told(
+    media: Path, face_model: FaceModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    images = frames_of(media / "video" / "Real3DPortrait_May_5s.mp4", 40)
+    whole = encoded(tmp_path / "whole.mp4", "h264", images, g="10", bf="0")
+    rng = np.random.default_rng(0)
+    broken = with_packets_changed(
+        whole, tmp_path / "broken.mp4", lambda n, packet: flipped(packet, rng, 6) if n == 14 else bytes(packet)
+    )
+    found = read_driving_clip(broken, face_model)
+    assert not found.valid[14:20].any() and found.valid[:14].all() and found.valid[20:].all()
+    assert np.isnan(found.blendshapes[14:20]).all()
+    assert "is damaged in 6 of 40 frames" in caplog.text
+    assert bridged(found).interpolated == 6
+    # Where it never ends there is nothing to interpolate between: what can be followed is.
+    caplog.clear()
+    worse = with_packets_changed(
+        whole, tmp_path / "worse.mp4", lambda n, packet: flipped(packet, rng, 3) if n % 10 == 1 else bytes(packet)
+    )
+    found = read_driving_clip(worse, face_model)
+    assert found.valid.sum() >= 4 and "is damaged in" in caplog.text

@@ -55,6 +55,12 @@ def test_constant_25_passes_through(count: int) -> None:
     assert list(constant_rate(frames, 0.0, None, 1 / 12800)) == frames
 
 
+def test_a_first_frame_that_comes_late_is_shown_until_then() -> None:
+    """Where its stamp is damaged, the start of a stream is known less well than its other times."""
+    frames = _frames([2, 3, 4], 0.04, last=0.04)
+    assert list(constant_rate(frames, 0.0, None, 0.001)) == [frames[0]] * 3 + frames[1:]
+
+
 def test_30_fps_rounded_to_milliseconds_keeps_a_second_a_second() -> None:
     frames = _frames([round(k * 1000 / 29.97) for k in range(300)], 0.001, last=0.033)
     shown = list(constant_rate(frames, 0.0, None, 0.001))

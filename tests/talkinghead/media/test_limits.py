@@ -10,6 +10,7 @@ import pytest
 from talkinghead.media.audio import read_audio, read_whole_audio
 from talkinghead.media.limits import SOUND_SECONDS
 from talkinghead.media.talking_video import write_talking_video
+from talkinghead.media.timeline import read_timeline
 from tests.support.hostile_media import HOURS_10, packed_silence, sound_with_gap, wav
 from tests.support.limited_call import Called, call_limited
 from tests.support.media_files import flat, write_audio, write_video
@@ -40,10 +41,26 @@ def test_a_gap_of_hours_is_refused_and_not_filled(tmp_path: Path, suffix: str) -
     assert called(file, "span").said == "16000"
 
 
-def test_sound_that_begins_hours_after_the_images_is_refused(tmp_path: Path) -> None:
+def test_sound_that_begins_hours_after_the_images_begins_with_them(tmp_path: Path) -> None:
+    """Nobody recorded that: a clock is damaged, and there are no hours of silence to be made."""
     images = [flat(64, 48, 90)] * 3
     sound = np.full((1, 4096), 0.25)
     file = write_video(tmp_path / "late.mp4", images, audio=sound, audio_rate=48_000, audio_start=HOURS_10 * 48_000)
+    for seconds in ("all", 2):
+        assert 4096 / 3 <= int(called(file, seconds).said) <= 4096 / 3 + 1024
+    assert called(file, "span").said == "16000"
+    (note,) = read_timeline(file).notes()
+    assert "moved to begin with it" in note and read_audio(file, 0.0, 640).state == "present"
+
+
+def test_sound_that_begins_hours_into_long_images_is_silence_within_limits(tmp_path: Path) -> None:
+    """The images go on until then, so the silence is real: it is read as far as it is asked for."""
+    images = (flat(64, 48, 90) for _ in range(3 * 3600 + 3))
+    sound = np.full((1, 4096), 0.25)
+    file = write_video(
+        tmp_path / "long.mp4", images, rate=1, audio=sound, audio_rate=48_000, audio_start=3 * 3600 * 48_000
+    )
+    assert read_timeline(file).is_plain
     assert "is longer than 7200 s" in called(file, "all").said
     assert called(file, 2).said == "32000"
 
@@ -91,6 +108,7 @@ def test_a_gap_in_the_sound_of_a_video_that_is_written(tmp_path: Path) -> None:
 from pathlib import Path
 import numpy as np
 from talkinghead.media.talking_video import write_talking_video
+from talkinghead.media.timeline import read_timeline
 
 def call(speech, out):
     images = (np.zeros((64, 64, 3), np.uint8) for _ in range(100))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from talkinghead.media.mono import ChannelMeter, plain_mix, to_mono
+from talkinghead.media.mono import ChannelMeter, Mix, plain_mix, to_mono
 from tests.support.sound_files import voice
 
 RATE = 48000
@@ -154,3 +154,15 @@ def test_weights_of_layouts_without_a_centre() -> None:
     assert plain_mix(4, ("FL", "FR", "BL", "BR")).weights == (0.25,) * 4
     assert plain_mix(1, ("LFE",)).weights == (1.0,)
     assert plain_mix(6, None).weights == (1 / 6,) * 6
+
+
+def test_stereo_stays_unless_something_is_unusual_about_it() -> None:
+    rng = np.random.default_rng(0)
+    samples = rng.standard_normal((2, 1000))
+    plain = plain_mix(2, STEREO)
+    assert np.array_equal(plain.stereo(samples), samples.astype(np.float32))
+    taken = Mix(weights=(0.0, 1.0), note="the first is silent")
+    assert np.array_equal(taken.stereo(samples), samples[[1, 1]].astype(np.float32))
+    wide = plain_mix(6, FIVE)
+    six = rng.standard_normal((6, 1000)) * 0.1
+    assert np.array_equal(wide.stereo(six), np.stack([wide.apply(six)] * 2))

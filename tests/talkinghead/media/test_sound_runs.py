@@ -47,6 +47,15 @@ def test_a_change_of_rate_or_layout(tmp_path: Path, first: tuple[int, int], seco
     assert sound.gap_samples <= 2, "the runs meet"
 
 
+def test_channels_that_cancel_after_a_mono_start(tmp_path: Path) -> None:
+    """What the header says of the channels holds for the first run alone."""
+    speech = voice(2.0, 48000)
+    file = write_runs(tmp_path / "a.ts", [(speech[None], 48000), (np.stack([speech, -speech]), 48000)])
+    sound = read_sound(file)
+    one, two = np.std(sound.samples[4000:28000]), np.std(sound.samples[36000:60000])
+    assert one / two == pytest.approx(1, abs=0.1) and any("cancel" in note for note in sound.notes)
+
+
 def test_levels_stay_the_same_over_a_change_of_layout(tmp_path: Path) -> None:
     """5.1 with the voice in the centre, then stereo."""
     speech = voice(2.0, 48000)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import subprocess
 import sys
 import tracemalloc
@@ -18,6 +19,7 @@ from talkinghead.media.media_file import probe
 from talkinghead.media.talking_video import write_talking_video
 from tests.support.media_files import flat, write_audio, write_video
 from tests.support.paths import ROOT
+from tests.support.sound_files import click_times, repack, ticking, voice, with_bytes, write_runs
 
 FRAME = 640
 
@@ -159,6 +161,91 @@ def test_a_damaged_end_of_the_speech(tmp_path: Path) -> None:
     write_talking_video(tmp_path / "out.mp4", frames(75), width=64, height=64, fps=25, speech=cut)
     played, sent = read_whole_audio(tmp_path / "out.mp4"), read_whole_audio(cut)
     assert abs(lag(played, sent)) <= 2
+
+
+def heard(speech: Path, out: Path, seconds: float) -> np.ndarray:
+    """The sound of a video that is written with this speech, `[C, N]` at its own rate."""
+    write_talking_video(out, frames(round(seconds * 25)), width=64, height=64, fps=25, speech=speech)
+    with av.open(str(out)) as container:
+        played = [frame.to_ndarray() for frame in container.decode(container.streams.audio[0])]
+    return np.concatenate(played, axis=1)
+
+
+def test_a_rate_and_layout_that_change_in_the_middle(tmp_path: Path) -> None:
+    """The best of them is kept, and every click is where it was."""
+    clicks = [0.3, 0.8, 1.4, 1.9, 2.3, 2.8]
+    runs = []
+    for number, (rate, channels) in enumerate([(22050, 1), (48000, 2), (44100, 6)]):
+        inside = [time - number for time in clicks if number < time < number + 1]
+        runs.append((np.repeat(ticking(inside, 1.0, rate)[None], channels, axis=0), rate))
+    speech = write_runs(tmp_path / "runs.ts", runs)
+    played = heard(speech, tmp_path / "out.mp4", 3)
+    found = probe(tmp_path / "out.mp4").audio
+    assert found is not None and (found.rate, found.channels) == (48000, 2)
+    # What it is compared with: the transport stream begins with the encoder's delay.
+    expected = click_times(read_whole_audio(speech))
+    for side in played:
+        assert click_times(side, 48000) == pytest.approx(expected, abs=1.5e-3) and len(expected) == 6
+
+
+def test_a_clock_that_begins_anew(tmp_path: Path) -> None:
+    one, two = (
+        write_audio(tmp_path / f"{n}.ts", ticking([0.2 + n / 10, 0.8], 1.0, 44100)[None], 44100, "aac", "fltp")
+        for n in range(2)
+    )
+    speech = tmp_path / "both.ts"
+    speech.write_bytes(one.read_bytes() + two.read_bytes())
+    (played,) = heard(speech, tmp_path / "out.mp4", 2.2)
+    expected = click_times(read_whole_audio(speech))
+    assert len(expected) == 4 and click_times(played, 44100) == pytest.approx(expected, abs=1.5e-3)
+
+
+def test_broken_packets_are_silence_of_their_length(tmp_path: Path) -> None:
+    whole = write_audio(tmp_path / "a.mkv", ticking([0.1, 0.5, 1.5, 2.7], 3.0, 16000)[None], 16000, "flac", "s16")
+    rng = np.random.default_rng(0)
+    speech = repack(
+        whole,
+        tmp_path / "broken.mkv",
+        lambda n, packet: with_bytes(packet, rng.bytes(packet.size)) if n in (1, 2) else packet,
+    )
+    (played,) = heard(speech, tmp_path / "out.mp4", 3)
+    assert click_times(played, 16000) == pytest.approx(click_times(read_whole_audio(speech)), abs=1.5e-3)
+    assert len(click_times(played, 16000)) == 3, "the second one was in a broken packet"
+
+
+def test_no_numbers_and_channels_that_cancel(tmp_path: Path) -> None:
+    """Both sides get the speech, not the channel that makes a listener with one ear hear nothing."""
+    speech = voice(2.0, 16000)
+    pcm(tmp_path / "inverted.wav", np.stack([speech, -speech], axis=1), 16000)
+    left, right = heard(tmp_path / "inverted.wav", tmp_path / "out.mp4", 2)
+    assert np.corrcoef(left, right)[0, 1] > 0.98
+    assert np.corrcoef(left[: len(speech)], speech[: len(left)])[0, 1] > 0.98
+    values = np.stack([np.full_like(speech, np.nan), speech], axis=1)
+    values[100:200] = np.inf
+    data = values.astype("<f4").tobytes()
+    kind = struct.pack("<4sIHHIIHH", b"fmt ", 16, 3, 2, 16000, 128_000, 8, 32)
+    head = struct.pack("<4sI4s", b"RIFF", 36 + len(data), b"WAVE") + kind + struct.pack("<4sI", b"data", len(data))
+    (tmp_path / "nan.wav").write_bytes(head + data)
+    left, right = heard(tmp_path / "nan.wav", tmp_path / "out.mp4", 2)
+    assert np.corrcoef(left, right)[0, 1] > 0.98
+    assert np.corrcoef(left[1000 : len(speech)], speech[1000 : len(left)])[0, 1] > 0.98
+
+
+def test_stereo_stays_so(tmp_path: Path) -> None:
+    one, two = voice(2.0, 44100, seed=1), voice(2.0, 44100, seed=2)
+    played = heard(pcm(tmp_path / "two.wav", np.stack([one, two], axis=1), 44100), tmp_path / "out.mp4", 2)
+    for side, sent in zip(played, (one, two), strict=True):
+        size = min(len(side), len(sent))
+        assert np.corrcoef(side[:size], sent[:size])[0, 1] > 0.98
+
+
+def test_memory_does_not_grow_with_the_length_of_a_file(tmp_path: Path) -> None:
+    speech = pcm(tmp_path / "long.wav", np.zeros((44100 * 60, 2)), 44100)
+    tracemalloc.start()
+    write_talking_video(tmp_path / "out.mp4", frames(1500), width=64, height=64, fps=25, speech=speech)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 12_000_000, "some seconds of sound (Python's share of it); the whole has 21 MB as float"
 
 
 _FILL = """

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
@@ -159,13 +161,16 @@ def test_pauses_within_the_largest_step_stay(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("container", ["ts", "mkv"])
-@pytest.mark.parametrize("where", [(0,), (30,), (59,), (20, 21, 22, 23), (10, 12, 14), (30, 31, 45)])
-@pytest.mark.parametrize("seconds", [25.0, -0.9])
+@pytest.mark.parametrize(
+    "where",
+    [(0,), (30,), (59,), (20, 21, 22, 23), (10, 12, 14), (30, 31, 45), tuple(range(5, 60, 10)), tuple(range(20, 32))],
+)
+@pytest.mark.parametrize("seconds", [25.0, -0.9, 0.5])
 def test_outliers_take_their_place_among_their_neighbours(
     tmp_path: Path, container: str, where: tuple[int, ...], seconds: float
 ) -> None:
-    if seconds < 0 and where == (0,):
-        return  # a pause after the first frame, which is allowed
+    if (seconds < 0 and where == (0,)) or (0 < seconds < 1 and where == (59,)):
+        return  # a pause after the first frame, or before the last, which is allowed
     ticks, restamp = (TS_TICKS, restamp_ts) if container == "ts" else (MKV_TICKS, restamp_mkv)
     file = numbered_video(tmp_path / f"v.{container}", 60, gop=60)
     restamp(file, lambda kind, number, old: old + (number in where) * round(seconds * ticks))
@@ -232,6 +237,36 @@ def test_a_counter_that_begins_anew_after_a_jump(tmp_path: Path) -> None:
     timeline = read_timeline(file)
     assert len(timeline.segments) == 2
     assert max(_packet_times(file, "audio", timeline)) < 4.2
+
+
+def test_only_one_of_the_counters_has_begun_anew_at_the_start(tmp_path: Path) -> None:
+    """The images begin half a second before the sound, and the counter ends in between."""
+    file = numbered_video(tmp_path / "v.ts", 50, sound=True)
+    restamp_ts(file, lambda kind, number, old: old - (kind == "video") * round(0.5 * TS_TICKS) - 1800)
+    with VideoSource(file) as source:
+        assert source.info.start_s == pytest.approx(0, abs=1e-3) and source.audio is not None
+        assert source.audio.start_s == pytest.approx(0.48, abs=0.03)
+        assert [number_of(frame.image) for frame in source.frames()] == list(range(50))
+
+
+def test_first_frames_without_a_stamp_lie_before_the_others(tmp_path: Path) -> None:
+    """A Matroska block before zero has no time for FFmpeg; the frame is kept, and hides none of those after it."""
+    file = numbered_video(tmp_path / "v.mkv", 50, sound=True)
+    restamp_mkv(file, lambda kind, number, old: old - (kind == "video" and number < 2) * 3 * MKV_TICKS)
+    frames = _frames(file)
+    assert [number for number, _, _ in frames] == list(range(50))
+    assert np.diff([time for _, time, _ in frames]) == pytest.approx(np.full(49, 0.04), abs=0.0021)
+
+
+def test_times_of_both_streams_are_mended(tmp_path: Path) -> None:
+    """Headers know nothing of a joint: the second half would be missing from both."""
+    one = numbered_video(tmp_path / "one.ts", 50, sound=True)
+    both = tmp_path / "both.ts"
+    both.write_bytes(one.read_bytes() * 2)
+    with VideoSource(one) as source, VideoSource(both) as twice:
+        for single, joined in ((source.info, twice.info), (source.audio, twice.audio)):
+            assert single is not None and joined is not None
+            assert single.end_s == pytest.approx(2.0, abs=0.05) and joined.end_s == pytest.approx(4.0, abs=0.05)
 
 
 def test_a_start_before_zero_and_an_edit_list(tmp_path: Path) -> None:
@@ -303,6 +338,30 @@ def test_sound_alone(tmp_path: Path) -> None:
     timeline = read_timeline(both)
     assert len(timeline.segments) == 2
     assert np.diff(_packet_times(both, "audio", timeline)).max() < 0.05
+
+
+def test_steps_forwards_of_sound_alone_are_silence(tmp_path: Path) -> None:
+    """Whether it paused, or its packets are long: nothing says that the clock was another one."""
+    for places in ([0, 1, 2, 100, 101, 102], [0, 9, 18, 27], [*range(20), 900]):
+        file = _sound_at(tmp_path / "v.mka", places)
+        timeline = read_timeline(file)
+        if len(places) == 21:  # a last packet alone, which nothing follows
+            assert timeline.outliers == {"audio": frozenset({20})} and len(timeline.segments) == 1
+        else:
+            assert timeline.is_plain
+
+
+def _sound_at(path: Path, places: list[int]) -> Path:
+    """Sound alone, in packets that begin at so many times 0.2 s."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=8000, layout="mono")
+        for place in places:
+            packet = av.Packet(np.full(1600, 9, "<i2").tobytes())
+            packet.time_base, packet.stream = Fraction(1, 5), stream
+            packet.pts = packet.dts = place
+            packet.duration = 1
+            container.mux(packet)
+    return path
 
 
 def test_avi_stores_no_stamps_that_could_jump(tmp_path: Path) -> None:
