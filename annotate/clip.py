@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,7 @@ def annotate_clip(
     detector: Detector,
     face: CanonicalFace,
     settings: AnnotateSettings,
+    damaged: Sequence[int] = (),
 ) -> Arrays:
     """All columns of one clip, in one pass over its frames.
 
@@ -40,6 +41,8 @@ def annotate_clip(
         detector: Counts the faces, every `settings.detector_every` frames, apart from the engine's own detector.
         face: Canonical face of the engine's model.
         settings: Parameters of the job.
+        damaged: Frames whose images are damaged (`ClipInfo.damaged_frames`). They count as frames without a face: what
+            an engine finds in torn images is not to be trusted, and nothing should learn from them.
 
     Returns:
         Column name → array, as `talkinghead.annotation` describes them (float32; `valid` is bool). A frame without a
@@ -59,6 +62,7 @@ def annotate_clip(
 
     # Landmarks to mesh and head pose; a frame counts where all of them can be stored.
     points = landmarks.points.astype(np.float32)  # a copy: the engine's array stays as it is
+    points[list(damaged)] = np.nan
     _drop_unstorable(points, "landmarks")
     mesh, matrix = metric_mesh(points, meter.width, meter.height, face)
     _drop_unstorable(mesh, "mesh")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
-from talkinghead.schema import Rejection
+from talkinghead.schema import MOST_PADDED_SOUND, Rejection
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +19,10 @@ class FilterSettings:
     Each description begins with the reason that a sample below or above the threshold gets.
     """
 
+    max_damaged_fraction: float | None = 0.2
+    """`damaged`: share of frames that are damaged in the source. Nothing learns from these, but in some codecs (VP9) up
+    to two thirds of the damage goes unnoticed: where a fifth of the frames is known to be torn, the others are not
+    trusted. A packet that was lost once costs the frames up to the next key frame, and the clip keeps the rest."""
     min_seen_fraction: float | None = 0.1
     """`no_face`: share of frames with landmarks. Below it, the few detections are taken for false ones."""
     max_multi_face_fraction: float | None = 0.2
@@ -37,6 +41,9 @@ class FilterSettings:
     min_face_source_px: float | None = 100.0
     """`small_face`: median face height in pixels of the source, which enlarging does not change. VoxCeleb2's and
     HDTF's 224 and 256 pixel versions have about 140; LatentSync's 256 would drop them."""
+    max_upside_down_fraction: float | None = 0.5
+    """`upside_down`: share of frames with a face whose eyes lie under the mouth (roll beyond 135°). Most faces that are
+    upside down are told before, in ingest: landmarks usually take them for upright ones, and jump."""
     max_yaw_abs_median: float | None = 40.0
     """`profile`: median of the absolute yaw in degrees, as MediaPipe measures it: it reads 46 on portraits that are
     turned by some 60, where the far eye goes out of sight and its landmarks are guesses. Hallo keeps turns under 30;
@@ -57,7 +64,15 @@ class FilterSettings:
     MediaPipe has 0.7 with its smoothing and 1.0 without; several pixels mean a tracker that jumps."""
     require_audio: bool = False
     """`no_audio`, `silent_audio`: whether a sample needs sound. Off, because Lmk2Video trains without sound; both are
-    flagged in the scores, and training from speech asks for `audio_missing` = `audio_silent` = 0."""
+    flagged in the scores, and training from speech leaves such samples out by itself (`shards.reader.SPEECH`)."""
+    max_audio_padded_fraction: float | None = MOST_PADDED_SOUND
+    """`no_audio`, where `require_audio` is set: share of the clip that the source has no sound for, as where its sound
+    ends early. Training from speech asks for the default of this, too."""
+    reject_hdr: bool = False
+    """`hdr`: whether to leave out sources of high dynamic range, which were tone-mapped to BT.709."""
+    reject_interlaced: bool = False
+    """`interlaced`: whether to leave out interlaced sources, which were deinterlaced: half of their lines are made up
+    where something moves."""
 
     def __post_init__(self) -> None:
         for item in fields(self):
@@ -80,8 +95,15 @@ class _Rule:
 
 def _rules(settings: FilterSettings) -> tuple[_Rule, ...]:
     """The rules in the order of judgement: those whose failure makes later scores meaningless come first."""
-    audio = 0.0 if settings.require_audio else None  # the scores are flags: 0 allows none
+    # Scores that are flags: 0 allows none.
+    audio, hdr, interlaced = (
+        0.0 if wanted else None for wanted in (settings.require_audio, settings.reject_hdr, settings.reject_interlaced)
+    )
+    padded = settings.max_audio_padded_fraction if settings.require_audio else None
     return (
+        _Rule("hdr", "hdr", hdr, True),
+        _Rule("interlaced", "interlaced", interlaced, True),
+        _Rule("damaged", "damaged_fraction", settings.max_damaged_fraction, True),
         _Rule("no_face", "valid_fraction", settings.min_seen_fraction, False),
         _Rule("several_faces", "multi_face_fraction", settings.max_multi_face_fraction, True),
         _Rule("several_faces", "source_multi_face_fraction", settings.max_multi_face_fraction, True),
@@ -90,6 +112,7 @@ def _rules(settings: FilterSettings) -> tuple[_Rule, ...]:
         _Rule("few_valid_frames", "valid_fraction", settings.min_valid_fraction, False),
         _Rule("small_face", "face_fraction", settings.min_face_fraction, False),
         _Rule("small_face", "face_source_px", settings.min_face_source_px, False),
+        _Rule("upside_down", "upside_down_fraction", settings.max_upside_down_fraction, True),
         _Rule("profile", "yaw_abs_median", settings.max_yaw_abs_median, True),
         _Rule("tilted", "pitch_abs_median", settings.max_pitch_abs_median, True),
         _Rule("tilted", "roll_abs_median", settings.max_roll_abs_median, True),
@@ -98,6 +121,7 @@ def _rules(settings: FilterSettings) -> tuple[_Rule, ...]:
         _Rule("blurred", "sharpness", settings.min_sharpness, False),
         _Rule("jitter", "jitter_px", settings.max_jitter_px, True),
         _Rule("no_audio", "audio_missing", audio, True),
+        _Rule("no_audio", "audio_padded_fraction", padded, True),
         _Rule("silent_audio", "audio_silent", audio, True),
     )
 

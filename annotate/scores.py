@@ -11,11 +11,14 @@ from collections.abc import Mapping
 import numpy as np
 
 from talkinghead.annotation import QUALITY_FIELDS
-from talkinghead.geometry.face_regions import NUM_VERTICES
+from talkinghead.geometry.face_regions import EYES, LIPS, NUM_VERTICES
 from talkinghead.schema import ClipInfo
 from talkinghead.timebase import samples_in
 
 Scores = dict[str, float | None]
+
+_TURNED_DEG = 135.0  # absolute roll from which on a face is nearer to upside down than to lying on its side
+_UNDER = 0.2  # of the face's height, by which eyes under the mouth say the same (upright ones are 0.35 above it)
 
 
 def sample_scores(arrays: Mapping[str, np.ndarray], info: ClipInfo) -> Scores:
@@ -50,6 +53,7 @@ def clip_scores(arrays: Mapping[str, np.ndarray]) -> Scores:
         "face_width_px": _of(np.median, quality["face_width_px"]),
         "face_height_px": _of(np.median, quality["face_height_px"]),
         "face_fraction": _of(np.median, rows.max(axis=1) - rows.min(axis=1)),
+        "upside_down_fraction": _of(np.mean, _upside_down(rows, quality["roll_deg"])[valid].astype(np.float64)),
         "sharpness": _of(np.median, quality["sharpness"]),
         "brightness": _of(np.median, quality["brightness"]),
         "mouth_opening_mean": _of(np.mean, quality["mouth_opening"]),
@@ -69,15 +73,22 @@ def clip_scores(arrays: Mapping[str, np.ndarray]) -> Scores:
 def info_scores(info: ClipInfo) -> Scores:
     """Scores of a clip's provenance; flags are 0 or 1."""
     _, top, _, bottom = info.crop_box_px
-    samples = samples_in(info.num_frames)
+    silence = info.audio_offset_samples + info.audio_padded_samples + info.audio_gap_samples
     return {
+        "damaged_fraction": len(info.damaged_frames) / info.num_frames,
         "audio_missing": float(info.audio == "missing"),
         "audio_silent": float(info.audio == "silent"),
-        "audio_padded_fraction": (info.audio_offset_samples + info.audio_padded_samples) / samples if samples else None,
+        "audio_padded_fraction": silence / samples_in(info.num_frames),
+        "audio_nan_samples": float(info.audio_nan_samples),
         "av_duration_difference_s": info.av_duration_difference_s,
         "source_fps": info.source_fps,
         "source_multi_face_fraction": info.source_multi_face_fraction,
         "source_px_per_px": (bottom - top) / info.height,
+        "hdr": float(info.source_hdr is not None),
+        "interlaced": float(info.source_interlaced),
+        "mirrored": float(info.source_mirrored),
+        "clock_jumps": float(info.source_clock_jumps),
+        "damaged_time_stamps": float(info.source_damaged_stamps),
         "repeated_frame_fraction": _repeated_frames(info.source_pts),
     }
 
@@ -87,6 +98,12 @@ def longest_run(valid: np.ndarray) -> int:
     # Edges come in pairs: where a run begins, and the first frame after it.
     edges = np.flatnonzero(np.diff(np.concatenate(([False], valid.astype(bool), [False])).astype(np.int8)))
     return int((edges[1::2] - edges[::2]).max(initial=0))
+
+
+def _upside_down(rows: np.ndarray, roll_deg: np.ndarray) -> np.ndarray:
+    """Which frames show a face upside down, `[F]` bool, from the height of its landmarks `[F, 468]` and its roll."""
+    below = rows[:, EYES].mean(axis=1) - rows[:, LIPS].mean(axis=1)
+    return (np.abs(roll_deg) > _TURNED_DEG) | (below > _UNDER * (rows.max(axis=1) - rows.min(axis=1)))
 
 
 def _repeated_frames(source_pts: list[float]) -> float | None:

@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import cast
 
 import numpy as np
 
+from ingest.clip_info import SourceFacts, describe, image_notes
 from ingest.crop import Crop, cut_out, face_crop, listed_crop, whole_frame
-from ingest.faces import Detector, Sighting
+from ingest.faces import Detector
 from ingest.frame_folder import FrameFolder
-from ingest.scan import FrameReader, Scan, ShownFrame, clip_frames, scan_clip
+from ingest.scan import FrameReader, PartialFrame, Scan, clip_frames, scan_clip
 from ingest.settings import IngestSettings
 from ingest.shots import Stretch, split
+from ingest.source_clock import SourceClock
 from ingest.source_files import is_inside, leads_out
+from ingest.upside_down import is_upside_down, upside_down_share
 from talkinghead.media.audio import AudioSpan, encode_wav, read_audio
 from talkinghead.media.encode import encode_mp4
 from talkinghead.media.errors import UnreadableMediaError
-from talkinghead.media.media_file import MediaInfo, VideoInfo, probe
+from talkinghead.media.media_file import VideoInfo, open_media, probe, start_of
+from talkinghead.media.sound_survey import read_mixes
 from talkinghead.media.video_source import VideoSource
 from talkinghead.provenance import canonical_json
-from talkinghead.schema import MEDIA_MEMBERS, CatalogRow, ClipInfo, Rejection, cut_key
+from talkinghead.schema import MEDIA_MEMBERS, CatalogRow, Rejection, cut_key
 from talkinghead.timebase import frame_time, samples_in
-
-RIVAL_SIZE = 0.5
-"""Smallest size of another face that counts, relative to the dominant face; smaller ones are in the background."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +40,8 @@ class Piece:
     contents: dict[str, bytes] | None
     """Suffix → bytes in the order of `MEDIA_MEMBERS`; None when rejected."""
     rejection: Rejection | None
+    notes: tuple[str, ...] = ()
+    """What is unusual about the source, a line each; without what is unusual about the sound where it is rejected."""
 
 
 def ingest_clip(
@@ -81,7 +83,9 @@ def ingest_clip(
 
         # First pass: cuts and faces, searched for in the data set's box where there is one.
         listed = None if row.box is None else listed_crop(row, video.width, video.height, settings)
-        scan = scan_clip(reader, row.start_s, row.end_s, listed and listed.box, detector, settings)
+        clock = _clock(row, source, reader)
+        start_s, end_s = clock.interval(row.start_s, row.end_s)
+        scan = scan_clip(reader, start_s, end_s, listed and listed.box, detector, settings)
         if not scan.times:
             detail = f"{source.name} has no frame between {row.start_s} and {row.end_s} s"
             yield _rejected(row.key, 0, "empty_interval", 0.0, detail)
@@ -93,34 +97,35 @@ def ingest_clip(
 
         # Second pass: each piece is cropped and encoded, or passed over. All pieces share one iterator over the frames,
         # so a rejected piece must still take its frames off it.
-        clock = reader.timeline.notes() if reader.timeline else []
-        media = None if row.frame_fps else probe(source)
-        facts = _Facts(row, source, scan, video, media, clock, settings, ingest_key)
-        frames = clip_frames(reader, row.start_s, row.end_s)[1]
-        for key, stretch in zip(keys, stretches, strict=True):
-            crop = _choose_crop(stretch, listed, video, settings)
-            contents, rejection = None, _judge(stretch, crop, settings)
-            if rejection is None:
-                contents = _encode(facts, key, stretch, crop, frames)
-            else:
-                _skip(frames, stretch.num_frames)
-            yield Piece(key=key, num_frames=stretch.num_frames, contents=contents, rejection=rejection)
+        facts = _source_facts(row, source, scan, reader, clock, end_s, ingest_key)
+        with _frames_again(facts, reader, start_s, settings) as frames:
+            for key, stretch in zip(keys, stretches, strict=True):
+                crop = _choose_crop(stretch, listed, video, settings)
+                contents, rejection = None, _judge(stretch, crop, scan, settings)
+                if rejection is None:
+                    contents, notes = _encode(facts, key, stretch, crop, frames, settings)
+                else:
+                    _skip(frames, stretch.num_frames)
+                    notes = image_notes(facts, stretch, crop)
+                yield Piece(
+                    key=key, num_frames=stretch.num_frames, contents=contents, rejection=rejection, notes=tuple(notes)
+                )
 
 
-@dataclass(frozen=True)
-class _Facts:
-    """Inputs that all pieces of a clip share."""
+@contextmanager
+def _frames_again(
+    facts: SourceFacts, reader: FrameReader, start_s: float | None, settings: IngestSettings
+) -> Iterator[Iterator[PartialFrame]]:
+    """The frames that the first pass has seen, by the engine of the settings; a folder of images has its own."""
+    if settings.engine == "pyav" or facts.timeline is None:
+        yield clip_frames(reader, start_s, facts.end_s)[1]
+        return
+    from talkinghead.media.decord_source import decord_frames
 
-    row: CatalogRow
-    source: Path
-    scan: Scan
-    video: VideoInfo
-    media: MediaInfo | None
-    """Streams of the source file; None for a folder of frames."""
-    clock_notes: list[str]
-    """What is unusual about the file's time stamps."""
-    settings: IngestSettings
-    ingest_key: str
+    scan = facts.scan
+    damaged = len(scan.damaged) + scan.broken_packets
+    with decord_frames(facts.source, facts.video, facts.timeline, scan.times, damaged=damaged) as frames:
+        yield frames
 
 
 def _open(row: CatalogRow, source: Path, inside: Path | None) -> AbstractContextManager[FrameReader]:
@@ -129,6 +134,23 @@ def _open(row: CatalogRow, source: Path, inside: Path | None) -> AbstractContext
     if row.frame_fps is not None:
         return FrameFolder(source, row.frame_fps, inside=inside)
     return cast(AbstractContextManager[FrameReader], VideoSource(source))
+
+
+def _clock(row: CatalogRow, source: Path, reader: FrameReader) -> SourceClock:
+    if row.frame_fps is not None:
+        return SourceClock(None)
+    with open_media(source) as container:
+        return SourceClock(reader.timeline, start_of(container))
+
+
+def _source_facts(
+    row: CatalogRow, source: Path, scan: Scan, reader: FrameReader, clock: SourceClock, end_s: float | None, key: str
+) -> SourceFacts:
+    """What all pieces share; a file's streams and how its channels are mixed are looked at once for all of them."""
+    media = None if row.frame_fps else probe(source)
+    timeline = reader.timeline
+    mixes = {} if media is None or timeline is None else read_mixes(source, timeline)
+    return SourceFacts(row, source, scan, reader.info, media, timeline, clock, mixes, end_s, key)
 
 
 def _rejected(key: str, num_frames: int, reason: str, score: float, detail: str) -> Piece:
@@ -144,43 +166,55 @@ def _choose_crop(stretch: Stretch, listed: Crop | None, video: VideoInfo, settin
     return face_crop(stretch.face, stretch.first, stretch.end, video.width, video.height, settings)
 
 
-def _judge(stretch: Stretch, crop: Crop, settings: IngestSettings) -> Rejection | None:
-    if stretch.face is None:
-        return Rejection(reason="no_face", score=0.0, detail=f"no face in {stretch.num_frames} frames")
+def _judge(stretch: Stretch, crop: Crop, scan: Scan, settings: IngestSettings) -> Rejection | None:
+    # Whether there is a face, nobody can say of a few frames.
     if stretch.num_frames < settings.min_frames:
         detail = f"{stretch.num_frames} frames, {settings.min_frames} are needed"
         return Rejection(reason="short_piece", score=float(stretch.num_frames), detail=detail)
+    share = upside_down_share(scan.looks, stretch.first, stretch.end)
+    if is_upside_down(share):
+        detail = f"upside down in {share:.0%} of the looks at it; turn the video by 180 degrees"
+        return Rejection(reason="upside_down", score=round(share, 4), detail=detail)
+    if stretch.face is None:
+        return Rejection(reason="no_face", score=0.0, detail=f"no face in {stretch.num_frames} frames")
     if crop.side < settings.min_crop:
         detail = f"the crop has {crop.side} source pixels, {settings.min_crop} are needed"
         return Rejection(reason="small_crop", score=float(crop.side), detail=detail)
     return None
 
 
-def _skip(frames: Iterator[ShownFrame], count: int) -> None:
+def _skip(frames: Iterator[PartialFrame], count: int) -> None:
     for _ in range(count):
         next(frames)
 
 
-def _encode(facts: _Facts, key: str, stretch: Stretch, crop: Crop, frames: Iterator[ShownFrame]) -> dict[str, bytes]:
-    """The media members of one sample, by suffix; takes its frames off `frames`."""
+def _encode(
+    facts: SourceFacts,
+    key: str,
+    stretch: Stretch,
+    crop: Crop,
+    frames: Iterator[PartialFrame],
+    settings: IngestSettings,
+) -> tuple[dict[str, bytes], list[str]]:
+    """The media members of one sample, by suffix, and its notes; takes its frames off `frames`."""
     images = _images(frames, stretch.num_frames, facts.video, crop)
-    mp4 = encode_mp4(images, crop.width, crop.height, facts.settings.encoder)
+    mp4 = encode_mp4(images, crop.width, crop.height, settings.encoder)
     # Sound of exactly the frames' length (640 samples each), padded with silence where the source has none.
     start_s = facts.scan.start_s + frame_time(stretch.first)
     num_samples = samples_in(stretch.num_frames)
     if facts.media is None:
         audio = AudioSpan(np.zeros(num_samples, np.float32), num_samples, 0, "missing")
     else:
-        audio = read_audio(facts.source, start_s, num_samples)
-    info = _describe(facts, key, stretch, crop, audio, start_s)
+        audio = read_audio(facts.source, start_s, num_samples, facts.timeline, facts.mixes)
+    info = describe(facts, key, stretch, crop, audio)
     # The order of the members is part of the format: equal inputs must give equal shards.
-    contents = {"json": canonical_json(asdict(info)), "mp4": mp4, "wav": encode_wav(audio.samples)}
-    return {suffix: contents[suffix] for suffix in MEDIA_MEMBERS}
+    contents = {"json": canonical_json(info.to_json()), "mp4": mp4, "wav": encode_wav(audio.samples)}
+    return {suffix: contents[suffix] for suffix in MEDIA_MEMBERS}, info.notes
 
 
-def _images(frames: Iterator[ShownFrame], count: int, video: VideoInfo, crop: Crop) -> Iterator[np.ndarray]:
+def _images(frames: Iterator[PartialFrame], count: int, video: VideoInfo, crop: Crop) -> Iterator[np.ndarray]:
     """Crops of the next `count` frames, RGB uint8 `[height, width, 3]`; a repeated frame is converted once."""
-    last: ShownFrame | None = None
+    last: PartialFrame | None = None
     image = np.zeros(0)
     for _ in range(count):
         frame = next(frames)
@@ -188,77 +222,3 @@ def _images(frames: Iterator[ShownFrame], count: int, video: VideoInfo, crop: Cr
             image = cut_out(frame.part, video.width, video.height, crop)
         last = frame
         yield image
-
-
-def _describe(facts: _Facts, key: str, stretch: Stretch, crop: Crop, audio: AudioSpan, start_s: float) -> ClipInfo:
-    # How much longer the sound is than the images: a large value is a hint that the two drift apart.
-    row, video, media, scan = facts.row, facts.video, facts.media, facts.scan
-    difference = None
-    if media is not None and media.audio is not None and media.audio.end_s is not None and video.end_s is not None:
-        difference = round(media.audio.end_s - video.end_s, 6)
-    return ClipInfo(
-        key=key,
-        clip_key=row.key,
-        dataset=row.dataset,
-        source_id=row.source_id,
-        source=row.source or facts.source.name,
-        url=row.url,
-        num_frames=stretch.num_frames,
-        width=crop.width,
-        height=crop.height,
-        start_s=round(start_s, 6),
-        end_s=round(start_s + frame_time(stretch.num_frames), 6),
-        crop_box_px=crop.box,
-        crop_rule=cast(Literal["box", "face", "none"], crop.rule),
-        source_width=video.width,
-        source_height=video.height,
-        source_fps=video.fps,
-        source_codec=video.codec,
-        source_rotation=video.rotation,
-        source_multi_face_fraction=None if crop.rule == "box" else _multi_face_fraction(stretch, scan.sightings),
-        source_pts=[round(time_s, 6) for time_s in scan.times[stretch.first : stretch.end]],
-        audio=audio.state,
-        audio_offset_samples=audio.leading_silence,
-        audio_padded_samples=audio.trailing_silence,
-        av_duration_difference_s=difference,
-        person=row.person,
-        split_group=row.split_group,
-        licence=row.licence,
-        terms_url=row.terms_url,
-        notes=[*row.notes, *crop.notes, *_source_notes(facts), *audio.notes],
-        attributes=json.loads(row.attributes),
-        ingest_key=facts.ingest_key,
-    )
-
-
-def _multi_face_fraction(stretch: Stretch, sightings: list[Sighting]) -> float | None:
-    """Share of the detections of the piece's face in which another face of similar size was found in the same frame."""
-    if stretch.face is None:
-        return None
-    # The piece's own face by frame; any other large sighting in one of these frames is a rival.
-    own = {
-        sighting.frame: sighting for sighting in stretch.face.sightings if stretch.first <= sighting.frame < stretch.end
-    }
-    crowded = {
-        other.frame
-        for other in sightings
-        if other.frame in own and other != own[other.frame] and other.size >= RIVAL_SIZE * own[other.frame].size
-    }
-    return round(len(crowded) / len(own), 4) if own else None
-
-
-def _source_notes(facts: _Facts) -> list[str]:
-    """Notes on what is unusual about the source: damage, an early end, HDR, interlacing."""
-    video, scan, notes = facts.video, facts.scan, [*facts.clock_notes]
-    if scan.broken_packets:
-        notes.append(f"{scan.broken_packets} broken packets skipped")
-    ends = scan.start_s + frame_time(len(scan.times))
-    wanted = video.end_s if facts.row.end_s is None else facts.row.end_s
-    # More than two frames (80 ms) are missing: the file was cut short, or its interval lies beyond the end.
-    if wanted is not None and wanted - ends > 0.1:
-        notes.append(f"video ends {wanted - ends:.2f} s early")
-    if video.hdr:
-        notes.append(f"{video.hdr} tone-mapped to BT.709")
-    if video.interlaced:
-        notes.append("deinterlaced")
-    return notes

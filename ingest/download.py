@@ -32,7 +32,6 @@ from ingest.adapters.metadata import youtube_id, youtube_url
 from ingest.download_client import DownloadSettings, import_yt_dlp, open_client
 from ingest.download_limits import LimitError, VideoLimits
 from ingest.download_log import LOG_NAME, DownloadResult, append_log, read_log
-from ingest.muxing import check_video, mux, muxed_suffix
 from ingest.network_guard import NetworkGuard
 from ingest.source_listing import VIDEO_SUFFIXES, has_video_suffix, shortened
 from talkinghead.files.foreign import entries_below, refuse_links
@@ -256,6 +255,9 @@ def _assemble(info: dict[str, Any], part: Path) -> Path:
     Raises:
         ValueError: Nothing was downloaded, or it is no video.
     """
+    # Imported here, because it needs FFmpeg and OpenCV, which listing does not load.
+    from ingest.muxing import check_video, mux, muxed_suffix
+
     files = [Path(entry["filepath"]) for entry in info.get("requested_downloads") or []]
     if not files:
         raise ValueError("nothing was downloaded: the address shows a page or a list, not one video")

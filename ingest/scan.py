@@ -11,6 +11,7 @@ import numpy as np
 from ingest.faces import Box, Detector, Sighting
 from ingest.settings import IngestSettings
 from ingest.shots import CutDetector
+from ingest.upside_down import LOOK_EVERY, Look, look
 from talkinghead.media.frame_clock import constant_rate, gap_between
 from talkinghead.media.media_file import VideoInfo
 from talkinghead.media.timeline import Timeline
@@ -20,7 +21,13 @@ _SMALL = 0.25  # a face smaller than this part of the image's longer side is det
 _NEARBY = 1.25  # half the side of the part of the image that is used then, in face sizes
 
 
-class ShownFrame(Protocol):
+class PartialFrame(Protocol):
+    """A source frame of which parts are cut out."""
+
+    def part(self, x0: int, y0: int, x1: int, y1: int) -> np.ndarray: ...
+
+
+class ShownFrame(PartialFrame, Protocol):
     """A source frame: its presentation time, and its pixels on demand."""
 
     @property
@@ -31,7 +38,6 @@ class ShownFrame(Protocol):
     def segment(self) -> int: ...
     @property
     def damaged(self) -> bool: ...
-    def part(self, x0: int, y0: int, x1: int, y1: int) -> np.ndarray: ...
     def reduced(self, width: int, height: int) -> np.ndarray: ...
 
 
@@ -67,6 +73,8 @@ class Scan:
     """Frames that are the first after a jump of the source's clock, ascending: the clip is split there."""
     damaged: list[int]
     """Frames that show a damaged source frame, ascending."""
+    looks: list[Look]
+    """What was seen in some of the frames, turned by 180°, in order."""
 
 
 def clip_frames(reader: FrameReader, start_s: float | None, end_s: float | None) -> tuple[float, Iterator[ShownFrame]]:
@@ -79,7 +87,8 @@ def clip_frames(reader: FrameReader, start_s: float | None, end_s: float | None)
     head = next(frames, None)
     if head is None:
         return wanted, iter(())
-    start = max(wanted, head.time_s)
+    # Time stamps are rounded to ticks, so a first frame that comes late by less is there in time.
+    start = wanted if head.time_s <= wanted + reader.info.tick_s / 2 else head.time_s
 
     def all_frames() -> Iterator[ShownFrame]:
         yield head
@@ -110,9 +119,10 @@ def scan_clip(
     cuts = CutDetector(settings.cuts)
     times: list[float] = []
     sightings: list[Sighting] = []
+    looks: list[Look] = []
     start, frames = clip_frames(reader, start_s, end_s)
     last: ShownFrame | None = None
-    new: ShownFrame | None = None  # the last frame that is no copy of the one before
+    new: ShownFrame | None = None  # the last frame that took part in the search for cuts
     segments: list[int] = []
     damaged: list[int] = []
     image = np.zeros((1, 1, 3), np.uint8)
@@ -127,11 +137,14 @@ def scan_clip(
         last = frame
         times.append(frame.time_s)
         # Where frames are missing or repeated, what moves has moved farther: that is no cut.
-        if cuts.add(image, 1.0 if new is None else gap_between(new, frame)):
+        if cuts.add(image, 1.0 if new is None else gap_between(new, frame), damaged=frame.damaged):
             new = frame
         # A face moves little within `detect_every` frames, and detection costs more than all else here.
         if k % settings.detect_every == 0:
-            sightings += [Sighting(k, view.to_source(box), score) for box, score in find_faces(detector, image)]
+            found = find_faces(detector, image)
+            sightings += [Sighting(k, view.to_source(box), score) for box, score in found]
+            if k % (LOOK_EVERY * settings.detect_every) == 0:
+                looks.append(look(detector, k, image, [box for box, _ in found]))
     return Scan(
         start_s=start,
         times=times,
@@ -141,6 +154,7 @@ def scan_clip(
         broken_packets=reader.broken_packets,
         segments=segments,
         damaged=damaged,
+        looks=looks,
     )
 
 

@@ -2,7 +2,8 @@
 
 A cut is a difference between two neighbouring frames that (1) stands out from its neighbours, which fast motion and
 noise do not, and (2) lasts: the frame before it differs from all frames within reach after it, and the other way round,
-which a flash does not. Repeated frames are left out first, or every frame of a slow source would stand out.
+which a flash does not. Repeated frames are left out first, or every frame of a slow source would stand out; so are
+damaged ones. Motion is the larger the more time lies between two frames, so a step is divided by that time.
 """
 
 from __future__ import annotations
@@ -34,28 +35,30 @@ class CutDetector:
         """Start with no frame."""
         self._settings = settings
         self._recent: deque[np.ndarray] = deque(maxlen=settings.reach + 2)
-        # One entry per frame that is no copy: its number, its step from the one before, how much of that step lasts.
+        # One entry per frame that takes part: its number, its step from the one before, how much of that step lasts.
         self._frames: list[int] = []
-        self._steps: list[float] = []
+        self._steps: list[float] = []  # of 25 frames per second: what moves has moved farther in a longer time
         self._lasting: list[float] = []
         self.steps: list[float] = []
-        """Difference of each frame from the last frame before it that is no copy, levels; 0 for the first."""
+        """Difference of each frame from the last one before it that takes part, levels; 0 for the first."""
 
-    def add(self, frame: np.ndarray, gap: float = 1.0) -> bool:
+    def add(self, frame: np.ndarray, gap: float = 1.0, *, damaged: bool = False) -> bool:
         """Take the next frame.
 
         Args:
             frame: RGB uint8 `[H, W, 3]` of any size.
-            gap: Time since the last frame that was no copy, in 25ths of a second.
+            gap: Time since the last frame that took part in the search, in 25ths of a second.
+            damaged: Whether the image is damaged.
 
         Returns:
-            Whether it is no copy of the frame before it.
+            Whether it takes part in the search: it is no copy of the frame before it, and not damaged.
         """
         thumbnail = cv2.resize(frame, THUMBNAIL, interpolation=cv2.INTER_AREA)
         step = _difference(self._recent[-1], thumbnail) if self._recent else 0.0
         self.steps.append(step)
-        # A copy keeps its step, which `split` needs, but takes no part in the search for cuts.
-        if self._recent and step < _SAME:
+        # A copy keeps its step, which `split` needs, but takes no part in the search for cuts. Nor does a damaged one:
+        # it differs from those before and after the damage as frames of another shot do.
+        if damaged or (self._recent and step < _SAME):
             return False
         self._frames.append(len(self.steps) - 1)
         step /= min(max(1.0, gap), _LONGEST_GAP)
@@ -77,7 +80,7 @@ class CutDetector:
         return [self._frames[k] for k in range(1, len(self._steps)) if self._is_cut(k)]
 
     def _is_cut(self, k: int) -> bool:
-        """Whether there is a cut before the `k`-th frame that is no copy."""
+        """Whether there is a cut before the `k`-th frame that takes part."""
         # It must last, which a flash does not.
         settings = self._settings
         step, lasting = self._steps[k], self._lasting[k]
@@ -89,7 +92,7 @@ class CutDetector:
         if (
             next_to_it is not None
             and _BLEND_SHARE * step <= neighbours[next_to_it]
-            and (neighbours[next_to_it], k) <= (step, next_to_it)
+            and (self.steps[self._frames[next_to_it]], k) <= (self.steps[self._frames[k]], next_to_it)
         ):
             del neighbours[next_to_it]  # one cut over two frames, of which the larger step counts
         # It must stand out; the weaker the cut, the more.

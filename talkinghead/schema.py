@@ -7,10 +7,11 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
 import unicodedata
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
 import pyarrow as pa
@@ -182,6 +183,9 @@ class Rejection:
 
 # --- media members ----------------------------------------------------------------------------------------------------
 
+MOST_PADDED_SOUND = 0.05
+"""Largest share of a clip that its source has no sound for, where sound is needed. Sound that ends with the images is
+up to 0.1 s shorter than they are; where it ends early, or is damaged, mouths move without being heard."""
 MEDIA_MEMBERS = ("json", "mp4", "wav")
 """Suffixes of a sample in a media shard, in tar order."""
 CLIP_INFO_BYTES = 16 << 20
@@ -235,6 +239,24 @@ class ClipInfo:
     attributes: dict[str, Any]
     ingest_key: str
     schema_version: int = SCHEMA_VERSION
+    # Fields that were added later have defaults, see `to_json`.
+    damaged_frames: list[int] = field(default_factory=list)
+    """Frames that show an image which is damaged in the source, ascending: torn, grey or green blocks. They count as
+    frames without a face."""
+    audio_gap_samples: int = 0
+    """Number of samples of silence that stand for damaged or missing audio between the first and the last sample."""
+    audio_nan_samples: int = 0
+    """Number of samples, at the source's own rate, that were no numbers; they became silence."""
+    source_mirrored: bool = False
+    """Whether the source asks to exchange left and right after the rotation; the frames are as it asks."""
+    source_hdr: Literal["PQ", "HLG"] | None = None
+    """Transfer function of a source of high dynamic range, which was mapped to BT.709."""
+    source_interlaced: bool = False
+    """Whether the source's frames are woven from two moments; they were deinterlaced."""
+    source_clock_jumps: int = 0
+    """Number of places in the whole source where its clock jumps."""
+    source_damaged_stamps: int = 0
+    """Number of packets in the whole source whose time stamps are damaged."""
 
     def __post_init__(self) -> None:
         check_key(self.key)
@@ -243,6 +265,26 @@ class ClipInfo:
         check_relative(self.source)
         if min(self.num_frames, self.width, self.height) < 1:
             raise ValueError(f"{self.key} has {self.num_frames} frames of {self.width}x{self.height} pixels")
+        # -1 and num_frames are the neighbours that the first and the last may not reach.
+        order = [-1, *self.damaged_frames, self.num_frames]
+        if any(one >= two for one, two in itertools.pairwise(order)):
+            raise ValueError(f"{self.key}: damaged frames must be ascending numbers below {self.num_frames}")
+        for name in ("audio_gap_samples", "audio_nan_samples", "source_clock_jumps", "source_damaged_stamps"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{self.key}: {name} is {getattr(self, name)}, must be 0 or more")
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object that `from_json` turns back into an equal one.
+
+        A field that was added later is left out where it has its default: clips without what it is about keep the bytes
+        that they have always had.
+        """
+        added = {
+            item.name: item.default if item.default_factory is MISSING else item.default_factory()
+            for item in fields(self)
+            if item.name != "schema_version" and (item.default is not MISSING or item.default_factory is not MISSING)
+        }
+        return {name: value for name, value in asdict(self).items() if name not in added or value != added[name]}
 
     @classmethod
     def from_json(cls, data: bytes | str) -> ClipInfo:
@@ -303,6 +345,8 @@ class SampleIndex:
     """Score by name, of the whole clip."""
     labels: dict[str, str] = field(default_factory=dict)
     """Label by name, of the whole clip; without those that it does not have."""
+    notes: list[str] = field(default_factory=list)
+    """What was unusual about the clip's source and how it was handled, a line each; empty for older data sets."""
 
     @property
     def speaker(self) -> str:

@@ -67,6 +67,22 @@ def annotate(points: np.ndarray, **engine) -> dict[str, np.ndarray]:
     return annotate_clip(frames(len(points)), engine, NoDetector(), mean_face(), AnnotateSettings())
 
 
+def test_damaged_frames_count_as_frames_without_a_face() -> None:
+    points = turning_face(12)
+    engine = ScriptedEngine(points)
+    arrays = annotate_clip(frames(12), engine, NoDetector(), mean_face(), AnnotateSettings(), damaged=[0, 7, 8])
+    assert check_arrays(arrays) == 12
+    np.testing.assert_array_equal(np.flatnonzero(~arrays["valid"]), [0, 7, 8])
+    assert np.isfinite(points).all(), "the engine's own stay"
+    whole = annotate(points)
+    for column in COLUMNS:
+        if column.name != "quality":  # jitter looks at neighbours
+            kept = arrays[column.name][[1, 2, 6, 9]]
+            np.testing.assert_array_equal(kept, whole[column.name][[1, 2, 6, 9]])
+        if column.name not in ("valid", "quality"):
+            assert np.isnan(arrays[column.name][[0, 7, 8]]).all()
+
+
 def test_columns_fit_and_missing_frames_are_nan() -> None:
     points = turning_face(12)
     points[[0, 5, 6]] = np.nan

@@ -18,8 +18,9 @@ from annotate.clip import annotate_clip
 from annotate.filters import FilterSettings, judge
 from annotate.scores import Scores, clip_scores, info_scores, longest_run, sample_scores
 from annotate.settings import AnnotateSettings
+from shards.reader import SPEECH
 from talkinghead.annotation import COLUMNS, QUALITY_FIELDS
-from talkinghead.geometry.canonical import canonical_face
+from talkinghead.geometry.canonical import canonical_face, mean_face
 from talkinghead.schema import ClipInfo
 
 GOOD: Scores = {
@@ -37,8 +38,16 @@ GOOD: Scores = {
     "jitter_px": 1.0,
     "audio_missing": 0.0,
     "audio_silent": 0.0,
+    "audio_padded_fraction": 0.001,
+    "damaged_fraction": 0.0,
+    "upside_down_fraction": 0.0,
+    "hdr": 0.0,
+    "interlaced": 0.0,
 }
+SWITCHES = ("require_audio", "reject_hdr", "reject_interlaced")
 BAD = [
+    ("damaged", {"damaged_fraction": 0.9, "valid_fraction": 0.05, "longest_valid_run": 5.0}),
+    ("upside_down", {"upside_down_fraction": 0.9, "roll_abs_median": 178.0, "jitter_px": 30.0}),
     ("no_face", {"valid_fraction": 0.0, "longest_valid_run": 0.0}),
     ("several_faces", {"multi_face_fraction": 0.6}),
     ("too_short", {"num_frames": 29.0, "longest_valid_run": 29.0}),
@@ -55,7 +64,7 @@ BAD = [
     ("jitter", {"jitter_px": 20.0}),
 ]
 NO_LIMITS = dataclasses.replace(
-    FilterSettings(), **{item.name: None for item in dataclasses.fields(FilterSettings) if item.name != "require_audio"}
+    FilterSettings(), **{item.name: None for item in dataclasses.fields(FilterSettings) if item.name not in SWITCHES}
 )
 SCORES = st.fixed_dictionaries(
     {name: st.none() | st.floats(0, 300, allow_nan=False) for name in GOOD}, optional={"other": st.just(1.0)}
@@ -125,21 +134,40 @@ def test_audio_is_needed_only_where_the_setting_says_so() -> None:
     assert judge(GOOD, FilterSettings(require_audio=True)) is None
 
 
+def test_sound_that_ends_early_is_no_sound_where_it_is_needed() -> None:
+    scores = {**GOOD, "audio_padded_fraction": 0.06}
+    assert judge(scores, FilterSettings()) is None
+    rejection = judge(scores, FilterSettings(require_audio=True))
+    assert rejection is not None and (rejection.reason, rejection.score) == ("no_audio", 0.06)
+    assert judge(scores, FilterSettings(require_audio=True, max_audio_padded_fraction=0.1)) is None
+    assert judge(scores, FilterSettings(require_audio=True, max_audio_padded_fraction=None)) is None
+    assert FilterSettings().max_audio_padded_fraction == SPEECH["audio_padded_fraction"], "one rule for both"
+
+
+@pytest.mark.parametrize("what", ["hdr", "interlaced"])
+def test_hdr_and_interlaced_sources_are_left_out_on_demand(what: str) -> None:
+    scores = {**GOOD, what: 1.0}
+    assert judge(scores, FilterSettings()) is None
+    rejection = judge(scores, FilterSettings(**{f"reject_{what}": True}))  # pyright: ignore[reportArgumentType]
+    assert rejection is not None and (rejection.reason, rejection.score) == (what, 1.0)
+
+
 @given(SCORES)
 def test_judging_is_pure_and_unknown_scores_fail_nothing(scores: Scores) -> None:
     before = dict(scores)
     first = judge(scores, FilterSettings())
     assert scores == before and judge(scores, FilterSettings()) == first
     assert judge(scores, NO_LIMITS) is None
-    assert judge(dict.fromkeys(scores), FilterSettings(require_audio=True)) is None
+    everything = FilterSettings(require_audio=True, reject_hdr=True, reject_interlaced=True)
+    assert judge(dict.fromkeys(scores), everything) is None
     if first is not None:
         assert first.score in scores.values()
 
 
 @given(SCORES, st.sampled_from([item.name for item in dataclasses.fields(FilterSettings)]))
 def test_loosening_a_threshold_never_drops_a_sample(scores: Scores, name: str) -> None:
-    strict = FilterSettings(require_audio=True)
-    loose = dataclasses.replace(strict, **{name: False if name == "require_audio" else None})
+    strict = FilterSettings(require_audio=True, reject_hdr=True, reject_interlaced=True)
+    loose = dataclasses.replace(strict, **{name: False if name in SWITCHES else None})
     if judge(scores, strict) is None:
         assert judge(scores, loose) is None
 
@@ -196,6 +224,50 @@ def test_info_scores() -> None:
     slow = clip_info(num_frames=4, source_pts=[0.0, 0.0, 0.08, 0.08])
     assert info_scores(slow)["repeated_frame_fraction"] == pytest.approx(2 / 3)
     assert info_scores(clip_info(audio="missing"))["audio_missing"] == 1
+
+
+def test_info_scores_of_an_unusual_source() -> None:
+    plain = info_scores(clip_info())
+    names = ("damaged_fraction", "audio_nan_samples", "hdr", "interlaced", "mirrored", "clock_jumps")
+    assert [plain[name] for name in (*names, "damaged_time_stamps")] == [0.0] * 7
+    unusual = info_scores(
+        clip_info(
+            damaged_frames=[0, 1, 2, 50],
+            audio_gap_samples=3200,
+            audio_nan_samples=7,
+            source_hdr="PQ",
+            source_interlaced=True,
+            source_mirrored=True,
+            source_clock_jumps=2,
+            source_damaged_stamps=3,
+        )
+    )
+    assert [unusual[name] for name in (*names, "damaged_time_stamps")] == [0.04, 7, 1, 1, 1, 2, 3]
+    assert unusual["audio_padded_fraction"] == pytest.approx((640 + 3200) / 64000), "gaps are padding, too"
+    assert all(value is None or type(value) is float for value in unusual.values())
+
+
+@pytest.mark.parametrize(
+    ("told_by", "roll", "expected"),
+    [
+        *(("roll", roll, 0.0) for roll in (0, 40, 100, -130)),
+        *(("roll", roll, 0.8) for roll in (140, -140, 180)),
+        *(("landmarks", roll, 0.0) for roll in (0, 40, 100)),
+        *(("landmarks", roll, 0.8) for roll in (160, 180)),
+    ],
+)
+def test_faces_that_are_upside_down(told_by: str, roll: float, expected: float) -> None:
+    """By the angle of the head, or by eyes under the mouth; in eight of ten frames with a face, and one without."""
+    turned = np.deg2rad(np.array([roll] * 8 + [0] * 3))
+    arrays = columns(11, roll_deg=0.0)
+    x, y = mean_face().vertices[:, 0] * 0.03, -mean_face().vertices[:, 1] * 0.03
+    arrays["landmarks"][:, :468, 1] = 0.5 + np.sin(turned)[:, None] * x + np.cos(turned)[:, None] * y
+    if told_by == "roll":
+        arrays["landmarks"][:, :468, 1] = 0.5 + y
+        arrays["quality"][:, QUALITY_FIELDS.index("roll_deg")] = np.rad2deg(turned)
+    arrays["valid"][10] = False
+    arrays["landmarks"][10] = np.nan
+    assert clip_scores(arrays)["upside_down_fraction"] == pytest.approx(expected)
 
 
 # --- real media -------------------------------------------------------------------------------------------------------

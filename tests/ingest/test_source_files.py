@@ -81,8 +81,10 @@ def test_a_file_that_is_exchanged_for_a_link_is_not_read(places: tuple[Path, Pat
     with pytest.raises(UnreadableMediaError, match=ADVICE):
         locate(source, known.path)
     with pytest.raises(UnreadableMediaError, match=ADVICE):
-        ingest_clip(
-            _row(known.path), source / known.path, IngestSettings(), None, "0", inside=source  # pyright: ignore
+        next(
+            ingest_clip(
+                _row(known.path), source / known.path, IngestSettings(), None, "0", inside=source  # pyright: ignore
+            )
         )  # fmt: skip
     entry = fingerprint(source, [known.path], {known.path: known})[known.path]
     assert (entry.sha256, "--follow-links" in str(entry.error)) == (None, True)

@@ -77,7 +77,7 @@ def build_real_data(root: Path, shared: Path, *, held_out: bool = True) -> Stora
                 annotation=annotation_members(key, clip.arrays),
                 split=split,
                 split_group=name,
-                scores={"audio_missing": 0.0, "audio_silent": 0.0},
+                scores={"audio_missing": 0.0, "audio_silent": 0.0, "audio_padded_fraction": 0.0},
             )
         )
     return pack_data(root, clips, min_shards=1)

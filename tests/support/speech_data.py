@@ -92,7 +92,7 @@ def build_speech_data(root: Path) -> Storage:
                 annotation=annotation_members(key, arrays(number)),
                 split="val" if number == 4 else "train",
                 split_group=group,
-                scores={"audio_missing": 0.0, "audio_silent": float(silent)},
+                scores={"audio_missing": 0.0, "audio_silent": float(silent), "audio_padded_fraction": 0.0},
             )
         )
     return pack_data(root, clips, min_shards=2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import math
@@ -116,6 +117,20 @@ def test_sources_lie_below_source(path: str) -> None:
         ({"notes": None}, "notes is None"),
         ({"surprise": 1}, "no field 'surprise'"),
         ({"schema_version": "1"}, "schema '1'"),
+        ({"damaged_frames": [3, 2]}, "damaged frames must be ascending"),
+        ({"damaged_frames": [2, 2]}, "damaged frames must be ascending"),
+        ({"damaged_frames": [-1]}, "damaged frames must be ascending"),
+        ({"damaged_frames": [10**9]}, "damaged frames must be ascending"),
+        ({"damaged_frames": [0.5]}, "damaged_frames is 0.5"),
+        ({"damaged_frames": [True]}, "damaged_frames is True"),
+        ({"damaged_frames": "0"}, "damaged_frames is '0'"),
+        ({"audio_gap_samples": -1}, "audio_gap_samples is -1"),
+        ({"audio_nan_samples": 1e300}, "audio_nan_samples is 1e"),
+        ({"source_clock_jumps": -5}, "source_clock_jumps is -5"),
+        ({"source_damaged_stamps": None}, "source_damaged_stamps is None"),
+        ({"source_hdr": "HDR10+"}, "'PQ' or 'HLG'"),
+        ({"source_mirrored": 1}, "source_mirrored is 1"),
+        ({"source_interlaced": "yes"}, "source_interlaced is 'yes'"),
     ],
 )
 def test_clip_info_of_a_stranger(changes: dict, said: str) -> None:
@@ -123,6 +138,22 @@ def test_clip_info_of_a_stranger(changes: dict, said: str) -> None:
     assert ClipInfo.from_json(json.dumps(whole)).num_frames == whole["num_frames"]
     with pytest.raises(ValueError, match=re.escape(said)):
         ClipInfo.from_json(json.dumps(whole | changes))
+
+
+def test_fields_that_were_added_later_are_written_only_where_they_say_something() -> None:
+    """A clip with nothing to say keeps the bytes that older releases wrote, and those can be read."""
+    old = json.loads(media_contents(0)["json"])
+    added = {
+        "damaged_frames", "audio_gap_samples", "audio_nan_samples", "source_mirrored", "source_hdr",
+        "source_interlaced", "source_clock_jumps", "source_damaged_stamps",
+    }  # fmt: skip
+    old = {name: value for name, value in old.items() if name not in added}
+    info = ClipInfo.from_json(json.dumps(old))
+    assert canonical_json(info.to_json()) == canonical_json(old) and "schema_version" in info.to_json()
+    said = {"damaged_frames": [0, 2], "source_hdr": "HLG", "source_mirrored": True, "source_clock_jumps": 1}
+    full = dataclasses.replace(info, **said)
+    assert json.loads(canonical_json(full.to_json())) == {**old, **said}
+    assert ClipInfo.from_json(canonical_json(full.to_json())) == full
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b"null", b"{}", b"[" * 100_000, b"\xff", b'{"schema_version": 1}'])

@@ -36,7 +36,7 @@ def _rebuild(shared: Path, folder: Path, original: Original, height: int) -> tup
     (row,) = catalog.rows
     assert (row.key, row.source) == (KEY, "WDA/BobCasey1.mp4")
     detector = FaceDetector(load_official(shared / "models" / "face_landmarker.task"))
-    pieces = ingest_clip(row, folder / str(row.source), IngestSettings(), detector, "0" * 16)
+    pieces = list(ingest_clip(row, folder / str(row.source), IngestSettings(), detector, "0" * 16))
     assert [(piece.key, piece.rejection) for piece in pieces] == [(KEY, None)]
     assert pieces[0].contents is not None
     return row, pieces[0].contents
