@@ -73,7 +73,7 @@ def ingest_clip(
     Raises:
         ValueError: The source cannot be read; the message names the file and the cause.
     """
-    with _open(row, source, inside) as reader:
+    with _open(row, source, settings, inside) as reader:
         # Too large a frame is refused by its header, before one is decoded.
         video = reader.info
         if video.width * video.height > settings.max_source_pixels:
@@ -128,12 +128,14 @@ def _frames_again(
         yield frames
 
 
-def _open(row: CatalogRow, source: Path, inside: Path | None) -> AbstractContextManager[FrameReader]:
+def _open(
+    row: CatalogRow, source: Path, settings: IngestSettings, inside: Path | None
+) -> AbstractContextManager[FrameReader]:
     if inside is not None and not is_inside(inside, source):
         raise UnreadableMediaError("no_permission", f"{source} {leads_out(source.resolve())}")
     if row.frame_fps is not None:
         return FrameFolder(source, row.frame_fps, inside=inside)
-    return cast(AbstractContextManager[FrameReader], VideoSource(source))
+    return cast(AbstractContextManager[FrameReader], VideoSource(source, settings.max_step_s))
 
 
 def _clock(row: CatalogRow, source: Path, reader: FrameReader) -> SourceClock:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from talkinghead.media.encoder_settings import EncoderSettings
-from talkinghead.timebase import FPS
+from talkinghead.timebase import FPS, MAX_STEP_S
 
 ENGINES = ("pyav", "decord")
 """Decoders of the frames that are encoded."""
@@ -63,6 +63,9 @@ class IngestSettings:
     min_crop: int = 128
     """Fewest source pixels on the shorter side of a crop; a smaller one is rejected, because enlarging would hide its
     size from later filters."""
+    max_step_s: float = MAX_STEP_S
+    """Largest step of a source's clock from one frame to the next, in seconds, that is a gap; a larger one, and any
+    step backwards, is a jump, at which a clip is split."""
     max_source_pixels: int = 36_000_000
     """Most pixels of a source frame (8K); a larger one is refused before it fills the memory."""
     cuts: CutSettings = field(default_factory=CutSettings)
@@ -86,5 +89,7 @@ class IngestSettings:
             raise ValueError(f"min_sightings is {self.min_sightings}, must be at least 1")
         if self.engine not in ENGINES:
             raise ValueError(f"engine is {self.engine!r}, must be pyav or decord")
+        if not 0.1 <= self.max_step_s <= 3600:
+            raise ValueError(f"max_step_s is {self.max_step_s}, must lie between 0.1 and 3600 seconds")
         if self.min_crop < 16:
             raise ValueError(f"min_crop is {self.min_crop}, must be at least 16 pixels")

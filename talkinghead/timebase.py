@@ -13,6 +13,9 @@ SAMPLE_RATE = 16_000
 SAMPLES_PER_FRAME = SAMPLE_RATE // FPS
 assert SAMPLES_PER_FRAME * FPS == SAMPLE_RATE
 
+MAX_STEP_S = 1.0
+"""Largest step of a source's clock from one frame to the next that is a gap in one recording, seconds."""
+
 
 def frame_time(frame: int) -> float:
     """Start of frame `frame` in seconds."""

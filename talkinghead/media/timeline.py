@@ -38,10 +38,7 @@ from av.packet import Packet
 
 from talkinghead.media.media_file import MediaFile, open_media, start_of
 from talkinghead.media.stream_clock import Kind, StreamClock, read_clocks
-from talkinghead.timebase import FPS
-
-MAX_STEP_S = 1.0
-"""Largest step from one frame to the next that is still the same recording, seconds."""
+from talkinghead.timebase import FPS, MAX_STEP_S
 
 _INTERLEAVING_S = 3.0  # streams that jump together do so within this much of the file
 _PRIMING_S = 0.1  # most sound that comes before 0:00

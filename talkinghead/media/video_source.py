@@ -34,7 +34,8 @@ from talkinghead.media.media_file import (
 )
 from talkinghead.media.pixels import PixelConverter
 from talkinghead.media.source_frame import SourceFrame
-from talkinghead.media.timeline import MAX_STEP_S, Timeline, read_timeline
+from talkinghead.media.timeline import Timeline, read_timeline
+from talkinghead.timebase import MAX_STEP_S
 
 _SEEK_MARGINS_S = (0.5, 4.0, 20.0)  # one of these reaches back to a key frame that really decodes; else from the start
 _MOST_WAITING = 16  # frames without a time stamp that are held back until the next one with a stamp

@@ -68,6 +68,16 @@ def test_one_damaged_stamp_moves_one_frame(tmp_path: Path) -> None:
     assert (scores["damaged_time_stamps"], scores["clock_jumps"], scores["repeated_frame_fraction"]) == (1, 0, 0)
 
 
+def test_what_counts_as_a_jump_can_be_set(tmp_path: Path) -> None:
+    file = write_video(tmp_path / "a.mkv", numbered(80), options={"g": "10", "crf": "1", "bf": "0"})
+    restamp_mkv(file, lambda kind, number, old: old + 2 * MKV_TICKS if number >= 40 else old)
+    first, second = _all(file)
+    assert (first.info.num_frames, second.info.num_frames) == (40, 40) and first.info.source_clock_jumps == 1
+    settings = dataclasses.replace(UNCUT, max_step_s=3.0)
+    (whole,) = (made_of(piece) for piece in pieces_of(file, settings=settings, **WHOLE))
+    assert whole.info.num_frames == 130 and whole.info.source_clock_jumps == 0
+
+
 def _recording(path: Path, first: int, clicks: list[float], rate: int = RATE) -> Path:
     """A transport stream of 40 images from number `first` on, with clicks at these times after its start."""
     sound = 0.02 * voice(1.6, rate) + ticking(clicks, 1.6, rate)

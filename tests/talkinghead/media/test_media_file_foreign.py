@@ -10,12 +10,16 @@ from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from talkinghead.media.audio import read_audio, read_whole_audio
+from talkinghead.media.audio import read_audio, read_sound, read_whole_audio
+from talkinghead.media.errors import UnreadableMediaError
+from talkinghead.media.frame_clock import constant_rate
 from talkinghead.media.limits import FRAME_PIXELS
 from talkinghead.media.media_file import open_media, probe
 from talkinghead.media.video_source import VideoSource
+from tests.support.damaged_clock import numbered_video
 from tests.support.hostile_media import elsewhere, references
 from tests.support.limited_call import call_limited
 from tests.support.media_files import flat, write_video
@@ -144,3 +148,26 @@ def test_containers_are_opened_for_reading_in_one_place() -> None:
                         name = path.relative_to(ROOT).as_posix()
                         found[name] = found.get(name, 0) + 1
     assert found == READERS, "open media with talkinghead.media.media_file.open_media"
+
+
+@pytest.mark.parametrize("suffix", ["ts", "flv", "mkv"])
+def test_random_damage_is_told_in_a_line_or_read_over(tmp_path: Path, suffix: str) -> None:
+    """Damaged headers make streams appear in the middle of a file, at whose end PyAV then stumbles."""
+    whole = numbered_video(tmp_path / f"whole.{suffix}", 60, sound=True).read_bytes()
+    file, read = tmp_path / f"damaged.{suffix}", 0
+    for seed in range(24):
+        rng = np.random.default_rng(seed)
+        data = bytearray(whole)
+        for place in rng.integers(200, len(data), (3, 30, 300)[seed % 3]):
+            data[place] = rng.integers(0, 256)
+        file.write_bytes(data)
+        try:
+            with VideoSource(file) as source:
+                frames = list(source.frames())
+                shown = list(constant_rate(iter(frames), source.info.start_s, None, source.info.tick_s))
+            assert len(shown) <= 25 * len(frames)
+            read_sound(file)
+            read += 1
+        except UnreadableMediaError as error:
+            assert str(file) in str(error) and "\n" not in str(error)
+    assert read >= 4
