@@ -23,7 +23,7 @@ from ingest.upside_down import is_upside_down, upside_down_share
 from talkinghead.media.audio import AudioSpan, encode_wav, read_audio
 from talkinghead.media.encode import encode_mp4
 from talkinghead.media.errors import UnreadableMediaError
-from talkinghead.media.media_file import VideoInfo, open_media, probe, start_of
+from talkinghead.media.media_file import VideoInfo, open_media, start_of
 from talkinghead.media.sound_survey import read_mixes
 from talkinghead.media.video_source import VideoSource
 from talkinghead.provenance import canonical_json
@@ -149,10 +149,9 @@ def _source_facts(
     row: CatalogRow, source: Path, scan: Scan, reader: FrameReader, clock: SourceClock, end_s: float | None, key: str
 ) -> SourceFacts:
     """What all pieces share; a file's streams and how its channels are mixed are looked at once for all of them."""
-    media = None if row.frame_fps else probe(source)
-    timeline = reader.timeline
-    mixes = {} if media is None or timeline is None else read_mixes(source, timeline)
-    return SourceFacts(row, source, scan, reader.info, media, timeline, clock, mixes, end_s, key)
+    timeline, audio = reader.timeline, reader.audio
+    mixes = {} if audio is None or timeline is None else read_mixes(source, timeline)
+    return SourceFacts(row, source, scan, reader.info, audio, timeline, clock, mixes, end_s, key)
 
 
 def _rejected(key: str, num_frames: int, reason: str, score: float, detail: str) -> Piece:
@@ -204,7 +203,7 @@ def _encode(
     # Sound of exactly the frames' length (640 samples each), padded with silence where the source has none.
     start_s = facts.scan.start_s + frame_time(stretch.first)
     num_samples = samples_in(stretch.num_frames)
-    if facts.media is None:
+    if facts.audio is None:
         audio = AudioSpan(np.zeros(num_samples, np.float32), num_samples, 0, "missing")
     else:
         audio = read_audio(facts.source, start_s, num_samples, facts.timeline, facts.mixes)

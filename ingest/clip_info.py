@@ -14,12 +14,12 @@ from ingest.scan import Scan
 from ingest.shots import Stretch
 from ingest.source_clock import SourceClock
 from talkinghead.media.audio import AudioSpan
-from talkinghead.media.media_file import MediaInfo, VideoInfo
+from talkinghead.media.media_file import AudioInfo, VideoInfo
 from talkinghead.media.mono import Mix
 from talkinghead.media.sound_runs import MixKey
 from talkinghead.media.timeline import Timeline
-from talkinghead.schema import CatalogRow, ClipInfo
-from talkinghead.timebase import frame_time
+from talkinghead.schema import MOST_PADDED_SOUND, CatalogRow, ClipInfo
+from talkinghead.timebase import SAMPLE_RATE, frame_time
 
 RIVAL_SIZE = 0.5
 """Smallest size of another face that counts, relative to the dominant face; smaller ones are in the background."""
@@ -33,8 +33,8 @@ class SourceFacts:
     source: Path
     scan: Scan
     video: VideoInfo
-    media: MediaInfo | None
-    """Streams of the source file; None for a folder of frames."""
+    audio: AudioInfo | None
+    """Its best audio stream; None: there is none that can be decoded."""
     timeline: Timeline | None
     """The file's clock, mended; None for a folder of frames."""
     clock: SourceClock
@@ -87,7 +87,7 @@ def describe(facts: SourceFacts, key: str, stretch: Stretch, crop: Crop, audio: 
         split_group=row.split_group,
         licence=row.licence,
         terms_url=row.terms_url,
-        notes=[*image_notes(facts, stretch, crop), *audio.notes],
+        notes=[*image_notes(facts, stretch, crop), *_padding_notes(audio), *audio.notes],
         attributes=json.loads(row.attributes),
         ingest_key=facts.ingest_key,
         damaged_frames=_damaged_frames(scan, stretch),
@@ -103,13 +103,10 @@ def describe(facts: SourceFacts, key: str, stretch: Stretch, crop: Crop, audio: 
 
 def _duration_difference(facts: SourceFacts) -> float | None:
     """How much longer the sound is than the images, seconds: a large value is a hint that the two drift apart."""
-    # Where the clock jumps or a stamp is damaged, the headers' times are as wrong.
-    if facts.timeline and "audio" in facts.timeline.spans and "video" in facts.timeline.spans:
-        return round(facts.timeline.spans["audio"][1] - facts.timeline.spans["video"][1], 6)
-    media, video = facts.media, facts.video
-    if media is None or media.audio is None or media.audio.end_s is None or video.end_s is None:
+    audio, video = facts.audio, facts.video
+    if audio is None or audio.end_s is None or video.end_s is None:
         return None
-    return round(media.audio.end_s - video.end_s, 6)
+    return round(audio.end_s - video.end_s, 6)
 
 
 def _multi_face_fraction(stretch: Stretch, sightings: list[Sighting]) -> float | None:
@@ -140,6 +137,14 @@ def _damaged_frames(scan: Scan, stretch: Stretch) -> list[int]:
     return [frame - stretch.first for frame in scan.damaged if stretch.first <= frame < stretch.end]
 
 
+def _padding_notes(audio: AudioSpan) -> list[str]:
+    """A note on a piece that the sound covers only in part."""
+    silence = audio.leading_silence + audio.trailing_silence
+    if audio.state == "missing" or silence <= MOST_PADDED_SOUND * len(audio.samples):
+        return []
+    return [f"{silence / SAMPLE_RATE:.2f} s without sound at its start or end"]
+
+
 def _source_notes(facts: SourceFacts) -> list[str]:
     """Notes on what is unusual about the source: damage, an early end, HDR, interlacing."""
     video, scan = facts.video, facts.scan
@@ -151,6 +156,8 @@ def _source_notes(facts: SourceFacts) -> list[str]:
     # More than two frames (80 ms) are missing: the file was cut short, or its interval lies beyond the end.
     if wanted is not None and wanted - ends > 0.1:
         notes.append(f"video ends {wanted - ends:.2f} s early")
+    if video.mirrored:
+        notes.append("stored mirrored: turned as the file asks")
     if video.hdr:
         notes.append(f"{video.hdr} tone-mapped to BT.709")
     if video.interlaced:

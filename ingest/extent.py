@@ -104,9 +104,11 @@ def _count_packets(container: InputContainer, stream: VideoStream) -> tuple[floa
     """Length in seconds and number of frames, from the packets and the steps between their stamps."""
     from av.error import FFmpegError
 
+    from talkinghead.media.media_file import packets_of
+
     seconds, frames, last = 0.0, 0, None
     with contextlib.suppress(FFmpegError):  # as far as it can be read
-        for packet in container.demux(stream):
+        for packet in packets_of(container, stream):
             if not packet.size:
                 continue
             frames += 1

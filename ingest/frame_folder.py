@@ -70,6 +70,8 @@ class FrameFolder:
     """Always 0: an image that cannot be read is an error."""
     timeline = None
     """A folder has no time stamps that could be damaged."""
+    audio = None
+    """A folder has no sound."""
 
     def __init__(self, folder: Path, fps: float, *, inside: Path | None = None) -> None:
         """List the folder and read its first image.

@@ -14,7 +14,7 @@ from av.packet import Packet
 from av.stream import Stream
 
 from talkinghead.media.errors import UnreadableMediaError
-from talkinghead.media.media_file import open_media
+from talkinghead.media.media_file import open_media, packets_of
 
 # Suffixes of containers whose time stamps MP4 keeps exactly.
 _MP4_FAMILY = (".mp4", ".m4v", ".m4a", ".mov")
@@ -55,7 +55,7 @@ def mux(video: Path, audio: Path, target: Path) -> None:
 def _packets(container: InputContainer, stream: Stream, index: int) -> Iterator[tuple[float, int, Packet]]:
     """Decoding time in seconds, `index` and packet for each packet of a stream, in the order of the file."""
     time = 0.0
-    for packet in container.demux(stream):
+    for packet in packets_of(container, stream):
         if packet.size == 0:  # the end of the stream
             continue
         if packet.dts is not None and packet.time_base is not None:

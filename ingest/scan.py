@@ -13,7 +13,7 @@ from ingest.settings import IngestSettings
 from ingest.shots import CutDetector
 from ingest.upside_down import LOOK_EVERY, Look, look
 from talkinghead.media.frame_clock import constant_rate, gap_between
-from talkinghead.media.media_file import VideoInfo
+from talkinghead.media.media_file import AudioInfo, VideoInfo
 from talkinghead.media.timeline import Timeline
 
 _VIEW = 640  # longer side of the image that the detector gets, pixels
@@ -48,6 +48,8 @@ class FrameReader(Protocol):
 
     @property
     def timeline(self) -> Timeline | None: ...
+    @property
+    def audio(self) -> AudioInfo | None: ...
     @property
     def info(self) -> VideoInfo: ...
     def frames(self, start_s: float = 0.0) -> Iterator[ShownFrame]: ...

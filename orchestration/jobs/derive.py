@@ -368,6 +368,7 @@ def plan_derive(
             payload=source.payload | common,
             source=source.key,
             time_limit_s=time_limit_s or _LEAST_LIMIT_S + column.frame_seconds(settings) * source.num_frames,
+            frames=source.num_frames,
         )
         for source in sorted(sources, key=lambda source: source.key)
     ]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from orchestration import outcomes
+from orchestration.units.frame_reports import report_frames
 from orchestration.units.unit import Unit
 from shards.layout import WAV_HEADER, check_wav_header
 from talkinghead.annotation import COLUMN
@@ -145,6 +146,7 @@ class StoredSample:
         count = 0
         for frame in self._clip.frames():
             count += 1
+            report_frames(count)
             yield frame
         self._clip.check_length(count)
 

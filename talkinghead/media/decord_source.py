@@ -21,7 +21,7 @@ from av.video.reformatter import ColorRange, Colorspace
 
 from talkinghead.media.decord_frames import DecordReader
 from talkinghead.media.errors import UnreadableMediaError
-from talkinghead.media.media_file import VideoInfo, first_frame, no_frame_error, open_media, video_stream
+from talkinghead.media.media_file import VideoInfo, first_frame, no_frame_error, open_media, packets_of, video_stream
 from talkinghead.media.timeline import Timeline
 
 HELD_BYTES = 1 << 30
@@ -113,7 +113,7 @@ def _numbers(file: Path, info: VideoInfo, timeline: Timeline) -> dict[float, int
             raise _refused(file, reason)
     stamps: list[int] = []
     with open_media(file) as container:
-        for packet in container.demux(video_stream(container, str(file))):
+        for packet in packets_of(container, video_stream(container, str(file))):
             if not packet.size:
                 continue
             if packet.pts is None or packet.is_discard:

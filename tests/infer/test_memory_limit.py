@@ -76,9 +76,18 @@ def test_a_portrait_that_is_too_large_is_refused_by_its_header(tmp_path: Path) -
 def test_a_driving_video_with_a_gap_of_hours(
     tmp_path: Path, face_model: FaceModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One frame is shown for ten hours: 900,000 frames would be searched for faces."""
+    """A clock that jumps by ten hours would mean 900,000 frames to be searched for faces: there are three."""
     monkeypatch.setattr(driving_video, "LONGEST_S", 0.4)
     video = write_video(tmp_path / "gap.mp4", [flat(64, 48, 90)] * 3, ticks=[0, 1, 900_000])
+    with pytest.raises(ValueError, match=r"no face was found in the first [23] frames"):
+        read_driving_clip(video, face_model)
+
+
+def test_a_driving_video_that_is_too_long(
+    tmp_path: Path, face_model: FaceModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driving_video, "LONGEST_S", 0.4)
+    video = write_video(tmp_path / "long.mp4", [flat(64, 48, 90)] * 3, ticks=[0, 20, 40])
     with pytest.raises(ValueError, match=r"is longer than 0 s.*give --limit-seconds"):
         read_driving_clip(video, face_model)
     with pytest.raises(ValueError, match="no face was found in the first 5 frames"):

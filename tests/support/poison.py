@@ -29,7 +29,7 @@ def behave(storage: Storage, unit: Unit) -> Output:
             if (marker := payload.get("crash_first")) and not Path(marker).exists():
                 Path(marker).touch()
                 os.kill(os.getpid(), signal.SIGKILL)
-            deadline, frames = time.monotonic() + 300, 0
+            deadline, frames = time.monotonic() + 120, 0
             while not Path(payload["seen"]).exists() and time.monotonic() < deadline:
                 report_frames(frames := min(frames + 1, unit.frames - 1))
                 time.sleep(0.01)
