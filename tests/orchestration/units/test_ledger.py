@@ -12,6 +12,7 @@ import pytest
 
 from orchestration.units.ledger import Ledger, quarantined, release, writer_lock
 from orchestration.units.records import RECORD_BYTES, Attempt, QuarantineRecord, UnitRecord
+from orchestration.units.unit import Unit
 from talkinghead import dataroot
 from talkinghead.files.foreign import LinkError
 from talkinghead.files.storage import Storage
@@ -47,6 +48,30 @@ def test_only_records_with_names_of_ours_count(storage: Storage) -> None:
     found = ledger.results([("a", PKEY), ("b", PKEY), ("c", PKEY)])
     assert isinstance(found["a"], UnitRecord) and isinstance(found["b"], QuarantineRecord) and found["c"] is None
     assert [record.key for record in quarantined(storage)] == ["b"]
+
+
+def test_a_unit_is_done_when_committed_or_quarantined_under_its_own_provenance(storage: Storage) -> None:
+    def unit(key: str, pkey: str = PKEY) -> Unit:
+        return Unit(
+            job="ingest", key=key, pkey=pkey, function="none:none", payload={}, source=f"{key}.mp4", time_limit_s=1.0
+        )
+
+    ledger = Ledger(storage, "ingest")
+    assert [ledger.is_done(unit(key)) for key in "abc"] == [True, True, False]
+    assert not ledger.is_done(unit("a", pkey="f" * 16)), "made of other inputs"
+
+
+def test_no_release_is_forgotten(storage: Storage) -> None:
+    for number in range(3):
+        assert [record.key for record in release(storage, quarantined(storage))] == ["b"]
+        assert quarantined(storage) == [] and storage.exists(dataroot.released("ingest", "b", PKEY, number))
+        storage.create(dataroot.quarantine("ingest", "b", PKEY), failed("b").to_json())
+    assert not release(storage, quarantined(storage), cause="memory") and len(quarantined(storage)) == 1
+
+
+def test_the_lock_makes_the_folder(tmp_path: Path) -> None:
+    with writer_lock(Storage(tmp_path / "new" / "data")):
+        assert (tmp_path / "new" / "data").is_dir()
 
 
 def test_versions_with_the_same_keys_are_told_apart(storage: Storage) -> None:
