@@ -84,6 +84,8 @@ class Timeline:
     spans: dict[Kind, tuple[float, float]]
     """Stream → start and end on the re-based timeline; empty for a plain file, where the header says it."""
     _shifts: dict[Kind, tuple[_Shift, ...]] = field(repr=False)
+    moved: bool = False
+    """Whether a stream began only after the other one had ended, and was moved to begin with it."""
 
     def origin_of(self, container: av.container.InputContainer) -> float:
         """What is subtracted from the (mended) stamps in seconds to get times on the timeline."""
@@ -104,7 +106,7 @@ class Timeline:
             found.append(f"the clock jumps {_times(count)}: each part was moved to follow the one before")
         if count := sum(map(len, self.outliers.values())):
             found.append(f"{count} damaged time {'stamp' if count == 1 else 'stamps'}: placed where the neighbours say")
-        if not self.is_plain and not found:
+        if self.moved:
             found.append("a stream begins after the other one has ended: moved to begin with it")
         return found
 
@@ -209,7 +211,7 @@ def join(
     """
     master = clocks.get("video", clocks.get("audio"))
     frame_s = 1 / FPS if master is None else master.step_s
-    events = _events(clocks)
+    events = _events(clocks, max_step_s)
     late = _late(clocks, max_step_s)
     outliers: dict[Kind, frozenset[int]] = {kind: clock.outliers for kind, clock in clocks.items() if clock.outliers}
     wrapped = any(clock.unwrapped.any() for clock in clocks.values())
@@ -221,7 +223,8 @@ def join(
         joiner.begin(event)
     joiner.end()
     shifts: dict[Kind, tuple[_Shift, ...]] = {kind: joiner.shifts_of(kind) for kind in clocks}
-    return Timeline(tuple(joiner.segments), outliers, max_step_s, frame_s, False, joiner.spans(), shifts)
+    moved = any(late.values())
+    return Timeline(tuple(joiner.segments), outliers, max_step_s, frame_s, False, joiner.spans(), shifts, moved)
 
 
 class _Joiner:
@@ -321,6 +324,8 @@ class _Joiner:
         start, end = span or (self._begin_s + offset, self._begin_s + offset)
         if next_packet is None and end_s < math.inf:  # only the sound's clock jumps
             end = end_s + offset
+        # Such a jump may lie between two images that are stored in another order than they are shown in.
+        start = max(start, self._begin_s + offset)
         self.segments.append(Segment(self._begin_s, end_s, start, end, dict(self._firsts)))
 
     def _end_of(self, kind: Kind, packet: int) -> float:
@@ -335,7 +340,7 @@ class _Joiner:
         return self._offsets[kind] if span is None else span[0] - time_s
 
 
-def _events(clocks: dict[Kind, StreamClock]) -> list[_Event]:
+def _events(clocks: dict[Kind, StreamClock], max_step_s: float) -> list[_Event]:
     """Where segments begin, in the order of the file; jumps that are mere gaps of the sound are taken off its clock."""
     video, audio = clocks.get("video"), clocks.get("audio")
     if video is None or audio is None:
@@ -345,7 +350,7 @@ def _events(clocks: dict[Kind, StreamClock]) -> list[_Event]:
     pairs: dict[int, int] = {}
     waiting = list(audio.jumps)
     for jump in video.jumps:
-        near = next((other for other in waiting if _are_one(video, jump, audio, other)), None)
+        near = next((other for other in waiting if _are_one(video, jump, audio, other, max_step_s)), None)
         if near is not None:
             pairs[jump] = near
             waiting.remove(near)
@@ -355,7 +360,7 @@ def _events(clocks: dict[Kind, StreamClock]) -> list[_Event]:
     return sorted(both + sound, key=lambda e: video.places[e.video] if e.video is not None else audio.places[e.audio])
 
 
-def _are_one(video: StreamClock, jump: int, audio: StreamClock, other: int) -> bool:
+def _are_one(video: StreamClock, jump: int, audio: StreamClock, other: int, max_step_s: float) -> bool:
     """Whether two jumps are one: near each other in the file, and to stamps that belong together, or by as much."""
     between = sorted((int(video.places[jump]), int(audio.places[other])))
     for clock in (video, audio):
@@ -364,7 +369,7 @@ def _are_one(video: StreamClock, jump: int, audio: StreamClock, other: int) -> b
             return False
     one, two = video.decode[jump], audio.decode[other]
     steps = one - video.before(jump), two - audio.before(other)
-    return bool(abs(one - two) <= _INTERLEAVING_S or abs(steps[0] - steps[1]) <= MAX_STEP_S)
+    return bool(abs(one - two) <= _INTERLEAVING_S or abs(steps[0] - steps[1]) <= max_step_s)
 
 
 def _is_gap(clock: StreamClock, jump: int, other: StreamClock) -> bool:

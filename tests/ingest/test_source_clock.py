@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 
 from ingest.source_clock import SourceClock
-from talkinghead.media.timeline import Segment, Timeline
+from talkinghead.media.media_file import open_media, start_of
+from talkinghead.media.timeline import Segment, Timeline, read_timeline
+from tests.support.damaged_clock import TS_TICKS, numbered_video, restamp_ts
 
 
 def _timeline(*parts: tuple[float, float, float], plain: bool = False) -> Timeline:
@@ -67,3 +70,18 @@ def test_a_header_far_from_the_images_is_not_believed() -> None:
 def test_a_video_that_runs_on_through_a_jump_of_the_sound_keeps_its_time() -> None:
     clock = SourceClock(_timeline((0.0, 0.0, 2.0), (1.97, 2.0, 4.0)))
     assert clock.interval(3.0, None)[0] == pytest.approx(3.0) and clock.time(3.0) == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize("bf", [0, 3])
+def test_a_joint_of_the_sound_alone_cuts_no_interval(tmp_path: Path, bf: int) -> None:
+    """The video's clock runs on, also where images are stored in another order than they are shown in."""
+    file = numbered_video(tmp_path / "v.ts", 100, sound=True, bf=bf)
+    half = round(50 / 25 * 44100 / 1024)
+    restamp_ts(file, lambda kind, number, old: old - 5 * TS_TICKS * (kind == "audio" and number >= half))
+    timeline = read_timeline(file)
+    assert len(timeline.segments) == 2, "the sound's clock jumps"
+    with open_media(file) as container:
+        clock = SourceClock(timeline, start_of(container))
+    start, end = clock.interval(0.5, 3.5)
+    assert start is not None and end is not None and end - start == pytest.approx(3.0, abs=1e-3)
+    assert [clock.time(time_s) - time_s for time_s in (0.5, 3.5)] == pytest.approx([clock.time(0.0)] * 2, abs=1e-3)
