@@ -90,14 +90,15 @@ class FrameWatch:
         """Take the answer to the last question if there is one, and ask again."""
         from ray.exceptions import RayError
 
-        if self._asked is not None and not self._ray.wait([self._asked], timeout=0)[0]:
-            return
-        try:
-            if self._asked is not None:
-                self.frames = self._ray.get(self._asked)
-        except RayError:  # the board is lost for now
-            pass
-        self._asked = self.board.frames.remote()
+        asked, self._asked = self._asked, None
+        with contextlib.suppress(RayError):  # the board is lost for now: the next look asks anew
+            if asked is not None:
+                if not self._ray.wait([asked], timeout=0)[0]:
+                    self._asked = asked
+                    return
+                self.frames = self._ray.get(asked)
+        with contextlib.suppress(RayError):
+            self._asked = self.board.frames.remote()
 
 
 @contextlib.contextmanager

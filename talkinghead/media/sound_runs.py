@@ -262,7 +262,8 @@ class _Run:
             elif step < 0:
                 mixed = mixed[:, -step:]
             if len(frame.bad):
-                times = (frame.bad + expected + step) / self._rate
+                kept = frame.bad[frame.bad >= -step]  # not those that an overlap cuts off
+                times = (kept + expected + step) / self._rate
                 self.nan_samples += int(np.sum((times >= self._wanted[0]) & (times < self._wanted[1])))
             yield self._counted(mixed)
 
