@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import wave
 from pathlib import Path
 
 import numpy as np
@@ -10,25 +9,17 @@ import pytest
 
 from infer.speech import describe_speech, read_speech
 from talkinghead.media.audio import read_audio
-
-
-def pcm(path: Path, samples: np.ndarray, rate: int) -> Path:
-    with wave.open(str(path), "wb") as file:
-        file.setnchannels(samples.shape[1])
-        file.setsampwidth(2)
-        file.setframerate(rate)
-        file.writeframes((samples * 32767).astype("<i2").tobytes())
-    return path
+from tests.support.sound_files import write_pcm
 
 
 def test_channels_and_rates(tmp_path: Path) -> None:
     tone = 0.5 * np.sin(np.arange(96000) * 2 * np.pi * 300 / 96000)
-    eight = read_speech(pcm(tmp_path / "a.wav", np.repeat(tone[:, None], 8, axis=1), 96000))
+    eight = read_speech(write_pcm(tmp_path / "a.wav", np.repeat(tone[:, None], 8, axis=1), 96000))
     assert eight.duration_s == pytest.approx(1.0) and eight.peak == pytest.approx(0.5, abs=0.01) and not eight.silent
 
 
 def test_one_sample_and_silence(tmp_path: Path, media: Path, caplog: pytest.LogCaptureFixture) -> None:
-    assert len(read_speech(pcm(tmp_path / "a.wav", np.full((1, 1), 0.5), 16000)).samples) == 1
+    assert len(read_speech(write_pcm(tmp_path / "a.wav", np.full((1, 1), 0.5), 16000)).samples) == 1
     assert not caplog.text
     silent = read_speech(media / "audio" / "torchcodec_reproduce_seek_bug.wav")
     assert silent.silent and silent.duration_s == 1 and "is silent" in caplog.text
@@ -37,7 +28,7 @@ def test_one_sample_and_silence(tmp_path: Path, media: Path, caplog: pytest.LogC
 
 def test_silence_is_that_of_the_part_that_is_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     late = np.concatenate([np.zeros(8000), np.full(8000, 0.5)])[:, None]
-    path = pcm(tmp_path / "a.wav", late, 16000)
+    path = write_pcm(tmp_path / "a.wav", late, 16000)
     assert not read_speech(path).silent and not caplog.text
     begun = read_speech(path, seconds=0.25)
     assert len(begun.samples) == 4000 and begun.silent and "is silent" in caplog.text
@@ -45,8 +36,8 @@ def test_silence_is_that_of_the_part_that_is_kept(tmp_path: Path, caplog: pytest
 
 
 def test_refused(tmp_path: Path, media: Path) -> None:
-    pcm(tmp_path / "none.wav", np.zeros((0, 1)), 16000)
-    pcm(tmp_path / "short.wav", np.zeros((1, 2)), 44100)
+    write_pcm(tmp_path / "none.wav", np.zeros((0, 1)), 16000)
+    write_pcm(tmp_path / "short.wav", np.zeros((1, 2)), 44100)
     (tmp_path / "empty.wav").touch()
     (tmp_path / "text.wav").write_text("no sound")
     whole = (media / "audio" / "dreamtalk_acknowledgement_english.m4a").read_bytes()
@@ -77,7 +68,7 @@ def test_values_that_are_no_sound(tmp_path: Path, caplog: pytest.LogCaptureFixtu
 def test_the_same_sound_as_in_ingest(tmp_path: Path, rate: int, caplog: pytest.LogCaptureFixture) -> None:
     """Channels that cancel: the models hear what they were trained on, and the user is told."""
     tone = 0.5 * np.sin(np.arange(2 * rate) * 2 * np.pi * 300 / rate)
-    path = pcm(tmp_path / "a.wav", np.stack([tone, -0.7 * tone], axis=1), rate)
+    path = write_pcm(tmp_path / "a.wav", np.stack([tone, -0.7 * tone], axis=1), rate)
     speech = read_speech(path)
     assert np.array_equal(speech.samples, read_audio(path, 0.0, len(speech.samples)).samples)
     assert speech.peak == pytest.approx(0.5, abs=0.01)
@@ -86,5 +77,5 @@ def test_the_same_sound_as_in_ingest(tmp_path: Path, rate: int, caplog: pytest.L
 
 
 def test_plain_speech_has_no_notes(tmp_path: Path) -> None:
-    path = pcm(tmp_path / "a.wav", np.full((1600, 2), 0.5), 16000)
+    path = write_pcm(tmp_path / "a.wav", np.full((1600, 2), 0.5), 16000)
     assert read_speech(path).notes == () and "notes" not in describe_speech(path, read_speech(path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import wave
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -10,6 +11,16 @@ from typing import cast
 import av
 import numpy as np
 from av.audio.codeccontext import AudioCodecContext
+
+
+def write_pcm(path: Path, samples: np.ndarray, rate: int) -> Path:
+    """A 16-bit WAV file of samples `[N, C]`, with any number of channels."""
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(samples.shape[1])
+        file.setsampwidth(2)
+        file.setframerate(rate)
+        file.writeframes((samples * 32767).astype("<i2").tobytes())
+    return path
 
 
 def ticking(times_s: Sequence[float], seconds: float, rate: int, level: float = 0.8) -> np.ndarray:

@@ -69,6 +69,26 @@ def test_30_fps_rounded_to_milliseconds_keeps_a_second_a_second() -> None:
     assert len(set(shown)) == 250, "25 out of 30: none is shown twice"
 
 
+@pytest.mark.parametrize("early", [-0.4, 0.0, 0.4, 0.6])
+def test_half_a_tick_is_rounding(early: float) -> None:
+    """Ends and starts that lie up to half a tick before a 25th count as that 25th; more does not."""
+    tick, off = 1 / 1000, early / 1000
+    whole = early < 0.5
+    source = _frames([0, 40, 80], tick, last=0.04)
+    assert len(list(constant_rate(source, 0.0, 0.12 - off, tick))) == (3 if whole else 2), "the interval's end"
+    ending = [*source[:2], Shown(0.08, 0.12 - off)]
+    assert len(list(constant_rate(ending, 0.0, None, tick))) == (3 if whole else 2), "the last frame's end"
+    late = [Shown(0.0, 0.04), Shown(0.04 + off, 0.08), Shown(0.08, 0.12)]
+    assert list(constant_rate(late, 0.0, None, tick))[1] == late[1 if whole else 0], "a frame's start"
+
+
+def test_an_interval_that_ends_in_a_gap_ends_there() -> None:
+    source = _frames([0, 10, 20], 0.04, last=0.04)
+    shown = list(constant_rate(source, 0.0, 0.6, 0.001))
+    assert shown == [source[0]] * 10 + [source[1]] * 5
+    assert list(constant_rate(source, 0.0, 0.4, 0.001)) == [source[0]] * 10
+
+
 def test_a_frame_that_goes_back_in_time_is_left_out() -> None:
     frames = [Shown(0.0, 0.04), Shown(0.2, 0.24), Shown(0.08, 0.12), Shown(0.24, 0.28)]
     assert [f.time_s for f in constant_rate(frames, 0.0, None, 1e-6)] == [0.0] * 5 + [0.2, 0.24]

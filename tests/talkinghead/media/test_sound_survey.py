@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import tracemalloc
-import wave
 from pathlib import Path
 
 import numpy as np
@@ -14,22 +13,12 @@ from talkinghead.media.audio import read_audio, read_sound, read_whole_audio
 from talkinghead.media.sound_survey import SURVEY_S, read_mixes, sound_intervals
 from talkinghead.media.timeline import read_timeline
 from tests.support.media_files import flat, write_audio, write_video
-from tests.support.sound_files import repack, voice, write_runs
-
-
-def pcm(path: Path, samples: np.ndarray, rate: int) -> Path:
-    """16-bit WAV of `[N, C]`."""
-    with wave.open(str(path), "wb") as file:
-        file.setnchannels(samples.shape[1])
-        file.setsampwidth(2)
-        file.setframerate(rate)
-        file.writeframes((samples * 32767).astype("<i2").tobytes())
-    return path
+from tests.support.sound_files import repack, voice, write_pcm, write_runs
 
 
 def test_inverted_channels_are_the_speech_in_every_span(tmp_path: Path) -> None:
     speech = np.concatenate([np.zeros(16000), voice(3.0, 16000), np.zeros(16000)])
-    file = pcm(tmp_path / "a.wav", np.stack([speech, -speech], axis=1), 16000)
+    file = write_pcm(tmp_path / "a.wav", np.stack([speech, -speech], axis=1), 16000)
     whole = read_sound(file)
     assert np.abs(whole.samples - speech).max() < 1e-4 and "cancel" in whole.notes[0]
     for start in (0.0, 0.5, 1.7, 4.5):
@@ -45,7 +34,7 @@ def test_long_files_are_judged_by_parts_from_all_over(tmp_path: Path) -> None:
     speech = voice(10.0, 8000)
     quiet = np.zeros(round(SURVEY_S) * 8000)
     long = np.concatenate([quiet, np.tile(speech, 30)])
-    file = pcm(tmp_path / "a.wav", np.stack([long, -long], axis=1), 8000)
+    file = write_pcm(tmp_path / "a.wav", np.stack([long, -long], axis=1), 8000)
     (mix,) = read_mixes(file, read_timeline(file)).values()
     assert sorted(mix.weights) == [0, 1] and mix.note is not None
     late = read_audio(file, SURVEY_S + 200, 16000)
@@ -54,7 +43,7 @@ def test_long_files_are_judged_by_parts_from_all_over(tmp_path: Path) -> None:
 
 def test_memory_does_not_grow_with_the_channels_of_a_long_file(tmp_path: Path) -> None:
     long = np.tile(voice(10.0, 16000), 20)
-    file = pcm(tmp_path / "a.wav", np.stack([long] * 6, axis=1) * 0.3, 16000)
+    file = write_pcm(tmp_path / "a.wav", np.stack([long] * 6, axis=1) * 0.3, 16000)
     timeline = read_timeline(file)
     read_audio(file, 100.0, 16000, timeline)
     tracemalloc.start()
@@ -73,7 +62,7 @@ def test_each_layout_of_a_file_has_its_own_mix(tmp_path: Path) -> None:
 
 def test_mixes_and_timeline_can_be_given(tmp_path: Path) -> None:
     speech = voice(2.0, 16000)
-    file = pcm(tmp_path / "a.wav", np.stack([speech, -speech], axis=1), 16000)
+    file = write_pcm(tmp_path / "a.wav", np.stack([speech, -speech], axis=1), 16000)
     timeline = read_timeline(file)
     mixes = read_mixes(file, timeline)
     given = read_audio(file, 0.2, 16000, timeline, mixes)
@@ -83,13 +72,13 @@ def test_mixes_and_timeline_can_be_given(tmp_path: Path) -> None:
 
 def test_a_file_that_changed_is_surveyed_anew(tmp_path: Path) -> None:
     speech = voice(1.0, 16000)
-    read_audio(pcm(tmp_path / "a.wav", np.stack([speech, speech], axis=1), 16000), 0.0, 16000)
-    pcm(tmp_path / "b.wav", np.stack([speech, -speech], axis=1), 16000).replace(tmp_path / "a.wav")
+    read_audio(write_pcm(tmp_path / "a.wav", np.stack([speech, speech], axis=1), 16000), 0.0, 16000)
+    write_pcm(tmp_path / "b.wav", np.stack([speech, -speech], axis=1), 16000).replace(tmp_path / "a.wav")
     assert read_audio(tmp_path / "a.wav", 0.0, 16000).notes
 
 
 def test_mono_files_are_not_surveyed(tmp_path: Path) -> None:
-    file = pcm(tmp_path / "a.wav", voice(1.0, 16000)[:, None], 16000)
+    file = write_pcm(tmp_path / "a.wav", voice(1.0, 16000)[:, None], 16000)
     assert read_mixes(file, read_timeline(file)) == {}
 
 
@@ -129,7 +118,7 @@ def test_no_sound_has_no_intervals(tmp_path: Path) -> None:
 
 def test_streams_are_read_from_their_start(tmp_path: Path) -> None:
     speech = voice(1.0, 16000)
-    data = pcm(tmp_path / "a.wav", np.stack([speech, -speech], axis=1), 16000).read_bytes()
+    data = write_pcm(tmp_path / "a.wav", np.stack([speech, -speech], axis=1), 16000).read_bytes()
     stream = io.BytesIO(data)
     first = read_whole_audio(stream)
     assert len(first) == 16000 and np.array_equal(read_whole_audio(stream), first)

@@ -6,7 +6,6 @@ import struct
 import subprocess
 import sys
 import tracemalloc
-import wave
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from talkinghead.media.media_file import probe
 from talkinghead.media.talking_video import write_talking_video
 from tests.support.media_files import flat, write_audio, write_video
 from tests.support.paths import ROOT
-from tests.support.sound_files import click_times, repack, ticking, voice, with_bytes, write_runs
+from tests.support.sound_files import click_times, repack, ticking, voice, with_bytes, write_pcm, write_runs
 
 FRAME = 640
 
@@ -43,16 +42,6 @@ def lag(played: np.ndarray, sent: np.ndarray) -> int:
     return best - size if best > size // 2 else best
 
 
-def pcm(path: Path, samples: np.ndarray, rate: int) -> Path:
-    """A 16-bit WAV file of samples `[N, C]`, with any number of channels."""
-    with wave.open(str(path), "wb") as file:
-        file.setnchannels(samples.shape[1])
-        file.setsampwidth(2)
-        file.setframerate(rate)
-        file.writeframes((samples * 32767).astype("<i2").tobytes())
-    return path
-
-
 @pytest.mark.parametrize(
     ("rate", "channels", "kept"),
     [
@@ -65,7 +54,7 @@ def pcm(path: Path, samples: np.ndarray, rate: int) -> Path:
 )
 def test_sound_is_in_step(tmp_path: Path, rate: int, channels: int, kept: tuple[int, int]) -> None:
     sound = np.repeat(chirp(1.99, rate)[:, None], channels, axis=1)
-    speech = pcm(tmp_path / "speech.wav", sound, rate)
+    speech = write_pcm(tmp_path / "speech.wav", sound, rate)
     out = tmp_path / "out.mp4"
     assert write_talking_video(out, frames(50), width=64, height=64, fps=25, speech=speech) == 50
     found = probe(out)
@@ -103,7 +92,7 @@ def test_samples_as_speech_and_no_speech(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("count", [1, 5])
 def test_a_single_sample_of_speech(tmp_path: Path, count: int) -> None:
-    speech = pcm(tmp_path / "speech.wav", np.full((1, 1), 0.5), 16000)
+    speech = write_pcm(tmp_path / "speech.wav", np.full((1, 1), 0.5), 16000)
     write_talking_video(tmp_path / "out.mp4", frames(count), width=64, height=64, fps=25, speech=speech)
     assert probe(tmp_path / "out.mp4").duration_s == pytest.approx(count / 25)
 
@@ -216,7 +205,7 @@ def test_broken_packets_are_silence_of_their_length(tmp_path: Path) -> None:
 def test_no_numbers_and_channels_that_cancel(tmp_path: Path) -> None:
     """Both sides get the speech, not the channel that makes a listener with one ear hear nothing."""
     speech = voice(2.0, 16000)
-    pcm(tmp_path / "inverted.wav", np.stack([speech, -speech], axis=1), 16000)
+    write_pcm(tmp_path / "inverted.wav", np.stack([speech, -speech], axis=1), 16000)
     left, right = heard(tmp_path / "inverted.wav", tmp_path / "out.mp4", 2)
     assert np.corrcoef(left, right)[0, 1] > 0.98
     assert np.corrcoef(left[: len(speech)], speech[: len(left)])[0, 1] > 0.98
@@ -233,14 +222,14 @@ def test_no_numbers_and_channels_that_cancel(tmp_path: Path) -> None:
 
 def test_stereo_stays_so(tmp_path: Path) -> None:
     one, two = voice(2.0, 44100, seed=1), voice(2.0, 44100, seed=2)
-    played = heard(pcm(tmp_path / "two.wav", np.stack([one, two], axis=1), 44100), tmp_path / "out.mp4", 2)
+    played = heard(write_pcm(tmp_path / "two.wav", np.stack([one, two], axis=1), 44100), tmp_path / "out.mp4", 2)
     for side, sent in zip(played, (one, two), strict=True):
         size = min(len(side), len(sent))
         assert np.corrcoef(side[:size], sent[:size])[0, 1] > 0.98
 
 
 def test_memory_does_not_grow_with_the_length_of_a_file(tmp_path: Path) -> None:
-    speech = pcm(tmp_path / "long.wav", np.zeros((44100 * 60, 2)), 44100)
+    speech = write_pcm(tmp_path / "long.wav", np.zeros((44100 * 60, 2)), 44100)
     tracemalloc.start()
     write_talking_video(tmp_path / "out.mp4", frames(1500), width=64, height=64, fps=25, speech=speech)
     peak = tracemalloc.get_traced_memory()[1]
