@@ -122,9 +122,7 @@ class TornLook:
     def is_torn(self, frame: VideoFrame) -> bool:
         """Whether the next image is torn; the first one never is."""
         luma = _luma(frame)
-        if luma is None:
-            return False
-        if not luma.size:
+        if luma is None or not luma.size:
             return False
         if self._borders is None or self._borders.shape != luma.shape:
             self._borders = _BlockBorders(luma.shape)
