@@ -144,6 +144,7 @@ def _try_private(
     # Workers import our packages from this checkout, whatever the working folder is. Everything that talks or serves
     # is off: no dashboard, no log lines of workers on the terminal. What has to listen does so on the loopback address.
     places = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    _log_what_ray_prints()
     with _captured_stderr() as said:
         try:
             ray.init(
@@ -205,6 +206,18 @@ def _read_environment_anew() -> None:
     ray_constants.ENABLE_RAY_CLUSTER = os.environ.get(_LOOPBACK_VARIABLE) != "0"
 
 
+def _log_what_ray_prints() -> None:
+    """Log, for debugging, what Ray prints to stderr unasked when a worker dies: outcomes of the work tell it better."""
+    from ray._private import worker
+
+    assert callable(worker.print_to_stdstream), "Ray prints its errors in another way"
+
+    def log_lines(data: Mapping[str, Any], ignore_prefix: bool) -> None:
+        log.debug("%s", "\n".join(data["lines"]))
+
+    worker.print_to_stdstream = log_lines
+
+
 def _join(address: str, variables: dict[str, str]) -> None:
     """Join the cluster at an address, and send it our packages."""
     # Ray's own errors come late and long: check first what can be checked.
@@ -217,6 +230,7 @@ def _join(address: str, variables: dict[str, str]) -> None:
     from ray.exceptions import RayError
 
     environment = worker_environment(variables)
+    _log_what_ray_prints()
     with _captured_stderr() as said:
         try:
             ray.init(address=address, runtime_env=environment, logging_level=logging.ERROR, log_to_driver=False)

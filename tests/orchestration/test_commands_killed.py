@@ -121,6 +121,7 @@ def test_one_killed_worker_and_one_killed_driver(
         time.sleep(0.02)
     _, errors = driver.communicate(timeout=240)
     assert hit and driver.returncode == 0, errors.decode()[-3000:]
+    assert b"raylet" not in errors, "Ray's own words stay out of it"
     assert digests(data) == digests(finished)
     assert not list((data / "tmp").iterdir())
 
