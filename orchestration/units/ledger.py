@@ -111,7 +111,7 @@ def release(storage: Storage, records: Iterable[QuarantineRecord], cause: str | 
 
 @contextlib.contextmanager
 def writer_lock(storage: Storage) -> Iterator[None]:
-    """Make this process the only one that writes to DATA, and clear what killed writers left.
+    """Make this process the only one that writes to DATA, and clear what killed writers left, before and after.
 
     The lock belongs to the process: the kernel drops it when the process dies. Object stores have no lock; there
     every write is whole and its content a function of its name, so two commands waste work but break nothing.
@@ -136,3 +136,6 @@ def writer_lock(storage: Storage) -> Iterator[None]:
         if leftovers := storage.sweep_temporary():
             log.info("removed %d unfinished files of an interrupted run", leftovers)
         yield
+        # All units are done; what workers were writing when they were killed still lies here.
+        if leftovers := storage.sweep_temporary():
+            log.info("removed %d unfinished files of killed workers", leftovers)

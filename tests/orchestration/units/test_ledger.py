@@ -139,6 +139,8 @@ def test_the_lock_names_its_holder_and_sweeps_our_own_leftovers(storage: Storage
     (tmp_path / "data" / "tmp" / "notes").touch()
     with writer_lock(storage):
         assert [path.name for path in (tmp_path / "data" / "tmp").iterdir()] == ["notes"]
+        (tmp_path / "data" / "tmp" / ("1" * 32)).write_bytes(b"by a worker that the watchdog killed")
+    assert [path.name for path in (tmp_path / "data" / "tmp").iterdir()] == ["notes"]
 
 
 @pytest.mark.parametrize("name", [".lock", "tmp"])
