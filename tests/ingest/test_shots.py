@@ -120,6 +120,41 @@ def test_a_cut_over_two_frames_is_at_the_larger_step_also_where_time_is_missing(
     assert detector.cuts() == [20]
 
 
+def _scenes(*scenes: tuple[int, int], grain: int = 2) -> list[np.ndarray]:
+    """Scenes of (level, number of frames), with grain of 0 .. `grain` - 1 levels."""
+    noise = np.random.default_rng(0)
+    levels = [level for level, count in scenes for _ in range(count)]
+    return [noise.integers(0, grain, (48, 48, 3)).astype(np.uint8) + np.uint8(level) for level in levels]
+
+
+def test_copies_and_damaged_frames_take_no_part() -> None:
+    detector, (first, second, third) = CutDetector(CutSettings()), _scenes((50, 3))
+    taken = [detector.add(frame) for frame in (first, first, second)]
+    assert taken == [True, False, True], "grain of half a level makes another frame, no change makes a copy"
+    assert not detector.add(third, damaged=True) and len(detector.steps) == 4
+
+
+def test_a_change_must_be_large_enough_and_its_size_is_not_halved() -> None:
+    assert _cuts(_scenes((50, 20), (54, 20))) == [20]
+    assert _cuts(_scenes((50, 20), (52, 20))) == [], "below 3 levels"
+
+
+def test_a_scene_of_three_frames_has_both_its_cuts() -> None:
+    """Each stands out from the two steps on either side; what is further away does not count."""
+    assert _cuts(_scenes((50, 20), (120, 3), (190, 20))) == [20, 23]
+
+
+def test_a_flash_soon_after_a_cut_ends_without_one() -> None:
+    """The frames just before the flash come back after it; those of the shot before do not."""
+    found = _cuts(_scenes((50, 20), (120, 2), (250, 3), (120, 20)))
+    assert not {22, 25} & set(found)
+
+
+def test_a_small_step_next_to_a_larger_one_is_no_part_of_it() -> None:
+    """Motion that grows: steps of 15, 20 and 30 levels. None stands out, and none is half of a blended cut."""
+    assert _cuts(_scenes((50, 20), (65, 1), (85, 1), (115, 1), (130, 20))) == []
+
+
 def test_nothing_and_noise_have_no_cuts() -> None:
     random = np.random.default_rng(0)
     assert _cuts([]) == [] and _cuts([np.zeros((9, 9, 3), np.uint8)]) == []
@@ -190,6 +225,42 @@ def test_no_faces_at_all_and_too_long_pieces() -> None:
     assert _split(90, []) == [(0, 90, False)]
     long = _split(7000, _seen(0, 7000))
     assert [end - first for first, end, _ in long] == [2333, 2333, 2334]
+
+
+def test_what_is_too_long_is_told_by_its_own_length() -> None:
+    """Not by where it ends; and two parts are parts."""
+    parts = _split(6200, _seen(0, 6200), cuts=[3100])
+    assert [end - first for first, end, _ in parts] == [1550] * 4
+    assert _split(6200, _seen(0, 3100), cuts=[3100])[-1] == (3100, 6200, False), "without a face it stays whole"
+
+
+def test_three_looks_make_a_face() -> None:
+    assert [face for *_, face in _split(50, _seen(20, 31))] == [True]
+    assert [face for *_, face in _split(50, _seen(20, 30))] == [False]
+
+
+def _seen_from(frame: int, end: int) -> list[Sighting]:
+    return [Sighting(k, (100.0, 50.0, 200.0, 150.0), 0.9) for k in range(frame, end, 5)]
+
+
+def test_a_gap_of_a_second_splits_and_a_shorter_one_does_not() -> None:
+    assert _split(150, _seen_from(24, 150)) == [(0, 150, True)]
+    assert [face for *_, face in _split(150, _seen_from(25, 150))] == [False, True]
+
+
+@pytest.mark.parametrize(("change", "border"), [(70, 71), (71, 71), (73, 73), (75, 75), (76, 71)])
+def test_a_face_comes_after_the_last_look_without_it(change: int, border: int) -> None:
+    """The looks are at 70 and 75; the change of the image that counts lies after one and no later than the other."""
+    assert _split(150, _seen(75, 150), change=change) == [(0, border, False), (border, 150, True)]
+
+
+def test_a_face_never_comes_with_the_first_frame_of_a_shot_that_began_without_it() -> None:
+    settings = IngestSettings(max_gap=5)
+    for change in (0, 1, 2):
+        steps = [1.0] * 60
+        steps[change] = 5.0
+        parts = split(60, [], steps, _seen(5, 60), settings)
+        assert [part.first for part in parts] == [0, max(1, change)]
 
 
 def test_moving_face_is_one_track_and_a_jump_is_two() -> None:

@@ -93,5 +93,8 @@ def _report(name: str, results: list[list[dict]]) -> None:
 
 
 if __name__ == "__main__":
-    for part in sys.argv[1:] or PARTS:
+    asked = sys.argv[1:] or list(PARTS)
+    if not set(asked) <= set(PARTS):
+        sys.exit(f"{__doc__}\nparts: {', '.join(PARTS)}")
+    for part in asked:
         run_part(part)
