@@ -150,8 +150,8 @@ def test_a_flash_soon_after_a_cut_ends_without_one() -> None:
     assert not {22, 25} & set(found)
 
 
-def test_a_small_step_next_to_a_larger_one_is_no_part_of_it() -> None:
-    """Motion that grows: steps of 15, 20 and 30 levels. None stands out, and none is half of a blended cut."""
+def test_motion_that_grows_and_ends_is_no_cut() -> None:
+    """Steps of 15, 20, 30 and 15 levels: the largest is twice the others, and must be three times as large."""
     assert _cuts(_scenes((50, 20), (65, 1), (85, 1), (115, 1), (130, 20))) == []
 
 
