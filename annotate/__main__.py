@@ -1,4 +1,4 @@
-"""`python -m annotate models`: find or fetch the face model."""
+"""`python -m annotate models`: find or fetch the face model, and the weights for speech activity."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import logging
 import sys
 
 from talkinghead.face.resolve import resolve_face_model
+from talkinghead.models.speech.activity_weights import find_activity_weights
 from talkinghead.runtime.command_line import run_command_line
+from talkinghead.runtime.errors import UnreachableError
 
 log = logging.getLogger(__name__)
 
@@ -16,10 +18,15 @@ def models() -> str:
 
     Looks in the folder that TALKINGHEAD_MODELS names, then in the cache, then tries MediaPipe's official download, then
     the 468-point model inside a MediaPipe wheel on the package registry. TALKINGHEAD_FACE_MODEL=official or fallback
-    allows only that one.
+    allows only that one. The weights for the column speech_activity, which nothing else needs, are looked for next to
+    them, then in the silero-vad wheel on the package registry; without them there is a warning.
     """
     model = resolve_face_model()
     log.info("%s, %d landmarks, sha256 %s", model.name, model.num_landmarks, model.sha256)
+    try:
+        log.info("speech activity: %s", find_activity_weights())
+    except UnreachableError as error:
+        log.warning("%s", error)
     return str(model.path)
 
 

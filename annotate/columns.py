@@ -11,10 +11,13 @@ from annotate.fits.speakers import SPEAKERS
 from annotate.labels import LABELS
 from annotate.latents import LATENTS
 from annotate.mouth import MOUTH
+from annotate.speech_activity import SPEECH_ACTIVITY
+from annotate.sync import SYNC
 from talkinghead.derived import DerivedColumn
 from talkinghead.global_fit import GlobalFit
 
-COLUMNS: dict[str, DerivedColumn] = {column.name: column for column in (LATENTS, MOUTH, LABELS)}
+_columns: tuple[DerivedColumn, ...] = (LATENTS, MOUTH, SPEECH_ACTIVITY, SYNC, LABELS)
+COLUMNS: dict[str, DerivedColumn] = {column.name: column for column in _columns}
 """Name → derived column, as `make derive COLUMNS=…` takes it."""
 
 _fits: tuple[GlobalFit, ...] = (SPEAKERS, EXPRESSION)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from talkinghead.features.band_levels import BAND_LEVELS
 from talkinghead.features.feature import Feature
 from talkinghead.features.loudness import LOUDNESS
 
-FEATURES: dict[str, Feature] = {feature.name: feature for feature in (LOUDNESS,)}
+FEATURES: dict[str, Feature] = {feature.name: feature for feature in (LOUDNESS, BAND_LEVELS)}
 """Name → feature."""
 
 
