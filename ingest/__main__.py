@@ -27,6 +27,7 @@ def catalog(
     metadata: Path | None = None,
     limit: int | None = None,
     follow_links: bool = False,
+    group_by: str | None = None,
 ) -> str:
     """Read a data set's metadata, find each clip's video in SOURCE, and write DATA/catalog/<dataset>.parquet.
 
@@ -36,13 +37,17 @@ def catalog(
         metadata: Folder or file with the official metadata; default: SOURCE/metadata, then SOURCE.
         limit: Keep this many clips, those with a video first.
         follow_links: Take links that lead out of SOURCE; only for a folder of links of your own.
+        group_by: Take split group and person of a plain folder from the path: parent, level:N (the N-th folder below
+            SOURCE), or regex:PATTERN.
     """
     storage = Storage(data)
     # DATA may lie inside SOURCE: what earlier jobs wrote there is no source of clips.
     exclude = [storage.local_root] if storage.local_root else []
     if storage.local_root and storage.local_root.is_dir():
         warn_of_owner(storage.local_root)
-    built = build_catalog(dataset, source, metadata, limit, exclude=exclude, follow_links=follow_links)
+    built = build_catalog(
+        dataset, source, metadata, limit, exclude=exclude, follow_links=follow_links, group_by=group_by
+    )
     path = write_catalog(storage, built)
     _summarise(built)
     return storage.describe(path)
@@ -117,7 +122,10 @@ def _summarise(catalog: Catalog) -> None:
         f"{catalog.dataset}: {len(catalog.rows)} clips in {groups} split groups, {boxes} with a crop box, "
         f"{seconds / 3600:.2f} h of listed intervals"
     )
-    _log(f"sources: {len(catalog.paths)} found, {missing} clips without one, {len(catalog.unused)} videos not used")
+    _log(
+        f"sources: {len(catalog.paths)} found, {len(catalog.unused)} videos not used; of the {len(catalog.rows)} clips "
+        f"{catalog.there} are there ({catalog.released} of them released clips), {missing} are not"
+    )
     # What a user should know before clips are cut: rows left out, unreadable metadata, missing videos.
     if catalog.left_out:
         _log(f"limit: {catalog.left_out} clips left out")

@@ -12,6 +12,8 @@ import pyarrow.parquet as pq
 
 from ingest.adapters import adapter_of
 from ingest.adapters.metadata import Adapter
+from ingest.path_groups import NO_GROUPS, grouped, path_groups
+from ingest.released import is_released
 from ingest.source_files import is_inside, leads_out
 from ingest.source_listing import Problem, Problems, display_path, from_stored, list_source, to_stored
 from talkinghead import dataroot
@@ -33,6 +35,7 @@ class _Extras:
     problems: list[Problem]
     unused: tuple[str, ...]
     left_out: int
+    group_by: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +51,18 @@ class Catalog:
     """Videos in SOURCE that belong to no clip of the metadata (names as `display_path` gives them)."""
     left_out: int = 0
     """Number of rows that `limit` left out."""
+    group_by: str | None = None
+    """Rule by which a folder's paths gave the split groups (`path_groups`); None: each file is its own."""
+
+    @property
+    def there(self) -> int:
+        """Number of rows whose video, or released clip, is in SOURCE."""
+        return len(self.rows) - self.missing_source
+
+    @property
+    def released(self) -> int:
+        """Number of rows whose source is a released clip, cut out already."""
+        return sum(map(is_released, self.rows))
 
     @property
     def missing_source(self) -> int:
@@ -68,6 +83,7 @@ def build_catalog(
     *,
     exclude: Iterable[Path] = (),
     follow_links: bool = False,
+    group_by: str | None = None,
 ) -> Catalog:
     """Read a data set's metadata and find each clip's source.
 
@@ -79,6 +95,7 @@ def build_catalog(
         exclude: Folders to leave out, e.g. DATA when it lies inside SOURCE.
         follow_links: Whether links may lead out of SOURCE, and out of the folder of the metadata. Only for a SOURCE
             that the user made themselves: what a stranger's link leads to would be published.
+        group_by: Rule by which the paths of a plain folder give split groups and persons (`path_groups`).
 
     Raises:
         ValueError: No such data set, folder or metadata; or the metadata are far larger than any data set's.
@@ -86,6 +103,9 @@ def build_catalog(
     adapter = adapter_of(dataset)
     if limit is not None and limit < 1:
         raise ValueError(f"limit is {limit}; give 1 or more, or leave it out for all clips")
+    if group_by is not None and adapter.has_metadata is not None:
+        raise ValueError(f"--group-by is for plain folders; {dataset} has metadata, which name its split groups")
+    group_of = path_groups(group_by or NO_GROUPS)
     # List SOURCE once, read the metadata, and let the adapter look each clip's video up in the list.
     listing = list_source(source, is_unit_folder=adapter.is_unit_folder, exclude=exclude, follow_links=follow_links)
     found = _find_metadata(adapter, source, metadata, follow_links)
@@ -99,7 +119,7 @@ def build_catalog(
             message = f"two clips have the key {row.key} (of {rows[-1].source_id} and {row.source_id}); one is taken"
             problems.append(Problem(file=found.name, message=message))
         else:
-            rows.append(row)
+            rows.append(grouped(row, group_of))
     # The limit prefers clips that can be ingested; what is unused is judged by all rows, not by those kept.
     used = {row.source for row in rows if row.source is not None}
     kept = rows
@@ -113,6 +133,7 @@ def build_catalog(
         problems=[*problems, *(problem for problem in listing.problems if problem not in known)],
         unused=tuple(display_path(path) for path in listing.unused(used)),
         left_out=len(rows) - len(kept),
+        group_by=group_by,
     )
 
 
@@ -143,6 +164,7 @@ def write_catalog(storage: Storage, catalog: Catalog) -> str:
         "problems": [asdict(problem) for problem in catalog.problems],
         "unused": catalog.unused,
         "left_out": catalog.left_out,
+        "group_by": catalog.group_by,
     }
     # The rest of the catalog is kept as JSON in the metadata of the same file, so that both are written at once.
     schema = CATALOG_SCHEMA.with_metadata({_EXTRAS: canonical_json(extras)})
@@ -181,4 +203,5 @@ def read_catalog(storage: Storage, dataset: str) -> Catalog:
         problems=extras.problems,
         unused=extras.unused,
         left_out=extras.left_out,
+        group_by=extras.group_by,
     )

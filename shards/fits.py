@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,8 +16,9 @@ import numpy as np
 from shards.fit_files import FitSource
 from shards.manifest import read_manifest
 from shards.order import spread
-from shards.reader import SPEECH, Sample, ShardReader
+from shards.reader import Sample, ShardReader
 from shards.selection import Selection
+from shards.speech_choice import with_speech
 from talkinghead.annotation import COLUMN
 from talkinghead.column import Arrays
 from talkinghead.derived import MEDIA_NEEDS, ColumnError, Fit
@@ -43,8 +43,9 @@ def reader_for(
     annotation: str | None = None,
     join: Sequence[str] = (),
     selection: Selection | None = None,
+    begun: bool = False,
 ) -> ShardReader:
-    """Open the clips of a fit: the kept training clips that have what it needs, with audible sound where it needs any.
+    """Open the clips of a fit: the kept training clips that have what it needs, with speech where it needs the sound.
 
     Args:
         fit: The fit.
@@ -53,6 +54,7 @@ def reader_for(
         join: Derived columns to join (`column`, or `column@version`). Others that the fit needs are joined in their
             newest versions; the reader's `joined` says which.
         selection: Further choice of the clips; it may use scores and labels of columns in `join`.
+        begun: Whether `join` is what a training that goes on began with; see `shards.speech_choice.with_speech`.
 
     Raises:
         FileNotFoundError: There is no data set.
@@ -61,21 +63,16 @@ def reader_for(
     selection = selection or Selection()
     columns = [need for need in fit.needs if need in COLUMN]
     derived = [need for need in fit.needs if need not in COLUMN and need not in MEDIA_NEEDS]
+    manifest = read_manifest(storage)
     # Of derived columns that it needs, a clip must have all arrays, in the version that is joined.
     if derived:
-        manifest = read_manifest(storage)
         join = [*join, *(name for name in derived if name not in {manifest.derived(joined).kind for joined in join})]
         columns += [
             array for name in join if (entry := manifest.derived(name)).kind in derived for array in entry.arrays
         ]
     if "wav" in fit.needs:
-        selection = replace(selection, at_most=with_speech(selection.at_most))
+        selection = with_speech(selection, manifest, join, begun=begun)
     return ShardReader(storage, version=annotation, columns=tuple(columns), join=tuple(join), **selection.arguments())
-
-
-def with_speech(at_most: Mapping[str, float]) -> dict[str, float]:
-    """Upper bounds of scores, and those that leave out clips without audible sound (`shards.reader.SPEECH`)."""
-    return {**at_most, **{score: min(most, at_most.get(score, most)) for score, most in SPEECH.items()}}
 
 
 def source_of(

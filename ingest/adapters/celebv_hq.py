@@ -17,6 +17,9 @@ attributes says how: with h, w of the box in pixels, c = min(h, w) // 2, the squ
 ((left + right) // 2, (top + bottom) // 2). The published time stamps are cut to hundredths (81.62 s may become
 81.61 s); the true ones are used here.
 
+What counts as source, in this order: the YouTube video, a released clip of the clip's name (`<id>_<n>.mp4`, cut and
+cropped already), to which interval and box do not apply again.
+
 The listed times are coarse and may span a scene change. Identities are not listed, so clips of one video form a
 split group.
 """
@@ -41,6 +44,7 @@ from ingest.adapters.row_checks import (
     collect_rows,
     decimal_number,
 )
+from ingest.released import LISTED, NOTE
 from ingest.source_listing import Problem, Problems, SourceListing
 from talkinghead.files.foreign import open_regular
 from talkinghead.schema import CatalogRow
@@ -248,7 +252,21 @@ def read(metadata: Path, listing: SourceListing) -> Parsed:
 
 
 def _row(clip: CelebvClip, listing: SourceListing) -> CatalogRow:
+    # The YouTube video first, for it alone gives the official interval and crop; then a released clip.
     source, notes = listing.find([clip.video_id])
+    if source is None:
+        source, notes = listing.find([clip.name])
+        if source is not None:
+            return CELEBV_HQ.row(
+                f"celebv-hq-{clip.name}",
+                clip.video_id,
+                source=source,
+                interval=None,
+                box=None,
+                box_size=None,
+                notes=(*notes, NOTE),
+                attributes={LISTED: [clip.start_s, clip.end_s], **clip.labels},
+            )
     return CELEBV_HQ.row(
         f"celebv-hq-{clip.name}",
         clip.video_id,

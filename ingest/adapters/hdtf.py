@@ -12,6 +12,9 @@ A crop holds only at the listed number of lines: the row's box has that number a
 the real frame. Where the listed number cannot be the reference (0, or a crop with more lines than the frame), the box
 is left out, the clip is cropped around the face, and a note says so; the listed numbers stay in the attributes.
 
+What counts as source, in this order: the whole video, a released clip, which common downloaders call `<name>_<n>.mp4`
+or `<S>_<name>_<nnn>.mp4`. That one is cut and cropped already, so interval and box do not apply again.
+
 Split groups are persons. WDA and WRA name a video after the person and a running digit, so trailing digits are cut
 (CarolynMaloney1, CarolynMaloney2). RD names are programmes (Radio11): each video is its own group. Videos with the
 same YouTube id (WhipJimClyburn, JamesClyburn1) join the groups of their names; the group is called after the
@@ -31,6 +34,7 @@ from typing import TypeVar
 from ingest.adapters.metadata import Adapter, Parsed, youtube_id, youtube_url
 from ingest.adapters.metadata_files import MetadataFolder
 from ingest.adapters.row_checks import MOST_BAD_LINES, check_interval, collect_rows, decimal_number, whole_number
+from ingest.released import LISTED, NOTE
 from ingest.source_listing import Problem, Problems, SourceListing
 from talkinghead.schema import CatalogRow
 
@@ -249,6 +253,8 @@ def read(metadata: Path, listing: SourceListing) -> Parsed:
     """Catalog rows of all intervals."""
     videos, problems = read_videos(metadata, follow_links=listing.follow_links)
     groups = split_groups(videos)
+    # A video that is called as another one's clip would be (none of the official ones) is no such clip.
+    taken = {name for video in videos for name in (video.name, video.source_id)}
 
     def clips() -> Iterator[tuple[HdtfVideo, HdtfClip, str | None, tuple[str, ...]]]:
         for video in videos:
@@ -256,7 +262,11 @@ def read(metadata: Path, listing: SourceListing) -> Parsed:
             names = (video.source_id, f"{video.subset}-{video.name}", video.name, youtube_id(video.url))
             source, notes = listing.find(name for name in names if name)
             for clip in video.clips:
-                yield video, clip, source, notes
+                if source is not None:
+                    yield video, clip, source, notes
+                else:
+                    released, others = listing.find(name for name in _clip_names(video, clip) if name not in taken)
+                    yield video, clip, released, (*others, NOTE) if released else others
 
     rows = collect_rows(
         clips(),
@@ -267,16 +277,24 @@ def read(metadata: Path, listing: SourceListing) -> Parsed:
     return Parsed(rows=rows, problems=problems)
 
 
+def _clip_names(video: HdtfVideo, clip: HdtfClip) -> list[str]:
+    """Names that a released clip may have, the surest first."""
+    stems = (video.source_id, f"{video.subset}-{video.name}", video.name)
+    return [f"{stem}_{number}" for stem in stems for number in (f"{clip.index:03d}", str(clip.index))]
+
+
 def _row(video: HdtfVideo, clip: HdtfClip, group: str, source: str | None, notes: tuple[str, ...]) -> CatalogRow:
     """Catalog row of one interval, whose video was found as `source` with `notes`."""
     identifier = youtube_id(video.url)
-    box, box_notes = _box(clip, video.height)
+    released = NOTE in notes
+    box, box_notes = (None, ()) if released else _box(clip, video.height)
     # The listed numbers are kept also where they give no box.
     attributes = {
         "crop_wh": clip.crop_wh,
         "crop_ratio": clip.crop_ratio,
         "listed_height": video.height,
         "subset": video.subset,
+        **({LISTED: [clip.start_s, clip.end_s]} if released else {}),
     }
     return CatalogRow(
         key=f"hdtf-{video.subset}-{video.name}-{clip.index:03d}",
@@ -284,8 +302,8 @@ def _row(video: HdtfVideo, clip: HdtfClip, group: str, source: str | None, notes
         source_id=video.source_id,
         source=source,
         url=youtube_url(identifier) if identifier else video.url,
-        start_s=clip.start_s,
-        end_s=clip.end_s,
+        start_s=None if released else clip.start_s,
+        end_s=None if released else clip.end_s,
         box=box,
         box_height=float(video.height) if box and video.height else None,
         person=video.person,

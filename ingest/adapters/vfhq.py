@@ -30,6 +30,7 @@ from pathlib import Path
 from ingest.adapters.metadata import Adapter, Parsed, YoutubeSet
 from ingest.adapters.metadata_files import MEMBER_BYTES, MetadataFolder
 from ingest.adapters.row_checks import MOST_BAD_LINES, MOST_CLIPS, collect_rows, decimal_number, whole_number
+from ingest.released import NOTE
 from ingest.source_listing import Problem, Problems, SourceListing, has_video_suffix
 from talkinghead.schema import CatalogRow
 
@@ -195,7 +196,7 @@ def _row(name: VfhqName, meta: VfhqMeta | None, where: str | None, listing: Sour
     frames = released and source in listing.unit_folders
     fps = meta.fps if meta else None
     if released:
-        notes += ("released clip: taken as a whole, cropped around the face",)
+        notes += (NOTE,)
         if frames and fps is None:
             notes += (f"no meta file gives the rate of the frames; {DEFAULT_FRAME_FPS:g} fps assumed",)
     elif meta is None:

@@ -17,6 +17,7 @@ from orchestration import outcomes, plans
 from orchestration.jobs.pack import shard_settings
 from orchestration.overrides import settings_with
 from orchestration.plans import PACK_MEDIA_JOB, shard_key
+from orchestration.split_groups import split_settings, splits_of
 from orchestration.units.records import SampleRecord, UnitRecord
 from shards.index import Index, build_index, write_index
 from shards.manifest import (
@@ -27,7 +28,7 @@ from shards.manifest import (
     read_manifest,
     write_manifest,
 )
-from shards.plan import assign_splits, plan_hash
+from shards.plan import plan_hash
 from talkinghead import dataroot
 from talkinghead.derived import ANNOTATION, ColumnVersion
 from talkinghead.files.storage import Storage
@@ -84,6 +85,7 @@ def finish(storage: Storage, version: str, overrides: Sequence[str] = ()) -> Dat
         "model": about.model,
         "model_sha256": about.model_sha256,
         "filters": asdict(filters),
+        "splits": split_settings(shard_settings(storage)),
     }
     entry = _write_version(storage, index, columns, ANNOTATION, details)
     others = _other_versions(before, version, len(shards))
@@ -125,7 +127,7 @@ def _annotation_rows(
     # Splits are dealt to whole groups (a person, a source video), from the same plan settings for every version.
     groups = (item.record.details["split_group"] for item in ingested.values())
     settings = shard_settings(storage)
-    splits = assign_splits(groups, seed=settings.seed, fractions=settings.fractions)
+    splits = splits_of(storage, groups, settings)
     late = 0
     for number, (media_shard, column_shard) in enumerate(zip(media, columns, strict=True)):
         blank = outcomes.blank_rows(column_shard)

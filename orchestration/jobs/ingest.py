@@ -9,32 +9,34 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ingest.catalog import Catalog, build_catalog, read_catalog, write_catalog
+from ingest.catalog import write_catalog
 from ingest.extent import UNKNOWN, Extent
 from ingest.faces import Detector, FoundFace
-from ingest.fingerprints import Fingerprint, fingerprint, has_changed, read_fingerprints, write_fingerprints
+from ingest.fingerprints import Fingerprint, has_changed
 from ingest.settings import IngestSettings
+from ingest.signatures import MovementSigner, Signature, sound_words
 from orchestration import outcomes, plans
+from orchestration.jobs.duplicates import Duplicates, about
+from orchestration.jobs.ingest_inputs import Source, find_inputs, note_same_recordings
 from orchestration.overrides import settings_with
 from orchestration.plans import INGEST_JOB, INGEST_PLAN_PREFIX
+from orchestration.split_groups import SIGNATURE
 from orchestration.units.executor import Tally, UnitRunner
 from orchestration.units.frame_reports import report_frames
 from orchestration.units.output_tar import OutputTar
 from orchestration.units.records import RejectedPiece
 from orchestration.units.unit import Output, Unit
-from talkinghead import dataroot
 from talkinghead.config import from_json
 from talkinghead.face.model import FaceModel
 from talkinghead.files.storage import Storage
 from talkinghead.provenance import library_versions, provenance_key
-from talkinghead.runtime.progress import Progress
-from talkinghead.schema import CatalogRow, Dataset
+from talkinghead.schema import CatalogRow
 from talkinghead.timebase import FPS
 
 log = logging.getLogger(__name__)
@@ -42,29 +44,11 @@ log = logging.getLogger(__name__)
 # Both go into the provenance keys: a higher version, or another release of a library, means that units are done anew.
 VERSION = 2
 LIBRARIES = ("av", "decord2", "opencv-contrib-python", "numpy", "ai-edge-litert")
-GONE = "packed; its source is no longer in SOURCE"
 _LEAST_LIMIT_S = 600.0
 _MOST_LIMIT_S = 30 * 86_400.0  # longer than anything takes, whatever an extent says
 _UNKNOWN_S = 3600.0  # length that a source of which no length is known is taken for
 _PIXELS = 1920 * 1080  # of the frames that the factors in `_time_limit` were measured with
 _FIRST_PASS = 0.25  # share of the first pass in a unit's time, about
-_SHOWN_PROBLEMS = 20
-
-
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """The data set to ingest, and where its videos lie."""
-
-    dataset: Dataset = "folder"
-    """Name of the data set, whose metadata is read; `folder`: any media."""
-    source: str | None = None
-    """Folder with the videos (default: none; the clips that DATA already holds are used)."""
-    metadata: str | None = None
-    """Folder (or file) with the data set's own metadata (default: looked for in SOURCE)."""
-    limit: int | None = None
-    """Most clips to take, those with a source file first (default: all)."""
-    follow_links: bool = False
-    """Take links that lead out of SOURCE, and out of the metadata's folder; only for folders of links of your own."""
 
 
 # --- the whole job ----------------------------------------------------------------------------------------------------
@@ -98,28 +82,38 @@ def run_ingest(runner: UnitRunner, source: Source, overrides: Sequence[str], mod
     _check_size(storage, name, packed, settings)
 
     # The inputs: the catalog, and the content of every source it names.
-    catalog, gone = _catalog(storage, source, folder, packed)
-    prints = _fingerprints(storage, source, folder, catalog, gone)
-    rows = [row for row in catalog.rows if row.key not in gone]
-    contents = {row.key: prints[row.source].sha256 for row in rows if row.source is not None}
+    inputs = find_inputs(storage, source, folder, packed, before.contents)
+    catalog, contents = inputs.catalog, inputs.contents
+
+    # Each content once, over all data sets of DATA.
+    duplicates = Duplicates.find(storage, source.dataset, inputs.to_compare(before.contents), packed)
+    single = [row for row in inputs.rows if row.key not in duplicates.kept]
+    doubled = [row for row in inputs.rows if row.key in duplicates.kept]
 
     # The plan: a unit per clip, packed ones as they were made. Catalog and plan are written before anything runs.
     place = {"source": str(folder), "follow_links": source.follow_links}
-    units = plan_ingest(rows, prints, place, settings, model.detector_sha256, runner.retry.time_limit_s)
+    units = plan_ingest(single, inputs.prints, place, settings, model.detector_sha256, runner.retry.time_limit_s)
+    units += [duplicates.unit(row, contents[row.key]) for row in doubled]
     units = _keep_packed(before, units, contents, packed)
     write_catalog(storage, catalog)
     # Units whose source is gone can no longer be run, but still count.
     plan = plans.IngestPlan(
-        units=plans.pairs(units) | {key: before.units[key] for key in gone},
-        contents=contents | {key: before.contents[key] for key in gone},
+        units=plans.pairs(units) | {key: before.units[key] for key in inputs.gone},
+        contents=contents | {key: before.contents[key] for key in inputs.gone},
         settings=asdict(settings),
     )
     plans.write_plan(storage, name, plan)
-    missing = len(catalog.rows) - len(units) - len(gone)
+    missing = len(catalog.rows) - len(units) - len(inputs.gone)
     log.info("%s: %d clips in the catalog, %d without a source file", source.dataset, len(catalog.rows), missing)
+    log.info(
+        "%d of the listed clips are there, %d of them as released clips; %d are duplicates",
+        catalog.there, catalog.released, len(doubled),
+    )  # fmt: skip
 
-    # Cut and crop.
-    return runner.run(INGEST_JOB, units)
+    # Cut and crop. Then it is known which clips show the same recording.
+    tally = runner.run(INGEST_JOB, [*units, *duplicates.settle_others(storage)])
+    note_same_recordings(storage, catalog)
+    return tally
 
 
 def _check_size(storage: Storage, name: str, packed: set[str], settings: IngestSettings) -> None:
@@ -132,50 +126,6 @@ def _check_size(storage: Storage, name: str, packed: set[str], settings: IngestS
         raise ValueError(
             f"DATA holds clips of size {other.pop()}, not {settings.size}: use a new DATA for another size"
         )
-
-
-def _catalog(storage: Storage, source: Source, folder: Path, packed: set[str]) -> tuple[Catalog, set[str]]:
-    """Catalog of SOURCE.
-
-    Returns:
-        The catalog, with the rows of packed clips that SOURCE no longer has, and the keys of those.
-    """
-    # DATA may lie inside SOURCE: its own media are no input.
-    metadata = Path(source.metadata) if source.metadata else None
-    outputs = [storage.local_root] if storage.local_root else []
-    catalog = build_catalog(
-        source.dataset, folder, metadata, source.limit, exclude=outputs, follow_links=source.follow_links
-    )
-    for problem in catalog.problems[:_SHOWN_PROBLEMS]:
-        log.warning("metadata: %s", problem)
-    if (more := len(catalog.problems) - _SHOWN_PROBLEMS) > 0:
-        log.warning("metadata: … and %d more problems: python -m ingest catalog lists all", more)
-    if not catalog.rows:
-        raise ValueError(f"no clips: neither metadata nor media of {source.dataset} found in {source.source}")
-    if not packed or not storage.exists(dataroot.catalog(source.dataset)):
-        return catalog, set()
-    # A packed clip stays in its shard, and so in the catalog, marked, even when its source is gone.
-    here = {row.key for row in catalog.rows if row.source is not None}
-    kept = [row for row in read_catalog(storage, source.dataset).rows if row.key in packed - here]
-    gone = {row.key for row in kept}
-    if gone:
-        log.warning("%d packed clips are no longer in SOURCE; they stay in their shards", len(gone))
-    marked = [row if GONE in row.notes else replace(row, notes=(*row.notes, GONE)) for row in kept]
-    rows = [row for row in catalog.rows if row.key not in gone] + marked
-    return replace(catalog, rows=sorted(rows, key=lambda row: row.key)), gone
-
-
-def _fingerprints(
-    storage: Storage, source: Source, folder: Path, catalog: Catalog, gone: set[str]
-) -> dict[str, Fingerprint]:
-    """Source → fingerprint. Only files with another size or time than before are read."""
-    paths = {row.source for row in catalog.rows if row.source is not None and row.key not in gone}
-    known = read_fingerprints(storage, source.dataset)
-    with Progress() as progress:
-        prints = fingerprint(folder, paths, known, follow_links=source.follow_links, on_progress=progress)
-    if prints != known:
-        write_fingerprints(storage, source.dataset, prints)
-    return prints
 
 
 def _keep_packed(
@@ -294,6 +244,7 @@ def run(storage: Storage, unit: Unit) -> Output:
     from ingest.clip import ingest_clip
     from ingest.source_files import locate
     from orchestration.jobs.worker import pin_threads, planned_detector
+    from talkinghead.media.audio import decode_wav
 
     # From the payload: the catalog row, the settings, and the detector that the plan was made with.
     pin_threads()
@@ -309,10 +260,12 @@ def run(storage: Storage, unit: Unit) -> Output:
     # anything of that counts: a file that was still being written may have changed meanwhile.
     watched = _WatchedDetector(detector, settings.detect_every)
     notes: dict[str, list[str]] = {}
+    sounds: dict[str, np.ndarray] = {}
     with OutputTar(storage, unit.job, unit.key, unit.pkey) as tar:
         for piece in ingest_clip(row, path, settings, watched, unit.pkey, inside=None if follow else folder):
             if piece.contents is not None:
                 tar.add(piece.key, piece.num_frames, piece.contents)
+                sounds[piece.key] = sound_words(decode_wav(piece.contents["wav"]))
             elif piece.rejection is not None:
                 tar.rejected.append(RejectedPiece(key=piece.key, rejection=piece.rejection))
             if piece.notes:
@@ -322,11 +275,13 @@ def run(storage: Storage, unit: Unit) -> Output:
             raise SourceChangedError(
                 f"{folder / row.source} changed while it was ingested: run again when it is complete"
             )
-    return Output(stored=tar.record(), details=_about(row) | ({outcomes.NOTES: notes} if notes else {}))
+    signature = Signature(step_frames=settings.detect_every, movement=watched.movement.words, sounds=sounds)
+    details = about(row) | {SIGNATURE: signature.to_json()} | ({outcomes.NOTES: notes} if notes else {})
+    return Output(stored=tar.record(), details=details)
 
 
 class _WatchedDetector:
-    """The face detector, by whose calls the progress of the first pass over a clip is known.
+    """The face detector, by whose calls the progress of the first pass over a clip is known, and what moves in it.
 
     What is reported goes from 0 to the clip's length; the second pass, which encodes, counts for the most of it.
     """
@@ -334,13 +289,21 @@ class _WatchedDetector:
     def __init__(self, detector: Detector, every: int) -> None:
         self._detector, self._every = detector, every
         self._frames = 0.0
+        self._seen: np.ndarray | None = None
+        self.movement = MovementSigner()
 
     def detect(self, frame: np.ndarray, *, small_faces: bool = False) -> Sequence[FoundFace]:
         """Faces in an image; see `FaceDetector.detect`."""
         # Small faces are searched for in whole frames only: one in so many is looked at.
-        if small_faces:
+        if small_faces and not self._is_turned(frame):
             self._count(_FIRST_PASS * self._every)
+            self.movement.add(frame)
+            self._seen = frame
         return self._detector.detect(frame, small_faces=small_faces)
+
+    def _is_turned(self, frame: np.ndarray) -> bool:
+        """Whether this is the last frame once more, turned by 180° (`upside_down`)."""
+        return self._seen is not None and np.array_equal(frame[::-1, ::-1], self._seen)
 
     def count_piece(self, num_frames: int) -> None:
         """Count a piece that the second pass has ended."""
@@ -349,9 +312,3 @@ class _WatchedDetector:
     def _count(self, frames: float) -> None:
         self._frames += frames
         report_frames(int(self._frames))
-
-
-def _about(row: CatalogRow) -> dict[str, Any]:
-    """Facts about the clip for the index and the report, which therefore read no media."""
-    names = ("dataset", "source_id", "source", "person", "split_group", "licence", "terms_url", "start_s", "end_s")
-    return {name: getattr(row, name) for name in names}

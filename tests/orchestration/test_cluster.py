@@ -184,7 +184,7 @@ def start(head: Head, source: Path, data: Path, **variables: str) -> subprocess.
 
 
 def _cached_models() -> Path:
-    from talkinghead.face.resolve import cache_folder
+    from talkinghead.files.model_cache import cache_folder
 
     return cache_folder()
 

@@ -25,8 +25,10 @@ import torch
 from annotate.fits.expression import EXPRESSION, ExpressionSettings, read_basis
 from annotate.fits.speakers import SPEAKERS, ClipFacts, PoseStatistics, SpeakersSettings, read_speakers
 from shards.fit_files import find_fit
-from shards.fits import keys_of, make_fit, plan_parts, reader_for, with_speech
+from shards.fits import keys_of, make_fit, plan_parts, reader_for
+from shards.manifest import read_manifest
 from shards.reader import ShardReader
+from shards.speech_choice import with_speech
 from talkinghead import dataroot
 from talkinghead.config import from_json
 from talkinghead.derived import Fit
@@ -119,11 +121,14 @@ class Corpus:
         choice = self.config.choice
         annotation, join = choice.annotation, choice.join
         # Newer versions may have other scores; a run that goes on does not read them.
-        if (self.folder / STATISTICS_FILE).exists():
+        begun = (self.folder / STATISTICS_FILE).exists()
+        if begun:
             annotation, join = self.statistics.version, tuple(joined.version for joined in self.statistics.joined)
         storage = Storage(self.config.data)
         try:
-            reader = reader_for(SPEAKERS, storage, annotation=annotation, join=join, selection=choice.selection())
+            reader = reader_for(
+                SPEAKERS, storage, annotation=annotation, join=join, selection=choice.selection(), begun=begun
+            )
         except FileNotFoundError as error:
             raise ValueError(str(error)) from error
         if not len(reader):
@@ -212,15 +217,12 @@ class Corpus:
             ValueError: The data set has changed since, or lacks a column.
         """
         pinned = self.statistics
-        arguments = self.config.choice.arguments(split)
+        storage, join = Storage(self.config.data), tuple(joined.version for joined in pinned.joined)
+        selection = self.config.choice.selection(split)
         if speech:
-            arguments["at_most"] = with_speech(arguments["at_most"])
+            selection = with_speech(selection, read_manifest(storage), join, begun=True)
         reader = ShardReader(
-            Storage(self.config.data),
-            version=pinned.version,
-            columns=tuple(columns),
-            join=tuple(joined.version for joined in pinned.joined),
-            **arguments,
+            storage, version=pinned.version, split=split, columns=tuple(columns), join=join, **selection.arguments()
         )
         check_unchanged(reader, (PinnedVersion(version=pinned.version, index=pinned.index), *pinned.joined))
         return reader

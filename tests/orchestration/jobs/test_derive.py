@@ -391,7 +391,7 @@ def test_latents_live_through_what_happens_to_a_data_set(
     assert refused.returncode == 2 and "holds the column latents" in refused.stderr
 
     source = Path(shutil.copytree(sample_source, tmp_path / "source"))
-    shutil.copy(sorted(source.glob("astronaut*"))[0], source / "another.mp4")
+    (source / "another.mp4").write_bytes(sorted(source.glob("astronaut*"))[0].read_bytes() + 2 * b"\0\0\0\x08free")
     done = command("orchestration", "shards", "--source", source, "--data", data)
     assert f"latents {version} does not cover the new shards: make derive COLUMNS=latents ARGS=" in done.stderr
     assert read_manifest(Storage(data)).of_kind("latents") == []

@@ -6,11 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from ingest.extent import UNKNOWN, Extent
 from ingest.fingerprints import Fingerprint, fingerprint
 from ingest.settings import IngestSettings
+from ingest.signatures import Signature
 from orchestration.jobs.ingest import SourceChangedError, plan_ingest
 from orchestration.units import frame_reports
 from orchestration.units.executor import RetrySettings
@@ -19,6 +21,7 @@ from orchestration.units.unit import Unit, run_unit
 from talkinghead.face.resolve import resolve_face_model
 from talkinghead.files.storage import Storage
 from talkinghead.schema import CatalogRow
+from tests.support.media_files import write_video
 
 FULL_HD = {"width": 1920, "height": 1080}
 THREE_HOURS = Extent(seconds=10_800.0, frames=270_000, **FULL_HD)
@@ -116,6 +119,21 @@ def test_frames_are_reported_up_to_the_length(unit: Unit, tmp_path: Path, monkey
         record = run_unit(Storage(tmp_path), unit, attempts=1)
     assert record.file and told == sorted(told) and len(set(told)) > 5
     assert abs(told[-1] - unit.frames) <= IngestSettings().detect_every
+
+
+def test_each_view_moves_a_clip_s_signature_once(tmp_path: Path) -> None:
+    """Where no face is found, frames are looked at once more, turned: that is no movement."""
+    images = np.random.default_rng(0).integers(0, 255, (71, 96, 96, 3), np.uint8)
+    write_video(tmp_path / "noise.mp4", images)
+    place = {"source": str(tmp_path), "follow_links": False}
+    prints = fingerprint(tmp_path, ["noise.mp4"])
+    model = resolve_face_model()
+    (unit,) = plan_ingest([row_of("noise.mp4")], prints, place, IngestSettings(), model.detector_sha256, None)
+    record = run_unit(Storage(tmp_path / "data"), unit, attempts=1)
+    assert record.rejected and not record.samples
+    signature = Signature.from_json(record.details["signature"])
+    # Frames 0, 5, … 70, and what changes from each to the next.
+    assert signature.step_frames == 5 and len(signature.movement) == 14 and not signature.sounds
 
 
 def test_a_source_that_changes_meanwhile_leaves_nothing(unit: Unit, tmp_path: Path) -> None:

@@ -142,6 +142,25 @@ def test_rules_choose_clips_of_both_splits_and_persons_only_those_to_train_on(
         derived(own, tmp_path / "three", ClipChoice(at_most=("audio_silent=-1",)))
 
 
+def test_clips_without_speech_are_left_out_by_runs_that_begin_after_the_column_was_made(
+    own: Storage, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = derived(own, tmp_path / "before", ClipChoice())
+    assert "make derive COLUMNS=speech_activity" in caplog.text and before.statistics.num_clips == 3
+    activity = dataclasses.replace(TOY, name="speech_activity", arrays=(), scores=("speech_share",), needs=("wav",))
+
+    def listened(row: SampleIndex, valid: np.ndarray) -> Derived:
+        return Derived(scores={"speech_share": 0.0 if row.key == clip_key(1) else 0.9})
+
+    version = add_version(own, activity, listened, pins={})
+    after = derived(own, tmp_path / "after", ClipChoice())
+    assert sorted(after.reader(("mesh",)).keys) == [clip_key(0), clip_key(2)] and after.statistics.num_clips == 2
+    assert after.reads().versions == ("v1", version.version)
+    # The one that had begun goes on with its clips.
+    going_on = Corpus(before.config, before.folder)
+    assert len(going_on.check()) == 3 and len(going_on.reader(("mesh",))) == 3
+
+
 # --- in the RUN of a stranger -----------------------------------------------------------------------------------------
 
 

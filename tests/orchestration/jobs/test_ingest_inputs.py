@@ -1,0 +1,107 @@
+"""Packed clips whose files have other names or places now; what the catalog of the command before is needed for."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+
+import pytest
+
+from ingest.catalog import read_catalog
+from orchestration import outcomes, plans
+from orchestration.jobs.ingest import Source, run_ingest
+from orchestration.jobs.ingest_inputs import GONE
+from talkinghead import dataroot
+from talkinghead.face.resolve import resolve_face_model
+from talkinghead.files.storage import Storage
+from tests.support.latent_data import in_process
+
+
+@pytest.fixture
+def storage(finished: Path, tmp_path: Path) -> Storage:
+    return Storage(shutil.copytree(finished, tmp_path / "data"))
+
+
+@pytest.fixture
+def source(sample_source: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(sample_source, tmp_path / "above" / "source"))
+
+
+def ingest(storage: Storage, source: Path, **options) -> None:
+    run_ingest(in_process(storage), Source(source=str(source), **options), (), resolve_face_model())
+
+
+def state(storage: Storage) -> dict[str, tuple[str, str | None]]:
+    """Key of every planned clip → provenance key and content."""
+    plan = plans.find_ingest(storage, "folder")
+    assert plan is not None
+    return {key: (pkey, plan.contents[key]) for key, pkey in plan.units.items()}
+
+
+def packed(storage: Storage) -> dict[str, tuple[str, str | None]]:
+    return {key: value for key, value in state(storage).items() if key in outcomes.packed_clips(storage)}
+
+
+def test_a_renamed_packed_file_keeps_its_key(storage: Storage, source: Path, caplog: pytest.LogCaptureFixture) -> None:
+    before, known = packed(storage), outcomes.packed_clips(storage)
+    first, second = sorted(source.glob("astronaut*"))[1:3]
+    first.rename(source / "zzz.mkv")
+    (source / "deep").mkdir()
+    second.rename(source / "deep" / second.name)
+    for _ in range(2):  # the next command finds it again
+        with caplog.at_level(logging.WARNING):
+            ingest(storage, source)
+        assert packed(storage) == before and outcomes.packed_clips(storage) == known
+        assert len(state(storage)) == len(read_catalog(storage, "folder").rows)
+        rows = {row.source: row for row in read_catalog(storage, "folder").rows}
+        assert {"zzz.mkv", f"deep/{second.name}"} <= rows.keys() and first.name not in rows
+        assert all(GONE not in row.notes for row in rows.values())
+    assert "keep their keys" in caplog.text and "no longer in SOURCE" not in caplog.text
+
+
+def test_source_one_folder_higher_does_not_double_the_data_set(storage: Storage, source: Path) -> None:
+    before = packed(storage)
+    count = len(read_catalog(storage, "folder").rows)
+    ingest(storage, source.parent)
+    rows = read_catalog(storage, "folder").rows
+    assert packed(storage) == before and len(rows) == count
+    assert all((row.source or "").startswith("source/") for row in rows)
+    # And back again.
+    ingest(storage, source)
+    assert packed(storage) == before and len(read_catalog(storage, "folder").rows) == count
+
+
+def test_a_file_that_is_gone_and_other_content_are_no_rename(storage: Storage, source: Path) -> None:
+    before = packed(storage)
+    first = sorted(source.glob("astronaut*"))[1]
+    content = first.read_bytes()
+    first.unlink()
+    (source / "other.mp4").write_bytes(content + b"\0\0\0\x08free")
+    ingest(storage, source)
+    assert packed(storage) == before
+    rows = {row.source: row for row in read_catalog(storage, "folder").rows}
+    assert GONE in rows[first.name].notes and rows["other.mp4"].key not in before
+
+
+def test_a_copy_of_a_packed_file_is_a_duplicate_whatever_its_name(storage: Storage, source: Path) -> None:
+    before = packed(storage)
+    shutil.copy(sorted(source.glob("astronaut*"))[1], source / "a.mp4")
+    ingest(storage, source)
+    assert packed(storage) == before
+    (key,) = (row.key for row in read_catalog(storage, "folder").rows if row.source == "a.mp4")
+    record = outcomes.ingest_results(storage)[key]
+    assert record is not None and not isinstance(record, outcomes.QuarantineRecord)
+    assert record.rejected[0].rejection.reason == "duplicate" and not record.samples
+
+
+def test_a_catalog_that_cannot_be_read_is_made_again_where_nothing_is_packed(
+    sample_source: Path, tmp_path: Path
+) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    shutil.copy(sorted(sample_source.glob("astronaut*"))[0], source)
+    storage = Storage(tmp_path / "data")
+    storage.write(dataroot.catalog("folder"), b"no table")
+    ingest(storage, source)
+    assert len(read_catalog(storage, "folder").rows) == 1
