@@ -13,7 +13,7 @@ PY := $(VENV)/bin/python
 DATASET ?= folder
 DATA ?= build/data
 RECIPE ?= paper
-USER_VALUES := DATASET SOURCE METADATA DATA LIMIT WORKERS ANN ENGINE CAUSE COLUMNS FITS RUN RECIPE STAGE1 VAE IMAGE_ENCODER \
+USER_VALUES := DATASET SOURCE METADATA DATA LIMIT GROUP_BY WORKERS ANN ENGINE CAUSE COLUMNS FITS PERSON KEYS RUN RECIPE STAGE1 VAE IMAGE_ENCODER \
   WIDTH HEIGHT REFERENCE AUDIO OUT WEIGHTS ARGS
 # Make itself would run the `$(shell …)` in a value and turn /x/a$$b into /x/a. From here on all of them are plain text.
 given := $(sort $(USER_VALUES) $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name))))
@@ -22,6 +22,8 @@ $(foreach name,$(given),$(eval override $(name) := $$(value $(name)))$(eval expo
 # `$(run) MODULE …` is `python -m MODULE …` with the options in ARGS at its end, which no shell reads either.
 run := $(PY) -m talkinghead.runtime.make_command
 source_args = --dataset="$$DATASET" $(if $(SOURCE),--source="$$SOURCE") $(if $(METADATA),--metadata="$$METADATA") $(if $(LIMIT),--limit="$$LIMIT")
+group_args = $(if $(GROUP_BY),--group-by="$$GROUP_BY")
+remove_args = $(if $(PERSON),--person="$$PERSON") $(if $(KEYS),--keys="$$KEYS")
 worker_args = $(if $(WORKERS),--workers="$$WORKERS")
 train_args = "$$RECIPE" --data="$$DATA" --run="$$RUN" $(if $(WORKERS),--workers="$$WORKERS")
 latent_args = $(if $(VAE),--vae="$$VAE") $(if $(IMAGE_ENCODER),--image-encoder="$$IMAGE_ENCODER") $(if $(WIDTH),--width="$$WIDTH") $(if $(HEIGHT),--height="$$HEIGHT")
@@ -29,7 +31,7 @@ version_args = $(if $(ANN),--version="$$ANN") $(if $(ENGINE),--engine="$$ENGINE"
 # A file's tests stay in one process: they share what its fixtures make.
 test_args = --numprocesses auto --maxprocesses 4 --dist loadfile
 
-.PHONY: help setup models demo test test-all bench lint ingest annotate shards verify report reannotate quarantine retry download derive latents basis train-audio2mesh train-audio2pose train-stage1 train-stage2 animate clean
+.PHONY: help setup models demo test test-all bench lint ingest annotate shards verify report reannotate quarantine retry remove gc download derive latents basis train-audio2mesh train-audio2pose train-stage1 train-stage2 animate clean
 
 help: ## Show this list
 	@echo "talkinghead: raw face video in, trained and running talking-head models out."
@@ -37,9 +39,10 @@ help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | while IFS=$$'\t' read -r name text; do printf '  make %-17s %s\n' "$$name" "$$text"; done
 	@echo
 	@echo "  DATASET=hdtf|celebv-hq|vfhq|folder  SOURCE=dir  DATA=dir|uri  [METADATA=dir] [LIMIT=n] [WORKERS=n] [RAY_ADDRESS=…]"
+	@echo "  GROUP_BY=parent|level:N|regex:PATTERN (DATASET=folder: who is on a file, by its path)  PERSON=name|KEYS=file"
 	@echo "  RUN=dir  RECIPE=tiny|paper|…  STAGE1=dir     VAE=dir  IMAGE_ENCODER=dir  [WIDTH=512] [HEIGHT=512]"
 	@echo "  REFERENCE=face.png  AUDIO=speech.wav  OUT=video.mp4  WEIGHTS=dir"
-	@echo "  COLUMNS=latents,mouth,labels  FITS=speakers,expression"
+	@echo "  COLUMNS=latents,mouth,labels,speech_activity,sync  FITS=speakers,expression"
 	@echo "  ANN=version  ENGINE=litert|litert-tracking|tasks|tasks-image  CAUSE=cause  ARGS='further options of a target's command; ARGS=--help lists them'"
 
 $(STAMP): pyproject.toml constraints.txt build-tools.txt
@@ -53,7 +56,7 @@ $(STAMP): pyproject.toml constraints.txt build-tools.txt
 
 setup: $(STAMP) ## Make the virtual environment (does nothing when it is up to date)
 
-models: $(STAMP) ## Find or fetch the face landmark model
+models: $(STAMP) ## Find or fetch the face landmark model and the weights of the column speech_activity
 	$(run) annotate models
 
 demo: $(STAMP) ## Embedded sample → shards → four tiny trainings → an animated portrait
@@ -74,13 +77,13 @@ lint: $(STAMP) ## Check style and types
 	$(VENV)/bin/pyright
 
 ingest: $(STAMP) ## Cut and crop a data set's clips: 25 fps, 16 kHz
-	$(run) orchestration ingest $(source_args) --data="$$DATA" $(worker_args)
+	$(run) orchestration ingest $(source_args) $(group_args) --data="$$DATA" $(worker_args)
 
 annotate: $(STAMP) ## Annotate the ingested clips: landmarks, mesh, pose, blendshapes, quality
 	$(run) orchestration annotate --data="$$DATA" $(version_args) $(worker_args)
 
 shards: $(STAMP) ## Pack WebDataset shards and their index (runs what is missing before)
-	$(run) orchestration shards $(if $(SOURCE),$(source_args)) --data="$$DATA" $(version_args) $(worker_args)
+	$(run) orchestration shards $(if $(SOURCE),$(source_args) $(group_args)) --data="$$DATA" $(version_args) $(worker_args)
 
 verify: $(STAMP) ## Check hashes, counts, order, media and annotation of the shards
 	$(run) shards verify --data="$$DATA" $(if $(ANN),--version="$$ANN")
@@ -97,10 +100,16 @@ quarantine: $(STAMP) ## List the inputs that failed, by cause
 retry: $(STAMP) ## Release the inputs of CAUSE (or all) from quarantine; the next run tries them again
 	$(run) orchestration retry --data="$$DATA" $(if $(CAUSE),--cause="$$CAUSE")
 
+remove: $(STAMP) ## Take a person (PERSON=name) or samples (KEYS=file) out of DATA for good, with proof by counts
+	$(run) orchestration remove --data="$$DATA" $(remove_args)
+
+gc: $(STAMP) ## Free what packing no longer needs, and take removed samples out of the shards
+	$(run) orchestration gc --data="$$DATA"
+
 download: $(STAMP) ## Download a data set's videos into SOURCE (yt-dlp; resumable)
 	$(run) ingest download $(source_args)
 
-derive: $(STAMP) ## Make derived columns COLUMNS=latents,mouth,… of the packed samples, for trainings to join
+derive: $(STAMP) ## Make derived columns COLUMNS=mouth,speech_activity,… of the packed samples, for trainings to join
 	$(run) orchestration derive --columns="$$COLUMNS" --data="$$DATA" $(worker_args)
 
 latents: $(STAMP) ## Encode the packed images once for both stages (VAE moments, CLIP embeddings)

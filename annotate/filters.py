@@ -29,6 +29,9 @@ class FilterSettings:
     """`several_faces`: share of frames with more than one face, in the clip or next to its crop in the source. TalkVid
     asks for 80 of 100 points with 20 lost for each bad frame in five; LatentSync's high-resolution filter asks for
     exactly one face in every frame."""
+    max_identity_drift: float | None = 0.2
+    """`several_persons`: largest difference in cm between the shapes of the face before and after a moment. Clips of
+    one person have 0.15 at most; 75 % of the joins of two persons have more than 0.2, the others look too much alike."""
     min_frames: int | None = 30
     """`too_short`: frames of the clip. AniPortrait keeps clips of 30 frames or more."""
     min_valid_run: int | None = 30
@@ -62,6 +65,16 @@ class FilterSettings:
     max_jitter_px: float | None = 6.0
     """`jitter`: median second difference of the landmarks, in pixels where the longer side has 512. On ordinary speech
     MediaPipe has 0.7 with its smoothing and 1.0 without; several pixels mean a tracker that jumps."""
+    min_face_change: float | None = 0.12
+    """`still`: change of the face over time beyond its place, turn, size and light, as a share of its contrast. A photo
+    has 0.08 at most, also one that is zoomed, panned, turned or shaken, noisy or compressed twice. Real clips have 0.5
+    and more, 0.36 in their stillest two seconds; lids that blink once in a head that stands still make 0.2."""
+    max_freeze_s: float | None = 1.0
+    """`frozen`: seconds for which the images stand still at the longest, whatever noise lies over them. In real clips
+    they never do for as long as can be measured (0.4 s); a feed that hangs leaves the sound alone."""
+    min_source_motion_fps: float | None = 10.0
+    """`low_frame_rate`: new images per second, without repeated and blended ones. Real clips have their source's 20 ..
+    25, animation on twos 12.5 and sources of 15 fps more than that; slide shows of 5 images a second have up to 8."""
     require_audio: bool = False
     """`no_audio`, `silent_audio`: whether a sample needs sound. Off, because Lmk2Video trains without sound; both are
     flagged in the scores, and training from speech leaves such samples out by itself (`shards.reader.SPEECH`)."""
@@ -107,6 +120,7 @@ def _rules(settings: FilterSettings) -> tuple[_Rule, ...]:
         _Rule("no_face", "valid_fraction", settings.min_seen_fraction, False),
         _Rule("several_faces", "multi_face_fraction", settings.max_multi_face_fraction, True),
         _Rule("several_faces", "source_multi_face_fraction", settings.max_multi_face_fraction, True),
+        _Rule("several_persons", "identity_drift", settings.max_identity_drift, True),
         _Rule("too_short", "num_frames", settings.min_frames, False),
         _Rule("few_valid_frames", "longest_valid_run", settings.min_valid_run, False),
         _Rule("few_valid_frames", "valid_fraction", settings.min_valid_fraction, False),
@@ -120,6 +134,9 @@ def _rules(settings: FilterSettings) -> tuple[_Rule, ...]:
         _Rule("overexposed", "brightness", settings.max_brightness, True),
         _Rule("blurred", "sharpness", settings.min_sharpness, False),
         _Rule("jitter", "jitter_px", settings.max_jitter_px, True),
+        _Rule("still", "face_change", settings.min_face_change, False),
+        _Rule("frozen", "longest_freeze_s", settings.max_freeze_s, True),
+        _Rule("low_frame_rate", "source_motion_fps", settings.min_source_motion_fps, False),
         _Rule("no_audio", "audio_missing", audio, True),
         _Rule("no_audio", "audio_padded_fraction", padded, True),
         _Rule("silent_audio", "audio_silent", audio, True),

@@ -10,26 +10,39 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from annotate.identity_drift import identity_drift
+from annotate.movement import Scores, image_scores, longest_run, mesh_scores
 from talkinghead.annotation import QUALITY_FIELDS
 from talkinghead.geometry.face_regions import EYES, LIPS, NUM_VERTICES
 from talkinghead.schema import ClipInfo
 from talkinghead.timebase import samples_in
 
-Scores = dict[str, float | None]
-
 _TURNED_DEG = 135.0  # absolute roll from which on a face is nearer to upside down than to lying on its side
 _UNDER = 0.2  # of the face's height, by which eyes under the mouth say the same (upright ones are 0.35 above it)
 
 
-def sample_scores(arrays: Mapping[str, np.ndarray], info: ClipInfo) -> Scores:
-    """All scores of a sample: those of its columns, those of its provenance, and `face_source_px`, which needs both.
+def sample_scores(arrays: Mapping[str, np.ndarray], info: ClipInfo, images: np.ndarray | None = None) -> Scores:
+    """All scores of a sample: those of its columns, its provenance and its images, and some that need more.
 
     `face_source_px` is the median height of the face in pixels of the source, before the clip was resized: enlarging a
-    face adds no detail.
+    face adds no detail. `unexplained_repeat_fraction` is the share of frames that repeat the image before although
+    another frame of the source is due: a source of 15 fps repeats 40 % by right.
+
+    Args:
+        arrays: Columns of the annotation.
+        info: Provenance of the clip.
+        images: Small grey images `[F, h, w]` of its frames (`annotate.small_images`); None: without their scores.
     """
     scores = clip_scores(arrays) | info_scores(info)
     height, scale = scores["face_height_px"], scores["source_px_per_px"]
     scores["face_source_px"] = None if height is None or scale is None else height * scale
+    scores["identity_drift"] = identity_drift(arrays["mesh"], arrays["valid"])
+    if images is not None:
+        scores |= image_scores(images, arrays["landmarks"], info.damaged_frames)
+        repeated, expected = scores["repeated_image_fraction"], scores["repeated_frame_fraction"]
+        scores["unexplained_repeat_fraction"] = (
+            None if repeated is None or expected is None else max(0.0, repeated - expected)
+        )
     return scores
 
 
@@ -61,6 +74,7 @@ def clip_scores(arrays: Mapping[str, np.ndarray]) -> Scores:
         "mouth_opening_max": _of(np.max, quality["mouth_opening"]),
         "jitter_px": _of(np.median, quality["jitter_px"]),
     }
+    scores |= mesh_scores(arrays["mesh"], arrays["pose"])
     # Angles: the mean keeps the side, the others say how far the head is turned to either.
     for angle in ("pitch", "yaw", "roll"):
         values = quality[f"{angle}_deg"]
@@ -91,13 +105,6 @@ def info_scores(info: ClipInfo) -> Scores:
         "damaged_time_stamps": float(info.source_damaged_stamps),
         "repeated_frame_fraction": _repeated_frames(info.source_pts),
     }
-
-
-def longest_run(valid: np.ndarray) -> int:
-    """Length of the longest run of true values in `[F]`."""
-    # Edges come in pairs: where a run begins, and the first frame after it.
-    edges = np.flatnonzero(np.diff(np.concatenate(([False], valid.astype(bool), [False])).astype(np.int8)))
-    return int((edges[1::2] - edges[::2]).max(initial=0))
 
 
 def _upside_down(rows: np.ndarray, roll_deg: np.ndarray) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -84,6 +84,7 @@ def build_catalog(
     exclude: Iterable[Path] = (),
     follow_links: bool = False,
     group_by: str | None = None,
+    keep: Collection[str] = (),
 ) -> Catalog:
     """Read a data set's metadata and find each clip's source.
 
@@ -96,6 +97,7 @@ def build_catalog(
         follow_links: Whether links may lead out of SOURCE, and out of the folder of the metadata. Only for a SOURCE
             that the user made themselves: what a stranger's link leads to would be published.
         group_by: Rule by which the paths of a plain folder give split groups and persons (`path_groups`).
+        keep: Keys of rows that the limit does not leave out: clips that were taken before.
 
     Raises:
         ValueError: No such data set, folder or metadata; or the metadata are far larger than any data set's.
@@ -124,7 +126,9 @@ def build_catalog(
     used = {row.source for row in rows if row.source is not None}
     kept = rows
     if limit is not None:
-        kept = sorted(sorted(rows, key=lambda row: (row.source is None, row.key))[:limit], key=lambda row: row.key)
+        first = {row.key for row in sorted(rows, key=lambda row: (row.source is None, row.key))[:limit]}
+        taken = frozenset(keep)
+        kept = [row for row in rows if row.key in first or (row.key in taken and row.source is not None)]
     # The folder adapter passes the listing's problems on as its own: each is listed once.
     known = set(problems)
     return Catalog(
@@ -184,19 +188,20 @@ def read_catalog(storage: Storage, dataset: str) -> Catalog:
     def check(schema: pa.Schema) -> None:
         # A table of another version would be misread: it is refused, and cheap to make again.
         if _EXTRAS not in (schema.metadata or {}) or not schema.equals(CATALOG_SCHEMA):
-            raise ValueError(f"{name} was made by another version; make it again")
+            raise ValueError(f"{name} was made by another version")
 
+    again = f"make ingest DATASET={dataset} SOURCE=<its folder> DATA={storage.uri} makes it again"
     try:
         table = read_table(storage.read(path, _CATALOG_BYTES, "catalog"), name, check)
+        rows = [
+            CatalogRow.from_json({**record, "source": record["source"] and from_stored(record["source"])})
+            for record in table.to_pylist()
+        ]
+        extras = from_json(_Extras, parse_json(table.schema.metadata[_EXTRAS], name))
     except FileNotFoundError as error:
-        raise ValueError(
-            f"no catalog at {name}; make it with `python -m ingest catalog --dataset {dataset}`"
-        ) from error
-    rows = [
-        CatalogRow.from_json({**record, "source": record["source"] and from_stored(record["source"])})
-        for record in table.to_pylist()
-    ]
-    extras = from_json(_Extras, parse_json(table.schema.metadata[_EXTRAS], name))
+        raise ValueError(f"no catalog at {name}: {again}") from error
+    except ValueError as error:
+        raise ValueError(f"{error if name in str(error) else f'{name} is damaged: {error}'}: {again}") from error
     return Catalog(
         dataset=dataset,
         rows=rows,

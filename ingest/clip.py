@@ -52,6 +52,7 @@ def ingest_clip(
     ingest_key: str,
     *,
     inside: Path | None = None,
+    sound_delay: int = 0,
 ) -> Iterator[Piece]:
     """Cut, crop and encode one clip, piece by piece.
 
@@ -65,6 +66,7 @@ def ingest_clip(
         detector: Face detector (`FaceDetector`).
         ingest_key: Provenance key, stored in every piece.
         inside: SOURCE, which links may not lead out of; None: they may lead anywhere.
+        sound_delay: Frames by which the source's sound is late (below 0: early). It is taken that much earlier.
 
     Yields:
         One piece for an unsplit clip, under the clip's own key; else all its pieces in order, rejected ones too, under
@@ -81,7 +83,7 @@ def ingest_clip(
             yield _rejected(row.key, 0, "frame_too_large", video.width * video.height, detail)
             return
 
-        # First pass: cuts and faces, searched for in the data set's box where there is one.
+        # First pass: cuts, transitions and faces, searched for in the data set's box where there is one.
         listed = None if row.box is None else listed_crop(row, video.width, video.height, settings)
         clock = _clock(row, source, reader)
         start_s, end_s = clock.interval(row.start_s, row.end_s)
@@ -91,13 +93,14 @@ def ingest_clip(
             yield _rejected(row.key, 0, "empty_interval", 0.0, detail)
             return
 
-        # Split the clip at cuts and long gaps. Only a clip that is split gives its pieces keys of their own.
-        stretches = split(len(scan.times), [*scan.cuts, *scan.segments], scan.steps, scan.sightings, settings)
+        # Split the clip at cuts, transitions, long gaps. Only a clip that is split gives its pieces keys of their own.
+        cuts = [*scan.cuts, *scan.segments]
+        stretches = split(len(scan.times), cuts, scan.steps, scan.sightings, settings, scan.transitions)
         keys = [row.key] if len(stretches) == 1 else [cut_key(row.key, i) for i in range(len(stretches))]
 
         # Second pass: each piece is cropped and encoded, or passed over. All pieces share one iterator over the frames,
         # so a rejected piece must still take its frames off it.
-        facts = _source_facts(row, source, scan, reader, clock, end_s, ingest_key)
+        facts = _source_facts(row, source, scan, reader, clock, end_s, ingest_key, sound_delay)
         with _frames_again(facts, reader, start_s, settings) as frames:
             for key, stretch in zip(keys, stretches, strict=True):
                 crop = _choose_crop(stretch, listed, video, settings)
@@ -146,12 +149,19 @@ def _clock(row: CatalogRow, source: Path, reader: FrameReader) -> SourceClock:
 
 
 def _source_facts(
-    row: CatalogRow, source: Path, scan: Scan, reader: FrameReader, clock: SourceClock, end_s: float | None, key: str
+    row: CatalogRow,
+    source: Path,
+    scan: Scan,
+    reader: FrameReader,
+    clock: SourceClock,
+    end_s: float | None,
+    key: str,
+    sound_delay: int,
 ) -> SourceFacts:
     """What all pieces share; a file's streams and how its channels are mixed are looked at once for all of them."""
     timeline, audio = reader.timeline, reader.audio
     mixes = {} if audio is None or timeline is None else read_mixes(source, timeline)
-    return SourceFacts(row, source, scan, reader.info, audio, timeline, clock, mixes, end_s, key)
+    return SourceFacts(row, source, scan, reader.info, audio, timeline, clock, mixes, end_s, key, sound_delay)
 
 
 def _rejected(key: str, num_frames: int, reason: str, score: float, detail: str) -> Piece:
@@ -168,6 +178,11 @@ def _choose_crop(stretch: Stretch, listed: Crop | None, video: VideoInfo, settin
 
 
 def _judge(stretch: Stretch, crop: Crop, scan: Scan, settings: IngestSettings) -> Rejection | None:
+    change = stretch.transition
+    if change is not None:
+        reason = "blank" if change.kind == "blank" else "transition"
+        what = "of one colour" if change.kind == "blank" else f"of a {change.kind} from one shot to another"
+        return Rejection(reason=reason, score=change.score, detail=f"{stretch.num_frames} frames {what}")
     # Whether there is a face, nobody can say of a few frames.
     if stretch.num_frames < settings.min_frames:
         detail = f"{stretch.num_frames} frames, {settings.min_frames} are needed"
@@ -200,8 +215,9 @@ def _encode(
     """The media members of one sample, by suffix, and its notes; takes its frames off `frames`."""
     images = _images(frames, stretch.num_frames, facts.video, crop)
     mp4 = encode_mp4(images, crop.width, crop.height, settings.encoder)
-    # Sound of exactly the frames' length (640 samples each), padded with silence where the source has none.
-    start_s = facts.scan.start_s + frame_time(stretch.first)
+    # Sound of exactly the frames' length (640 samples each), padded with silence where the source has none. Where it is
+    # late in the source, the sound that goes with a frame lies after it.
+    start_s = facts.scan.start_s + frame_time(stretch.first + facts.sound_delay)
     num_samples = samples_in(stretch.num_frames)
     if facts.audio is None:
         audio = AudioSpan(np.zeros(num_samples, np.float32), num_samples, 0, "missing")

@@ -43,6 +43,8 @@ class SourceFacts:
     end_s: float | None
     """End of the clip on the timeline, as the row asks for it; None: end of the video."""
     ingest_key: str
+    sound_delay: int = 0
+    """Frames by which the source's sound is late, and is taken earlier."""
 
 
 def describe(facts: SourceFacts, key: str, stretch: Stretch, crop: Crop, audio: AudioSpan) -> ClipInfo:
@@ -87,7 +89,7 @@ def describe(facts: SourceFacts, key: str, stretch: Stretch, crop: Crop, audio: 
         split_group=row.split_group,
         licence=row.licence,
         terms_url=row.terms_url,
-        notes=[*image_notes(facts, stretch, crop), *_padding_notes(audio), *audio.notes],
+        notes=[*image_notes(facts, stretch, crop), *_delay_notes(facts), *_padding_notes(audio), *audio.notes],
         attributes=json.loads(row.attributes),
         ingest_key=facts.ingest_key,
         damaged_frames=_damaged_frames(scan, stretch),
@@ -98,6 +100,7 @@ def describe(facts: SourceFacts, key: str, stretch: Stretch, crop: Crop, audio: 
         source_interlaced=video.interlaced,
         source_clock_jumps=len(timeline.segments) - 1 if timeline else 0,
         source_damaged_stamps=sum(map(len, timeline.outliers.values())) if timeline else 0,
+        sound_shift_frames=facts.sound_delay,
     )
 
 
@@ -135,6 +138,12 @@ def image_notes(facts: SourceFacts, stretch: Stretch, crop: Crop) -> list[str]:
 def _damaged_frames(scan: Scan, stretch: Stretch) -> list[int]:
     """Damaged frames of a piece, counted from its start."""
     return [frame - stretch.first for frame in scan.damaged if stretch.first <= frame < stretch.end]
+
+
+def _delay_notes(facts: SourceFacts) -> list[str]:
+    """A note on a source whose sound was moved."""
+    delay = facts.sound_delay
+    return [f"sound moved {'back' if delay > 0 else 'on'} by {abs(delay)} frames to go with the lips"] if delay else []
 
 
 def _padding_notes(audio: AudioSpan) -> list[str]:

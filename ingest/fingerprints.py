@@ -269,8 +269,11 @@ def read_fingerprints(storage: Storage, dataset: str) -> dict[str, Fingerprint]:
     try:
         table = read_table(storage.read(path, _TABLE_BYTES, "table of sources"), storage.describe(path), check)
         entries = [_from_record(record) for record in table.to_pylist()]
-    except (FileNotFoundError, ValueError):
-        return {}  # everything is hashed again, which gives the same table
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:  # everything is hashed again, which gives the same table
+        log.warning("%s: all sources are read again", error)
+        return {}
     return {entry.path: entry for entry in entries}
 
 

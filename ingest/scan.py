@@ -1,4 +1,4 @@
-"""First pass over a clip: which source frame each output frame shows, where the cuts are, where faces are."""
+"""First pass over a clip: which source frame each output frame shows, where shots end, where faces are."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+import cv2
 import numpy as np
 
 from ingest.faces import Box, Detector, Sighting
 from ingest.settings import IngestSettings
-from ingest.shots import CutDetector
+from ingest.shots import THUMBNAIL, CutDetector
+from ingest.transitions import Transition, TransitionDetector
 from ingest.upside_down import LOOK_EVERY, Look, look
 from talkinghead.media.frame_clock import constant_rate, gap_between
 from talkinghead.media.media_file import AudioInfo, VideoInfo
@@ -65,6 +67,8 @@ class Scan:
     """Presentation time of the source frame that each frame shows, `[F]`."""
     cuts: list[int]
     """Frames that are the first of a new shot, ascending."""
+    transitions: list[Transition]
+    """Gradual transitions from one shot to another, in order, without overlap."""
     steps: list[float]
     """Difference of each frame from the one before it, mean levels, `[F]`."""
     sightings: list[Sighting]
@@ -107,7 +111,7 @@ def scan_clip(
     detector: Detector,
     settings: IngestSettings,
 ) -> Scan:
-    """Make the first pass over a clip: time stamps, cuts, and faces in every `detect_every`-th frame.
+    """Make the first pass over a clip: time stamps, cuts, transitions, and faces in every `detect_every`-th frame.
 
     Args:
         reader: The source.
@@ -115,10 +119,11 @@ def scan_clip(
         end_s: End of the interval in seconds, exclusive; None: end of the video.
         region: Part of the frame to search (the data set's box), pixels; None: the whole frame.
         detector: Face detector.
-        settings: Detection interval and thresholds for cuts.
+        settings: Detection interval and thresholds for cuts and transitions.
     """
     view = _View(reader.info.width, reader.info.height, region)
     cuts = CutDetector(settings.cuts)
+    transitions = TransitionDetector(settings.transitions)
     times: list[float] = []
     sightings: list[Sighting] = []
     looks: list[Look] = []
@@ -127,11 +132,12 @@ def scan_clip(
     new: ShownFrame | None = None  # the last frame that took part in the search for cuts
     segments: list[int] = []
     damaged: list[int] = []
-    image = np.zeros((1, 1, 3), np.uint8)
+    image = thumbnail = np.zeros((1, 1, 3), np.uint8)
     for k, frame in enumerate(frames):
         # A slow source repeats frames at 25 fps: each one is converted only once.
         if frame is not last:
             image = view.image(frame)
+            thumbnail = cv2.resize(image, THUMBNAIL, interpolation=cv2.INTER_AREA)
         if last is not None and frame.segment != last.segment:
             segments.append(k)
         if frame.damaged:
@@ -139,8 +145,9 @@ def scan_clip(
         last = frame
         times.append(frame.time_s)
         # Where frames are missing or repeated, what moves has moved farther: that is no cut.
-        if cuts.add(image, 1.0 if new is None else gap_between(new, frame), damaged=frame.damaged):
+        if cuts.add(thumbnail, 1.0 if new is None else gap_between(new, frame), damaged=frame.damaged):
             new = frame
+        transitions.add(thumbnail, damaged=frame.damaged)
         # A face moves little within `detect_every` frames, and detection costs more than all else here.
         if k % settings.detect_every == 0:
             found = find_faces(detector, image)
@@ -151,6 +158,7 @@ def scan_clip(
         start_s=start,
         times=times,
         cuts=cuts.cuts(),
+        transitions=transitions.transitions(),
         steps=cuts.steps,
         sightings=sightings,
         broken_packets=reader.broken_packets,

@@ -34,8 +34,31 @@ class CutSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TransitionSettings:
+    """Thresholds for gradual transitions from one shot to another, and for images of one colour."""
+
+    dissolve: float = 0.26
+    """Least share of the image, 0 .. 1, that changes from one frame to a later one and is mixed of both evenly in
+    between. Talking people reach 0.21, dissolves between them 0.31 at the least; above 1: none is searched for."""
+    wipe: float = 0.5
+    """Least share of the image that changes, and changes once, each place at its own time. Talking people reach 0.33,
+    a camera that pans or zooms 0.52, wipes between talking people 0.54 at the least."""
+    blank: float = 4.0
+    """Standard deviation of the brightness, in levels, below which an image is of one colour; 0: none is."""
+    shortest: int = 8
+    """Fewest frames of a fade through one colour; a shorter one is a flash, or frames that were lost. What becomes
+    bright at once and fades is a flash of any length."""
+
+    def __post_init__(self) -> None:
+        if self.dissolve <= 0 or self.wipe <= 0:
+            raise ValueError(f"transitions: dissolve {self.dissolve} and wipe {self.wipe} must be above 0")
+        if self.blank < 0 or self.shortest < 1:
+            raise ValueError(f"transitions: need blank >= 0 and shortest >= 1, not {self.blank} and {self.shortest}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class IngestSettings:
-    """Settings for cutting a source into clips: size, crop, lengths, face detection, cuts."""
+    """Settings for cutting a source into clips: size, crop, lengths, face detection, cuts, transitions."""
 
     size: int = 512
     """Side of the square clips in pixels (shorter side where the frame is kept whole); 0 keeps the native size."""
@@ -70,6 +93,8 @@ class IngestSettings:
     """Most pixels of a source frame (8K); a larger one is refused before it fills the memory."""
     cuts: CutSettings = field(default_factory=CutSettings)
     """Thresholds for cuts."""
+    transitions: TransitionSettings = field(default_factory=TransitionSettings)
+    """Thresholds for gradual transitions, which belong to no sample."""
     engine: str = "pyav"
     """Decoder of the frames that are encoded. decord has darker colours, and takes plain sources only: others are
     quarantined, with the reason."""

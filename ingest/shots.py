@@ -1,4 +1,5 @@
-"""Splits a clip into pieces: at hard cuts, where the face changes or is gone for long, and where it grows too long.
+"""Splits a clip into pieces: at hard cuts and gradual transitions, where the face changes or is gone for long, and
+where it grows too long.
 
 A cut is a difference between two neighbouring frames that (1) stands out from its neighbours, which fast motion and
 noise do not, and (2) lasts: the frame before it differs from all frames within reach after it, and the other way round,
@@ -11,13 +12,14 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
 
 from ingest.faces import Sighting, Track, follow
 from ingest.settings import CutSettings, IngestSettings
+from ingest.transitions import Transition
 
 THUMBNAIL = (48, 48)
 """Width and height of the images that are compared, pixels."""
@@ -25,7 +27,8 @@ THUMBNAIL = (48, 48)
 _SAME = 0.3  # levels; a frame that differs by less from the one before it is its copy
 _LONGEST_GAP = 4.0  # frames over which motion goes on growing, about
 _LASTING_SHARE = 0.5  # share of the step across a cut that must still be there after `reach` frames
-_BLEND_SHARE = 0.5  # the smaller of two neighbouring steps over the larger, where a cut is blended over two frames
+_CLOSE = 5  # frames between a cut and a transition that are too few for a shot
+_BLEND_SHARE = 1 / 3  # the smaller of two neighbouring steps over the larger, where a cut is blended over two frames
 
 
 class CutDetector:
@@ -112,6 +115,8 @@ class Stretch:
     first: int
     end: int
     face: Track | None
+    transition: Transition | None = None
+    """The change from one shot to another that it is; then it has no face."""
 
     @property
     def num_frames(self) -> int:
@@ -120,7 +125,12 @@ class Stretch:
 
 
 def split(
-    num_frames: int, cuts: Iterable[int], steps: list[float], sightings: list[Sighting], settings: IngestSettings
+    num_frames: int,
+    cuts: Iterable[int],
+    steps: list[float],
+    sightings: list[Sighting],
+    settings: IngestSettings,
+    transitions: Iterable[Transition] = (),
 ) -> list[Stretch]:
     """Split a clip into stretches that cover all its frames without overlap, in order.
 
@@ -131,16 +141,41 @@ def split(
             the split is put at the largest one.
         sightings: All faces found, in order of frames.
         settings: Limits for gaps and lengths.
+        transitions: Gradual transitions, in order, without overlap: a stretch each, if a face is seen next to it.
     """
+    cuts = sorted(set(cuts))
+    seen = [sighting.frame for sighting in sightings]
+    changes = {}
+    for change in transitions:
+        if _is_near_face(change, seen, settings):
+            grown = _with_cuts(change, cuts)
+            cuts = [cut for cut in cuts if not grown.first <= cut <= grown.end]
+            changes[grown.first] = grown
     # Each shot on its own: a track never crosses a cut, and a face that was found only once or twice is a mistake.
-    borders = sorted({0, *cuts, num_frames})
+    borders = sorted({0, *cuts, *changes, *(change.end for change in changes.values()), num_frames})
     stretches: list[Stretch] = []
     for first, end in itertools.pairwise(borders):
+        if first in changes:
+            stretches.append(Stretch(first, end, None, changes[first]))
+            continue
         inside = [sighting for sighting in sightings if first <= sighting.frame < end]
         tracks = follow(inside, every=settings.detect_every, max_gap=settings.max_gap)
         tracks = [track for track in tracks if len(track.sightings) >= settings.min_sightings]
         stretches += _split_shot(first, end, tracks, steps, settings)
     return [part for stretch in stretches for part in _split_long(stretch, settings.max_frames)]
+
+
+def _is_near_face(change: Transition, seen: list[int], settings: IngestSettings) -> bool:
+    """Whether faces were found shortly before or after a transition; where there are none, nothing is kept anyway."""
+    low, high = change.first - settings.max_gap, change.end + settings.max_gap
+    near = [frame for frame in seen if low <= frame < change.first or change.end <= frame < high]
+    return len(near) >= settings.min_sightings
+
+
+def _with_cuts(change: Transition, cuts: list[int]) -> Transition:
+    """The transition up to the cuts next to it: what is between them is too short for a shot."""
+    close = [cut for cut in cuts if change.first - _CLOSE <= cut <= change.end + _CLOSE]
+    return replace(change, first=min([change.first, *close]), end=max([change.end, *close]))
 
 
 def _split_shot(

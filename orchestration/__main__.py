@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from orchestration import commands
+from orchestration import commands, removal_commands
 from talkinghead.runtime.command_line import GOES_ON, run_command_line
 
 # In the order of the work, which is also the order in --help.
@@ -19,6 +19,8 @@ COMMANDS = (
     commands.report,
     commands.quarantine,
     commands.retry,
+    removal_commands.remove,
+    removal_commands.gc,
     commands.demo,
 )
 

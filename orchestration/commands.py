@@ -26,6 +26,7 @@ from orchestration.jobs.ingest import Source, run_ingest
 from orchestration.jobs.pack import run_pack
 from orchestration.outcomes import current_quarantine
 from orchestration.overrides import names_of
+from orchestration.removal_commands import Data, finish_pending, locked
 from orchestration.units.executor import RetrySettings, UnitRunner
 from orchestration.units.ledger import causes, release, writer_lock
 from orchestration.units.unit import JobStoppedError
@@ -33,7 +34,8 @@ from shards.manifest import read_manifest
 from shards.plan import ShardSettings
 from talkinghead.face.resolve import resolve_face_model
 from talkinghead.files.foreign import warn_of_owner
-from talkinghead.files.storage import LINKED_FOLDERS, Storage
+from talkinghead.files.storage import Storage
+from talkinghead.runtime.command_line import Incomplete
 from talkinghead.runtime.errors import one_line
 from talkinghead.schema import check_version
 from train.clip_choice import ClipChoice
@@ -44,13 +46,6 @@ FIRST_VERSION = "v1"
 # The options that several commands share. Settings come as NAME=VALUE texts, because what is not named keeps its value
 # in DATA: an option with a default of its own could not tell "not named" from "set to the default".
 Names = tuple[str, ...]
-Data = Annotated[
-    str,
-    tyro.conf.arg(
-        help="Data folder, or a URI such as s3://bucket/folder. Nothing is written or removed through links in the"
-        f" folder, but for those of its own folders that ${LINKED_FOLDERS} names (for example units,records)."
-    ),
-]
 Version = Annotated[str | None, tyro.conf.arg(help="Annotation version (default: the newest there is, or v1).")]
 Engine = Annotated[str | None, tyro.conf.arg(help="Short for --annotate engine=…")]
 IngestNames = Annotated[
@@ -218,8 +213,9 @@ def basis(
     return runner.storage.describe("DATASET.json")
 
 
-def report(data: Data, version: Version = None) -> str:
+def report(data: Data, version: Version = None) -> str | Incomplete:
     """Write DATA/report: index.html, report.json, inputs.csv."""
+    from orchestration.report.accounting import complaint
     from orchestration.report.page import write_report
     from orchestration.report.state import data_state
 
@@ -227,7 +223,9 @@ def report(data: Data, version: Version = None) -> str:
     state = data_state(storage, version)
     if storage.local_root is not None:
         warn_of_owner(storage.local_root)
-    return storage.describe(write_report(storage, state))
+    page = storage.describe(write_report(storage, state))
+    wrong = complaint(storage)
+    return page if wrong is None else Incomplete(page, wrong)
 
 
 def quarantine(data: Data) -> str:
@@ -250,7 +248,7 @@ def retry(data: Data, cause: str | None = None) -> str:
     # A mistyped DATA must not look like an empty quarantine.
     if not storage.list("plans"):
         raise ValueError(f"nothing is ingested in {storage.uri}")
-    with writer_lock(storage):
+    with locked(storage):
         records = current_quarantine(storage)
         released = release(storage, records, cause)
     if cause is not None and not released:
@@ -314,4 +312,5 @@ def _runner(data: str, cluster: ClusterSettings, retry: RetrySettings) -> Iterat
     """Runner of units on DATA, which is locked for this process, with Ray, which starts for the first pending unit."""
     storage = Storage(data)
     with writer_lock(storage), Cluster(cluster) as running:
+        finish_pending(storage)
         yield UnitRunner(storage=storage, cluster=running, retry=retry)

@@ -5,7 +5,10 @@ A unit's outcome is its commit record, its quarantine record, or None while it h
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,21 +20,29 @@ from orchestration.units.records import QuarantineRecord, SampleRecord, UnitReco
 from shards.index_format import MOST_NOTES
 from talkinghead import dataroot
 from talkinghead.files.storage import Storage
-from talkinghead.schema import KEY_PATTERN
+from talkinghead.schema import CUT_SUFFIX, KEY_PATTERN
 
 UnitState = UnitRecord | QuarantineRecord | None
 """Outcome of one unit: its commit record, its quarantine record, or None while it has neither."""
 Results = dict[str, UnitState]
 """Key → outcome of the unit."""
+Unreadable = dict[str, str]
+"""Path of a record that cannot be read → what is wrong with it. Its unit counts as pending."""
 NOTES = "notes"
 """Detail of ingest's commit records: key of a sample or rejected piece → its notes. Pieces without notes, and clips
 without such pieces, are not in it."""
 
+_CUT = re.compile(rf"{CUT_SUFFIX}\d+$")  # of the keys of a clip's pieces (`cut_key`)
+
 # --- ingest -----------------------------------------------------------------------------------------------------------
 
 
-def ingest_results(storage: Storage) -> Results:
+def ingest_results(storage: Storage, unreadable: Unreadable | None = None) -> Results:
     """Outcome of the clips in every ingest plan.
+
+    Args:
+        storage: DATA, the data set's folder or bucket.
+        unreadable: Gets the records that cannot be read.
 
     Raises:
         ValueError: A plan or a record is none of ours.
@@ -40,7 +51,7 @@ def ingest_results(storage: Storage) -> Results:
     planned: dict[str, str] = {}
     for name in plans.plan_names(storage, INGEST_PLAN_PREFIX):
         planned |= _planned(storage, name)
-    results = Ledger(storage, INGEST_JOB).results(planned.items())
+    results = _results(storage, INGEST_JOB, planned, unreadable)
     for record in results.values():
         # What the index says of every sample.
         if isinstance(record, UnitRecord) and record.samples:
@@ -79,31 +90,47 @@ class IngestedSample:
         return clip_notes(self.record, self.sample.key)
 
 
-def ingested_samples(storage: Storage) -> dict[str, IngestedSample]:
-    """Sample key → sample, for all samples of committed clips."""
+def ingested_samples(storage: Storage, unreadable: Unreadable | None = None) -> dict[str, IngestedSample]:
+    """Sample key → sample, for all samples of committed clips. As `ingest_results`."""
     return {
         sample.key: IngestedSample(record=record, sample=sample)
-        for record in ingest_results(storage).values()
+        for record in ingest_results(storage, unreadable).values()
         if isinstance(record, UnitRecord)
         for sample in record.samples
     }
 
 
+def why_none(storage: Storage) -> str:
+    """What became of the clips of a DATA that has no sample, and what to do, in words."""
+    reasons: Counter[str] = Counter()
+    for result in ingest_results(storage).values():
+        if isinstance(result, QuarantineRecord):
+            reasons[f"failed ({result.cause})"] += 1
+        elif isinstance(result, UnitRecord):
+            reasons[f"rejected ({result.rejected[0].rejection.reason if result.rejected else 'no reason'})"] += 1
+        else:
+            reasons["not ingested yet"] += 1
+    found = ", ".join(f"{number} {shortened(reason)}" for reason, number in reasons.most_common(3))
+    return (
+        f"{reasons.total()} clips: {found or 'none'}; make quarantine lists what failed. Give other videos with SOURCE"
+    )
+
+
 # --- annotations and derived columns ----------------------------------------------------------------------------------
 
 
-def annotate_results(storage: Storage, version: str) -> Results:
-    """Outcome of the samples in the plan of an annotation version; empty without a plan."""
-    return _column_results(storage, plans.annotate_job(version))
+def annotate_results(storage: Storage, version: str, unreadable: Unreadable | None = None) -> Results:
+    """Outcome of the samples in the plan of an annotation version; empty without a plan. As `ingest_results`."""
+    return _column_results(storage, plans.annotate_job(version), unreadable)
 
 
-def derive_results(storage: Storage, column: str, version: str) -> Results:
-    """Outcome of the samples in the plan of a version of a derived column; empty without a plan."""
-    return _column_results(storage, plans.column_job(column, version))
+def derive_results(storage: Storage, column: str, version: str, unreadable: Unreadable | None = None) -> Results:
+    """Outcome of the samples in the plan of a derived column's version; empty without a plan. As `ingest_results`."""
+    return _column_results(storage, plans.column_job(column, version), unreadable)
 
 
-def _column_results(storage: Storage, job: str) -> Results:
-    results = Ledger(storage, job).results(_planned(storage, job).items())
+def _column_results(storage: Storage, job: str, unreadable: Unreadable | None = None) -> Results:
+    results = _results(storage, job, _planned(storage, job), unreadable)
     for key, record in results.items():
         # These jobs make one sample of each: its columns.
         if isinstance(record, UnitRecord):
@@ -122,10 +149,12 @@ def fit_records(storage: Storage, job: str) -> dict[str, UnitRecord]:
 # --- shards -----------------------------------------------------------------------------------------------------------
 
 
-def pack_records(storage: Storage, job: str) -> dict[str, UnitRecord]:
+def pack_records(storage: Storage, job: str, unreadable: Unreadable | None = None) -> dict[str, UnitRecord]:
     """Shard key → commit record, for every packed shard of a job. A shard is packed once, so its key is enough."""
     ledger = Ledger(storage, job)
     results = ledger.results(sorted(ledger.committed))
+    if unreadable is not None:
+        unreadable.update(ledger.unreadable)
     records = {key: record for key, record in results.items() if isinstance(record, UnitRecord)}
     for record in records.values():
         _check_file(storage, record)
@@ -138,8 +167,25 @@ def blank_rows(record: UnitRecord) -> list[str]:
     return record.details.get("blank") or []  # the first release did not note them
 
 
+def lost_shards(storage: Storage, records: Iterable[UnitRecord]) -> set[str]:
+    """Names of packed shards whose files are gone."""
+    names = sorted({record.file for record in records if record.file})
+    with ThreadPoolExecutor(16) as pool:
+        return {name for name, there in zip(names, pool.map(storage.exists, names), strict=True) if not there}
+
+
+def check_shards(storage: Storage, names: Iterable[str]) -> None:
+    """Raise `ValueError` unless all these media shards are there."""
+    wanted = sorted(set(names))
+    with ThreadPoolExecutor(16) as pool:
+        gone = [name for name, there in zip(wanted, pool.map(storage.exists, wanted), strict=True) if not there]
+    if gone:
+        more = f" and {len(gone) - 1} more media shards are" if gone[1:] else " is"
+        raise ValueError(f"{storage.describe(gone[0])}{more} gone: make shards DATA={storage.uri} packs them again")
+
+
 def packed_samples(storage: Storage) -> dict[str, tuple[str, SampleRecord]]:
-    """Sample key → media shard and place in it, for every packed sample."""
+    """Sample key → media shard and place in it, for every packed sample; the shard may be gone."""
     return {
         sample.key: (record.file, sample)
         for record in pack_records(storage, PACK_MEDIA_JOB).values()
@@ -148,10 +194,58 @@ def packed_samples(storage: Storage) -> dict[str, tuple[str, SampleRecord]]:
     }
 
 
-def packed_clips(storage: Storage) -> set[str]:
-    """Keys of the clips that have a sample in a media shard."""
-    ingested = ingested_samples(storage)
-    return {ingested[key].record.key for key in packed_samples(storage) if key in ingested}
+def packed_clips(storage: Storage) -> plans.PackedUnits:
+    """Clips that have samples in media shards."""
+    packed = packed_samples(storage)
+    lost = lost_shards(storage, pack_records(storage, PACK_MEDIA_JOB).values())
+    there = {key for key, (file, _) in packed.items() if file not in lost}
+    keys, kept = set(), set()
+    known = set()
+    for key, item in ingested_samples(storage).items():
+        known.add(key)
+        if key in packed:
+            keys.add(item.record.key)
+        if key not in there:
+            kept.add(item.record.key)
+    # Of clips whose records cannot be read, the names of the samples tell which they are.
+    unknown = {_CUT.sub("", key) for key in packed.keys() - known} | (packed.keys() - known)
+    keys |= unknown & {key for name in plans.plan_names(storage, INGEST_PLAN_PREFIX) for key in _planned(storage, name)}
+    return plans.PackedUnits(keys=keys, freed=keys - kept - unknown)
+
+
+def packed_columns(storage: Storage, version: str) -> plans.PackedUnits:
+    """Samples whose columns are in the shards of a version (rows of NaN for failed ones are not)."""
+    records = pack_records(storage, plans.pack_annotation_job(version)).values()
+    lost = lost_shards(storage, records)
+    keys, freed = set(), set()
+    for record in records:
+        blank = set(blank_rows(record))
+        made = {sample.key for sample in record.samples if sample.key not in blank}
+        keys |= made
+        if record.file not in lost:
+            freed |= made
+    return plans.PackedUnits(keys=keys, freed=freed)
+
+
+def check_media(storage: Storage, keys: Iterable[str]) -> None:
+    """Raise `ValueError` unless the media of all these samples are there, in a shard or in the file of their clip."""
+    ingested, packed = ingested_samples(storage), packed_samples(storage)
+    lost = lost_shards(storage, pack_records(storage, PACK_MEDIA_JOB).values())
+    units = {file.path for file in storage.list(dataroot.units(INGEST_JOB))}
+    gone = {
+        key: ingested[key].record
+        for key in keys
+        if key in ingested and ingested[key].record.file not in units and (key not in packed or packed[key][0] in lost)
+    }
+    if gone:
+        inputs = sorted({str(record.details.get("source") or record.key) for record in gone.values()})
+        dataset = next(iter(gone.values())).details.get("dataset")
+        what = f"{min(lost)} and the files of the units" if lost else "the files of the units"
+        raise ValueError(
+            f"{what} are gone that {len(gone)} samples would be copied from: ingest {len(inputs)} inputs again"
+            f" ({', '.join(shortened(name) for name in inputs[:3])}{', …' if inputs[3:] else ''}) with"
+            f" make shards DATASET={dataset} SOURCE=<folder with them> DATA={storage.uri}"
+        )
 
 
 # --- all jobs ---------------------------------------------------------------------------------------------------------
@@ -171,6 +265,15 @@ def current_quarantine(storage: Storage) -> list[QuarantineRecord]:
         for record in quarantined(storage)
         if record.job.startswith(PACK_PREFIX) or (record.key, record.pkey) in planned.get(record.job, ())
     ]
+
+
+def _results(storage: Storage, job: str, planned: Mapping[str, str], unreadable: Unreadable | None) -> Results:
+    """Outcome of the planned units of a job."""
+    ledger = Ledger(storage, job)
+    results = ledger.results(planned.items())
+    if unreadable is not None:
+        unreadable.update(ledger.unreadable)
+    return results
 
 
 def _planned(storage: Storage, name: str) -> dict[str, str]:
@@ -194,7 +297,7 @@ def _check_details(storage: Storage, record: UnitRecord, **kinds: Callable[[Any]
 
 def _no_record(storage: Storage, record: UnitRecord, why: str) -> ValueError:
     file = storage.describe(dataroot.record(record.job, record.key, record.pkey))
-    return ValueError(f"{file} is no record of ours: {why}")
+    return ValueError(f"{file} is no record of ours: {why}; move it away, and its unit is run again")
 
 
 def _is_text(value: Any) -> bool:

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from annotate.columns import COLUMNS
+from orchestration.units.damage import set_aside
 from orchestration.units.unit import Unit
 from talkinghead import dataroot
 from talkinghead.config import from_json, shown
@@ -127,6 +128,10 @@ class IngestPlan(Plan):
     """Key → SHA-256 of the source; None: it could not be read."""
     settings: dict[str, Any]
     """`IngestSettings`."""
+    sound_delays: dict[str, int] = field(default_factory=dict)
+    """SHA-256 of a source → frames by which its sound is late, which ingest undoes (`orchestration.sound_delays`)."""
+    group_by: str | None = None
+    """Rule by which the paths of a plain folder give split groups: the catalog has it, too, and may be damaged."""
 
     table: ClassVar = {**Plan.table, "content": pa.string()}
 
@@ -136,7 +141,8 @@ class IngestPlan(Plan):
 
     def about(self) -> dict[str, Any]:
         """Facts about the whole plan; a JSON object."""
-        return {"settings": self.settings}
+        about = {"sound_delays": self.sound_delays, "group_by": self.group_by}
+        return {"settings": self.settings} | {name: value for name, value in about.items() if value}
 
     @classmethod
     def of_table(cls, columns: Mapping[str, list[Any]], about: Mapping[str, Any]) -> Self:
@@ -294,8 +300,51 @@ def find_plan(storage: Storage, name: str) -> Plan | None:
             try:
                 return parse(kind, storage.read(path, PLAN_BYTES, "plan"))
             except ValueError as error:
-                raise ValueError(f"{file} is no plan of ours: {error}") from error
+                again = again_with(name, storage.uri)
+                raise DamagedPlanError(f"{file} is no plan of ours: {error}. {again} makes it again", path) from error
     return None
+
+
+class DamagedPlanError(ValueError):
+    """Error about a plan that cannot be read; the message names the command that makes it again."""
+
+    def __init__(self, message: str, path: str) -> None:
+        super().__init__(message)
+        self.path = path
+        """Path of the plan relative to DATA."""
+
+
+def again_with(name: str, data: str) -> str:
+    """The command that makes a plan, and makes it again where it is damaged.
+
+    Args:
+        name: Name of the plan.
+        data: DATA as the user names it.
+    """
+    kind = _kind(name)
+    if kind is IngestPlan:
+        return f"make ingest DATASET={name.removeprefix(INGEST_PLAN_PREFIX)} SOURCE=<its folder> DATA={data}"
+    if kind is AnnotatePlan:
+        return f"make annotate ANN={name.removeprefix(ANNOTATE_PREFIX)} DATA={data}"
+    if kind is ShardPlan:
+        return f"make shards DATA={data}"
+    if kind is FitPlan:
+        return f"make basis FITS={name.removeprefix(FIT_PREFIX).rpartition('-')[0]} DATA={data}"
+    version = name.partition("-")[2]
+    return f"make derive COLUMNS={version.rpartition('-')[0] or version} DATA={data}"
+
+
+def set_aside_damaged(storage: Storage, name: str) -> bool:
+    """Set a plan aside that cannot be read, so that the command that goes on makes it again; returns whether it was.
+
+    Only for the writer of DATA.
+    """
+    try:
+        find_plan(storage, name)
+    except DamagedPlanError as error:
+        set_aside(storage, error.path, str(error).partition(". make ")[0], "it is made again")
+        return True
+    return False
 
 
 def _parse(kind: type[Plan], data: bytes) -> Plan:
@@ -366,15 +415,30 @@ def plan_names(storage: Storage, *prefixes: str) -> list[str]:
     return sorted(name for name in names if name.startswith(prefixes) and KEY_PATTERN.fullmatch(name))
 
 
-def keep_packed(units: Iterable[Unit], before: Mapping[str, str], packed: set[str]) -> list[Unit]:
+@dataclass(frozen=True, kw_only=True)
+class PackedUnits:
+    """Units whose output is in shards, by their keys."""
+
+    keys: set[str] = field(default_factory=set)
+    """Units of which at least one sample is packed: what they were made of never changes."""
+    freed: set[str] = field(default_factory=set)
+    """Those of which all samples are in shards that are there: the file of their output is not needed any more."""
+
+
+def keep_packed(units: Iterable[Unit], before: Mapping[str, str], packed: PackedUnits) -> list[Unit]:
     """Units of the new plan, of which packed ones keep their provenance key: newer libraries do not redo them.
 
     Args:
         units: Units as the job would make them now.
         before: Key → provenance key, from the plan before.
-        packed: Keys whose output is in a shard.
+        packed: Units whose output is in a shard.
     """
-    return [replace(unit, pkey=before.get(unit.key, unit.pkey)) if unit.key in packed else unit for unit in units]
+    return [
+        replace(unit, pkey=before.get(unit.key, unit.pkey), is_packed=True, is_freed=unit.key in packed.freed)
+        if unit.key in packed.keys
+        else unit
+        for unit in units
+    ]
 
 
 def pairs(units: Iterable[Unit]) -> dict[str, str]:

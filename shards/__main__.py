@@ -47,7 +47,10 @@ def verify(data: str, version: str | None = None, deep: bool = False) -> str | I
     if report.ok:
         return result
     # Problems give a result, too, but the command ends with an error, so that a script notices.
-    advice = "put the files named above back from a copy, or make the data set anew in another DATA"
+    advice = (
+        "make shards makes again what its units still give; put other files named above back from a copy, or make the"
+        " data set anew in another DATA"
+    )
     return Incomplete(result, f"{found} problems in {storage.uri}: {advice}")
 
 

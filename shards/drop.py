@@ -26,7 +26,7 @@ from talkinghead.schema import NAME_PATTERN, VERSION_PATTERN
 _FEWEST_DIGITS = 4  # of a fit's hash, where a user names it
 _UNIT_JOBS = ("annotate-", "derive-", "encode-")  # beginnings of the names of jobs that make a version's samples
 _PACK_JOB = "pack-"
-_SHARD = re.compile(r"ann/[^/]+/ann-\d{6}\.tar")
+_SHARD = re.compile(r"ann/[^/]+/ann-\d{6}(?:\.r\d{1,6})?\.tar")
 _RELEASED = re.compile(r"released/[^/]+/[A-Za-z0-9_-]{1,90}\.[A-Za-z0-9_-]{1,90}\.\d{1,9}\.json")
 _FIT_FILE = re.compile(r"fits/[^/]+/([0-9a-f]{64})\.npz")
 

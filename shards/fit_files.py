@@ -107,6 +107,16 @@ def read_fit(storage: Storage, name: str, sha256: str) -> Fit:
     return Fit(sha256=sha256, arrays=_read(storage, name, sha256)[0])
 
 
+def clips_of(storage: Storage, entry: FitEntry) -> list[str] | None:
+    """Keys of the clips that a fit was made of; None where its file is gone or damaged."""
+    try:
+        about = _read(storage, entry.name, entry.sha256)[1]
+    except ValueError:
+        return None
+    keys = about.get("keys") if isinstance(about, dict) else None
+    return keys if isinstance(keys, list) else None
+
+
 def _read(storage: Storage, name: str, sha256: str) -> tuple[dict[str, np.ndarray], Any]:
     path = dataroot.fit(name, sha256)
     shown = storage.describe(path)

@@ -45,6 +45,7 @@ from shards.index_format import (
 )
 from shards.manifest import AnnotationEntry
 from talkinghead import dataroot
+from talkinghead.derived import ANNOTATION
 from talkinghead.files.storage import Storage
 from talkinghead.provenance import hash_bytes
 from talkinghead.schema import SCHEMA_VERSION, SPLITS, Member, SampleIndex, check_name, check_version
@@ -366,22 +367,33 @@ def read_index(storage: Storage, entry: AnnotationEntry) -> Index:
         ValueError: The file is no index, has another hash than the entry, or another schema version.
     """
     path = storage.describe(entry.index)
-    data = storage.read(entry.index, MOST_BYTES, "index")
+    try:
+        data = storage.read(entry.index, MOST_BYTES, "index")
+    except FileNotFoundError as error:
+        again = _again(storage, entry)
+        raise FileNotFoundError(f"{path} is gone, the index that DATASET.json names: {again}") from error
     # At the same time: both take as long, and neither needs the interpreter's lock.
     with ThreadPoolExecutor(1) as hasher:
         sha256 = hasher.submit(hash_bytes, data)
         try:
             index = parse_index(data, entry.version, path)
         except ValueError:
-            _check_hash(sha256.result(), entry, path)  # says more
+            _check_hash(sha256.result(), entry, path, storage)  # says more
             raise
-        _check_hash(sha256.result(), entry, path)
+        _check_hash(sha256.result(), entry, path, storage)
     return index
 
 
-def _check_hash(sha256: str, entry: AnnotationEntry, path: str) -> None:
+def _check_hash(sha256: str, entry: AnnotationEntry, path: str, storage: Storage) -> None:
     if sha256 != entry.index_sha256:
-        raise ValueError(f"{path} is not the index that DATASET.json names: it is damaged. Run make shards again")
+        again = _again(storage, entry)
+        raise ValueError(f"{path} is not the index that DATASET.json names: it is damaged; {again}")
+
+
+def _again(storage: Storage, entry: AnnotationEntry) -> str:
+    """What makes the index of a version again."""
+    command = f"make shards ANN={entry.version}" if entry.kind == ANNOTATION else entry.command
+    return f"{command} DATA={storage.uri} makes it again"
 
 
 def parse_index(data: bytes, version: str, name: str) -> Index:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from shards.shard_names import plain_name
 from talkinghead import dataroot
 from talkinghead.column import Column
 from talkinghead.config import from_json, shown
@@ -47,9 +48,12 @@ class ShardEntry:
     """Number of samples."""
     frames: int
     """Number of frames of all samples."""
+    removed: int = 0
+    """Number of further samples in the file, which `make remove` took out of every index: no reader finds them, and
+    `make gc` rewrites the shard without them."""
 
     def __post_init__(self) -> None:
-        if min(self.size, self.samples, self.frames) < 0:
+        if min(self.size, self.samples, self.frames, self.removed) < 0:
             raise ValueError(f"{self.name} has {self.size} bytes, {self.samples} samples, {self.frames} frames")
 
 
@@ -163,7 +167,7 @@ class FitEntry:
 
 
 def _check_name(shard: ShardEntry, name: str) -> None:
-    if shard.name != name:
+    if plain_name(shard.name) != name:
         raise ValueError(f"shard {shown(shard.name)} is listed in the place of {name}")
 
 
@@ -247,7 +251,12 @@ class DatasetManifest:
 
     def to_json(self) -> bytes:
         """Content of the file."""
-        return pretty_json(asdict(self))
+        value = asdict(self)
+        # Only where there are any: releases before removals refuse a field that they do not know.
+        for shard in (*value["media"], *(shard for entry in value["annotations"] for shard in entry["shards"])):
+            if not shard["removed"]:
+                del shard["removed"]
+        return pretty_json(value)
 
     @classmethod
     def from_json(cls, data: bytes | str, name: str = dataroot.DATASET_JSON) -> DatasetManifest:

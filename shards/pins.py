@@ -49,6 +49,8 @@ class Pin:
     """Annotation versions and versions of derived columns, sorted."""
     fits: tuple[str, ...] = ()
     """SHA-256 of the global fits' files, sorted."""
+    indexes: tuple[str, ...] = ()
+    """Paths of the versions' indexes, sorted: they tell what the run has learnt from. Older pins have none."""
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
@@ -62,6 +64,9 @@ class Pin:
         for sha256 in self.fits:
             if not _SHA256.fullmatch(sha256):
                 raise ValueError(f"its fit {shown(sha256)} is no SHA-256")
+        for path in self.indexes:
+            if not dataroot.is_index(path):
+                raise ValueError(f"its index {shown(path)} is none")
 
     @property
     def path(self) -> str:
@@ -82,7 +87,9 @@ class Pin:
         return False
 
 
-def pin_run(storage: Storage, run: str, *, versions: Iterable[str], fits: Iterable[str] = ()) -> None:
+def pin_run(
+    storage: Storage, run: str, *, versions: Iterable[str], fits: Iterable[str] = (), indexes: Iterable[str] = ()
+) -> None:
     """Note in DATA what a run reads, in the place of what it noted before.
 
     Where DATA cannot be written, this logs a warning, and the run goes on.
@@ -92,6 +99,7 @@ def pin_run(storage: Storage, run: str, *, versions: Iterable[str], fits: Iterab
         run: The run's folder or URI.
         versions: Annotation versions and versions of derived columns that it reads.
         fits: SHA-256 of the files of the global fits that it reads.
+        indexes: Paths of the indexes that it reads.
     """
     place = Storage(run, linked=())
     pin = Pin(
@@ -99,6 +107,7 @@ def pin_run(storage: Storage, run: str, *, versions: Iterable[str], fits: Iterab
         run=place.location if place.local_root else place.uri,
         versions=tuple(sorted(set(versions))),
         fits=tuple(sorted(set(fits))),
+        indexes=tuple(sorted(set(indexes))),
     )
     try:
         _write(storage, pin)
@@ -166,6 +175,11 @@ def read_pins(storage: Storage) -> list[Pin]:
         with contextlib.suppress(FileNotFoundError):  # removed since the listing
             found.append(read_pin(storage, path))
     return sorted(found, key=lambda pin: (pin.host, pin.run))
+
+
+def pinned_indexes(storage: Storage) -> set[str]:
+    """Paths of the indexes that runs have pinned, also of those that nothing else names. Raises like `read_pins`."""
+    return {path for pin in read_pins(storage) if not pin.is_gone for path in pin.indexes}
 
 
 def forget_gone(storage: Storage) -> list[Pin]:

@@ -19,16 +19,16 @@ import numpy as np
 
 from shards.joined import JoinedVersions
 from shards.layout import WAV_HEADER, check_wav_header
-from shards.manifest import read_manifest
+from shards.manifest import MOST_BYTES, DatasetManifest, read_manifest
 from shards.ranges import RangeReader
 from shards.selection import Selection, select
-from talkinghead import timebase
+from talkinghead import dataroot, timebase
 from talkinghead.annotation import COLUMN
 from talkinghead.column import Column, decode_column, decode_rows
 from talkinghead.files.storage import Storage
 from talkinghead.npy import NPY_HEAD, npy_layout
 from talkinghead.sampletar import read_members
-from talkinghead.schema import MOST_PADDED_SOUND, ClipInfo, Member, SampleIndex, annotation_shard_name, media_shard_name
+from talkinghead.schema import MOST_PADDED_SOUND, ClipInfo, Member, SampleIndex
 
 SPEECH = {"audio_missing": 0.0, "audio_silent": 0.0, "audio_padded_fraction": MOST_PADDED_SOUND}
 """Value of `at_most` that leaves out samples without audible sound, or whose sound ends early or has gaps."""
@@ -163,10 +163,9 @@ class ShardReader:
         if member is None:
             raise ValueError(f"sample {index.text('key', row)} has no {suffix}: making it failed (make quarantine)")
         shard = int(index.numbers("shard")[row])
-        archive = self.versions.where[suffix][1]
         # Media are shared by all versions; each version has annotation shards of its own, numbered alike.
-        name = media_shard_name(shard) if archive == "media" else annotation_shard_name(index.version, shard)
-        return name, member
+        version = None if self.versions.where[suffix][1] == "media" else index.version
+        return shard_name(self.manifest, version, shard), member
 
 
 class Sample:
@@ -325,6 +324,25 @@ class Sample:
         return count
 
 
+def shard_name(manifest: DatasetManifest, version: str | None, shard: int) -> str:
+    """Path of a shard relative to DATA, as the manifest names it: of a version, or of the media (None)."""
+    shards = manifest.media if version is None else manifest.annotation(version).shards
+    if not 0 <= shard < len(shards):
+        raise ValueError(f"the index names shard {shard}, DATASET.json has {len(shards)} of {version or 'the media'}")
+    return shards[shard].name
+
+
+@functools.lru_cache(2)
+def _parsed(data: bytes, name: str) -> DatasetManifest:
+    return DatasetManifest.from_json(data, name)
+
+
+def _manifest(storage: Storage) -> DatasetManifest:
+    """Manifest for callers that read one sample after the other: it is parsed anew only when it has changed."""
+    data = storage.read(dataroot.DATASET_JSON, MOST_BYTES, "manifest")
+    return _parsed(data, storage.describe(dataroot.DATASET_JSON))
+
+
 def read_media(storage: Storage, row: SampleIndex, suffix: str) -> bytes:
     """Content of `<key>.<suffix>` in a media shard, for callers that hold a row of the index and need no reader.
 
@@ -333,7 +351,8 @@ def read_media(storage: Storage, row: SampleIndex, suffix: str) -> bytes:
         OSError: The shard cannot be read.
         EOFError: The shard is too short.
     """
-    return bytes(read_members(storage.read_range, media_shard_name(row.shard), row.key, row.media, suffix)[suffix])
+    shard = shard_name(_manifest(storage), None, row.shard)
+    return bytes(read_members(storage.read_range, shard, row.key, row.media, suffix)[suffix])
 
 
 def read_column(storage: Storage, version: str, row: SampleIndex, name: str) -> np.ndarray:
@@ -342,6 +361,6 @@ def read_column(storage: Storage, version: str, row: SampleIndex, name: str) -> 
     Raises like `read_media`; also `ValueError` when the member does not hold such a column.
     """
     suffix = COLUMN[name].member
-    shard = annotation_shard_name(version, row.shard)
+    shard = shard_name(_manifest(storage), version, row.shard)
     found = read_members(storage.read_range, shard, row.key, row.annotation, suffix)
     return decode_column(COLUMN[name], bytes(found[suffix]))

@@ -7,6 +7,7 @@ unknown files, which belong to no version (left by an unfinished job, or put the
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -40,6 +41,9 @@ class VerifyReport:
     problems: list[Problem] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
     """Paths relative to DATA of files that belong to no version. Not problems: readers never open them."""
+    kept: list[str] = field(default_factory=list)
+    """Paths of files that `DATASET.json` does not name, and that are kept on purpose: indexes that a reader may still
+    have open, and what a run of training reads."""
     shards: int = 0
     samples: int = 0
     frames: int = 0
@@ -76,6 +80,9 @@ def verify(
     entries = [manifest.annotation(version)] if version else manifest.annotations
     # The indexes: their hashes, their counts, and their agreement with one another.
     report = VerifyReport(versions=[entry.version for entry in entries])
+    if not manifest.counts.get("samples", 1) or not manifest.media:
+        detail = "the data set holds no sample: make shards SOURCE=<folder with other videos> fills it"
+        report.problems.append(Problem(dataroot.DATASET_JSON, None, "counts", detail))
     indexes = dict(_indexes(storage, entries, report))
     for entry in entries:
         if index := indexes.get(entry.version):
@@ -104,7 +111,9 @@ def verify(
         report.fits.append(f"{fit.name}@{fit.sha256[:12]}")
         report.problems.extend(_check_fit(storage, fit))
     report.problems.extend(_check_pins(storage))
-    report.unknown = _unknown_files(storage, manifest)
+    others = _other_files(storage, manifest)
+    report.kept = _kept_files(storage, manifest, others)
+    report.unknown = [path for path in others if path not in set(report.kept)]
     return report
 
 
@@ -118,7 +127,8 @@ def _indexes(storage: Storage, entries: list[AnnotationEntry], report: VerifyRep
                 report.problems.append(Problem(entry.index, None, "sha256", "is not the index that DATASET.json names"))
             yield entry.version, parse_index(data, entry.version, storage.describe(entry.index))
         except FileNotFoundError:
-            report.problems.append(Problem(entry.index, None, "missing", "is not there"))
+            again = f"make shards ANN={entry.version}" if entry.kind == ANNOTATION else entry.command
+            report.problems.append(Problem(entry.index, None, "missing", f"is not there: {again} makes it again"))
         except ValueError as error:
             report.problems.append(Problem(entry.index, None, "unreadable", str(error)))
 
@@ -229,7 +239,39 @@ def _check_pins(storage: Storage) -> Iterator[Problem]:
             yield Problem(path, None, "unreadable", str(error))
 
 
-def _unknown_files(storage: Storage, manifest: DatasetManifest) -> list[str]:
+def _kept_files(storage: Storage, manifest: DatasetManifest, others: list[str]) -> list[str]:
+    """Those of the files that `DATASET.json` does not name which lie there on purpose."""
+    pins = []
+    for path in pin_paths(storage):
+        with contextlib.suppress(FileNotFoundError, ValueError):  # reported elsewhere
+            pins.append(read_pin(storage, path))
+    versions = {version for pin in pins for version in pin.versions}
+    fits = {sha256 for pin in pins for sha256 in pin.fits}
+    known = versions | {entry.version for entry in manifest.annotations}
+    kept = []
+    for path in others:
+        folder, _, name = path.partition("/")
+        stem = name.partition(".")[0].partition("/")[0]
+        if folder == dataroot.INDEX_FOLDER:
+            # An index is named by its content: what fits its name is one of ours.
+            if dataroot.is_index(path) and stem in known and _named_by_content(storage, path):
+                kept.append(path)
+        elif (folder == "ann" and stem in versions and path.endswith(".tar")) or (
+            folder == "fits" and path.removesuffix(".npz").rpartition("/")[2] in fits
+        ):
+            kept.append(path)
+    return kept
+
+
+def _named_by_content(storage: Storage, path: str) -> bool:
+    """Whether the name of an index's file holds the hash of its content."""
+    try:
+        return hash_bytes(storage.read(path, MOST_BYTES, "index"))[:12] == path.split(".")[-2]
+    except (FileNotFoundError, ValueError):
+        return False
+
+
+def _other_files(storage: Storage, manifest: DatasetManifest) -> list[str]:
     """Paths relative to DATA of files that `DATASET.json` does not name."""
     known = {dataroot.DATASET_JSON, *(shard.name for shard in manifest.media), *pin_paths(storage)}
     known |= {fit.path for fit in manifest.fits}

@@ -24,7 +24,7 @@ HASH_DIGITS = 12
 """Digits of a fit's hash in its name, and of other hashes in a table."""
 
 _LONGEST_TEXT = 80
-_SHARD = re.compile(r"ann/([A-Za-z0-9][A-Za-z0-9_-]{0,30})/ann-[0-9]{6}\.tar")
+_SHARD = re.compile(r"ann/([A-Za-z0-9][A-Za-z0-9_-]{0,30})/ann-[0-9]{6}(?:\.r[0-9]{1,6})?\.tar")
 
 
 @dataclass(frozen=True, kw_only=True)

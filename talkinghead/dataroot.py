@@ -13,6 +13,8 @@
     records/<job>/<aa>/<key>.<pkey>.json   commit record: the unit counts from here on
     quarantine/<job>/<key>.<pkey>.json     inputs that failed, with the cause
     released/<job>/…                   quarantine records of units that were released for another try
+    damaged/<path>.<number>            records, plans and catalogs that could not be read, set aside
+    removed/<time>-<id>.json           what was taken out: counts, and hashes by which it stays out
     plans/<name>.parquet               what each job has to do: a row for each unit, or each sample of a shard
     runs/<time>-<job>.json             wall time of each pass of a job
     report/                            index.html, report.json, inputs.csv
@@ -36,6 +38,7 @@ DATASET_JSON = "DATASET.json"
 REPORT_FOLDER = "report"
 INDEX_FOLDER = "index"
 QUARANTINE_FOLDER = "quarantine"
+DAMAGED_FOLDER = "damaged"
 RUNS_FOLDER = "runs"
 TEMPORARY_FOLDER = "tmp"
 LOCK = ".lock"
@@ -48,7 +51,9 @@ FOLDERS = frozenset(
         "plans",
         "records",
         "released",
+        "removed",
         "units",
+        DAMAGED_FOLDER,
         INDEX_FOLDER,
         QUARANTINE_FOLDER,
         REPORT_FOLDER,
@@ -129,6 +134,11 @@ def quarantine(job: str, key: str, pkey: str) -> str:
 def released(job: str, key: str, pkey: str, number: int) -> str:
     """Quarantine record of a unit that was released for another try; `number` tells several of them apart."""
     return f"released/{job}/{key}.{pkey}.{number}.json"
+
+
+def damaged(path: str, number: int) -> str:
+    """Place of a file that could not be read, and was set aside; `number` tells several of one path apart."""
+    return f"{DAMAGED_FOLDER}/{path}.{number}"
 
 
 def run(job: str, time_ns: int) -> str:

@@ -257,6 +257,9 @@ class ClipInfo:
     """Number of places in the whole source where its clock jumps."""
     source_damaged_stamps: int = 0
     """Number of packets in the whole source whose time stamps are damaged."""
+    sound_shift_frames: int = 0
+    """Frames by which the sound comes earlier here than in the source, whose sound was found to be late (below 0:
+    early)."""
 
     def __post_init__(self) -> None:
         check_key(self.key)

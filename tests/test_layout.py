@@ -52,7 +52,7 @@ RAY = ("orchestration", "train/launch", "talkinghead/runtime/ray_cluster.py")
 """Who may import Ray."""
 TARGETS = {
     "setup", "models", "demo", "test", "bench", "lint", "help",
-    "ingest", "annotate", "shards", "verify", "report", "reannotate", "quarantine", "retry",
+    "ingest", "annotate", "shards", "verify", "report", "reannotate", "quarantine", "retry", "remove", "gc",
     "derive", "latents", "basis", "train-audio2mesh", "train-audio2pose", "train-stage1", "train-stage2", "animate",
 }  # fmt: skip
 

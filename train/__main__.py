@@ -29,7 +29,7 @@ def _call(arguments: list[str]) -> int:
         request = commands.parse(arguments[0], arguments[1:])
         return result_on_stdout(_said_by_rank_zero(commands.train))(request)
     # Any other command is a plain function whose arguments are its options.
-    others = (commands.validate, commands.overview, commands.worker)
+    others = (commands.validate, commands.overview, commands.seen, commands.worker)
     return call_command(
         [_said_by_rank_zero(command) for command in others],
         arguments,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 from shards.reader import ShardReader
+from shards.removal_records import RemovalList
 from shards.selection import Selection, bounds, values
 from talkinghead.files.storage import Storage
 
@@ -99,9 +100,11 @@ def check_unchanged(reader: ShardReader, pinned: Iterable[PinnedVersion]) -> Non
     """Raise `ValueError` unless the indexes are those of the start: other clips would make another training."""
     for before in pinned:
         if (now := reader.manifest.annotation(before.version).index) != before.index:
+            # Where samples were removed it is no fault, and there is nothing to put back.
+            why = "samples were removed from it (make remove), " if RemovalList(reader.storage) else ""
             raise ValueError(
-                f"{reader.storage.uri} has changed since this run began (index {now} instead of {before.index}), so it"
-                " cannot go on as it was: start another RUN"
+                f"{reader.storage.uri} has changed since this run began ({why}index {now} instead of {before.index}),"
+                " so it cannot go on as it was: start another RUN"
             )
 
 
@@ -113,6 +116,8 @@ class ReadVersions:
     """Annotation versions and versions of derived columns."""
     fits: tuple[str, ...] = ()
     """SHA-256 of the global fits that it was begun with."""
+    indexes: tuple[PinnedVersion, ...] = field(default=(), compare=False)
+    """The versions' indexes, over which the order of the training is."""
 
 
 def note_run(data: str, run: str, read: ReadVersions) -> None:
@@ -120,4 +125,5 @@ def note_run(data: str, run: str, read: ReadVersions) -> None:
     from shards.pins import pin_run
 
     if read.versions:
-        pin_run(Storage(data), run, versions=read.versions, fits=read.fits)
+        indexes = (pinned.index for pinned in read.indexes)
+        pin_run(Storage(data), run, versions=read.versions, fits=read.fits, indexes=indexes)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import importlib.util
 import inspect
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +46,31 @@ def overview(run: Run) -> str:
     folder = RunFolder.open(run)
     write_overview(folder.path)
     return str(folder.overview)
+
+
+def seen(
+    run: tyro.conf.Positional[str],
+    person: Annotated[str | None, tyro.conf.arg(help="Person or split group.")] = None,
+    keys: Annotated[Path | None, tyro.conf.arg(help="File with keys of samples, one a line.")] = None,
+    data: Annotated[str | None, tyro.conf.arg(help="Data set (default: where the run says).")] = None,
+    up_to: Annotated[
+        int | None, tyro.conf.arg(help="Steps to count (default: those of the newest checkpoint or logged step).")
+    ] = None,
+    as_json: Annotated[bool, tyro.conf.arg(name="json", help="Print JSON.")] = False,
+) -> str:
+    """Tell which of a person's samples, or of listed ones, a run has learnt from, and in which steps.
+
+    Args:
+        run: Folder of the run.
+    """
+    from shards.removal_records import read_keys
+    from train.seen import readings_of, table
+
+    if (person is None) == (keys is None):
+        raise ValueError("name a person (--person …) or a file of keys (--keys FILE), one of them")
+    asked = read_keys(keys) if keys is not None else None
+    found = readings_of(run, person=person, keys=asked, data=data, up_to=up_to)
+    return json.dumps(dataclasses.asdict(found), indent=2, sort_keys=True) if as_json else table(found)
 
 
 def worker(run: Run, parent: Parent = None) -> None:

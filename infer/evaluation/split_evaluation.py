@@ -21,8 +21,12 @@ from infer.evaluation.motion_evaluation import (
     read_clips,
 )
 from infer.weights.speech_weights import WeightsPlace, load_audio2mesh, load_audio2pose
-from shards.reader import SPEECH, Sample, ShardReader
+from shards.manifest import read_manifest
+from shards.reader import Sample, ShardReader
+from shards.selection import Selection
+from shards.speech_choice import with_speech
 from talkinghead.files.atomic import check_writable
+from talkinghead.files.storage import Storage
 from talkinghead.motion.resampling import resample_frames
 from talkinghead.pipelines.audio_to_landmarks import AudioToLandmarks
 from talkinghead.runtime.progress import Progress
@@ -75,8 +79,10 @@ def evaluate_split(
         ValueError: The weights cannot be loaded, or the split has no clip with a face and speech.
         OSError: There is no data set.
     """
-    # Clips with the annotations of the model's kind and with audible sound.
-    reader = ShardReader(data, version=version, split=split, columns=COLUMNS[KINDS[place.kind]], at_most=SPEECH)
+    # Clips with the annotations of the model's kind and with speech, as in training.
+    storage = Storage(data)
+    choice = with_speech(Selection(), read_manifest(storage)).arguments()
+    reader = ShardReader(storage, version=version, split=split, columns=COLUMNS[KINDS[place.kind]], **choice)
     count = min(len(reader), limit or len(reader))
     if not count:
         raise ValueError(f"the split {split!r} of {data} has no clip with a face and speech")

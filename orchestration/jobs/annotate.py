@@ -13,10 +13,12 @@ from dataclasses import asdict
 from annotate.engines import check_engine
 from annotate.settings import AnnotateSettings
 from orchestration import outcomes, plans
+from orchestration.jobs import recovered
 from orchestration.jobs.media import MediaSample, ingested_media, read_clip
 from orchestration.overrides import settings_with
 from orchestration.units.executor import Tally, UnitRunner
 from orchestration.units.frame_reports import counted
+from orchestration.units.ledger import Ledger
 from orchestration.units.unit import Output, Unit
 from talkinghead.config import from_json
 from talkinghead.face.model import FaceModel
@@ -25,7 +27,7 @@ from talkinghead.provenance import library_versions, provenance_key
 from talkinghead.schema import check_version
 
 # Both go into the provenance keys: a higher version, or another release of a library, means that units are done anew.
-VERSION = 1
+VERSION = 2
 LIBRARIES = ("av", "opencv-contrib-python", "numpy", "ai-edge-litert", "mediapipe")
 
 # --- the whole job ----------------------------------------------------------------------------------------------------
@@ -59,15 +61,17 @@ def run_annotate(runner: UnitRunner, version: str, overrides: Sequence[str], mod
         raise ValueError(f"nothing is ingested in {storage.uri}: name the videos with SOURCE, or another DATA")
 
     # Settings: what the user names, else what the version was planned with before.
-    before = plans.find_annotate(storage, version)
+    damaged = plans.set_aside_damaged(storage, name)
+    before = recovered.annotate_plan(storage, version) if damaged else plans.find_annotate(storage, version)
     settings = settings_with(AnnotateSettings, before.settings if before else {}, overrides)
     check_engine(settings.engine, model)
-    packed = _packed(storage, version)
-    if packed and before:
+    packed = outcomes.packed_columns(storage, version)
+    if packed.keys and before:
         _check_same(version, before, settings, model)
 
     # The plan: a unit per ingested sample, packed ones as they were made. It is written before anything runs.
-    units = plan_annotate(ingested_media(storage), version, settings, model, runner.retry.time_limit_s)
+    samples = ingested_media(storage)
+    units = plan_annotate(samples, version, settings, model, runner.retry.time_limit_s)
     units = plans.keep_packed(units, before.units if before else {}, packed)
     plan = plans.AnnotatePlan(
         units=plans.pairs(units),
@@ -78,14 +82,10 @@ def run_annotate(runner: UnitRunner, version: str, overrides: Sequence[str], mod
     )
     plans.write_plan(storage, name, plan)
 
-    # Annotate.
+    # Annotate what is not done, whose media must be there.
+    done = Ledger(storage, name)
+    outcomes.check_media(storage, [unit.key for unit in units if not done.is_done(unit)])
     return runner.run(name, units)
-
-
-def _packed(storage: Storage, version: str) -> set[str]:
-    """Keys of the samples whose annotation is in a shard of the version (rows of NaN for failed ones are not)."""
-    records = outcomes.pack_records(storage, plans.pack_annotation_job(version)).values()
-    return {s.key for record in records for s in record.samples if s.key not in outcomes.blank_rows(record)}
 
 
 def _check_same(version: str, before: plans.AnnotatePlan, settings: AnnotateSettings, model: FaceModel) -> None:
@@ -151,6 +151,7 @@ def run(storage: Storage, unit: Unit) -> Output:
     from annotate.clip import annotate_clip, encode_annotation
     from annotate.engines import make_engine
     from annotate.scores import sample_scores
+    from annotate.small_images import SmallImages
     from orchestration.jobs.worker import pin_threads, planned_detector, planned_model
     from talkinghead.geometry.canonical import canonical_face
 
@@ -160,8 +161,9 @@ def run(storage: Storage, unit: Unit) -> Output:
     model = planned_model(unit.payload["model_sha256"])
     clip = read_clip(storage, unit, "mp4")
     # Decode and annotate frame by frame, so that the frames of a long clip are never in memory together.
+    images = SmallImages()
     arrays = annotate_clip(
-        counted(clip.frames()),
+        images.watch(counted(clip.frames())),
         engine=make_engine(settings.engine, model),
         detector=planned_detector(model.detector_sha256),
         face=canonical_face(model.geometry_metadata),
@@ -170,7 +172,7 @@ def run(storage: Storage, unit: Unit) -> Output:
     )
     # The columns must have a row for each frame; then the scores, by which the filters judge the sample.
     clip.check_length(len(arrays["valid"]))
-    scores = sample_scores(arrays, clip.info)
+    scores = sample_scores(arrays, clip.info, images.stacked())
     about = {
         "annotate_key": unit.pkey,
         "engine": settings.engine,

@@ -43,12 +43,7 @@ from talkinghead.derived import (
 )
 from talkinghead.files.storage import Storage
 from talkinghead.provenance import canonical_json, library_versions, provenance_key
-from talkinghead.schema import (
-    SampleIndex,
-    annotation_shard_name,
-    check_version,
-    media_shard_name,
-)
+from talkinghead.schema import SampleIndex, check_version
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +83,7 @@ def run_derive(
     """
     storage = runner.storage
     manifest = read_manifest(storage)
+    outcomes.check_shards(storage, [shard.name for shard in manifest.media])
 
     # What the version is made of, and under which name it goes.
     _check_given(column, settings)
@@ -96,12 +92,12 @@ def run_derive(
     pins = {name: entry.version for name, entry in pinned.items()}
     made_of = version_of(column, settings, provenance, pins, _fits(manifest, column))
     version = check_version(version or made_of.name)
+    plans.set_aside_damaged(storage, plans.column_job(column.name, version))
     before = _check_name(storage, manifest, version, made_of)
 
     # The plan: a unit per packed sample, packed ones as they were made. It is written before anything runs.
     samples = read_index(storage, pinned.get(ANNOTATION) or manifest.annotation())
-    done = outcomes.pack_records(storage, plans.pack_annotation_job(version))
-    packed = {sample.key for record in done.values() for sample in record.samples}
+    packed = outcomes.packed_columns(storage, version)
     sources = list(_sources(storage, manifest, column, samples, pinned))
     placed = _findable(column, settings, provenance)
     units = plan_derive(sources, column, version, placed, made_of, runner.retry.time_limit_s)
@@ -304,7 +300,7 @@ def _sources(
         place = MediaSample(
             key=row.key,
             num_frames=row.num_frames,
-            file=media_shard_name(row.shard),
+            file=media.name,
             members=tuple(row.media),
             content_sha256=media.sha256,
         )
@@ -323,7 +319,7 @@ def _place(entry: AnnotationEntry, row: SampleIndex, wanted: set[str], forms: li
     """Where the arrays of one version lie that a column reads of a sample."""
     return {
         "version": entry.version,
-        "file": annotation_shard_name(entry.version, row.shard),
+        "file": entry.shards[row.shard].name,
         "members": [asdict(member) for member in row.annotation if member.suffix in wanted],
         "forms": forms,
     }

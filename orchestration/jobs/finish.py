@@ -6,6 +6,7 @@ write an index of the same samples in the same places, so that the columns of se
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,9 +18,9 @@ from orchestration import outcomes, plans
 from orchestration.jobs.pack import shard_settings
 from orchestration.overrides import settings_with
 from orchestration.plans import PACK_MEDIA_JOB, shard_key
-from orchestration.split_groups import split_settings, splits_of
+from orchestration.split_groups import join_splits, related_groups, split_settings, splits_of
 from orchestration.units.records import SampleRecord, UnitRecord
-from shards.index import Index, build_index, write_index
+from shards.index import Index, build_index, read_index, write_index
 from shards.manifest import (
     AnnotationEntry,
     DatasetManifest,
@@ -28,6 +29,7 @@ from shards.manifest import (
     read_manifest,
     write_manifest,
 )
+from shards.pins import pinned_indexes
 from shards.plan import plan_hash
 from talkinghead import dataroot
 from talkinghead.derived import ANNOTATION, ColumnVersion
@@ -126,8 +128,7 @@ def _annotation_rows(
     annotated = outcomes.annotate_results(storage, version)
     # Splits are dealt to whole groups (a person, a source video), from the same plan settings for every version.
     groups = (item.record.details["split_group"] for item in ingested.values())
-    settings = shard_settings(storage)
-    splits = splits_of(storage, groups, settings)
+    splits = _splits(storage, list(groups))
     late = 0
     for number, (media_shard, column_shard) in enumerate(zip(media, columns, strict=True)):
         blank = outcomes.blank_rows(column_shard)
@@ -152,6 +153,30 @@ def _annotation_rows(
             "%d samples were annotated only after their shard of %s was packed without them; "
             "make reannotate ANN=<new version> takes them in", late, version,
         )  # fmt: skip
+
+
+def _splits(storage: Storage, groups: list[str]) -> dict[str, str]:
+    """Split of each group. Where the index that says them is gone or damaged, that of another version says them."""
+    settings = shard_settings(storage)
+    manifest = find_manifest(storage)
+    faces = manifest.of_kind(ANNOTATION) if manifest else []
+    try:
+        if faces:
+            read_index(storage, faces[-1])
+    except (FileNotFoundError, ValueError) as error:
+        before: dict[str, str] = {}
+        for entry in (manifest.annotations if manifest else [])[::-1]:
+            with contextlib.suppress(FileNotFoundError, ValueError):
+                index = read_index(storage, entry)
+                before = dict(zip(index.texts("split_group").tolist(), index.texts("split").tolist(), strict=True))
+        whence = "those of another version" if before else "dealt anew, by the same seed"
+        log.warning("%s; the splits are %s", str(error).rpartition(": make ")[0] or error, whence)
+        related = related_groups(storage).groups
+        for name in groups:
+            related.root(name)
+        splits, _ = join_splits(related.members().values(), before, settings)
+        return {name: splits[name] for name in groups}
+    return splits_of(storage, groups, settings)
 
 
 def _row(
@@ -319,6 +344,7 @@ def _shard_entry(record: UnitRecord) -> ShardEntry:
         size=record.file_bytes,
         samples=len(record.samples),
         frames=sum(sample.num_frames for sample in record.samples),
+        removed=record.details.get("removed", 0),
     )
 
 
@@ -338,11 +364,13 @@ def _in_order(storage: Storage, entries: Sequence[AnnotationEntry]) -> list[Anno
 
 
 def _remove_old_indexes(storage: Storage, before: DatasetManifest | None, after: DatasetManifest) -> None:
-    """Delete the indexes that neither the new nor the last `DATASET.json` names: a reader may be opening the last.
+    """Delete the indexes that neither the new nor the last `DATASET.json` names, nor a run has pinned: a reader may be
+    opening the last, and by its index it can be told what a run has learnt from.
 
     Whatever else lies in their folder stays.
     """
     named = {entry.index for manifest in (before, after) if manifest for entry in manifest.annotations}
+    named |= pinned_indexes(storage)
     for file in storage.list(dataroot.INDEX_FOLDER):
         if file.path not in named and dataroot.is_index(file.path):
             storage.delete(file.path)

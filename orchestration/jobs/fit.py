@@ -66,6 +66,7 @@ def run_fit(runner: UnitRunner, fit: GlobalFit, settings: Any, clips: ClipChoice
     source, parts = source_of(reader, settings, selection, needed), plan_parts(fit, reader)
     keys = keys_of(reader, parts)
     job = f"{plans.FIT_PREFIX}{fit.name}-{fit_key(fit, source)[:12]}"
+    plans.set_aside_damaged(storage, job)
     try:
         found = find_fit(
             storage, reader.manifest, fit, settings, source.index, selection, source.pins, needed=needed, keys=keys

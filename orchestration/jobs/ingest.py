@@ -18,20 +18,24 @@ import numpy as np
 from ingest.catalog import write_catalog
 from ingest.extent import UNKNOWN, Extent
 from ingest.faces import Detector, FoundFace
-from ingest.fingerprints import Fingerprint, has_changed
+from ingest.fingerprints import Fingerprint, has_changed, read_fingerprints
 from ingest.settings import IngestSettings
 from ingest.signatures import MovementSigner, Signature, sound_words
 from orchestration import outcomes, plans
+from orchestration.jobs import recovered
 from orchestration.jobs.duplicates import Duplicates, about
 from orchestration.jobs.ingest_inputs import Source, find_inputs, note_same_recordings
+from orchestration.jobs.removed import find_removed, nameless, removed_unit, strip_removed
 from orchestration.overrides import settings_with
 from orchestration.plans import INGEST_JOB, INGEST_PLAN_PREFIX
+from orchestration.sound_delays import NO_DELAYS, measured_delays
 from orchestration.split_groups import SIGNATURE
 from orchestration.units.executor import Tally, UnitRunner
 from orchestration.units.frame_reports import report_frames
 from orchestration.units.output_tar import OutputTar
 from orchestration.units.records import RejectedPiece
 from orchestration.units.unit import Output, Unit
+from shards.removal_records import RemovalList
 from talkinghead.config import from_json
 from talkinghead.face.model import FaceModel
 from talkinghead.files.storage import Storage
@@ -76,31 +80,38 @@ def run_ingest(runner: UnitRunner, source: Source, overrides: Sequence[str], mod
     storage, folder, name = runner.storage, Path(source.source).absolute(), plans.ingest_plan_name(source.dataset)
 
     # Settings: what the user names, else what the data set was ingested with before.
-    before = plans.find_ingest(storage, source.dataset) or plans.IngestPlan(units={}, contents={}, settings={})
+    before = _plan_before(storage, source.dataset)
     settings = settings_with(IngestSettings, before.settings, overrides)
     packed = outcomes.packed_clips(storage)
-    _check_size(storage, name, packed, settings)
+    _check_size(storage, name, packed.keys, settings)
 
     # The inputs: the catalog, and the content of every source it names.
-    inputs = find_inputs(storage, source, folder, packed, before.contents)
+    inputs = find_inputs(storage, source, folder, packed.keys, before.contents, before.group_by)
     catalog, contents = inputs.catalog, inputs.contents
 
     # Each content once, over all data sets of DATA.
-    duplicates = Duplicates.find(storage, source.dataset, inputs.to_compare(before.contents), packed)
-    single = [row for row in inputs.rows if row.key not in duplicates.kept]
-    doubled = [row for row in inputs.rows if row.key in duplicates.kept]
+    duplicates = Duplicates.find(storage, source.dataset, inputs.to_compare(before.contents), packed.keys)
+    removed = find_removed(RemovalList(storage), inputs.rows, contents)
+    single = [row for row in inputs.rows if row.key not in duplicates.kept and row.key not in removed]
+    doubled = [row for row in inputs.rows if row.key in duplicates.kept and row.key not in removed]
+    catalog = replace(catalog, rows=[nameless(row) if row.key in removed else row for row in catalog.rows])
 
     # The plan: a unit per clip, packed ones as they were made. Catalog and plan are written before anything runs.
     place = {"source": str(folder), "follow_links": source.follow_links}
-    units = plan_ingest(single, inputs.prints, place, settings, model.detector_sha256, runner.retry.time_limit_s)
+    delays = _sound_delays(storage, source.align_sound, before, contents, packed.keys)
+    limit_s = runner.retry.time_limit_s
+    units = plan_ingest(single, inputs.prints, place, settings, model.detector_sha256, limit_s, delays)
     units += [duplicates.unit(row, contents[row.key]) for row in doubled]
+    units += [removed_unit(row) for row in removed.values() if row.source is not None]
     units = _keep_packed(before, units, contents, packed)
     write_catalog(storage, catalog)
     # Units whose source is gone can no longer be run, but still count.
     plan = plans.IngestPlan(
         units=plans.pairs(units) | {key: before.units[key] for key in inputs.gone},
-        contents=contents | {key: before.contents[key] for key in inputs.gone},
+        contents=contents | {key: before.contents.get(key) for key in inputs.gone},
         settings=asdict(settings),
+        group_by=catalog.group_by,
+        sound_delays=delays,
     )
     plans.write_plan(storage, name, plan)
     missing = len(catalog.rows) - len(units) - len(inputs.gone)
@@ -112,8 +123,44 @@ def run_ingest(runner: UnitRunner, source: Source, overrides: Sequence[str], mod
 
     # Cut and crop. Then it is known which clips show the same recording.
     tally = runner.run(INGEST_JOB, [*units, *duplicates.settle_others(storage)])
+    strip_removed(storage)
     note_same_recordings(storage, catalog)
     return tally
+
+
+def _plan_before(storage: Storage, dataset: str) -> plans.IngestPlan:
+    """Plan of the command before; where it was damaged, what the records of packed clips say of it."""
+    name = plans.ingest_plan_name(dataset)
+    if plans.set_aside_damaged(storage, name):
+        log.warning("the settings of %s are the defaults again, but for the size, unless --ingest names them", dataset)
+        return recovered.ingest_plan(storage, dataset, read_fingerprints(storage, dataset))
+    return plans.find_ingest(storage, dataset) or plans.IngestPlan(units={}, contents={}, settings={})
+
+
+def _sound_delays(
+    storage: Storage,
+    data: str | None,
+    before: plans.IngestPlan,
+    contents: Mapping[str, str | None],
+    packed: set[str],
+) -> dict[str, int]:
+    """SHA-256 of a source → frames by which its sound is moved: as measured in another data set, or as before."""
+    found = {} if data == NO_DELAYS else before.sound_delays
+    if data not in (None, NO_DELAYS):
+        other = Storage(data)
+        if other.uri == storage.uri:
+            raise ValueError(
+                f"--align-sound {data} is the data set that is written, whose packed clips never change: ingest the"
+                " files into another DATA"
+            )
+        found = measured_delays(other)
+        log.info("%s: a clear delay of the sound in %d sources", other.uri, len(found))
+    # Packed clips stay as they were made.
+    fixed = {content for key, content in before.contents.items() if key in packed and content is not None}
+    known = {content for content in contents.values() if content is not None}
+    return {content: delay for content, delay in found.items() if content in known - fixed} | {
+        content: delay for content, delay in before.sound_delays.items() if content in fixed
+    }
 
 
 def _check_size(storage: Storage, name: str, packed: set[str], settings: IngestSettings) -> None:
@@ -129,7 +176,7 @@ def _check_size(storage: Storage, name: str, packed: set[str], settings: IngestS
 
 
 def _keep_packed(
-    before: plans.IngestPlan, units: Sequence[Unit], contents: Mapping[str, str | None], packed: set[str]
+    before: plans.IngestPlan, units: Sequence[Unit], contents: Mapping[str, str | None], packed: plans.PackedUnits
 ) -> list[Unit]:
     """Units of which those of packed clips stay as they were ingested, also under newer libraries or settings.
 
@@ -138,11 +185,11 @@ def _keep_packed(
     """
     # Packed clips whose provenance key would change. That is fine for settings and libraries, but not for content.
     old = before.units
-    frozen = [unit for unit in units if unit.key in packed and old.get(unit.key, unit.pkey) != unit.pkey]
+    frozen = [unit for unit in units if unit.key in packed.keys and old.get(unit.key, unit.pkey) != unit.pkey]
     for unit in frozen:
         if contents[unit.key] is None:
             raise ValueError(f"{unit.source} is packed, but cannot be read any more: give it back, or move it away")
-        if before.contents.get(unit.key) != contents[unit.key]:
+        if before.contents.get(unit.key, contents[unit.key]) != contents[unit.key]:
             raise ValueError(
                 f"{unit.source} has changed since its clip was packed. Shards are immutable: "
                 "give the new file another name, or use a new DATA folder"
@@ -164,6 +211,7 @@ def plan_ingest(
     settings: IngestSettings,
     detector: str,
     time_limit_s: float | None,
+    sound_delays: Mapping[str, int] | None = None,
 ) -> list[Unit]:
     """Plan one unit per row that has a source, in key order.
 
@@ -174,6 +222,7 @@ def plan_ingest(
         settings: Parameters of the job.
         detector: SHA-256 of the face detector.
         time_limit_s: Wall-clock limit of a unit in seconds; None: from its clip and its source.
+        sound_delays: SHA-256 of a source → frames by which its sound is late; others have none.
     """
     libraries = library_versions(*LIBRARIES)
     units = []
@@ -182,11 +231,13 @@ def plan_ingest(
             continue
         # A row's metadata is part of the input: a clip with other times or another person is done anew.
         content = fingerprints[row.source]
+        delay = (sound_delays or {}).get(content.sha256 or "", 0)
+        moved = {"sound_delay": delay} if delay else {}
         pkey = provenance_key(
             INGEST_JOB,
             VERSION,
             parameters=settings,
-            inputs={"row": row, "content": content.sha256 or "unreadable"},
+            inputs={"row": row, "content": content.sha256 or "unreadable"} | moved,
             models={"detector": detector},
             libraries=libraries,
         )
@@ -202,7 +253,8 @@ def plan_ingest(
                     "fingerprint": asdict(replace(content, extent=None)),
                     "settings": asdict(settings),
                     "detector_sha256": detector,
-                },
+                }
+                | moved,
                 source=row.source,
                 time_limit_s=time_limit_s or _time_limit(row, content),
                 frames=round(_seconds(row, content.extent or UNKNOWN) * FPS),
@@ -262,7 +314,8 @@ def run(storage: Storage, unit: Unit) -> Output:
     notes: dict[str, list[str]] = {}
     sounds: dict[str, np.ndarray] = {}
     with OutputTar(storage, unit.job, unit.key, unit.pkey) as tar:
-        for piece in ingest_clip(row, path, settings, watched, unit.pkey, inside=None if follow else folder):
+        inside, delay = None if follow else folder, unit.payload.get("sound_delay", 0)
+        for piece in ingest_clip(row, path, settings, watched, unit.pkey, inside=inside, sound_delay=delay):
             if piece.contents is not None:
                 tar.add(piece.key, piece.num_frames, piece.contents)
                 sounds[piece.key] = sound_words(decode_wav(piece.contents["wav"]))

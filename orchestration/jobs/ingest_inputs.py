@@ -16,7 +16,9 @@ from ingest.duplicates import Input, renamed
 from ingest.fingerprints import Fingerprint, fingerprint, read_fingerprints, write_fingerprints
 from ingest.released import check_lengths
 from ingest.source_listing import Problem, Problems
+from orchestration.jobs import recovered
 from orchestration.split_groups import related_groups
+from orchestration.units.damage import set_aside
 from talkinghead import dataroot
 from talkinghead.files.storage import Storage
 from talkinghead.runtime.progress import Progress
@@ -46,6 +48,11 @@ class Source:
     group_by: str | None = None
     """Split group and person of a plain folder's files, from their paths: `parent` folder, `level:N` (the N-th folder
     below SOURCE), `regex:PATTERN`, or `none`; kept in DATA (default: each file is a group of its own)."""
+    align_sound: str | None = None
+    """Data set (DATA) with the column `sync`, made of the same files: where it measured a clear delay, the sound is
+    moved; kept in DATA. `none`: move nothing (default: as this DATA was ingested before)."""
+    rehash: bool = False
+    """Read all sources again, also those of the same size and time as before: a file may have changed under both."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +83,12 @@ class IngestInputs:
 
 
 def find_inputs(
-    storage: Storage, source: Source, folder: Path, packed: set[str], known: Mapping[str, str | None]
+    storage: Storage,
+    source: Source,
+    folder: Path,
+    packed: set[str],
+    known: Mapping[str, str | None],
+    group_by: str | None = None,
 ) -> IngestInputs:
     """Read the metadata, list SOURCE, and fingerprint what the rows name.
 
@@ -86,18 +98,21 @@ def find_inputs(
         folder: The folder, as an absolute path.
         packed: Keys of the clips that are in a shard.
         known: Key → content that was ingested before.
+        group_by: Rule for split groups that was used before.
 
     Raises:
         ValueError: The folder or its metadata do not exist, or hold no clip.
     """
-    catalog, gone = _catalog(storage, source, folder, packed)
+    catalog, gone = _catalog(storage, source, folder, packed, group_by)
     prints = _fingerprints(storage, source, folder, catalog, gone)
     catalog, gone = _follow_renamed(catalog, gone, known, prints)
     found = IngestInputs(catalog=catalog, gone=gone, prints=prints)
     return replace(found, catalog=_with_lengths(catalog, found.rows, prints))
 
 
-def _catalog(storage: Storage, source: Source, folder: Path, packed: set[str]) -> tuple[Catalog, set[str]]:
+def _catalog(
+    storage: Storage, source: Source, folder: Path, packed: set[str], group_by: str | None
+) -> tuple[Catalog, set[str]]:
     """Catalog of SOURCE.
 
     Returns:
@@ -114,7 +129,8 @@ def _catalog(storage: Storage, source: Source, folder: Path, packed: set[str]) -
         source.limit,
         exclude=outputs,
         follow_links=source.follow_links,
-        group_by=source.group_by or (earlier.group_by if earlier else None),
+        group_by=source.group_by or (earlier and earlier.group_by) or group_by,
+        keep=packed,
     )
     for problem in catalog.problems[:_SHOWN_PROBLEMS]:
         log.warning("metadata: %s", problem)
@@ -134,15 +150,17 @@ def _catalog(storage: Storage, source: Source, folder: Path, packed: set[str]) -
 
 
 def _earlier_catalog(storage: Storage, dataset: str, packed: set[str]) -> Catalog | None:
-    """The catalog of the command before; None without one, or where it is of no use and none of its clips is packed."""
-    if not storage.exists(dataroot.catalog(dataset)):
-        return None
-    try:
-        return read_catalog(storage, dataset)
-    except ValueError:
-        if packed:
-            raise
-        return None
+    """The catalog of the command before; None without one.
+
+    Where it is gone or damaged, its packed clips are known from the records of their ingest.
+    """
+    if storage.exists(dataroot.catalog(dataset)):
+        try:
+            return read_catalog(storage, dataset)
+        except ValueError as error:
+            set_aside(storage, dataroot.catalog(dataset), str(error).partition(": make ")[0], "it is made again")
+    rows = recovered.catalog_rows(storage, dataset, packed) if packed else []
+    return Catalog(dataset=dataset, rows=rows, problems=[]) if rows else None
 
 
 def _fingerprints(
@@ -152,7 +170,14 @@ def _fingerprints(
     paths = {row.source for row in catalog.rows if row.source is not None and row.key not in gone}
     known = read_fingerprints(storage, source.dataset)
     with Progress() as progress:
-        prints = fingerprint(folder, paths, known, follow_links=source.follow_links, on_progress=progress)
+        prints = fingerprint(
+            folder,
+            paths,
+            known,
+            rehash=source.rehash,
+            follow_links=source.follow_links,
+            on_progress=progress,
+        )
     if prints != known:
         write_fingerprints(storage, source.dataset, prints)
     return prints

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from orchestration import outcomes
+from orchestration.plans import PACK_MEDIA_JOB
 from orchestration.units.frame_reports import report_frames
 from orchestration.units.unit import Unit
 from shards.layout import WAV_HEADER, check_wav_header
@@ -42,12 +43,25 @@ class MediaSample:
 
 
 def ingested_media(storage: Storage) -> list[MediaSample]:
-    """Media of every ingested sample: in a shard when it is packed, else in its unit's tar."""
-    # Packed media first: the units' tars may be deleted once everything is packed.
+    """Media of every ingested sample: in a shard when it is packed, else in its unit's tar.
+
+    Raises:
+        ValueError: The record of a clip cannot be read, or there is no sample.
+    """
+    unreadable: outcomes.Unreadable = {}
+    ingested = outcomes.ingested_samples(storage, unreadable)
+    # Packed media first: the units' tars may be deleted once everything is packed. A shard may be lost instead.
     packed = outcomes.packed_samples(storage)
+    lost = outcomes.lost_shards(storage, outcomes.pack_records(storage, PACK_MEDIA_JOB).values())
+    if unreadable or packed.keys() - ingested.keys():
+        what = next(iter(unreadable.values()), f"nothing says any more how {min(packed, default='')} was ingested")
+        again = f"make shards DATASET=<its data set> SOURCE=<its folder> DATA={storage.uri}"
+        raise ValueError(f"{what}: ingest its clip again with {again}")
+    if not ingested:
+        raise ValueError(f"{storage.uri} has no sample: {outcomes.why_none(storage)}")
     samples = []
-    for key, item in outcomes.ingested_samples(storage).items():
-        file, place = packed.get(key, (item.record.file, item.sample))
+    for key, item in ingested.items():
+        file, place = packed[key] if key in packed and packed[key][0] not in lost else (item.record.file, item.sample)
         assert file and item.record.file_sha256
         samples.append(
             MediaSample(

@@ -8,10 +8,11 @@ packed shard never changes: the plan only grows, and content that changed under 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from orchestration import outcomes, plans
+from orchestration.jobs import recovered
 from orchestration.overrides import settings_with
 from orchestration.plans import PACK_MEDIA_JOB, shard_key
 from orchestration.units.executor import UnitRunner
@@ -51,6 +52,8 @@ def run_pack(runner: UnitRunner, version: str, overrides: Sequence[str] = ()) ->
         JobStoppedError: The machine is at fault.
     """
     storage = runner.storage
+    if plans.set_aside_damaged(storage, plans.SHARD_PLAN):
+        plans.write_plan(storage, plans.SHARD_PLAN, recovered.shard_plan(storage))
 
     # What to pack: every ingested sample, once the fate of its annotation is known.
     ingested = outcomes.ingested_samples(storage)
@@ -65,13 +68,24 @@ def run_pack(runner: UnitRunner, version: str, overrides: Sequence[str] = ()) ->
 
     # The media shards.
     if lost := {key for keys in shards for key in keys} - ingested.keys():
-        raise ValueError(f"{min(lost)} is planned for a shard, but no ingest plan and record of {storage.uri} hold it")
+        raise ValueError(
+            f"{min(lost)} is planned for a shard, but no ingest plan and record of {storage.uri} hold it: ingest its"
+            f" clip again with make shards DATASET=<its data set> SOURCE=<its folder> DATA={storage.uri}"
+        )
     media = []
+    packed = outcomes.pack_records(storage, PACK_MEDIA_JOB)
     for number, keys in enumerate(shards):
         parts = [_part(ingested[key].record, ingested[key].sample) for key in keys]
-        media.append(plan_pack(None, number, parts, runner.retry.time_limit_s))
+        name = packed[shard_key(number)].file if shard_key(number) in packed else None
+        media.append(replace(plan_pack(None, number, parts, runner.retry.time_limit_s, name=name), is_packed=True))
     _check_immutable(storage, media)
+    gone = outcomes.lost_shards(storage, packed.values())
+    there = {key for key, record in packed.items() if record.file not in gone}
+    outcomes.check_media(
+        storage, [key for unit, keys in zip(media, shards, strict=True) if unit.key not in there for key in keys]
+    )
     _pack(runner, PACK_MEDIA_JOB, media)
+    _check_same_media(storage)
 
     # The annotation shards, parallel to them: a row of NaN for a packed sample that this version could not annotate.
     def blank(key: str, failure: QuarantineRecord | None) -> UnitRecord:
@@ -103,22 +117,39 @@ def pack_columns(
     """
     # A packed shard is never packed again: what could be annotated only later stays a row of NaN in it.
     job = plans.pack_annotation_job(version)
-    done = {key for key, _ in Ledger(runner.storage, job).committed}
+    storage = runner.storage
+    packed = outcomes.pack_records(storage, job)
+    lost = outcomes.lost_shards(storage, packed.values())
     units = []
     for number, keys in enumerate(shards):
-        if shard_key(number) in done:
+        before = packed.get(shard_key(number))
+        if before is not None and before.file not in lost:
             continue
-        # The columns of the same samples in the same order as in the media shard.
+        # The columns of the same samples in the same order as in the media shard. A shard that is lost is packed as it
+        # was, without what could be made only later.
+        made = (
+            keys
+            if before is None
+            else {sample.key for sample in before.samples}.difference(outcomes.blank_rows(before))
+        )
         parts, failed = [], []
         for key in keys:
-            record = results.get(key)
+            record = results.get(key) if key in made else None
             if not isinstance(record, UnitRecord):
                 failed.append(key)
                 if blank is None:
                     continue
-                record = blank(key, record)
+                record = blank(key, record if isinstance(record := results.get(key), QuarantineRecord) else None)
             parts.append(_part(record, record.samples[0]))
-        units.append(plan_pack(version, number, parts, runner.retry.time_limit_s, failed))
+        name = before.file if before else None
+        unit = plan_pack(version, number, parts, runner.retry.time_limit_s, failed, name=name)
+        unit = replace(unit, is_packed=True)
+        if before is not None and before.pkey != unit.pkey:
+            raise ValueError(
+                f"{storage.describe(unit.source)} is gone, and what it was packed from has changed: put it back from a"
+                " copy, or make another version (make reannotate ANN=<new version>, or make derive)"
+            )
+        units.append(unit)
     _pack(runner, job, units)
 
 
@@ -149,6 +180,9 @@ def _plan_shards(
     """
     wanted = {key for key in ingested if isinstance(annotated.get(key), UnitRecord)}
     packed = {key for key, _ in Ledger(storage, PACK_MEDIA_JOB).committed}
+    # Also of a shard whose record could not be read, and was set aside.
+    manifest = find_manifest(storage)
+    packed |= {shard_key(number) for number in range(len(manifest.media) if manifest else 0)}
     existing: list[list[str]] = []
     if before := plans.find_shards(storage):
         for number, keys in enumerate(before.shards):
@@ -179,6 +213,19 @@ def _check_immutable(storage: Storage, units: Sequence[Unit]) -> None:
             f"{changed[0].source} was packed from other content than DATA holds now. Shards are immutable: "
             "use a new DATA folder for the new content"
         )
+
+
+def _check_same_media(storage: Storage) -> None:
+    """Raise `ValueError` if a media shard that was packed again has other bytes than readers expect."""
+    manifest = find_manifest(storage)
+    records = outcomes.pack_records(storage, PACK_MEDIA_JOB)
+    for number, entry in enumerate(manifest.media if manifest else ()):
+        record = records.get(shard_key(number))
+        if record is not None and record.file == entry.name and record.file_sha256 != entry.sha256:
+            raise ValueError(
+                f"{entry.name} was packed again with other bytes than DATASET.json names: put it and its record back"
+                " from a copy, or make the data set anew in another DATA"
+            )
 
 
 def _blank(storage: Storage, version: str, key: str, num_frames: int, failure: QuarantineRecord | None) -> UnitRecord:
@@ -243,6 +290,8 @@ def plan_pack(
     parts: Sequence[Part],
     time_limit_s: float | None,
     blank: Sequence[str] = (),
+    *,
+    name: str | None = None,
 ) -> Unit:
     """Plan the unit that packs one shard.
 
@@ -252,10 +301,11 @@ def plan_pack(
         parts: Samples of the shard, in order.
         time_limit_s: Wall-clock limit in seconds; None: an hour.
         blank: Keys of the samples whose columns could not be made; noted on the record.
+        name: Name of a shard that is lost; None: the one that its number gives, which a rewritten shard has not.
     """
     # Key and content of every sample in order: the bytes of the shard are a function of them.
     inputs = [[sample.key, content] for sample, content in parts]
-    name = annotation_shard_name(version, shard) if version else media_shard_name(shard)
+    name = name or (annotation_shard_name(version, shard) if version else media_shard_name(shard))
     return Unit(
         job=plans.pack_annotation_job(version) if version else PACK_MEDIA_JOB,
         key=shard_key(shard),

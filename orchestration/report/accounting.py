@@ -20,10 +20,13 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from annotate.filters import judge
-from ingest.source_listing import display_path
+from ingest.source_listing import display_path, shortened
 from orchestration.outcomes import clip_notes
 from orchestration.report.state import DataState
 from orchestration.units.records import QuarantineRecord, RejectedPiece, SampleRecord, UnitRecord
+from talkinghead import dataroot
+from talkinghead.files.foreign import parse_json
+from talkinghead.files.storage import Storage
 from talkinghead.schema import CatalogRow, SampleIndex
 
 Fate = Literal["sample", "rejected", "quarantined", "pending"]
@@ -32,6 +35,7 @@ Job = Literal["source", "ingest", "annotate", "pack", "filter"]
 JOBS: tuple[Job, ...] = ("source", "ingest", "annotate", "pack", "filter")
 """In the order in which an input passes them; an outcome names the one that decided it."""
 
+REPORT_NUMBERS = f"{dataroot.REPORT_FOLDER}/report.json"
 MISSING_SOURCE = "missing_source"
 CSV_HEADER = ("input", "key", "outcome", "reason", "score", "keys", "notes")
 _EXAMPLES = 3
@@ -102,6 +106,8 @@ class Accounting:
 
     inputs: list[InputOutcome]
     errors: list[str] = field(default_factory=list)
+    set_aside: list[str] = field(default_factory=list)
+    """Paths that files of DATA had which were set aside (`DataState.set_aside`)."""
 
     @property
     def pieces(self) -> list[PieceOutcome]:
@@ -172,7 +178,28 @@ def account(state: DataState) -> Accounting:
     """Find the outcome of every input, and list everything that does not add up."""
     index = {row.key: row for row in state.index}
     inputs = [_input_outcome(row, state, index) for row in state.catalog]
-    return Accounting(inputs=inputs, errors=_contradictions(state, inputs, index))
+    errors = _contradictions(state, inputs, index)
+    for path, why in list(state.unreadable.items())[:_EXAMPLES]:
+        errors.append(f"{path} cannot be read, and so does not count: {shortened(why)}")
+    if (more := len(state.unreadable) - _EXAMPLES) > 0:
+        errors.append(f"{more} more records cannot be read")
+    return Accounting(inputs=inputs, errors=errors, set_aside=state.set_aside)
+
+
+def complaint(storage: Storage) -> str | None:
+    """One line about what the report just written says does not add up, and what to do; None where all is well."""
+    numbers = parse_json(storage.read(REPORT_NUMBERS), storage.describe(REPORT_NUMBERS))
+    unfinished = numbers["pending"] or numbers["pieces"]["pending"]
+    if not numbers["shards"] and not unfinished:
+        return (
+            f"{storage.uri} holds no sample: make shards SOURCE=<folder with other videos> DATA={storage.uri} fills it"
+        )
+    errors = [str(error) for error in numbers["errors"]]
+    if not errors:
+        return None
+    more = f", and {len(errors) - 1} more lines of errors in the report" if errors[1:] else ""
+    advice = f"make verify DATA={storage.uri} lists what is damaged; the command that made it makes it again"
+    return f"{errors[0]}{more}: {advice}"
 
 
 def _input_outcome(row: CatalogRow, state: DataState, index: dict[str, SampleIndex]) -> InputOutcome:

@@ -11,6 +11,7 @@ from ingest.catalog import Catalog, read_catalog
 from orchestration import outcomes, plans
 from orchestration.outcomes import UnitState
 from orchestration.plans import PACK_MEDIA_JOB, pack_annotation_job
+from orchestration.units.damage import damaged_files
 from orchestration.units.ledger import Ledger
 from orchestration.units.records import RECORD_BYTES, PassRecord, QuarantineRecord, UnitRecord
 from shards.index import Index, read_index
@@ -96,6 +97,11 @@ class DataState:
     """Job → frames that the passes in `wall_seconds` put out."""
     wall_seconds: Mapping[str, float] = field(default_factory=dict)
     """Job → wall time in seconds of the passes that came to their end; without it speeds are per worker-second."""
+    unreadable: Mapping[str, str] = field(default_factory=dict)
+    """Path of a record that cannot be read → what is wrong with it. A unit of which it is the record is pending."""
+    set_aside: list[str] = field(default_factory=list)
+    """Paths that files had which could not be read, or whose output was lost: they were set aside, and their units run
+    again."""
 
     def __post_init__(self) -> None:
         check_version(self.version)
@@ -123,51 +129,58 @@ def data_state(storage: Storage, version: str | None) -> DataState:
     # Everything from tables and records: no media are opened here.
     names = [name for name in DATASETS if storage.exists(dataroot.catalog(name))]
     catalogs = {name: read_catalog(storage, name) for name in names}
-    media = outcomes.pack_records(storage, PACK_MEDIA_JOB)
-    annotation = outcomes.pack_records(storage, pack_annotation_job(entry.version))
-    frames, seconds = _wall_times(storage)
+    unreadable: outcomes.Unreadable = {}
+    media = outcomes.pack_records(storage, PACK_MEDIA_JOB, unreadable)
+    annotation = outcomes.pack_records(storage, pack_annotation_job(entry.version), unreadable)
+    frames, seconds = _wall_times(storage, unreadable)
     return DataState(
         version=entry.version,
         catalog=[row for catalog in catalogs.values() for row in catalog.rows],
         metadata={name: _notes(catalog) for name, catalog in catalogs.items()},
-        ingest=outcomes.ingest_results(storage),
-        annotate=outcomes.annotate_results(storage, entry.version),
+        ingest=outcomes.ingest_results(storage, unreadable),
+        annotate=outcomes.annotate_results(storage, entry.version, unreadable),
         pack=[*media.values(), *annotation.values()],
         index=list(read_index(storage, entry).rows()),
         previous_version=_previous(manifest.of_kind(ANNOTATION), entry),
         filters=from_json(FilterSettings, entry.details.get("filters", {})),
-        columns=list(_columns(storage, manifest)),
+        columns=list(_columns(storage, manifest, unreadable)),
         fits=manifest.fits,
         fit_parts=list(_fit_parts(storage)),
         wall_frames=frames,
         wall_seconds=seconds,
+        unreadable=unreadable,
+        set_aside=damaged_files(storage),
     )
 
 
-def _columns(storage: Storage, manifest: DatasetManifest) -> Iterator[ColumnState]:
+def _columns(storage: Storage, manifest: DatasetManifest, unreadable: outcomes.Unreadable) -> Iterator[ColumnState]:
     """Versions of derived columns that `DATASET.json` names, then those that are planned and not finished."""
     finished = set()
     for entry in manifest.annotations:
         if entry.kind != ANNOTATION:
             finished.add(plans.column_job(entry.kind, entry.version))
-            yield _column(storage, entry.version, entry.made_of, entry)
+            yield _column(storage, entry.version, entry.made_of, unreadable, entry)
     for name in plans.plan_names(storage, *plans.COLUMN_PREFIXES):
         plan = None if name in finished else plans.find_plan(storage, name)
         if plan is not None:
             assert isinstance(plan, plans.ColumnPlan)
-            yield _column(storage, _version(storage, name, plan.made_of.column), plan.made_of)
+            yield _column(storage, _version(storage, name, plan.made_of.column), plan.made_of, unreadable)
 
 
 def _column(
-    storage: Storage, version: str, made_of: ColumnVersion, entry: AnnotationEntry | None = None
+    storage: Storage,
+    version: str,
+    made_of: ColumnVersion,
+    unreadable: outcomes.Unreadable,
+    entry: AnnotationEntry | None = None,
 ) -> ColumnState:
     return ColumnState(
         version=version,
         made_of=made_of,
         entry=entry,
         index=read_index(storage, entry) if entry else None,
-        results=outcomes.derive_results(storage, made_of.column, version),
-        pack=list(outcomes.pack_records(storage, pack_annotation_job(version)).values()),
+        results=outcomes.derive_results(storage, made_of.column, version, unreadable),
+        pack=list(outcomes.pack_records(storage, pack_annotation_job(version), unreadable).values()),
     )
 
 
@@ -201,13 +214,17 @@ def _previous(entries: list[AnnotationEntry], entry: AnnotationEntry) -> str | N
     return earlier[-1] if earlier else None
 
 
-def _wall_times(storage: Storage) -> tuple[Mapping[str, int], Mapping[str, float]]:
+def _wall_times(storage: Storage, unreadable: outcomes.Unreadable) -> tuple[Mapping[str, int], Mapping[str, float]]:
     """Job → frames, and job → wall time in seconds, over all passes that came to their end."""
     frames: Counter[str] = Counter()
     seconds: dict[str, float] = defaultdict(float)
     # One small file per pass, written at its end.
     for file in storage.list(dataroot.RUNS_FOLDER, ".json"):
-        done = PassRecord.from_json(storage.read(file.path, RECORD_BYTES, "record"), storage.describe(file.path))
+        try:
+            done = PassRecord.from_json(storage.read(file.path, RECORD_BYTES, "record"), storage.describe(file.path))
+        except ValueError as error:
+            unreadable[file.path] = str(error)
+            continue
         frames[done.job] += done.frames
         seconds[done.job] += done.wall_seconds
     return frames, seconds

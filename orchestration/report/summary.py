@@ -54,6 +54,7 @@ errors                  everything that does not add up; empty when all is well
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
@@ -255,15 +256,16 @@ def _bytes_per_frame(index: list[SampleIndex]) -> dict[str, float]:
 
 def _shard_sizes(storage: Storage, state: DataState, manifest: DatasetManifest | None) -> tuple[int, int, list[str]]:
     """Sizes in bytes of the media shards and of the annotation shards on the disk, and errors about them."""
-    # Sizes that `DATASET.json` promises.
-    committed: dict[str, ShardEntry] = {}
-    if manifest:
-        entries = [entry for made in manifest.annotations for entry in made.shards if made.version == state.version]
-        committed = {entry.name: entry for entry in (*manifest.media, *entries)}
+    # Sizes that `DATASET.json` promises, of the shards that it names.
     numbers = sorted({row.shard for row in state.index})
+    versions = manifest.annotations if manifest else []
+    of_version = [entry for made in versions if made.version == state.version for entry in made.shards]
+    there = {"media": manifest.media if manifest else [], "annotation": of_version}
+    committed: dict[str, ShardEntry] = {entry.name: entry for entries in there.values() for entry in entries}
+    plain = {"media": media_shard_name, "annotation": functools.partial(annotation_shard_name, state.version)}
     names = {
-        "media": [media_shard_name(number) for number in numbers],
-        "annotation": [annotation_shard_name(state.version, number) for number in numbers],
+        archive: [entries[number].name if number < len(entries) else plain[archive](number) for number in numbers]
+        for archive, entries in there.items()
     }
     # Sizes as they are: a shard that is missing or cut short is an error.
     totals, errors = dict.fromkeys(names, 0), []

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ingest.source_listing import shortened
 from orchestration.report.accounting import Accounting, PieceOutcome
 from talkinghead.schema import MOST_PADDED_SOUND, SampleIndex
 
@@ -93,7 +94,27 @@ def count_notes(accounting: Accounting) -> list[NoteCount]:
                 words[plain] = max(words.get(plain, ""), kind, key=len)
                 kinds[plain].append((number, piece, note))
     counts = [_count(words[plain], found) for plain, found in kinds.items()]
+    counts += _count_set_aside(accounting.set_aside)
     return sorted(counts, key=lambda count: (-count.inputs, -count.samples, count.kind))
+
+
+def _count_set_aside(paths: Sequence[str]) -> list[NoteCount]:
+    """Files of DATA that were damaged or lost, as notes: nobody should have to look for them."""
+    kinds: dict[str, list[str]] = defaultdict(list)
+    for path in paths:
+        kind = "records were" if path.startswith(("records/", "quarantine/")) else "plans or catalogs were"
+        kinds[f"{kind} damaged, or what they name was lost"].append(path)
+    then = "set aside in damaged/, and made again"
+    return [
+        NoteCount(
+            kind=kind,
+            inputs=len(found),
+            samples=0,
+            left_out=0,
+            examples=[{"key": shortened(path), "note": f"{kind}: {then}"} for path in found[:MOST_EXAMPLES]],
+        )
+        for kind, found in kinds.items()
+    ]
 
 
 def _count(kind: str, found: Sequence[tuple[int, PieceOutcome, str]]) -> NoteCount:

@@ -24,6 +24,7 @@ from orchestration.cluster import Cluster
 from orchestration.units.alone import limit_memory, run_alone
 from orchestration.units.frame_reports import EVERY_S, FrameWatch, noting, reporting
 from orchestration.units.ledger import Ledger
+from orchestration.units.lost import check_same, lost_outputs
 from orchestration.units.records import Attempt, PassRecord, QuarantineRecord, UnitRecord
 from orchestration.units.unit import JobStoppedError, Unit, failed_attempt, run_unit
 from talkinghead import dataroot
@@ -147,10 +148,11 @@ def run_units(
         LinkError: A link lies where records should go.
         JobStoppedError: The machine is at fault. Everything committed so far stays, and a rerun goes on from there.
     """
-    # What is left to do: units without a record under their present provenance key.
+    # What is left to do: units without a record under their present provenance key, or whose output is lost.
     started = time.perf_counter()
     ledger = Ledger(storage, job)
-    pending = [unit for unit in units if not ledger.is_done(unit)]
+    lost = lost_outputs(ledger, units)
+    pending = [unit for unit in units if unit.key in lost or not ledger.is_done(unit)]
     # Two commands on an object store, which has no lock, may leave a unit both records: then it counts as committed.
     left_out = ledger.quarantined - ledger.committed
     before = sum((unit.key, unit.pkey) in left_out for unit in units)
@@ -162,6 +164,7 @@ def run_units(
         with Progress() as progress:
             _Pass(storage, job, retry, slots, gpus, tally, progress).run(units, pending)
         _check_committed(storage, job, pending)
+        check_same(storage, lost)
     tally.wall_seconds = time.perf_counter() - started
     log.info(
         "%s: %d units, %d done and %d quarantined before, %d done now, %d quarantined, %.1f s",

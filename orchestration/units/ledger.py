@@ -9,14 +9,19 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+from orchestration.units.damage import set_aside
 from orchestration.units.records import RECORD_BYTES, QuarantineRecord, UnitRecord
 from orchestration.units.unit import Unit
 from talkinghead import dataroot
 from talkinghead.files.foreign import warn_of_owner
 from talkinghead.files.lock import writing_lock
 from talkinghead.files.storage import Storage
+from talkinghead.runtime.errors import one_line
 
 log = logging.getLogger(__name__)
+
+
+Record = TypeVar("Record", UnitRecord, QuarantineRecord)
 
 
 class Ledger:
@@ -28,6 +33,8 @@ class Ledger:
         # A record is named by key and provenance key, so a listing tells what is done without opening a file.
         self.committed = {keys for keys, _ in _records(storage, dataroot.records(job))}
         self.quarantined = {keys for keys, _ in _records(storage, dataroot.quarantines(job))}
+        self.unreadable: dict[str, str] = {}
+        """Path of a record that was to be read and cannot be → what is wrong with it. Its unit counts as pending."""
 
     def is_done(self, unit: Unit) -> bool:
         """Whether the unit is committed, or quarantined until somebody retries it."""
@@ -44,13 +51,50 @@ class Ledger:
         with ThreadPoolExecutor(16 if self.storage.local_root is None else 4) as pool:
             return {pair[0]: result for pair, result in zip(pairs, pool.map(self._result, pairs), strict=True)}
 
+    def set_aside_unreadable(self, units: Iterable[Unit]) -> dict[str, UnitRecord]:
+        """Set the records of units aside that cannot be read: the units count as pending, and are run again.
+
+        Only for the writer of DATA.
+
+        Args:
+            units: Units of the job.
+
+        Returns:
+            Key → commit record, of the committed units whose output is a file that is still needed.
+        """
+        pairs = {(unit.key, unit.pkey): unit for unit in units if self.is_done(unit)}
+        needed = {}
+        for key, record in self.results(pairs).items():
+            if isinstance(record, UnitRecord) and record.file is not None and not pairs[key, record.pkey].is_freed:
+                needed[key] = record
+        for path, why in self.unreadable.items():
+            self.set_aside(path, why, "its unit is run again")
+        self.unreadable = {}
+        return needed
+
+    def set_aside(self, path: str, why: str, then: str) -> None:
+        """Set one record aside, and count its unit as pending. Only for the writer of DATA."""
+        set_aside(self.storage, path, why, then)
+        if keys := dataroot.keys_of_record(path):
+            (self.quarantined if path.startswith(f"{dataroot.QUARANTINE_FOLDER}/") else self.committed).discard(keys)
+
     def _result(self, pair: tuple[str, str]) -> UnitRecord | QuarantineRecord | None:
         # A commit outweighs a quarantine record, where two commands on an object store left both.
         if pair in self.committed:
-            return _read(self.storage, dataroot.record(self.job, *pair), UnitRecord)
+            return self._read(dataroot.record(self.job, *pair), UnitRecord)
         if pair in self.quarantined:
-            return _read(self.storage, dataroot.quarantine(self.job, *pair), QuarantineRecord)
+            return self._read(dataroot.quarantine(self.job, *pair), QuarantineRecord)
         return None
+
+    def _read(self, path: str, kind: type[Record]) -> Record | None:
+        """The record at a path; None for one that cannot be read, which is noted, or is gone since the listing."""
+        try:
+            return _read(self.storage, path, kind)
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            self.unreadable[path] = str(error)
+            return None
 
 
 def _records(storage: Storage, folder: str) -> Iterator[tuple[tuple[str, str], str]]:
@@ -60,22 +104,25 @@ def _records(storage: Storage, folder: str) -> Iterator[tuple[tuple[str, str], s
             yield keys, file.path
 
 
-Record = TypeVar("Record", UnitRecord, QuarantineRecord)
-
-
 def _read(storage: Storage, path: str, kind: type[Record]) -> Record:
     """The record at a path; raises `ValueError` unless it is one, of the unit that the path names."""
     name = storage.describe(path)
     record = kind.from_json(storage.read(path, RECORD_BYTES, "record"), name)
     place = dataroot.record if kind is UnitRecord else dataroot.quarantine
     if path != place(record.job, record.key, record.pkey):
-        raise ValueError(f"{name} is the record of another unit, {record.job} {record.key}: remove it")
+        raise ValueError(f"{name} is the record of another unit, {record.job} {record.key}")
     return record
 
 
 def quarantined(storage: Storage) -> list[QuarantineRecord]:
-    """Every quarantine record of DATA, by job and key."""
-    return [_read(storage, path, QuarantineRecord) for _, path in _records(storage, dataroot.QUARANTINE_FOLDER)]
+    """Every quarantine record of DATA that can be read, by job and key; others are named."""
+    found = []
+    for _, path in _records(storage, dataroot.QUARANTINE_FOLDER):
+        try:
+            found.append(_read(storage, path, QuarantineRecord))
+        except ValueError as error:
+            log.warning("%s; the next command of its job sets it aside and runs the unit again", one_line(str(error)))
+    return found
 
 
 def causes(records: Iterable[QuarantineRecord]) -> Counter[str]:

@@ -40,6 +40,10 @@ class Unit:
     """Wall-clock limit of the first try in seconds. It does not shape the output, and is no part of `pkey`."""
     frames: int = 0
     """Frames that it goes through, about; 0 where that is not known. For progress, and to begin with the longest."""
+    is_packed: bool = False
+    """Whether its output is in a shard, or is one: if it must be made again, its bytes have to be the same."""
+    is_freed: bool = False
+    """Whether nothing needs the file of its output any more, which may be gone."""
 
     def to_json(self) -> str:
         """One line of ASCII JSON (file names may hold bytes that are no UTF-8)."""

@@ -43,6 +43,9 @@ GOOD: Scores = {
     "upside_down_fraction": 0.0,
     "hdr": 0.0,
     "interlaced": 0.0,
+    "face_change": 0.8,
+    "longest_freeze_s": 0.0,
+    "source_motion_fps": 25.0,
 }
 SWITCHES = ("require_audio", "reject_hdr", "reject_interlaced")
 BAD = [
@@ -62,6 +65,9 @@ BAD = [
     ("overexposed", {"brightness": 250.0}),
     ("blurred", {"sharpness": 5.0}),
     ("jitter", {"jitter_px": 20.0}),
+    ("still", {"face_change": 0.05, "longest_freeze_s": 3.0}),
+    ("frozen", {"longest_freeze_s": 2.0, "source_motion_fps": 8.0}),
+    ("low_frame_rate", {"source_motion_fps": 5.0}),
 ]
 NO_LIMITS = dataclasses.replace(
     FilterSettings(), **{item.name: None for item in dataclasses.fields(FilterSettings) if item.name not in SWITCHES}

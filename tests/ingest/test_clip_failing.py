@@ -69,6 +69,16 @@ def test_cat_two_ts(failing: Path, way: WholeWay) -> None:
     assert abs(np.corrcoef(one, two)[0, 1]) < 0.3
 
 
+def test_dissolve_25(failing: Path, way: WholeWay) -> None:
+    before, between, after = way.pieces(failing / "dissolve_25.mp4")
+    assert before.num_frames + between.num_frames + after.num_frames == 125
+    assert between.rejection is not None and between.rejection.reason == "transition"
+    assert 25 <= between.num_frames <= 35
+    for piece in (before, after):
+        assert piece.num_frames >= 40
+        _good(way.judged(piece))
+
+
 def test_bitrot_every10(failing: Path, way: WholeWay) -> None:
     (piece,) = way.pieces(failing / "bitrot_every10.mp4")
     judged = way.judged(piece)

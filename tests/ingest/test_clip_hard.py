@@ -14,7 +14,7 @@ import pytest
 
 from annotate.filters import FilterSettings, judge
 from annotate.scores import info_scores
-from ingest.settings import CutSettings
+from ingest.settings import CutSettings, TransitionSettings
 from shards.reader import SPEECH
 from talkinghead.media.video_source import VideoSource
 from tests.support.damaged_clock import MKV_TICKS, TS_TICKS, number_of, numbered, restamp_mkv, restamp_ts
@@ -29,7 +29,11 @@ from tests.support.sound_files import click_times, ticking, voice, with_bytes
 RATE = 48000
 WHOLE: dict[str, Any] = {"box": (0.0, 0.0, 1.0, 1.0), "box_width": 1.0, "box_height": 1.0}
 """A box that is the whole frame."""
-UNCUT = dataclasses.replace(SMALL, cuts=CutSettings(least=255.0, difference=255.0))
+UNCUT = dataclasses.replace(
+    SMALL,
+    cuts=CutSettings(least=255.0, difference=255.0),
+    transitions=TransitionSettings(dissolve=2.0, wipe=2.0, blank=0.0),
+)
 """Numbered images differ as shots do."""
 NATIVE = dataclasses.replace(SMALL, size=0, min_frames=1, min_sightings=1)
 

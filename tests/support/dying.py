@@ -32,6 +32,22 @@ for number, folder in enumerate(map(Path, sys.argv[1:]), 1):
     os._exit(0)
 """
 
+_AT_TIMES = """
+import os, random, signal, sys, time
+from pathlib import Path
+from talkinghead.files.storage import Storage
+{setup}
+chance = random.Random({seed})
+for folder in map(Path, sys.argv[1:]):
+    child = os.fork()
+    if not child:
+        {work}
+        os._exit(0)
+    time.sleep(chance.uniform(0.0, {most_s}))
+    os.kill(child, signal.SIGKILL)
+    print(0, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
 
 def die_at_writes(folders: Sequence[Path], *, setup: str, work: str) -> list[int]:
     """Do the same work in each folder; in the n-th one it is killed at its n-th write.
@@ -44,7 +60,16 @@ def die_at_writes(folders: Sequence[Path], *, setup: str, work: str) -> list[int
     Returns:
         How the work in each folder ended: `-signal.SIGKILL`, 0 where it came to its end before, 1 where it failed.
     """
-    program = _PROGRAM.format(setup=setup, work=work)
+    return _ends(_PROGRAM.format(setup=setup, work=work), folders)
+
+
+def die_at_times(folders: Sequence[Path], *, setup: str, work: str, most_s: float, seed: int) -> list[int]:
+    """Do the same work in each folder, and kill it after a random time of at most `most_s` seconds; see
+    `die_at_writes`."""
+    return _ends(_AT_TIMES.format(setup=setup, work=work, most_s=most_s, seed=seed), folders)
+
+
+def _ends(program: str, folders: Sequence[Path]) -> list[int]:
     done = subprocess.run(
         [sys.executable, "-c", program, *map(str, folders)],
         cwd=ROOT,

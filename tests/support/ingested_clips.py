@@ -14,6 +14,7 @@ from annotate.engines.litert import LitertEngine
 from annotate.filters import FilterSettings, judge
 from annotate.scores import Scores, sample_scores
 from annotate.settings import AnnotateSettings
+from annotate.small_images import SmallImages
 from ingest.clip import Piece, ingest_clip
 from ingest.faces import Detector
 from ingest.settings import IngestSettings
@@ -26,7 +27,7 @@ from talkinghead.media.clip import decode_clip
 from talkinghead.schema import MEDIA_MEMBERS, CatalogRow, ClipInfo, Rejection
 
 SMALL = IngestSettings(size=128, min_crop=16)
-"""Settings for drawn pictures."""
+"""Settings for drawn images."""
 
 
 class OneFace:
@@ -116,10 +117,10 @@ class WholeWay:
         """Annotate a piece."""
         made = made_of(piece)
         damaged = made.info.damaged_frames
-        arrays = annotate_clip(
-            made.frames, self._engine, self.detector, self._face, AnnotateSettings(), damaged=damaged
-        )
-        return Judged(made, arrays, sample_scores(arrays, made.info))
+        small = SmallImages()
+        frames = small.watch(iter(made.frames))
+        arrays = annotate_clip(frames, self._engine, self.detector, self._face, AnnotateSettings(), damaged=damaged)
+        return Judged(made, arrays, sample_scores(arrays, made.info, small.stacked()))
 
 
 def with_sound_changed(source: Path, target: Path, change: Callable[[int, av.Packet], av.Packet | None]) -> Path:

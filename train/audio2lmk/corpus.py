@@ -96,8 +96,9 @@ class Statistics:
     @property
     def read(self) -> ReadVersions:
         """What was read of the data set."""
-        versions = (self.version, *(joined.version for joined in self.joined))
-        return ReadVersions(versions=versions, fits=tuple(sorted(self.fits.values())))
+        indexes = (PinnedVersion(version=self.version, index=self.index), *self.joined)
+        versions = tuple(pinned.version for pinned in indexes)
+        return ReadVersions(versions=versions, fits=tuple(sorted(self.fits.values())), indexes=indexes)
 
 
 class Corpus:

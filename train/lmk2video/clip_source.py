@@ -168,7 +168,8 @@ class ClipSource:
 
     def reads(self) -> ReadVersions:
         """Versions that the run reads."""
-        return ReadVersions(versions=tuple(pinned.version for pinned in self.pinned.versions))
+        pinned = self.pinned.versions
+        return ReadVersions(versions=tuple(version.version for version in pinned), indexes=pinned)
 
     def _open(self, version: str | None, join: tuple[str, ...], latents: str | None = None) -> ShardReader:
         # With latents, the reader leaves out clips that have none.

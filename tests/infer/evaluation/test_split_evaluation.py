@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,9 @@ from infer.__main__ import main
 from infer.evaluation.evaluation_result import read_evaluations
 from infer.evaluation.split_evaluation import evaluate_split
 from infer.weights.speech_weights import find_weights
+from talkinghead.derived import Derived
+from talkinghead.files.storage import Storage
+from tests.support.derived_data import TOY, add_version
 from tests.support.speech_data import build_speech_data
 
 
@@ -48,6 +53,21 @@ def test_a_model_of_another_frame_rate(data: Path, tmp_path: Path) -> None:
     ours, neutral = (evaluation.result("mesh_l1", subject).value for subject in ("prediction", "neutral mesh"))
     assert ours is not None and neutral is not None
     np.testing.assert_allclose(ours, neutral, rtol=1e-5)
+
+
+def test_clips_without_speech_are_not_measured(data: Path, tiny_weights: Path, tmp_path: Path) -> None:
+    """As in training: a model of speech says nothing about music."""
+    copied = Path(shutil.copytree(data, tmp_path / "data"))
+    place = find_weights("audio2pose", tiny_weights)
+    every = [clip.key for clip in evaluate_split(place, str(copied), "train").clips]
+    activity = replace(TOY, name="speech_activity", arrays=(), scores=("speech_share",), needs=("wav",))
+    add_version(
+        Storage(copied),
+        activity,
+        lambda row, _: Derived(scores={"speech_share": float(row.key != every[0])}),
+        pins={},
+    )
+    assert len(every) > 1 and [clip.key for clip in evaluate_split(place, str(copied), "train").clips] == every[1:]
 
 
 def test_refused(data: Path, tiny_weights: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

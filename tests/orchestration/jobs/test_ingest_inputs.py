@@ -40,7 +40,7 @@ def state(storage: Storage) -> dict[str, tuple[str, str | None]]:
 
 
 def packed(storage: Storage) -> dict[str, tuple[str, str | None]]:
-    return {key: value for key, value in state(storage).items() if key in outcomes.packed_clips(storage)}
+    return {key: value for key, value in state(storage).items() if key in outcomes.packed_clips(storage).keys}
 
 
 def test_a_renamed_packed_file_keeps_its_key(storage: Storage, source: Path, caplog: pytest.LogCaptureFixture) -> None:

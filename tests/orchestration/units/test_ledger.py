@@ -82,25 +82,36 @@ def test_versions_with_the_same_keys_are_told_apart(storage: Storage) -> None:
 
 
 @pytest.mark.parametrize("key", ["b", "../../outside", "a/b"])
-def test_a_record_of_another_unit_than_its_name_says_is_refused(key: str, storage: Storage) -> None:
+def test_a_record_of_another_unit_than_its_name_says_does_not_count(
+    key: str, storage: Storage, caplog: pytest.LogCaptureFixture
+) -> None:
     """Its content would lead `release` to other places."""
     storage.write(dataroot.quarantine("ingest", "c", PKEY), failed(key).to_json())
-    with pytest.raises(ValueError, match=f"c.{PKEY}.json is the record of another unit, ingest {key}"):
-        quarantined(storage)
-    storage.write(dataroot.record("ingest", "a", PKEY), UnitRecord(job="ingest", key=key, pkey=PKEY).to_json())
-    with pytest.raises(ValueError, match=f"a.{PKEY}.json is the record of another unit"):
-        Ledger(storage, "ingest").results([("a", PKEY)])
-
-
-def test_a_huge_or_deep_record_is_one_line(storage: Storage) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert [record.key for record in quarantined(storage)] == ["b"]
+    assert f"c.{PKEY}.json is the record of another unit, ingest {key}" in caplog.text
     path = dataroot.record("ingest", "a", PKEY)
-    storage.write(path, b"[" * 200_000)
-    with pytest.raises(ValueError, match="nested too deeply"):
-        Ledger(storage, "ingest").results([("a", PKEY)])
-    with Path(storage.describe(path)).open("wb") as stream:
-        stream.truncate(RECORD_BYTES + 1)
-    with pytest.raises(ValueError, match="too large for a record"):
-        Ledger(storage, "ingest").results([("a", PKEY)])
+    storage.write(path, UnitRecord(job="ingest", key=key, pkey=PKEY).to_json())
+    ledger = Ledger(storage, "ingest")
+    assert ledger.results([("a", PKEY)]) == {"a": None}
+    assert f"a.{PKEY}.json is the record of another unit" in ledger.unreadable[path]
+
+
+def test_a_huge_or_deep_record_is_set_aside_with_one_line(storage: Storage, caplog: pytest.LogCaptureFixture) -> None:
+    unit = Unit(job="ingest", key="a", pkey=PKEY, function="", payload={}, source="a.mp4", time_limit_s=1.0)
+    path = dataroot.record("ingest", "a", PKEY)
+    for number, said in enumerate(("nested too deeply", "too large for a record")):
+        storage.write(path, b"[" * 200_000)
+        if number:
+            with Path(storage.describe(path)).open("wb") as stream:
+                stream.truncate(RECORD_BYTES + 1)
+        size = storage.size(path)
+        ledger = Ledger(storage, "ingest")
+        with caplog.at_level(logging.WARNING):
+            assert ledger.is_done(unit) and ledger.set_aside_unreadable([unit]) == {}
+        assert said in caplog.messages[-1] and "\n" not in caplog.messages[-1]
+        assert not ledger.is_done(unit) and not Ledger(storage, "ingest").is_done(unit)
+        assert not storage.exists(path) and storage.size(dataroot.damaged(path, number)) == size
 
 
 @pytest.mark.parametrize("folder", ["released", "quarantine", "quarantine/ingest"])

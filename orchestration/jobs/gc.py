@@ -1,0 +1,289 @@
+"""Freeing what DATA no longer needs: files of packed units, old indexes, unfinished files, removed samples.
+
+Shards that hold removed samples are rewritten without them, some at a time: new files, new indexes, then
+`DATASET.json`, then the records of the jobs; only then the old files go. A reader sees the old shards or the new ones.
+That it is under way is noted first (`removed/pending.json`), so that the next command that writes brings the records in
+line after a kill; everything else starts anew.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+from orchestration import outcomes, plans
+from orchestration.plans import INGEST_JOB, PACK_MEDIA_JOB, pack_annotation_job, shard_key
+from orchestration.units.ledger import Ledger
+from orchestration.units.records import SampleRecord, UnitRecord
+from shards.index import MOST_BYTES, Index, parse_index, read_index
+from shards.manifest import DatasetManifest, ShardEntry, read_manifest, write_manifest
+from shards.pins import forget_gone, pinned_indexes, read_pins
+from shards.removal import holed, rewritten
+from shards.removal_records import PENDING, Pending, RemovalList, write_pending
+from talkinghead import dataroot
+from talkinghead.files.storage import Storage, StoredFile
+from talkinghead.sampletar import BLOCK, END_OF_ARCHIVE, end_of
+from talkinghead.schema import Member
+
+AT_ONCE_BYTES = 8 << 30
+"""Size of the shards that are rewritten before the next `DATASET.json`: room for so much must be on the disk."""
+
+_MEDIA_SHARD = re.compile(r"clips-\d{6}(?:\.r\d{1,6})?\.tar")
+_COLUMN_SHARD = re.compile(r"ann/([A-Za-z0-9][A-Za-z0-9_-]{0,30})/ann-\d{6}(?:\.r\d{1,6})?\.tar")
+_FIT_FILE = re.compile(r"fits/[^/]+/([0-9a-f]{64})\.npz")
+
+# Kinds of what goes, in the order in which they are told.
+REMOVED = "removed samples out of shards"
+UNITS = "files of packed units"
+INDEXES = "old indexes"
+SHARDS = "unfinished shards"
+FITS = "unfinished fits"
+KINDS = (REMOVED, UNITS, INDEXES, SHARDS, FITS)
+
+
+@dataclass(kw_only=True)
+class Freed:
+    """What a collection removes."""
+
+    files: Counter[str] = field(default_factory=Counter)
+    """Kind → files; of rewritten shards, those that are replaced."""
+    bytes: Counter[str] = field(default_factory=Counter)
+    """Kind → bytes that are free afterwards."""
+    samples: int = 0
+    """Removed samples whose media are taken out of shards."""
+    runs: list[str] = field(default_factory=list)
+    """Runs that have pinned an index that is replaced, or a version of it."""
+
+    def add(self, kind: str, size: int) -> None:
+        """Count a file."""
+        self.files[kind] += 1
+        self.bytes[kind] += size
+
+
+def run_gc(
+    storage: Storage,
+    *,
+    dry_run: bool = False,
+    at_once: int = AT_ONCE_BYTES,
+    progress: Callable[[int, int], None] | None = None,
+) -> Freed:
+    """Free what DATA, whose lock the caller holds, no longer needs.
+
+    Args:
+        storage: DATA.
+        dry_run: Only say what would go.
+        at_once: Bytes of shards that are rewritten before the next `DATASET.json`; at least one shard number is.
+        progress: Called with (shards rewritten, total).
+
+    Raises:
+        FileNotFoundError: There is no finished data set.
+        ValueError: A shard that would have to be rewritten is damaged.
+    """
+    manifest, freed = read_manifest(storage), Freed()
+    numbers = holed(manifest)
+    freed.samples = sum(shard.removed for shard in manifest.media)
+    if numbers:
+        freed.runs = sorted({f"{pin.run} on {pin.host}" for pin in read_pins(storage) if not pin.is_gone})
+    if dry_run:
+        _foresee(storage, manifest, numbers, freed)
+    else:
+        write_pending(storage, Pending(job="gc"))
+        _rewrite(storage, numbers, at_once, freed, progress or (lambda done, total: None))
+    for kind, file in _unneeded(storage):
+        freed.add(kind, file.size)
+        if not dry_run:
+            storage.delete(file.path)
+    if not dry_run:
+        forget_gone(storage)
+        storage.delete(PENDING)
+    return freed
+
+
+def finish_gc(storage: Storage) -> None:
+    """Bring the records in line with `DATASET.json`, after a collection that was killed."""
+    _align(storage, read_manifest(storage))
+    storage.delete(PENDING)
+
+
+# --- shards with removed samples --------------------------------------------------------------------------------------
+
+
+def _rewrite(
+    storage: Storage, numbers: list[int], at_once: int, freed: Freed, progress: Callable[[int, int], None]
+) -> None:
+    """Rewrite shards, in parts that each end with a whole data set."""
+    _align(storage, read_manifest(storage))  # what a killed collection has left
+    done = 0
+    for part in _parts(read_manifest(storage), numbers, at_once):
+        before = read_manifest(storage)
+        made = rewritten(storage, before, part)
+        write_manifest(storage, made.manifest)
+        _align(storage, made.manifest)
+        new = {(name, number): shard for name, number, shard in _shards(made.manifest)}
+        for name, number, shard in _shards(before):
+            if shard.removed and number in part:
+                freed.add(REMOVED, shard.size - new[name, number].size)
+        for shard in made.old:
+            storage.delete(shard.name)
+        done += len(part)
+        progress(done, len(numbers))
+
+
+def _shards(manifest: DatasetManifest) -> Iterator[tuple[str | None, int, ShardEntry]]:
+    """Version (None: media), number and entry of every shard."""
+    yield from ((None, number, shard) for number, shard in enumerate(manifest.media))
+    for entry in manifest.annotations:
+        yield from ((entry.version, number, shard) for number, shard in enumerate(entry.shards))
+
+
+def _parts(manifest: DatasetManifest, numbers: list[int], at_once: int) -> Iterator[list[int]]:
+    """Numbers of shards in lists, each of as many as there is room for, at least one."""
+    sizes: Counter[int] = Counter()
+    for _, number, shard in _shards(manifest):
+        sizes[number] += shard.size if shard.removed else 0
+    part: list[int] = []
+    for number in numbers:
+        if part and sum(sizes[other] for other in part) + sizes[number] > at_once:
+            yield part
+            part = []
+        part.append(number)
+    if part:
+        yield part
+
+
+def _align(storage: Storage, manifest: DatasetManifest) -> None:
+    """Make the records of the shards say what `DATASET.json` and the indexes say."""
+    opened: dict[str, Index] = {}
+
+    def index_of(version: str) -> Index:
+        if version not in opened:
+            opened[version] = read_index(storage, manifest.annotation(version))
+        return opened[version]
+
+    for version in [None, *(entry.version for entry in manifest.annotations)]:
+        job = pack_annotation_job(version) if version else PACK_MEDIA_JOB
+        shards = manifest.annotation(version).shards if version else manifest.media
+        if not Ledger(storage, job).committed:  # a copy of the data set alone
+            continue
+        records = outcomes.pack_records(storage, job)
+        for number, shard in enumerate(shards):
+            record = records.get(shard_key(number))
+            if record is None or record.file == shard.name:
+                continue
+            index = index_of(version or manifest.annotation().version)
+            places = {row.key: row.annotation if version else row.media for row in index.rows(index.shard_rows(number))}
+            aligned = _aligned(record, shard, places)
+            storage.write(dataroot.record(job, record.key, record.pkey), aligned.to_json())
+
+
+def _aligned(record: UnitRecord, shard: ShardEntry, places: Mapping[str, list[Member]]) -> UnitRecord:
+    """Record of a shard that is in another file now."""
+    samples: list[SampleRecord] = [
+        replace(sample, members=places[sample.key]) for sample in record.samples if places.get(sample.key)
+    ]
+    return replace(
+        record,
+        samples=samples,
+        file=shard.name,
+        file_bytes=shard.size,
+        file_sha256=shard.sha256,
+        frames=shard.frames,
+        details={name: value for name, value in record.details.items() if name != "removed"},
+    )
+
+
+def _foresee(storage: Storage, manifest: DatasetManifest, numbers: list[int], freed: Freed) -> None:
+    """Count what rewriting shards would free."""
+    indexes = {entry.version: read_index(storage, entry) for entry in manifest.annotations}
+    newest = manifest.annotation().version
+    for version, number, shard in _shards(manifest):
+        if number in numbers and shard.removed:
+            index = indexes[version or newest]
+            rows = index.rows(index.shard_rows(number))
+            members = [found for row in rows if (found := row.annotation if version else row.media)]
+            size = sum(end_of(found) - (min(member.offset for member in found) - BLOCK) for found in members)
+            freed.add(REMOVED, shard.size - size - len(END_OF_ARCHIVE))
+
+
+# --- whole files ------------------------------------------------------------------------------------------------------
+
+
+def _unneeded(storage: Storage) -> Iterator[tuple[str, StoredFile]]:
+    """Files that nothing needs, each with its kind. Only files with names of our forms are among them."""
+    manifest = read_manifest(storage)
+    yield from ((UNITS, file) for file in _unit_files(storage))
+    named, pinned = {entry.index for entry in manifest.annotations}, pinned_indexes(storage)
+    removed = RemovalList(storage)
+    for file in storage.list(dataroot.INDEX_FOLDER, ".parquet"):
+        kept = file.path in pinned and not _lists_removed(storage, file.path, removed)
+        if dataroot.is_index(file.path) and file.path not in named and not kept:
+            yield INDEXES, file
+    yield from ((SHARDS, file) for file in _shard_files(storage, manifest))
+    needed = {fit.sha256 for fit in manifest.fits} | {sha256 for pin in read_pins(storage) for sha256 in pin.fits}
+    for file in storage.list("fits", ".npz"):
+        if (found := _FIT_FILE.fullmatch(file.path)) and found[1] not in needed:
+            yield FITS, file
+
+
+def _lists_removed(storage: Storage, path: str, removed: RemovalList) -> bool:
+    """Whether an index that a run has pinned lists a removed sample: then it goes all the same."""
+    version = path.removeprefix(f"{dataroot.INDEX_FOLDER}/").partition(".")[0]
+    try:
+        index = parse_index(storage.read(path, MOST_BYTES, "index"), version, storage.describe(path))
+    except ValueError:  # damaged: of no use to anybody
+        return True
+    return bool(removed) and any(removed.has("key", key) for key in index.texts("key"))
+
+
+def _unit_files(storage: Storage) -> Iterator[StoredFile]:
+    """Outputs of units whose samples all lie in a shard, or that have no record."""
+    names = plans.plan_names(storage, plans.ANNOTATE_PREFIX, *plans.COLUMN_PREFIXES)
+    for job in (INGEST_JOB, *names):
+        version = None if job == INGEST_JOB else job.partition("-")[2]
+        pack = PACK_MEDIA_JOB if version is None else pack_annotation_job(version)
+        packed = {sample.key for record in outcomes.pack_records(storage, pack).values() for sample in record.samples}
+        ledger = Ledger(storage, job)
+        by_key: dict[str, list[tuple[str, str]]] = {}
+        for key, pkey in ledger.committed:
+            by_key.setdefault(key, []).append((key, pkey))
+        for file in storage.list(dataroot.units(job), ".tar"):
+            if not dataroot.is_unit(file.path, job):
+                continue
+            key = file.path.rpartition("/")[2].partition(".")[0]
+            needed = False
+            for pair in by_key.get(key, ()):
+                record = ledger.results([pair])[key]
+                if isinstance(record, UnitRecord) and record.file == file.path:
+                    needed = any(sample.key not in packed for sample in record.samples)
+            if not needed:
+                yield file
+
+
+def _shard_files(storage: Storage, manifest: DatasetManifest) -> Iterator[StoredFile]:
+    """Files of shards that neither `DATASET.json` nor a record names."""
+    named = {shard.name for _, _, shard in _shards(manifest)}
+    recorded: dict[str, set[str | None]] = {}
+
+    def is_recorded(job: str, path: str) -> bool:
+        if job not in recorded:
+            recorded[job] = {record.file for record in outcomes.pack_records(storage, job).values()}
+        return path in recorded[job]
+
+    for file in storage.list("ann", ".tar"):
+        found = _COLUMN_SHARD.fullmatch(file.path)
+        if found and file.path not in named and not is_recorded(pack_annotation_job(found[1]), file.path):
+            yield file
+    for file in _top_files(storage):
+        if file.path not in named and not is_recorded(PACK_MEDIA_JOB, file.path):
+            yield file
+
+
+def _top_files(storage: Storage) -> Iterator[StoredFile]:
+    """Media shards, which lie in DATA itself."""
+    if storage.local_root is None:
+        return  # no listing of a bucket's top without all that lies below it
+    for path in sorted(storage.local_root.iterdir()):
+        if _MEDIA_SHARD.fullmatch(path.name) and (size := storage.size(path.name)) is not None:
+            yield StoredFile(path.name, size)

@@ -1,0 +1,271 @@
+"""Freeing what DATA no longer needs: what is left reads as before, and removed samples are in no byte of it."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from collections.abc import Collection
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from annotate.columns import COLUMNS
+from orchestration import plans
+from orchestration.jobs import derive
+from orchestration.jobs.derive import run_derive
+from orchestration.jobs.finish import finish
+from orchestration.jobs.gc import FITS, INDEXES, REMOVED, SHARDS, UNITS, finish_gc, run_gc
+from orchestration.jobs.matched import match_keys, match_person
+from orchestration.jobs.pack import run_pack
+from orchestration.jobs.remove import run_remove
+from orchestration.report.accounting import account
+from orchestration.report.state import data_state
+from shards.index import build_index, write_index
+from shards.manifest import read_manifest
+from shards.pins import pin_run
+from shards.reader import ShardReader
+from shards.removal_records import find_pending
+from shards.verify import verify
+from talkinghead import dataroot
+from talkinghead.files.storage import Storage
+from tests.support.dying import die_at_times, die_at_writes
+from tests.support.indexes import open_index
+from tests.support.latent_data import in_process
+from tests.support.removable_data import CLIPS, PIECES, SAMPLES, build, everything
+from tests.support.tars import read_tar
+from tests.support.toy_column import ToySettings, toy_column
+
+GONE = (SAMPLES[0], SAMPLES[1], PIECES[CLIPS[2]][0])
+
+
+def nobody_read(run: str, keys: Collection[str]) -> tuple[int, int]:
+    raise ValueError("no run here")
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Storage:
+    """The data set, which must not be changed."""
+    return build(tmp_path_factory.mktemp("removable") / "data")
+
+
+@pytest.fixture(scope="module")
+def removed(built: Storage, tmp_path_factory: pytest.TempPathFactory) -> Storage:
+    """The data set after a removal, which must not be changed."""
+    assert built.local_root
+    storage = Storage(shutil.copytree(built.local_root, tmp_path_factory.mktemp("removed") / "data"))
+    run_remove(storage, match_keys(storage, GONE), nobody_read)
+    return storage
+
+
+def copy_of(storage: Storage, folder: Path) -> Storage:
+    assert storage.local_root
+    return Storage(shutil.copytree(storage.local_root, folder))
+
+
+def size(storage: Storage) -> int:
+    assert storage.local_root
+    return sum(path.stat().st_size for path in storage.local_root.rglob("*") if path.is_file())
+
+
+def tars(storage: Storage) -> dict[str, list[tuple[str, dict[str, bytes]]]]:
+    """Name of every shard → its samples in order, by a tar reader that knows no index."""
+    assert storage.local_root
+    paths = [*storage.local_root.glob("clips-*.tar"), *storage.local_root.glob("ann/*/*.tar")]
+    return {path.relative_to(storage.local_root).as_posix(): read_tar(path.read_bytes()) for path in sorted(paths)}
+
+
+def check_whole(storage: Storage, expected: object) -> None:
+    """Readers, verify, report and later jobs are content."""
+    assert everything(storage) == expected
+    report = verify(storage, deep=True)
+    assert report.problems == [] and report.unknown == []
+    assert account(data_state(storage, None)).errors == []
+    run_pack(in_process(storage), "v1")
+    finish(storage, "v1")
+    assert everything(storage) == expected
+    assert verify(storage).problems == []
+
+
+def test_removed_samples_are_in_no_byte_and_the_others_unchanged(
+    built: Storage, removed: Storage, tmp_path: Path
+) -> None:
+    storage = copy_of(removed, tmp_path / "data")
+    before, whole = tars(built), everything(built)
+    freed = run_gc(storage)
+    assert freed.samples == 3 and freed.files[REMOVED] > 0
+    assert storage.local_root
+    for path in storage.local_root.rglob("*"):
+        if path.is_file() and not path.is_relative_to(storage.local_root / "catalog"):
+            content = path.read_bytes()
+            names = [key for key in GONE if key.encode() in content]
+            # What was asked for by key is still an input of SOURCE: its clip is accounted for as removed.
+            assert (
+                not names or path.is_relative_to(storage.local_root / "records/ingest") or "plans/ingest" in str(path)
+            )
+    # Shard by shard: the same samples in the same order, byte for byte, without those that are gone.
+    after = tars(storage)
+    assert len(after) == len(before)
+    for name, samples in before.items():
+        found = after.get(name) or after[name.replace(".tar", ".r1.tar")]
+        assert found == [sample for sample in samples if sample[0] not in GONE]
+    check_whole(storage, {key: members for key, members in whole.items() if key not in GONE})
+
+
+def test_it_says_before_what_it_frees(removed: Storage, tmp_path: Path) -> None:
+    storage = copy_of(removed, tmp_path / "data")
+    before = size(storage)
+    foreseen = run_gc(storage, dry_run=True)
+    assert size(storage) == before
+    done = run_gc(storage)
+    # Between the two an index of other length and DATASET.json are written, which nobody foresees.
+    assert foreseen.files[REMOVED] == done.files[REMOVED] and foreseen.bytes[REMOVED] == done.bytes[REMOVED]
+    assert foreseen.files[UNITS] == done.files[UNITS] > 0 and foreseen.bytes[UNITS] == done.bytes[UNITS]
+    assert abs(before - size(storage) - sum(done.bytes.values())) < 20_000
+    again = run_gc(storage)
+    assert again.files.total() == 0
+
+
+def test_packed_units_go_and_others_stay(built: Storage, tmp_path: Path) -> None:
+    storage = copy_of(built, tmp_path / "data")
+    # A clip that is not packed yet, and a file without a record.
+    lost, kept = SAMPLES[0], SAMPLES[4]
+    for job in (plans.PACK_MEDIA_JOB, plans.pack_annotation_job("v1")):
+        for file in storage.list(dataroot.records(job)):
+            if kept.encode() in storage.read(file.path):
+                storage.delete(file.path)
+    stray = dataroot.unit("ingest", lost, "f" * 16)
+    storage.write(stray, b"unfinished")
+    run_gc(storage)
+    left = {file.path.rpartition("/")[2].partition(".")[0] for file in storage.list("units")}
+    assert kept in left and lost not in left and not storage.exists(stray)
+
+
+def test_old_indexes_go_unless_a_run_has_pinned_them(built: Storage, tmp_path: Path) -> None:
+    storage = copy_of(built, tmp_path / "data")
+    (tmp_path / "run").mkdir()
+    rows = list(open_index(storage, "v1").rows())
+    first, second = (
+        write_index(storage, build_index("v1", [replace(row, scores={"old": value}) for row in rows]))[0]
+        for value in (1.0, 2.0)
+    )
+    pin_run(storage, str(tmp_path / "run"), versions=["v1"], indexes=[first])
+    assert run_gc(storage, dry_run=True).files[INDEXES] == 1 and storage.exists(second)
+    assert run_gc(storage).files[INDEXES] == 1
+    assert storage.exists(first) and not storage.exists(second)
+    finish(storage, "v1")
+    left = {file.path for file in storage.list("index")}
+    assert left == {first, *(entry.index for entry in read_manifest(storage).annotations)}
+    assert verify(storage).unknown == []
+    # A removal outweighs the pin.
+    run_remove(storage, match_person(storage, "Ann Example"), nobody_read)
+    assert storage.exists(first)
+    assert run_gc(storage).runs
+    assert not storage.exists(first)
+
+
+def test_unfinished_shards_and_fits_go_and_what_is_not_ours_stays(built: Storage, tmp_path: Path) -> None:
+    storage = copy_of(built, tmp_path / "data")
+    for path in ("clips-000009.tar", "ann/v1/ann-000009.tar", "ann/toy-abc/ann-000000.tar", f"fits/x/{'0' * 64}.npz"):
+        storage.write(path, b"x" * 100)
+    for path in ("clips-mine.tar", "notes.txt", "ann/readme.tar", "index/mine.parquet", "units/ingest/mine.tar"):
+        storage.write(path, b"mine")
+    freed = run_gc(storage)
+    assert (freed.files[SHARDS], freed.files[FITS]) == (3, 1)
+    for path in ("clips-mine.tar", "notes.txt", "ann/readme.tar", "index/mine.parquet", "units/ingest/mine.tar"):
+        assert storage.exists(path)
+    assert verify(storage).problems == []
+
+
+def test_a_damaged_shard_is_not_copied(removed: Storage, tmp_path: Path) -> None:
+    storage = copy_of(removed, tmp_path / "data")
+    name = next(shard.name for shard in read_manifest(storage).media if shard.removed)
+    assert storage.local_root
+    with (storage.local_root / name).open("r+b") as stream:
+        stream.seek(5000)
+        stream.write(b"\xff" * 8)
+    with pytest.raises(ValueError, match=f"{name} is damaged, so it is not rewritten"):
+        run_gc(storage)
+    assert storage.exists(name)
+
+
+def test_shards_may_lose_samples_again_and_new_columns_read_them(
+    removed: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = copy_of(removed, tmp_path / "data")
+    run_gc(storage)
+    left = [key for key in SAMPLES if key not in GONE]
+    run_remove(storage, match_keys(storage, left[:1]), nobody_read)
+    run_gc(storage)
+    assert set(everything(storage)) == set(left[1:])
+    assert verify(storage, deep=True).problems == []
+    column = toy_column()
+    monkeypatch.setitem(COLUMNS, column.name, column)
+    derive._last.clear()
+    version = run_derive(in_process(storage), column, ToySettings(scale=3.0))
+    assert set(ShardReader(storage, version=version, split=None).keys) == set(left[1:])
+    assert verify(storage).problems == []
+
+
+SETUP = """
+from orchestration.jobs.gc import run_gc
+delete = Storage.delete
+def deleting(self, path):
+    global left
+    left -= 1
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    delete(self, path)
+Storage.delete = deleting
+"""
+
+
+@pytest.mark.timeout(600)
+def test_killed_at_any_write_or_delete_a_reader_sees_a_whole_data_set(
+    built: Storage, removed: Storage, tmp_path: Path
+) -> None:
+    """SIGKILL at the n-th write or delete; shards are rewritten one by one, so that there are many states."""
+    expected = {key: members for key, members in everything(built).items() if key not in GONE}
+    folders = [copy_of(removed, tmp_path / f"data{n}").local_root for n in range(1, 61)]
+    ends = die_at_writes(
+        [folder for folder in folders if folder], setup=SETUP, work="run_gc(Storage(folder), at_once=1)"
+    )
+    assert set(ends) == {-signal.SIGKILL, 0} and ends[-1] == 0
+    for number, (folder, end) in enumerate(zip(folders, ends, strict=True)):
+        assert folder
+        storage = Storage(folder)
+        assert everything(storage) == expected, folder
+        assert verify(storage).problems == []
+        # Either the same command once more, or another that writes, which brings the records in line first.
+        if end and number % 2:
+            if find_pending(storage):
+                finish_gc(storage)
+            run_pack(in_process(storage), "v1")
+            finish(storage, "v1")
+            assert everything(storage) == expected
+        run_gc(storage)
+        storage.sweep_temporary()  # as every command does that takes the lock
+        assert not any(shard.removed for shard in read_manifest(storage).media)
+        check_whole(storage, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_killed_at_random_moments(built: Storage, removed: Storage, tmp_path: Path) -> None:
+    expected = {key: members for key, members in everything(built).items() if key not in GONE}
+    folders = [copy_of(removed, tmp_path / f"data{n}").local_root for n in range(40)]
+    ends = die_at_times(
+        [folder for folder in folders if folder],
+        setup="from orchestration.jobs.gc import run_gc",
+        work="run_gc(Storage(folder), at_once=1)",
+        most_s=0.4,
+        seed=14,
+    )
+    assert -signal.SIGKILL in ends
+    for folder in folders:
+        assert folder
+        storage = Storage(folder)
+        assert everything(storage) == expected, folder
+        run_gc(storage)
+        storage.sweep_temporary()
+        check_whole(storage, expected)
