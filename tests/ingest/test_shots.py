@@ -54,6 +54,15 @@ def test_every_cut_between_real_clips_is_found(clips: dict[str, list[np.ndarray]
         assert len(found) == 1 and found[0] in ((50, 51) if blend else (50,))
 
 
+@pytest.mark.parametrize("share", [0.1, 0.25, 0.3, 0.5, 0.7, 0.75, 0.9])
+def test_a_cut_blended_over_two_frames_is_found_whatever_the_shares(
+    clips: dict[str, list[np.ndarray]], share: float
+) -> None:
+    for a, b in itertools.permutations(clips.values(), 2):
+        found = _cuts([*a[:50], cv2.addWeighted(a[50], share, b[50], 1 - share, 0), *b[51:100]])
+        assert len(found) == 1 and found[0] in (50, 51)
+
+
 @pytest.mark.parametrize("length", [1, 2, 4])
 def test_flash_is_no_cut(clips: dict[str, list[np.ndarray]], length: int) -> None:
     for frames in clips.values():
