@@ -31,7 +31,7 @@ class FilterSettings:
     exactly one face in every frame."""
     max_identity_drift: float | None = 0.2
     """`several_persons`: largest difference in cm between the shapes of the face before and after a moment. Clips of
-    one person have 0.15 at most; 75 % of the joins of two persons have more than 0.2, the others look too much alike."""
+    one person have 0.15 at most; 75 % of joins of two persons have more than 0.2, the others look too alike."""
     min_frames: int | None = 30
     """`too_short`: frames of the clip. AniPortrait keeps clips of 30 frames or more."""
     min_valid_run: int | None = 30

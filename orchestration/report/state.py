@@ -59,6 +59,10 @@ class MetadataNotes:
     """Videos in SOURCE that belong to no clip of the metadata."""
     left_out: int
     """Number of clips that LIMIT cut off."""
+    there: int
+    """Number of listed clips whose video, or released clip, is in SOURCE."""
+    released: int
+    """Number of those that are released clips, cut out already."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,6 +209,8 @@ def _notes(catalog: Catalog) -> MetadataNotes:
         problems=[str(problem) for problem in catalog.problems],
         unused=list(catalog.unused),
         left_out=catalog.left_out,
+        there=catalog.there,
+        released=catalog.released,
     )
 
 

@@ -25,8 +25,9 @@ persons                 different persons among the kept samples, as far as the 
 split_groups            different split groups among the kept samples
 splits                  {split: {samples, frames, hours, persons, split_groups}}, kept samples
 datasets                {dataset: {inputs, sample, rejected, quarantined, pending, samples, frames, hours}}
-metadata                {dataset: {problems, unused, left_out}}, what gave no input: unreadable metadata, videos that
-                        no metadata names, clips that LIMIT cut off
+metadata                {dataset: {problems, unused, left_out, there, released}}: unreadable metadata, videos that no
+                        metadata names, clips that LIMIT cut off; how many of the listed clips are in SOURCE, and how
+                        many of those as clips that somebody has cut out already
 licences                [{licence, terms_urls, datasets, inputs, samples, hours}]
 shards                  number of media shards
 bytes_media             size of the media shards

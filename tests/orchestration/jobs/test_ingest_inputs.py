@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import logging
 import shutil
+import tarfile
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from annotate.sync import SCORES as SYNC_SCORES
 from ingest.catalog import read_catalog
 from orchestration import outcomes, plans
 from orchestration.jobs.ingest import Source, run_ingest
 from orchestration.jobs.ingest_inputs import GONE
+from shards.index import read_index
+from shards.manifest import read_manifest
 from talkinghead import dataroot
+from talkinghead.derived import Derived
 from talkinghead.face.resolve import resolve_face_model
 from talkinghead.files.storage import Storage
+from talkinghead.media.audio import decode_wav
+from talkinghead.schema import ClipInfo, SampleIndex
+from tests.support.derived_data import TOY, add_version
 from tests.support.latent_data import in_process
 
 
@@ -105,3 +116,51 @@ def test_a_catalog_that_cannot_be_read_is_made_again_where_nothing_is_packed(
     storage.write(dataroot.catalog("folder"), b"no table")
     ingest(storage, source)
     assert len(read_catalog(storage, "folder").rows) == 1
+
+
+def sync_scores(late: str, lag: float) -> Callable[[SampleIndex, np.ndarray], Derived]:
+    """The column `sync` says that the sound of one clip is late, and nothing of the others."""
+
+    def scores(row: SampleIndex, _: np.ndarray) -> Derived:
+        if row.clip_key != late:
+            return Derived(scores=dict.fromkeys(SYNC_SCORES))
+        return Derived(scores=dict(zip(SYNC_SCORES, (lag, 0.4, 0.5, 0.0), strict=True)))
+
+    return scores
+
+
+def clip_of(storage: Storage, key: str) -> tuple[ClipInfo, np.ndarray]:
+    """Provenance and sound of an ingested clip that is one piece."""
+    record = outcomes.ingested_samples(storage)[key].record
+    assert record.file is not None
+    with storage.local_copy(record.file) as path, tarfile.open(path) as tar:
+        members = [tar.extractfile(f"{key}.{suffix}") for suffix in ("json", "wav")]
+        info, wav = (member.read() for member in members if member is not None)
+    return ClipInfo.from_json(info), decode_wav(wav)
+
+
+def test_sound_that_another_data_set_found_late_is_moved(storage: Storage, source: Path, tmp_path: Path) -> None:
+    """Only of that source, and of no clip that is packed; a later command goes on so, until it is told otherwise."""
+    first, *others = sorted(key for key in outcomes.ingested_samples(storage) if "cut" not in key)
+    rows = {row.key: row.num_frames for row in read_index(storage, read_manifest(storage).annotation()).rows()}
+    assert rows[first] >= 75, "long enough to count"
+    add_version(storage, replace(TOY, name="sync", arrays=(), scores=SYNC_SCORES), sync_scores(first, 6.0), pins={})
+    with pytest.raises(ValueError, match="whose packed clips never change"):
+        ingest(storage, source, align_sound=storage.uri)
+
+    second = Storage(tmp_path / "second")
+    ingest(second, source, align_sound=storage.uri)
+    plan = plans.find_ingest(second, "folder")
+    assert plan is not None and plan.sound_delays == {plan.contents[first]: 5}
+    (info, sound), (before, whole) = clip_of(second, first), clip_of(storage, first)
+    assert (before.sound_shift_frames, info.sound_shift_frames) == (0, 5)
+    assert any("sound moved back by 5 frames" in note for note in info.notes)
+    assert np.array_equal(sound[: -5 * 640], whole[5 * 640 :]), "the sound of frame 5 goes with frame 0"
+    assert 4 * 640 < info.audio_padded_samples - before.audio_padded_samples <= 5 * 640, "after the end there is none"
+    units, known = state(second), state(storage)
+    assert units[first] != known[first] and all(units[key] == known[key] for key in others)
+
+    ingest(second, source)
+    assert state(second) == units, "as before"
+    ingest(second, source, align_sound="none")
+    assert state(second)[first] == known[first]
