@@ -6,9 +6,8 @@ import logging
 import sys
 
 from talkinghead.face.resolve import resolve_face_model
-from talkinghead.models.speech.activity_weights import find_activity_weights
+from talkinghead.models.speech.activity_weights import say_where_activity_weights_are
 from talkinghead.runtime.command_line import run_command_line
-from talkinghead.runtime.errors import UnreachableError
 
 log = logging.getLogger(__name__)
 
@@ -23,10 +22,7 @@ def models() -> str:
     """
     model = resolve_face_model()
     log.info("%s, %d landmarks, sha256 %s", model.name, model.num_landmarks, model.sha256)
-    try:
-        log.info("speech activity: %s", find_activity_weights())
-    except UnreachableError as error:
-        log.warning("%s", error)
+    say_where_activity_weights_are()
     return str(model.path)
 
 

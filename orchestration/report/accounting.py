@@ -24,6 +24,7 @@ from ingest.source_listing import display_path, shortened
 from orchestration.outcomes import clip_notes
 from orchestration.report.state import DataState
 from orchestration.units.records import QuarantineRecord, RejectedPiece, SampleRecord, UnitRecord
+from shards.manifest import find_manifest
 from talkinghead import dataroot
 from talkinghead.files.foreign import parse_json
 from talkinghead.files.storage import Storage
@@ -189,8 +190,9 @@ def account(state: DataState) -> Accounting:
 def complaint(storage: Storage) -> str | None:
     """One line about what the report just written says does not add up, and what to do; None where all is well."""
     numbers = parse_json(storage.read(REPORT_NUMBERS), storage.describe(REPORT_NUMBERS))
-    unfinished = numbers["pending"] or numbers["pieces"]["pending"]
-    if not numbers["shards"] and not unfinished:
+    # Before anything is packed there are no shards yet.
+    begun = find_manifest(storage) is None and (numbers["pending"] or numbers["pieces"]["pending"])
+    if not numbers["shards"] and not begun:
         return (
             f"{storage.uri} holds no sample: make shards SOURCE=<folder with other videos> DATA={storage.uri} fills it"
         )

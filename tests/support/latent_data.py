@@ -14,6 +14,7 @@ from orchestration.cluster import Cluster, ClusterSettings
 from orchestration.jobs.derive import run_derive
 from orchestration.units.executor import RetrySettings, Tally, UnitRunner
 from orchestration.units.ledger import Ledger
+from orchestration.units.lost import check_same, lost_outputs
 from orchestration.units.records import QuarantineRecord
 from orchestration.units.unit import JobStoppedError, Unit, failed_attempt, run_unit
 from talkinghead import dataroot
@@ -63,14 +64,15 @@ def build(root: Path, poison: Sequence[int] = ()) -> Storage:
 
 
 class InProcessUnitRunner(UnitRunner):
-    """Runs units here, one after the other; a failure is quarantined at once."""
+    """Runs units here, one after the other, as the executor does; a failure is quarantined at once."""
 
     def run(self, job: str, units: Sequence[Unit], *, gpu_share: float = 0.0) -> Tally:
-        """Run what is pending."""
+        """Run what is pending or lost."""
         del gpu_share
         started = time.perf_counter()
         ledger = Ledger(self.storage, job)
-        pending = [unit for unit in units if not ledger.is_done(unit)]
+        lost = lost_outputs(ledger, units)
+        pending = [unit for unit in units if unit.key in lost or not ledger.is_done(unit)]
         tally = Tally(planned=len(units), done_before=len(units) - len(pending))
         for unit in pending:
             try:
@@ -85,6 +87,7 @@ class InProcessUnitRunner(UnitRunner):
                 )
                 self.storage.create(dataroot.quarantine(unit.job, unit.key, unit.pkey), record.to_json())
                 tally.quarantined += 1
+        check_same(self.storage, lost)
         tally.wall_seconds = time.perf_counter() - started
         return tally
 

@@ -145,7 +145,7 @@ def test_fields_that_were_added_later_are_written_only_where_they_say_something(
     old = json.loads(media_contents(0)["json"])
     added = {
         "damaged_frames", "audio_gap_samples", "audio_nan_samples", "source_mirrored", "source_hdr",
-        "source_interlaced", "source_clock_jumps", "source_damaged_stamps",
+        "source_interlaced", "source_clock_jumps", "source_damaged_stamps", "sound_shift_frames",
     }  # fmt: skip
     old = {name: value for name, value in old.items() if name not in added}
     info = ClipInfo.from_json(json.dumps(old))

@@ -55,6 +55,17 @@ def find_activity_weights() -> Path:
     return cached
 
 
+def say_where_activity_weights_are() -> None:
+    """Find or fetch them, and log the place; a warning where they are nowhere, for only one column needs them.
+
+    Raises like `find_activity_weights`, but for `UnreachableError`.
+    """
+    try:
+        log.info("speech activity: %s", find_activity_weights())
+    except UnreachableError as error:
+        log.warning("%s", error)
+
+
 def _fetch() -> bytes:
     """The file out of the wheel; raises `UnreachableError` or `ValueError`."""
     log.info("speech activity: fetching the %s wheel with pip", ACTIVITY_WHEEL)
