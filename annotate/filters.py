@@ -10,6 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 from talkinghead.schema import MOST_PADDED_SOUND, Rejection
+from talkinghead.timebase import FPS
+
+_SLOWEST_FPS = 10.0  # images per second; slower ones are slide shows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,9 +32,10 @@ class FilterSettings:
     """`several_faces`: share of frames with more than one face, in the clip or next to its crop in the source. TalkVid
     asks for 80 of 100 points with 20 lost for each bad frame in five; LatentSync's high-resolution filter asks for
     exactly one face in every frame."""
-    max_identity_drift: float | None = 0.2
+    max_identity_drift: float | None = 0.28
     """`several_persons`: largest difference in cm between the shapes of the face before and after a moment. Clips of
-    one person have 0.15 at most; 75 % of joins of two persons have more than 0.2, the others look too alike."""
+    one person have 0.17 at most where they last six seconds, 0.24 in the three seconds of a turning head, 0.27 played
+    at half speed. Half of the joins of two persons have more than 0.28, the others look too alike."""
     min_frames: int | None = 30
     """`too_short`: frames of the clip. AniPortrait keeps clips of 30 frames or more."""
     min_valid_run: int | None = 30
@@ -64,14 +68,17 @@ class FilterSettings:
     """`overexposed`: mean luma of the face, 0 .. 255."""
     max_jitter_px: float | None = 6.0
     """`jitter`: median second difference of the landmarks, in pixels where the longer side has 512. On ordinary speech
-    MediaPipe has 0.7 with its smoothing and 1.0 without; several pixels mean a tracker that jumps."""
+    MediaPipe has 0.7 with its smoothing and 1.0 without; several pixels mean a tracker that jumps. A face moves on by
+    more where there are fewer images, so a slow source may have more by as much: twice as many pixels at 12.5 images a
+    second (`source_motion_fps`), where ordinary speech has up to 9."""
     min_face_change: float | None = 0.12
     """`still`: change of the face over time beyond its place, turn, size and light, as a share of its contrast. A photo
     has 0.08 at most, also one that is zoomed, panned, turned or shaken, noisy or compressed twice. Real clips have 0.5
     and more, 0.36 in their stillest two seconds; lids that blink once in a head that stands still make 0.2."""
-    max_freeze_s: float | None = 1.0
+    max_freeze_s: float | None = 1.5
     """`frozen`: seconds for which the images stand still at the longest, whatever noise lies over them. In real clips
-    they never do for as long as can be measured (0.4 s); a feed that hangs leaves the sound alone."""
+    they never do for as long as can be measured (0.4 s), but coarse compression holds what hardly moves: a listener
+    at half speed has 1.2 at 224 pixels and crf 35. A feed that hangs leaves the sound alone."""
     min_source_motion_fps: float | None = 10.0
     """`low_frame_rate`: new images per second, without repeated and blended ones. Real clips have their source's 20 ..
     25, animation on twos 12.5 and sources of 15 fps more than that; slide shows of 5 images a second have up to 8."""
@@ -106,8 +113,12 @@ class _Rule:
     """Whether `limit` is the largest allowed value; otherwise the smallest."""
 
 
-def _rules(settings: FilterSettings) -> tuple[_Rule, ...]:
+def _rules(settings: FilterSettings, scores: Mapping[str, float | None]) -> tuple[_Rule, ...]:
     """The rules in the order of judgement: those whose failure makes later scores meaningless come first."""
+    # Of a clip of 25 images a second; no more than for the slowest source that is kept.
+    jitter, rate = settings.max_jitter_px, scores.get("source_motion_fps")
+    if jitter is not None and rate is not None:
+        jitter *= FPS / min(max(rate, _SLOWEST_FPS), FPS)
     # Scores that are flags: 0 allows none.
     audio, hdr, interlaced = (
         0.0 if wanted else None for wanted in (settings.require_audio, settings.reject_hdr, settings.reject_interlaced)
@@ -133,7 +144,7 @@ def _rules(settings: FilterSettings) -> tuple[_Rule, ...]:
         _Rule("dark", "brightness", settings.min_brightness, False),
         _Rule("overexposed", "brightness", settings.max_brightness, True),
         _Rule("blurred", "sharpness", settings.min_sharpness, False),
-        _Rule("jitter", "jitter_px", settings.max_jitter_px, True),
+        _Rule("jitter", "jitter_px", jitter, True),
         _Rule("still", "face_change", settings.min_face_change, False),
         _Rule("frozen", "longest_freeze_s", settings.max_freeze_s, True),
         _Rule("low_frame_rate", "source_motion_fps", settings.min_source_motion_fps, False),
@@ -151,7 +162,7 @@ def judge(scores: Mapping[str, float | None], settings: FilterSettings) -> Rejec
             is missing does not count against a clip (one without any face has a `valid_fraction` of 0).
         settings: Thresholds.
     """
-    for rule in _rules(settings):
+    for rule in _rules(settings, scores):
         value = scores.get(rule.score)
         if value is None or rule.limit is None:
             continue

@@ -54,7 +54,7 @@ _BLEND_REACH = (2, 3)  # frames to either side
 
 
 def image_scores(images: np.ndarray, landmarks: np.ndarray, damaged: Sequence[int] = ()) -> Scores:
-    """Scores of a clip's images; all are None where fewer than ten frames have a face.
+    """Scores of a clip's images; all are None where fewer than ten undamaged frames have a face.
 
     Args:
         images: Small grey images `[F, h, w]` of `annotate.small_images`.
@@ -68,15 +68,15 @@ def image_scores(images: np.ndarray, landmarks: np.ndarray, damaged: Sequence[in
     """
     scores: Scores = dict.fromkeys(("face_change", "longest_freeze_s", "source_motion_fps", "repeated_image_fraction"))
     points = landmarks[:, :NUM_VERTICES, :2].astype(np.float64)
-    seen = np.isfinite(points[:, 0, 0])
+    intact = np.ones(len(points), bool)
+    intact[list(damaged)] = False
+    seen = np.isfinite(points[:, 0, 0]) & intact
     if seen.sum() < _LEAST:
         return scores
     points *= images.shape[2], images.shape[1]
     scores["face_change"] = face_change(images[seen], points[seen])
     # The other measures look at one place of the images, where the face is in any of the frames.
     faces = face_place(images, points[seen])
-    intact = np.ones(len(faces), bool)
-    intact[list(damaged)] = False
     repeated = repeats(faces)
     scores["longest_freeze_s"] = longest_freeze(faces, intact) / FPS
     scores["source_motion_fps"] = motion_rate(~(repeated | blends(faces))[intact])

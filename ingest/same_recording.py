@@ -9,7 +9,7 @@ recording; a silent copy of very poor quality, or a silent one with another begi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,8 +24,13 @@ SOUND_RATE = 0.28
 _LEAST_MOVEMENT = 12  # words that say something: 2.4 seconds at the default distance of detections
 _LEAST_SOUND = 24  # words that are not quiet: 1.5 seconds
 _NEIGHBOURS = 8  # clips that one is compared with for a part of a word; copies of copies follow from them
-_MANY_WORDS = 1 << 23  # of 90,000 clips: from here on only whole words are looked up, for parts would be too common
-_HALVES, _MOST_BITS, _WHOLE = (0xFFFF, 0xFFFF0000), (0xFFFFFF, 0xFFFFFF00), (0xFFFFFFFF,)  # of a word
+_HALVES, _MOST_BITS = (0xFFFF, 0xFFFF0000), (0xFFFFFF, 0xFFFFFF00)  # parts of a word that are looked up
+_MANY_TRACKS, _MORE_BITS = 1 << 17, (0xFFFFF, 0x3FFFFC0, 0xFFFFF000)  # from so many on halves are too common
+_AROUND = (-2, -1, 1, 2)  # words next to an equal part, in which copies are alike
+_ALIKE_RATE = 0.4  # of their bits may differ; of others half do
+_AT_ONCE = 1 << 20  # words that are sorted at a time
+_WORDS_AT_ONCE = 1 << 20  # words that are compared at a time
+_MIX = np.uint32(0x9E3779B1)
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
@@ -39,14 +44,6 @@ class Match:
     """`movement` or `sound`."""
     rate: float
     """Share of different bits."""
-
-
-@dataclass(frozen=True)
-class _Track:
-    """Words of one kind, of one clip."""
-
-    owner: int
-    words: np.ndarray
 
 
 class Groups:
@@ -78,8 +75,65 @@ class Groups:
         return found
 
 
+@dataclass(frozen=True)
+class _Tracks:
+    """Words of one kind, those of one track after the other."""
+
+    words: np.ndarray
+    """uint32 `[N]`; 0 says nothing."""
+    starts: np.ndarray
+    """First word of each track, and the end of the last one, int64 `[T + 1]`."""
+    owners: np.ndarray
+    """Clip of each track, int64 `[T]`."""
+
+    @classmethod
+    def of(cls, tracks: Sequence[tuple[int, np.ndarray]]) -> _Tracks:
+        """From clip and words of each."""
+        lengths = [0, *(len(words) for _, words in tracks)]
+        return cls(
+            words=np.concatenate([np.zeros(0, np.uint32), *(words for _, words in tracks)]),
+            starts=np.cumsum(np.array(lengths, np.int64)),
+            owners=np.array([owner for owner, _ in tracks], np.int64),
+        )
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Words of each track."""
+        return np.diff(self.starts)
+
+
+class _Joined:
+    """Numbers that belong together: the least of each group stands for it. Made for many joins at a time."""
+
+    def __init__(self, count: int) -> None:
+        self.labels = np.arange(count)
+        """Number → the one that stands for its group, int64 `[count]`."""
+
+    def join(self, one: np.ndarray, other: np.ndarray) -> list[int]:
+        """Join pairs, one after the other; returns which of them joined two groups."""
+        needed, above = [], {}
+        for number, pair in enumerate(zip(self.labels[one].tolist(), self.labels[other].tolist(), strict=True)):
+            first, second = sorted(_top(above, label) for label in pair)
+            if first != second:
+                above[second] = first
+                needed.append(number)
+        if needed:
+            tops = np.arange(len(self.labels))
+            tops[list(above)] = [_top(above, label) for label in above]
+            self.labels = tops[self.labels]
+        return needed
+
+
+def _top(above: dict[int, int], label: int) -> int:
+    while label in above:
+        label = above[label]
+    return label
+
+
 def find_matches(signatures: Mapping[str, Signature], groups: Mapping[str, str]) -> list[Match]:
     """Find the clips of one recording that stand in different groups.
+
+    Time and memory grow with the number of clips, not with that of their pairs.
 
     Args:
         signatures: Key of a clip → its signature.
@@ -89,88 +143,142 @@ def find_matches(signatures: Mapping[str, Signature], groups: Mapping[str, str])
         Matches, sorted; enough of them to connect all copies, not every pair of them. The same for any order.
     """
     keys = sorted(signatures)
-    joined = Groups()
-    matches = []
-    for by, one, other, rate in _matching_pairs([signatures[key] for key in keys], [groups[key] for key in keys]):
-        first, second = groups[keys[one]], groups[keys[other]]
-        # What is connected by then needs no further match.
-        if joined.root(first) != joined.root(second):
-            joined.join(first, second)
-            matches.append(Match(first=keys[one], second=keys[other], by=by, rate=round(rate, 4)))
+    clips = [signatures[key] for key in keys]
+    numbers = {name: number for number, name in enumerate(sorted({groups[key] for key in keys}))}
+    group_of = np.array([numbers[groups[key]] for key in keys], np.int64)
+    joined = _Joined(len(numbers))
+    matches: list[Match] = []
+
+    def search(by: str, tracks: _Tracks, *, aligned: bool, most: float, least_words: int) -> None:
+        for one, other, offsets in _candidates(tracks, group_of[tracks.owners], joined, aligned=aligned):
+            rates = _rates(tracks, one, other, offsets, least_words)
+            found = np.flatnonzero(rates < most)
+            first, second = tracks.owners[one[found]], tracks.owners[other[found]]
+            for number in joined.join(group_of[first], group_of[second]):
+                pair = sorted((keys[first[number]], keys[second[number]]))
+                matches.append(Match(first=pair[0], second=pair[1], by=by, rate=round(float(rates[found[number]]), 4)))
+
+    # Movement begins where the clip does. Steps of other lengths cannot be compared.
+    for step in sorted({clip.step_frames for clip in clips}):
+        tracks = _Tracks.of([(i, clip.movement) for i, clip in enumerate(clips) if clip.step_frames == step])
+        search("movement", tracks, aligned=True, most=MOVEMENT_RATE, least_words=_LEAST_MOVEMENT)
+    # Sound at the same place first, where half a word in common is rare enough to be looked up; then at any place.
+    tracks = _Tracks.of([(i, words) for i, clip in enumerate(clips) for words in clip.sounds.values()])
+    for aligned in (True, False):
+        search("sound", tracks, aligned=aligned, most=SOUND_RATE, least_words=_LEAST_SOUND)
     return sorted(matches)
 
 
-def _matching_pairs(signatures: Sequence[Signature], groups: Sequence[str]) -> Iterator[tuple[str, int, int, float]]:
-    """Kind, two clips and share of different bits, of all pairs that were compared and match."""
-    numbers = {name: number for number, name in enumerate(sorted(set(groups)))}
-    group_of = np.array([numbers[name] for name in groups], np.int64)
-    many = sum(len(words) for s in signatures for words in (s.movement, *s.sounds.values())) > _MANY_WORDS
-    # Movement begins where the clip does. Steps of other lengths cannot be compared.
-    for step in sorted({signature.step_frames for signature in signatures}):
-        tracks = [_Track(i, s.movement) for i, s in enumerate(signatures) if s.step_frames == step]
-        pairs = _candidates(tracks, group_of, _WHOLE if many else _HALVES, aligned=True)
-        yield from _verified("movement", tracks, pairs, MOVEMENT_RATE, _LEAST_MOVEMENT)
-    # Sound at the same place first, where half a word in common is rare enough to be looked up; then at any place.
-    tracks = [_Track(i, words) for i, s in enumerate(signatures) for words in s.sounds.values()]
-    pairs = _candidates(tracks, group_of, _WHOLE if many else _HALVES, aligned=True)
-    yield from _verified("sound", tracks, pairs, SOUND_RATE, _LEAST_SOUND)
-    pairs = _candidates(tracks, group_of, _WHOLE if many else _MOST_BITS, aligned=False)
-    yield from _verified("sound", tracks, pairs, SOUND_RATE, _LEAST_SOUND)
-
-
 def _candidates(
-    tracks: Sequence[_Track], group_of: np.ndarray, masks: Iterable[int], *, aligned: bool
-) -> Iterator[tuple[int, int, int]]:
-    """Pairs of tracks of different groups that have a part of a word in common, and the offset between the two.
+    tracks: _Tracks, group_of: np.ndarray, joined: _Joined, *, aligned: bool
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Pairs of tracks with a part of a word in common that are alike around it: two tracks and their offsets, `[P]`.
 
     Args:
         tracks: Words of each.
-        group_of: Clip → number of its group.
-        masks: Bits that are to be the same, one part of a word after the other.
+        group_of: Track → number of its group.
+        joined: Groups; those that are joined already, also while this goes on, need no comparison.
         aligned: Whether the words must stand at the same place in both.
     """
-    if not tracks:
-        return
-    words = np.concatenate([track.words for track in tracks])
-    lengths = [len(track.words) for track in tracks]
-    track_of = np.repeat(np.arange(len(tracks)), lengths)
-    place = np.concatenate([np.arange(length) for length in lengths]) if lengths else np.zeros(0, int)
-    owner_group = group_of[np.array([track.owner for track in tracks])][track_of]
-    spoken = words != 0
-    words, track_of, place, owner_group = (values[spoken] for values in (words, track_of, place, owner_group))
-    found: set[tuple[int, int, int]] = set()
-    for mask in masks:
-        part = (words & np.uint32(mask)).astype(np.uint64)
-        part = (part << np.uint64(16)) + place.astype(np.uint64) if aligned else part
-        # Equal parts become neighbours. Of many copies each is compared with the next few.
-        order = np.lexsort((place, track_of, part))
+    for parts, places, owners in _equal_parts(tracks) if aligned else _equal_parts_anywhere(tracks):
         for lag in range(1, _NEIGHBOURS + 1):
-            one, other = order[:-lag], order[lag:]
-            same = (part[one] == part[other]) & (owner_group[one] != owner_group[other])
-            one, other = one[same], other[same]
-            found.update(
-                zip(track_of[one].tolist(), track_of[other].tolist(), (place[one] - place[other]).tolist(), strict=True)
-            )
-    yield from sorted(found)
+            equal = np.flatnonzero(parts[lag:] == parts[:-lag])
+            if not len(equal):
+                break
+            labels = joined.labels[group_of[owners]]
+            equal = equal[labels[equal] != labels[equal + lag]]
+            one, other = owners[equal], owners[equal + lag]
+            first, second = places[equal], places[equal + lag]
+            alike = _alike(tracks, one, other, first, second)
+            one, other, offsets = one[alike], other[alike], (first - second)[alike]
+            if len(one):
+                yield one, other, offsets
 
 
-def _verified(
-    by: str, tracks: Sequence[_Track], pairs: Iterable[tuple[int, int, int]], most: float, least_words: int
-) -> Iterator[tuple[str, int, int, float]]:
-    for one, other, offset in pairs:
-        rate = _rate(tracks[one].words, tracks[other].words, offset, least_words)
-        if rate < most:
-            first, second = sorted((tracks[one].owner, tracks[other].owner))
-            yield by, first, second, rate
+def _equal_parts(tracks: _Tracks) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """For each place and part of a word: the parts, their places and tracks, `[N]`, sorted by part."""
+    masks = _HALVES if len(tracks.owners) <= _MANY_TRACKS else _MORE_BITS
+    lengths = tracks.lengths
+    for place in range(int(lengths.max(initial=0))):
+        owners = np.flatnonzero(lengths > place)
+        words = tracks.words[tracks.starts[owners] + place]
+        told = words != 0
+        words, owners = words[told], owners[told]
+        for mask in masks:
+            parts, order = _sorted_parts(words, mask, owners, place)
+            yield parts, np.full(len(order), place), owners[order]
 
 
-def _rate(one: np.ndarray, other: np.ndarray, offset: int, least_words: int) -> float:
-    """Share of different bits where word `offset` of one stands at word 0 of the other; 1 where too few can be told."""
-    one, other = one[max(0, offset) :], other[max(0, -offset) :]
-    length = min(len(one), len(other))
-    one, other = one[:length], other[:length]
-    told = (one != 0) & (other != 0)
-    count = int(told.sum())
-    if count < least_words:
-        return 1.0
-    return int(np.bitwise_count(one[told] ^ other[told]).sum()) / (32 * count)
+def _equal_parts_anywhere(tracks: _Tracks) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """The same for words at any place, a share of the words at a time."""
+    shares = 1 << max(0, len(tracks.words) // _AT_ONCE).bit_length()
+    for mask in _MOST_BITS:
+        for share in range(shares):
+            at = np.concatenate(
+                [np.zeros(0, np.int64), *(_of_share(tracks.words, begin, mask, share, shares)
+                                          for begin in range(0, len(tracks.words), _AT_ONCE))]
+            )  # fmt: skip
+            owners = np.searchsorted(tracks.starts, at, side="right") - 1
+            places = at - tracks.starts[owners]
+            parts, order = _sorted_parts(tracks.words[at], mask, owners, places)
+            yield parts, places[order], owners[order]
+
+
+def _of_share(words: np.ndarray, begin: int, mask: int, share: int, shares: int) -> np.ndarray:
+    """Which of the words from `begin` on belong to a share: equal parts are in one."""
+    some = words[begin : begin + _AT_ONCE]
+    mixed = ((some & np.uint32(mask)) * _MIX) >> np.uint32(16)
+    return begin + np.flatnonzero((some != 0) & (mixed % np.uint32(shares) == share))
+
+
+def _sorted_parts(
+    words: np.ndarray, mask: int, owners: np.ndarray, places: np.ndarray | int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Parts of words, sorted, and their order: where many are equal, each place has another one, so that of a common
+    part other tracks become neighbours each time."""
+    drawn = (owners * 0x9E3779B1 + places * 0x85EBCA77) & 0xFFFFFFFF
+    sorted_by = ((words & np.uint32(mask)).astype(np.uint64) << np.uint64(32)) | drawn.astype(np.uint64)
+    order = np.argsort(sorted_by, kind="stable")
+    return (sorted_by[order] >> np.uint64(32)).astype(np.uint32), order
+
+
+def _alike(tracks: _Tracks, one: np.ndarray, other: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Whether tracks may be alike by a few words around one place in each: one in a hundred others are. `[P]` bool."""
+    told, different = np.zeros(len(one), np.int64), np.zeros(len(one), np.int64)
+    lengths = tracks.lengths
+    for step in _AROUND:
+        there = (first + step >= 0) & (second + step >= 0)
+        there &= (first + step < lengths[one]) & (second + step < lengths[other])
+        mine = tracks.words[np.where(there, tracks.starts[one] + first + step, 0)]
+        others = tracks.words[np.where(there, tracks.starts[other] + second + step, 0)]
+        there &= (mine != 0) & (others != 0)
+        told += there
+        different += np.where(there, np.bitwise_count(mine ^ others), 0)
+    return different <= _ALIKE_RATE * 32 * told
+
+
+def _rates(tracks: _Tracks, one: np.ndarray, other: np.ndarray, offsets: np.ndarray, least_words: int) -> np.ndarray:
+    """Shares of different bits where word `offset` of one stands at word 0 of the other; 1 where too few can be told.
+
+    Args:
+        tracks: Words of each.
+        one: Tracks, `[P]`.
+        other: Tracks that they are compared with, `[P]`.
+        offsets: Words by which the others begin later, `[P]`.
+        least_words: Words that must be told in both.
+    """
+    first, second = np.maximum(offsets, 0), np.maximum(-offsets, 0)
+    lengths = np.minimum(tracks.lengths[one] - first, tracks.lengths[other] - second)
+    begins = tracks.starts[one] + first, tracks.starts[other] + second
+    rates = np.ones(len(one))
+    at_once = max(1, _WORDS_AT_ONCE // int(lengths.max(initial=1)))
+    for start in range(0, len(one), at_once):
+        some = slice(start, start + at_once)
+        steps = np.arange(int(lengths[some].max()))
+        there = steps < lengths[some, None]
+        mine, others = (tracks.words[np.where(there, begin[some, None] + steps, 0)] for begin in begins)
+        there &= (mine != 0) & (others != 0)
+        told = there.sum(axis=1)
+        different = np.where(there, np.bitwise_count(mine ^ others), 0).sum(axis=1, dtype=np.int64)
+        rates[some] = np.where(told >= least_words, different / np.maximum(32 * told, 1), 1.0)
+    return rates

@@ -129,8 +129,8 @@ def shards(
             raise ValueError("--ingest changes how sources are ingested, so it needs --source")
         # Each job runs only the units that are not done, so that one command takes DATA from any state to its end.
         version = _annotate(runner, version, engine, annotate)
-        run_pack(runner, version, shards)
-        finish(runner.storage, version, filters)
+        packed = run_pack(runner, version, shards)
+        finish(runner.storage, version, filters, packed)
     return runner.storage.describe("DATASET.json")
 
 
@@ -149,8 +149,8 @@ def reannotate(
     with _runner(data, cluster, retry) as runner:
         read_manifest(runner.storage)
         _annotate(runner, version, engine, annotate)
-        run_pack(runner, version)
-        finish(runner.storage, version, filters)
+        packed = run_pack(runner, version)
+        finish(runner.storage, version, filters, packed)
     return runner.storage.describe("DATASET.json")
 
 

@@ -90,11 +90,15 @@ class IngestedSample:
         return clip_notes(self.record, self.sample.key)
 
 
-def ingested_samples(storage: Storage, unreadable: Unreadable | None = None) -> dict[str, IngestedSample]:
-    """Sample key → sample, for all samples of committed clips. As `ingest_results`."""
+def ingested_samples(
+    storage: Storage, unreadable: Unreadable | None = None, results: Results | None = None
+) -> dict[str, IngestedSample]:
+    """Sample key → sample, for all samples of committed clips. As `ingest_results`, which may be given as `results`:
+    records are many small files."""
+    results = ingest_results(storage, unreadable) if results is None else results
     return {
         sample.key: IngestedSample(record=record, sample=sample)
-        for record in ingest_results(storage, unreadable).values()
+        for record in results.values()
         if isinstance(record, UnitRecord)
         for sample in record.samples
     }
@@ -184,24 +188,35 @@ def check_shards(storage: Storage, names: Iterable[str]) -> None:
         raise ValueError(f"{storage.describe(gone[0])}{more} gone: make shards DATA={storage.uri} packs them again")
 
 
-def packed_samples(storage: Storage) -> dict[str, tuple[str, SampleRecord]]:
-    """Sample key → media shard and place in it, for every packed sample; the shard may be gone."""
+def packed_samples(
+    storage: Storage, records: Mapping[str, UnitRecord] | None = None
+) -> dict[str, tuple[str, SampleRecord]]:
+    """Sample key → media shard and place in it, for every packed sample; the shard may be gone.
+
+    Args:
+        storage: DATA, the data set's folder or bucket.
+        records: Records of the media shards; None: they are read.
+    """
+    records = pack_records(storage, PACK_MEDIA_JOB) if records is None else records
     return {
-        sample.key: (record.file, sample)
-        for record in pack_records(storage, PACK_MEDIA_JOB).values()
-        if record.file
-        for sample in record.samples
+        sample.key: (record.file, sample) for record in records.values() if record.file for sample in record.samples
     }
 
 
-def packed_clips(storage: Storage) -> plans.PackedUnits:
-    """Clips that have samples in media shards."""
-    packed = packed_samples(storage)
-    lost = lost_shards(storage, pack_records(storage, PACK_MEDIA_JOB).values())
+def packed_clips(storage: Storage, results: Results | None = None) -> plans.PackedUnits:
+    """Clips that have samples in media shards.
+
+    Args:
+        storage: DATA, the data set's folder or bucket.
+        results: Outcome of the clips; None: it is read.
+    """
+    records = pack_records(storage, PACK_MEDIA_JOB)
+    packed = packed_samples(storage, records)
+    lost = lost_shards(storage, records.values())
     there = {key for key, (file, _) in packed.items() if file not in lost}
     keys, kept = set(), set()
     known = set()
-    for key, item in ingested_samples(storage).items():
+    for key, item in ingested_samples(storage, results=results).items():
         known.add(key)
         if key in packed:
             keys.add(item.record.key)
@@ -227,10 +242,20 @@ def packed_columns(storage: Storage, version: str) -> plans.PackedUnits:
     return plans.PackedUnits(keys=keys, freed=freed)
 
 
-def check_media(storage: Storage, keys: Iterable[str]) -> None:
-    """Raise `ValueError` unless the media of all these samples are there, in a shard or in the file of their clip."""
-    ingested, packed = ingested_samples(storage), packed_samples(storage)
-    lost = lost_shards(storage, pack_records(storage, PACK_MEDIA_JOB).values())
+def check_media(
+    storage: Storage, keys: Iterable[str], ingested: Mapping[str, IngestedSample], records: Mapping[str, UnitRecord]
+) -> None:
+    """Raise `ValueError` unless the media of all these samples are there, in a shard or in the file of their clip.
+
+    Args:
+        storage: DATA, the data set's folder or bucket.
+        keys: Keys of samples.
+        ingested: All samples that ingest made.
+        records: Records of the media shards.
+    """
+    if not (keys := list(keys)):
+        return
+    packed, lost = packed_samples(storage, records), lost_shards(storage, records.values())
     units = {file.path for file in storage.list(dataroot.units(INGEST_JOB))}
     gone = {
         key: ingested[key].record

@@ -1,6 +1,7 @@
 """The commands of `python -m orchestration` that take things out of DATA: a person or samples, and what nobody needs.
 
-Every command that writes to DATA first finishes what a killed one of these has left (`finish_pending`).
+Every command here that writes to DATA first finishes what a killed one of these has left (`finish_pending`); `python -m
+shards drop` asks for that first.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def remove(
     keys: Annotated[Path | None, tyro.conf.arg(help="File with keys of samples or clips, one a line.")] = None,
     dry_run: Annotated[bool, tyro.conf.arg(help="Only show what would go.")] = False,
 ) -> str:
-    """Take a person, or listed samples, out of a finished data set for good; make gc then frees their bytes."""
+    """Take a person, or listed samples, out of DATA for good; make gc then frees their bytes."""
     storage = Storage(data)
     if (person is None) == (keys is None):
         raise ValueError("name a person (make remove PERSON=…) or a file of keys (KEYS=file), one of them")
@@ -52,7 +53,9 @@ def remove(
             return f"{storage.uri}: {len(matched.samples)} samples of {len(matched.clips)} whole clips would go"
         record = run_remove(storage, matched, _read_by(storage))
     _show_removed(storage, record)
-    counts = record.versions[0].samples if record.versions else (0, 0)
+    if not record.versions:
+        return f"{storage.uri}: {record.unpacked} samples removed, none of them packed; {record.inputs} inputs rejected"
+    counts = record.versions[0].samples
     return (
         f"{storage.uri}: {counts[0]} samples before, {record.removed} removed, {counts[1]} after; {record.unpacked}"
         f" not yet packed, {record.inputs} inputs rejected; now make gc DATA={storage.uri} takes them out of the shards"
@@ -62,11 +65,17 @@ def remove(
 def gc(
     data: Data,
     dry_run: Annotated[bool, tyro.conf.arg(help="Only show what would go.")] = False,
+    force: Annotated[bool, tyro.conf.arg(help="Rewrite shards also while runs of training read them.")] = False,
 ) -> str:
     """Free what packing no longer needs: packed units' files, old indexes, unfinished files, removed samples."""
     storage = Storage(data)
     with locked(storage), Progress() as progress:
-        freed = run_gc(storage, dry_run=dry_run, progress=lambda done, total: progress("rewrite", done, total))
+        freed = run_gc(
+            storage,
+            dry_run=dry_run,
+            force=force,
+            progress=lambda done, total: progress("rewrite", done, total),
+        )
     _show_freed(freed)
     would = "would be " if dry_run else ""
     return (
@@ -96,7 +105,9 @@ def _show_matched(matched: Matched) -> None:
         if (more := len(keys) - _SHOWN) > 0:
             print(f"… and {more} more of this kind", file=sys.stderr)
     for key, name in sorted(matched.alike.items())[:_SHOWN]:
-        print(f"{key} ({name!r}) shows the same recording as one that goes, and stays: name it, too", file=sys.stderr)
+        print(f"{key} ({name!r}) is of the same recording as one that goes, and stays: name it, too", file=sys.stderr)
+    if (more := len(matched.alike) - _SHOWN) > 0:
+        print(f"… and {more} more of this kind", file=sys.stderr)
 
 
 def _show_removed(storage: Storage, record: RemovalRecord) -> None:
@@ -144,7 +155,7 @@ def finish_pending(storage: Storage) -> None:
     if (pending := find_pending(storage)) is None:
         return
     if pending.job == "gc":
-        finish_gc(storage)
+        finish_gc(storage, pending)
     else:
         log.warning("a removal that was interrupted is finished first")
-        _show_removed(storage, finish_remove(storage, pending, _read_by(storage)))
+        _show_removed(storage, finish_remove(storage, pending))

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from shards.index import read_index
 from shards.manifest import AnnotationEntry, DatasetManifest, FitEntry, read_manifest, write_manifest
 from shards.pins import forget_gone, read_pins
+from shards.removal_records import find_pending
 from shards.versions import HASH_DIGITS, fit_name, needing
 from talkinghead import dataroot
 from talkinghead.config import shown
@@ -57,12 +58,16 @@ def drop(
 
     Raises:
         FileNotFoundError: There is no finished data set.
-        ValueError: There is no such version; something needs it, and the message says what; or a link lies where files
-            are to be removed.
+        ValueError: There is no such version; something needs it, and the message says what; a link lies where files are
+            to be removed; or a removal or collection was interrupted, which another command has to finish.
         LockedError: Another process is writing to DATA.
         OSError: DATA cannot be written.
     """
     with _only_writer(storage):
+        if find_pending(storage) is not None:
+            raise ValueError(
+                f"a removal or a collection in {storage.uri} was interrupted: make retry DATA={storage.uri} finishes it"
+            )
         # What goes, and whether it may.
         manifest = read_manifest(storage)
         target = _find(storage, manifest, name)

@@ -52,23 +52,48 @@ class Without:
     """Shards at the end that held nothing else, and are not in the manifest."""
 
 
-def count(index: Index, num_shards: int) -> IndexCounts:
-    """Counts of an index over so many shards."""
+def count(index: Index, num_shards: int, but: Collection[str] = ()) -> IndexCounts:
+    """Counts of an index over so many shards, of all rows but those of certain samples."""
+    rows = np.ones(len(index), bool)
+    if gone := frozenset(but):
+        rows = np.array([key not in gone for key in index.texts("key")], bool)
     return IndexCounts(
-        samples=len(index),
-        kept=int(index.numbers("keep").sum()),
-        splits={split: int(index.equals("split", split).sum()) for split in SPLITS},
-        shards=np.bincount(index.numbers("shard"), minlength=num_shards).tolist(),
+        samples=int(rows.sum()),
+        kept=int(index.numbers("keep")[rows].sum()),
+        splits={split: int(index.equals("split", split)[rows].sum()) for split in SPLITS},
+        shards=np.bincount(index.numbers("shard")[rows], minlength=num_shards).tolist(),
     )
 
 
-def without_samples(storage: Storage, manifest: DatasetManifest, keys: Collection[str]) -> Without:
+def fits_of(
+    storage: Storage, manifest: DatasetManifest, keys: Collection[str], persons: Collection[str] = ()
+) -> list[FitEntry]:
+    """Global fits that were made of certain samples, or of a choice that names certain persons; and those of which it
+    cannot be told."""
+    gone, named = frozenset(keys), frozenset(persons)
+    return [
+        fit
+        for fit in manifest.fits
+        if (clips := clips_of(storage, fit)) is None or not gone.isdisjoint(clips) or not named.isdisjoint(_chosen(fit))
+    ]
+
+
+def _chosen(fit: FitEntry) -> list[str]:
+    """Persons and split groups that the choice of a fit's clips names."""
+    parts = [fit.selection.get(name) for name in ("person", "split_group")]
+    return [text for part in parts if isinstance(part, list) for text in part if isinstance(text, str)]
+
+
+def without_samples(
+    storage: Storage, manifest: DatasetManifest, keys: Collection[str], persons: Collection[str] = ()
+) -> Without:
     """Write an index without some samples for every version.
 
     Args:
         storage: Storage of the data set.
         manifest: Its manifest, whose versions hold the same samples.
         keys: Keys of the samples; those that an index does not have do not matter.
+        persons: Persons and split groups whose samples these are.
 
     Raises:
         ValueError: No sample would be left, or an index is damaged.
@@ -88,7 +113,7 @@ def without_samples(storage: Storage, manifest: DatasetManifest, keys: Collectio
         index = indexes[entry.version]
         shards = _entries(entry.shards, opened[entry.version], index, has_annotation=True)
         entries.append(_entry_of(storage, replace(entry, shards=shards[:num_shards]), index))
-    made_of = [fit for fit in manifest.fits if (clips := clips_of(storage, fit)) is None or not gone.isdisjoint(clips)]
+    made_of = fits_of(storage, manifest, gone, persons)
     shrunk = replace(
         manifest,
         media=media[:num_shards],

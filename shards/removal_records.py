@@ -15,7 +15,7 @@ import hashlib
 import re
 import secrets
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -36,6 +36,8 @@ SCHEMA_VERSION = 1
 REASON = "removed"
 """Reason of the rejection of an input that was taken out."""
 
+_MOMENT_S = 0.02
+"""Seconds by which two pieces of a source must overlap to show the same: half a frame."""
 _RECORD = re.compile(rf"{FOLDER}/\d{{8}}T\d{{6}}Z-[0-9a-f]{{8}}\.json")
 _DIGEST = re.compile("[0-9a-f]{32}")
 
@@ -73,6 +75,24 @@ class RunThatRead:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Piece:
+    """A piece that was taken out of a clip whose other pieces stay. It is known by its place in the source: other
+    settings may cut the same moment into a piece of another key."""
+
+    key: str
+    """In a record: hash of the key; and so the content."""
+    content: str | None = None
+    """SHA-256 of the source; None: not known."""
+    start_s: float | None = None
+    """Where it began in the source; None: not known."""
+    end_s: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.start_s is None) != (self.end_s is None):
+            raise ValueError("a piece has half an interval")
+
+
+@dataclass(frozen=True, kw_only=True)
 class RemovalRecord:
     """One removal that is done."""
 
@@ -94,12 +114,15 @@ class RemovalRecord:
     clips: list[str] = field(default_factory=list)
     contents: list[str] = field(default_factory=list)
     persons: list[str] = field(default_factory=list)
+    pieces: list[Piece] = field(default_factory=list)
+    """Those of the samples whose clips stay in part."""
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
         if self.schema_version != SCHEMA_VERSION:
             raise ValueError(f"it has schema {self.schema_version}, this code reads {SCHEMA_VERSION}")
-        for hashes in (self.keys, self.clips, self.contents, self.persons):
+        of_pieces = [text for piece in self.pieces for text in (piece.key, piece.content) if text is not None]
+        for hashes in (self.keys, self.clips, self.contents, self.persons, of_pieces):
             if not all(map(_DIGEST.fullmatch, hashes)):
                 raise ValueError("it holds what is no hash")
 
@@ -120,10 +143,17 @@ class Pending:
     contents: list[str] = field(default_factory=list)
     """Content and interval of each of these."""
     persons: list[str] = field(default_factory=list)
+    pieces: list[Piece] = field(default_factory=list)
+    """Samples whose clips stay in part."""
+    names: list[str] = field(default_factory=list)
+    """Names of the clips' sources, as the catalogs and messages write them."""
     fits: dict[str, str] = field(default_factory=dict)
     """Name of each global fit that was made of the samples → path of its file."""
-    before: list[VersionCounts] = field(default_factory=list)
-    """Counts before the removal; both numbers of a pair are the same."""
+    counts: list[VersionCounts] = field(default_factory=list)
+    """Counts before the removal, and those that it must lead to."""
+    runs: list[RunThatRead] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)
+    """Shards, old and new: those of them that nothing names at the end are removed."""
 
 
 def new_pending(**content: Any) -> Pending:
@@ -166,6 +196,12 @@ def digest(salt: str, kind: Kind, value: str) -> str:
 def digests(salt: str, kind: Kind, values: Iterable[str]) -> list[str]:
     """Hashes of several, sorted."""
     return sorted({digest(salt, kind, value) for value in values})
+
+
+def hashed(salt: str, piece: Piece) -> Piece:
+    """A piece as a record knows it."""
+    content = None if piece.content is None else digest(salt, "content", piece.content)
+    return replace(piece, key=digest(salt, "key", piece.key), content=content)
 
 
 def write_record(storage: Storage, path: str, record: RemovalRecord) -> None:
@@ -214,6 +250,14 @@ class RemovalList:
             kind: [(record.salt, frozenset(getattr(record, f"{kind}s"))) for record in self.records]
             for kind in ("key", "clip", "content", "person")
         }
+        self._pieces: list[tuple[str, dict[str, Piece], dict[str, list[Piece]]]] = []
+        for record in self.records:
+            by_content: dict[str, list[Piece]] = {}
+            for piece in record.pieces:
+                if piece.content is not None and piece.start_s is not None:
+                    by_content.setdefault(piece.content, []).append(piece)
+            if record.pieces:
+                self._pieces.append((record.salt, {piece.key: piece for piece in record.pieces}, by_content))
 
     def __bool__(self) -> bool:
         return bool(self.records)
@@ -221,6 +265,41 @@ class RemovalList:
     def has(self, kind: Kind, value: str) -> bool:
         """Whether something was removed."""
         return any(hashes and digest(salt, kind, value) in hashes for salt, hashes in self._known[kind])
+
+    @property
+    def has_pieces(self) -> bool:
+        """Whether a clip has lost some of its pieces, and stays."""
+        return bool(self._pieces)
+
+    def has_pieces_of(self, content: str | None) -> bool:
+        """Whether a piece was taken out of a source with this SHA-256, whose place in it is known."""
+        return content is not None and any(
+            digest(salt, "content", content) in by_content for salt, _, by_content in self._pieces
+        )
+
+    def has_piece(self, key: str, content: str | None, interval: tuple[float, float] | None) -> bool:
+        """Whether a piece of a clip that stays was removed: what shows a moment of it, else what has its key.
+
+        Args:
+            key: Key of the piece as it is cut now.
+            content: SHA-256 of its source; None: not known.
+            interval: Where it begins and ends in the source, in seconds; None: not known.
+        """
+        for salt, by_key, by_content in self._pieces:
+            here = [] if content is None else by_content.get(digest(salt, "content", content), [])
+            if interval is not None and any(_overlap(piece, interval) for piece in here):
+                return True
+            # By its key only where the two cannot be compared by their places.
+            piece = by_key.get(digest(salt, "key", key))
+            if piece is not None and (interval is None or piece not in here):
+                return True
+        return False
+
+
+def _overlap(piece: Piece, interval: tuple[float, float]) -> bool:
+    """Whether a piece and an interval of the same source have a moment in common."""
+    assert piece.start_s is not None and piece.end_s is not None
+    return interval[0] < piece.end_s - _MOMENT_S and piece.start_s < interval[1] - _MOMENT_S
 
 
 def _read(storage: Storage, path: str) -> RemovalRecord:

@@ -8,6 +8,7 @@
     index/<version>.<hash>.parquet     one row per sample: offsets, scores, split, keep/reason; DATASET.json says which
     catalog/<dataset>.parquet          one row per clip of the data set's metadata
     catalog/<dataset>.sources.parquet  size, time and sha256 of each source file
+    catalog/related.json.gz            split groups that show the same recording; a cache that may be deleted
     units/<job>/<aa>/<key>.<pkey>.tar  output of one unit; ingest's and annotate's stay after packing, those of derived
                                        columns are deleted then
     records/<job>/<aa>/<key>.<pkey>.json   commit record: the unit counts from here on

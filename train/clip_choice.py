@@ -120,6 +120,19 @@ class ReadVersions:
     """The versions' indexes, over which the order of the training is."""
 
 
+def check_no_removal(data: str) -> None:
+    """Raise `ValueError` while samples are taken out of a data set: a training that begins now would read them."""
+    from shards.removal_records import find_pending
+
+    storage = Storage(data)
+    pending = find_pending(storage)
+    if pending is not None and pending.job == "remove":
+        raise ValueError(
+            f"samples are being removed from {storage.uri}, or were when a command was killed: wait for it, or run make"
+            f" gc DATA={storage.uri}, which finishes it; then train"
+        )
+
+
 def note_run(data: str, run: str, read: ReadVersions) -> None:
     """Note in DATA what a run reads, so that nobody removes it; see `shards.pins`."""
     from shards.pins import pin_run

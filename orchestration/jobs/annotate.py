@@ -14,7 +14,8 @@ from annotate.engines import check_engine
 from annotate.settings import AnnotateSettings
 from orchestration import outcomes, plans
 from orchestration.jobs import recovered
-from orchestration.jobs.media import MediaSample, ingested_media, read_clip
+from orchestration.jobs.media import IngestedMedia, MediaSample, ingested_media, read_clip
+from orchestration.jobs.removed import strip_removed
 from orchestration.overrides import settings_with
 from orchestration.units.executor import Tally, UnitRunner
 from orchestration.units.frame_reports import counted
@@ -61,8 +62,7 @@ def run_annotate(runner: UnitRunner, version: str, overrides: Sequence[str], mod
         raise ValueError(f"nothing is ingested in {storage.uri}: name the videos with SOURCE, or another DATA")
 
     # Settings: what the user names, else what the version was planned with before.
-    damaged = plans.set_aside_damaged(storage, name)
-    before = recovered.annotate_plan(storage, version) if damaged else plans.find_annotate(storage, version)
+    before = _plan_before(storage, version)
     settings = settings_with(AnnotateSettings, before.settings if before else {}, overrides)
     check_engine(settings.engine, model)
     packed = outcomes.packed_columns(storage, version)
@@ -70,7 +70,9 @@ def run_annotate(runner: UnitRunner, version: str, overrides: Sequence[str], mod
         _check_same(version, before, settings, model)
 
     # The plan: a unit per ingested sample, packed ones as they were made. It is written before anything runs.
-    samples = ingested_media(storage)
+    strip_removed(storage)
+    known = IngestedMedia(storage)
+    samples = ingested_media(storage, known)
     units = plan_annotate(samples, version, settings, model, runner.retry.time_limit_s)
     units = plans.keep_packed(units, before.units if before else {}, packed)
     plan = plans.AnnotatePlan(
@@ -84,8 +86,20 @@ def run_annotate(runner: UnitRunner, version: str, overrides: Sequence[str], mod
 
     # Annotate what is not done, whose media must be there.
     done = Ledger(storage, name)
-    outcomes.check_media(storage, [unit.key for unit in units if not done.is_done(unit)])
+    pending = [unit.key for unit in units if not done.is_done(unit)]
+    outcomes.check_media(storage, pending, known.ingested, known.shards)
     return runner.run(name, units)
+
+
+def _plan_before(storage: Storage, version: str) -> plans.AnnotatePlan | None:
+    """Plan of the command before; where it is damaged or gone, what the records of packed samples say of it."""
+    name = plans.annotate_job(version)
+    plans.set_aside_damaged(storage, name)
+    if (plan := plans.find_annotate(storage, version)) is None:
+        plan = recovered.annotate_plan(storage, version)
+        if plan is not None:
+            plans.write_plan(storage, name, plan)
+    return plan
 
 
 def _check_same(version: str, before: plans.AnnotatePlan, settings: AnnotateSettings, model: FaceModel) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 from annotate.columns import COLUMNS
 from orchestration import outcomes, plans
+from orchestration.jobs import recovered
 from orchestration.jobs.finish import finish_column
 from orchestration.jobs.media import MediaSample, StoredSample
 from orchestration.jobs.pack import pack_columns
@@ -92,16 +93,27 @@ def run_derive(
     pins = {name: entry.version for name, entry in pinned.items()}
     made_of = version_of(column, settings, provenance, pins, _fits(manifest, column))
     version = check_version(version or made_of.name)
-    plans.set_aside_damaged(storage, plans.column_job(column.name, version))
+    _recover_plan(storage, column.name, version)
     before = _check_name(storage, manifest, version, made_of)
 
     # The plan: a unit per packed sample, packed ones as they were made. It is written before anything runs.
     samples = read_index(storage, pinned.get(ANNOTATION) or manifest.annotation())
+    keys = samples.texts("key")
+    shards = {
+        plans.shard_key(number): keys[samples.shard_rows(number)].tolist() for number in range(len(manifest.media))
+    }
     packed = outcomes.packed_columns(storage, version)
     sources = list(_sources(storage, manifest, column, samples, pinned))
     placed = _findable(column, settings, provenance)
     units = plan_derive(sources, column, version, placed, made_of, runner.retry.time_limit_s)
     units = plans.keep_packed(units, before, packed)
+    # A packed shard stays without the samples that were made only later: their files are deleted with the others.
+    dealt = {
+        key
+        for shard in outcomes.pack_records(storage, plans.pack_annotation_job(version))
+        for key in shards.get(shard, ())
+    }
+    units = [replace(unit, is_freed=True) if unit.key in dealt - packed.keys else unit for unit in units]
     job = plans.column_job(column.name, version)
     _check_space(storage, job, units, samples, column.size_of_frame(settings))
     plans.write_plan(storage, job, plans.ColumnPlan(units=plans.pairs(units), made_of=made_of))
@@ -116,13 +128,19 @@ def run_derive(
             f"no sample of {storage.uri} could be made, so there is no {version}: see make quarantine, mend the cause,"
             " then make retry"
         )
-    keys = samples.texts("key")
-    shards = [keys[samples.shard_rows(number)].tolist() for number in range(len(manifest.media))]
-    pack_columns(runner, version, shards, made)
+    pack_columns(runner, version, list(shards.values()), made)
     finish_column(storage, version, samples, made, made_of)
     _remove_unit_files(storage, job)
     _tell(column, tally, version, made)
     return version
+
+
+def _recover_plan(storage: Storage, column: str, version: str) -> None:
+    """Where the plan of a version is damaged or gone, write what the records of packed samples say of it."""
+    name = plans.column_job(column, version)
+    plans.set_aside_damaged(storage, name)
+    if plans.find_plan(storage, name) is None and (plan := recovered.column_plan(storage, column, version)) is not None:
+        plans.write_plan(storage, name, plan)
 
 
 def unset(settings: type) -> Any:

@@ -15,7 +15,7 @@ from typing import Any
 
 from annotate.filters import FilterSettings, judge
 from orchestration import outcomes, plans
-from orchestration.jobs.pack import shard_settings
+from orchestration.jobs.pack import PackedFrom, shard_settings
 from orchestration.overrides import settings_with
 from orchestration.plans import PACK_MEDIA_JOB, shard_key
 from orchestration.split_groups import join_splits, related_groups, split_settings, splits_of
@@ -54,7 +54,12 @@ def current_version(storage: Storage) -> str | None:
 # --- a face annotation ------------------------------------------------------------------------------------------------
 
 
-def finish(storage: Storage, version: str, overrides: Sequence[str] = ()) -> DatasetManifest:
+def finish(
+    storage: Storage,
+    version: str,
+    overrides: Sequence[str] = (),
+    known: PackedFrom | None = None,
+) -> DatasetManifest:
     """Write the annotation version's index and replace `DATASET.json`.
 
     No media are read, so filter thresholds can be changed and applied again at any time.
@@ -63,6 +68,7 @@ def finish(storage: Storage, version: str, overrides: Sequence[str] = ()) -> Dat
         storage: DATA, in which every shard of the plan is packed.
         version: Name of the annotation version.
         overrides: `FilterSettings` as NAME=VALUE; the others stay as they are in `DATASET.json`.
+        known: Outcomes of the samples, as `run_pack` has read them; None: they are read here.
 
     Returns:
         The new content of `DATASET.json`.
@@ -78,7 +84,10 @@ def finish(storage: Storage, version: str, overrides: Sequence[str] = ()) -> Dat
     shards = planned.shards
     media = _packed(storage, PACK_MEDIA_JOB, len(shards))
     columns = _packed(storage, plans.pack_annotation_job(version), len(shards))
-    index = build_index(version, _annotation_rows(storage, version, media, columns, filters))
+    known = known or PackedFrom(
+        ingested=outcomes.ingested_samples(storage), annotated=outcomes.annotate_results(storage, version)
+    )
+    index = build_index(version, _annotation_rows(storage, version, media, columns, filters, known))
 
     # `DATASET.json`: the data set as it is now, with this version among the others.
     details = {
@@ -91,9 +100,12 @@ def finish(storage: Storage, version: str, overrides: Sequence[str] = ()) -> Dat
     }
     entry = _write_version(storage, index, columns, ANNOTATION, details)
     others = _other_versions(before, version, len(shards))
+    moved = _with_media(storage, others, before.media if before else (), media)
+    renamed = {was.index: now.index for was, now in zip(others, moved, strict=True)}
     # One atomic write switches readers from the old data set to the new one; until then nothing that they use changed.
-    after = _describe(index, media, shards, _in_order(storage, [*others, entry]))
-    after = replace(after, fits=before.fits if before else [])
+    after = _describe(index, media, shards, _in_order(storage, [*moved, entry]))
+    fits = [replace(fit, index=renamed.get(fit.index, fit.index)) for fit in (before.fits if before else [])]
+    after = replace(after, fits=fits)
     write_manifest(storage, after)
     _remove_old_indexes(storage, before, after)
     return after
@@ -114,6 +126,7 @@ def _annotation_rows(
     media: Sequence[UnitRecord],
     columns: Sequence[UnitRecord],
     filters: FilterSettings,
+    known: PackedFrom,
 ) -> Iterator[SampleIndex]:
     """Rows of the index, in the order of the shards: facts and notes from ingest, scores and verdict from annotation.
 
@@ -123,9 +136,9 @@ def _annotation_rows(
         media: Records of the media shards, by number.
         columns: Records of the version's shards, parallel to them.
         filters: Thresholds of the scores.
+        known: Outcomes of the samples.
     """
-    ingested = outcomes.ingested_samples(storage)
-    annotated = outcomes.annotate_results(storage, version)
+    ingested, annotated = known.ingested, known.annotated
     # Splits are dealt to whole groups (a person, a source video), from the same plan settings for every version.
     groups = (item.record.details["split_group"] for item in ingested.values())
     splits = _splits(storage, list(groups))
@@ -222,6 +235,27 @@ def _other_versions(before: DatasetManifest | None, version: str, num_shards: in
         elif entry.version != version:
             entries.append(entry)
     return entries
+
+
+def _with_media(
+    storage: Storage,
+    entries: Sequence[AnnotationEntry],
+    before: Sequence[ShardEntry],
+    media: Sequence[UnitRecord],
+) -> list[AnnotationEntry]:
+    """Entries of other versions, whose indexes say where the media lie now: a shard that was lost after samples were
+    removed from it is packed again without them, in another file."""
+    changed = [now for was, now in zip(before, media, strict=False) if was.sha256 != now.file_sha256]
+    places = {sample.key: sample.members for record in changed for sample in record.samples}
+    if not places:
+        return list(entries)
+    found = []
+    for entry in entries:
+        rows = read_index(storage, entry).rows()
+        index = build_index(entry.version, (replace(row, media=places.get(row.key, row.media)) for row in rows))
+        path, sha256 = write_index(storage, index)
+        found.append(replace(entry, index=path, index_sha256=sha256))
+    return found
 
 
 def _describe(
@@ -370,7 +404,12 @@ def _remove_old_indexes(storage: Storage, before: DatasetManifest | None, after:
     Whatever else lies in their folder stays.
     """
     named = {entry.index for manifest in (before, after) if manifest for entry in manifest.annotations}
-    named |= pinned_indexes(storage)
+    try:
+        named |= pinned_indexes(storage)
+    except ValueError as error:
+        # The data set is finished; what the run needs that this pin is of, nobody knows.
+        log.warning("%s; until then no index of an earlier command is deleted", error)
+        return
     for file in storage.list(dataroot.INDEX_FOLDER):
         if file.path not in named and dataroot.is_index(file.path):
             storage.delete(file.path)

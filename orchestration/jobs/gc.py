@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from orchestration import outcomes, plans
+from orchestration.jobs.remove import delete_unnamed
+from orchestration.jobs.removed import forget_inputs, planned_clips
 from orchestration.plans import INGEST_JOB, PACK_MEDIA_JOB, pack_annotation_job, shard_key
 from orchestration.units.ledger import Ledger
 from orchestration.units.records import SampleRecord, UnitRecord
@@ -21,8 +23,10 @@ from shards.index import MOST_BYTES, Index, parse_index, read_index
 from shards.manifest import DatasetManifest, ShardEntry, read_manifest, write_manifest
 from shards.pins import forget_gone, pinned_indexes, read_pins
 from shards.removal import holed, rewritten
-from shards.removal_records import PENDING, Pending, RemovalList, write_pending
+from shards.removal_records import PENDING, Pending, RemovalList, find_pending, write_pending
+from shards.shard_names import next_revision
 from talkinghead import dataroot
+from talkinghead.config import shown
 from talkinghead.files.storage import Storage, StoredFile
 from talkinghead.sampletar import BLOCK, END_OF_ARCHIVE, end_of
 from talkinghead.schema import Member
@@ -66,6 +70,7 @@ def run_gc(
     storage: Storage,
     *,
     dry_run: bool = False,
+    force: bool = False,
     at_once: int = AT_ONCE_BYTES,
     progress: Callable[[int, int], None] | None = None,
 ) -> Freed:
@@ -74,21 +79,30 @@ def run_gc(
     Args:
         storage: DATA.
         dry_run: Only say what would go.
+        force: Rewrite shards also while runs of training read them.
         at_once: Bytes of shards that are rewritten before the next `DATASET.json`; at least one shard number is.
         progress: Called with (shards rewritten, total).
 
     Raises:
         FileNotFoundError: There is no finished data set.
-        ValueError: A shard that would have to be rewritten is damaged.
+        ValueError: A shard that would have to be rewritten is damaged, or runs have pinned an index of it.
     """
     manifest, freed = read_manifest(storage), Freed()
     numbers = holed(manifest)
     freed.samples = sum(shard.removed for shard in manifest.media)
     if numbers:
         freed.runs = sorted({f"{pin.run} on {pin.host}" for pin in read_pins(storage) if not pin.is_gone})
+    if freed.runs and not (force or dry_run):
+        more = f" and {len(freed.runs) - 1} more" if freed.runs[1:] else ""
+        raise ValueError(
+            f"shards are rewritten that the run {shown(freed.runs[0])}{more} reads, which cannot go on after that: add"
+            " --force (make gc ARGS=--force) if it will not; python -m train seen RUN tells before what it has learnt"
+        )
     if dry_run:
         _foresee(storage, manifest, numbers, freed)
     else:
+        if (before := find_pending(storage)) is not None and before.job == "gc":
+            finish_gc(storage, before)
         write_pending(storage, Pending(job="gc"))
         _rewrite(storage, numbers, at_once, freed, progress or (lambda done, total: None))
     for kind, file in _unneeded(storage):
@@ -96,14 +110,17 @@ def run_gc(
         if not dry_run:
             storage.delete(file.path)
     if not dry_run:
+        forget_inputs(storage)
         forget_gone(storage)
         storage.delete(PENDING)
     return freed
 
 
-def finish_gc(storage: Storage) -> None:
-    """Bring the records in line with `DATASET.json`, after a collection that was killed."""
+def finish_gc(storage: Storage, pending: Pending) -> None:
+    """Bring the records in line with `DATASET.json` after a collection that was killed, and delete the shards whose
+    place others have taken, or which were to take others' places."""
     _align(storage, read_manifest(storage))
+    delete_unnamed(storage, pending.files)
     storage.delete(PENDING)
 
 
@@ -114,10 +131,12 @@ def _rewrite(
     storage: Storage, numbers: list[int], at_once: int, freed: Freed, progress: Callable[[int, int], None]
 ) -> None:
     """Rewrite shards, in parts that each end with a whole data set."""
-    _align(storage, read_manifest(storage))  # what a killed collection has left
     done = 0
     for part in _parts(read_manifest(storage), numbers, at_once):
         before = read_manifest(storage)
+        # Noted first, both names of each: on an object store nothing else finds those that a kill leaves.
+        holes = [shard.name for _, number, shard in _shards(before) if shard.removed and number in part]
+        write_pending(storage, Pending(job="gc", files=[*holes, *map(next_revision, holes)]))
         made = rewritten(storage, before, part)
         write_manifest(storage, made.manifest)
         _align(storage, made.manifest)
@@ -243,22 +262,28 @@ def _unit_files(storage: Storage) -> Iterator[StoredFile]:
     for job in (INGEST_JOB, *names):
         version = None if job == INGEST_JOB else job.partition("-")[2]
         pack = PACK_MEDIA_JOB if version is None else pack_annotation_job(version)
-        packed = {sample.key for record in outcomes.pack_records(storage, pack).values() for sample in record.samples}
+        packed: set[str] = set()
+        for record in outcomes.pack_records(storage, pack).values():
+            # A row of NaN in a shard is not what a unit has made since.
+            packed |= {sample.key for sample in record.samples} - set(outcomes.blank_rows(record))
+        files = [file for file in storage.list(dataroot.units(job), ".tar") if dataroot.is_unit(file.path, job)]
+        keys = {file.path.rpartition("/")[2].partition(".")[0] for file in files}
+        # Records that count: of a unit that was done under several settings, the one that a plan names.
+        planned = planned_clips(storage) if version is None else _planned(storage, job)
         ledger = Ledger(storage, job)
-        by_key: dict[str, list[tuple[str, str]]] = {}
-        for key, pkey in ledger.committed:
-            by_key.setdefault(key, []).append((key, pkey))
-        for file in storage.list(dataroot.units(job), ".tar"):
-            if not dataroot.is_unit(file.path, job):
-                continue
-            key = file.path.rpartition("/")[2].partition(".")[0]
-            needed = False
-            for pair in by_key.get(key, ()):
-                record = ledger.results([pair])[key]
-                if isinstance(record, UnitRecord) and record.file == file.path:
-                    needed = any(sample.key not in packed for sample in record.samples)
-            if not needed:
-                yield file
+        ledger.committed = {
+            (key, pkey) for key, pkey in ledger.committed if key in keys and planned.get(key, pkey) == pkey
+        }
+        needed = {
+            record.file for record in ledger.commits() if any(sample.key not in packed for sample in record.samples)
+        }
+        yield from (file for file in files if file.path not in needed)
+
+
+def _planned(storage: Storage, job: str) -> dict[str, str]:
+    """Key → provenance key of the units of a plan."""
+    plan = plans.find_plan(storage, job)
+    return plan.units if plan else {}
 
 
 def _shard_files(storage: Storage, manifest: DatasetManifest) -> Iterator[StoredFile]:

@@ -25,7 +25,8 @@ from orchestration import outcomes, plans
 from orchestration.jobs import recovered
 from orchestration.jobs.duplicates import Duplicates, about
 from orchestration.jobs.ingest_inputs import Source, find_inputs, note_same_recordings
-from orchestration.jobs.removed import find_removed, nameless, removed_unit, strip_removed
+from orchestration.jobs.recovered import SETTINGS, SOUND_DELAY
+from orchestration.jobs.removed import find_removed, nameless, rejected, removed_unit, strip_removed
 from orchestration.overrides import settings_with
 from orchestration.plans import INGEST_JOB, INGEST_PLAN_PREFIX
 from orchestration.sound_delays import NO_DELAYS, measured_delays
@@ -33,14 +34,14 @@ from orchestration.split_groups import SIGNATURE
 from orchestration.units.executor import Tally, UnitRunner
 from orchestration.units.frame_reports import report_frames
 from orchestration.units.output_tar import OutputTar
-from orchestration.units.records import RejectedPiece
-from orchestration.units.unit import Output, Unit
-from shards.removal_records import RemovalList
+from orchestration.units.records import RejectedPiece, UnitRecord
+from orchestration.units.unit import Output, Unit, packed_before
+from shards.removal_records import REASON, RemovalList
 from talkinghead.config import from_json
 from talkinghead.face.model import FaceModel
 from talkinghead.files.storage import Storage
 from talkinghead.provenance import library_versions, provenance_key
-from talkinghead.schema import CatalogRow
+from talkinghead.schema import CatalogRow, ClipInfo
 from talkinghead.timebase import FPS
 
 log = logging.getLogger(__name__)
@@ -82,7 +83,8 @@ def run_ingest(runner: UnitRunner, source: Source, overrides: Sequence[str], mod
     # Settings: what the user names, else what the data set was ingested with before.
     before = _plan_before(storage, source.dataset)
     settings = settings_with(IngestSettings, before.settings, overrides)
-    packed = outcomes.packed_clips(storage)
+    results = outcomes.ingest_results(storage)
+    packed = outcomes.packed_clips(storage, results)
     _check_size(storage, name, packed.keys, settings)
 
     # The inputs: the catalog, and the content of every source it names.
@@ -103,7 +105,7 @@ def run_ingest(runner: UnitRunner, source: Source, overrides: Sequence[str], mod
     units = plan_ingest(single, inputs.prints, place, settings, model.detector_sha256, limit_s, delays)
     units += [duplicates.unit(row, contents[row.key]) for row in doubled]
     units += [removed_unit(row) for row in removed.values() if row.source is not None]
-    units = _keep_packed(before, units, contents, packed)
+    units = [_as_before(unit, results.get(unit.key)) for unit in _keep_packed(before, units, contents, packed)]
     write_catalog(storage, catalog)
     # Units whose source is gone can no longer be run, but still count.
     plan = plans.IngestPlan(
@@ -129,12 +131,14 @@ def run_ingest(runner: UnitRunner, source: Source, overrides: Sequence[str], mod
 
 
 def _plan_before(storage: Storage, dataset: str) -> plans.IngestPlan:
-    """Plan of the command before; where it was damaged, what the records of packed clips say of it."""
+    """Plan of the command before; where it is damaged or gone, what the records of packed clips say of it."""
     name = plans.ingest_plan_name(dataset)
-    if plans.set_aside_damaged(storage, name):
-        log.warning("the settings of %s are the defaults again, but for the size, unless --ingest names them", dataset)
-        return recovered.ingest_plan(storage, dataset, read_fingerprints(storage, dataset))
-    return plans.find_ingest(storage, dataset) or plans.IngestPlan(units={}, contents={}, settings={})
+    plans.set_aside_damaged(storage, name)
+    if (plan := plans.find_ingest(storage, dataset)) is None:
+        plan = recovered.ingest_plan(storage, dataset, read_fingerprints(storage, dataset))
+        if plan.units:
+            plans.write_plan(storage, name, plan)
+    return plan
 
 
 def _sound_delays(
@@ -199,6 +203,17 @@ def _keep_packed(
             "%d packed clips were ingested with other settings, metadata or libraries and stay as they are", len(frozen)
         )
     return plans.keep_packed(units, old, packed)
+
+
+def _as_before(unit: Unit, record: outcomes.UnitState) -> Unit:
+    """A unit that, where it is packed and must be done again, is done with the settings that it was done with."""
+    if not unit.is_packed or unit.is_freed or not isinstance(record, UnitRecord) or record.pkey != unit.pkey:
+        return unit
+    settings, delay = record.details.get(SETTINGS), record.details.get(SOUND_DELAY, 0)
+    if SETTINGS not in unit.payload or not isinstance(settings, dict) or type(delay) is not int:
+        return unit  # a duplicate, or the record of an earlier release
+    payload = {name: value for name, value in unit.payload.items() if name != SOUND_DELAY}
+    return replace(unit, payload=payload | {SETTINGS: settings} | ({SOUND_DELAY: delay} if delay else {}))
 
 
 # --- its units --------------------------------------------------------------------------------------------------------
@@ -313,9 +328,17 @@ def run(storage: Storage, unit: Unit) -> Output:
     watched = _WatchedDetector(detector, settings.detect_every)
     notes: dict[str, list[str]] = {}
     sounds: dict[str, np.ndarray] = {}
-    with OutputTar(storage, unit.job, unit.key, unit.pkey) as tar:
+    removed = RemovalList(storage)
+    same_as = packed_before(storage, unit)
+    with OutputTar(storage, unit.job, unit.key, unit.pkey, same_as=same_as) as tar:
         inside, delay = None if follow else folder, unit.payload.get("sound_delay", 0)
         for piece in ingest_clip(row, path, settings, watched, unit.pkey, inside=inside, sound_delay=delay):
+            if piece.contents is not None and _is_removed(removed, known.sha256, piece.key, piece.contents["json"]):
+                # It was taken out of DATA: nothing of it is stored again, nor said.
+                tar.leave_out(piece.key, piece.contents)
+                tar.rejected.append(rejected(piece.key))
+                watched.count_piece(piece.num_frames)
+                continue
             if piece.contents is not None:
                 tar.add(piece.key, piece.num_frames, piece.contents)
                 sounds[piece.key] = sound_words(decode_wav(piece.contents["wav"]))
@@ -328,9 +351,22 @@ def run(storage: Storage, unit: Unit) -> Output:
             raise SourceChangedError(
                 f"{folder / row.source} changed while it was ingested: run again when it is complete"
             )
+    record = tar.record()
+    if not record.samples and any(piece.rejection.reason == REASON for piece in record.rejected):
+        return Output(stored=record)  # all of it was removed
     signature = Signature(step_frames=settings.detect_every, movement=watched.movement.words, sounds=sounds)
     details = about(row) | {SIGNATURE: signature.to_json()} | ({outcomes.NOTES: notes} if notes else {})
-    return Output(stored=tar.record(), details=details)
+    # How it was made: by these it can be made again, whatever the plan says by then.
+    details |= {SETTINGS: unit.payload["settings"]} | ({SOUND_DELAY: delay} if delay else {})
+    return Output(stored=record, details=details)
+
+
+def _is_removed(removed: RemovalList, content: str | None, key: str, info: bytes) -> bool:
+    """Whether a piece, of which this is the json, was taken out of DATA."""
+    if not removed.has_pieces:
+        return False
+    about = ClipInfo.from_json(info)
+    return removed.has_piece(key, content, (about.start_s, about.end_s))
 
 
 class _WatchedDetector:

@@ -42,17 +42,37 @@ class MediaSample:
         return {"file": self.file, "members": [asdict(member) for member in self.members]}
 
 
-def ingested_media(storage: Storage) -> list[MediaSample]:
+class IngestedMedia:
+    """Every ingested sample, with the records that say where its media lie, each read once.
+
+    Args:
+        storage: DATA, the data set's folder or bucket.
+
+    Raises:
+        ValueError: A plan or a record is none of ours.
+    """
+
+    def __init__(self, storage: Storage) -> None:
+        self.unreadable: outcomes.Unreadable = {}
+        self.ingested = outcomes.ingested_samples(storage, self.unreadable)
+        self.shards = outcomes.pack_records(storage, PACK_MEDIA_JOB)
+
+
+def ingested_media(storage: Storage, known: IngestedMedia | None = None) -> list[MediaSample]:
     """Media of every ingested sample: in a shard when it is packed, else in its unit's tar.
+
+    Args:
+        storage: DATA, the data set's folder or bucket.
+        known: The samples; None: their records are read.
 
     Raises:
         ValueError: The record of a clip cannot be read, or there is no sample.
     """
-    unreadable: outcomes.Unreadable = {}
-    ingested = outcomes.ingested_samples(storage, unreadable)
+    known = known or IngestedMedia(storage)
+    unreadable, ingested = known.unreadable, known.ingested
     # Packed media first: the units' tars may be deleted once everything is packed. A shard may be lost instead.
-    packed = outcomes.packed_samples(storage)
-    lost = outcomes.lost_shards(storage, outcomes.pack_records(storage, PACK_MEDIA_JOB).values())
+    packed = outcomes.packed_samples(storage, known.shards)
+    lost = outcomes.lost_shards(storage, known.shards.values())
     if unreadable or packed.keys() - ingested.keys():
         what = next(iter(unreadable.values()), f"nothing says any more how {min(packed, default='')} was ingested")
         again = f"make shards DATASET=<its data set> SOURCE=<its folder> DATA={storage.uri}"

@@ -8,19 +8,22 @@ packed shard never changes: the plan only grows, and content that changed under 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from orchestration import outcomes, plans
 from orchestration.jobs import recovered
+from orchestration.jobs.removed import strip_removed
 from orchestration.overrides import settings_with
 from orchestration.plans import PACK_MEDIA_JOB, shard_key
 from orchestration.units.executor import UnitRunner
 from orchestration.units.ledger import Ledger
+from orchestration.units.output_tar import OutputChangedError
 from orchestration.units.records import QuarantineRecord, SampleRecord, UnitRecord
-from orchestration.units.unit import Output, Unit, store_output
-from shards.manifest import find_manifest
+from orchestration.units.unit import Output, Unit, packed_before, store_output
+from shards.manifest import DatasetManifest, ShardEntry, find_manifest
 from shards.plan import PlannedSample, ShardSettings, plan_shards
+from shards.shard_names import next_revision
 from talkinghead.annotation import blank_arrays
 from talkinghead.files.storage import Storage
 from talkinghead.provenance import provenance_key
@@ -35,16 +38,29 @@ _TIME_LIMIT_S = 3600.0
 # Sample key → sample.
 Ingested = Mapping[str, outcomes.IngestedSample]
 
+
+@dataclass(frozen=True, kw_only=True)
+class PackedFrom:
+    """What packing has read of the samples: `finish` need not read the records, many small files, again."""
+
+    ingested: Ingested
+    annotated: outcomes.Results
+    """Sample key → outcome of its annotation."""
+
+
 # --- the whole job ----------------------------------------------------------------------------------------------------
 
 
-def run_pack(runner: UnitRunner, version: str, overrides: Sequence[str] = ()) -> None:
+def run_pack(runner: UnitRunner, version: str, overrides: Sequence[str] = ()) -> PackedFrom:
     """Pack the media shards that are missing, then the version's annotation shards.
 
     Args:
         runner: Runs the units, on its DATA.
         version: Name of the annotation version.
         overrides: `ShardSettings` as NAME=VALUE; the others stay as the shards were planned before.
+
+    Returns:
+        What was read of the samples, for `finish`.
 
     Raises:
         ValueError: A sample is not annotated yet, the content of a packed shard has changed, or a shard cannot be
@@ -56,6 +72,7 @@ def run_pack(runner: UnitRunner, version: str, overrides: Sequence[str] = ()) ->
         plans.write_plan(storage, plans.SHARD_PLAN, recovered.shard_plan(storage))
 
     # What to pack: every ingested sample, once the fate of its annotation is known.
+    strip_removed(storage)
     ingested = outcomes.ingested_samples(storage)
     annotated = outcomes.annotate_results(storage, version)
     if pending := [key for key, result in annotated.items() if result is None]:
@@ -74,24 +91,25 @@ def run_pack(runner: UnitRunner, version: str, overrides: Sequence[str] = ()) ->
         )
     media = []
     packed = outcomes.pack_records(storage, PACK_MEDIA_JOB)
+    gone = outcomes.lost_shards(storage, packed.values())
+    manifest = find_manifest(storage)
     for number, keys in enumerate(shards):
         parts = [_part(ingested[key].record, ingested[key].sample) for key in keys]
-        name = packed[shard_key(number)].file if shard_key(number) in packed else None
-        media.append(replace(plan_pack(None, number, parts, runner.retry.time_limit_s, name=name), is_packed=True))
+        unit = plan_pack(None, number, parts, runner.retry.time_limit_s)
+        media.append(_in_place(unit, packed.get(unit.key), gone, manifest.media[number:] if manifest else ()))
     _check_immutable(storage, media)
-    gone = outcomes.lost_shards(storage, packed.values())
     there = {key for key, record in packed.items() if record.file not in gone}
-    outcomes.check_media(
-        storage, [key for unit, keys in zip(media, shards, strict=True) if unit.key not in there for key in keys]
-    )
+    wanted = [key for unit, keys in zip(media, shards, strict=True) if unit.key not in there for key in keys]
+    outcomes.check_media(storage, wanted, ingested, packed)
     _pack(runner, PACK_MEDIA_JOB, media)
-    _check_same_media(storage)
+    _check_same_media(manifest, outcomes.pack_records(storage, PACK_MEDIA_JOB) if wanted else packed)
 
     # The annotation shards, parallel to them: a row of NaN for a packed sample that this version could not annotate.
     def blank(key: str, failure: QuarantineRecord | None) -> UnitRecord:
         return _blank(storage, version, key, ingested[key].sample.num_frames, failure)
 
     pack_columns(runner, version, shards, annotated, blank)
+    return PackedFrom(ingested=ingested, annotated=annotated)
 
 
 def pack_columns(
@@ -120,6 +138,8 @@ def pack_columns(
     storage = runner.storage
     packed = outcomes.pack_records(storage, job)
     lost = outcomes.lost_shards(storage, packed.values())
+    manifest = find_manifest(storage)
+    entries = next((e.shards for e in (manifest.annotations if manifest else ()) if e.version == version), [])
     units = []
     for number, keys in enumerate(shards):
         before = packed.get(shard_key(number))
@@ -141,16 +161,41 @@ def pack_columns(
                     continue
                 record = blank(key, record if isinstance(record := results.get(key), QuarantineRecord) else None)
             parts.append(_part(record, record.samples[0]))
-        name = before.file if before else None
-        unit = plan_pack(version, number, parts, runner.retry.time_limit_s, failed, name=name)
-        unit = replace(unit, is_packed=True)
+        unit = plan_pack(version, number, parts, runner.retry.time_limit_s, failed)
+        unit = _in_place(unit, before, lost, entries[number:])
         if before is not None and before.pkey != unit.pkey:
-            raise ValueError(
-                f"{storage.describe(unit.source)} is gone, and what it was packed from has changed: put it back from a"
-                " copy, or make another version (make reannotate ANN=<new version>, or make derive)"
-            )
+            # A shard out of which samples were removed is packed from fewer than its key says.
+            if [(sample.key, sample.sha256) for sample in before.samples] != [(s.key, s.sha256) for s, _ in parts]:
+                raise ValueError(
+                    f"{storage.describe(unit.source)} is gone, and what it was packed from has changed: put it back"
+                    " from a copy, or make another version (make reannotate ANN=<new version>, or make derive)"
+                )
+            unit = replace(unit, pkey=before.pkey)
         units.append(unit)
     _pack(runner, job, units)
+
+
+def _in_place(unit: Unit, before: UnitRecord | None, lost: set[str], entries: Sequence[ShardEntry]) -> Unit:
+    """A unit that packs a shard where it lies, with the bytes that it has; if it is lost, with those that it had.
+
+    A shard that held removed samples, and was not rewritten yet, cannot come out as it was. It is packed without them
+    under the name of its next revision, which the rewriting would have given it.
+
+    Args:
+        unit: The unit, under the name that its number gives.
+        before: Commit record of the shard; None without one.
+        lost: Names of the shards that are gone.
+        entries: Entries of `DATASET.json`, of which the first is this shard's; empty where it has none.
+    """
+    name = before.file if before else entries[0].name if entries else None
+    name = name or unit.source
+    removed = bool(before and before.details.get("removed")) or any(
+        entry.removed for entry in entries[:1] if entry.name == name
+    )
+    if removed and (before is None or name in lost):
+        # Its record does not count any more, and is set aside by the runner.
+        return replace(unit, source=next_revision(name), payload=unit.payload | {"name": next_revision(name)})
+    return replace(unit, source=name, payload=unit.payload | {"name": name}, is_packed=True)
 
 
 def shard_settings(storage: Storage, overrides: Sequence[str] = ()) -> ShardSettings:
@@ -215,10 +260,8 @@ def _check_immutable(storage: Storage, units: Sequence[Unit]) -> None:
         )
 
 
-def _check_same_media(storage: Storage) -> None:
+def _check_same_media(manifest: DatasetManifest | None, records: Mapping[str, UnitRecord]) -> None:
     """Raise `ValueError` if a media shard that was packed again has other bytes than readers expect."""
-    manifest = find_manifest(storage)
-    records = outcomes.pack_records(storage, PACK_MEDIA_JOB)
     for number, entry in enumerate(manifest.media if manifest else ()):
         record = records.get(shard_key(number))
         if record is not None and record.file == entry.name and record.file_sha256 != entry.sha256:
@@ -290,8 +333,6 @@ def plan_pack(
     parts: Sequence[Part],
     time_limit_s: float | None,
     blank: Sequence[str] = (),
-    *,
-    name: str | None = None,
 ) -> Unit:
     """Plan the unit that packs one shard.
 
@@ -301,11 +342,10 @@ def plan_pack(
         parts: Samples of the shard, in order.
         time_limit_s: Wall-clock limit in seconds; None: an hour.
         blank: Keys of the samples whose columns could not be made; noted on the record.
-        name: Name of a shard that is lost; None: the one that its number gives, which a rewritten shard has not.
     """
     # Key and content of every sample in order: the bytes of the shard are a function of them.
     inputs = [[sample.key, content] for sample, content in parts]
-    name = name or (annotation_shard_name(version, shard) if version else media_shard_name(shard))
+    name = annotation_shard_name(version, shard) if version else media_shard_name(shard)
     return Unit(
         job=plans.pack_annotation_job(version) if version else PACK_MEDIA_JOB,
         key=shard_key(shard),
@@ -329,8 +369,11 @@ def run(storage: Storage, unit: Unit) -> Output:
         for sample in unit.payload["samples"]
     ]
     # Streamed to a temporary file, which takes its name only when it is complete and synced.
+    before = packed_before(storage, unit)
     with storage.staged(unit.payload["name"]) as sink:
         packed = pack_shard(storage, samples, sink)
+        if before is not None and before.file_sha256 != packed.sha256:
+            raise OutputChangedError(unit.payload["name"])
     # Samples are copied byte for byte, so the hash of each is the one that its unit recorded.
     record = UnitRecord(
         job=unit.job,

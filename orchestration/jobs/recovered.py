@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from ingest.fingerprints import Fingerprint
@@ -18,10 +20,16 @@ from orchestration.units.ledger import Ledger
 from orchestration.units.records import SampleRecord, UnitRecord
 from shards.manifest import AnnotationEntry, find_manifest
 from talkinghead.files.storage import Storage
+from talkinghead.provenance import canonical_json
 from talkinghead.sampletar import read_members
 from talkinghead.schema import CatalogRow, ClipInfo
 
 log = logging.getLogger(__name__)
+
+SETTINGS = "settings"
+"""Detail of ingest's commit records: the settings that the clip was made with. Earlier releases did not note them."""
+SOUND_DELAY = "sound_delay"
+"""Detail of ingest's commit records: frames by which the sound was moved; missing where it was not."""
 
 
 def packed_units(storage: Storage, job: str, pack_job: str) -> dict[str, UnitRecord]:
@@ -29,20 +37,23 @@ def packed_units(storage: Storage, job: str, pack_job: str) -> dict[str, UnitRec
     packed: dict[str, SampleRecord] = {}
     for record in outcomes.pack_records(storage, pack_job).values():
         packed |= {sample.key: sample for sample in record.samples}
-    ledger = Ledger(storage, job)
-    found = {}
+    if not packed:
+        return {}
     # A unit may have been done several times, under other settings: the bytes of its samples tell which time counts.
-    for pair in sorted(ledger.committed):
-        record = ledger.results([pair])[pair[0]]
-        if isinstance(record, UnitRecord) and any(
+    return {
+        record.key: record
+        for record in Ledger(storage, job).commits()
+        if any(
             (here := packed.get(sample.key)) is not None and here.sha256 == sample.sha256 for sample in record.samples
-        ):
-            found[record.key] = record
-    return found
+        )
+    }
 
 
 def ingest_plan(storage: Storage, dataset: str, known: Mapping[str, Fingerprint]) -> plans.IngestPlan:
-    """Plan of the packed clips of a data set. Its settings are the defaults, but for the size.
+    """Plan of the packed clips of a data set, without any where none is packed.
+
+    Its settings are those that most of the clips were made with; where earlier releases did not note them, the
+    defaults, but for the size.
 
     Args:
         storage: DATA, the data set's folder or bucket.
@@ -55,17 +66,39 @@ def ingest_plan(storage: Storage, dataset: str, known: Mapping[str, Fingerprint]
         if record.details.get("dataset") == dataset
     }
     prints = {key: known.get(str(record.details.get("source"))) for key, record in records.items()}
+    contents = {key: entry.sha256 for key, entry in prints.items() if entry is not None}
     return plans.IngestPlan(
         units={key: record.pkey for key, record in records.items()},
-        contents={key: entry.sha256 for key, entry in prints.items() if entry is not None},
-        settings=_size(storage) if records else {},
+        contents=contents,
+        settings=_settings(dataset, records.values()) or (_size(storage) if records else {}),
+        sound_delays={
+            content: delay
+            for key, content in contents.items()
+            if content is not None and isinstance(delay := records[key].details.get(SOUND_DELAY), int) and delay
+        },
     )
+
+
+def _settings(dataset: str, records: Iterable[UnitRecord]) -> dict[str, Any]:
+    """Settings that most clips were made with; empty where no record notes them."""
+    noted = [found for record in records if isinstance(found := record.details.get(SETTINGS), dict)]
+    counts = Counter(canonical_json(found) for found in noted)
+    if not counts:
+        return {}
+    [(most, number)] = counts.most_common(1)
+    log.warning(
+        "the settings of %s are those again that %d of its %d packed clips were made with, unless --ingest names them",
+        dataset, number, len(noted),
+    )  # fmt: skip
+    return next(found for found in noted if canonical_json(found) == most)
 
 
 def _size(storage: Storage) -> dict[str, Any]:
     """The setting of ingest that all clips of DATA share, from one that is packed."""
-    lost = outcomes.lost_shards(storage, outcomes.pack_records(storage, PACK_MEDIA_JOB).values())
-    for key, (file, sample) in outcomes.packed_samples(storage).items():
+    log.warning("the settings of ingest are the defaults again, but for the size, unless --ingest names them")
+    records = outcomes.pack_records(storage, PACK_MEDIA_JOB)
+    lost = outcomes.lost_shards(storage, records.values())
+    for key, (file, sample) in outcomes.packed_samples(storage, records).items():
         if file not in lost:
             content = read_members(storage.read_range, file, key, sample.members, "json")["json"]
             return {"size": ClipInfo.from_json(bytes(content)).width}
@@ -83,8 +116,11 @@ def catalog_rows(storage: Storage, dataset: str, packed: set[str]) -> list[Catal
 
 
 def annotate_plan(storage: Storage, version: str) -> plans.AnnotatePlan | None:
-    """Plan of the packed samples of an annotation version; None where nothing says how it was made."""
+    """Plan of the packed samples of an annotation version; None where none is packed, or nothing says how it was
+    made."""
     records = packed_units(storage, plans.annotate_job(version), plans.pack_annotation_job(version))
+    if not records:
+        return None
     manifest = find_manifest(storage)
     faces = manifest.of_kind("annotation") if manifest else []
     order = next((number for number, entry in enumerate(faces) if entry.version == version), len(faces))
@@ -97,6 +133,20 @@ def annotate_plan(storage: Storage, version: str) -> plans.AnnotatePlan | None:
         model=about["model"],
         model_sha256=str(about.get("model_sha256")),
         order=order,
+    )
+
+
+def column_plan(storage: Storage, column: str, version: str) -> plans.ColumnPlan | None:
+    """Plan of the packed samples of a version of a derived column; None where none is packed, or nothing says what it
+    was made of."""
+    records = packed_units(storage, plans.column_job(column, version), plans.pack_annotation_job(version))
+    manifest = find_manifest(storage)
+    entries = {entry.version: entry for entry in (manifest.of_kind(column) if manifest else [])}
+    if not records or version not in entries:
+        return None
+    return plans.ColumnPlan(
+        units={key: record.pkey for key, record in records.items()},
+        made_of=replace(entries[version].made_of, labels=[]),
     )
 
 

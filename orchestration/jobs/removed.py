@@ -2,7 +2,7 @@
 
 Like a duplicate, a removed input is a unit that rejects its clip without opening it. What is removed is known by the
 hashes of `shards/removal_records.py`: a clip by its key, by the content of its source, or by its person. A single piece
-of a clip is known by its key, after the clip was cut.
+of a clip is known, after the clip was cut, by its place in the source; where that is not known, by its key.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from ingest.signatures import Signature
-from orchestration import outcomes
-from orchestration.plans import INGEST_JOB
+from orchestration import outcomes, plans
+from orchestration.plans import INGEST_JOB, INGEST_PLAN_PREFIX
 from orchestration.split_groups import SIGNATURE
-from orchestration.units.records import RejectedPiece, UnitRecord
+from orchestration.units.ledger import Ledger
+from orchestration.units.records import RejectedPiece, SampleRecord, UnitRecord
 from orchestration.units.unit import Output, Unit
 from shards.pack import pack_shard
 from shards.plan import PlannedSample
@@ -22,7 +23,8 @@ from shards.removal_records import REASON, RemovalList
 from talkinghead import dataroot
 from talkinghead.files.storage import Storage
 from talkinghead.provenance import canonical_json, provenance_key
-from talkinghead.schema import CatalogRow, Rejection
+from talkinghead.sampletar import read_members
+from talkinghead.schema import CatalogRow, ClipInfo, Rejection
 
 VERSION = 1
 _PREFIX = f"{REASON}-"  # of provenance keys
@@ -107,15 +109,66 @@ def rejected(key: str) -> RejectedPiece:
 
 
 def strip_removed(storage: Storage) -> None:
-    """Reject the pieces of clips, ingested just now, that were removed before."""
+    """Reject the pieces of ingested clips that were removed before, and forget removed inputs that have left SOURCE.
+
+    For the writer of DATA, after clips were ingested and before their samples are used. Where nothing was removed this
+    lists one folder.
+    """
     removed = RemovalList(storage)
     if not removed:
         return
+    forget_inputs(storage)
+    if not removed.has_pieces:
+        return
+    contents: dict[str, str | None] = {}
+    for name in plans.plan_names(storage, INGEST_PLAN_PREFIX):
+        plan = plans.find_ingest(storage, name.removeprefix(INGEST_PLAN_PREFIX))
+        contents |= plan.contents if plan else {}
     for record in outcomes.ingest_results(storage).values():
-        if isinstance(record, UnitRecord):
-            gone = {sample.key for sample in record.samples if removed.has("key", sample.key)}
-            if gone:
-                strip_record(storage, record, gone)
+        if not isinstance(record, UnitRecord):
+            continue
+        delete_unstripped(storage, record)
+        content = contents.get(record.key)
+        is_placed = removed.has_pieces_of(content) and record.file is not None and storage.exists(record.file)
+        gone = {
+            sample.key
+            for sample in record.samples
+            if removed.has_piece(sample.key, content, _interval(storage, record, sample) if is_placed else None)
+        }
+        if gone:
+            strip_record(storage, record, gone)
+
+
+def forget_inputs(storage: Storage) -> None:
+    """Delete the records of removed inputs that no plan names any more: their names are those of files."""
+    planned = planned_clips(storage)
+    for key, pkey in sorted(Ledger(storage, INGEST_JOB).committed):
+        if pkey.startswith(_PREFIX) and planned.get(key) != pkey:
+            storage.delete(dataroot.record(INGEST_JOB, key, pkey))
+
+
+def planned_clips(storage: Storage) -> dict[str, str]:
+    """Key → provenance key of the clips in every ingest plan."""
+    planned: dict[str, str] = {}
+    for name in plans.plan_names(storage, INGEST_PLAN_PREFIX):
+        plan = plans.find_ingest(storage, name.removeprefix(INGEST_PLAN_PREFIX))
+        planned |= plan.units if plan else {}
+    return planned
+
+
+def _interval(storage: Storage, record: UnitRecord, sample: SampleRecord) -> tuple[float, float]:
+    """Where a piece begins and ends in its source, in seconds."""
+    assert record.file
+    content = read_members(storage.read_range, record.file, sample.key, sample.members, "json")["json"]
+    info = ClipInfo.from_json(bytes(content))
+    return info.start_s, info.end_s
+
+
+def delete_unstripped(storage: Storage, record: UnitRecord) -> None:
+    """Delete the file with all pieces of a clip, which a killed command has left next to the one without some."""
+    whole = dataroot.unit(record.job, record.key, record.pkey)
+    if record.file is not None and record.file != whole and storage.exists(record.file):
+        storage.delete(whole)
 
 
 def strip_record(storage: Storage, record: UnitRecord, gone: set[str]) -> UnitRecord:

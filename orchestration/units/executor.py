@@ -24,9 +24,9 @@ from orchestration.cluster import Cluster
 from orchestration.units.alone import limit_memory, run_alone
 from orchestration.units.frame_reports import EVERY_S, FrameWatch, noting, reporting
 from orchestration.units.ledger import Ledger
-from orchestration.units.lost import check_same, lost_outputs
+from orchestration.units.lost import lost_outputs, refuse_changed
 from orchestration.units.records import Attempt, PassRecord, QuarantineRecord, UnitRecord
-from orchestration.units.unit import JobStoppedError, Unit, failed_attempt, run_unit
+from orchestration.units.unit import CHANGED, JobStoppedError, Unit, failed_attempt, run_unit
 from talkinghead import dataroot
 from talkinghead.files.storage import Storage
 from talkinghead.runtime.progress import Progress
@@ -146,6 +146,7 @@ def run_units(
 
     Raises:
         LinkError: A link lies where records should go.
+        ValueError: What is packed of a unit is lost, and came out with other bytes now. All other units were run.
         JobStoppedError: The machine is at fault. Everything committed so far stays, and a rerun goes on from there.
     """
     # What is left to do: units without a record under their present provenance key, or whose output is lost.
@@ -162,9 +163,10 @@ def run_units(
         storage.check_links(dataroot.records(job), dataroot.quarantines(job), dataroot.RUNS_FOLDER)
         slots, gpus = cluster.gpu_slots(gpu_share) if gpu_share else (cluster.slots, 0.0)
         with Progress() as progress:
-            _Pass(storage, job, retry, slots, gpus, tally, progress).run(units, pending)
+            this = _Pass(storage, job, retry, slots, gpus, tally, progress)
+            this.run(units, pending)
         _check_committed(storage, job, pending)
-        check_same(storage, lost)
+        refuse_changed(this.changed)
     tally.wall_seconds = time.perf_counter() - started
     log.info(
         "%s: %d units, %d done and %d quarantined before, %d done now, %d quarantined, %.1f s",
@@ -208,6 +210,7 @@ class _Pass:
         self.tally = tally
         self.progress = progress
         self.failures: dict[str, list[Attempt]] = {}
+        self.changed: list[str] = []
         self.watch: FrameWatch | None = None
         self.running: dict[str, Unit] = {}
         # No retries by Ray: a unit that took a worker down must not meet its neighbours again.
@@ -321,6 +324,10 @@ class _Pass:
             self.tally.frames += result.frames
             self.work.end(unit)
             self._show()
+            return
+        if result.cause == CHANGED:
+            self.changed.append(result.message)
+            self.work.end(unit)
             return
         attempts = self.failures.setdefault(unit.key, [])
         log.debug("%s: %s (%s)", unit.source, result.message, result.cause)

@@ -47,9 +47,16 @@ class Ledger:
             units: Pairs of key and provenance key.
         """
         pairs = list(units)
+        return {pair[0]: result for pair, result in zip(pairs, self._results(pairs), strict=True)}
+
+    def commits(self) -> list[UnitRecord]:
+        """All commit records that can be read, also several of one key, by key and provenance key."""
+        return [record for record in self._results(sorted(self.committed)) if isinstance(record, UnitRecord)]
+
+    def _results(self, pairs: list[tuple[str, str]]) -> list[UnitRecord | QuarantineRecord | None]:
         # Waiting dominates: many small reads from an object store, a few from a disk.
         with ThreadPoolExecutor(16 if self.storage.local_root is None else 4) as pool:
-            return {pair[0]: result for pair, result in zip(pairs, pool.map(self._result, pairs), strict=True)}
+            return list(pool.map(self._result, pairs))
 
     def set_aside_unreadable(self, units: Iterable[Unit]) -> dict[str, UnitRecord]:
         """Set the records of units aside that cannot be read: the units count as pending, and are run again.

@@ -1,16 +1,17 @@
-"""Units that count as done although their output is lost: they are found, run again, and compared with what was."""
+"""Units that count as done although their output is lost: they are found and run again.
+
+Where they are packed, their samples must come out as they were: a worker compares them before they count.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from orchestration.units.ledger import Ledger
 from orchestration.units.records import UnitRecord
 from orchestration.units.unit import Unit
 from talkinghead import dataroot
-from talkinghead.files.storage import Storage
-from talkinghead.provenance import hash_file
 
 log = logging.getLogger(__name__)
 
@@ -42,20 +43,15 @@ def lost_outputs(ledger: Ledger, units: Sequence[Unit]) -> dict[str, UnitRecord]
     return kept
 
 
-def check_same(storage: Storage, lost: Mapping[str, UnitRecord]) -> None:
-    """Raise `ValueError` unless outputs that were made again have the bytes of their records."""
-    changed = []
-    for record in lost.values():
-        if record.file is not None and storage.exists(record.file):
-            with storage.local_copy(record.file) as path:
-                if hash_file(path) != record.file_sha256:
-                    changed.append(record.file)
-    # What is not the same must not be taken for it by the next command.
-    for file in changed:
-        storage.delete(file)
-    if changed:
+def refuse_changed(messages: Sequence[str]) -> None:
+    """Raise `ValueError` where packed units came out otherwise than before.
+
+    Args:
+        messages: What is said of each of them.
+    """
+    if messages:
         raise ValueError(
-            f"{changed[0]}{f' and {len(changed) - 1} more' if changed[1:] else ''} came out with other bytes than"
-            " before (of other releases of libraries, on another kind of processor), so what was packed of it cannot be"
+            f"{messages[0]}{f', and {len(messages) - 1} more' if messages[1:] else ''} (of other releases of libraries,"
+            " on another kind of processor, or with other settings or metadata), so what was packed of it cannot be"
             " made again: put the shard back from a copy, or make the data set anew in another DATA"
         )

@@ -41,6 +41,15 @@ def writing_to(storage: Storage) -> Iterator[None]:
         raise UnwritableError(f"cannot write to {storage.uri}: {error.strerror or error}") from error
 
 
+class OutputChangedError(Exception):
+    """The output of a packed unit came out with other bytes than before: it must not take its name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"{name} came out with other bytes than before")
+        self.name = name
+        """Path of the output."""
+
+
 class OutputTar:
     """The output of a unit while it is being made. A context manager: the tar is stored when the block ends.
 
@@ -52,12 +61,15 @@ class OutputTar:
         job: Name of the unit's job.
         key: Key of the unit.
         pkey: Its provenance key.
+        same_as: Record whose samples must come out again; None: any may.
     """
 
-    def __init__(self, storage: Storage, job: str, key: str, pkey: str) -> None:
+    def __init__(self, storage: Storage, job: str, key: str, pkey: str, *, same_as: UnitRecord | None = None) -> None:
         self._storage, self._job, self._key, self._pkey = storage, job, key, pkey
+        self._same_as = same_as
         self._path = dataroot.unit(job, key, pkey)
         self._file: _HashedFile | None = None
+        self._whole = hashlib.sha256()
         self._stack = contextlib.ExitStack()
         self._samples: list[SampleRecord] = []
         self.rejected: list[RejectedPiece] = []
@@ -75,8 +87,25 @@ class OutputTar:
                 self._stack.__exit__(kind, error, trace)
                 return
             with self._stack:
+                self._check_same()
                 if self._file is not None:
                     self._file.write(END_OF_ARCHIVE)
+
+    def _check_same(self) -> None:
+        if self._same_as is None:
+            return
+        known, found = (
+            {sample.key: sample.sha256 for sample in part} for part in (self._same_as.samples, self._samples)
+        )
+        if known != found:
+            raise OutputChangedError(self._path)
+
+    def leave_out(self, key: str, contents: Mapping[str, bytes]) -> None:
+        """Go past a sample that must not be stored; the hash of the output is as if it were there.
+
+        So a unit that is made again after one of its samples was removed is known by the same hash as before.
+        """
+        write_sample(cast(BinaryIO, _HashedFile(None, self._whole)), 0, key, contents)
 
     def add(
         self,
@@ -105,7 +134,7 @@ class OutputTar:
             if self._file is None:
                 # A scratch file first, which closes before it is synced and takes its name.
                 scratch = self._stack.enter_context(self._storage.staged(self._path))
-                self._file = _HashedFile(self._stack.enter_context(scratch.open("wb")))
+                self._file = _HashedFile(self._stack.enter_context(scratch.open("wb")), self._whole)
             self._file.begin()
             members = write_sample(cast(BinaryIO, self._file), self._file.size, key, contents)
         self._samples.append(
@@ -141,12 +170,12 @@ class OutputTar:
 
 
 class _HashedFile:
-    """A file that is hashed while it is written: as a whole, and the part since `begin`."""
+    """A file that is hashed while it is written: as a whole, and the part since `begin`. None: it is only hashed."""
 
-    def __init__(self, stream: BinaryIO) -> None:
+    def __init__(self, stream: BinaryIO | None, whole: hashlib._Hash) -> None:
         self._stream = stream
         self.size = 0
-        self.whole = hashlib.sha256()
+        self.whole = whole
         self.part = hashlib.sha256()
 
     def begin(self) -> None:
@@ -155,7 +184,8 @@ class _HashedFile:
 
     def write(self, data: bytes) -> int:
         """Append `data`."""
-        self._stream.write(data)
+        if self._stream is not None:
+            self._stream.write(data)
         self.size += len(data)
         self.whole.update(data)
         self.part.update(data)

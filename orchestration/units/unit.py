@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from orchestration.units.output_tar import OutputTar, UnwritableError, writing_to
-from orchestration.units.records import Attempt, RejectedPiece, UnitRecord
+from orchestration.units.output_tar import OutputChangedError, OutputTar, UnwritableError, writing_to
+from orchestration.units.records import RECORD_BYTES, Attempt, RejectedPiece, UnitRecord
 from talkinghead import dataroot
 from talkinghead.derived import ColumnError
 from talkinghead.files.foreign import LinkError, parse_json
@@ -79,6 +79,10 @@ class JobStoppedError(MachineError):
     """
 
 
+CHANGED = "changed"
+"""Cause of a failed try whose output was not the one that is packed. It is no fault of the input: no quarantine."""
+
+
 def run_unit(storage: Storage, unit: Unit, *, attempts: int) -> UnitRecord:
     """Run one unit up to its commit record.
 
@@ -92,6 +96,7 @@ def run_unit(storage: Storage, unit: Unit, *, attempts: int) -> UnitRecord:
 
     Raises:
         JobStoppedError: The machine is at fault.
+        OutputChangedError: What is packed of it came out with other bytes now. Nothing was stored.
         Exception: Whatever the job function raises about its input.
     """
     # Compute. An error is the machine's (the job stops) or the input's (an attempt on its record): sorted out here.
@@ -120,11 +125,26 @@ def run_unit(storage: Storage, unit: Unit, *, attempts: int) -> UnitRecord:
         )
         record = UnitRecord.from_json(record.to_json())  # of the types that a record has, or it could not be read
         # `create` never replaces: of two workers with the same unit, the first commit stays.
+        path = dataroot.record(unit.job, unit.key, unit.pkey)
         with writing_to(storage):
-            storage.create(dataroot.record(unit.job, unit.key, unit.pkey), record.to_json())
+            if not storage.create(path, record.to_json()) and (known := packed_before(storage, unit)) is not None:
+                # Its samples may have lain elsewhere, in a file that had lost others of them.
+                places = {sample.key: sample.members for sample in record.samples}
+                samples = [replace(sample, members=places[sample.key]) for sample in known.samples]
+                moved = replace(known, samples=samples, file=record.file, file_bytes=record.file_bytes)
+                if moved != known:
+                    storage.write(path, moved.to_json())
     except (UnwritableError, UnreachableError, LinkError) as error:
         raise JobStoppedError(str(error)) from error
     return record
+
+
+def packed_before(storage: Storage, unit: Unit) -> UnitRecord | None:
+    """Commit record of a packed unit that is run again, whose samples must come out as they were; None without one."""
+    path = dataroot.record(unit.job, unit.key, unit.pkey)
+    if not unit.is_packed or not storage.exists(path):
+        return None
+    return UnitRecord.from_json(storage.read(path, RECORD_BYTES, "record"), storage.describe(path))
 
 
 def _job_function(name: str) -> Callable[[Storage, Unit], Output]:
@@ -134,7 +154,7 @@ def _job_function(name: str) -> Callable[[Storage, Unit], Output]:
 
 def store_output(storage: Storage, unit: Unit, output: Output) -> UnitRecord:
     """Write the unit's tar, if it has samples; returns the commit record, still without timings."""
-    with OutputTar(storage, unit.job, unit.key, unit.pkey) as tar:
+    with OutputTar(storage, unit.job, unit.key, unit.pkey, same_as=packed_before(storage, unit)) as tar:
         tar.rejected += output.rejected
         for key, num_frames, contents in output.contents:
             tar.add(key, num_frames, contents, scores=output.scores.get(key, {}), labels=output.labels.get(key, {}))
@@ -145,6 +165,8 @@ def failed_attempt(error: BaseException, *, alone: bool, seconds: float) -> Atte
     """Attempt that records an exception which a job function raised about its input."""
     if isinstance(error, MemoryError):
         cause = "memory"
+    elif isinstance(error, OutputChangedError):
+        cause = CHANGED
     elif isinstance(error, UnreadableMediaError):
         cause = f"media:{error.cause}"
     elif isinstance(error, ColumnError):

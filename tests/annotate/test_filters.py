@@ -122,6 +122,31 @@ def columns(frames: int, **quality: float) -> dict[str, np.ndarray]:
     return arrays
 
 
+@pytest.mark.parametrize(
+    ("jitter", "rate", "kept"),
+    [(5.9, 25.0, True), (9.2, 25.0, False), (9.2, 12.5, True), (12.5, 12.5, False), (5.5, 15.0, True),
+     (14.0, 10.0, True), (9.2, 60.0, False), (9.2, None, False)],
+)  # fmt: skip
+def test_a_slow_source_moves_on_by_more(jitter: float, rate: float | None, kept: bool) -> None:
+    """Talking clips of 12.5 images a second have up to 9.2 pixels, and of 25 up to 3."""
+    scores = {**GOOD, "jitter_px": jitter, "source_motion_fps": rate}
+    assert (judge(scores, FilterSettings()) is None) == kept
+    assert judge(scores, FilterSettings(max_jitter_px=None)) is None
+
+
+def test_a_listener_held_by_coarse_compression_is_not_frozen() -> None:
+    """Measured at half speed, 224 pixels and crf 35; a feed that hangs for two seconds has 1.8 at least."""
+    assert judge({**GOOD, "face_change": 0.39, "longest_freeze_s": 1.16}, FilterSettings()) is None
+    rejection = judge({**GOOD, "longest_freeze_s": 1.8}, FilterSettings())
+    assert rejection is not None and rejection.reason == "frozen"
+
+
+def test_a_slide_show_is_slow_and_no_worse_than_that() -> None:
+    for rate in (0.0, 5.0):
+        rejection = judge({**GOOD, "jitter_px": 14.0, "source_motion_fps": rate}, FilterSettings())
+        assert rejection is not None and rejection.reason == "low_frame_rate"
+
+
 @pytest.mark.parametrize(("reason", "changes"), BAD)
 def test_each_rule(reason: str, changes: Scores) -> None:
     assert judge(GOOD, FilterSettings()) is None

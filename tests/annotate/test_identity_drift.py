@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from annotate.identity_drift import STEADY, identity_drift
+from ingest.settings import IngestSettings
+from talkinghead.face.model import load_official
 from talkinghead.geometry.canonical import mean_face
 from talkinghead.geometry.face_regions import LIPS, LOWER_FACE
+from tests.support.ingested_clips import WholeWay, pieces_of
 
 
 def _person(seed: int) -> np.ndarray:
@@ -73,3 +78,12 @@ def test_frames_without_a_face_are_left_out() -> None:
 def test_a_long_clip_has_few_windows() -> None:
     drift = identity_drift(np.tile(_frames(_person(5), 50, 0), (60, 1, 1)), np.ones(3000, bool))
     assert drift is not None and drift < 0.08
+
+
+def test_a_real_person_who_turns_the_head_is_one(shared: Path) -> None:
+    """The landmark model bends a face that is turned, and in three seconds no moment may look like the first ones."""
+    way = WholeWay(load_official(shared / "models" / "face_landmarker.task"))
+    file = shared / "media" / "video" / "Talking-Face_PC-AVS_00086.mp4"
+    (piece,) = pieces_of(file, way.detector, IngestSettings(), start_s=1.2, end_s=4.4)
+    judged = way.judged(piece)
+    assert judged.verdict() is None and (judged.scores["identity_drift"] or 0) > 0.15

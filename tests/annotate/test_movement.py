@@ -209,6 +209,36 @@ def test_too_few_faces_say_nothing() -> None:
     assert longest_run(np.array([0, 1, 1, 0, 1])) == 2
 
 
+def test_damaged_frames_are_as_good_as_none() -> None:
+    """Where nearly all of a clip is damaged, there is nothing to measure: no score, and none that is not a number."""
+    clip = talking(30, moved=shaken(30))
+    for intact in (0, 1, 9):
+        assert set(scores_of(clip, list(range(intact, 30))).values()) == {None}
+    whole = scores_of(clip, list(range(10, 30)))
+    assert all(value is not None and np.isfinite(value) for value in whole.values()), whole
+    # Torn images change more than any face.
+    torn = photo(30).changed(lambda n, image: image if n < 20 else np.roll(image, 40 * n, axis=0)[::-1])
+    assert reason(scores_of(torn, list(range(20, 30)))) == "still"
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("frames", [0, 1, 2, 9, 10, 11])
+def test_clips_of_a_few_frames(frames: int) -> None:
+    clip = talking(max(frames, 1))
+    images = np.stack([small_image(image) for image in clip.images])[:frames]
+    unseen = np.full((frames, 468, 2), np.nan)
+    for landmarks in (clip.landmarks[:frames], unseen):
+        known = frames >= 10 and landmarks is not unseen
+        scores = image_scores(images, landmarks)
+        assert all((value is not None) == known for value in scores.values())
+        one_image = image_scores(np.repeat(images[:1], frames, axis=0), landmarks)
+        assert reason(one_image) == ("still" if known else None)
+        assert all(value is None or np.isfinite(value) for value in one_image.values())
+    if frames:
+        unseen[0] = clip.landmarks[0]
+        assert set(image_scores(images, unseen).values()) == {None}, "a single frame with a face"
+
+
 def test_faces_at_the_border_and_flat_images() -> None:
     """Landmarks may lie outside of the frame; an image without contrast shows no change."""
     clip = talking(20)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +87,43 @@ def test_the_order_does_not_matter() -> None:
 def test_a_thousand_unrelated_clips_do_not_match() -> None:
     made = {f"c{n:04d}": clip(words(2 * n, 40), words(2 * n + 1, 90)) for n in range(1000)}
     assert pairs(made) == []
+
+
+def test_copies_among_many_clips() -> None:
+    """All of them are found, and what is held at a time does not grow with the clips, or their pairs."""
+    count, length = 6000, 200  # more words of sound than are sorted at a time
+    draws = np.random.default_rng(0)
+    sounds = draws.integers(1, 1 << 32, (count, length), np.uint32)
+    made = {f"c{n:04d}": clip(np.zeros(0, np.uint32), sound) for n, sound in enumerate(sounds)}
+    copies = {}
+    for number in range(60):
+        original, name = f"c{97 * number:04d}", f"copy{number:02d}"
+        sound = spoiled(sounds[97 * number], 0.08, number)
+        # At the same place, or a part from anywhere.
+        made[name] = clip(words(number, 30), sound if number % 2 else sound[number : number + 100])
+        copies[name] = original
+    tracemalloc.start()
+    found = find_matches(made, {key: key for key in made})
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert {match.second: match.first for match in found} == copies
+    assert peak < 150 << 20
+
+
+def test_copies_among_more_clips_than_half_a_word_tells_apart() -> None:
+    movements = np.random.default_rng(0).integers(1, 1 << 32, (140_000, 12), np.uint32)
+    made = {f"c{n:06d}": clip(movement) for n, movement in enumerate(movements)}
+    copies = {f"d{n}": f"c{n:06d}" for n in range(0, 140_000, 2000)}
+    made |= {name: clip(spoiled(made[original].movement, 0.05, 1)) for name, original in copies.items()}
+    assert {match.second: match.first for match in find_matches(made, {key: key for key in made})} == copies
+
+
+def test_a_word_that_many_clips_share_hides_no_copies() -> None:
+    """A thousand clips begin with the same opening titles, too short to be a match."""
+    titles = words(7, 10)
+    made = {f"c{n:04d}": clip(np.concatenate([titles, words(1000 + n, 40)])) for n in range(1000)}
+    made["copy"] = clip(spoiled(made["c0500"].movement, 0.1))
+    assert pairs(made) == [("c0500", "copy", "movement")]
 
 
 # --- real clips -------------------------------------------------------------------------------------------------------

@@ -151,11 +151,13 @@ def test_a_lost_shard_that_comes_out_otherwise_is_said(data: Path, source: Path)
     shutil.rmtree(data / "units")
     for path in records(data, "ingest"):
         record = json.loads(path.read_text())
-        if record["file"]:
-            path.write_text(json.dumps(record | {"file_sha256": "0" * 64}))
+        for sample in record["samples"]:
+            sample["sha256"] = "0" * 64
+        path.write_text(json.dumps(record))
     for _ in range(2):
         with pytest.raises(ValueError, match=r"came out with other bytes than before.*put the shard back"):
             make_shards(data, source)
+        assert not list(data.glob("units/ingest/*/*.tar"))
 
 
 # --- nothing in it ----------------------------------------------------------------------------------------------------
@@ -318,6 +320,21 @@ def test_rehash_finds_what_changed_under_the_same_size_and_time(data: Path, sour
     make_shards(data, changed)
     with pytest.raises(ValueError, match="has changed since its clip was packed"):
         make_shards(data, changed, rehash=True)
+
+
+def test_a_damaged_pin_stops_no_command_and_no_index_is_deleted(data: Path, caplog: pytest.LogCaptureFixture) -> None:
+    storage = Storage(data)
+    indexes = {read_manifest(storage).annotation().index}
+    pin_run(storage, str(data.parent / "run"), versions=["v1"])
+    [pin] = data.glob("pins/*.json")
+    pin.write_bytes(b"{")
+    for judged in ("max_yaw_abs_median=0.001", "min_frames=9999"):
+        finish(storage, "v1", (judged,))
+        indexes.add(read_manifest(storage).annotation().index)
+    assert len(indexes) == 3 and all((data / name).exists() for name in indexes)
+    assert (
+        f"{pin.name} is no pin of a run" in caplog.text and "no index of an earlier command is deleted" in caplog.text
+    )
 
 
 def test_indexes_kept_on_purpose_are_no_strangers(data: Path) -> None:

@@ -13,6 +13,7 @@ from orchestration.__main__ import main
 from shards.reader import ShardReader
 from shards.removal_records import PENDING, Pending, find_pending, write_pending
 from talkinghead.files.storage import Storage
+from tests.support.data_contents import contents_of
 from tests.support.job_commands import Command
 from tests.support.removable_data import CLIPS, SAMPLES, build, everything
 
@@ -50,6 +51,13 @@ def test_it_stays_out_of_the_data_set_over_the_same_source(
         command("orchestration", "gc", "--data", data)
     for tar in [*data.glob("clips-*.tar"), *data.glob("ann/*/*.tar")]:
         assert gone.encode() not in tar.read_bytes()
+    # Once the files have left SOURCE and that was noticed, no file of DATA names them.
+    assert any("close" in path or b"close" in content for path, content in contents_of(data))
+    for file in (original, source / f"renamed{original.suffix}"):
+        file.unlink()
+    command("orchestration", "ingest", "--source", source, "--data", data)
+    command("orchestration", "report", "--data", data)
+    assert [path for path, content in contents_of(data) if "close" in path or b"close" in content] == []
 
 
 def test_the_counts_are_told_and_kept(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

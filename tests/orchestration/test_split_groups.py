@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import gzip
 import itertools
+import json
 import random
 import shutil
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from orchestration.split_groups import join_splits, related_groups
+from ingest.signatures import Signature
+from orchestration.plans import INGEST_JOB, IngestPlan, ingest_plan_name, write_plan
+from orchestration.split_groups import SIGNATURE, STORED, forget_related, join_splits, related_groups
+from orchestration.units.records import SampleRecord, UnitRecord
 from shards.plan import ShardSettings, assign_splits
+from talkinghead import dataroot
 from talkinghead.files.storage import Storage
 from tests.support.indexes import open_index
 from tests.support.job_commands import Command
@@ -97,3 +105,106 @@ def test_the_index_holds_copies_in_one_split(
             for part in related_groups(Storage(data)).groups.members().values()
         ]
         assert sorted(map(len, related))[-2:] == [2, 2] and all(len(set(part)) <= 1 for part in related)
+
+
+# --- what is kept in DATA ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """DATA of which clips were ingested: a recording and a copy of it, two files of equal bytes, and another clip."""
+    storage, draws = Storage(tmp_path / "data"), np.random.default_rng(0)
+    recording = draws.integers(1, 1 << 32, 40, np.uint32)
+    movements = {"a": recording, "copy": recording ^ (draws.random(40) < 0.2), "other": draws.permutation(recording)}
+    movements |= {"same0": draws.permutation(recording), "same1": draws.permutation(recording)}
+    for key, movement in movements.items():
+        signature = Signature(step_frames=5, movement=movement.astype(np.uint32)).to_json()
+        record = UnitRecord(
+            job=INGEST_JOB,
+            key=key,
+            pkey="p",
+            samples=[SampleRecord(key=key, num_frames=200, members=[], sha256="0" * 64)],
+            file=dataroot.unit(INGEST_JOB, key, "p"),
+            file_sha256="0" * 64,
+            details={
+                "dataset": "folder", "source": f"{key}.mp4", "split_group": f"group-{key}", "licence": "x",
+                SIGNATURE: signature,
+            },
+        )  # fmt: skip
+        storage.create(dataroot.record(INGEST_JOB, key, "p"), record.to_json())
+    contents: dict[str, str | None] = {key: key.rstrip("01") for key in movements}
+    plan = IngestPlan(units=dict.fromkeys(movements, "p"), contents=contents, settings={})
+    write_plan(storage, ingest_plan_name("folder"), plan)
+    return tmp_path / "data"
+
+
+def found_in(data: Path) -> tuple[object, ...]:
+    related = related_groups(Storage(data))
+    return related.groups.members(), related.matches, dict(related.sources)
+
+
+def repacked(file: Path, change: Callable[[dict], None]) -> None:
+    value = json.loads(gzip.decompress(file.read_bytes()))
+    change(value)
+    file.write_bytes(gzip.compress(json.dumps(value).encode()))
+
+
+def test_what_is_related_is_found_once(data: Path) -> None:
+    """The commands that follow read it, and open no record."""
+    forget_related(Storage(data))
+    assert not (data / STORED).exists()
+    expected = found_in(data)
+    groups = [["group-a", "group-copy"], ["group-other"], ["group-same0", "group-same1"]]
+    assert expected[0] == {names[0]: names for names in groups}
+    assert expected[2] == {"a": "folder:a.mp4", "copy": "folder:copy.mp4"}
+    written = (data / STORED).read_bytes()
+    for record in (data / "records/ingest").rglob("*.json"):
+        record.write_bytes(bytes(record.stat().st_size))
+    assert found_in(data) == expected
+    # Found anew from the same it would be the same file.
+    shutil.rmtree(data / "records")
+    assert found_in(data) != expected
+    assert (data / STORED).read_bytes() != written
+
+
+def test_it_is_found_anew_where_records_or_plans_are_other_ones(data: Path) -> None:
+    found_in(data)
+    repacked(data / STORED, lambda value: value.update(groups=[["made", "up"]]))
+    assert found_in(data)[0] == {"made": ["made", "up"]}, "taken as it is"
+    record = next((data / "records/ingest").rglob("*.json"))
+    record.write_bytes(record.read_bytes() + b"\n")
+    assert "made" not in str(found_in(data)[0])
+    repacked(data / STORED, lambda value: value.update(groups=[["made", "up"]], version=0))
+    assert "made" not in str(found_in(data)[0]), "another version of the search"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: b"",
+        lambda data: data[:-1],
+        lambda data: data[: len(data) // 2],
+        lambda data: data[:60] + bytes([data[60] ^ 1]) + data[61:],
+        lambda data: b"not ours",
+        lambda data: gzip.compress(b"[" * 100_000),
+        lambda data: gzip.compress(b"{}"),
+        lambda data: gzip.compress(bytes(1 << 30), 1)[: 1 << 20],
+    ],
+)
+def test_a_damaged_file_is_made_again(data: Path, damage: Callable[[bytes], bytes]) -> None:
+    expected = found_in(data)
+    whole = (data / STORED).read_bytes()
+    (data / STORED).write_bytes(damage(whole))
+    assert found_in(data) == expected and (data / STORED).read_bytes() == whole
+
+
+def test_what_cannot_be_kept_is_found_all_the_same(data: Path) -> None:
+    expected = found_in(data)
+    (data / STORED).unlink()
+    (data / STORED / "a folder").mkdir(parents=True)
+    assert found_in(data) == expected
+    # Nor is it kept while a record cannot be read: mended, it may have the same size.
+    shutil.rmtree(data / STORED)
+    next((data / "records/ingest").rglob("*.json")).write_bytes(b"{}")
+    found_in(data)
+    assert not (data / STORED).exists()

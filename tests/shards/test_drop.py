@@ -15,6 +15,7 @@ from shards.index import read_index
 from shards.manifest import FitEntry, read_manifest
 from shards.pins import pin_run, read_pins
 from shards.reader import ShardReader
+from shards.removal_records import Pending, write_pending
 from shards.verify import verify
 from shards.versions import versions
 from talkinghead import dataroot
@@ -183,6 +184,16 @@ def test_what_is_needed_stays(full: Storage, tmp_path: Path, capfd: pytest.Captu
     captured = capfd.readouterr()
     assert captured.out.splitlines()[-1].startswith(f"{full.local_root}: removed {two}, ")
     assert captured.out.splitlines()[-1].endswith(" bytes freed")
+
+
+@pytest.mark.parametrize("job", ["remove", "gc"])
+def test_what_was_interrupted_is_finished_first(job: str, full: Storage) -> None:
+    path = "removed/20261130T000000Z-00000000.json" if job == "remove" else ""
+    write_pending(full, Pending(job=job, path=path))  # type: ignore[arg-type]
+    before = tree(full)
+    with pytest.raises(ValueError, match=r"a removal or a collection in .* was interrupted: make retry DATA=.*data"):
+        drop(full, "v2", force=True)
+    assert tree(full) == before
 
 
 def test_the_last_annotation_stays(copied: Storage) -> None:

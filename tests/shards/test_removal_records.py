@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from shards.removal_records import (
     PENDING,
+    Piece,
     RemovalList,
     RemovalRecord,
     digests,
     find_pending,
+    hashed,
     new_pending,
     read_keys,
     write_pending,
@@ -55,6 +58,24 @@ def test_a_record_is_written_once(tmp_path: Path) -> None:
     assert [found.salt for found in RemovalList(storage).records] == ["one"]
 
 
+def test_a_piece_is_known_by_its_place_else_by_its_key(tmp_path: Path) -> None:
+    source, other = "a" * 64, "b" * 64
+    pieces = [Piece(key="k-cut00", content=source, start_s=10.0, end_s=20.0), Piece(key="k-cut07")]
+    about = replace(record("s", "k-cut00", "k-cut07"), pieces=[hashed("s", piece) for piece in pieces])
+    assert not RemovalList(Storage(tmp_path)).has_pieces
+    write_record(Storage(tmp_path), "removed/20261130T000000Z-00000000.json", about)
+    found = RemovalList(Storage(tmp_path))
+    assert found.has_pieces and found.has_pieces_of(source) and not found.has_pieces_of(other)
+    # Whatever its key is now; pieces that only touch are others.
+    assert found.has_piece("k-cut03", source, (19.0, 25.0)) and found.has_piece("x", source, (12.0, 13.0))
+    assert not found.has_piece("k-cut00", source, (20.0, 25.0)) and not found.has_piece("k-cut01", source, (0.0, 10.0))
+    # Of another file, or where the place is not known, the key decides; so for a piece whose place never was.
+    assert found.has_piece("k-cut00", other, (0.0, 1.0)) and found.has_piece("k-cut00", source, None)
+    assert found.has_piece("k-cut07", source, (50.0, 60.0)) and not found.has_piece("k-cut08", source, (50.0, 60.0))
+    with pytest.raises(ValueError, match="half an interval"):
+        Piece(key="a", start_s=1.0)
+
+
 @pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b'{"salt": 1}', b"\xff"])
 def test_a_damaged_record_is_no_empty_list(tmp_path: Path, content: bytes) -> None:
     storage = Storage(tmp_path)
@@ -69,7 +90,7 @@ def test_a_damaged_record_is_no_empty_list(tmp_path: Path, content: bytes) -> No
 def test_what_is_under_way_comes_back(tmp_path: Path) -> None:
     storage = Storage(tmp_path)
     assert find_pending(storage) is None
-    pending = new_pending(samples=["a"], clips=[], contents=[], persons=["Ann Example"], before=[])
+    pending = new_pending(samples=["a"], clips=[], contents=[], persons=["Ann Example"], counts=[])
     write_pending(storage, pending)
     assert find_pending(storage) == pending
     assert new_pending().salt != pending.salt

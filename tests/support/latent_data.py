@@ -14,9 +14,9 @@ from orchestration.cluster import Cluster, ClusterSettings
 from orchestration.jobs.derive import run_derive
 from orchestration.units.executor import RetrySettings, Tally, UnitRunner
 from orchestration.units.ledger import Ledger
-from orchestration.units.lost import check_same, lost_outputs
+from orchestration.units.lost import lost_outputs, refuse_changed
 from orchestration.units.records import QuarantineRecord
-from orchestration.units.unit import JobStoppedError, Unit, failed_attempt, run_unit
+from orchestration.units.unit import CHANGED, JobStoppedError, Unit, failed_attempt, run_unit
 from talkinghead import dataroot
 from talkinghead.annotation import blank_arrays
 from talkinghead.files.storage import Storage
@@ -74,6 +74,7 @@ class InProcessUnitRunner(UnitRunner):
         lost = lost_outputs(ledger, units)
         pending = [unit for unit in units if unit.key in lost or not ledger.is_done(unit)]
         tally = Tally(planned=len(units), done_before=len(units) - len(pending))
+        changed = []
         for unit in pending:
             try:
                 tally.frames += run_unit(self.storage, unit, attempts=1).frames
@@ -82,12 +83,15 @@ class InProcessUnitRunner(UnitRunner):
                 raise
             except Exception as error:  # noqa: BLE001  as the executor does
                 attempt = failed_attempt(error, alone=False, seconds=0.0)
+                if attempt.cause == CHANGED:
+                    changed.append(attempt.message)
+                    continue
                 record = QuarantineRecord(
                     job=unit.job, key=unit.key, pkey=unit.pkey, source=unit.source, attempts=[attempt]
                 )
                 self.storage.create(dataroot.quarantine(unit.job, unit.key, unit.pkey), record.to_json())
                 tally.quarantined += 1
-        check_same(self.storage, lost)
+        refuse_changed(changed)
         tally.wall_seconds = time.perf_counter() - started
         return tally
 

@@ -39,7 +39,7 @@ _DONE: dict[int, dict[str, tuple[int, int]]] = {}  # of frozen objects
 
 
 def make_shards(
-    data: Storage | Path, source: Path | None = None, version: str = "v1", **options: object
+    data: Storage | Path, source: Path | None = None, version: str = "v1", ingest: Sequence[str] = (), **options: object
 ) -> tuple[DatasetManifest, dict[str, tuple[int, int]]]:
     """Do what the command `shards` does.
 
@@ -47,6 +47,7 @@ def make_shards(
         data: The data set.
         source: SOURCE; None: as without it.
         version: Annotation version.
+        ingest: Settings of ingest as NAME=VALUE.
         options: Further ones of `Source`.
 
     Returns:
@@ -57,7 +58,7 @@ def make_shards(
     model = resolve_face_model()
     with writer_lock(storage):
         if source is not None:
-            run_ingest(runner, Source(source=str(source), **options), (), model)  # type: ignore[arg-type]
+            run_ingest(runner, Source(source=str(source), **options), ingest, model)  # type: ignore[arg-type]
         run_annotate(runner, version, (), model)
-        run_pack(runner, version, ("min_shards=2",))
-        return finish(storage, version), runner.done
+        packed = run_pack(runner, version, ("min_shards=2",))
+        return finish(storage, version, (), packed), runner.done

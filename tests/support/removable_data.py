@@ -59,8 +59,8 @@ def contents() -> dict[str, str | None]:
     return {clip: f"{number}" * 64 for number, clip in enumerate(CLIPS)}
 
 
-def build(root: Path) -> Storage:
-    """The data set."""
+def build_ingested(root: Path) -> Storage:
+    """What the data set is made of, annotated and not packed."""
     storage = Storage(root)
     catalog = rows()
     write_catalog(storage, Catalog(dataset="folder", rows=catalog, problems=[]))
@@ -70,12 +70,16 @@ def build(root: Path) -> Storage:
     faces = plans.AnnotatePlan(units=units, settings={"engine": "litert"}, model="m", model_sha256="0" * 64, order=0)
     plans.write_plan(storage, plans.annotate_job("v1"), faces)
     for number, row in enumerate(catalog):
-        names = PIECES.get(row.key, (row.key,))
-        details = {name: getattr(row, name) for name in ("dataset", "split_group", "licence", "person", "source")}
-        _commit(storage, "ingest", row.key, {key: _media(row, key, number) for key in names}, LENGTHS[number], details)
-        for key in names:
+        commit_clip(storage, row.key)
+        for key in PIECES.get(row.key, (row.key,)):
             members = {key: annotation_members(key, arrays(number))}
-            _commit(storage, plans.annotate_job("v1"), key, members, LENGTHS[number], {})
+            commit(storage, plans.annotate_job("v1"), key, members, LENGTHS[number], {})
+    return storage
+
+
+def build(root: Path) -> Storage:
+    """The data set."""
+    storage = build_ingested(root)
     run_pack(in_process(storage), "v1", ("min_shards=3", "val_fraction=0.3"))
     finish(storage, "v1")
     column = toy_column()
@@ -88,22 +92,44 @@ def build(root: Path) -> Storage:
     return storage
 
 
+def commit_clip(storage: Storage, clip: str, pkey: str = PKEY) -> None:
+    """Store what ingest makes of a clip, under some settings, and its commit record."""
+    number = CLIPS.index(clip)
+    row = rows()[number]
+    details = {name: getattr(row, name) for name in ("dataset", "split_group", "licence", "person", "source")}
+    members = {key: _media(row, key, number) for key in PIECES.get(clip, (clip,))}
+    commit(storage, "ingest", clip, members, LENGTHS[number], details, pkey)
+
+
 def _media(row: CatalogRow, key: str, number: int) -> dict[str, bytes]:
     frames = np.full((LENGTHS[number], 64, 64, 3), 10 * SAMPLES.index(key), np.uint8)
     assert row.person
     made = media_members(key, frames, speech(number), source_id=row.source_id, group=row.person)
-    about = json.loads(made["json"]) | {"clip_key": row.key, "person": row.person}
+    # Pieces follow one another in their source.
+    start_s = PIECES.get(row.key, (row.key,)).index(key) * LENGTHS[number] / 25
+    place = {"start_s": start_s, "end_s": start_s + LENGTHS[number] / 25}
+    about = json.loads(made["json"]) | {"clip_key": row.key, "person": row.person} | place
     return made | {"json": json.dumps(about).encode()}
 
 
-def _commit(
-    storage: Storage, job: str, key: str, made: Mapping[str, dict[str, bytes]], frames: int, details: dict[str, Any]
+def commit(
+    storage: Storage,
+    job: str,
+    key: str,
+    made: Mapping[str, dict[str, bytes]],
+    frames: int,
+    details: dict[str, Any],
+    pkey: str = PKEY,
 ) -> None:
     """Store a unit's samples, and its commit record."""
-    unit = Unit(job=job, key=key, pkey=PKEY, function="", payload={}, source=key, time_limit_s=1.0)
-    output = Output(contents=[(name, frames, members) for name, members in made.items()])
+    unit = Unit(job=job, key=key, pkey=pkey, function="", payload={}, source=key, time_limit_s=1.0)
+    scores: dict[str, dict[str, float | None]] = {}
+    if job.startswith(plans.ANNOTATE_PREFIX):
+        sound: dict[str, float | None] = dict.fromkeys(("audio_missing", "audio_silent", "audio_padded_fraction"), 0.0)
+        scores = {name: dict(sound) for name in made}
+    output = Output(contents=[(name, frames, members) for name, members in made.items()], scores=scores)
     stored = store_output(storage, unit, output)
-    storage.write(dataroot.record(job, key, PKEY), replace(stored, details=details).to_json())
+    storage.write(dataroot.record(job, key, pkey), replace(stored, details=details).to_json())
 
 
 def everything(storage: Storage) -> dict[str, dict[str, bytes]]:

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from shards.pins import read_pins
+from shards.removal_records import Pending, write_pending
 from talkinghead.files.storage import Storage
 from tests.support.derived_data import TOY, ToySettings, add_version, toy
 from tests.support.speech_data import build_speech_data, clip_key, store_fits
@@ -73,3 +74,15 @@ def test_a_run_of_an_older_release_goes_on(tmp_path: Path) -> None:
     assert "started anew" not in done.stderr
     assert json.loads(known.read_text())["recipe"]["config"]["person"] == []
     assert Storage(data.uri).exists(read_pins(data)[0].path) and not read_pins(data)[0].fits
+
+
+def test_nothing_is_trained_while_samples_are_removed(tmp_path: Path) -> None:
+    """The removal was killed before readers see it: a training that begins now would learn from what goes."""
+    data, run = build_speech_data(tmp_path / "data"), tmp_path / "run"
+    write_pending(data, Pending(job="remove", path="removed/20260101T000000Z-00000000.json", samples=[clip_key(0)]))
+    refused = run_train(tmp_path / "a", *SMALL, "--data", data.uri, "--run", run)
+    assert refused.process.exitcode == 2 and len(refused.errors) == 1
+    assert "make gc DATA=" in refused.errors[0] and not read_pins(data)
+    write_pending(data, Pending(job="gc"))
+    done = run_train(tmp_path / "b", *SMALL, "--data", data.uri, "--run", run)
+    assert done.process.exitcode == 0, done.stderr

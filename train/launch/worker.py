@@ -17,7 +17,7 @@ import torch.distributed as dist
 from talkinghead.files.atomic import commit_folder, temporary_folder, write_whole
 from talkinghead.files.foreign import open_own
 from talkinghead.provenance import pretty_json
-from train.clip_choice import note_run
+from train.clip_choice import check_no_removal, note_run
 from train.config import ParallelConfig
 from train.launch.failure import FailureLog, PeerError
 from train.launch.meeting import Meeting, signed_objects, store_of
@@ -65,6 +65,7 @@ def run_worker(path: Path, port: Port, data: str | None = None, meeting: Meeting
             def begin() -> None:
                 stack.enter_context(run.locked(_LOCK_PATIENCE_S))
                 failures.clear()
+                check_no_removal(data_of(run))
                 _prepare(run)
                 _note(run)
 

@@ -18,6 +18,7 @@ from orchestration.cluster import Cluster, ClusterSettings
 from orchestration.jobs import derive
 from orchestration.outcomes import current_quarantine
 from orchestration.plans import column_job
+from orchestration.units.damage import damaged_files
 from orchestration.units.executor import RetrySettings, run_units
 from orchestration.units.ledger import release
 from orchestration.units.unit import JobStoppedError, Unit
@@ -33,6 +34,7 @@ from talkinghead.models.image.weights import load_vae
 from tests.support.dying import die_at_writes
 from tests.support.job_commands import Command
 from tests.support.latent_data import LENGTHS, SETTINGS, build, clip_key, in_process, make_latents
+from tests.support.mending import CountingRunner
 from tests.support.object_store import LocalS3
 from tests.support.old_layout import age_data
 
@@ -220,6 +222,12 @@ def test_a_late_success_changes_no_packed_shard(tmp_path: Path, caplog: pytest.L
     after = content(tmp_path / "data")
     shards = [name for name in before if name.startswith("ann/latents-")]
     assert shards and all(after[name] == before[name] for name in shards)
+    # Its file went with those of the packed ones; it is not missed.
+    assert not list((tmp_path / "data/units").glob("encode-*/*/*.tar"))
+    runner = CountingRunner(storage=storage, cluster=in_process(storage).cluster, retry=in_process(storage).retry)
+    for _ in range(2):
+        assert make_latents(runner, SETTINGS) == version
+        assert set(runner.done.values()) == {(0, 0)} and damaged_files(storage) == []
     assert make_latents(in_process(storage), SETTINGS, "again") == "again"
     assert read_manifest(storage).annotation("again").kept == len(LENGTHS)
     # The newest comes last, and is what readers take that name none.

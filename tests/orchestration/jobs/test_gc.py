@@ -21,8 +21,9 @@ from orchestration.jobs.pack import run_pack
 from orchestration.jobs.remove import run_remove
 from orchestration.report.accounting import account
 from orchestration.report.state import data_state
+from orchestration.units.records import Attempt, QuarantineRecord
 from shards.index import build_index, write_index
-from shards.manifest import read_manifest
+from shards.manifest import ShardEntry, read_manifest
 from shards.pins import pin_run
 from shards.reader import ShardReader
 from shards.removal_records import find_pending
@@ -32,7 +33,9 @@ from talkinghead.files.storage import Storage
 from tests.support.dying import die_at_times, die_at_writes
 from tests.support.indexes import open_index
 from tests.support.latent_data import in_process
-from tests.support.removable_data import CLIPS, PIECES, SAMPLES, build, everything
+from tests.support.packed_data import annotation_members
+from tests.support.removable_data import CLIPS, PIECES, PKEY, SAMPLES, build, commit, commit_clip, everything
+from tests.support.speech_data import LENGTHS, arrays
 from tests.support.tars import read_tar
 from tests.support.toy_column import ToySettings, toy_column
 
@@ -73,6 +76,11 @@ def tars(storage: Storage) -> dict[str, list[tuple[str, dict[str, bytes]]]]:
     assert storage.local_root
     paths = [*storage.local_root.glob("clips-*.tar"), *storage.local_root.glob("ann/*/*.tar")]
     return {path.relative_to(storage.local_root).as_posix(): read_tar(path.read_bytes()) for path in sorted(paths)}
+
+
+def named_shards(storage: Storage) -> list[ShardEntry]:
+    manifest = read_manifest(storage)
+    return [*manifest.media, *(shard for entry in manifest.annotations for shard in entry.shards)]
 
 
 def check_whole(storage: Storage, expected: object) -> None:
@@ -141,6 +149,40 @@ def test_packed_units_go_and_others_stay(built: Storage, tmp_path: Path) -> None
     assert kept in left and lost not in left and not storage.exists(stray)
 
 
+def test_of_units_done_under_several_settings_the_planned_one_counts(built: Storage, tmp_path: Path) -> None:
+    storage = copy_of(built, tmp_path / "data")
+    clip = CLIPS[4]
+    commit_clip(storage, clip, "1" * 16)
+    for file in storage.list(dataroot.records(plans.PACK_MEDIA_JOB)):
+        if clip.encode() in storage.read(file.path):
+            storage.delete(file.path)
+    run_gc(storage)
+    assert storage.exists(dataroot.unit("ingest", clip, PKEY))
+    assert not storage.exists(dataroot.unit("ingest", clip, "1" * 16))
+
+
+def test_what_was_annotated_after_its_shard_was_packed_stays(built: Storage, tmp_path: Path) -> None:
+    """The shard has rows of NaN in its place: the unit is not packed, and would count as lost."""
+    storage = copy_of(built, tmp_path / "data")
+    job, late = plans.annotate_job("v2"), SAMPLES[1]
+    before = plans.find_annotate(storage, "v1")
+    assert before
+    plans.write_plan(storage, job, replace(before, order=1))
+    for number, clip in enumerate(CLIPS):
+        for key in PIECES.get(clip, (clip,)):
+            if key != late:
+                commit(storage, job, key, {key: annotation_members(key, arrays(number))}, LENGTHS[number], {})
+    attempt = Attempt(cause="error:Test", message="not now")
+    failed = QuarantineRecord(job=job, key=late, pkey=PKEY, source=late, attempts=[attempt])
+    storage.write(dataroot.quarantine(job, late, PKEY), failed.to_json())
+    run_pack(in_process(storage), "v2")
+    finish(storage, "v2")
+    storage.delete(dataroot.quarantine(job, late, PKEY))
+    commit(storage, job, late, {late: annotation_members(late, arrays(1))}, LENGTHS[1], {})
+    run_gc(storage)
+    assert storage.exists(dataroot.unit(job, late, PKEY)) and not storage.exists(dataroot.unit(job, SAMPLES[0], PKEY))
+
+
 def test_old_indexes_go_unless_a_run_has_pinned_them(built: Storage, tmp_path: Path) -> None:
     storage = copy_of(built, tmp_path / "data")
     (tmp_path / "run").mkdir()
@@ -160,7 +202,10 @@ def test_old_indexes_go_unless_a_run_has_pinned_them(built: Storage, tmp_path: P
     # A removal outweighs the pin.
     run_remove(storage, match_person(storage, "Ann Example"), nobody_read)
     assert storage.exists(first)
-    assert run_gc(storage).runs
+    with pytest.raises(ValueError, match=r"shards are rewritten that the run .*run.* reads.*--force"):
+        run_gc(storage)
+    assert storage.exists(first) and find_pending(storage) is None
+    assert run_gc(storage, dry_run=True).runs and run_gc(storage, force=True).runs
     assert not storage.exists(first)
 
 
@@ -238,8 +283,10 @@ def test_killed_at_any_write_or_delete_a_reader_sees_a_whole_data_set(
         assert verify(storage).problems == []
         # Either the same command once more, or another that writes, which brings the records in line first.
         if end and number % 2:
-            if find_pending(storage):
-                finish_gc(storage)
+            if pending := find_pending(storage):
+                finish_gc(storage, pending)
+                # Nothing but the note tells of them on an object store.
+                assert set(tars(storage)) == {shard.name for shard in named_shards(storage)}
             run_pack(in_process(storage), "v1")
             finish(storage, "v1")
             assert everything(storage) == expected

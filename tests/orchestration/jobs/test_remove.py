@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,13 +29,15 @@ from shards.fit_files import FitSource, write_fit
 from shards.manifest import read_manifest, write_manifest
 from shards.pins import pin_run
 from shards.reader import ShardReader
+from shards.removal import without_samples
 from shards.removal_records import PENDING, REASON, RemovalList, find_pending
+from shards.selection import Selection
 from shards.verify import verify
 from talkinghead import dataroot
 from talkinghead.files.storage import Storage
 from tests.support.dying import die_at_writes
 from tests.support.latent_data import in_process
-from tests.support.removable_data import CLIPS, PIECES, SAMPLES, build, everything
+from tests.support.removable_data import CLIPS, PIECES, SAMPLES, build, build_ingested, everything
 from tests.support.toy_column import ToySettings, toy_column
 
 ANN = SAMPLES[:2]
@@ -213,15 +215,133 @@ def test_fits_made_of_them_are_gone(storage: Storage) -> None:
     """Neutral meshes of persons, for example."""
     manifest = read_manifest(storage)
     source = FitSource(settings=SpeakersSettings(), annotation="v1", index=manifest.annotation().index)
+    # Also one whose choice names her, though none of her clips could be used.
+    chosen = replace(source, selection=Selection(person=("Ann Example", "Dan")))
     fits = [
-        write_fit(storage, SPEAKERS, source, keys, {"x": np.array([number])})
-        for number, keys in enumerate(([SAMPLES[0], SAMPLES[4]], [SAMPLES[4]]))
+        write_fit(storage, SPEAKERS, made_of, keys, {"x": np.array([number])})
+        for number, (made_of, keys) in enumerate(
+            ((source, [SAMPLES[0], SAMPLES[4]]), (source, [SAMPLES[4]]), (chosen, [SAMPLES[5]]))
+        )
     ]
     write_manifest(storage, replace(manifest, fits=fits))
     record = run_remove(storage, match_person(storage, "Ann Example"), nobody_read)
-    assert record.fits == [f"speakers@{fits[0].sha256[:12]}"]
+    assert record.fits == sorted(f"speakers@{fits[number].sha256[:12]}" for number in (0, 2))
     assert [fit.sha256 for fit in read_manifest(storage).fits] == [fits[1].sha256]
-    assert not storage.exists(fits[0].path) and storage.exists(fits[1].path)
+    assert [storage.exists(fit.path) for fit in fits] == [False, True, False]
+
+
+def damage_annotate_plan(storage: Storage) -> None:
+    storage.write(dataroot.plan(plans.annotate_job("v1")), b"no plan")
+
+
+def damage_pack_record(storage: Storage) -> None:
+    storage.write(storage.list("records/pack-v1")[0].path, b"{")
+
+
+def damage_pin(storage: Storage) -> None:
+    storage.write("pins/0123456789abcdef.json", b"{}")
+
+
+@pytest.mark.parametrize("damage", [damage_annotate_plan, damage_pack_record, damage_pin])
+def test_what_is_damaged_stops_it_before_it_begins(storage: Storage, damage: Callable[[Storage], None]) -> None:
+    """Else every later command would stop at finishing it, also the one that mends the damage."""
+    matched = match_person(storage, "Ann Example")
+    damage(storage)
+    assert storage.local_root
+    before = {path: path.read_bytes() for path in storage.local_root.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match=r"annotate-v1|records/pack-v1/.*Nothing was removed|no pin of a run"):
+        run_remove(storage, matched, nobody_read)
+    assert {path: path.read_bytes() for path in storage.local_root.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("damage", [damage_annotate_plan, damage_pack_record, damage_pin])
+def test_a_killed_one_is_finished_whatever_was_damaged_since(
+    storage: Storage, damage: Callable[[Storage], None]
+) -> None:
+    begin(storage, "*CLIPS[:2]")
+    damage(storage)
+    pending = find_pending(storage)
+    assert pending
+    finish_remove(storage, pending)
+    assert find_pending(storage) is None and set(everything(storage)) == set(SAMPLES) - set(ANN)
+    for key in ANN:
+        assert not storage.list("damaged") or key not in str([storage.read(f.path) for f in storage.list("damaged")])
+
+
+def begin(storage: Storage, keys: str) -> None:
+    """Begin to remove samples, and be killed after the note, at the second write."""
+    assert storage.local_root
+    setup = (
+        "from orchestration.jobs.matched import match_keys\nfrom orchestration.jobs.remove import run_remove\n"
+        "from tests.support.removable_data import CLIPS, PIECES\n"
+        "def no(run, keys): raise ValueError('none')"
+    )
+    work = f"storage = Storage(folder); run_remove(storage, match_keys(storage, [{keys}]), no)"
+    nowhere = storage.local_root.parent / "nowhere"
+    assert die_at_writes([nowhere, storage.local_root], setup=setup, work=work)[1] == -signal.SIGKILL
+    assert find_pending(storage) and len(everything(storage)) == len(SAMPLES)
+
+
+def test_counts_that_do_not_add_up_are_told_and_block_nothing(storage: Storage) -> None:
+    """An index that has lost a sample which nobody asked for."""
+    begin(storage, "*CLIPS[:2]")
+    write_manifest(storage, without_samples(storage, read_manifest(storage), [*ANN, SAMPLES[4]]).manifest)
+    pending = find_pending(storage)
+    assert pending
+    with pytest.raises(ValueError, match=r"counts of .* do not add up: 3 samples less, 2 were to go; .*removed/"):
+        finish_remove(storage, pending)
+    assert find_pending(storage) is None
+    assert RemovalList(storage).records[0].removed == 3
+
+
+def test_whatever_is_wrong_with_a_run_is_a_note(storage: Storage, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    pin_run(storage, str(tmp_path / "run"), versions=["v1"])
+
+    def read_by(run: str, keys: Collection[str]) -> tuple[int, int]:
+        raise KeyError(SAMPLES[0])
+
+    record = run_remove(storage, match_person(storage, "Ann Example"), read_by)
+    assert [(run.seen, run.note) for run in record.runs] == [(None, "KeyError, about a removed sample")]
+    assert find_pending(storage) is None
+
+
+def test_nobody_has_to_be_packed(tmp_path: Path) -> None:
+    """A DATA that is only ingested, or annotated."""
+    storage = build_ingested(tmp_path / "data")
+    record = run_remove(storage, match_keys(storage, [*CLIPS[:2], PIECES[CLIPS[2]][0]]), nobody_read)
+    assert (record.removed, record.unpacked, record.inputs, record.versions) == (0, 3, 2, [])
+    assert set(outcomes.ingested_samples(storage)) == set(SAMPLES) - {*ANN, PIECES[CLIPS[2]][0]}
+    assert [name for name in files_naming(storage, "Ann Example") if not name.startswith("catalog/")] == []
+    assert find_pending(storage) is None
+    run_pack(in_process(storage), "v1", ("min_shards=3",))
+    finish(storage, "v1")
+    reader = ShardReader(storage, split=None)
+    assert set(reader.keys) == set(SAMPLES) - {*ANN, PIECES[CLIPS[2]][0]}
+    assert verify(storage, deep=True).problems == []
+
+
+def test_killed_before_the_last_shards_are_deleted_none_stays(built: Storage, tmp_path: Path) -> None:
+    """Shards at the end that hold nothing else have no name any more. Without records, as in a copy of the data set
+    alone, or on an object store nothing else finds them."""
+    assert built.local_root
+    reader = ShardReader(built, split=None)
+    last = [key for key, number in zip(reader.keys, reader.index.numbers("shard"), strict=True) if number == 2]
+    ignored = shutil.ignore_patterns("pack-*")
+    folders = [Path(shutil.copytree(built.local_root, tmp_path / f"data{n}", ignore=ignored)) for n in range(1, 8)]
+    setup = (
+        "from orchestration.jobs.matched import match_keys\nfrom orchestration.jobs.remove import run_remove\n"
+        "def no(run, keys): raise ValueError('none')\n"
+        "def deleting(self, path): os.kill(os.getpid(), signal.SIGKILL)\nStorage.delete = deleting"
+    )
+    work = f"storage = Storage(folder); run_remove(storage, match_keys(storage, {last!r}), no)"
+    assert die_at_writes(folders, setup=setup, work=work)[-1] == -signal.SIGKILL
+    for folder in folders:
+        storage = Storage(folder)
+        if pending := find_pending(storage):
+            finish_remove(storage, pending)
+            assert len(read_manifest(storage).media) == 2
+            assert not list(folder.glob("clips-000002*")) and not list(folder.glob("ann/*/ann-000002*"))
 
 
 @pytest.mark.timeout(600)
@@ -250,7 +370,7 @@ def test_killed_at_any_write_a_reader_sees_the_old_or_the_new(built: Storage, tm
             if pending is None:  # killed before anything was noted
                 assert found == before
                 continue
-            finish_remove(storage, pending, nobody_read)
+            finish_remove(storage, pending)
         assert everything(storage) == after
         assert verify(storage).problems == []
         accounting = account(data_state(storage, None))

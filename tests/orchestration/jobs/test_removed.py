@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from orchestration.jobs.matched import match_keys
 from orchestration.jobs.removed import (
     content_of,
     find_removed,
@@ -17,16 +20,19 @@ from orchestration.jobs.removed import (
     strip_removed,
 )
 from orchestration.outcomes import ingested_samples
-from shards.removal_records import REASON, RemovalList, RemovalRecord, digests, write_record
+from orchestration.units.unit import run_unit
+from shards.removal_records import REASON, Piece, RemovalList, RemovalRecord, digests, hashed, write_record
+from talkinghead import dataroot
 from talkinghead.files.storage import Storage
 from talkinghead.schema import CatalogRow
-from tests.support.removable_data import CLIPS, PIECES, SAMPLES, build, contents, rows
+from tests.support.removable_data import CLIPS, PIECES, SAMPLES, build, build_ingested, contents, rows
 
 
-def removed(folder: Path, **values: list[str]) -> RemovalList:
+def removed(folder: Path, pieces: Sequence[Piece] = (), **values: list[str]) -> RemovalList:
     storage = Storage(folder)
-    known = {f"{kind}s": digests("salt", kind, texts) for kind, texts in values.items()}  # type: ignore[arg-type]
-    about = RemovalRecord(time="", removed=1, unpacked=0, inputs=1, versions=[], salt="salt", **known)  # type: ignore[arg-type]
+    known: dict[str, Any] = {f"{kind}s": digests("salt", kind, texts) for kind, texts in values.items()}  # type: ignore[arg-type]
+    known["pieces"] = [hashed("salt", piece) for piece in pieces]
+    about = RemovalRecord(time="", removed=1, unpacked=0, inputs=1, versions=[], salt="salt", **known)
     write_record(storage, "removed/20261130T000000Z-00000000.json", about)
     return RemovalList(storage)
 
@@ -76,7 +82,7 @@ def test_its_row_of_the_catalog_names_nobody() -> None:
 def test_a_piece_that_was_cut_again_is_rejected_again(tmp_path: Path) -> None:
     storage = build(tmp_path / "data")
     gone, stays = PIECES[CLIPS[2]]
-    removed(tmp_path / "data", key=[gone])
+    removed(tmp_path / "data", [Piece(key=gone)], key=[gone])
     strip_removed(storage)
     samples = ingested_samples(storage)
     assert set(samples) == set(SAMPLES) - {gone}
@@ -93,3 +99,43 @@ def test_content_is_what_cannot_be_told_from_a_name(content: str | None) -> None
     one, two = rows()[0], replace(rows()[1], person="x")
     assert content_of(one, content) == content_of(two, content)
     assert (content_of(one, content) is None) is (content is None)
+
+
+def test_a_piece_is_known_by_its_place_under_other_settings(tmp_path: Path) -> None:
+    """The same moment has another key there, and its key stands for another moment."""
+    storage = build_ingested(tmp_path / "data")
+    clip, (first, second) = CLIPS[2], PIECES[CLIPS[2]]
+    content = contents()[clip]
+    where = matched_place(storage, second)
+    removed(tmp_path / "data", [Piece(key=first, content=content, start_s=where[0], end_s=where[1])], key=[first])
+    strip_removed(storage)
+    assert first in ingested_samples(storage) and second not in ingested_samples(storage)
+
+
+def test_a_renamed_copy_loses_the_piece_too(tmp_path: Path) -> None:
+    storage = build_ingested(tmp_path / "data")
+    first, second = PIECES[CLIPS[2]]
+    start_s, end_s = matched_place(storage, second)
+    gone = Piece(key="folder-renamed-mp4-abcd-cut1", content=contents()[CLIPS[2]], start_s=start_s, end_s=end_s)
+    removed(tmp_path / "data", [gone])
+    strip_removed(storage)
+    assert first in ingested_samples(storage) and second not in ingested_samples(storage)
+
+
+def matched_place(storage: Storage, key: str) -> tuple[float, float]:
+    """Where a piece lies in its source, as a removal notes it."""
+    (piece,) = match_keys(storage, [key]).pieces
+    assert piece.key == key and piece.content == contents()[CLIPS[2]]
+    assert piece.start_s is not None and piece.end_s is not None
+    return piece.start_s, piece.end_s
+
+
+def test_records_of_removed_inputs_go_when_no_plan_names_them(tmp_path: Path) -> None:
+    storage = build_ingested(tmp_path / "data")
+    removed(tmp_path / "data", clip=["folder-old-mp4-abcd"])
+    old = removed_unit(replace(rows()[0], key="folder-old-mp4-abcd"))
+    run_unit(storage, old, attempts=1)
+    path = dataroot.record(old.job, old.key, old.pkey)
+    assert storage.exists(path)
+    strip_removed(storage)
+    assert not storage.exists(path) and len(storage.list("records/ingest")) == len(CLIPS)

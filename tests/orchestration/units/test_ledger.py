@@ -50,6 +50,17 @@ def test_only_records_with_names_of_ours_count(storage: Storage) -> None:
     assert [record.key for record in quarantined(storage)] == ["b"]
 
 
+def test_all_commits_of_a_key_are_given(storage: Storage) -> None:
+    """Also those that no plan names any more; one that cannot be read is noted."""
+    other = UnitRecord(job="ingest", key="a", pkey="f" * 16)
+    storage.create(dataroot.record("ingest", "a", other.pkey), other.to_json())
+    broken = dataroot.record("ingest", "c", PKEY)
+    storage.create(broken, b"{")
+    ledger = Ledger(storage, "ingest")
+    assert [(record.key, record.pkey) for record in ledger.commits()] == [("a", PKEY), ("a", other.pkey)]
+    assert set(ledger.unreadable) == {broken}
+
+
 def test_a_unit_is_done_when_committed_or_quarantined_under_its_own_provenance(storage: Storage) -> None:
     def unit(key: str, pkey: str = PKEY) -> Unit:
         return Unit(

@@ -11,6 +11,7 @@ from orchestration.cluster import Cluster, ClusterSettings
 from orchestration.units.executor import RetrySettings, Tally, run_units
 from orchestration.units.ledger import Ledger
 from orchestration.units.lost import lost_outputs
+from orchestration.units.output_tar import OutputChangedError
 from orchestration.units.records import UnitRecord
 from orchestration.units.unit import Unit, run_unit
 from talkinghead import dataroot
@@ -73,15 +74,43 @@ def test_what_is_lost_is_made_again(tmp_path: Path) -> None:
     assert run(storage, packed).committed == 1
     assert storage.read(file) == content and storage.read(dataroot.record("test", "one", planned[0].pkey)) == first
     storage.delete(file)
-    storage.write(
-        dataroot.record("test", "one", planned[0].pkey),
-        replace(record_of(storage, planned[0]), file_sha256="0" * 64).to_json(),
-    )
+    alter(storage, planned[0])
+    gone = record_of(storage, planned[1]).file
+    assert gone
+    storage.delete(gone)
     for _ in range(2):
-        with pytest.raises(ValueError, match="came out with other bytes than before"):
+        with pytest.raises(ValueError, match=r"one.*came out with other bytes than before.*put the shard back"):
             run(storage, packed)
-        assert not storage.exists(file)
+        # The others are done, and it is no fault of the input.
+        assert not storage.exists(file) and storage.exists(gone) and not storage.list(dataroot.quarantines("test"))
     assert run(storage, packed[1:]).committed == 0
+
+
+def alter(storage: Storage, unit: Unit) -> None:
+    """Make a record say that its samples had other bytes."""
+    record = record_of(storage, unit)
+    samples = [replace(sample, sha256="0" * 64) for sample in record.samples]
+    storage.write(dataroot.record(unit.job, unit.key, unit.pkey), replace(record, samples=samples).to_json())
+
+
+def test_what_is_packed_never_takes_its_name_with_other_bytes(tmp_path: Path) -> None:
+    """Whatever kills the command: the worker compares before the file is there."""
+    storage = Storage(tmp_path / "data")
+    [unit, *_] = units(tmp_path, is_packed=True)
+    run_unit(storage, unit, attempts=1)
+    first = record_of(storage, unit)
+    assert first.file
+    storage.delete(first.file)
+    alter(storage, unit)
+    with pytest.raises(OutputChangedError, match=r"units/test/.*one.*came out with other bytes"):
+        run_unit(storage, unit, attempts=1)
+    assert not storage.list(dataroot.units("test")) and not storage.list("tmp")
+    # The rest of the record does not matter: its samples may have lain elsewhere.
+    samples = [replace(s, members=[replace(m, offset=m.offset + 512) for m in s.members]) for s in first.samples]
+    moved = replace(first, file=dataroot.unit("test", "one", f"{unit.pkey}-r1"), samples=samples)
+    storage.write(dataroot.record("test", "one", unit.pkey), moved.to_json())
+    run_unit(storage, unit, attempts=1)
+    assert record_of(storage, unit) == first and storage.exists(first.file)
 
 
 def test_what_is_lost_in_an_object_store_is_found(s3: LocalS3, tmp_path: Path) -> None:

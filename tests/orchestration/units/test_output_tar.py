@@ -56,6 +56,22 @@ def test_bytes_and_hashes(tmp_path_factory: pytest.TempPathFactory, contents: li
     assert record.frames == sum(range(len(samples)))
 
 
+def test_what_is_left_out_is_only_in_the_hash(tmp_path: Path) -> None:
+    storage = Storage(tmp_path)
+    with OutputTar(storage, *KEYS) as tar:
+        tar.leave_out("gone", {"txt": b"secret"})
+        tar.add("one", 1, {"txt": b"1"})
+        tar.leave_out("lost", {"txt": b"secret"})
+    record = tar.record()
+    data = storage.read(record.file or "")
+    assert data == pack_samples([("one", {"txt": b"1"})]) and record.file_bytes == len(data)
+    whole = pack_samples([("gone", {"txt": b"secret"}), ("one", {"txt": b"1"}), ("lost", {"txt": b"secret"})])
+    assert record.file_sha256 == hash_bytes(whole)
+    with OutputTar(storage, "test", "all", KEYS[2]) as tar:
+        tar.leave_out("gone", {"txt": b"secret"})
+    assert tar.record().file is None
+
+
 def test_without_samples_there_is_no_tar(tmp_path: Path) -> None:
     storage = Storage(tmp_path)
     rejected = [RejectedPiece(key="clip", rejection=Rejection(reason="no_face", score=0.0, detail="none"))]
