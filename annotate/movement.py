@@ -32,6 +32,7 @@ _SIDE = 48  # width and height in pixels
 _WINDOW = 3 * FPS  # frames that are compared: people who listen blink every three to four seconds
 _PEAK = 95  # percentile of time: a blink is longer, a single frame whose landmarks are off is not
 _CHANGED = 99  # percentile of the pixels: both eyes together are two or three in a hundred
+_SURELY_MOVES = 0.7  # change from which on no tilt of a flat image is looked for: one by 12 % makes 0.54
 _LEAST_CONTRAST = 1.0  # grey levels; below, nothing can be seen to change
 
 # The place of the face in the frame.
@@ -109,7 +110,7 @@ def mesh_scores(mesh: np.ndarray, pose: np.ndarray) -> Scores:
 
 
 def face_change(images: np.ndarray, points: np.ndarray) -> float:
-    """How much a face changes beyond its place, turn, size and light, as a share of its contrast.
+    """How much a face changes beyond its place, turn, size, tilt and light, as a share of its contrast.
 
     Args:
         images: Images with a face `[F, h, w]`.
@@ -120,11 +121,29 @@ def face_change(images: np.ndarray, points: np.ndarray) -> float:
     """
     windows = max(1, round(len(images) / _WINDOW))
     parts = zip(np.array_split(images, windows), np.array_split(points, windows), strict=True)
-    return float(np.median([_change(_laid_over(*part)) for part in parts]))
+    return float(np.median([_window_change(*part) for part in parts]))
 
 
-def _laid_over(images: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Faces `[F, _SIDE, _SIDE]` float32, moved, turned and sized so that their stable landmarks lie on one another."""
+def _window_change(images: np.ndarray, points: np.ndarray) -> float:
+    """Change of a face in one window: what is left by the better of two explanations by a flat image.
+
+    A flat image that is tilted needs eight numbers a frame. On one that is only shaken they follow the tremble of the
+    landmarks, and leave more than the four of a similarity do.
+    """
+    change = _change(_laid_over(images, points), tilts=False)
+    if change >= _SURELY_MOVES:
+        return change
+    return min(change, _change(_laid_over(images, points, tilts=True), tilts=True))
+
+
+def _laid_over(images: np.ndarray, points: np.ndarray, *, tilts: bool = False) -> np.ndarray:
+    """Faces `[F, _SIDE, _SIDE]` float32, moved so that their stable landmarks lie on one another.
+
+    Args:
+        images: Images with a face `[F, h, w]`.
+        points: Landmarks `[F, 468, 2]` in pixels of the images.
+        tilts: Whether by a homography, as a flat image that is tilted moves; else by place, turn and size.
+    """
     centres = points[:, _STABLE].mean(axis=1)
     # In complex numbers a turn and a size are one factor. Each frame's is fitted to the first shape, then to the mean.
     flat = (points - centres[:, None]) @ np.array([1, 1j])
@@ -134,28 +153,39 @@ def _laid_over(images: np.ndarray, points: np.ndarray) -> np.ndarray:
         shape = (flat / factors[:, None]).mean(axis=0)
     # A square around the shape; from its pixels to those of each image, whose centres lie half a pixel in.
     low, high = shape.real.min() + 1j * shape.imag.min(), shape.real.max() + 1j * shape.imag.max()
-    steps = factors * max((high - low).real, (high - low).imag) / _SIDE
+    size = max((high - low).real, (high - low).imag)
+    steps = factors * size / _SIDE
     starts = (
         centres @ np.array([1, 1j]) + factors * (low + high) / 2 - steps * (1 + 1j) * (_SIDE - 1) / 2 - (0.5 + 0.5j)
     )
     faces = np.empty((len(images), _SIDE, _SIDE), np.float32)
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    if tilts:
+        places = (shape - (low + high) / 2) * _SIDE / size + (1 + 1j) * (_SIDE - 1) / 2
+        stable = np.stack([places.real, places.imag], axis=1)[_STABLE]
+        for face, image, seen in zip(faces, images, points[:, _STABLE] - 0.5, strict=True):
+            matrix, _ = cv2.findHomography(stable, seen)
+            face[:] = cv2.warpPerspective(image, matrix, (_SIDE, _SIDE), flags=flags, borderMode=cv2.BORDER_REPLICATE)
+        return faces
     for face, image, step, start in zip(faces, images, steps, starts, strict=True):
         matrix = np.array([[step.real, -step.imag, start.real], [step.imag, step.real, start.imag]])
-        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
         face[:] = cv2.warpAffine(image, matrix, (_SIDE, _SIDE), flags=flags, borderMode=cv2.BORDER_REPLICATE)
     return faces
 
 
-def _change(faces: np.ndarray) -> float:
+def _change(faces: np.ndarray, *, tilts: bool) -> float:
     """Largest change over time of faces that lie on one another, as a share of their contrast."""
     middle = faces.mean(axis=0)
     contrast = float(middle.std())
     if contrast < _LEAST_CONTRAST:
         return 0.0
-    # To first order, light adds the image itself and a constant; a similarity adds its gradients, weighted.
+    # To first order, light adds the image itself and a constant; a similarity or a tilt adds its gradients, weighted.
     along_y, along_x = np.gradient(middle)
     y, x = np.mgrid[:_SIDE, :_SIDE] - (_SIDE - 1) / 2
-    causes = (np.ones_like(middle), middle, along_x, along_y, x * along_x + y * along_y, x * along_y - y * along_x)
+    size, turn = x * along_x + y * along_y, x * along_y - y * along_x
+    causes = [np.ones_like(middle), middle, along_x, along_y, size, turn]
+    if tilts:
+        causes += [x * along_x - y * along_y, x * along_y + y * along_x, x / _SIDE * size, y / _SIDE * size]
     basis = np.linalg.qr(np.stack(causes, axis=-1).reshape(-1, len(causes)))[0].astype(np.float32)
     rest = (faces - middle).reshape(len(faces), -1)
     rest -= (rest @ basis) @ basis.T
