@@ -107,8 +107,28 @@ def finish(
     fits = [replace(fit, index=renamed.get(fit.index, fit.index)) for fit in (before.fits if before else [])]
     after = replace(after, fits=fits)
     write_manifest(storage, after)
+    if before is None:
+        _say_what_is_not_listed(storage, after)
     _remove_old_indexes(storage, before, after)
     return after
+
+
+def _say_what_is_not_listed(storage: Storage, after: DatasetManifest) -> None:
+    """A warning where versions were made that a `DATASET.json` which was lost has listed, and this one does not."""
+    listed = {entry.version for entry in after.annotations}
+    faces = [name.removeprefix(plans.ANNOTATE_PREFIX) for name in plans.plan_names(storage, plans.ANNOTATE_PREFIX)]
+    columns = set()
+    for name in plans.plan_names(storage, *plans.COLUMN_PREFIXES):
+        plan = plans.find_plan(storage, name)
+        if isinstance(plan, plans.ColumnPlan) and name.partition("-")[2] not in listed:
+            columns.add(plan.made_of.column)
+    commands = [f"make shards ANN={version}" for version in faces if version not in listed]
+    commands += [f"make derive COLUMNS={','.join(sorted(columns))}"] if columns else []
+    if commands:
+        log.warning(
+            "%s is new and does not list what else DATA holds: %s lists it again",
+            storage.describe("DATASET.json"), ", ".join(commands),
+        )  # fmt: skip
 
 
 def _known_filters(before: DatasetManifest | None, version: str) -> dict[str, float | bool | None]:

@@ -28,6 +28,9 @@ log = logging.getLogger(__name__)
 
 GONE = "packed; its source is no longer in SOURCE"
 """Note of a packed clip whose file is not in SOURCE."""
+NOT_TAKEN = "packed; not among the clips that LIMIT takes, where it is in SOURCE at all"
+"""Note of a packed clip that is not found under a limit: under its own name it is not there, and contents of files that
+the limit leaves out are not read."""
 _SHOWN_PROBLEMS = 20
 
 
@@ -144,7 +147,8 @@ def _catalog(
     here = {row.key for row in catalog.rows if row.source is not None}
     kept = [row for row in earlier.rows if row.key in packed - here]
     gone = {row.key for row in kept}
-    marked = [row if GONE in row.notes else replace(row, notes=(*row.notes, GONE)) for row in kept]
+    note = NOT_TAKEN if catalog.left_out else GONE
+    marked = [replace(row, notes=(*_own_notes(row), note)) for row in kept]
     rows = [row for row in catalog.rows if row.key not in gone] + marked
     return replace(catalog, rows=sorted(rows, key=lambda row: row.key)), gone
 
@@ -207,13 +211,19 @@ def _follow_renamed(
             if row.source is not None and row.key not in gone and row.key not in known
         ]
         moved = renamed(lost, found)
-    back = {row.key: replace(row, notes=tuple(note for note in row.notes if note != GONE)) for row in moved.values()}
+    back = {row.key: replace(row, notes=_own_notes(row)) for row in moved.values()}
     rows = [back.get(row.key, row) for row in catalog.rows if row.key not in moved]
     if back:
         log.warning("%d packed clips have files of other names now; they keep their keys", len(back))
     if still := gone - back.keys():
-        log.warning("%d packed clips are no longer in SOURCE; they stay in their shards", len(still))
+        where = "not among the clips that LIMIT takes" if catalog.left_out else "no longer in SOURCE"
+        log.warning("%d packed clips are %s; they stay in their shards", len(still), where)
     return replace(catalog, rows=rows), still
+
+
+def _own_notes(row: CatalogRow) -> tuple[str, ...]:
+    """Notes of a row, without those on where its file is."""
+    return tuple(note for note in row.notes if note not in (GONE, NOT_TAKEN))
 
 
 def _with_lengths(catalog: Catalog, rows: Sequence[CatalogRow], prints: Mapping[str, Fingerprint]) -> Catalog:

@@ -19,7 +19,7 @@ from annotate.filters import FilterSettings, judge
 from annotate.scores import Scores, clip_scores, info_scores, longest_run, sample_scores
 from annotate.settings import AnnotateSettings
 from shards.reader import SPEECH
-from talkinghead.annotation import COLUMNS, QUALITY_FIELDS
+from talkinghead.annotation import QUALITY_FIELDS, blank_arrays
 from talkinghead.geometry.canonical import canonical_face, mean_face
 from talkinghead.schema import ClipInfo
 
@@ -115,7 +115,7 @@ def clip_info(**changes) -> ClipInfo:
 
 
 def columns(frames: int, **quality: float) -> dict[str, np.ndarray]:
-    arrays = {column.name: np.zeros((frames, *column.shape), np.float32) for column in COLUMNS}
+    arrays = {name: np.zeros_like(values) for name, values in blank_arrays(frames).items()}
     arrays["valid"] = np.ones(frames, bool)
     for name, value in quality.items():
         arrays["quality"][:, QUALITY_FIELDS.index(name)] = value

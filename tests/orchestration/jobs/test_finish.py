@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -108,3 +109,22 @@ def test_a_derived_column_does_not_repeat_them(storage: Storage, monkeypatch: py
     version = run_derive(in_process(storage), column, ToySettings())
     assert [row.notes for row in open_index(storage, version).rows()] == [[]] * len(KEYS)
     assert [row.notes for row in open_index(storage, "v1").rows() if row.notes] == [["deinterlaced"]]
+
+
+def test_a_manifest_that_was_lost_is_made_again_and_says_what_it_does_not_list(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    ingested(storage, 0, {})
+    with caplog.at_level(logging.WARNING):
+        finish(storage, "v1")
+        assert not caplog.records, "the first one has nothing to miss"
+        column = toy_column()
+        derive._last.clear()
+        monkeypatch.setitem(COLUMNS, column.name, column)
+        version = run_derive(in_process(storage), column, ToySettings())
+        storage.delete("DATASET.json")
+        finish(storage, "v1")
+    [record] = [record for record in caplog.records if "DATASET.json" in record.getMessage()]
+    assert f"make derive COLUMNS={column.name} lists it again" in record.getMessage()
+    assert run_derive(in_process(storage), column, ToySettings()) == version
+    assert [entry.version for entry in read_manifest(storage).annotations] == ["v1", version]

@@ -16,7 +16,7 @@ from annotate.sync import SCORES as SYNC_SCORES
 from ingest.catalog import read_catalog
 from orchestration import outcomes, plans
 from orchestration.jobs.ingest import Source, run_ingest
-from orchestration.jobs.ingest_inputs import GONE
+from orchestration.jobs.ingest_inputs import GONE, NOT_TAKEN
 from shards.index import read_index
 from shards.manifest import read_manifest
 from talkinghead import dataroot
@@ -116,6 +116,21 @@ def test_a_catalog_that_cannot_be_read_is_made_again_where_nothing_is_packed(
     storage.write(dataroot.catalog("folder"), b"no table")
     ingest(storage, source)
     assert len(read_catalog(storage, "folder").rows) == 1
+
+
+def test_a_limit_says_of_no_moved_file_that_it_is_gone(
+    storage: Storage, source: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Which file it is now is known by its content, and the limit keeps most of them from being read."""
+    before = packed(storage)
+    with caplog.at_level(logging.WARNING):
+        ingest(storage, source.parent, limit=1)
+    assert packed(storage) == before
+    notes = {note for row in read_catalog(storage, "folder").rows for note in row.notes}
+    assert "no longer in SOURCE" not in caplog.text and GONE not in notes and NOT_TAKEN in notes
+    ingest(storage, source.parent)
+    notes = {note for row in read_catalog(storage, "folder").rows for note in row.notes}
+    assert not notes & {GONE, NOT_TAKEN}, "without a limit all are found again"
 
 
 def sync_scores(late: str, lag: float) -> Callable[[SampleIndex, np.ndarray], Derived]:
