@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 SMALL_SIZE = 128
-"""Longer side of a image in pixels."""
+"""Longer side of an image in pixels."""
 
 
 class SmallImages:
@@ -22,7 +22,7 @@ class SmallImages:
         self._taken: list[np.ndarray] = []
 
     def watch(self, frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        """Pass the frames on unchanged (RGB uint8 `[H, W, 3]`, all of one size), after a image was taken of each."""
+        """Pass the frames on unchanged (RGB uint8 `[H, W, 3]`, all of one size), after an image was taken of each."""
         for frame in frames:
             self._taken.append(small_image(frame))
             yield frame

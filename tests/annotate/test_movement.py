@@ -49,6 +49,8 @@ PHOTOS: dict[str, Callable[[], PosedClip]] = {
     "panned": lambda: photo(FRAMES, path(1.2, 0, 60 * TIME - 30)),
     "turned": lambda: photo(FRAMES, path(1.1, 10 * TIME - 5)),
     "all of these": lambda: photo(FRAMES, path(1 + 0.2 * TIME, 6 * TIME, 30 * TIME)),
+    "tilted": lambda: photo(FRAMES).tilted(0.1),
+    "tilted in the hand": lambda: photo(FRAMES, shaken(FRAMES)).tilted(0.06),
     "in the hand": lambda: photo(FRAMES, shaken(FRAMES)),
     "noisy": lambda: photo(FRAMES).noisy(12),
     "noisy in the hand": lambda: photo(FRAMES, shaken(FRAMES)).noisy(8),
@@ -82,6 +84,7 @@ FACES: dict[str, Callable[[], PosedClip]] = {
     "speaks in the hand": lambda: talking(FRAMES, moved=shaken(FRAMES)),
     "speaks while it is zoomed": lambda: talking(FRAMES, moved=path(1 + 0.3 * TIME)),
     "speaks, noisy": lambda: talking(FRAMES).noisy(12),
+    "speaks, tilted": lambda: talking(FRAMES).tilted(0.1),
 }
 
 
@@ -300,8 +303,9 @@ def test_real_clips_are_kept(media: Path, annotated: Callable[..., Scores], name
 
 @pytest.mark.parametrize("name", ["video/Real3DPortrait_May_5s.mp4", "video/EDTalk_mouth_source.mp4"])
 def test_a_photo_of_a_real_face_is_still(media: Path, annotated: Callable[..., Scores], name: str) -> None:
-    """With the landmarks that the network finds on each frame anew: zoomed, and in the hand under noise."""
+    """With the landmarks that the network finds on each frame anew: zoomed, tilted, and in the hand under noise."""
     image = some_frames(media / name, 1, first=40)[0]
+    tilted = PosedClip([image] * 50, np.zeros((50, 1, 2))).tilted(0.12).images
     draws, moves = np.random.default_rng(0), shaken(50)
     zoomed, shown = [], []
     for number in range(50):
@@ -310,7 +314,7 @@ def test_a_photo_of_a_real_face_is_still(media: Path, annotated: Callable[..., S
             matrix[:, 2] += x, y
             made.append(cv2.warpAffine(image, matrix, image.shape[1::-1], borderMode=cv2.BORDER_REFLECT))
     noisy = [np.clip(one + draws.normal(0, 8, one.shape), 0, 255).astype(np.uint8) for one in shown]
-    for images in (zoomed, noisy):
+    for images in (zoomed, noisy, tilted):
         scores = annotated(images)
         assert reason(scores) == "still" and (scores["face_change"] or 0) < 0.09, scores
 

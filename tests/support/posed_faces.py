@@ -41,6 +41,19 @@ class PosedClip:
         """The same with other images; `change` gets the number of each frame and its image."""
         return replace(self, images=[_bytes(change(number, image)) for number, image in enumerate(self.images)])
 
+    def tilted(self, keystone: float) -> PosedClip:
+        """Tilted back and forth, as a flat image: its left side is longer and shorter by a share of the side."""
+        images, landmarks = [], np.empty_like(self.landmarks)
+        corners = np.array([[0, 0], [SIDE, 0], [SIDE, SIDE], [0, SIDE]], np.float32)
+        for number, image in enumerate(self.images):
+            shift = SIDE * keystone / 2 * np.sin(2 * np.pi * number / len(self.images))
+            seen = corners + np.array([[shift, -shift], [0, 0], [0, 0], [shift, shift]], np.float32)
+            matrix = cv2.getPerspectiveTransform(corners, seen)
+            images.append(cv2.warpPerspective(image, matrix, (SIDE, SIDE), borderMode=cv2.BORDER_REFLECT))
+            points = SIDE * self.landmarks[number].astype(np.float64)
+            landmarks[number] = cv2.perspectiveTransform(points[None], matrix)[0] / SIDE
+        return PosedClip(images, landmarks)
+
     def noisy(self, levels: float) -> PosedClip:
         """With noise of so many grey levels, another one in each frame."""
         draws = np.random.default_rng(1)
