@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -122,6 +122,8 @@ def build_catalog(
             problems.append(Problem(file=found.name, message=message))
         else:
             rows.append(grouped(row, group_of))
+    if group_by is not None and group_by != NO_GROUPS:
+        problems.extend(_check_groups(rows, group_by, source))
     # The limit prefers clips that can be ingested; what is unused is judged by all rows, not by those kept.
     used = {row.source for row in rows if row.source is not None}
     kept = rows
@@ -139,6 +141,24 @@ def build_catalog(
         left_out=len(rows) - len(kept),
         group_by=group_by,
     )
+
+
+def _check_groups(rows: Sequence[CatalogRow], rule: str, source: Path) -> Iterator[Problem]:
+    """What a rule of split groups does not fit; raises `ValueError` where it fits no file at all."""
+    without = [row.source for row in rows if row.source is not None and row.person is None]
+    groups = {row.split_group for row in rows if row.person is not None}
+    if without and not groups:
+        raise ValueError(
+            f"--group-by {rule} finds no group in the path of any file of {display_path(str(source))}, as in"
+            f" {display_path(without[0])}: name another rule, or none"
+        )
+    if without:
+        number = f"{len(without):,} of {len(rows):,} files" if without[1:] else "one file"
+        message = f"--group-by {rule} finds no group for {number} (this is the first): each is a group of its own"
+        yield Problem(file=display_path(without[0]), message=message)
+    if len(groups) == 1 and len(rows) > 2:
+        message = f"--group-by {rule} puts {len(rows) - len(without):,} files in one group, and so in one split"
+        yield Problem(file=display_path(min(groups)), message=message)
 
 
 def _find_metadata(adapter: Adapter, source: Path, metadata: Path | None, follow_links: bool) -> Path:

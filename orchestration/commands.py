@@ -19,6 +19,7 @@ from annotate.settings import AnnotateSettings
 from ingest.settings import IngestSettings
 from orchestration.cluster import Cluster, ClusterSettings
 from orchestration.jobs.annotate import run_annotate
+from orchestration.jobs.catalogs import warn_of_lost_catalogs
 from orchestration.jobs.derive import run_derive, unset
 from orchestration.jobs.finish import current_version, finish
 from orchestration.jobs.fit import run_fit
@@ -104,6 +105,7 @@ def annotate(
 ) -> str:
     """Annotate the ingested clips: landmarks, mesh, pose, blendshapes, quality."""
     with _runner(data, cluster, retry) as runner:
+        warn_of_lost_catalogs(runner.storage)
         _annotate(runner, version, engine, annotate)
     return runner.storage.uri
 
@@ -127,6 +129,8 @@ def shards(
             run_ingest(runner, source, ingest, resolve_face_model())
         elif ingest:
             raise ValueError("--ingest changes how sources are ingested, so it needs --source")
+        else:
+            warn_of_lost_catalogs(runner.storage)
         # Each job runs only the units that are not done, so that one command takes DATA from any state to its end.
         version = _annotate(runner, version, engine, annotate)
         packed = run_pack(runner, version, shards)
@@ -148,6 +152,7 @@ def reannotate(
     # Only on a finished data set, so that a mistyped DATA is an error at once.
     with _runner(data, cluster, retry) as runner:
         read_manifest(runner.storage)
+        warn_of_lost_catalogs(runner.storage)
         _annotate(runner, version, engine, annotate)
         packed = run_pack(runner, version)
         finish(runner.storage, version, filters, packed)

@@ -114,10 +114,27 @@ def why_none(storage: Storage) -> str:
             reasons[f"rejected ({result.rejected[0].rejection.reason if result.rejected else 'no reason'})"] += 1
         else:
             reasons["not ingested yet"] += 1
+    if not reasons:
+        return "no clip has its video in SOURCE: name the folder with the videos, or get them with make download"
     found = ", ".join(f"{number} {shortened(reason)}" for reason, number in reasons.most_common(3))
-    return (
-        f"{reasons.total()} clips: {found or 'none'}; make quarantine lists what failed. Give other videos with SOURCE"
-    )
+    return f"{reasons.total()} clips: {found}; make quarantine lists what failed. Give other videos with SOURCE"
+
+
+def ingest_again(storage: Storage, what: str) -> str:
+    """The command that ingests a clip again.
+
+    Args:
+        storage: DATA, the data set's folder or bucket.
+        what: Key of one of its samples, or path of its record.
+    """
+    keys = dataroot.keys_of_record(what)
+    names = {keys[0]} if keys else {what, _CUT.sub("", what)}
+    datasets = [
+        name.removeprefix(INGEST_PLAN_PREFIX)
+        for name in plans.plan_names(storage, INGEST_PLAN_PREFIX)
+        if not names.isdisjoint(_planned(storage, name))
+    ]
+    return f"make shards DATASET={datasets[0] if datasets else '<its>'} SOURCE=<its folder> DATA={storage.uri}"
 
 
 # --- annotations and derived columns ----------------------------------------------------------------------------------
@@ -163,6 +180,7 @@ def pack_records(storage: Storage, job: str, unreadable: Unreadable | None = Non
     for record in records.values():
         _check_file(storage, record)
         _check_details(storage, record, blank=lambda value: value is None or _are_keys(value))
+        _check_details(storage, record, removed=lambda value: value is None or (type(value) is int and value >= 0))
     return records
 
 

@@ -301,7 +301,8 @@ def find_plan(storage: Storage, name: str) -> Plan | None:
                 return parse(kind, storage.read(path, PLAN_BYTES, "plan"))
             except ValueError as error:
                 again = again_with(name, storage.uri)
-                raise DamagedPlanError(f"{file} is no plan of ours: {error}. {again} makes it again", path) from error
+                why = str(error).rstrip(".")
+                raise DamagedPlanError(f"{file} is no plan of ours: {why}. {again} makes it again", path) from error
     return None
 
 

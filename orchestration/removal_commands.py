@@ -19,7 +19,7 @@ from orchestration.jobs.gc import KINDS, Freed, finish_gc, run_gc
 from orchestration.jobs.matched import Matched, match_keys, match_person
 from orchestration.jobs.remove import ReadByRun, finish_remove, run_remove
 from orchestration.units.ledger import writer_lock
-from shards.removal_records import RemovalRecord, find_pending, read_keys
+from shards.removal_records import RemovalRecord, digest, find_pending, read_keys
 from talkinghead.files.storage import LINKED_FOLDERS, Storage
 from talkinghead.runtime.progress import Progress
 
@@ -46,15 +46,34 @@ def remove(
     if (person is None) == (keys is None):
         raise ValueError("name a person (make remove PERSON=…) or a file of keys (KEYS=file), one of them")
     wanted = read_keys(keys) if keys is not None else []
-    with locked(storage):
+    with locked(storage) as finished:
+        if finished is not None and _is_of(finished, person, wanted):
+            return _removed(storage, finished)  # the same command was killed, and given again
         matched = match_person(storage, person) if person is not None else match_keys(storage, wanted)
         _show_matched(matched)
         if dry_run:
             return f"{storage.uri}: {len(matched.samples)} samples of {len(matched.clips)} whole clips would go"
         record = run_remove(storage, matched, _read_by(storage))
     _show_removed(storage, record)
-    if not record.versions:
-        return f"{storage.uri}: {record.unpacked} samples removed, none of them packed; {record.inputs} inputs rejected"
+    return _removed(storage, record)
+
+
+def _is_of(record: RemovalRecord, person: str | None, keys: Collection[str]) -> bool:
+    """Whether a removal is that of a person, or else of all these keys of samples and clips."""
+    if person is not None:
+        return digest(record.salt, "person", person) in record.persons
+    return all(
+        digest(record.salt, "key", key) in record.keys or digest(record.salt, "clip", key) in record.clips
+        for key in keys
+    )
+
+
+def _removed(storage: Storage, record: RemovalRecord) -> str:
+    """What a removal has done, in a line."""
+    if not record.removed:
+        return (
+            f"{storage.uri}: {record.unpacked} samples removed, of no finished version; {record.inputs} inputs rejected"
+        )
     counts = record.versions[0].samples
     return (
         f"{storage.uri}: {counts[0]} samples before, {record.removed} removed, {counts[1]} after; {record.unpacked}"
@@ -141,21 +160,27 @@ def _show_freed(freed: Freed) -> None:
 
 
 @contextlib.contextmanager
-def locked(storage: Storage) -> Iterator[None]:
-    """DATA locked for this process, with whatever a killed removal or collection has left finished."""
+def locked(storage: Storage) -> Iterator[RemovalRecord | None]:
+    """DATA locked for this process, with whatever a killed removal or collection has left finished; gives the record of
+    the removal that was."""
     if storage.local_root is not None and not storage.local_root.is_dir():  # no lock is made where no data set is
         raise FileNotFoundError(f"there is no {storage.uri}")
     with writer_lock(storage):
-        finish_pending(storage)
-        yield
+        yield finish_pending(storage)
 
 
-def finish_pending(storage: Storage) -> None:
-    """Finish what a killed removal or collection has left; the caller holds the lock of DATA."""
+def finish_pending(storage: Storage) -> RemovalRecord | None:
+    """Finish what a killed removal or collection has left; the caller holds the lock of DATA.
+
+    Returns:
+        The record of the removal that was finished; None where none was.
+    """
     if (pending := find_pending(storage)) is None:
-        return
+        return None
     if pending.job == "gc":
         finish_gc(storage, pending)
-    else:
-        log.warning("a removal that was interrupted is finished first")
-        _show_removed(storage, finish_remove(storage, pending))
+        return None
+    log.warning("a removal that was interrupted is finished first")
+    record = finish_remove(storage, pending)
+    _show_removed(storage, record)
+    return record

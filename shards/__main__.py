@@ -48,8 +48,8 @@ def verify(data: str, version: str | None = None, deep: bool = False) -> str | I
         return result
     # Problems give a result, too, but the command ends with an error, so that a script notices.
     advice = (
-        "make shards makes again what its units still give; put other files named above back from a copy, or make the"
-        " data set anew in another DATA"
+        "where a line above names a command, run that; delete a shard that is damaged, and make shards packs it again"
+        " where its units still give it; put other files back from a copy, or make the data set anew in another DATA"
     )
     return Incomplete(result, f"{found} problems in {storage.uri}: {advice}")
 

@@ -242,7 +242,7 @@ def rewritten(storage: Storage, manifest: DatasetManifest, numbers: Iterable[int
         for name, shards, index in archives:
             if number < len(shards) and (entry := shards[number]).removed:
                 samples = _planned(entry, index, number, media=name == MEDIA)
-                made = _copy(storage, entry, samples)
+                made = copy_shard(storage, entry.name, entry.sha256, samples)
                 target = next_revision(entry.name)
                 packed[name, number] = made
                 new[name, number] = replace(
@@ -276,13 +276,22 @@ def _planned(entry: ShardEntry, index: Index, number: int, *, media: bool) -> li
     ]
 
 
-def _copy(storage: Storage, entry: ShardEntry, samples: list[PlannedSample]) -> PackedShard:
-    with storage.local_copy(entry.name) as path, open_regular(path) as stream:
-        if hash_stream(stream) != entry.sha256:
-            raise ValueError(
-                f"{storage.describe(entry.name)} is damaged, so it is not rewritten: put it back from a copy"
-            )
-    with storage.staged(next_revision(entry.name)) as sink:
+def copy_shard(storage: Storage, name: str, sha256: str, samples: list[PlannedSample]) -> PackedShard:
+    """Copy samples of a shard, in their order and byte for byte, into the file of its next revision.
+
+    Args:
+        storage: Storage of the data set.
+        name: Name of the shard.
+        sha256: Hash that it must have.
+        samples: Samples, as they lie in it.
+
+    Raises:
+        ValueError: It has another hash: what is damaged is not copied.
+    """
+    with storage.local_copy(name) as path, open_regular(path) as stream:
+        if hash_stream(stream) != sha256:
+            raise ValueError(f"{storage.describe(name)} is damaged, so it is not rewritten: put it back from a copy")
+    with storage.staged(next_revision(name)) as sink:
         return pack_shard(storage, samples, sink)
 
 

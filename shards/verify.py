@@ -25,8 +25,10 @@ from talkinghead.derived import ANNOTATION
 from talkinghead.files.foreign import open_regular
 from talkinghead.files.storage import TEMPORARY_FOLDER, Storage
 from talkinghead.provenance import hash_bytes, hash_stream
-from talkinghead.schema import SPLITS
+from talkinghead.schema import CATALOG_SCHEMA, DATASETS, SPLITS, check_key
+from talkinghead.tables import read_table
 
+_CATALOG_BYTES = 1 << 30
 _MOST_REPEATED = 1000  # groups or keys that are listed
 
 
@@ -111,6 +113,7 @@ def verify(
         report.fits.append(f"{fit.name}@{fit.sha256[:12]}")
         report.problems.extend(_check_fit(storage, fit))
     report.problems.extend(_check_pins(storage))
+    report.problems.extend(_check_catalogs(storage, manifest))
     others = _other_files(storage, manifest)
     report.kept = _kept_files(storage, manifest, others)
     report.unknown = [path for path in others if path not in set(report.kept)]
@@ -237,6 +240,31 @@ def _check_pins(storage: Storage) -> Iterator[Problem]:
             continue
         except ValueError as error:
             yield Problem(path, None, "unreadable", str(error))
+
+
+def _check_catalogs(storage: Storage, manifest: DatasetManifest) -> Iterator[Problem]:
+    """Problems of the catalogs: the report and removals need them. A copy for training, with nothing that ingest keeps,
+    is not asked for any."""
+    kept = {file.path for folder in ("catalog", "plans") for file in storage.list(folder)}
+    is_copy = not any(path.startswith(("catalog/", "plans/ingest-")) for path in kept)
+    is_copy = is_copy and not storage.list(dataroot.records("ingest"))
+    for dataset in DATASETS:
+        path = dataroot.catalog(dataset)
+        again = f"make ingest DATASET={dataset} SOURCE=<its folder> DATA={storage.uri} makes it again"
+        try:
+            table = read_table(storage.read(path, _CATALOG_BYTES, "catalog"), "it", _check_catalog_schema)
+            for key in table.column("key").to_pylist():
+                check_key(key)
+        except FileNotFoundError:
+            if not is_copy and dataset in manifest.datasets:
+                yield Problem(path, None, "missing", f"is not there: {again}")
+        except ValueError as error:
+            yield Problem(path, None, "unreadable", f"is damaged, or of another version ({error}): {again}")
+
+
+def _check_catalog_schema(schema: pa.Schema) -> None:
+    if not schema.equals(CATALOG_SCHEMA):
+        raise ValueError("it has other columns")
 
 
 def _kept_files(storage: Storage, manifest: DatasetManifest, others: list[str]) -> list[str]:

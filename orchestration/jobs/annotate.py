@@ -21,6 +21,8 @@ from orchestration.units.executor import Tally, UnitRunner
 from orchestration.units.frame_reports import counted
 from orchestration.units.ledger import Ledger
 from orchestration.units.unit import Output, Unit
+from shards.manifest import find_manifest
+from talkinghead import dataroot
 from talkinghead.config import from_json
 from talkinghead.face.model import FaceModel
 from talkinghead.files.storage import Storage
@@ -58,7 +60,12 @@ def run_annotate(runner: UnitRunner, version: str, overrides: Sequence[str], mod
         raise ValueError(
             f"{version} holds the column {column.made_of.column}: choose another name for an annotation version"
         )
-    if not plans.plan_names(storage, plans.INGEST_PLAN_PREFIX):
+    there = set(plans.plan_names(storage, plans.INGEST_PLAN_PREFIX))
+    manifest = find_manifest(storage)
+    if gone := {plans.ingest_plan_name(name) for name in (manifest.datasets if manifest else ())} - there:
+        command = plans.again_with(min(gone), storage.uri)
+        raise ValueError(f"{storage.describe(dataroot.plan(min(gone)))} is gone: {command} makes it again")
+    if not there:
         raise ValueError(f"nothing is ingested in {storage.uri}: name the videos with SOURCE, or another DATA")
 
     # Settings: what the user names, else what the version was planned with before.

@@ -14,10 +14,10 @@ from typing import Any
 from ingest.catalog import read_catalog
 from ingest.duplicates import REASON, Input, find_duplicates, name_of
 from orchestration import plans
+from orchestration.jobs import recovered
 from orchestration.plans import INGEST_JOB, INGEST_PLAN_PREFIX, IngestPlan
 from orchestration.units.records import RejectedPiece
 from orchestration.units.unit import Output, Unit
-from talkinghead import dataroot
 from talkinghead.files.storage import Storage
 from talkinghead.provenance import provenance_key
 from talkinghead.schema import CatalogRow, Rejection
@@ -55,10 +55,10 @@ class Duplicates:
         for name in plans.plan_names(storage, INGEST_PLAN_PREFIX):
             other = name.removeprefix(INGEST_PLAN_PREFIX)
             plan = plans.find_ingest(storage, other)
-            if other == dataset or plan is None or not storage.exists(dataroot.catalog(other)):
+            if other == dataset or plan is None:
                 continue
             others[other] = plan
-            found = [row for row in read_catalog(storage, other).rows if row.source is not None]
+            found = [row for row in _rows(storage, other, plan) if row.source is not None]
             rows.update({row.key: row for row in found})
             known += [Input(row=row, content=plan.contents.get(row.key)) for row in found]
         return cls(find_duplicates([*inputs, *known], packed), others, rows, packed)
@@ -103,6 +103,15 @@ class Duplicates:
                 contents = {key: plan.contents.get(key) for key in units}
                 plans.write_plan(storage, plans.ingest_plan_name(name), replace(plan, units=units, contents=contents))
         return added
+
+
+def _rows(storage: Storage, dataset: str, plan: IngestPlan) -> list[CatalogRow]:
+    """Rows of another data set; where its catalog is gone or damaged, as far as the records of its clips tell them."""
+    try:
+        return read_catalog(storage, dataset).rows
+    except ValueError as error:  # no error: two catalogs that are lost could never be made again, one after the other
+        log.warning("%s; until then the records of its clips say what they are", error)
+        return recovered.planned_rows(storage, plan)
 
 
 def run(storage: Storage, unit: Unit) -> Output:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -109,6 +110,13 @@ def finish(
     write_manifest(storage, after)
     if before is None:
         _say_what_is_not_listed(storage, after)
+    if not after.counts["kept"] and len(index):
+        reasons = Counter(index.texts("reason")).most_common(3)
+        log.warning(
+            "the filters keep none of the %d samples (%s), so nothing can be trained on: make report shows them; other"
+            " thresholds with ARGS='--filters NAME=VALUE …'",
+            len(index), ", ".join(f"{number} {reason}" for reason, number in reasons),
+        )  # fmt: skip
     _remove_old_indexes(storage, before, after)
     return after
 
@@ -203,7 +211,7 @@ def _splits(storage: Storage, groups: list[str]) -> dict[str, str]:
                 index = read_index(storage, entry)
                 before = dict(zip(index.texts("split_group").tolist(), index.texts("split").tolist(), strict=True))
         whence = "those of another version" if before else "dealt anew, by the same seed"
-        log.warning("%s; the splits are %s", str(error).rpartition(": make ")[0] or error, whence)
+        log.warning("%s; the splits are %s", re.split("[:;] make ", str(error))[0], whence)
         related = related_groups(storage).groups
         for name in groups:
             related.root(name)

@@ -2,6 +2,7 @@
 
 Shards that hold removed samples are rewritten without them, some at a time: new files, new indexes, then
 `DATASET.json`, then the records of the jobs; only then the old files go. A reader sees the old shards or the new ones.
+Shards that `DATASET.json` does not list, which a later command may list again, are rewritten by their records alone.
 That it is under way is noted first (`removed/pending.json`), so that the next command that writes brings the records in
 line after a kill; everything else starts anew.
 """
@@ -10,11 +11,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from orchestration import outcomes, plans
-from orchestration.jobs.remove import delete_unnamed
+from orchestration.jobs.remove import pack_jobs
 from orchestration.jobs.removed import forget_inputs, planned_clips
 from orchestration.plans import INGEST_JOB, PACK_MEDIA_JOB, pack_annotation_job, shard_key
 from orchestration.units.ledger import Ledger
@@ -22,7 +23,8 @@ from orchestration.units.records import SampleRecord, UnitRecord
 from shards.index import MOST_BYTES, Index, parse_index, read_index
 from shards.manifest import DatasetManifest, ShardEntry, read_manifest, write_manifest
 from shards.pins import forget_gone, pinned_indexes, read_pins
-from shards.removal import holed, rewritten
+from shards.plan import PlannedSample
+from shards.removal import copy_shard, holed, rewritten
 from shards.removal_records import PENDING, Pending, RemovalList, find_pending, write_pending
 from shards.shard_names import next_revision
 from talkinghead import dataroot
@@ -84,13 +86,17 @@ def run_gc(
         progress: Called with (shards rewritten, total).
 
     Raises:
-        FileNotFoundError: There is no finished data set.
+        FileNotFoundError: There is no finished data set, or a shard that would have to be rewritten is gone.
         ValueError: A shard that would have to be rewritten is damaged, or runs have pinned an index of it.
     """
     manifest, freed = read_manifest(storage), Freed()
-    numbers = holed(manifest)
+    if not dry_run and (before := find_pending(storage)) is not None and before.job == "gc":
+        finish_gc(storage, before)
+    numbers, unlisted = holed(manifest), _unlisted(storage, manifest)
     freed.samples = sum(shard.removed for shard in manifest.media)
-    if numbers:
+    freed.samples += sum(record.details["removed"] for record in unlisted if record.job == PACK_MEDIA_JOB)
+    _refuse_lost(storage, manifest)
+    if numbers or unlisted:
         freed.runs = sorted({f"{pin.run} on {pin.host}" for pin in read_pins(storage) if not pin.is_gone})
     if freed.runs and not (force or dry_run):
         more = f" and {len(freed.runs) - 1} more" if freed.runs[1:] else ""
@@ -99,12 +105,11 @@ def run_gc(
             " --force (make gc ARGS=--force) if it will not; python -m train seen RUN tells before what it has learnt"
         )
     if dry_run:
-        _foresee(storage, manifest, numbers, freed)
+        _foresee(storage, manifest, numbers, unlisted, freed)
     else:
-        if (before := find_pending(storage)) is not None and before.job == "gc":
-            finish_gc(storage, before)
         write_pending(storage, Pending(job="gc"))
         _rewrite(storage, numbers, at_once, freed, progress or (lambda done, total: None))
+        _rewrite_unlisted(storage, unlisted, freed)
     for kind, file in _unneeded(storage):
         freed.add(kind, file.size)
         if not dry_run:
@@ -119,9 +124,25 @@ def run_gc(
 def finish_gc(storage: Storage, pending: Pending) -> None:
     """Bring the records in line with `DATASET.json` after a collection that was killed, and delete the shards whose
     place others have taken, or which were to take others' places."""
-    _align(storage, read_manifest(storage))
-    delete_unnamed(storage, pending.files)
+    manifest = read_manifest(storage)
+    _align(storage, manifest)
+    if pending.files:
+        named = {shard.name for _, _, shard in _shards(manifest)}
+        named |= {record.file for job in pack_jobs(storage) for record in outcomes.pack_records(storage, job).values()}
+        for path in sorted(set(pending.files) - named):
+            storage.delete(path)
     storage.delete(PENDING)
+
+
+def _refuse_lost(storage: Storage, manifest: DatasetManifest) -> None:
+    """Raise `FileNotFoundError` if a shard that is to be rewritten is gone, before anything is begun."""
+    for version, _, shard in _shards(manifest):
+        if shard.removed and not storage.exists(shard.name):
+            again = f"make shards DATA={storage.uri}" if version is None else manifest.annotation(version).command
+            raise FileNotFoundError(
+                f"{storage.describe(shard.name)} is gone, so it is not rewritten: {again} packs it again, without the"
+                " removed samples"
+            )
 
 
 # --- shards with removed samples --------------------------------------------------------------------------------------
@@ -189,8 +210,8 @@ def _align(storage: Storage, manifest: DatasetManifest) -> None:
         records = outcomes.pack_records(storage, job)
         for number, shard in enumerate(shards):
             record = records.get(shard_key(number))
-            if record is None or record.file == shard.name:
-                continue
+            if record is None or record.file == shard.name or not storage.exists(shard.name):
+                continue  # a shard that is lost is packed again, by the record that there is
             index = index_of(version or manifest.annotation().version)
             places = {row.key: row.annotation if version else row.media for row in index.rows(index.shard_rows(number))}
             aligned = _aligned(record, shard, places)
@@ -213,7 +234,9 @@ def _aligned(record: UnitRecord, shard: ShardEntry, places: Mapping[str, list[Me
     )
 
 
-def _foresee(storage: Storage, manifest: DatasetManifest, numbers: list[int], freed: Freed) -> None:
+def _foresee(
+    storage: Storage, manifest: DatasetManifest, numbers: list[int], unlisted: list[UnitRecord], freed: Freed
+) -> None:
     """Count what rewriting shards would free."""
     indexes = {entry.version: read_index(storage, entry) for entry in manifest.annotations}
     newest = manifest.annotation().version
@@ -222,8 +245,52 @@ def _foresee(storage: Storage, manifest: DatasetManifest, numbers: list[int], fr
             index = indexes[version or newest]
             rows = index.rows(index.shard_rows(number))
             members = [found for row in rows if (found := row.annotation if version else row.media)]
-            size = sum(end_of(found) - (min(member.offset for member in found) - BLOCK) for found in members)
-            freed.add(REMOVED, shard.size - size - len(END_OF_ARCHIVE))
+            freed.add(REMOVED, shard.size - _size(members))
+    for record in unlisted:
+        freed.add(REMOVED, record.file_bytes - _size(sample.members for sample in record.samples))
+
+
+def _size(samples: Iterable[list[Member]]) -> int:
+    """Size of a shard of samples, in bytes."""
+    sizes = (end_of(members) - (min(member.offset for member in members) - BLOCK) for members in samples)
+    return sum(sizes) + len(END_OF_ARCHIVE)
+
+
+# --- shards that DATASET.json does not list ---------------------------------------------------------------------------
+
+
+def _unlisted(storage: Storage, manifest: DatasetManifest) -> list[UnitRecord]:
+    """Records of the shards that hold removed samples and are not listed: of a version that lacks new shards or that a
+    lost `DATASET.json` has listed, or of shards that were packed and not finished."""
+    named = {shard.name for _, _, shard in _shards(manifest)}
+    return [
+        record
+        for job in pack_jobs(storage)
+        for record in outcomes.pack_records(storage, job).values()
+        if record.details.get("removed") and record.file and record.file not in named and storage.exists(record.file)
+    ]
+
+
+def _rewrite_unlisted(storage: Storage, records: list[UnitRecord], freed: Freed) -> None:
+    """Rewrite shards by their records, which alone lead to them."""
+    for record in records:
+        assert record.file and record.file_sha256
+        target = next_revision(record.file)
+        write_pending(storage, Pending(job="gc", files=[record.file, target]))
+        samples = [
+            PlannedSample.of_members(
+                key=sample.key, file=record.file, members=sample.members, num_frames=sample.num_frames
+            )
+            for sample in record.samples
+        ]
+        made = copy_shard(storage, record.file, record.file_sha256, samples)
+        entry = ShardEntry(
+            name=target, sha256=made.sha256, size=made.size, samples=len(made.samples), frames=made.num_frames
+        )
+        aligned = _aligned(record, entry, {sample.key: sample.members for sample in made.samples})
+        storage.write(dataroot.record(record.job, record.key, record.pkey), aligned.to_json())
+        storage.delete(record.file)
+        freed.add(REMOVED, record.file_bytes - made.size)
 
 
 # --- whole files ------------------------------------------------------------------------------------------------------

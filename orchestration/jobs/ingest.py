@@ -25,7 +25,7 @@ from orchestration import outcomes, plans
 from orchestration.jobs import recovered
 from orchestration.jobs.duplicates import Duplicates, about
 from orchestration.jobs.ingest_inputs import Source, find_inputs, note_same_recordings
-from orchestration.jobs.recovered import SETTINGS, SOUND_DELAY
+from orchestration.jobs.recovered import CONTENT, SETTINGS, SOUND_DELAY
 from orchestration.jobs.removed import find_removed, nameless, rejected, removed_unit, strip_removed
 from orchestration.overrides import settings_with
 from orchestration.plans import INGEST_JOB, INGEST_PLAN_PREFIX
@@ -118,6 +118,9 @@ def run_ingest(runner: UnitRunner, source: Source, overrides: Sequence[str], mod
     plans.write_plan(storage, name, plan)
     missing = len(catalog.rows) - len(units) - len(inputs.gone)
     log.info("%s: %d clips in the catalog, %d without a source file", source.dataset, len(catalog.rows), missing)
+    if not units and not inputs.gone:
+        get = f"get them with make download DATASET={source.dataset} SOURCE={folder}"
+        log.warning("no clip has its video in %s: name the folder with the videos, or %s", folder, get)
     log.info(
         "%d of the listed clips are there, %d of them as released clips; %d are duplicates",
         catalog.there, catalog.released, len(doubled),
@@ -356,7 +359,8 @@ def run(storage: Storage, unit: Unit) -> Output:
         return Output(stored=record)  # all of it was removed
     signature = Signature(step_frames=settings.detect_every, movement=watched.movement.words, sounds=sounds)
     details = about(row) | {SIGNATURE: signature.to_json()} | ({outcomes.NOTES: notes} if notes else {})
-    # How it was made: by these it can be made again, whatever the plan says by then.
+    # Of what and how it was made: by these it can be made again, whatever the plan says by then.
+    details |= {CONTENT: known.sha256} if known.sha256 is not None else {}
     details |= {SETTINGS: unit.payload["settings"]} | ({SOUND_DELAY: delay} if delay else {})
     return Output(stored=record, details=details)
 

@@ -31,6 +31,8 @@ GONE = "packed; its source is no longer in SOURCE"
 NOT_TAKEN = "packed; not among the clips that LIMIT takes, where it is in SOURCE at all"
 """Note of a packed clip that is not found under a limit: under its own name it is not there, and contents of files that
 the limit leaves out are not read."""
+REPLACED = "packed; the file of this name in SOURCE has other content now"
+"""Note of a packed clip of which SOURCE has another file under its name: that one is an input of its own."""
 _SHOWN_PROBLEMS = 20
 
 
@@ -125,6 +127,12 @@ def _catalog(
     metadata = Path(source.metadata) if source.metadata else None
     outputs = [storage.local_root] if storage.local_root else []
     earlier = _earlier_catalog(storage, source.dataset, packed)
+    rule = source.group_by or (earlier and earlier.group_by) or group_by
+    if rule is None and source.dataset == "folder" and earlier and any(row.person is not None for row in earlier.rows):
+        raise ValueError(
+            f"catalog and plan of {storage.uri} are damaged or gone, and with them the rule that gave its clips their"
+            " persons and split groups: name it again with GROUP_BY=<rule> (none: new files have none)"
+        )
     catalog = build_catalog(
         source.dataset,
         folder,
@@ -132,7 +140,7 @@ def _catalog(
         source.limit,
         exclude=outputs,
         follow_links=source.follow_links,
-        group_by=source.group_by or (earlier and earlier.group_by) or group_by,
+        group_by=rule,
         keep=packed,
     )
     for problem in catalog.problems[:_SHOWN_PROBLEMS]:
@@ -213,9 +221,17 @@ def _follow_renamed(
         moved = renamed(lost, found)
     back = {row.key: replace(row, notes=_own_notes(row)) for row in moved.values()}
     rows = [back.get(row.key, row) for row in catalog.rows if row.key not in moved]
+    still = gone - back.keys()
+    # A file that was renamed before it was changed is a new input, of the name that the packed one had last.
+    if catalog.dataset == "folder":
+        here = {row.source for row in rows if row.key not in still}
+        rows = [
+            replace(row, notes=(*_own_notes(row), REPLACED)) if row.key in still and row.source in here else row
+            for row in rows
+        ]
     if back:
         log.warning("%d packed clips have files of other names now; they keep their keys", len(back))
-    if still := gone - back.keys():
+    if still:
         where = "not among the clips that LIMIT takes" if catalog.left_out else "no longer in SOURCE"
         log.warning("%d packed clips are %s; they stay in their shards", len(still), where)
     return replace(catalog, rows=rows), still
@@ -223,7 +239,7 @@ def _follow_renamed(
 
 def _own_notes(row: CatalogRow) -> tuple[str, ...]:
     """Notes of a row, without those on where its file is."""
-    return tuple(note for note in row.notes if note not in (GONE, NOT_TAKEN))
+    return tuple(note for note in row.notes if note not in (GONE, NOT_TAKEN, REPLACED))
 
 
 def _with_lengths(catalog: Catalog, rows: Sequence[CatalogRow], prints: Mapping[str, Fingerprint]) -> Catalog:

@@ -12,11 +12,12 @@ from ingest.same_recording import Groups, find_matches
 from ingest.signatures import Signature
 from ingest.source_listing import display_path, shortened
 from orchestration import outcomes, plans
+from orchestration.jobs.catalogs import cataloged
 from orchestration.jobs.removed import content_of
 from orchestration.split_groups import SIGNATURE, related_groups
 from shards.index import Index, read_index
 from shards.manifest import find_manifest, read_manifest
-from shards.removal_records import Piece
+from shards.removal_records import Piece, RemovalList
 from talkinghead import dataroot
 from talkinghead.config import shown
 from talkinghead.files.storage import Storage
@@ -65,13 +66,13 @@ class _Known:
     def find(cls, storage: Storage) -> _Known:
         rows: dict[str, CatalogRow] = {}
         sources: dict[str, str] = {}
-        for name in catalogs_of(storage):
+        manifest = find_manifest(storage)
+        for name in cataloged(storage, manifest):
             plan = plans.find_ingest(storage, name)
             for row in read_catalog(storage, name).rows:
                 rows[row.key] = row
                 if plan and (content := plan.contents.get(row.key)) is not None:
                     sources[row.key] = content
-        manifest = find_manifest(storage)
         index = read_index(storage, manifest.annotation()) if manifest else None
         samples: dict[str, set[str]] = {}
         if index is not None:
@@ -119,6 +120,12 @@ def match_keys(storage: Storage, keys: Iterable[str]) -> Matched:
     known = _Known.find(storage)
     asked = set(keys)
     clip_of = {sample: clip for clip, samples in known.samples.items() for sample in samples}
+    # A list may be given again with more keys: what is gone already needs nothing.
+    removed = RemovalList(storage)
+    gone = {key for key in asked - clip_of.keys() - known.rows.keys() if removed.has("key", key)}
+    if gone and not asked - gone:
+        raise ValueError(f"all of these keys have been removed from {storage.uri} before: nothing is left to do")
+    asked -= gone
     if unknown := sorted(asked - clip_of.keys() - known.rows.keys()):
         names = ", ".join(map(shown, unknown[:_SHOWN]))
         raise ValueError(f"{len(unknown)} of the keys are in no shard and no catalog of {storage.uri}: {names}")

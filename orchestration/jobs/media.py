@@ -73,10 +73,12 @@ def ingested_media(storage: Storage, known: IngestedMedia | None = None) -> list
     # Packed media first: the units' tars may be deleted once everything is packed. A shard may be lost instead.
     packed = outcomes.packed_samples(storage, known.shards)
     lost = outcomes.lost_shards(storage, known.shards.values())
-    if unreadable or packed.keys() - ingested.keys():
-        what = next(iter(unreadable.values()), f"nothing says any more how {min(packed, default='')} was ingested")
-        again = f"make shards DATASET=<its data set> SOURCE=<its folder> DATA={storage.uri}"
-        raise ValueError(f"{what}: ingest its clip again with {again}")
+    if unreadable:
+        path, what = next(iter(unreadable.items()))
+        raise ValueError(f"{what}: ingest its clip again with {outcomes.ingest_again(storage, path)}")
+    if unknown := packed.keys() - ingested.keys():
+        what = f"nothing says any more how {min(unknown)} was ingested"
+        raise ValueError(f"{what}: ingest its clip again with {outcomes.ingest_again(storage, min(unknown))}")
     if not ingested:
         raise ValueError(f"{storage.uri} has no sample: {outcomes.why_none(storage)}")
     samples = []

@@ -68,8 +68,7 @@ def run_pack(runner: UnitRunner, version: str, overrides: Sequence[str] = ()) ->
         JobStoppedError: The machine is at fault.
     """
     storage = runner.storage
-    if plans.set_aside_damaged(storage, plans.SHARD_PLAN):
-        plans.write_plan(storage, plans.SHARD_PLAN, recovered.shard_plan(storage))
+    recovered.restore_shard_plan(storage)
 
     # What to pack: every ingested sample, once the fate of its annotation is known.
     strip_removed(storage)
@@ -87,7 +86,7 @@ def run_pack(runner: UnitRunner, version: str, overrides: Sequence[str] = ()) ->
     if lost := {key for keys in shards for key in keys} - ingested.keys():
         raise ValueError(
             f"{min(lost)} is planned for a shard, but no ingest plan and record of {storage.uri} hold it: ingest its"
-            f" clip again with make shards DATASET=<its data set> SOURCE=<its folder> DATA={storage.uri}"
+            f" clip again with {outcomes.ingest_again(storage, min(lost))}"
         )
     media = []
     packed = outcomes.pack_records(storage, PACK_MEDIA_JOB)

@@ -15,6 +15,7 @@ import re
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 
+from ingest.catalog import read_catalog
 from orchestration import outcomes, plans
 from orchestration.jobs.matched import Matched
 from orchestration.jobs.pack import plan_pack
@@ -149,11 +150,14 @@ def _names(samples: Collection[str], clips: Collection[str], persons: Collection
 
 
 def _check_readable(storage: Storage) -> None:
-    """Raise `ValueError` unless all plans and records that a removal changes can be read."""
+    """Raise `ValueError` unless all plans, catalogs and records that a removal changes can be read."""
     names = plans.plan_names(storage, INGEST_PLAN_PREFIX, plans.ANNOTATE_PREFIX, *plans.COLUMN_PREFIXES)
     for name in [*names, plans.SHARD_PLAN]:
         plans.find_plan(storage, name)
-    for job in _pack_jobs(storage):
+    # A catalog that is lost names inputs of a person that no sample does: those that failed.
+    for name in plans.plan_names(storage, INGEST_PLAN_PREFIX):
+        read_catalog(storage, name.removeprefix(INGEST_PLAN_PREFIX))
+    for job in pack_jobs(storage):
         unreadable: outcomes.Unreadable = {}
         outcomes.pack_records(storage, job, unreadable)
         for path, why in unreadable.items():
@@ -239,7 +243,7 @@ def _strip_columns(storage: Storage, gone: set[str]) -> None:
             plans.write_plan(storage, name, replace(plan, units=units))
 
 
-def _pack_jobs(storage: Storage) -> list[str]:
+def pack_jobs(storage: Storage) -> list[str]:
     """Names of the jobs that have packed shards of a version, listed in `DATASET.json` or not, or media."""
     return sorted({job for file in storage.list("records") if (job := file.path.split("/")[1]).startswith(PACK_PREFIX)})
 
@@ -248,19 +252,18 @@ def _strip_packed(storage: Storage, gone: set[str]) -> None:
     """Records of the shards, and their plan."""
     manifest = find_manifest(storage)
     num_shards = len(manifest.media) if manifest else 0
-    listed = {plans.pack_annotation_job(entry.version) for entry in manifest.annotations} if manifest else set()
     ingested = outcomes.ingested_samples(storage)
-    for job in _pack_jobs(storage):
+    for job in pack_jobs(storage):
         ledger = Ledger(storage, job)
         for record in _readable(ledger):
             there = [sample for sample in record.samples if sample.key not in gone]
             blank = outcomes.blank_rows(record)
             if len(there) == len(record.samples) and gone.isdisjoint(blank):
                 continue
-            # A shard that no reader finds is made anew, if it is wanted at all.
+            # A shard that held nothing else, after those of `DATASET.json`, is none any more.
             number = int(record.key.rpartition("-")[2])
             path = dataroot.record(job, record.key, record.pkey)
-            if (not there and number >= num_shards) or (job != PACK_MEDIA_JOB and job not in listed):
+            if not there and number >= num_shards:
                 storage.delete(path)
                 if record.file:
                     storage.delete(record.file)

@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import csv
 import io
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from annotate.filters import judge
 from ingest.source_listing import display_path, shortened
+from orchestration.jobs.ingest_inputs import GONE, NOT_TAKEN, REPLACED
 from orchestration.outcomes import clip_notes
 from orchestration.report.state import DataState
 from orchestration.units.records import QuarantineRecord, RejectedPiece, SampleRecord, UnitRecord
@@ -74,6 +75,8 @@ class InputOutcome:
     score: float | None = None
     detail: str = ""
     pieces: tuple[PieceOutcome, ...] = ()
+    suffix: str = ""
+    """What tells it from another input of the same source and interval."""
 
     @property
     def keys(self) -> list[str]:
@@ -88,7 +91,7 @@ class InputOutcome:
     @property
     def input(self) -> str:
         """Name of the input: data set, source file and interval, e.g. `hdtf:videos/a.mp4@12.5-20`."""
-        return input_name(self.row)
+        return input_name(self.row) + self.suffix
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,15 +178,37 @@ def input_name(row: CatalogRow) -> str:
     return f"{name}@{'-'.join(ends)}"
 
 
+def _suffixes(rows: Iterable[CatalogRow]) -> dict[str, str]:
+    """Key → what tells a row from others of the same name: that its file is another one now, else the key."""
+    alike: dict[str, list[CatalogRow]] = defaultdict(list)
+    for row in rows:
+        alike[input_name(row)].append(row)
+    suffixes = {}
+    for same in alike.values():
+        gone = [row for row in same if not {GONE, NOT_TAKEN, REPLACED}.isdisjoint(row.notes)]
+        here = [row for row in same if row not in gone]
+        if len(same) > 1:
+            suffixes |= {row.key: " (its content before)" for row in gone} if len(gone) == 1 else _keys(gone)
+            suffixes |= _keys(here) if len(here) > 1 else {}
+    return suffixes
+
+
+def _keys(rows: Iterable[CatalogRow]) -> dict[str, str]:
+    return {row.key: f" ({row.key})" for row in rows}
+
+
 def account(state: DataState) -> Accounting:
     """Find the outcome of every input, and list everything that does not add up."""
     index = {row.key: row for row in state.index}
-    inputs = [_input_outcome(row, state, index) for row in state.catalog]
-    errors = _contradictions(state, inputs, index)
+    suffixes = _suffixes(state.catalog)
+    inputs = [replace(_input_outcome(row, state, index), suffix=suffixes.get(row.key, "")) for row in state.catalog]
+    # What is damaged or gone comes first: by it the contradictions are explained.
+    errors = list(state.lost)
     for path, why in list(state.unreadable.items())[:_EXAMPLES]:
         errors.append(f"{path} cannot be read, and so does not count: {shortened(why)}")
     if (more := len(state.unreadable) - _EXAMPLES) > 0:
         errors.append(f"{more} more records cannot be read")
+    errors += _contradictions(state, inputs, index)
     return Accounting(inputs=inputs, errors=errors, set_aside=state.set_aside)
 
 
@@ -200,7 +225,12 @@ def complaint(storage: Storage) -> str | None:
     if not errors:
         return None
     more = f", and {len(errors) - 1} more lines of errors in the report" if errors[1:] else ""
-    advice = f"make verify DATA={storage.uri} lists what is damaged; the command that made it makes it again"
+    if "makes it again" in errors[0]:
+        return f"{errors[0]}{more}"
+    advice = (
+        f"make verify DATA={storage.uri} lists what is damaged of the shards; make shards DATA={storage.uri}, with"
+        " SOURCE where it asks for it, makes again what has no readable record"
+    )
     return f"{errors[0]}{more}: {advice}"
 
 

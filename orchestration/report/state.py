@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from annotate.filters import FilterSettings
 from ingest.catalog import Catalog, read_catalog
 from orchestration import outcomes, plans
+from orchestration.jobs.catalogs import cataloged
 from orchestration.outcomes import UnitState
 from orchestration.plans import PACK_MEDIA_JOB, pack_annotation_job
 from orchestration.units.damage import damaged_files
@@ -103,6 +104,8 @@ class DataState:
     """Job → wall time in seconds of the passes that came to their end; without it speeds are per worker-second."""
     unreadable: Mapping[str, str] = field(default_factory=dict)
     """Path of a record that cannot be read → what is wrong with it. A unit of which it is the record is pending."""
+    lost: list[str] = field(default_factory=list)
+    """Lines about catalogs and plans that are gone, with the commands that make them again."""
     set_aside: list[str] = field(default_factory=list)
     """Paths that files had which could not be read, or whose output was lost: they were set aside, and their units run
     again."""
@@ -122,7 +125,8 @@ def data_state(storage: Storage, version: str | None) -> DataState:
 
     Raises:
         FileNotFoundError: There is no finished data set.
-        ValueError: There is no such version, or it is no face annotation.
+        ValueError: There is no such version, or it is no face annotation; or a table is damaged, and the message names
+            the command that makes it again.
     """
     # Only a finished data set can be reported on, by a face annotation.
     manifest = read_manifest(storage)
@@ -153,8 +157,23 @@ def data_state(storage: Storage, version: str | None) -> DataState:
         wall_frames=frames,
         wall_seconds=seconds,
         unreadable=unreadable,
+        lost=list(_lost(storage, manifest, entry.version)),
         set_aside=damaged_files(storage),
     )
+
+
+def _lost(storage: Storage, manifest: DatasetManifest, version: str) -> Iterator[str]:
+    """Lines about the catalogs and plans that are gone of what DATA holds."""
+    for dataset in cataloged(storage, manifest):
+        path = dataroot.catalog(dataset)
+        if not storage.exists(path):
+            again = plans.again_with(plans.ingest_plan_name(dataset), storage.uri)
+            yield f"{path} is gone, without which nobody knows what its inputs were: {again} makes it again"
+    jobs = [plans.ingest_plan_name(name) for name in manifest.datasets if name in DATASETS]
+    for name in [*jobs, plans.annotate_job(version)]:
+        if plans.find_plan(storage, name) is None:
+            again = plans.again_with(name, storage.uri)
+            yield f"{dataroot.plan(name)} is gone, without which its units count as not done: {again} makes it again"
 
 
 def _columns(storage: Storage, manifest: DatasetManifest, unreadable: outcomes.Unreadable) -> Iterator[ColumnState]:

@@ -69,3 +69,21 @@ def test_long_and_odd_names_of_folders_are_groups_too(tmp_path: Path) -> None:
 def test_metadata_name_the_groups_of_other_data_sets(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="plain folders"):
         build_catalog("hdtf", tmp_path, group_by="parent")
+
+
+def test_a_rule_that_fits_no_file_is_an_error_and_one_that_fits_some_is_said(tmp_path: Path) -> None:
+    for name in ("a/1/x.mp4", "a/2/x.mp4", "a/3/x.mp4"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_bytes(b"x")
+    for rule in ("level:4", r"regex:id(\d+)"):
+        with pytest.raises(ValueError, match=r"finds no group in the path of any file .*a/1/x\.mp4: name another rule"):
+            build_catalog("folder", tmp_path, group_by=rule)
+    assert not build_catalog("folder", tmp_path, group_by="none").problems
+    assert not build_catalog("folder", tmp_path, group_by="parent").problems
+    # As where SOURCE is given one folder higher: all are one person.
+    [problem] = build_catalog("folder", tmp_path, group_by="level:1").problems
+    assert str(problem) == "a: --group-by level:1 puts 3 files in one group, and so in one split"
+    (tmp_path / "top.mp4").write_bytes(b"x")
+    (tmp_path / "up.mp4").write_bytes(b"x")
+    [problem] = build_catalog("folder", tmp_path, group_by="parent").problems
+    assert problem.file == "top.mp4" and "finds no group for 2 of 5 files" in problem.message

@@ -14,13 +14,16 @@ import pytest
 
 from ingest.catalog import read_catalog
 from ingest.sample import make_sample
-from orchestration import plans
+from orchestration import commands, plans
+from orchestration.cluster import ClusterSettings
+from orchestration.jobs import recovered
 from orchestration.jobs.finish import finish
-from orchestration.jobs.ingest_inputs import GONE
+from orchestration.jobs.ingest_inputs import GONE, Source
 from orchestration.outcomes import current_quarantine
 from orchestration.report.accounting import account, complaint
 from orchestration.report.page import write_report
 from orchestration.report.state import data_state
+from orchestration.units.executor import RetrySettings
 from shards.index import read_index
 from shards.manifest import read_manifest, write_manifest
 from shards.pins import pin_run
@@ -179,6 +182,30 @@ def test_an_empty_data_set_is_said_by_every_command(data: Path, tmp_path: Path) 
     assert "holds no sample: make shards" in (complaint(storage) or "")
 
 
+def test_a_data_set_of_which_the_filters_keep_nothing_is_said(data: Path, caplog: pytest.LogCaptureFixture) -> None:
+    finish(Storage(data), "v1", ("min_frames=9999",))
+    assert "the filters keep none of the 2 samples (2 too_short), so nothing can be trained on" in caplog.text
+    caplog.clear()
+    finish(Storage(data), "v1", ("min_frames=1",))
+    assert not caplog.records
+
+
+def test_metadata_without_any_video_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    lines = {
+        "annotion_time": "Good.mp4 00:10-00:20",
+        "video_url": "Good http://h/good",
+        "resolution": "Good.mp4 720",
+        "crop_wh": "Good_0.mp4 0 10 0 10",
+        "crop_ratio": "Good_0.mp4 1.2",
+    }
+    (tmp_path / "hdtf").mkdir()
+    for name, line in lines.items():
+        (tmp_path / "hdtf" / f"RD_{name}.txt").write_text(f"{line}\n")
+    with pytest.raises(ValueError, match="has no sample: no clip has its video in SOURCE: name the folder"):
+        make_shards(tmp_path / "new", tmp_path / "hdtf", dataset="hdtf")
+    assert "no clip has its video in" in caplog.text and "make download DATASET=hdtf" in caplog.text
+
+
 # --- damaged records --------------------------------------------------------------------------------------------------
 
 DAMAGE: dict[str, Callable[[bytes], bytes]] = {
@@ -228,9 +255,14 @@ def test_a_damaged_record_is_set_aside_and_its_unit_run_again(
 
 
 def test_a_damaged_ingest_record_without_source_is_one_line(data: Path, source: Path, origin: Path) -> None:
-    path = next(path for path in records(data, "ingest") if json.loads(path.read_text())["file"])
+    path = [path for path in records(data, "ingest") if json.loads(path.read_text())["file"]][-1]
+    again = "ingest its clip again with make shards DATASET=folder SOURCE="
     path.write_bytes(b"{")
-    with pytest.raises(ValueError, match=rf"{path.name} is no JSON.*ingest its clip again with make shards DATASET="):
+    with pytest.raises(ValueError, match=rf"{path.name} is no JSON.*{again}"):
+        make_shards(data)
+    # One that is gone: the sample that is named is its own.
+    path.unlink()
+    with pytest.raises(ValueError, match=rf"how {path.name.partition('.')[0]} was ingested: {again}"):
         make_shards(data)
     make_shards(data, source)
     sound(data, origin)
@@ -259,6 +291,70 @@ def test_a_damaged_catalog_is_made_again(
     row = next(row for row in read_catalog(Storage(data), "folder").rows if row.source == gone.name)
     assert GONE in row.notes
     sound(data, origin)
+
+
+@pytest.mark.parametrize("content", [b"PAR1 garbage PAR1", None])
+def test_every_command_says_that_a_catalog_is_damaged_or_gone(
+    content: bytes | None, data: Path, source: Path, origin: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = dataroot.catalog("folder")
+    again = f"make ingest DATASET=folder SOURCE=<its folder> DATA={data} makes it again"
+    (data / path).unlink()
+    if content is not None:
+        (data / path).write_bytes(content)
+    [problem] = verify(Storage(data)).problems
+    assert (problem.file, problem.kind) == (path, "missing" if content is None else "unreadable")
+    assert again in problem.detail
+    if content is None:
+        write_report(Storage(data), data_state(Storage(data), None))
+        said = complaint(Storage(data)) or ""
+        assert said.startswith(f"{path} is gone") and again in said
+    else:
+        with pytest.raises(ValueError, match=r"folder\.parquet is no readable table") as error:
+            data_state(Storage(data), None)
+        assert again in str(error.value)
+    # What does not need it goes on, with a word.
+    common = {"data": str(data), "cluster": ClusterSettings(), "retry": RetrySettings()}
+    for run in (
+        lambda: commands.annotate(**common),
+        lambda: commands.shards(Source(), **common),
+        lambda: commands.reannotate(version="v1", **common),
+    ):
+        caplog.clear()
+        run()
+        assert [record.getMessage().count(again) for record in caplog.records] == [1]
+    make_shards(data, source)
+    caplog.clear()
+    commands.shards(Source(), **common)
+    assert not caplog.records
+    sound(data, origin)
+
+
+@pytest.mark.parametrize("name", ["ingest-folder", "annotate-v1"])
+def test_the_report_names_the_command_that_makes_a_lost_plan_again(name: str, data: Path) -> None:
+    (data / dataroot.plan(name)).unlink()
+    write_report(Storage(data), data_state(Storage(data), None))
+    said = complaint(Storage(data)) or ""
+    assert said.startswith(f"plans/{name}.parquet is gone") and plans.again_with(name, str(data)) in said
+
+
+@pytest.mark.parametrize("content", [b"PAR1 garbage PAR1", None])
+def test_a_lost_plan_of_the_shards_is_restored_and_the_settings_to_name_are_said(
+    content: bytes | None, data: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = plans.find_shards(Storage(data))
+    (data / dataroot.plan("shards")).unlink()
+    if content is not None:
+        (data / dataroot.plan("shards")).write_bytes(content)
+    recovered.restore_shard_plan(Storage(data))
+    after = plans.find_shards(Storage(data))
+    assert before and after and after.shards == before.shards
+    assert "name them with make shards ARGS='--shards NAME=VALUE …'" in caplog.text
+    assert ("is gone: it is made again" in caplog.text) == (content is None)
+    # And nothing is said of shards where there are none.
+    caplog.clear()
+    recovered.restore_shard_plan(Storage(data.parent / "new"))
+    assert not caplog.records and plans.find_shards(Storage(data.parent / "new")) is None
 
 
 @pytest.mark.parametrize("name", ["ingest-folder", "annotate-v1", "shards"])

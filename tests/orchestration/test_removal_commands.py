@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from shards.reader import ShardReader
 from shards.removal_records import PENDING, Pending, find_pending, write_pending
 from talkinghead.files.storage import Storage
 from tests.support.data_contents import contents_of
+from tests.support.dying import die_at_writes
 from tests.support.job_commands import Command
 from tests.support.removable_data import CLIPS, SAMPLES, build, everything
 
@@ -90,6 +92,39 @@ def test_a_removal_that_was_killed_is_finished_by_the_next_command(
     assert "kept as" in capfd.readouterr().err
     assert set(everything(storage)) == set(SAMPLES[1:]) and find_pending(storage) is None
     assert storage.exists(pending.path) and not storage.exists(PENDING)
+
+
+@pytest.mark.parametrize("by", ["person", "keys"])
+def test_a_removal_that_was_killed_and_is_given_again_succeeds(
+    by: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Nobody of that name is left then; that the removal was done is the answer."""
+    data, gone = build(tmp_path / "data"), SAMPLES[:2]
+    assert data.local_root
+    (tmp_path / "keys").write_text("\n".join(gone))
+    call = ["--person", "Ann Example"] if by == "person" else ["--keys", str(tmp_path / "keys")]
+    setup = "from orchestration.__main__ import main"
+    work = f"main(['remove', *{call!r}, '--data', str(folder)])"
+    nowhere = [tmp_path / "nowhere"] * 2  # after the cache of what is related, and the note
+    assert die_at_writes([*nowhere, data.local_root], setup=setup, work=work)[2] == -signal.SIGKILL
+    assert find_pending(data) and len(everything(data)) == len(SAMPLES)
+    assert run("remove", *call, "--data", data.uri) == 0
+    assert "6 samples before, 2 removed, 4 after" in capfd.readouterr().out
+    assert set(everything(data)) == set(SAMPLES[2:])
+    # Another one is begun after the one that is finished.
+    assert run("remove", "--person", "Bob", "--data", data.uri) == 0
+    assert "4 samples before, 2 removed, 2 after" in capfd.readouterr().out
+
+
+def test_one_that_takes_nothing_out_of_shards_asks_for_no_collection(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data = build(tmp_path / "data")
+    (tmp_path / "keys").write_text(CLIPS[0])
+    assert run("remove", "--keys", str(tmp_path / "keys"), "--data", data.uri) == 0
+    assert "now make gc" in capfd.readouterr().out
+    assert run("remove", "--keys", str(tmp_path / "keys"), "--data", data.uri) == 0
+    assert "0 samples removed, of no finished version; 1 inputs rejected" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from shards.layout import check_wav_header
 from shards.manifest import AnnotationEntry, read_manifest, write_manifest
 from shards.pins import pin_run, read_pins
 from shards.verify import VerifyReport, verify
+from talkinghead import dataroot
 from talkinghead.annotation import COLUMN
 from talkinghead.column import Column, encode_column
 from talkinghead.derived import Derived
@@ -55,6 +56,21 @@ def adopt(storage: Storage, *names: str) -> None:
             annotations=[dataclasses.replace(e, shards=renew(e.shards)) for e in manifest.annotations],
         ),
     )
+
+
+@pytest.mark.parametrize("content", [b"PAR1", b"", None])
+def test_a_catalog_that_is_damaged_or_gone(copied, content):
+    path = dataroot.catalog(read_manifest(copied).datasets[0])
+    # A copy for training has none of what ingest keeps; columns may have been derived in it.
+    copied.write(dataroot.plan("derive-toy"), b"")
+    assert not copied.list("catalog") and verify(copied).ok
+    if content is None:
+        copied.write(dataroot.record("ingest", "key", "pkey"), b"")
+    else:
+        copied.write(path, content)
+    [problem] = verify(copied).problems
+    assert (problem.file, problem.kind) == (path, "unreadable" if content is not None else "missing")
+    assert "make ingest DATASET=" in problem.detail and main(["verify", "--data", copied.uri]) == 1
 
 
 def test_whole_data_set_is_clean(built):

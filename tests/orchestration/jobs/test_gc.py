@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 from annotate.columns import COLUMNS
-from orchestration import plans
+from orchestration import outcomes, plans
 from orchestration.jobs import derive
 from orchestration.jobs.derive import run_derive
 from orchestration.jobs.finish import finish
 from orchestration.jobs.gc import FITS, INDEXES, REMOVED, SHARDS, UNITS, finish_gc, run_gc
 from orchestration.jobs.matched import match_keys, match_person
 from orchestration.jobs.pack import run_pack
-from orchestration.jobs.remove import run_remove
+from orchestration.jobs.remove import pack_jobs, run_remove
 from orchestration.report.accounting import account
 from orchestration.report.state import data_state
 from orchestration.units.records import Attempt, QuarantineRecord
@@ -26,7 +26,8 @@ from shards.index import build_index, write_index
 from shards.manifest import ShardEntry, read_manifest
 from shards.pins import pin_run
 from shards.reader import ShardReader
-from shards.removal_records import find_pending
+from shards.removal_records import Pending, find_pending, write_pending
+from shards.shard_names import next_revision
 from shards.verify import verify
 from talkinghead import dataroot
 from talkinghead.files.storage import Storage
@@ -34,7 +35,17 @@ from tests.support.dying import die_at_times, die_at_writes
 from tests.support.indexes import open_index
 from tests.support.latent_data import in_process
 from tests.support.packed_data import annotation_members
-from tests.support.removable_data import CLIPS, PIECES, PKEY, SAMPLES, build, commit, commit_clip, everything
+from tests.support.removable_data import (
+    CLIPS,
+    PIECES,
+    PKEY,
+    SAMPLES,
+    build,
+    build_ingested,
+    commit,
+    commit_clip,
+    everything,
+)
 from tests.support.speech_data import LENGTHS, arrays
 from tests.support.tars import read_tar
 from tests.support.toy_column import ToySettings, toy_column
@@ -250,6 +261,167 @@ def test_shards_may_lose_samples_again_and_new_columns_read_them(
     version = run_derive(in_process(storage), column, ToySettings(scale=3.0))
     assert set(ShardReader(storage, version=version, split=None).keys) == set(left[1:])
     assert verify(storage).problems == []
+
+
+# --- shards that DATASET.json does not list ---------------------------------------------------------------------------
+
+
+def of_removed_samples(storage: Storage) -> list[str]:
+    """Every tar of DATA that holds a removed sample."""
+    assert storage.local_root
+    return [
+        path.relative_to(storage.local_root).as_posix()
+        for path in sorted(storage.local_root.rglob("*.tar"))
+        if not {key for key, _ in read_tar(path.read_bytes())}.isdisjoint(GONE)
+        or any(key.encode() in path.read_bytes() for key in GONE)
+    ]
+
+
+def check_records(storage: Storage) -> None:
+    """Every record of a shard names a file that is there, and no other shard is."""
+    names = [record.file for job in pack_jobs(storage) for record in outcomes.pack_records(storage, job).values()]
+    assert sorted(filter(None, names)) == sorted(tars(storage))
+
+
+def lose_manifest(storage: Storage) -> None:
+    """`DATASET.json` is lost, and made again of one version."""
+    storage.delete(dataroot.DATASET_JSON)
+    finish(storage, "v1")
+
+
+def test_a_version_that_is_not_listed_any_more_is_rewritten_too(
+    built: Storage, removed: Storage, tmp_path: Path
+) -> None:
+    storage, before = copy_of(removed, tmp_path / "data"), everything(built)
+    [toy] = [entry for entry in read_manifest(storage).annotations if entry.kind == "toy"]
+    lose_manifest(storage)
+    assert [entry.kind for entry in read_manifest(storage).annotations] == ["annotation"]
+    size_before = size(storage)
+    foreseen = run_gc(storage, dry_run=True)
+    assert size(storage) == size_before
+    freed = run_gc(storage)
+    assert freed.files[REMOVED] == foreseen.files[REMOVED] and freed.bytes[REMOVED] == foreseen.bytes[REMOVED]
+    assert of_removed_samples(storage) == []
+    check_records(storage)
+    assert run_gc(storage).files.total() == 0
+    # The command that lists it again packs nothing: what the others have is not lost.
+    column = toy_column()
+    derive._last.clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(COLUMNS, column.name, column)
+        assert run_derive(in_process(storage), column, ToySettings()) == toy.version
+    assert any(shard.name.endswith(".r1.tar") for shard in read_manifest(storage).derived("toy").shards)
+    check_whole(storage, {key: members for key, members in before.items() if key not in GONE})
+
+
+def pack_unfinished(root: Path) -> Storage:
+    """A finished data set of two clips, and shards of the others and of another version that no finish has listed."""
+    storage = build_ingested(root)
+    faces, clips = plans.find_annotate(storage, "v1"), plans.find_ingest(storage, "folder")
+    assert faces and clips
+    for number in (2, len(CLIPS)):
+        units = {clip: clips.units[clip] for clip in CLIPS[:number]}
+        samples = dict.fromkeys((key for clip in units for key in PIECES.get(clip, (clip,))), PKEY)
+        plans.write_plan(storage, plans.ingest_plan_name("folder"), replace(clips, units=units))
+        plans.write_plan(storage, plans.annotate_job("v1"), replace(faces, units=samples))
+        run_pack(in_process(storage), "v1", ("min_shards=1", "val_fraction=0.3"))
+        if number == 2:
+            finish(storage, "v1")
+    plans.write_plan(storage, plans.annotate_job("v2"), replace(faces, order=1))
+    for number, clip in enumerate(CLIPS):
+        for key in PIECES.get(clip, (clip,)):
+            members = {key: annotation_members(key, arrays(number))}
+            commit(storage, plans.annotate_job("v2"), key, members, LENGTHS[number], {})
+    run_pack(in_process(storage), "v2")
+    assert len(read_manifest(storage).media) == 1 and len(tars(storage)) == 6
+    return storage
+
+
+def test_shards_that_were_packed_and_not_finished_are_rewritten_too(tmp_path: Path) -> None:
+    storage = pack_unfinished(tmp_path / "data")
+    gone = (SAMPLES[0], PIECES[CLIPS[2]][0])
+    # The files of the units are freed, so that the shards alone hold the others.
+    run_gc(storage)
+    whole = tars(storage)
+    assert storage.list("units", ".tar") == []
+    run_remove(storage, match_keys(storage, gone), nobody_read)
+    freed = run_gc(storage)
+    assert freed.samples == 2 and freed.files[REMOVED] == 6
+    after = tars(storage)
+    for name, samples in whole.items():
+        assert after[name.replace(".tar", ".r1.tar")] == [sample for sample in samples if sample[0] not in gone]
+    check_records(storage)
+    for version in ("v1", "v2"):
+        run_pack(in_process(storage), version)
+        finish(storage, version)
+    assert set(ShardReader(storage, version="v2", split=None).keys) == set(SAMPLES) - set(gone)
+    assert verify(storage, deep=True).problems == []
+    assert account(data_state(storage, None)).errors == []
+
+
+def test_killed_while_unlisted_shards_are_rewritten_nothing_is_lost(
+    built: Storage, removed: Storage, tmp_path: Path
+) -> None:
+    unlisted = copy_of(removed, tmp_path / "unlisted")
+    lose_manifest(unlisted)
+    run_gc(unlisted)
+    expected = {name: samples for name, samples in tars(unlisted).items() if name.startswith("ann/toy")}
+    folders = [copy_of(removed, tmp_path / f"data{n}") for n in range(1, 43)]
+    for storage in folders:
+        lose_manifest(storage)
+    ends = die_at_writes(
+        [storage.local_root for storage in folders if storage.local_root],
+        setup=SETUP,
+        work="run_gc(Storage(folder), at_once=1)",
+    )
+    assert set(ends) == {-signal.SIGKILL, 0} and ends[-1] == 0
+    for number, storage in enumerate(folders):
+        if number % 2 and (pending := find_pending(storage)):
+            finish_gc(storage, pending)
+            storage.sweep_temporary()
+            check_records(storage)  # nothing but the note tells of them on an object store
+        run_gc(storage)
+        storage.sweep_temporary()
+        assert of_removed_samples(storage) == []
+        check_records(storage)
+        assert {name: samples for name, samples in tars(storage).items() if name.startswith("ann/toy")} == expected
+        assert verify(storage).problems == []
+
+
+# --- shards that are lost ---------------------------------------------------------------------------------------------
+
+
+def test_a_lost_shard_is_named_before_anything_is_begun(removed: Storage, tmp_path: Path) -> None:
+    storage = copy_of(removed, tmp_path / "data")
+    entries = read_manifest(storage).derived("toy").shards
+    lost = next(shard.name for shard in entries if shard.removed)
+    storage.delete(lost)
+    before = tars(storage)
+    with pytest.raises(FileNotFoundError, match=f"{lost} is gone, so it is not rewritten: make derive COLUMNS=toy"):
+        run_gc(storage)
+    assert tars(storage) == before and find_pending(storage) is None
+
+
+def test_records_of_lost_shards_stay_as_they_are(built: Storage, removed: Storage, tmp_path: Path) -> None:
+    """A shard with removed samples was lost and packed again, under its next name, and the finish that would have said
+    so was killed; then a collection was killed before its end."""
+    storage = copy_of(removed, tmp_path / "data")
+    lost = next(shard.name for shard in read_manifest(storage).media if shard.removed)
+    storage.delete(lost)
+    run_pack(in_process(storage), "v1")
+    again = next_revision(lost)
+    assert storage.exists(again)
+    write_pending(storage, Pending(job="gc", files=[lost, again]))
+    pending = find_pending(storage)
+    assert pending
+    finish_gc(storage, pending)
+    assert storage.exists(again)
+    records = outcomes.pack_records(storage, plans.PACK_MEDIA_JOB)
+    assert again in {record.file for record in records.values()} and lost not in {r.file for r in records.values()}
+    finish(storage, "v1")
+    run_gc(storage)
+    assert of_removed_samples(storage) == []
+    check_whole(storage, {key: members for key, members in everything(built).items() if key not in GONE})
 
 
 SETUP = """

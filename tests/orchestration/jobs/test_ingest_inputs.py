@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 import tarfile
@@ -16,7 +17,9 @@ from annotate.sync import SCORES as SYNC_SCORES
 from ingest.catalog import read_catalog
 from orchestration import outcomes, plans
 from orchestration.jobs.ingest import Source, run_ingest
-from orchestration.jobs.ingest_inputs import GONE, NOT_TAKEN
+from orchestration.jobs.ingest_inputs import GONE, NOT_TAKEN, REPLACED
+from orchestration.report.accounting import account
+from orchestration.report.state import data_state
 from shards.index import read_index
 from shards.manifest import read_manifest
 from talkinghead import dataroot
@@ -27,6 +30,7 @@ from talkinghead.media.audio import decode_wav
 from talkinghead.schema import ClipInfo, SampleIndex
 from tests.support.derived_data import TOY, add_version
 from tests.support.latent_data import in_process
+from tests.support.mending import make_shards
 
 
 @pytest.fixture
@@ -83,6 +87,31 @@ def test_source_one_folder_higher_does_not_double_the_data_set(storage: Storage,
     assert packed(storage) == before and len(read_catalog(storage, "folder").rows) == count
 
 
+def test_a_renamed_file_that_has_other_content_now_is_an_input_of_its_own_name(storage: Storage, source: Path) -> None:
+    """SOURCE was given one folder higher, then a packed file was exchanged: both inputs had one name in the report."""
+    file = sorted(source.glob("astronaut*"))[1]
+    [packed_key] = [row.key for row in read_catalog(storage, "folder").rows if row.source == file.name]
+    ingest(storage, source.parent)
+    file.write_bytes(file.read_bytes() + b"\0\0\0\x08free")
+    for _ in range(2):
+        ingest(storage, source.parent)
+        rows = [row for row in read_catalog(storage, "folder").rows if row.source == f"source/{file.name}"]
+        assert {row.key: REPLACED in row.notes for row in rows} == {row.key: row.key == packed_key for row in rows}
+        assert len(rows) == 2 and not any(GONE in row.notes for row in rows)
+        accounting = account(data_state(storage, None))
+        names = {outcome.row.key: outcome.input for outcome in accounting.inputs}
+        assert len(set(names.values())) == len(names) == sum(accounting.by_fate().values())
+        assert {names[row.key].removeprefix(f"folder:source/{file.name}") for row in rows} == {
+            "", " (its content before)",
+        }  # fmt: skip
+    # The old content is back elsewhere: the packed clip has a file again.
+    file.rename(file.with_name("new.mp4"))
+    (source / "old.mp4").write_bytes(file.with_name("new.mp4").read_bytes()[:-8])
+    ingest(storage, source.parent)
+    [row] = [row for row in read_catalog(storage, "folder").rows if row.key == packed_key]
+    assert row.source == "source/old.mp4" and not {GONE, REPLACED} & set(row.notes)
+
+
 def test_a_file_that_is_gone_and_other_content_are_no_rename(storage: Storage, source: Path) -> None:
     before = packed(storage)
     first = sorted(source.glob("astronaut*"))[1]
@@ -116,6 +145,21 @@ def test_a_catalog_that_cannot_be_read_is_made_again_where_nothing_is_packed(
     storage.write(dataroot.catalog("folder"), b"no table")
     ingest(storage, source)
     assert len(read_catalog(storage, "folder").rows) == 1
+
+
+def test_a_lost_rule_of_split_groups_must_be_named_again(sample_source: Path, tmp_path: Path) -> None:
+    (tmp_path / "source" / "anna").mkdir(parents=True)
+    shutil.copy(sorted(sample_source.glob("astronaut*"))[0], tmp_path / "source" / "anna")
+    data, source = tmp_path / "data", tmp_path / "source"
+    make_shards(data, source, group_by="parent")
+    storage = Storage(data)
+    before = read_catalog(storage, "folder")
+    for path in (dataroot.catalog("folder"), dataroot.plan("ingest-folder")):
+        storage.write(path, b"garbage")
+    with pytest.raises(ValueError, match=r"name it again with GROUP_BY=<rule>"):
+        make_shards(data, source)
+    make_shards(data, source, group_by="parent")
+    assert read_catalog(storage, "folder") == before
 
 
 def test_a_limit_says_of_no_moved_file_that_it_is_gone(
@@ -154,7 +198,9 @@ def clip_of(storage: Storage, key: str) -> tuple[ClipInfo, np.ndarray]:
     return ClipInfo.from_json(info), decode_wav(wav)
 
 
-def test_sound_that_another_data_set_found_late_is_moved(storage: Storage, source: Path, tmp_path: Path) -> None:
+def test_sound_that_another_data_set_found_late_is_moved(
+    storage: Storage, source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """Only of that source, and of no clip that is packed; a later command goes on so, until it is told otherwise."""
     first, *others = sorted(key for key in outcomes.ingested_samples(storage) if "cut" not in key)
     rows = {row.key: row.num_frames for row in read_index(storage, read_manifest(storage).annotation()).rows()}
@@ -177,5 +223,22 @@ def test_sound_that_another_data_set_found_late_is_moved(storage: Storage, sourc
 
     ingest(second, source)
     assert state(second) == units, "as before"
+    # Also where the plan is damaged, and the table of fingerprints with it.
+    second.write(dataroot.plan("ingest-folder"), b"no plan")
+    second.write(dataroot.sources("folder"), b"no table")
+    with caplog.at_level(logging.WARNING):
+        ingest(second, source)
+    assert state(second) == units and plans.find_ingest(second, "folder") == plan
+    assert "the sound of 1 sources of folder is moved as their records say" in caplog.text
+    # Records of releases that did not note the content.
+    for file in second.list("records/ingest"):
+        record = json.loads(second.read(file.path))
+        record["details"].pop("content", None)
+        second.write(file.path, json.dumps(record).encode())
+    for path in (dataroot.plan("ingest-folder"), dataroot.sources("folder")):
+        second.write(path, b"garbage")
+    with caplog.at_level(logging.WARNING):
+        ingest(second, source)
+    assert "the sound of 1 clips of folder was moved, and it is lost which sources" in caplog.text
     ingest(second, source, align_sound="none")
     assert state(second)[first] == known[first]

@@ -157,6 +157,16 @@ def test_a_clip_key_stands_for_its_pieces_and_all_pieces_for_the_clip(storage: S
     assert by_clip.clips == by_pieces.clips == {CLIPS[2]}
 
 
+def test_a_list_may_be_given_again_with_more_keys(storage: Storage) -> None:
+    first, second = PIECES[CLIPS[2]][:2]
+    run_remove(storage, match_keys(storage, [first]), nobody_read)
+    assert match_keys(storage, [first, second]).samples == {second}
+    with pytest.raises(ValueError, match=r"all of these keys have been removed"):
+        match_keys(storage, [first])
+    with pytest.raises(ValueError, match=r"1 of the keys are in no shard"):
+        match_keys(storage, [first, second, "folder-nobody"])
+
+
 def test_shards_that_held_nothing_else_are_gone(storage: Storage) -> None:
     """The last shard of all loses its number; one between others stays, empty."""
     reader = ShardReader(storage, split=None)
@@ -242,14 +252,18 @@ def damage_pin(storage: Storage) -> None:
     storage.write("pins/0123456789abcdef.json", b"{}")
 
 
-@pytest.mark.parametrize("damage", [damage_annotate_plan, damage_pack_record, damage_pin])
+def lose_catalog(storage: Storage) -> None:
+    storage.delete(dataroot.catalog("folder"))
+
+
+@pytest.mark.parametrize("damage", [damage_annotate_plan, damage_pack_record, damage_pin, lose_catalog])
 def test_what_is_damaged_stops_it_before_it_begins(storage: Storage, damage: Callable[[Storage], None]) -> None:
     """Else every later command would stop at finishing it, also the one that mends the damage."""
     matched = match_person(storage, "Ann Example")
     damage(storage)
     assert storage.local_root
     before = {path: path.read_bytes() for path in storage.local_root.rglob("*") if path.is_file()}
-    with pytest.raises(ValueError, match=r"annotate-v1|records/pack-v1/.*Nothing was removed|no pin of a run"):
+    with pytest.raises(ValueError, match=r"annotate-v1|records/pack-v1/.*Nothing was removed|no pin of|folder.parquet"):
         run_remove(storage, matched, nobody_read)
     assert {path: path.read_bytes() for path in storage.local_root.rglob("*") if path.is_file()} == before
 

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from annotate.filters import FilterSettings
+from orchestration.jobs.ingest_inputs import REPLACED
 from orchestration.report.accounting import FATES, MISSING_SOURCE, account, input_name
 from orchestration.report.state import DataState
 from orchestration.units.records import RejectedPiece, UnitRecord
@@ -129,6 +130,18 @@ def test_input_names_tell_clips_of_one_video_apart() -> None:
         for start, end in ((None, None), (0.0, None), (None, 3.0), (1.0, 3.0), (1.0001, 3.0))
     }
     assert len(names) == 5
+
+
+def test_inputs_of_one_name_are_told_apart() -> None:
+    """Two faces of one interval by their keys; a file that was exchanged by what became of it."""
+    state = make_state([Clip(key=key) for key in ("a", "b", "c", "d", "e")])
+    source, notes = {"a": "x", "b": "x", "c": "y", "d": "y", "e": "z"}, {"d": (REPLACED,)}
+    rows = [
+        dataclasses.replace(row, source=source[row.key], notes=notes.get(row.key, ()), start_s=None)
+        for row in state.catalog
+    ]
+    names = [outcome.input.partition(":")[2] for outcome in account(dataclasses.replace(state, catalog=rows)).inputs]
+    assert names == ["x (a)", "x (b)", "y", "y (its content before)", "z"]
 
 
 Change = Callable[[DataState], DataState]
