@@ -56,6 +56,12 @@ DISTRIBUTIONS = (
     Distribution(title="Brightness", unit="of 255", score="brightness", limits=("min_brightness", "max_brightness")),
     Distribution(title="Landmark jitter", unit="px at 512", score="jitter_px", limits=("max_jitter_px",)),
     Distribution(title="Frames with a face", unit="share", score="valid_fraction", limits=("min_valid_fraction",)),
+    Distribution(title="Change of the face", unit="of its contrast", score="face_change", limits=("min_face_change",)),
+    Distribution(title="Longest freeze", unit="s", score="longest_freeze_s", limits=("max_freeze_s",)),
+    Distribution(
+        title="New images in movement", unit="fps", score="source_motion_fps", limits=("min_source_motion_fps",)
+    ),
+    Distribution(title="Drift of the face's shape", unit="cm", score="identity_drift", limits=("max_identity_drift",)),
 )
 
 
