@@ -116,5 +116,5 @@ def test_workers_of_a_ray_cluster_wait_as_their_driver(monkeypatch: pytest.Monke
 
 
 def test_a_thread_without_work_leaves_its_core_to_others() -> None:
-    """For real: PyTorch's OpenMP has heard of it. Spinning, the thread would compute nearly all of the time."""
-    assert float(run(IDLE)) < 0.15
+    """For real: PyTorch's OpenMP has heard of it. Spinning, the thread would compute all of the time."""
+    assert float(run(IDLE)) < 0.5  # 0.03 on a quiet machine, up to 0.2 on a busy one, and 1.0 of a thread that spins
