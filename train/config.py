@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -35,16 +36,77 @@ class OptimizerConfig:
 class ScheduleConfig:
     """Learning rate over the steps, as a factor of `learning_rate`."""
 
-    name: Literal["constant", "cosine", "linear"] = "constant"
-    """Course after the warm-up: constant, or falling to `final` at the last step."""
+    name: Literal["constant", "cosine", "linear", "exponential"] = "constant"
+    """Course after the warm-up: constant; falling to `final` at the last step; or times `factor` after every `every`
+    steps, down to `final`."""
     warmup_steps: int = 0
     """Steps in which the rate rises linearly to the full one; at most half of all steps when it falls afterwards."""
     final: float = 0.0
-    """Rate at the last step, as a share of `learning_rate`."""
+    """Lowest rate, as a share of `learning_rate`."""
+    factor: float = 0.5
+    """exponential: factor on the rate."""
+    every: int = 10_000
+    """exponential: steps after which the rate falls by the factor."""
 
     def __post_init__(self) -> None:
         if self.warmup_steps < 0 or not 0 <= self.final <= 1:
             raise ValueError("warmup_steps must be at least 0, and final between 0 and 1")
+        if not 0 < self.factor <= 1 or self.every < 1:
+            raise ValueError("the factor of a schedule must be in 0 … 1 (0 excluded), and every at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParameterGroup:
+    """Parameters of a task that are trained otherwise than by the recipe's settings."""
+
+    match: str
+    """Regular expression that is searched for in the names of the parameters; the first group that matches counts."""
+    rate: float = 1.0
+    """Factor on `optimizer.learning_rate`."""
+    schedule: ScheduleConfig | None = None
+    """Course of the rate; None: the recipe's."""
+    first: int = 0
+    """First step, from 0, of its updates."""
+    last: int | None = None
+    """Last step of its updates; None: that of the training. Outside of first … last the weights, their moments and
+    averages stand still."""
+    max_gradient_norm: float | None = None
+    """Largest L2 norm of this group's gradient alone; None: it counts in the common norm."""
+    betas: tuple[float, float] | None = None
+    eps: float | None = None
+    weight_decay: float | None = None
+
+    def __post_init__(self) -> None:
+        try:
+            re.compile(self.match)
+        except re.error as error:
+            raise ValueError(f"{self.match!r} of a group of parameters is no regular expression: {error}") from error
+        if not 0 <= self.rate < math.inf:
+            raise ValueError(f"the rate of the parameters {self.match!r} must be at least 0, not {self.rate}")
+        if self.first < 0 or (self.last is not None and self.last < self.first):
+            raise ValueError(f"the parameters {self.match!r} are never trained: first {self.first}, last {self.last}")
+        if self.max_gradient_norm is not None and self.max_gradient_norm <= 0:
+            raise ValueError(f"max_gradient_norm must be above 0 or None, not {self.max_gradient_norm}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Low-rank additions to the weights (LoRA), trained instead of the weights themselves."""
+
+    match: str | None = None
+    """Regular expression that is searched for in the names of the layers that get an addition; None: no LoRA."""
+    rank: int = 2
+    """Rank of the additions."""
+    alpha: float = 1.0
+    """Factor on the additions, next to 1 / rank."""
+    also_train: str | None = None
+    """Regular expression of parameters that are trained next to them; everything else is frozen."""
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or not 0 < self.alpha < math.inf:
+            raise ValueError(f"a LoRA has a rank of at least 1 and an alpha above 0, not {self.rank} and {self.alpha}")
+        if self.match is None and self.also_train is not None:
+            raise ValueError("lora.also_train is given without lora.match, which says which layers get a LoRA")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from talkinghead.files.storage import Storage
+from tests.support.training import losses_of
 from train.lmk2video.module import Conditions, Lmk2Video
 from train.lmk2video.task import Lmk2VideoTask
 from train.recipe import make_task, recipes_of
@@ -65,5 +66,5 @@ def gradients(task: Lmk2VideoTask[Any], module: Lmk2Video, batches: Iterable[Bat
     """Gradient by name of the sum of the batches' losses; the module stays as it is."""
     precise = Double(module)
     for batch in batches:
-        task.loss(precise, batch, seed=0)["loss"].sum().backward()
+        losses_of(task, precise, batch)["loss"].sum().backward()
     return {name: value.grad for name, value in precise.module.named_parameters() if value.grad is not None}

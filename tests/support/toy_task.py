@@ -26,6 +26,7 @@ from talkinghead.provenance import hash_file
 from train.clip_choice import ReadVersions
 from train.config import CheckpointConfig, LogConfig, OptimizerConfig, TrainConfig, ValidationConfig
 from train.recipe import Recipe
+from train.task import Step, Task, Totals
 
 WEIGHTS = "weights.safetensors"
 NUM_INPUTS = 6
@@ -138,7 +139,7 @@ def batch_of(items: list[dict[str, Any]]) -> dict[str, Any]:
     return tensors | {"keys": [i["key"] for i in items], "slot": torch.tensor([i.get("slot", 0) for i in items])}
 
 
-class ToyTask:
+class ToyTask(Task):
     """Toy in training; see `train.task.Task`."""
 
     def __init__(self, config: Config, data: str, folder: Path) -> None:
@@ -174,7 +175,16 @@ class ToyTask:
     def loader(self, *, global_batch: int, seed: int, rank: int, world: int, num_workers: int) -> ToyLoader:
         return ToyLoader(self.config, global_batch=global_batch, seed=seed, rank=rank, world=world)
 
-    def loss(self, module: nn.Module, batch: dict[str, Any], *, seed: int) -> dict[str, torch.Tensor]:
+    def loss(
+        self,
+        module: nn.Module,
+        batch: dict[str, Any],
+        *,
+        seed: int,
+        step: int,
+        total: Totals,
+        critic: nn.Module | None = None,
+    ) -> Step:
         if self.config.step_s:
             time.sleep(self.config.step_s)
         slots = batch["slot"].tolist()
@@ -190,7 +200,7 @@ class ToyTask:
             loss = (error * alive).square().sqrt().square()
         spoil = torch.tensor([float("nan") if slot in self.config.bad_loss else 0.0 for slot in slots])
         loss = loss + spoil.to(loss)
-        return {"loss": loss, "absolute": error.abs()}
+        return Step(losses={"loss": loss, "absolute": error.abs()})
 
     def export(self, module: nn.Module, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)

@@ -13,20 +13,25 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
-from tests.support import toy_task
+from tests.support import toy_adversary, toy_task
 from train.recipe import TASKS, Recipe, make_task
 from train.run.run_folder import RunConfig, RunFolder
+from train.task import Batch, Losses, Task
 from train.trainer.loop import Trainer
 from train.trainer.parallel import full
 from train.trainer.port import LocalPort
 
 TASKS["toy"] = "tests.support.toy_task"
+TASKS["toy-adversary"] = "tests.support.toy_adversary"
+
+PARTS = ("module", "optimizer", "ema", "adversary.module", "adversary.optimizer")
 
 
-def recipe(toy: dict[str, Any] | None = None, **train: Any) -> Recipe:
+def recipe(toy: dict[str, Any] | None = None, base: Recipe | None = None, **train: Any) -> Recipe:
     """Toy recipe `tiny` with other settings; nested ones as dicts, e.g. `log={"every": 1}`."""
-    base = toy_task.tiny()
+    base = base or toy_task.tiny()
     changed = {
         name: dataclasses.replace(getattr(base.train, name), **value) if isinstance(value, dict) else value
         for name, value in train.items()
@@ -38,16 +43,21 @@ def recipe(toy: dict[str, Any] | None = None, **train: Any) -> Recipe:
 
 def start(path: Path, chosen: Recipe) -> RunFolder:
     """Run folder, new or to go on with."""
-    return RunFolder.start(path, RunConfig(task="toy", recipe_name="tiny", recipe=chosen, data="none"))
+    return RunFolder.start(path, _config(chosen))
+
+
+def _config(chosen: Recipe) -> RunConfig:
+    name = "toy-adversary" if isinstance(chosen.config, toy_adversary.Config) else "toy"
+    return RunConfig(task=name, recipe_name="tiny", recipe=chosen, data="none")
 
 
 def trainer_of(path: Path, chosen: Recipe, **options: Any) -> Trainer:
     """Trainer of this rank; options: `port`, `task`."""
     torch.set_num_threads(1)  # as `run_worker` sets them; several only wait for each other in so small a model
-    run = RunFolder(path, RunConfig(task="toy", recipe_name="tiny", recipe=chosen, data="none"))
+    run = RunFolder(path, _config(chosen))
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     port = options.get("port") or LocalPort(rank=rank, world=world, local_rank=rank, local_world=world)
-    task = options.get("task") or make_task("toy", chosen.config, "none", run.task_folder)
+    task = options.get("task") or make_task(run.task, chosen.config, "none", run.task_folder)
     return Trainer(task, chosen.train, run, port)
 
 
@@ -73,9 +83,12 @@ def train(path: Path, chosen: Recipe, **options: Any) -> dict[str, Any]:
 def tensors_of(trainer: Trainer) -> dict[str, Any]:
     """Copies of weights, averages and moments, whole even where they are sharded. Collective."""
     state = trainer._state()
+    for name, part in state.pop("adversary", {}).items():
+        state[f"adversary.{name}"] = part
     return {
         part: {name: full(value).detach().clone() for name, value in state[part].items()}
-        for part in ("module", "optimizer", "ema")
+        for part in PARTS
+        if part in state
     }
 
 
@@ -86,7 +99,8 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 def assert_same(one: dict[str, Any], two: dict[str, Any], tolerance: float = 0.0) -> None:
     """Assert that weights, averages and moments are equal, bit by bit unless a tolerance is given."""
-    for part in ("module", "optimizer", "ema"):
+    assert set(one) == set(two)
+    for part in set(PARTS) & set(one):
         assert one[part].keys() == two[part].keys()
         for name, value in one[part].items():
             torch.testing.assert_close(value, two[part][name], rtol=tolerance, atol=tolerance, msg=f"{part} {name}")
@@ -141,3 +155,8 @@ def _serve(rank: int, world: int, store: str, pipe: Any) -> None:
             pipe.send((True, function(*args, **options)))
         except Exception:  # noqa: BLE001  everything goes to the test that asked
             pipe.send((False, traceback.format_exc()))
+
+
+def losses_of(task: Task, module: nn.Module, batch: Batch, *, seed: int = 0, step: int = 0) -> Losses:
+    """Losses of a microbatch that is a whole step."""
+    return task.loss(module, batch, seed=seed, step=step, total={"samples": float(len(batch["keys"]))}).losses

@@ -33,7 +33,7 @@ from train.audio2lmk.task import (
 )
 from train.audio2lmk.validation import validate_clips
 from train.recipe import Recipe
-from train.task import Batch, Losses
+from train.task import Batch, Step, Totals
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,16 @@ class Audio2MeshTask(SpeechTask[Audio2MeshConfig]):
         """Model around an encoder with this configuration."""
         return Audio2Mesh(wav2vec=wav2vec, hidden=self.config.hidden, smoothing=self.config.smoothing)
 
-    def loss(self, module: nn.Module, batch: Batch, *, seed: int) -> Losses:
+    def loss(
+        self,
+        module: nn.Module,
+        batch: Batch,
+        *,
+        seed: int,
+        step: int,
+        total: Totals,
+        critic: nn.Module | None = None,
+    ) -> Step:
         """Mean absolute error in cm over the frames with a face, and that of the velocity where asked for."""
         # Predict offsets from speech: [B, F * 640] → [B, F, 468, 3] in cm.
         levels = self.corpus.speech_levels(batch["keys"])
@@ -92,7 +101,7 @@ class Audio2MeshTask(SpeechTask[Audio2MeshConfig]):
             velocity = frame_mean(self._over_vertices(steps), pairs)
             losses["velocity_l1_cm"] = velocity.detach()
             losses["loss"] = mesh + self.config.velocity_weight * velocity
-        return losses
+        return Step(losses=losses)
 
     def _over_vertices(self, error: torch.Tensor) -> torch.Tensor:
         """Weighted mean absolute error over vertices and coordinates, `[B, F, 468, 3]` → `[B, F]`."""

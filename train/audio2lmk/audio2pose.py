@@ -45,7 +45,7 @@ from train.audio2lmk.task import (
 )
 from train.audio2lmk.validation import validate_clips
 from train.recipe import Recipe
-from train.task import Batch, Losses
+from train.task import Batch, Step, Totals
 
 log = logging.getLogger(__name__)
 
@@ -169,7 +169,16 @@ class Audio2PoseTask(SpeechTask[Audio2PoseConfig]):
             max_step=statistics.pose_step_p99,
         )
 
-    def loss(self, module: nn.Module, batch: Batch, *, seed: int) -> Losses:
+    def loss(
+        self,
+        module: nn.Module,
+        batch: Batch,
+        *,
+        seed: int,
+        step: int,
+        total: Totals,
+        critic: nn.Module | None = None,
+    ) -> Step:
         """Mean absolute error over the six numbers (in standard deviations when normalised) and the frames."""
         # Speech [B, F * 640], and the true poses before each frame [B, F, 6], with noise. The zero that every window
         # begins with stays: inference begins with it, too.
@@ -194,7 +203,7 @@ class Audio2PoseTask(SpeechTask[Audio2PoseConfig]):
             steps, pairs = frame_steps(error, seen)
             velocity = frame_mean(steps.abs().mean(dim=-1), pairs)
             losses["loss"] = loss + self.config.velocity_weight * velocity
-        return losses
+        return Step(losses=losses)
 
     @property
     def _scale(self) -> tuple[float, ...]:

@@ -29,7 +29,7 @@ from train.config import (
     TrainConfig,
     ValidationConfig,
 )
-from train.task import Batch, Losses, Provenance
+from train.task import Batch, Provenance, Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +71,7 @@ class SpeechConfig(ClipChoice):
 Config = TypeVar("Config", bound=SpeechConfig)
 
 
-class SpeechTask(abc.ABC, Generic[Config]):
+class SpeechTask(Task, Generic[Config]):
     """A model from speech in training; see `train.task.Task`.
 
     Args:
@@ -132,20 +132,12 @@ class SpeechTask(abc.ABC, Generic[Config]):
             num_workers=num_workers,
         )
 
-    @abc.abstractmethod
-    def loss(self, module: nn.Module, batch: Batch, *, seed: int) -> Losses:
-        """Losses of a microbatch, for each sample on its own; see `train.task.Task`."""
-
     def export(self, module: nn.Module, folder: Path) -> None:
         """Write the model, the speakers (whose names are the identities, and from whose neutral meshes offsets are),
         and the expression basis that neutralises a portrait."""
         assert isinstance(module, SpeechModel)
         module.save_pretrained(folder)
         self.corpus.export(folder)
-
-    @abc.abstractmethod
-    def validate(self, weights: Path, folder: Path, device: torch.device) -> dict[str, float]:
-        """Evaluate whole held-out clips, and training clips to see the fit, against the baselines."""
 
 
 # --- windows of speech ------------------------------------------------------------------------------------------------

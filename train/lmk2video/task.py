@@ -24,12 +24,12 @@ from train.lmk2video.config import Lmk2VideoConfig
 from train.lmk2video.dataset import ImageSize, ItemConfig, Lmk2VideoDataset, WindowShape
 from train.lmk2video.loss import Draws, draw, velocity_loss
 from train.lmk2video.module import Conditions, Lmk2Video
-from train.task import Batch, Losses, Provenance
+from train.task import Batch, Provenance, Step, Task, Totals
 
 Config = TypeVar("Config", bound=Lmk2VideoConfig)
 
 
-class Lmk2VideoTask(abc.ABC, Generic[Config]):
+class Lmk2VideoTask(Task, Generic[Config]):
     """A stage of Lmk2Video in training; see `train.task.Task`.
 
     Args:
@@ -111,7 +111,16 @@ class Lmk2VideoTask(abc.ABC, Generic[Config]):
             keep_in_memory_mb=config.keep_in_memory_mb,
         )
 
-    def loss(self, module: nn.Module, batch: Batch, *, seed: int) -> Losses:
+    def loss(
+        self,
+        module: nn.Module,
+        batch: Batch,
+        *,
+        seed: int,
+        step: int,
+        total: Totals,
+        critic: nn.Module | None = None,
+    ) -> Step:
         """Error of the predicted velocity at one timestep of each sample; see `velocity_loss`."""
         # Distributions of the latents, read or encoded, and the random numbers of the samples.
         target, reference, embedding = self._encoded(batch)
@@ -126,9 +135,10 @@ class Lmk2VideoTask(abc.ABC, Generic[Config]):
         noisy = PAPER.add_noise(clean, drawn.noise, drawn.timesteps)
         predicted = module(noisy, drawn.timesteps, given)
         velocity = PAPER.velocity(clean, drawn.noise, drawn.timesteps)
-        return velocity_loss(
+        losses = velocity_loss(
             predicted, velocity, drawn.timesteps, batch["mask"], batch.get("region"), self.config.snr_gamma
         )
+        return Step(losses=losses)
 
     def export(self, module: nn.Module, folder: Path) -> None:
         """Write the whole pipeline, ready to animate a portrait; see `train.task.Task`."""

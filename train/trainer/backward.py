@@ -1,89 +1,288 @@
-"""Gradient of a step, added up microbatch by microbatch, and the samples of one that is not finite."""
+"""Gradients of a step, added up microbatch by microbatch, and the samples of one that is not finite."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from talkinghead.rng import key_bits
 from train.config import GuardConfig, TrainConfig
-from train.task import Batch, Losses, Task
-from train.trainer.parallel import autocast, gather_lists, gradient_sync
+from train.task import Adversary, Batch, Losses, Step, Task, Totals
+from train.trainer.learner import Learner
+from train.trainer.parallel import autocast, bare, gather_lists, gather_rows, gradient_sync
 
 log = logging.getLogger(__name__)
 
+Made = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turn:
+    """What the module's turn of a step has given, without graphs."""
+
+    losses: list[Losses]
+    """Losses `[B]` of each microbatch of this rank."""
+    made: list[Made]
+    """What the critic judges of each."""
+    terms: dict[str, Tensor]
+    """Terms over the whole global batch, scalars, the same on every rank."""
+
 
 class Backward:
-    """Forward and backward pass of one rank.
+    """Forward and backward passes of one rank: the module's turn, then, where there is one, the critic's.
 
     Args:
         task: Task that computes the losses.
-        module: Module as wrapped for the ranks.
+        learner: Module in training.
         config: Batch sizes, precision and seed.
         device: Device of the module.
         world: Number of ranks.
+        adversary: Adversary of the task.
+        critic: Its critic in training.
     """
 
-    def __init__(self, task: Task, module: nn.Module, config: TrainConfig, device: torch.device, world: int) -> None:
-        self.task, self.module, self.config, self.device = task, module, config, device
-        # DDP and FSDP2 average the gradients of the ranks, where the sum is wanted: the factor `world` makes up for it.
-        self._scale = world / config.global_batch
+    def __init__(
+        self,
+        task: Task,
+        learner: Learner,
+        config: TrainConfig,
+        device: torch.device,
+        world: int,
+        adversary: Adversary | None = None,
+        critic: Learner | None = None,
+    ) -> None:
+        self.task, self.learner, self.config, self.device, self.world = task, learner, config, device, world
+        self.adversary, self.critic = adversary, critic
+        self.module = learner.module
+        self._has_terms = False
 
-    def __call__(self, batch: Batch, step: int, *, sync: bool) -> Losses:
-        """Add the gradient of (sum of the samples' losses) / global batch.
+    # --- the module's turn --------------------------------------------------------------------------------------------
+
+    def module_turn(self, batches: Sequence[Batch], step: int, total: Totals) -> Turn:
+        """Add the gradient of (sum of the samples' losses) / (samples of the step), and of the batch terms.
+
+        The first call of a training must be with one microbatch: it tells whether there are batch terms.
 
         Args:
-            batch: Microbatch, on the CPU.
-            step: Number of the step, from 0. With the first slot it is the key of dropout and whatever else the module
-                draws from PyTorch's global generator.
-            sync: Whether to exchange the gradients of this and all earlier microbatches of the step.
-
-        Returns:
-            Losses, `[B]` each.
+            batches: Microbatches of this rank, on the CPU.
+            step: Number of the step, from 0.
+            total: Sums over the step.
         """
+        with self._critic_frozen():
+            # Terms over the whole batch need the rows of all samples before the first backward pass. With several
+            # microbatches the graph of all of them would take too much memory: they are computed twice.
+            early: Step | None = None
+            rows: list[dict[str, Tensor]] = []
+            if len(batches) == 1:
+                early = self._forward(batches[0], step, total, sync=True)
+                rows = [early.rows]
+                self._has_terms = bool(early.rows)
+            elif self._has_terms:
+                with torch.no_grad():
+                    rows = [self._forward(batch, step, total, sync=False).rows for batch in batches]
+                self.learner.statistics.drop()
+            slopes: list[dict[str, Tensor]] = [{} for _ in batches]
+            terms: dict[str, Tensor] = {}
+            if self._has_terms:
+                slopes, terms = self._batch_terms([batch["slot"] for batch in batches], rows, step)
+            # One backward pass for each microbatch; gradients are exchanged in the last one.
+            losses: list[Losses] = []
+            made: list[Made] = []
+            for index, batch in enumerate(batches):
+                last = index == len(batches) - 1
+                result = self._backward(batch, step, total, sync=last, slopes=slopes[index], early=early)
+                self.learner.statistics.note()
+                losses.append({name: loss.detach() for name, loss in result.losses.items()})
+                made.append({name: value.detach() for name, value in result.made.items()})
+        return Turn(losses=losses, made=made, terms=terms)
+
+    def _forward(self, batch: Batch, step: int, total: Totals, *, sync: bool) -> Step:
         # Seed the global generator for dropout, so that its masks depend on nothing that ran before. A seed must fit 64
         # bits.
-        torch.manual_seed(key_bits(self.config.seed, "dropout", step, int(batch["slot"][0])) >> 65)
-        batch = {name: v.to(self.device, non_blocking=True) if torch.is_tensor(v) else v for name, v in batch.items()}
-        # The backward pass must lie within, too: that is where gradients are exchanged.
+        self._seed_dropout("dropout", step, batch)
+        batch = self._moved(batch)
+        critic = bare(self.critic.module) if self.critic else None
+        with gradient_sync(self.module, sync), autocast(self.config.parallel, self.device):
+            result = self.task.loss(self.module, batch, seed=self.config.seed, step=step, total=total, critic=critic)
+        assert result.losses["loss"].shape == (len(batch["keys"]),), "a task's loss is each sample's for itself"
+        return result
+
+    def _backward(
+        self,
+        batch: Batch,
+        step: int,
+        total: Totals,
+        *,
+        sync: bool,
+        slopes: Mapping[str, Tensor] | None = None,
+        early: Step | None = None,
+    ) -> Step:
+        """Forward pass, unless it is done already, and backward pass of a microbatch."""
+        # DDP and FSDP2 average the gradients of the ranks, where the sum is wanted: the factor `world` makes up for it.
+        # The backward pass must lie within `gradient_sync`, too: that is where gradients are exchanged.
         with gradient_sync(self.module, sync):
-            with autocast(self.config.parallel, self.device):
-                losses = self.task.loss(self.module, batch, seed=self.config.seed)
-            assert losses["loss"].shape == (len(batch["keys"]),), "a task's loss is each sample's for itself"
+            result = early or self._forward(batch, step, total, sync=sync)
+            objective = result.losses["loss"].sum() * (self.world / total["samples"])
+            for name, along in (slopes or {}).items():
+                objective = objective + self.world * (along * result.rows[name]).sum()
             # Outside autocast, as PyTorch asks: backward uses the precision that the forward pass chose for each
             # operation.
-            (losses["loss"].sum() * self._scale).backward()
+            objective.backward()
+        return result
+
+    @contextlib.contextmanager
+    def _critic_frozen(self) -> Iterator[None]:
+        """Context in which the critic judges without learning: neither its parameters nor its buffers."""
+        parameters = list(self.critic.parameters.values()) if self.critic else []
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in parameters:
+                parameter.requires_grad_(True)
+            if self.critic:
+                self.critic.statistics.drop()
+
+    def _batch_terms(
+        self, slots: Sequence[Tensor], rows: Sequence[Mapping[str, Tensor]], step: int
+    ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+        """Slopes of the batch terms along the rows of each microbatch of this rank, and the terms. Collective."""
+        own = {name: torch.cat([part[name].detach().float() for part in rows]) for name in rows[0]}
+        numbers = torch.cat(list(slots)).to(self.device)
+        # Every rank puts the rows of all ranks in the order of their slots, and takes the slopes along its own.
+        everyones = gather_rows(numbers)
+        order = everyones.argsort()
+        whole = {name: gather_rows(values)[order].requires_grad_(True) for name, values in own.items()}
+        with torch.enable_grad():
+            figures = self.task.batch_terms(whole, seed=self.config.seed, step=step)
+            names = list(whole)
+            found = torch.autograd.grad(figures["loss"], [whole[name] for name in names], materialize_grads=True)
+        places = torch.searchsorted(everyones[order], numbers)
+        parts = [len(slot) for slot in slots]
+        slopes: list[dict[str, Tensor]] = [{} for _ in slots]
+        for name, gradient in zip(names, found, strict=True):
+            for number, part in enumerate(gradient[places].split(parts)):
+                slopes[number][name] = part
+        return slopes, {name: value.detach() for name, value in figures.items()}
+
+    # --- the critic's turn --------------------------------------------------------------------------------------------
+
+    def critic_turn(self, batches: Sequence[Batch], made: Sequence[Made], step: int, total: Totals) -> list[Losses]:
+        """Add the gradient of the critic's losses to its parameters. Returns its losses `[B]` of each microbatch.
+
+        Args:
+            batches: Microbatches of this rank, on the CPU.
+            made: What the module made of each before its update.
+            step: Number of the step, from 0.
+            total: Sums over the step.
+        """
+        losses = []
+        for index, (batch, judged) in enumerate(zip(batches, made, strict=True)):
+            losses.append(self._critic_backward(batch, judged, step, total, sync=index == len(batches) - 1))
+            assert self.critic is not None
+            self.critic.statistics.note()
+        return losses
+
+    def _critic_backward(self, batch: Batch, made: Made, step: int, total: Totals, *, sync: bool) -> Losses:
+        assert self.critic is not None and self.adversary is not None
+        self._seed_dropout("critic dropout", step, batch)
+        batch = self._moved(batch)
+        module = self.critic.module
+        with gradient_sync(module, sync):
+            with autocast(self.config.parallel, self.device):
+                losses = self.adversary.loss(module, batch, made, seed=self.config.seed, step=step, total=total)
+            assert losses["loss"].shape == (len(batch["keys"]),), "a critic's loss is each sample's for itself"
+            (losses["loss"].sum() * (self.world / total["samples"])).backward()
         return {name: loss.detach() for name, loss in losses.items()}
 
+    def _seed_dropout(self, purpose: str, step: int, batch: Batch) -> None:
+        torch.manual_seed(key_bits(self.config.seed, purpose, step, int(batch["slot"][0])) >> 65)
+
+    def _moved(self, batch: Batch) -> Batch:
+        return {name: v.to(self.device, non_blocking=True) if torch.is_tensor(v) else v for name, v in batch.items()}
+
+    # --- samples that cannot be learnt from ---------------------------------------------------------------------------
+
     def bad_samples(
-        self, what: str, step: int, batches: list[Batch], losses: list[Losses], parameters: Sequence[nn.Parameter]
+        self,
+        faults: Sequence[str],
+        step: int,
+        batches: Sequence[Batch],
+        turn: Turn,
+        judged: Sequence[Losses],
+        total: Totals,
     ) -> list[str]:
         """Keys of the samples, on any rank, that made a step's loss or gradient infinite or NaN. Collective.
 
+        Where samples depend on their neighbours, whole microbatches are named. Gradients, and what the forward passes
+        have noted, are gone afterwards.
+
         Args:
-            what: "loss", or "gradient" if all losses were finite.
+            faults: "loss", or "gradient" if all losses were finite; "critic/loss" or "critic/gradient".
             step: Number of the step, from 0.
             batches: Microbatches of this rank.
-            losses: Losses of each microbatch.
-            parameters: Trained parameters; their gradients are gone afterwards.
+            turn: What the module's turn gave.
+            judged: Losses of the critic for each microbatch.
+            total: Sums over the step.
         """
         # A bad loss shows in the numbers at hand. A bad gradient needs a backward pass for each sample, which is rare
         # enough.
-        if what == "loss":
-            keys = keys_of_bad_loss(batches, [part["loss"] for part in losses])
-        else:
-            sharded = isinstance(self.module, FSDPModule)  # its gradients exist only when they are exchanged
-            keys = keys_of_bad_gradient(batches, lambda batch: self(batch, step, sync=sharded), parameters)
+        keys: list[str] = []
+        for fault in faults:
+            if fault == "loss":
+                keys += self._keys_of_bad_loss(batches, turn.losses)
+            elif fault == "critic/loss":
+                keys += self._keys_of_bad_loss(batches, judged)
+            elif fault == "gradient":
+                keys += self._keys_of_bad_gradient(batches, step, total)
+            else:
+                keys += self._keys_of_bad_critic(batches, turn.made, step, total)
         # Each may be finite on its own and their sum not; then all samples of the step are named.
         keys = gather_lists(keys) or gather_lists([key for batch in batches for key in batch["keys"]])
         return list(dict.fromkeys(keys))
+
+    def _keys_of_bad_loss(self, batches: Sequence[Batch], losses: Sequence[Losses]) -> list[str]:
+        bad = [part["loss"] for part in losses]
+        return keys_of_bad_loss(batches, bad if self.task.independent else [_spread(loss) for loss in bad])
+
+    def _keys_of_bad_gradient(self, batches: Sequence[Batch], step: int, total: Totals) -> list[str]:
+        sharded = isinstance(self.module, FSDPModule)  # its gradients exist only when they are exchanged
+        alone = [only(batch, index) for batch in batches for index in range(len(batch["keys"]))]
+        with self._critic_frozen():
+            found = keys_of_bad_gradient(
+                alone if self.task.independent else batches,
+                lambda batch: self._backward(batch, step, total, sync=sharded),
+                list(self.learner.parameters.values()),
+            )
+        self.learner.drop()
+        return found
+
+    def _keys_of_bad_critic(
+        self, batches: Sequence[Batch], made: Sequence[Made], step: int, total: Totals
+    ) -> list[str]:
+        assert self.critic is not None
+        judged = {id(batch): part for batch, part in zip(batches, made, strict=True)}
+        found = keys_of_bad_gradient(
+            batches,  # what was made of them is at hand for whole microbatches only
+            lambda batch: self._critic_backward(batch, judged[id(batch)], step, total, sync=False),
+            list(self.critic.parameters.values()),
+        )
+        self.critic.drop()
+        return found
+
+
+def _spread(loss: Tensor) -> Tensor:
+    """Losses of a microbatch, all of them not finite where one is not."""
+    return loss.sum().expand_as(loss)
 
 
 # --- what is not finite -----------------------------------------------------------------------------------------------
@@ -145,23 +344,22 @@ def keys_of_bad_loss(batches: Iterable[Batch], losses: Iterable[torch.Tensor]) -
 def keys_of_bad_gradient(
     batches: Iterable[Batch], backward: Callable[[Batch], Any], parameters: Sequence[nn.Parameter]
 ) -> list[str]:
-    """Keys of the samples whose own gradient is not finite, found by going through them one by one.
+    """Keys of the batches whose own gradient is not finite, found by going through them one by one.
 
-    Ranks may call it together when `backward` communicates: they have equally many samples. Where the gradient is
-    exchanged, each rank names its own sample of that turn, although only one of them may be to blame.
+    Ranks may call it together when `backward` communicates: they have equally many. Where the gradient is exchanged,
+    each rank names its own batch of that turn, although only one of them may be to blame.
 
     Args:
-        batches: Microbatches of a step.
+        batches: Batches, each of a single sample where samples are independent.
         backward: Adds the gradient of a batch to that of the parameters.
         parameters: Trained parameters; their gradients are gone afterwards.
     """
     keys = []
     for batch in batches:
-        for index, key in enumerate(batch["keys"]):
-            _drop_gradients(parameters)
-            backward(only(batch, index))
-            if not all(_local(p.grad).isfinite().all() for p in parameters if p.grad is not None):
-                keys.append(key)
+        _drop_gradients(parameters)
+        backward(batch)
+        if not all(_local(p.grad).isfinite().all() for p in parameters if p.grad is not None):
+            keys += batch["keys"]
     _drop_gradients(parameters)
     return keys
 

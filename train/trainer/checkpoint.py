@@ -15,7 +15,6 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
@@ -25,9 +24,10 @@ from torch.distributed.checkpoint.state_dict_saver import async_save, save
 from talkinghead.files.atomic import sweep
 from train.config import CheckpointConfig
 from train.run.run_folder import folder_name
+from train.trainer.average import Ema
 from train.trainer.checkpoint_content import OtherModel
 from train.trainer.checkpoint_files import CheckpointReader, CheckpointWriter, TensorsOnly, find_damage, whole_steps
-from train.trainer.update import Ema
+from train.trainer.learner import Learner
 
 log = logging.getLogger(__name__)
 
@@ -253,18 +253,23 @@ def _write_back(state: State, tensors: State) -> None:
 _OPTIONS = StateDictOptions(ignore_frozen_params=True, flatten_optimizer_state_dict=True)
 
 
-def training_state(module: nn.Module, optimizer: torch.optim.Optimizer, ema: Ema) -> dict[str, Any]:
+def training_state(learner: Learner, ema: Ema, critic: Learner | None = None) -> dict[str, Any]:
     """Weights, moments and averages by the names of the bare module, so that any wrapping and world size can load them.
 
     Frozen parameters are left out: `Task.build` brings them. So are the optimizer's settings: they come from the
     recipe. The tensors are those of the training, not copies: filling them restores it.
 
     Args:
-        module: Module as wrapped for the ranks.
-        optimizer: Optimizer of its trainable parameters, with its state in place.
-        ema: Averages of the same parameters.
+        learner: Module in training, its optimizer's state in place.
+        ema: Averages of its parameters; none are kept with decay 0.
+        critic: Critic in training, whose state gets the name `adversary`; it has no averages.
     """
-    weights, flat = get_state_dict(module, optimizer, options=_OPTIONS)
+    state = _state_of(learner) | {"ema": ema.state()}
+    return state if critic is None else state | {"adversary": _state_of(critic)}
+
+
+def _state_of(learner: Learner) -> dict[str, Any]:
+    weights, flat = get_state_dict(learner.module, learner.optimizer, options=_OPTIONS)
     # Flat names are `state.<parameter>.<moment>` and `param_groups.…`, which holds the settings.
     moments = {name: value for name, value in flat.items() if name.startswith("state.")}
-    return {"module": weights, "optimizer": moments, "ema": ema.average}
+    return {"module": weights, "optimizer": moments}

@@ -20,25 +20,19 @@ from typing import Any
 import torch
 from torch import nn
 
+from talkinghead.models.running_statistics import RunningStatistics
 from train.config import TrainConfig
 from train.run.metrics import Tracker, check_online
 from train.run.run_folder import RunFolder
 from train.run.validation import Validations
-from train.task import Batch, Losses, Task
+from train.task import Batch, Losses, Task, Totals
+from train.trainer.average import Ema, Exporter
 from train.trainer.backward import Backward, SkipGuard
 from train.trainer.checkpoint import Checkpoints, training_state
-from train.trainer.parallel import bare, choose_device, gradient_norm, over_ranks, parallelise
+from train.trainer.learner import Learner, trainable_parameters
+from train.trainer.parallel import bare, choose_device, over_ranks, parallelise, wrap
 from train.trainer.port import Interrupted, Port, StopRequest, unsignalled
 from train.trainer.throughput import Throughput
-from train.trainer.update import (
-    Ema,
-    Exporter,
-    clip_gradient,
-    learning_rate,
-    make_optimizer,
-    set_learning_rate,
-    trainable_parameters,
-)
 
 log = logging.getLogger(__name__)
 
@@ -73,12 +67,22 @@ class Trainer:
         # The model. The exporter copies it first, since moving, wrapping and sharding change it.
         built = _built(task)
         self.exporter = Exporter(built, port.rank)
-        self.module = parallelise(built, config.parallel, self.device, port.world)
+        self.adversary = task.adversary()
+        critic = None if self.adversary is None else self.adversary.build().train()
+        if critic is not None:
+            _check_parallel(config, "an adversary")
+        if RunningStatistics(built):
+            _check_parallel(config, "BatchNorm or spectral normalisation")
         # The parts of a step. They must be made after the wrapping: sharding replaces the parameters.
-        self.parameters = trainable_parameters(bare(self.module))
-        self.optimizer = make_optimizer(self.module, config.optimizer)
-        self.ema = Ema(self.parameters, config.ema)
-        self.backward = Backward(task, self.module, config, self.device, port.world)
+        self.module = parallelise(built, config.parallel, self.device, port.world)
+        groups = task.parameter_groups()
+        self.learner = Learner(self.module, config.optimizer, config.schedule, config.steps, groups)
+        self.critic: Learner | None = None
+        if self.adversary is not None and critic is not None:
+            wrapped = wrap(critic.to(self.device), self.device, port.world)
+            self.critic = Learner(wrapped, self.adversary.optimizer, self.adversary.schedule, config.steps)
+        self.ema = Ema(self.learner, config.ema)
+        self.backward = Backward(task, self.learner, config, self.device, port.world, self.adversary, self.critic)
         self.guard = SkipGuard(config.guard)
         self.clock = Throughput(self.device)
         # Resume from the newest checkpoint; everything below needs to know the step.
@@ -108,8 +112,9 @@ class Trainer:
         self._ask, self._asked_at = True, 0.0
         self._reading: Iterator[Batch] = iter(())
         self._sums: Counter[str] = Counter()  # over the samples since the last line, without skipped steps
-        self._counted = 0
+        self._counted = 0.0
         self._figures: dict[str, float] = {}
+        self._critic_losses: tuple[str, ...] = ()  # their names, known from the rehearsal on
 
     def fit(self) -> None:
         """Train to the last step; its checkpoint is whole and its validation submitted when this returns.
@@ -168,12 +173,16 @@ class Trainer:
         # the readers must outlive that: the step under way needs their batches.
         with unsignalled():
             first = next(self._reading)
-        self.backward(first, self.step, sync=True)
-        if idle := [name for name, parameter in self.parameters.items() if parameter.grad is None]:
-            raise ValueError(
-                f"the loss does not depend on {', '.join(idle)}: the task must freeze what it does not train"
-            )
-        self.optimizer.zero_grad(set_to_none=True)
+        total = self._totals([first])
+        turn = self.backward.module_turn([first], self.step, total)
+        _check_gradients(self.learner, "the loss does not depend on", "the task")
+        if turn.terms:
+            _check_parallel(self.config, "terms over the whole batch")
+        if self.critic is not None:
+            judged = self.backward.critic_turn([first], turn.made, self.step, total)
+            _check_gradients(self.critic, "the critic's loss does not depend on", "the adversary")
+            self._critic_losses = tuple(judged[0])
+        self._drop()
         # The rehearsal is no step: it must not count in the first figures.
         self.clock.restart()
         return itertools.chain([first], self._reading)
@@ -182,38 +191,69 @@ class Trainer:
 
     def _train_step(self, batches: Iterator[Batch]) -> tuple[bool, bool]:
         """Do one update from all microbatches. Returns (stop after it, write a checkpoint), equal on every rank."""
-        # Forward and backward pass, microbatch by microbatch; gradients are exchanged in the last one only.
+        # All microbatches of this rank, and the sums over the step that losses divide by.
         microbatches: list[Batch] = []
-        losses: list[Losses] = []
-        for index in range(self.accumulation):
+        for _ in range(self.accumulation):
             with self.clock.waiting():
-                batch = next(batches)
-            microbatches.append(batch)
-            losses.append(self.backward(batch, self.step, sync=index == self.accumulation - 1))
+                microbatches.append(next(batches))
+        total = self._totals(microbatches)
+        # The module's turn, then the critic's, which judges what the module made before its update.
+        turn = self.backward.module_turn(microbatches, self.step, total)
+        judged: list[Losses] = []
+        if self.adversary is not None and self.step >= self.adversary.start:
+            judged = self.backward.critic_turn(microbatches, turn.made, self.step, total)
         # float() waits for the device: the time of a step ends with its result.
-        norm = float(gradient_norm(self.parameters.values()))
+        norms = self.learner.norms(self.step)
+        critic_norms = self.critic.norms(self.step) if self.critic is not None and judged else {}
         # Preemption takes two steps, since the launcher may answer only when every rank asks. A step in which the
         # question is due by the clock of any rank sets `_ask` on all of them; in the next step all ask, and share the
         # answer.
         asked = self._ask and self.port.preempting()
         flags = torch.tensor([self._stop.requested, asked, self._due()], dtype=torch.float64, device=self.device)
         # One exchange for the sums of the losses and the flags: after it, every rank knows the same.
-        sums = torch.stack([torch.cat([part[name] for part in losses]).double().sum() for name in losses[0]])
-        *totals, stop, preempting, due = over_ranks(torch.cat([sums, flags]))
+        sums = _sums(turn.losses) | _sums(judged, "critic/")
+        *totals, stop, preempting, due = over_ranks(torch.cat([torch.stack(list(sums.values())), flags]))
         self._ask = due > 0
-        total = dict(zip(losses[0], totals, strict=True))
-        # Update or skip. Every rank has the same sums and the same norm, and so decides the same.
-        if math.isfinite(total["loss"]) and math.isfinite(norm):
-            self._update(norm)
-            # Logged as means over the samples: the norm belongs to the whole batch, hence the factor.
-            self._sums.update(total | {"gradient_norm": norm * self.config.global_batch})
-            self._counted += self.config.global_batch
+        figures = dict(zip(sums, totals, strict=True))
+        # Batch terms are one number for the whole step, which every rank has; `loss` is the sum of both.
+        for name, value in turn.terms.items():
+            figures[name] = figures.get(name, 0.0) + float(value) * total["samples"]
+        if not judged:
+            figures |= {f"critic/{name}": 0.0 for name in self._critic_losses}
+        # Update or skip. Every rank has the same sums and the same norms, and so decides the same. Where one of both
+        # networks cannot learn, neither does.
+        faults = _faults(figures, norms, critic_norms)
+        if not faults:
+            self._update(norms, critic_norms, figures, total["samples"])
         else:
-            what = "gradient" if math.isfinite(total["loss"]) else "loss"
-            trained = list(self.parameters.values())
-            self._skip(what, self.backward.bad_samples(what, self.step, microbatches, losses, trained))
-        self.optimizer.zero_grad(set_to_none=True)
+            self._skip(
+                " and ".join(faults), self.backward.bad_samples(faults, self.step, microbatches, turn, judged, total)
+            )
+        self._drop()
         return stop > 0, preempting > 0
+
+    def _drop(self) -> None:
+        """Forget the gradients of a step, and what its forward passes have noted."""
+        self.learner.drop()
+        if self.critic is not None:
+            self.critic.drop()
+
+    def _totals(self, batches: list[Batch]) -> Totals:
+        """Sums over all samples of a step. Collective where the task or its adversary counts."""
+        seed = self.config.seed
+        counted = [self.task.counts(batch, seed=seed, step=self.step) for batch in batches]
+        if self.adversary is not None:
+            counted = [
+                own | {f"critic/{name}": value for name, value in self.adversary.counts(batch).items()}
+                for own, batch in zip(counted, batches, strict=True)
+            ]
+        if not counted[0]:
+            return {"samples": float(self.config.microbatch * self.port.world * len(batches))}
+        names = list(counted[0])
+        sums = [float(sum(len(batch["keys"]) for batch in batches))]
+        sums += [float(sum(part[name].double().sum() for part in counted)) for name in names]
+        totals = over_ranks(torch.tensor(sums, dtype=torch.float64, device=self.device))
+        return dict(zip(["samples", *names], totals, strict=True))
 
     def _due(self) -> bool:
         """Whether it is time to ask the launcher again, by the clock of this rank; the ranks agree before they ask."""
@@ -222,12 +262,20 @@ class Trainer:
             self._asked_at = now
         return now - self._asked_at >= ASK_EVERY_S
 
-    def _update(self, norm: float) -> None:
-        clip_gradient(self.parameters.values(), norm, self.config.optimizer.max_gradient_norm)
-        set_learning_rate(self.optimizer, self._learning_rate(self.step))
-        self.optimizer.step()
-        self.ema.update(self.step)
+    def _update(
+        self, norms: dict[str, float], critic_norms: dict[str, float], figures: dict[str, float], samples: float
+    ) -> None:
+        """Move everything that a step moves, and add its figures to those of the next line."""
+        self.learner.update(norms, self.step)
+        if self.critic is not None and critic_norms:
+            self.critic.update(critic_norms, self.step)
+        self.ema.update(self.step, self.learner.active(self.step))
+        self.task.after_step(bare(self.module), {name: value / samples for name, value in figures.items()}, self.step)
         self.guard.passed()
+        # Logged as means over the samples: norms belong to the whole batch, hence the factor.
+        norms = norms | {f"critic/{name}": norm for name, norm in critic_norms.items()}
+        self._sums.update(figures | {name: norm * samples for name, norm in norms.items()})
+        self._counted += samples
 
     def _skip(self, what: str, keys: list[str]) -> None:
         """Record a skipped step, which leaves weights, moments and averages as they are."""
@@ -259,9 +307,9 @@ class Trainer:
         """Log means over the samples, rates and times since the last line, or since a resume. Collective."""
         config = self.config
         means = {name: value / self._counted for name, value in self._sums.items()}
-        self._sums, self._counted = Counter(), 0
+        self._sums, self._counted = Counter(), 0.0
         speed = self.clock.interval(config.global_batch)
-        rate = self._learning_rate(self.step - 1)
+        rate = self.learner.learning_rate(self.step - 1)
         figures = {"epoch": self.loader.epoch, **means, "learning_rate": rate, **speed, "skipped": self.guard.total}
         self._figures = figures
         # All ranks took part in the sums; rank 0 writes them.
@@ -287,7 +335,7 @@ class Trainer:
 
     def _state(self) -> dict[str, Any]:
         progress = {"step": self.step, "skipped": self.guard.total, "skipped_in_a_row": self.guard.in_a_row}
-        return training_state(self.module, self.optimizer, self.ema) | {"progress": progress}
+        return training_state(self.learner, self.ema, self.critic) | {"progress": progress}
 
     def _resume(self) -> None:
         newest = self.checkpoints.latest()
@@ -305,8 +353,34 @@ class Trainer:
         self.guard.total, self.guard.in_a_row = progress["skipped"], progress["skipped_in_a_row"]
         log.info("going on from step %d", self.step)
 
-    def _learning_rate(self, step: int) -> float:
-        return learning_rate(step, self.config.steps, self.config.optimizer, self.config.schedule)
+
+def _sums(parts: list[Losses], prefix: str = "") -> dict[str, torch.Tensor]:
+    """Sum of each loss over the microbatches of this rank, a scalar float64 tensor."""
+    names = parts[0] if parts else ()
+    return {prefix + name: torch.cat([part[name] for part in parts]).double().sum() for name in names}
+
+
+def _faults(figures: dict[str, float], norms: dict[str, float], critic_norms: dict[str, float]) -> list[str]:
+    """What of a step is not finite; a gradient only where the loss is."""
+    found = []
+    for prefix, own in (("", norms), ("critic/", critic_norms)):
+        if not math.isfinite(figures.get(f"{prefix}loss", 0.0)):
+            found.append(f"{prefix}loss")
+        elif not all(map(math.isfinite, own.values())):
+            found.append(f"{prefix}gradient")
+    return found
+
+
+def _check_gradients(learner: Learner, what: str, whose: str) -> None:
+    if idle := [name for name, parameter in learner.parameters.items() if parameter.grad is None]:
+        raise ValueError(f"{what} {', '.join(idle)}: {whose} must freeze what it does not train")
+
+
+def _check_parallel(config: TrainConfig, what: str) -> None:
+    """Refuse what no test covers, for a training with something that not all have."""
+    asked = "parallel.strategy fsdp2" if config.parallel.strategy == "fsdp2" else "parallel.compile"
+    if config.parallel.strategy == "fsdp2" or config.parallel.compile:
+        raise ValueError(f"a training with {what} cannot have {asked}: leave that out")
 
 
 def _built(task: Task) -> nn.Module:

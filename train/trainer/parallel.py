@@ -62,6 +62,11 @@ def parallelise(module: nn.Module, config: ParallelConfig, device: torch.device,
             fully_shard(block, mesh=mesh)
         fully_shard(module, mesh=mesh)
         return module
+    return wrap(module, device, world)
+
+
+def wrap(module: nn.Module, device: torch.device, world: int) -> nn.Module:
+    """Wrap a module for the ranks of DDP; a single rank needs no wrapper."""
     if world == 1:
         return module
     # Gradients are views of the buckets, which saves a copy of them all.
@@ -120,6 +125,23 @@ def gather_lists(values: list[str]) -> list[str]:
     lists: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(lists, values)
     return [value for part in lists for value in part]
+
+
+def gather_rows(values: torch.Tensor) -> torch.Tensor:
+    """Rows of all ranks, `[n, …]` → `[N, …]`, in the order of the ranks, which may have unequal numbers. Collective."""
+    if not _many():
+        return values
+    world = dist.get_world_size()
+    counts = torch.zeros(world, dtype=torch.int64, device=values.device)
+    counts[dist.get_rank()] = len(values)
+    dist.all_reduce(counts)
+    sizes = counts.tolist()
+    # All ranks must send equally much.
+    padded = values.new_zeros((max(sizes), *values.shape[1:]))
+    padded[: len(values)] = values
+    parts = [torch.empty_like(padded) for _ in range(world)]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
 
 
 def _many() -> bool:

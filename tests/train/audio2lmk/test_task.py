@@ -19,6 +19,7 @@ from talkinghead.models.weights import parameter_hash
 from talkinghead.motion.neutral import neutral_mesh
 from talkinghead.motion.rest_pose import relative_pose
 from tests.support.speech_data import LENGTHS, UNSEEN, arrays, build_speech_data, clip_key
+from tests.support.training import losses_of
 from train.audio2lmk import validation
 from train.audio2lmk.corpus import Corpus, CorpusConfig
 from train.audio2lmk.task import speech_window
@@ -157,10 +158,10 @@ def test_a_samples_loss_is_its_own(name, data, tmp_path):
         for parameter in module.parameters():  # the output layers begin at zero
             parameter += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
     batch = batch_of(task)
-    whole = task.loss(module, batch, seed=3)["loss"]
+    whole = losses_of(task, module, batch, seed=3)["loss"]
     for row in range(4):
         alone = {k: (v[row : row + 1]) for k, v in batch.items()}
-        assert torch.allclose(task.loss(module, alone, seed=3)["loss"], whole[row : row + 1], rtol=1e-4)
+        assert torch.allclose(losses_of(task, module, alone, seed=3)["loss"], whole[row : row + 1], rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["audio2mesh", "audio2pose"])
@@ -170,13 +171,13 @@ def test_frames_without_a_face_do_not_count(name, data, tmp_path):
     batch = batch_of(task, 8)
     column = "mesh" if name == "audio2mesh" else "pose_matrix"
     assert not batch["valid"].all(), "the data has such frames"
-    loss = task.loss(module, batch, seed=0)["loss"]
+    loss = losses_of(task, module, batch, seed=0)["loss"]
     assert torch.isfinite(loss).all()
     nothing = batch | {"valid": torch.zeros_like(batch["valid"])}
-    assert not task.loss(module, nothing, seed=0)["loss"].any()
+    assert not losses_of(task, module, nothing, seed=0)["loss"].any()
     garbage = batch[column].clone()
     garbage[~batch["valid"]] = 1e6
-    assert torch.equal(task.loss(module, batch | {column: garbage}, seed=0)["loss"], loss)
+    assert torch.equal(losses_of(task, module, batch | {column: garbage}, seed=0)["loss"], loss)
 
 
 def test_mesh_loss_weights(data, tmp_path):
@@ -187,7 +188,7 @@ def test_mesh_loss_weights(data, tmp_path):
     )
     batch = batch_of(plain)
     module = plain.build()
-    found = {name: task.loss(module, batch, seed=0) for name, task in (("a", plain), ("b", lips), ("c", velocity))}
+    found = {name: losses_of(task, module, batch) for name, task in (("a", plain), ("b", lips), ("c", velocity))}
     corpus = Corpus(CorpusConfig(data=data.uri), tmp_path / "a")
     offset = (batch["mesh"] - corpus.neutral_meshes(batch["keys"])[:, None]).abs()
     offset = torch.where(batch["valid"][..., None, None], offset, 0.0)
@@ -210,9 +211,9 @@ def test_pose_history_is_the_truth_one_frame_late_with_keyed_noise(data, tmp_pat
             return torch.zeros_like(previous)
 
     for _ in range(2):
-        task.loss(Spy(), batch, seed=5)
-    quiet.loss(Spy(), batch, seed=5)
-    task.loss(Spy(), batch, seed=6)
+        losses_of(task, Spy(), batch, seed=5)
+    losses_of(quiet, Spy(), batch, seed=5)
+    losses_of(task, Spy(), batch, seed=6)
     assert torch.equal(seen[0], seen[1]) and not torch.equal(seen[0], seen[3])
     assert not seen[2][:, 0].any()
     keys, valid = batch["keys"], batch["valid"]
@@ -247,7 +248,7 @@ def test_learns(name, data, tmp_path):
     optimizer = torch.optim.Adam([p for p in module.parameters() if p.requires_grad], 2e-3)
     losses = []
     for _, batch in zip(range(40), task.loader(global_batch=4, seed=0, rank=0, world=1, num_workers=0), strict=False):
-        loss = task.loss(module, batch, seed=0)["loss"].mean()
+        loss = losses_of(task, module, batch, seed=0)["loss"].mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

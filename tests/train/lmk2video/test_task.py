@@ -25,6 +25,7 @@ from talkinghead.schema import SampleIndex
 from tests.support.derived_data import TOY, ToySettings, add_version, toy
 from tests.support.face_clips import LATENTS_VERSION, add_latents, build_face_data, clip_key
 from tests.support.lmk2video_tasks import batch_of, gradients, prepared, shake
+from tests.support.training import losses_of
 from train.clip_choice import PinnedVersion, ReadVersions
 from train.config import ParallelConfig
 from train.lmk2video import validation
@@ -89,12 +90,12 @@ def whole(task: Lmk2VideoTask[Any], module: Lmk2Video, batch: Batch) -> dict[str
 
 def test_a_samples_loss_is_its_own(task: Lmk2VideoTask[Any], module: Lmk2Video, batch: Batch) -> None:
     with torch.no_grad():
-        losses = task.loss(module, batch, seed=0)["loss"]
+        losses = losses_of(task, module, batch, seed=0)["loss"]
         assert losses.shape == (4,) and losses.isfinite().all() and (losses > 0).all()
         for row in range(4):
-            alone = task.loss(module, only(batch, row), seed=0)["loss"]
+            alone = losses_of(task, module, only(batch, row), seed=0)["loss"]
             torch.testing.assert_close(alone[0], losses[row], rtol=1e-4, atol=1e-6)
-        assert not torch.equal(task.loss(module, batch, seed=1)["loss"], losses)
+        assert not torch.equal(losses_of(task, module, batch, seed=1)["loss"], losses)
 
 
 def test_gradients_are_the_same_however_a_batch_is_cut(
@@ -198,9 +199,9 @@ def test_new_motion_modules_change_nothing(data: Storage, stage1: Path, tmp_path
     module = task.build()
     batch = batch_of(task, 2)
     with torch.no_grad():
-        losses = task.loss(module, batch, seed=0)["loss"]
+        losses = losses_of(task, module, batch, seed=0)["loss"]
         module.denoiser = still
-        torch.testing.assert_close(task.loss(module, batch, seed=0)["loss"], losses, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(losses_of(task, module, batch, seed=0)["loss"], losses, rtol=1e-4, atol=1e-6)
 
 
 def test_a_dropped_reference_is_not_seen(data: Storage, tmp_path: Path) -> None:
@@ -213,17 +214,17 @@ def test_a_dropped_reference_is_not_seen(data: Storage, tmp_path: Path) -> None:
         shake(module)
         batch = batch_of(task, 2)
         with torch.no_grad():
-            loss = task.loss(module, batch, seed=0)["loss"]
+            loss = losses_of(task, module, batch, seed=0)["loss"]
             other = batch | {"reference": 255 - batch["reference"]}
-            assert torch.equal(task.loss(module, other, seed=0)["loss"], loss) is dropped
+            assert torch.equal(losses_of(task, module, other, seed=0)["loss"], loss) is dropped
             moved = batch | {"reference_guidance": batch["reference_guidance"].flip(-1)}
-            assert not torch.equal(task.loss(module, moved, seed=0)["loss"], loss)
+            assert not torch.equal(losses_of(task, module, moved, seed=0)["loss"], loss)
 
 
 def test_frames_without_a_face_do_not_count(task: Lmk2VideoTask[Any], module: Lmk2Video, batch: Batch) -> None:
     nothing = batch | {"mask": torch.zeros_like(batch["mask"])}
     with torch.no_grad():
-        assert not task.loss(module, nothing, seed=0)["loss"].any()
+        assert not losses_of(task, module, nothing, seed=0)["loss"].any()
 
 
 @pytest.mark.parametrize("name", TASKS)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from tests.support import toy_task
-from tests.support.training import assert_same, lines, recipe, start, train, trainer_of
+from tests.support.training import assert_same, lines, losses_of, recipe, start, train, trainer_of
 from train.trainer import loop
 from train.trainer.port import Interrupted, LocalPort
 
@@ -39,7 +39,7 @@ def test_a_step_follows_the_mean_of_the_samples_losses(tmp_path: Path) -> None:
     adam = torch.optim.Adam(weights.values(), lr=1e-2)
     batches = iter(task.loader(global_batch=4, seed=0, rank=0, world=1, num_workers=0))
     for step in range(2):
-        task.loss(module, next(batches), seed=0)["loss"].mean().backward()
+        losses_of(task, module, next(batches))["loss"].mean().backward()
         assert nn.utils.clip_grad_norm_(weights.values(), 0.5) > 0.5
         adam.step()
         adam.zero_grad()
@@ -61,9 +61,9 @@ class Spy(toy_task.ToyTask):
         super().__init__(config, "none", Path())
         self.deed = deed
 
-    def loss(self, module: Any, batch: Any, *, seed: int) -> Any:
+    def loss(self, module: Any, batch: Any, **about: Any) -> Any:
         self.deed(batch["slot"].tolist())
-        return super().loss(module, batch, seed=seed)
+        return super().loss(module, batch, **about)
 
 
 def kill_at(slot: int) -> Callable[[list[int]], None]:
@@ -191,12 +191,13 @@ def test_frozen_parameters_stay_and_are_nowhere(tmp_path: Path) -> None:
     built = toy_task.make(chosen.config, "none", tmp_path).build().state_dict()
     now = trainer.module.state_dict()
     assert all(torch.equal(now[name], built[name]) for name in frozen)
-    assert not any(torch.equal(now[name], built[name]) for name in trainer.parameters)
+    assert not any(torch.equal(now[name], built[name]) for name in trainer.learner.parameters)
     state = trainer._state()
     named = {name for part in state.values() for name in part}
     assert not any("features" in name for name in named)
     assert {"head.weight", "blocks.0.linear.weight", "scale"} <= named
-    assert sum(len(group["params"]) for group in trainer.optimizer.param_groups) == len(trainer.parameters)
+    learner = trainer.learner
+    assert sum(len(group["params"]) for group in learner.optimizer.param_groups) == len(learner.parameters)
     (tmp_path / "out").mkdir()
     trainer.export(tmp_path / "out")
     exported = load_file(tmp_path / "out/weights.safetensors")

@@ -1,0 +1,1 @@
+"""Small weights that are trained next to frozen ones."""

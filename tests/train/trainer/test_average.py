@@ -1,0 +1,50 @@
+"""Moving average of the weights, and the module that is exported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from tests.support.training import recipe, train
+from train.config import EmaConfig, OptimizerConfig, ScheduleConfig
+from train.trainer.average import Ema
+from train.trainer.learner import Learner
+
+
+def ema_of(weight: nn.Parameter, config: EmaConfig) -> Ema:
+    module = nn.Module()
+    module.register_parameter("w", weight)
+    return Ema(Learner(module, OptimizerConfig(), ScheduleConfig(), steps=1000), config)
+
+
+def test_average_of_known_weights() -> None:
+    weight = nn.Parameter(torch.tensor([1.0]))
+    ema = ema_of(weight, EmaConfig(decay=0.75, warmup=False))
+    for step, value in enumerate((2.0, 3.0)):
+        weight.data.fill_(value)
+        ema.update(step, {"w": weight})
+    assert ema.average["w"].item() == 0.75 * (0.75 * 1 + 0.25 * 2) + 0.25 * 3
+
+
+def test_decay_rises_to_its_value() -> None:
+    ema = ema_of(nn.Parameter(torch.zeros(1)), EmaConfig(decay=0.9))
+    decays = [ema.decay(step) for step in range(200)]
+    assert decays[0] == 0.1 and decays[10] == 11 / 20 and decays[-1] == 0.9
+    assert decays == sorted(decays)
+
+
+def test_without_decay_it_is_the_newest_weights(tmp_path: Path) -> None:
+    outcome = train(tmp_path / "run", recipe(ema={"decay": 0.0}))
+    exported = load_file(tmp_path / "run/out/weights.safetensors")
+    assert outcome["ema"] == {}, "no copy is kept, neither in memory nor in a checkpoint"
+    assert all(
+        torch.equal(outcome["module"][name], value) for name, value in exported.items() if "features" not in name
+    )
+
+
+def test_it_is_not_the_weights_and_keeps_their_memory_apart(tmp_path: Path) -> None:
+    outcome = train(tmp_path / "run", recipe(ema={"decay": 0.9}))
+    assert not any(torch.equal(outcome["module"][name], value) for name, value in outcome["ema"].items())
