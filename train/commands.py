@@ -17,7 +17,7 @@ from tyro.extras import SubcommandApp
 
 from shards.manifest import read_manifest
 from talkinghead.files.storage import Storage
-from train.config import TrainConfig
+from train.config import LoraConfig, TrainConfig
 from train.launch.start import LaunchSettings, start
 from train.recipe import SHORT_NAMES, TASKS, Recipe, full_name, recipes_of
 from train.run.run_folder import RunConfig
@@ -95,6 +95,7 @@ class Training(Generic[C]):
     config: C
     """Settings of the task."""
     train: TrainConfig
+    lora: LoraConfig
 
 
 def describe_task(task: str) -> str:
@@ -132,7 +133,7 @@ def train(request: Request) -> str:
     config = RunConfig(
         task=request.task,
         recipe_name=request.recipe,
-        recipe=Recipe(config=asked.config, train=asked.train),
+        recipe=Recipe(config=asked.config, train=asked.train, lora=asked.lora),
         data=str(storage.local_root or storage.uri),
         annotation=_annotation(storage, asked.config),
     )
@@ -188,7 +189,12 @@ def _kind(recipe: Recipe) -> Any:
 
 def _default(recipe: Recipe) -> Training[Any]:
     return Training(
-        data=tyro.MISSING, run=tyro.MISSING, where=LaunchSettings(), config=recipe.config, train=recipe.train
+        data=tyro.MISSING,
+        run=tyro.MISSING,
+        where=LaunchSettings(),
+        config=recipe.config,
+        train=recipe.train,
+        lora=recipe.lora,
     )
 
 

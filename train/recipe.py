@@ -10,12 +10,12 @@ from __future__ import annotations
 import dataclasses
 import importlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from talkinghead.config import from_json
-from train.config import TrainConfig
+from train.config import LoraConfig, TrainConfig
 from train.task import Task
 
 TASKS = {
@@ -36,6 +36,8 @@ class Recipe:
     config: Any
     """Settings of the task: a frozen dataclass."""
     train: TrainConfig
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    """Low-rank additions that are trained instead of the weights; off by default."""
 
 
 def full_name(task: str) -> str:
@@ -62,7 +64,7 @@ def make_task(task: str, config: Any, data: str, folder: Path) -> Task:
 
 def recipe_to_json(recipe: Recipe) -> dict[str, Any]:
     """A recipe as JSON."""
-    return {"config": dataclasses.asdict(recipe.config), "train": dataclasses.asdict(recipe.train)}
+    return {name: dataclasses.asdict(getattr(recipe, name)) for name in ("config", "train", "lora")}
 
 
 def recipe_from_json(task: str, value: Mapping[str, Any]) -> Recipe:
@@ -75,7 +77,11 @@ def recipe_from_json(task: str, value: Mapping[str, Any]) -> Recipe:
     # Settings that have another name since, under the one that they have now.
     renamed = getattr(kind, "renamed", {})
     config = {renamed.get(name, name): item for name, item in value["config"].items()}
-    return Recipe(config=from_json(kind, config), train=from_json(TrainConfig, value["train"]))
+    return Recipe(
+        config=from_json(kind, config),
+        train=from_json(TrainConfig, value["train"]),
+        lora=from_json(LoraConfig, value.get("lora", {})),  # older runs have none
+    )
 
 
 def _module(task: str) -> Any:

@@ -58,7 +58,7 @@ def trainer_of(path: Path, chosen: Recipe, **options: Any) -> Trainer:
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     port = options.get("port") or LocalPort(rank=rank, world=world, local_rank=rank, local_world=world)
     task = options.get("task") or make_task(run.task, chosen.config, "none", run.task_folder)
-    return Trainer(task, chosen.train, run, port)
+    return Trainer(task, chosen.train, run, port, chosen.lora)
 
 
 def train(path: Path, chosen: Recipe, **options: Any) -> dict[str, Any]:

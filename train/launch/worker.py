@@ -80,7 +80,7 @@ def _train(run: RunFolder, port: Port, group: Any) -> None:
 
     task = make_task(run.task, run.recipe.config, data_of(run), run.task_folder)
     # Resume from the newest checkpoint, and train to the last step.
-    trainer = Trainer(task, run.recipe.train, run, port)
+    trainer = Trainer(task, run.recipe.train, run, port, run.recipe.lora)
     try:
         trainer.fit()
         # Export: all ranks gather the weights, rank 0 writes them; the folder gets its name when it is whole.

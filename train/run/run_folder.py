@@ -43,8 +43,8 @@ _CONFIG_BYTES = 1 << 20
 _FREE = ("num_workers", "microbatch", "parallel", "guard", "checkpoint", "validation", "log")
 """Training settings that may change between two starts: they decide how fast and how often, not what is learnt (but for
 the last bits of sums). Two exceptions are compared: the precision in `parallel`, and `microbatch` under dropout, whose
-masks are drawn for a microbatch as a whole. Settings of a task that may change are named by `free_settings` of its
-Config."""
+masks are drawn for a microbatch as a whole, and where samples depend on their neighbours (`independent` of the task's
+Config is False). Settings of a task that may change are named by `free_settings` of its Config."""
 _OURS = {"logs", LOCK}
 _PROVENANCE = {"kind", "name", "sha256"}
 _STEP_FOLDER = re.compile(r"step-(\d{8}|[1-9]\d{8,17})", re.ASCII)
@@ -302,7 +302,7 @@ def _deciding(config: RunConfig) -> dict[str, Any]:
     settings, train = value["recipe"]["config"], value["recipe"]["train"]
     # Keep the exceptions, then drop all settings that may change.
     deciding = {"parallel": {"precision": train["parallel"]["precision"]}}
-    if settings.get("dropout"):
+    if settings.get("dropout") or not getattr(config.recipe.config, "independent", True):
         deciding["microbatch"] = train["microbatch"]
     for name in _FREE:
         del train[name]
@@ -313,7 +313,8 @@ def _deciding(config: RunConfig) -> dict[str, Any]:
         del train["steps"]
     for name, found in value["weights"].items():  # their content counts, not their place
         settings[name] = f"sha256 {found['sha256'][:16]}"
-    return dict(_leaves({"task": value["task"], "data": value["data"], "config": settings, "train": train | deciding}))
+    parts = {"config": settings, "train": train | deciding, "lora": value["recipe"]["lora"]}
+    return dict(_leaves({"task": value["task"], "data": value["data"], **parts}))
 
 
 def _is_table(value: Any) -> bool:

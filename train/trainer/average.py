@@ -85,6 +85,8 @@ class Exporter:
 
     def __init__(self, built: nn.Module, rank: int) -> None:
         self._copy = copy.deepcopy(built).eval() if rank == 0 else None
+        self.additions: dict[str, Tensor] = {}
+        """Averages of what a LoRA has added or trained, on the CPU, as of the newest `gather`; rank 0 alone."""
 
     @torch.no_grad()
     def gather(self, module: nn.Module, ema: Ema, lora: Lora | None = None) -> nn.Module | None:
@@ -104,18 +106,21 @@ class Exporter:
             if name in target and name not in averages:  # else it is one that is not saved, or is averaged
                 target[name].copy_(buffer)
         for name, average in averages.items():
-            if name.rpartition(".")[2] in (A, B):
-                continue
             # Every rank takes part in gathering a sharded tensor, one at a time so that no rank holds the whole model.
             whole = full(average)
-            if self._copy is not None:
+            if self._copy is None:
+                continue
+            if lora is not None:
+                self.additions[name] = whole.detach().cpu().clone()
+            if name.rpartition(".")[2] not in (A, B):
                 target[name].copy_(whole)
         if lora is not None:
             for name in lora.layers:
                 # The weight that the addition belongs to is frozen, and lies in the module in training.
                 frozen = bare(module).get_submodule(name).get_parameter("weight").detach()
-                base, a, b = (full(value) for value in (frozen, averages[f"{name}.{A}"], averages[f"{name}.{B}"]))
+                base = full(frozen).cpu()
                 if self._copy is not None:
+                    a, b = (self.additions[f"{name}.{kind}"] for kind in (A, B))
                     layer = self._copy.get_submodule(name)
                     target[f"{name}.weight"].copy_(merged_weight(layer, base, a, b, lora.scale))
         return self._copy

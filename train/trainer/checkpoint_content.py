@@ -31,6 +31,8 @@ METADATA_BYTES = 32 << 20
 """Largest metadata file: enough for some 200,000 parts of tensors. Its objects take up to 120 times as much memory."""
 BYTES_OF_A_NAME = 32 << 10
 """Part of that for each tensor of the state: enough for 200 ranks that share a tensor."""
+AVERAGES = "ema."
+"""Beginning of the names of averages."""
 _MOST_DIMENSIONS = 64  # PyTorch's own limit
 _HEADER_BYTES = 64 << 10  # of a tensor, next to its numbers; PyTorch writes about 1.5 KB
 _BLOCK = 1 << 20
@@ -83,6 +85,9 @@ def read_metadata(data: bytes, state: Mapping[str, torch.Tensor], sizes: Mapping
     """
     content = _object(read_pickle(data), Name(_TORCH_METADATA, "Metadata"))
     entries = _dict(content.get("state_dict_metadata"))
+    # A run without averages once wrote its weights a second time under their names.
+    if not any(name.startswith(AVERAGES) for name in state):
+        entries = {name: entry for name, entry in entries.items() if not name.startswith(AVERAGES)}
     _check_names(set(entries), set(state))
     # Everything below costs as much as there are parts. They may be shared in the pickle, but not in one of ours: each
     # takes some bytes.

@@ -20,12 +20,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from talkinghead.models.adapters.adapter_folder import ADAPTER
 from talkinghead.models.running_statistics import RunningStatistics
-from train.config import TrainConfig
+from train.config import LoraConfig, TrainConfig
 from train.run.metrics import Tracker, check_online
 from train.run.run_folder import RunFolder
 from train.run.validation import Validations
 from train.task import Batch, Losses, Task, Totals
+from train.trainer.adapter import Adaptation
 from train.trainer.average import Ema, Exporter
 from train.trainer.backward import Backward, SkipGuard
 from train.trainer.checkpoint import Checkpoints, training_state
@@ -49,6 +51,7 @@ class Trainer:
         config: Settings of the trainer.
         run: Folder that the training fills, and from whose newest checkpoint it continues.
         port: Place of the rank among the ranks, and its launcher.
+        lora: Low-rank additions that are trained instead of the weights.
 
     Attributes:
         step: Number of steps that are done.
@@ -57,16 +60,21 @@ class Trainer:
         ValueError: The ranks cannot share the batch, the device or a package is missing, or there is nothing to train.
     """
 
-    def __init__(self, task: Task, config: TrainConfig, run: RunFolder, port: Port) -> None:
+    def __init__(
+        self, task: Task, config: TrainConfig, run: RunFolder, port: Port, lora: LoraConfig | None = None
+    ) -> None:
         self.task, self.config, self.port = task, config, port
         self.step = 0
         # Refuse what can be refused before the model is built, which may take minutes.
         self.accumulation = config.accumulation(port.world)
         self.device = choose_device(config.parallel, port.local_rank)
         check_online(config.log)
-        # The model. The exporter copies it first, since moving, wrapping and sharding change it.
+        # The model. The exporter copies it first, since additions, moving, wrapping and sharding change it.
         built = _built(task)
         self.exporter = Exporter(built, port.rank)
+        self.adaptation: Adaptation | None = None
+        if lora is not None and lora.match is not None:
+            self.adaptation = Adaptation(built, lora, config.seed, run.task)
         self.adversary = task.adversary()
         critic = None if self.adversary is None else self.adversary.build().train()
         if critic is not None:
@@ -75,7 +83,7 @@ class Trainer:
             _check_parallel(config, "BatchNorm or spectral normalisation")
         # The parts of a step. They must be made after the wrapping: sharding replaces the parameters.
         self.module = parallelise(built, config.parallel, self.device, port.world)
-        groups = task.parameter_groups()
+        groups = () if self.adaptation else task.parameter_groups()  # they are of the weights
         self.learner = Learner(self.module, config.optimizer, config.schedule, config.steps, groups)
         self.critic: Learner | None = None
         if self.adversary is not None and critic is not None:
@@ -146,11 +154,13 @@ class Trainer:
         self._write(self._averaged(), folder)
 
     def _averaged(self) -> nn.Module | None:
-        return self.exporter.gather(self.module, self.ema)
+        return self.exporter.gather(self.module, self.ema, self.adaptation.lora if self.adaptation else None)
 
     def _write(self, module: nn.Module | None, folder: Path) -> None:
         if module is not None:
             self.task.export(module, folder)
+            if self.adaptation is not None:
+                self.adaptation.adapter(self.exporter.additions).write(folder / ADAPTER)
 
     def close(self) -> None:
         """End the reading processes, the background writer and a running validation; called after errors, too."""

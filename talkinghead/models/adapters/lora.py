@@ -123,7 +123,7 @@ def _matching(module: nn.Module, match: str) -> dict[str, nn.Module]:
             )
         found = {name: layer for name, layer in found.items() if name not in set(frozen)}
     if not found:
-        kinds = sorted({type(layer).__name__ for layer in named.values() if next(layer.parameters(False), None)})
+        kinds = sorted({type(layer).__name__ for layer in named.values() if [*layer.parameters(False)]})
         what = f"only layers of the kinds {', '.join(kinds)}, which cannot be adapted" if kinds else "no layer"
         raise ValueError(f"--lora.match {match!r} finds {what}: {_some_names(module)}")
     return found
