@@ -1,9 +1,10 @@
 """Layers whose buffers follow the training, and that no forward pass changes: BatchNorm and spectral normalisation.
 
-PyTorch's own layers move their buffers in every forward pass: a recomputed pass (activation checkpointing) counts
-twice, a skipped step counts, and ranks drift apart. Here a forward pass of BatchNorm only notes what it has seen as
-`pending`, overwriting what it noted before, and spectral normalisation takes its vectors as they are. Once for each
-passed step `RunningStatistics` averages the notes over microbatches and ranks and moves the buffers.
+PyTorch's own layers move their buffers in every forward pass: a recomputed pass (activation checkpointing) moves them
+twice, a skipped step does, and ranks drift apart. Here a forward pass of BatchNorm only notes what it has seen, and
+spectral normalisation takes its vectors as they are. Once for each passed step `RunningStatistics` averages the notes
+over microbatches and ranks and moves the buffers. A microbatch counts by the mean of its passes, so that a recomputed
+one changes nothing.
 
 Names of parameters and buffers are those of `torch.nn.BatchNorm*d` and of `torch.nn.utils.spectral_norm`, so that
 published weights load. `torch.nn.SyncBatchNorm` is no way out: it refuses CPUs, and one rank would differ from two.
@@ -53,7 +54,8 @@ class BatchNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(channels))
         self.register_buffer("num_batches_tracked", torch.tensor(0))
         self.pending: Tensor | None = None
-        """Mean and unbiased variance of the newest microbatch, `[2, C]` float32; None: nothing is pending."""
+        """Sums of mean and unbiased variance over the passes of a microbatch, and last their number, `[2 C + 1]`
+        float64; None: nothing is pending."""
 
     def extra_repr(self) -> str:
         """Settings for PyTorch's description of the layer."""
@@ -78,7 +80,9 @@ class BatchNorm(nn.Module):
         # With a momentum of 1 the running statistics that the operation writes are those of this microbatch.
         seen = torch.zeros(2, samples * self.channels, device=x.device)
         normalised = functional.batch_norm(flat, seen[0], seen[1], gain, bias, True, 1.0, self.eps)
-        self.pending = seen.view(2, samples, self.channels).mean(dim=1)
+        noted = seen.view(2, samples, self.channels).double().mean(dim=1).flatten()
+        noted = torch.cat([noted, noted.new_ones(1)])
+        self.pending = noted if self.pending is None else self.pending + noted
         return normalised.view(x.shape)
 
     @torch.no_grad()
@@ -171,7 +175,7 @@ class RunningStatistics:
         """Add what a microbatch has left pending; called after its backward pass, which may compute it again."""
         for number, norm in enumerate(self._norms):
             if norm.pending is not None:
-                seen = torch.cat([norm.pending.double().flatten(), norm.pending.new_ones(1, dtype=torch.float64)])
+                seen = norm.pending / norm.pending[-1]
                 self._sums[number] = self._sums[number] + seen if number in self._sums else seen
                 norm.pending = None
 

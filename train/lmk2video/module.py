@@ -117,7 +117,7 @@ class Lmk2Video(nn.Module):
         )
 
     def _pose(self, guidance: Tensor, reference: Tensor) -> tuple[Tensor, ...]:
-        if self.pose_guider.frames_are_independent:
+        if self.pose_guider.normalisation == "frame" or (self.pose_guider.frames_are_independent and not self.training):
             return self.pose_guider(guidance, reference)
         # Published weights normalise over all frames of a call: one call for each sample keeps samples independent.
         alone = [self.pose_guider(guidance[n : n + 1], reference[n : n + 1]) for n in range(len(guidance))]

@@ -17,6 +17,7 @@ from diffusers.models.attention_processor import Attention
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
 
+from talkinghead.models.running_statistics import BatchNorm
 from talkinghead.models.weights import StrictModel
 
 Normalisation = Literal["frame", "published", "trained", "running"]
@@ -35,18 +36,15 @@ _CHANNELS_PER_GROUP = 4
 _MAX_GROUPS = 32
 
 
-class WindowNorm(nn.BatchNorm2d):
-    """Batch norm that always takes the statistics of its input, also outside of training.
+class WindowNorm(BatchNorm):
+    """Batch norm that always takes the statistics of its input, also outside of training."""
 
-    Running statistics are updated in training only, so a call in evaluation changes no state.
-    """
-
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Normalised maps `[N, C, h, w]`; statistics are taken over N, h and w."""
         if self.training:
-            return super().forward(input)
+            return super().forward(x)
         # PyTorch's CPU kernel sums channels-last input in float32, which costs up to 1 % of the result.
-        return F.batch_norm(input.contiguous(), None, None, self.weight, self.bias, training=True, eps=self.eps)
+        return F.batch_norm(x.contiguous(), None, None, self.weight, self.bias, training=True, eps=self.eps)
 
 
 def make_norm(normalisation: Normalisation, channels: int) -> nn.Module:
@@ -58,7 +56,7 @@ def make_norm(normalisation: Normalisation, channels: int) -> nn.Module:
     if normalisation == "frame":
         groups = min(_MAX_GROUPS, max(1, channels // _CHANNELS_PER_GROUP))
         return nn.GroupNorm(groups if channels % groups == 0 else 1, channels)
-    return nn.BatchNorm2d(channels) if normalisation == "running" else WindowNorm(channels)
+    return BatchNorm(channels) if normalisation == "running" else WindowNorm(channels)
 
 
 _SPAN = 64.0

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from talkinghead.models.lmk2video.pose_guider import NORMALISATIONS, LandmarkAttention, PoseGuider, position_code
 from talkinghead.models.lmk2video.published import PoseGuiderMode, fill, load_pose_guider, published_pose_guider
 from talkinghead.models.lmk2video.sizes import pose_guider_config
+from talkinghead.models.running_statistics import RunningStatistics
 from tests.support.golden_weights import golden_state
 from tests.support.lmk2video_networks import draw, shake, small_denoiser, small_guider
 
@@ -80,12 +81,20 @@ def test_a_frame_is_the_same_in_training_and_in_use() -> None:
 
 
 @pytest.mark.parametrize("normalisation", ["published", "trained", "running"])
-def test_running_statistics_move_in_training_only(normalisation: str) -> None:
+def test_running_statistics_move_once_a_step_of_training(normalisation: str) -> None:
+    """No forward pass changes them; those of evaluation leave nothing to move by either."""
     guider = small_guider(normalisation=normalisation, reference_attention=False)
+    statistics = RunningStatistics(guider)
     before = {name: value.clone() for name, value in guider.named_buffers()}
-    guider.eval()(_images())
+    for mode in (True, False):
+        guider.train(mode)(_images())
+        assert all(torch.equal(value, before[name]) for name, value in guider.named_buffers())
+        statistics.note() if mode else statistics.drop()
+    statistics.move()
     assert all(torch.equal(value, before[name]) for name, value in guider.named_buffers())
     guider.train()(_images())
+    statistics.note()
+    statistics.move()
     assert all(not torch.equal(value, before[name]) for name, value in guider.named_buffers())
 
 
