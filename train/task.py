@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from shards.loader import ClipLoader
 from train.clip_choice import ReadVersions
 from train.config import OptimizerConfig, ParameterGroup, ScheduleConfig
+from train.sources import Source
 
 Batch = dict[str, Any]
 """Batch of `shards.loader`: tensors `[B, …]`, `keys` (list of B sample keys) and `slot` (`[B]`, unique in a run)."""
@@ -169,6 +170,13 @@ class Task(abc.ABC):
 
         Writes `validation.json`, plots and videos into `folder`; returns the numbers to log.
         """
+
+    def sources(self) -> dict[str, Source]:
+        """Places that weights come from by these settings: name of the setting → what they are for.
+
+        `check` reads them all, and gives their provenance under the same names.
+        """
+        return {}
 
     # --- what few tasks need ------------------------------------------------------------------------------------------
 

@@ -60,7 +60,7 @@ class Audio2MeshTask(SpeechTask[Audio2MeshConfig]):
         folder: Folder for speakers and statistics.
     """
 
-    weights_key = "audio2mesh"
+    kind = "audio2mesh"
     columns = ("mesh", "valid")
 
     def __init__(self, config: Audio2MeshConfig, data: str, folder: Path) -> None:

@@ -124,7 +124,7 @@ class Audio2PoseTask(SpeechTask[Audio2PoseConfig]):
         folder: Folder for speakers and statistics.
     """
 
-    weights_key = "audio2pose"
+    kind = "audio2pose"
     columns = ("pose_matrix", "valid")
 
     def __init__(self, config: Audio2PoseConfig, data: str, folder: Path) -> None:
@@ -144,12 +144,14 @@ class Audio2PoseTask(SpeechTask[Audio2PoseConfig]):
     @property
     def num_identities(self) -> int:
         """Number of rows of the identity embedding."""
-        return self.config.num_identities or len(self.corpus.speakers)
+        if self.config.num_identities is not None:
+            return self.config.num_identities
+        return self.init.model.config["num_identities"] if self.config.init else len(self.corpus.speakers)
 
     def make_model(self, wav2vec: dict[str, Any]) -> Audio2Pose:
         """Model around an encoder with this configuration."""
         config = self.config
-        statistics = self.corpus.statistics
+        step = self.init.model.config["max_step"] if config.init else self.corpus.statistics.pose_step_p99
         return Audio2Pose(
             wav2vec=wav2vec,
             width=config.width,
@@ -166,7 +168,7 @@ class Audio2PoseTask(SpeechTask[Audio2PoseConfig]):
             pose_origin=config.pose_origin,
             pose_scale=self._scale,
             smoothing=config.smoothing,
-            max_step=statistics.pose_step_p99,
+            max_step=step,
         )
 
     def loss(
@@ -208,6 +210,8 @@ class Audio2PoseTask(SpeechTask[Audio2PoseConfig]):
     @property
     def _scale(self) -> tuple[float, ...]:
         """Divisor of each pose number, inside the network and in the loss."""
+        if self.config.init is not None:  # the weights are for poses that were divided so
+            return tuple(self.init.model.config["pose_scale"])
         return self.corpus.statistics.pose_std if self.config.normalise_pose else (1.0,) * 6
 
     def _poses(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:

@@ -6,6 +6,7 @@ Dimensions: B samples, F frames of a window; a frame has 640 audio samples.
 from __future__ import annotations
 
 import abc
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
@@ -13,6 +14,14 @@ from typing import Any, ClassVar, Generic, TypeVar
 import torch
 from torch import nn
 
+from infer.weights.speech_weights import (
+    EXPORT_FOLDER,
+    Kind,
+    Weights,
+    find_weights,
+    load_audio2mesh,
+    load_audio2pose,
+)
 from shards.loader import ClipLoader, WindowConfig, WindowDataset
 from talkinghead import rng
 from talkinghead.models.speech.encoder import SpeechModel, build_encoder, standardise
@@ -29,6 +38,7 @@ from train.config import (
     TrainConfig,
     ValidationConfig,
 )
+from train.sources import Source, check_fits, fill, warn_of_settings
 from train.task import Batch, Provenance, Task
 
 
@@ -39,6 +49,9 @@ class SpeechConfig(ClipChoice):
     free_settings: ClassVar[tuple[str, ...]] = ("validation_clips",)
     """Settings that may change when a run goes on: they decide what is shown, not what is learnt."""
 
+    init: str | None = None
+    """Weights of the whole model to begin with: a RUN, its pretrained_model, converted or published weights. They bring
+    their encoder along, so that `wav2vec` is not read. None: first weights, but for the encoder."""
     wav2vec: str
     """Folder of a wav2vec 2.0 (or similar) model in transformers' layout; or `tiny`: small, random first weights."""
     freeze_cnn: bool = True
@@ -80,8 +93,8 @@ class SpeechTask(Task, Generic[Config]):
         folder: Folder for what is derived from them.
     """
 
-    weights_key: ClassVar[str]
-    """Key by which first weights are drawn. It stays when a task is renamed, else the weights would change."""
+    kind: ClassVar[Kind]
+    """Kind of model; the key by which first weights are drawn, too, so that it stays."""
     columns: ClassVar[tuple[str, ...]]
     """Annotation columns of a batch."""
 
@@ -91,6 +104,15 @@ class SpeechTask(Task, Generic[Config]):
 
     def check(self) -> dict[str, Provenance]:
         """Check settings, weights and data; see `train.task.Task`."""
+        if self.config.init is not None:
+            # Do the weights fit these settings, and are there clips? Without memory for the weights.
+            with torch.device("meta"):
+                model = self.make_model(dict(self.init.model.config["wav2vec"]))
+            check_fits(model, self.init.model.state_dict(), self.config.init, self.sources()["init"])
+            self.corpus.check()
+            place = self.init.place.path.resolve()
+            name = (place.parent if place.name == EXPORT_FOLDER else place).name
+            return {"init": {"kind": "folder", "name": name, "sha256": self.init.sha256}}
         # Does its configuration make an encoder? Without memory for the weights.
         encoder = Pretrained(self.config.wav2vec)
         with torch.device("meta"):
@@ -109,13 +131,35 @@ class SpeechTask(Task, Generic[Config]):
 
     def build(self) -> nn.Module:
         """Model with its first weights; see `train.task.Task`."""
-        encoder = Pretrained(self.config.wav2vec)
-        with first_weights(self.weights_key):
-            model = self.make_model(encoder.wav2vec_config())
-        encoder.load_wav2vec(model.audio_encoder)
+        if self.config.init is not None:
+            model = self.make_model(dict(self.init.model.config["wav2vec"]))
+            warn_of_settings(self.init.model.config, model.config, self.config.init)
+            fill(model, self.init.model.state_dict(), self.config.init, self.sources()["init"])
+        else:
+            encoder = Pretrained(self.config.wav2vec)
+            with first_weights(self.kind):
+                model = self.make_model(encoder.wav2vec_config())
+            encoder.load_wav2vec(model.audio_encoder)
         if self.config.freeze_cnn:
             model.freeze_cnn()
         return model
+
+    def sources(self) -> dict[str, Source]:
+        """The whole model's weights, or those of its encoder."""
+        if self.config.init is not None:
+            return {"init": Source(what=f"weights of {self.kind}")}
+        return {"wav2vec": Source(what="speech encoder", part="audio_encoder")}
+
+    @functools.cached_property
+    def init(self) -> Weights[Any]:
+        """Weights that the training begins with.
+
+        Raises:
+            ValueError: There are none, or they are damaged or of another model.
+        """
+        assert self.config.init is not None
+        place = find_weights(self.kind, Path(self.config.init))
+        return load_audio2mesh(place) if self.kind == "audio2mesh" else load_audio2pose(place)
 
     @abc.abstractmethod
     def make_model(self, wav2vec: dict[str, Any]) -> SpeechModel:

@@ -38,6 +38,9 @@ class Lmk2VideoConfig(ClipChoice):
     )
     """Settings that may change when a run goes on: they decide memory and what is shown, not what is learnt."""
 
+    init: str | None = None
+    """Weights of the whole pipeline to begin with: a RUN of either stage, its pretrained_model, or converted published
+    weights. Their VAE and image encoder are used, too. None: as the other settings say."""
     width: int = 512
     """Width of the images in pixels. Clips of another aspect ratio are cropped around their middle."""
     height: int = 512

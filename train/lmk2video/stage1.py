@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,8 +21,9 @@ from train.config import ParallelConfig
 from train.lmk2video.config import Lmk2VideoConfig, paper_training, small_training, tiny_training
 from train.lmk2video.dataset import WindowShape
 from train.lmk2video.module import Lmk2Video
-from train.lmk2video.task import Lmk2VideoTask
+from train.lmk2video.task import Lmk2VideoTask, provenance_of, read_networks
 from train.recipe import Recipe
+from train.sources import Source, check_fits
 from train.task import Provenance
 
 
@@ -30,7 +32,7 @@ class Stage1Config(Lmk2VideoConfig):
     """Settings of stage 1."""
 
     size: Size
-    """Size of the networks."""
+    """Size of the networks. With `init`, whose networks have theirs, it is only compared."""
     vae: str
     """Folder of the VAE in diffusers' layout; or `tiny`: a VAE that needs no training."""
     image_encoder: str
@@ -69,6 +71,8 @@ class Stage1Task(Lmk2VideoTask[Stage1Config]):
         Raises:
             ValueError: Weights are missing or damaged, or do not fit the networks.
         """
+        if self.config.init is not None:
+            return {"init": provenance_of(self.config.init, self.encoder, self._from_init())}
         # VAE and image encoder. The networks must be able to take its embedding.
         found = self.encoder.provenance()
         wanted = reference_net_config(self.config.size).get("cross_attention_dim", 768)
@@ -91,6 +95,10 @@ class Stage1Task(Lmk2VideoTask[Stage1Config]):
 
     def build(self) -> Lmk2Video:
         """Module with its first weights; see `train.task.Task`."""
+        if self.config.init is not None:
+            module = self._from_init()
+            module.train_images(fold=self.config.fold_token)
+            return module
         with first_weights(self.weights_key):
             module = make_module(self.config.size, self.encoder.channels)
         # Both networks have the layout of the UNet: it replaces the first weights of all their spatial layers.
@@ -100,6 +108,41 @@ class Stage1Task(Lmk2VideoTask[Stage1Config]):
             module.reference_net.load_denoiser(state)
         module.train_images(fold=self.config.fold_token)
         return module
+
+    def sources(self) -> dict[str, Source]:
+        """Weights of the pipeline, or of its parts."""
+        if self.config.init is not None:
+            return {"init": Source(what="whole pipeline, trained or published")}
+        found = {
+            "vae": Source(what="VAE", frozen=True),
+            "image_encoder": Source(what="CLIP image encoder", frozen=True),
+        }
+        if self.config.sd15 is not None:
+            found["sd15"] = Source(what="Stable Diffusion 1.5's UNet, for denoiser and reference network")
+        return found
+
+    def _from_init(self) -> Lmk2Video:
+        """Networks of `init`, without motion modules, which belong to stage 2.
+
+        Raises:
+            ValueError: They are damaged or of another size.
+        """
+        assert self.config.init is not None
+        known = read_networks(self.init_folder)
+        spatial = {name: value for name, value in known.denoiser.state_dict().items() if ".motion_modules." not in name}
+        source = self.sources()["init"]
+        with torch.device("meta"):
+            wanted = make_module(self.config.size, self.encoder.channels)
+        place = self.config.init
+        check_fits(wanted.denoiser, spatial, place, source)
+        check_fits(wanted.reference_net, known.reference_net.state_dict(), place, source)
+        if known.denoiser.max_frames is None:
+            return known
+        settings: dict[str, Any] = dict(known.denoiser.config) | {"motion": False}
+        with torch.device("meta"):
+            denoiser = Denoiser(**{name: value for name, value in settings.items() if not name.startswith("_")})
+        denoiser.load_state_dict(spatial, assign=True)
+        return Lmk2Video(denoiser.eval(), known.reference_net, known.pose_guider)
 
 
 def make_module(size: Size, channels: int) -> Lmk2Video:

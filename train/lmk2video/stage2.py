@@ -10,22 +10,19 @@ from typing import Any
 
 from talkinghead.files.foreign import read_json
 from talkinghead.models.lmk2video.denoiser import Denoiser
-from talkinghead.models.lmk2video.pose_guider import PoseGuider
 from talkinghead.models.lmk2video.published import load_motion_module
-from talkinghead.models.lmk2video.reference_net import ReferenceNet
-from talkinghead.models.weights import first_weights, parameter_hash
-from talkinghead.provenance import canonical_json, hash_bytes, hash_file
+from talkinghead.models.weights import first_weights
+from talkinghead.provenance import hash_file
 from train.config import ParallelConfig
 from train.lmk2video.config import Lmk2VideoConfig, paper_training, small_training, tiny_training
 from train.lmk2video.dataset import WindowShape
 from train.lmk2video.module import Lmk2Video
-from train.lmk2video.task import Lmk2VideoTask
+from train.lmk2video.task import INDEX_FILE, Lmk2VideoTask, pipeline_folder, provenance_of, read_networks
 from train.recipe import Recipe
+from train.sources import Source
 from train.task import Provenance
 
 log = logging.getLogger(__name__)
-
-_INDEX = "model_index.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,19 +72,14 @@ class Stage2Task(Lmk2VideoTask[Stage2Config]):
 
     @functools.cached_property
     def stage1_folder(self) -> Path:
-        """Folder of the pipeline that stage 1 exported.
+        """Folder of the pipeline that stage 1 exported, or of `init`.
 
         Raises:
             ValueError: There is no such folder.
         """
-        given = Path(self.config.stage1)
-        for place in (given, given / "pretrained_model"):
-            if (place / _INDEX).is_file():
-                return place
-        raise ValueError(
-            f"there are no weights of stage 1 in {given}: give the RUN of make train-stage1 once it has ended, or"
-            " converted weights, as --config.stage1"
-        )
+        if self.config.init is not None:
+            return self.init_folder
+        return pipeline_folder(self.config.stage1, "stage 1", "--config.stage1")
 
     def first_weights(self) -> dict[str, Provenance]:
         """Provenance of stage 1, and of the motion modules where they are given.
@@ -99,12 +91,9 @@ class Stage2Task(Lmk2VideoTask[Stage2Config]):
         trained = self._trained_size()
         if trained not in ((None, None), (wanted := (self.config.width, self.config.height))):
             log.warning("stage 1 was trained on images of %s x %s, and stage 2 shall be on %s x %s", *trained, *wanted)
-        # One hash over everything that is taken from stage 1: VAE, image encoder and the three networks.
         module = self._module()
-        parts = {name: about["sha256"] for name, about in self.encoder.provenance().items()}
-        sha256 = hash_bytes(canonical_json(parts | {"networks": parameter_hash(module)}))
-        name = Path(self.config.stage1).resolve().name
-        found: dict[str, Provenance] = {"stage1": {"kind": "folder", "name": name, "sha256": sha256}}
+        setting, place = ("stage1", self.config.stage1) if self.config.init is None else ("init", self.config.init)
+        found = {setting: provenance_of(place, self.encoder, module)}
         # Motion modules of another training, which must fit the denoiser.
         if self.config.motion_module is not None:
             file = Path(self.config.motion_module)
@@ -122,14 +111,24 @@ class Stage2Task(Lmk2VideoTask[Stage2Config]):
         module.train_motion()
         return module
 
+    def sources(self) -> dict[str, Source]:
+        """Weights of the pipeline, and of the motion modules where they are given."""
+        if self.config.init is not None:
+            found = {"init": Source(what="whole pipeline with motion modules, trained or published")}
+        else:
+            found = {"stage1": Source(what="weights of stage 1", frozen=True, may_miss=r"\.motion_modules\.")}
+        if self.config.motion_module is not None:
+            found["motion_module"] = Source(what="AnimateDiff's motion modules")
+        return found
+
     def _module(self) -> Lmk2Video:
-        folder = self.stage1_folder
-        known = Denoiser.from_pretrained(folder / "denoiser")
-        return Lmk2Video(
-            self._with_motion(known),
-            ReferenceNet.from_pretrained(folder / "reference_net"),
-            PoseGuider.from_pretrained(folder / "pose_guider"),
-        )
+        known = read_networks(self.stage1_folder)
+        if self.config.init is not None and known.denoiser.max_frames is None:
+            raise ValueError(
+                f"the weights in {self.config.init} have no motion modules: give them as --config.stage1, to which"
+                " stage 2 adds some"
+            )
+        return Lmk2Video(self._with_motion(known.denoiser), known.reference_net, known.pose_guider)
 
     def _with_motion(self, known: Denoiser) -> Denoiser:
         # Stage 1 left no motion modules: a denoiser that has them takes the spatial weights over.
@@ -144,13 +143,13 @@ class Stage2Task(Lmk2VideoTask[Stage2Config]):
         # It has some (converted weights): they go on, with the position codes that they know.
         if self.config.num_frames > known.max_frames:
             raise ValueError(
-                f"the motion modules of {self.config.stage1} know {known.max_frames} frames: lower num_frames"
-                f" {self.config.num_frames}"
+                f"the motion modules of {self.config.init or self.config.stage1} know {known.max_frames} frames: lower"
+                f" num_frames {self.config.num_frames}"
             )
         return known
 
     def _trained_size(self) -> tuple[int | None, int | None]:
-        path = self.stage1_folder / _INDEX
+        path = self.stage1_folder / INDEX_FILE
         index = read_json(path)
         size = (index.get("width"), index.get("height")) if isinstance(index, dict) else ("?", "?")
         if any(type(extent) not in (int, type(None)) for extent in size):

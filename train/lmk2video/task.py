@@ -17,16 +17,23 @@ from torch import Tensor, nn
 
 from shards.loader import ClipLoader
 from talkinghead.models.image.networks import ImageNetworks, check_image_size
+from talkinghead.models.lmk2video.denoiser import Denoiser
+from talkinghead.models.lmk2video.pose_guider import PoseGuider
+from talkinghead.models.lmk2video.reference_net import ReferenceNet
 from talkinghead.models.noise_schedule import PAPER
+from talkinghead.models.weights import parameter_hash
+from talkinghead.provenance import canonical_json, hash_bytes
 from train.clip_choice import ReadVersions
 from train.lmk2video.clip_source import ClipSource
 from train.lmk2video.config import Lmk2VideoConfig
 from train.lmk2video.dataset import ImageSize, ItemConfig, Lmk2VideoDataset, WindowShape
 from train.lmk2video.loss import Draws, draw, velocity_loss
 from train.lmk2video.module import Conditions, Lmk2Video
+from train.sources import check_finite
 from train.task import Batch, Provenance, Step, Task, Totals
 
 Config = TypeVar("Config", bound=Lmk2VideoConfig)
+INDEX_FILE = "model_index.json"
 
 
 class Lmk2VideoTask(Task, Generic[Config]):
@@ -49,7 +56,7 @@ class Lmk2VideoTask(Task, Generic[Config]):
     @property
     @abc.abstractmethod
     def image_sources(self) -> tuple[str, str]:
-        """Sources of VAE and image encoder; see `ImageNetworks.load`."""
+        """Sources of VAE and image encoder, without `init`; see `ImageNetworks.load`."""
 
     @property
     @abc.abstractmethod
@@ -86,7 +93,19 @@ class Lmk2VideoTask(Task, Generic[Config]):
     @functools.cached_property
     def encoder(self) -> ImageNetworks:
         """VAE and image encoder, on the CPU until images must be encoded."""
+        if self.config.init is not None:
+            return ImageNetworks.load(*(str(self.init_folder / name) for name in ("vae", "image_encoder")))
         return ImageNetworks.load(*self.image_sources)
+
+    @functools.cached_property
+    def init_folder(self) -> Path:
+        """Folder of the pipeline that `init` names.
+
+        Raises:
+            ValueError: There is none.
+        """
+        assert self.config.init is not None
+        return pipeline_folder(self.config.init, "Lmk2Video", "--config.init")
 
     def loader(self, *, global_batch: int, seed: int, rank: int, world: int, num_workers: int) -> ClipLoader:
         """Batches of target windows with references; see `Lmk2VideoDataset`."""
@@ -197,6 +216,43 @@ class Lmk2VideoTask(Task, Generic[Config]):
             guidance=_pixels(batch["guidance"]),
             reference_guidance=_pixels(batch["reference_guidance"]),
         )
+
+
+def pipeline_folder(given: str, what: str, option: str) -> Path:
+    """Folder of the pipeline in a RUN, an export or converted weights.
+
+    Raises:
+        ValueError: There is none.
+    """
+    for place in (Path(given), Path(given) / "pretrained_model"):
+        if (place / INDEX_FILE).is_file():
+            return place
+    raise ValueError(
+        f"there are no weights of {what} in {given}: give the RUN of a training that has ended, its"
+        f" pretrained_model, or converted weights, as {option}"
+    )
+
+
+def read_networks(folder: Path) -> Lmk2Video:
+    """The three networks of a pipeline's folder.
+
+    Raises:
+        ValueError: One is missing or damaged, or has numbers that are not finite.
+    """
+    module = Lmk2Video(
+        Denoiser.from_pretrained(folder / "denoiser"),
+        ReferenceNet.from_pretrained(folder / "reference_net"),
+        PoseGuider.from_pretrained(folder / "pose_guider"),
+    )
+    check_finite(module.state_dict(), str(folder))
+    return module
+
+
+def provenance_of(place: str, encoder: ImageNetworks, module: Lmk2Video) -> Provenance:
+    """Provenance of a pipeline: one hash over VAE, image encoder and the three networks."""
+    parts = {name: about["sha256"] for name, about in encoder.provenance().items()}
+    sha256 = hash_bytes(canonical_json(parts | {"networks": parameter_hash(module)}))
+    return {"kind": "folder", "name": Path(place).resolve().name, "sha256": sha256}
 
 
 def _pixels(images: Tensor) -> Tensor:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from infer.evaluation.motion_evaluation import Trace, TrueClip
 from shards.order import spread
@@ -308,6 +311,73 @@ def test_what_can_be_wrong_is_found_before_the_run(name, data, tmp_path):
     with pytest.raises(ValueError, match="missing"):
         task(f"{tmp_path}/missing").check()
     assert not (tmp_path / "task").exists()
+
+
+# --- weights to begin with --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=["audio2mesh", "audio2pose"])
+def exported(request, data, tmp_path_factory):
+    """Task, and the export of weights that are not its first ones."""
+    folder = tmp_path_factory.mktemp(request.param)
+    task = prepared(request.param, data, folder / "task")
+    module = task.build()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.01)
+    (folder / "run" / "pretrained_model").mkdir(parents=True)
+    task.export(module, folder / "run" / "pretrained_model")
+    return request.param, folder / "run", parameter_hash(module)
+
+
+def test_training_begins_with_an_export(exported, data, corpus, tmp_path):
+    """By its RUN or its folder, without the encoder's folder; on clips of one person, too."""
+    name, run, sha256 = exported
+    for number, (given, changes) in enumerate(
+        ((run, {}), (run / "pretrained_model", {}), (run, {"person": (next(iter(corpus.speakers)),)}))
+    ):
+        task = prepared(name, data, tmp_path / str(number), init=str(given), wav2vec="nowhere", **changes)
+        assert parameter_hash(task.build()) == sha256
+        about = task.check()
+        assert set(about) == set(task.sources()) == {"init"} and about["init"]["name"] == "run"
+    out = tmp_path / "out"
+    out.mkdir()
+    task.export(task.build(), out)
+    batch = next(iter(task.loader(global_batch=2, seed=0, rank=0, world=1, num_workers=0)))
+    module = task.build()
+    losses_of(task, module, batch)["loss"].sum().backward()
+    assert all(p.grad is not None for p in module.parameters() if p.requires_grad)
+
+
+def test_weights_that_cannot_be_begun_with_are_named(exported, data, tmp_path):
+    name, run, _ = exported
+    other = "audio2pose" if name == "audio2mesh" else "audio2mesh"
+
+    def check(kind: str, init: Path, **changes: object) -> None:
+        config = dataclasses.replace(recipes_of(kind)["tiny"]().config, init=str(init), **changes)
+        make_task(kind, config, data.uri, tmp_path / "task").check()
+
+    check(name, run)
+    with pytest.raises(ValueError, match=r"holds Audio2(Mesh|Pose), but Audio2(Mesh|Pose) is wanted"):
+        check(other, run)
+    with pytest.raises(ValueError, match="are not there"):
+        check(name, tmp_path / "nowhere")
+    size = {"hidden": 64} if name == "audio2mesh" else {"feed_forward": 64}
+    with pytest.raises(ValueError, match=r"of another size than these settings: .* set the sizes"):
+        check(name, run, **size)
+    half = shutil.copytree(run, tmp_path / "half")
+    (weights,) = half.glob("pretrained_model/*model.safetensors")
+    tensors = load_file(weights)
+    dropped = sorted(tensors)[0]
+    save_file({key: value for key, value in tensors.items() if key != dropped}, weights)
+    with pytest.raises(ValueError, match=f"{re.escape(dropped)} missing"):
+        check(name, half)
+    save_file(tensors | {dropped: torch.full_like(tensors[dropped], torch.nan)}, weights)
+    with pytest.raises(ValueError, match=r"NaN or infinite numbers"):
+        check(name, half)
+    weights.unlink()
+    with pytest.raises(ValueError, match="copy the folder again"):
+        check(name, half)
 
 
 def test_validated_clips_are_spread_over_the_split():

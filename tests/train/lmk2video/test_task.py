@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from shards.index import Index
@@ -353,6 +354,56 @@ def test_what_cannot_be_trained_is_said_first(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         prepared(name, data, tmp_path / "task", **({"stage1": str(stage1)} | changes if name == "stage2" else changes))
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_training_begins_with_an_export(name: str, data: Storage, stage1: Path, tmp_path: Path) -> None:
+    """The same weights, VAE and image encoder; stage 1 takes stage 2's, too, without its motion modules."""
+    first = prepared("stage2", data, tmp_path / "first", stage1=str(stage1))
+    module = first.build()
+    shake(module, only_trained=True)
+    run = tmp_path / "run"
+    (run / "pretrained_model").mkdir(parents=True)
+    first.export(module.eval(), run / "pretrained_model")
+    changes = {"vae": "nowhere", "image_encoder": "nowhere"} if name == "stage1" else {"stage1": "nowhere"}
+    task = prepared(name, data, tmp_path / name, init=str(run), **changes)
+    built = task.build()
+    spatial = {key: value for key, value in module.state_dict().items() if name == "stage2" or ".motion_" not in key}
+    assert built.state_dict().keys() == spatial.keys()
+    assert all(torch.equal(value, spatial[key]) for key, value in built.state_dict().items())
+    trained = {key for key, value in built.named_parameters() if value.requires_grad}
+    plain = first if name == "stage2" else prepared("stage1", data, tmp_path / "plain")
+    assert trained == {key for key, value in plain.build().named_parameters() if value.requires_grad}
+    about = task.check()
+    assert set(about) == set(task.sources()) == {"init"} and about["init"]["name"] == "run"
+    assert task.encoder.provenance() == first.encoder.provenance()
+    losses_of(task, built.train(), batch_of(task, 2))["loss"].sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "changes", "message"),
+    [
+        (None, {"init": "nowhere"}, "no weights of Lmk2Video in nowhere"),
+        ("nan", {}, r"NaN or infinite numbers \(pose_guider"),
+        ("half", {}, "is no whole PoseGuider"),
+        (None, {"size": "small"}, "of another size than these settings: .* set the sizes"),
+    ],
+)
+def test_weights_that_cannot_be_begun_with_are_named(
+    spoil: str | None, changes: dict[str, Any], message: str, data: Storage, stage1: Path, tmp_path: Path
+) -> None:
+    init = Path(shutil.copytree(stage1, tmp_path / "init"))
+    weights = next(iter((init / "pretrained_model" / "pose_guider").glob("*.safetensors")))
+    if spoil == "nan":
+        tensors = load_file(weights)
+        save_file(tensors | {name: torch.full_like(value, torch.nan) for name, value in tensors.items()}, weights)
+    elif spoil == "half":
+        weights.unlink()
+    with pytest.raises(ValueError, match=message):
+        prepared("stage1", data, tmp_path / "task", **({"init": str(init)} | changes))
+    if spoil is None and "init" not in changes:
+        with pytest.raises(ValueError, match=r"have no motion modules: give them as --config\.stage1"):
+            prepared("stage2", data, tmp_path / "task", init=str(init))
 
 
 def test_a_person_without_clips_is_not_said_to_have_no_face(data: Storage, tmp_path: Path) -> None:
