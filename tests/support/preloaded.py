@@ -1,4 +1,4 @@
-"""Imports of a training, made ahead, and the toy task, registered."""
+"""Imports of a training, made ahead, and the toy tasks, registered."""
 
 import torch._dynamo
 
@@ -9,9 +9,10 @@ import train.launch.torchrun
 import train.launch.worker
 import train.run.overview
 import train.trainer.loop
-from tests.support import toy_task
+from tests.support import toy_adversary, toy_task
 from train.recipe import TASKS
 
 TASKS["toy"] = toy_task.__name__
+TASKS["toy-adversary"] = toy_adversary.__name__
 
 __all__ = ["torch", "train"]

@@ -78,9 +78,9 @@ def run_train(folder: Path, *arguments: object, **environment: str) -> Command:
     return command
 
 
-def toy(run: Path, *options: object) -> list[Any]:
+def toy(run: Path, *options: object, task: str = "toy") -> list[Any]:
     """Arguments of a toy training in one thread (more only cost time here)."""
-    return ["toy", "tiny", "--data", "none", "--run", run, "--train.parallel.threads", 1, *options]
+    return [task, "tiny", "--data", "none", "--run", run, "--train.parallel.threads", 1, *options]
 
 
 def weights_of(run: Path) -> str:

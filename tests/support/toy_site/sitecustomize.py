@@ -1,4 +1,4 @@
-"""On PYTHONPATH this registers the toy task in every process, ranks and Ray's workers included.
+"""On PYTHONPATH this registers the toy tasks in every process, ranks and Ray's workers included.
 
 Not at once, which would load PyTorch everywhere: when `train.recipe` is imported.
 """
@@ -15,6 +15,7 @@ class _Loader(importlib.machinery.SourceFileLoader):
     def exec_module(self, module: ModuleType) -> None:
         super().exec_module(module)
         module.TASKS["toy"] = "tests.support.toy_task"  # type: ignore[attr-defined]
+        module.TASKS["toy-adversary"] = "tests.support.toy_adversary"  # type: ignore[attr-defined]
 
 
 class _Finder:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import random
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +14,10 @@ import torch
 
 from tests.support import toy_adversary
 from tests.support.toy_adversary import R1_EVERY, ToyAdversaryTask, true_pairs
-from tests.support.training import Ranks, assert_same, lines, recipe, train, trainer_of
+from tests.support.train_commands import run_train, start_train, toy, wait_for, weights_of
+from tests.support.training import Ranks, assert_same, lines, recipe, tensors_of, train, trainer_of
 from train.recipe import Recipe
+from train.run.run_folder import RunFolder
 
 ROUNDING = 5e-5  # of float32 sums in another order, through Adam's division, over a few steps
 EVERYTHING = {"counts": True, "term": 0.3, "follow": True, "late_head": 2, "dropout": 0.1}
@@ -166,3 +171,43 @@ def test_where_one_network_cannot_learn_neither_does(ranks: Ranks, tmp_path: Pat
         assert all(torch.equal(kept[name], first[f"adversary.{part}"][name]) for name in kept), part
     assert now
     trainer.close()
+
+
+# --- by the command line ----------------------------------------------------------------------------------------------
+
+
+def state_of(run: Path) -> dict[str, Any]:
+    """Everything that the newest checkpoint of a run holds, and its step."""
+    folder = RunFolder.open(run)
+    trainer = trainer_of(run, folder.recipe)
+    found = tensors_of(trainer) | {"step": trainer.step}
+    trainer.close()
+    return found
+
+
+def test_killed_at_twenty_random_moments_and_resumed_it_is_the_unbroken_run(tmp_path: Path) -> None:
+    """Generator, critic and every buffer, to the bit."""
+    options = ("--train.steps", 120, "--train.checkpoint.every", 1, "--train.log.every", 1, "--config.dropout", 0.1)
+    more = ("--config.counts", "--config.term", 0.3, "--config.follow", "--config.late-head", 5)
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    assert run_train(tmp_path / "a", *toy(whole, *options, *more, task="toy-adversary")).wait() == 0
+    draws, kills = random.Random(5), 0
+    while kills < 20:
+        command = start_train(tmp_path / f"b{kills}", *toy(run, *options, *more, task="toy-adversary"))
+        before = newest(run)
+        wait_for(lambda before=before, command=command: newest(run) > before or not command.process.is_alive())
+        time.sleep(draws.uniform(0, 0.01))
+        command.send(signal.SIGKILL)
+        if command.wait() == 0:
+            break  # it was faster than the kill
+        kills += 1
+    assert kills >= 10
+    last = run_train(tmp_path / "c", *toy(run, *options, *more, task="toy-adversary"))
+    assert last.wait() == 0, last.stderr
+    assert weights_of(run) == weights_of(whole)
+    assert_same(state_of(run), state_of(whole))
+
+
+def newest(run: Path) -> int:
+    """Step of the newest checkpoint; 0 without one."""
+    return max((int(path.name[5:]) for path in (run / "checkpoints").glob("step-????????")), default=0)
