@@ -14,7 +14,7 @@ DATASET ?= folder
 DATA ?= build/data
 RECIPE ?= paper
 USER_VALUES := DATASET SOURCE METADATA DATA LIMIT GROUP_BY WORKERS ANN ENGINE CAUSE COLUMNS FITS PERSON KEYS RUN RECIPE STAGE1 VAE IMAGE_ENCODER \
-  WIDTH HEIGHT REFERENCE AUDIO OUT WEIGHTS ARGS
+  WIDTH HEIGHT REFERENCE AUDIO OUT WEIGHTS ADAPTER ARGS
 # Make itself would run the `$(shell …)` in a value and turn /x/a$$b into /x/a. From here on all of them are plain text.
 given := $(sort $(USER_VALUES) $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name))))
 $(foreach name,$(given),$(eval override $(name) := $$(value $(name)))$(eval export $(name)))
@@ -41,7 +41,7 @@ help: ## Show this list
 	@echo "  DATASET=hdtf|celebv-hq|vfhq|folder  SOURCE=dir  DATA=dir|uri  [METADATA=dir] [LIMIT=n] [WORKERS=n] [RAY_ADDRESS=…]"
 	@echo "  GROUP_BY=parent|level:N|regex:PATTERN (DATASET=folder: who is on a file, by its path)  PERSON=name|KEYS=file"
 	@echo "  RUN=dir  RECIPE=tiny|paper|…  STAGE1=dir     VAE=dir  IMAGE_ENCODER=dir  [WIDTH=512] [HEIGHT=512]"
-	@echo "  REFERENCE=face.png  AUDIO=speech.wav  OUT=video.mp4  WEIGHTS=dir"
+	@echo "  REFERENCE=face.png  AUDIO=speech.wav  OUT=video.mp4  WEIGHTS=dir  [ADAPTER=dir]"
 	@echo "  COLUMNS=latents,mouth,labels,speech_activity,sync  FITS=speakers,expression"
 	@echo "  ANN=version  ENGINE=litert|litert-tracking|tasks|tasks-image  CAUSE=cause  ARGS='further options of a target's command; ARGS=--help lists them'"
 
@@ -131,7 +131,7 @@ train-stage2: $(STAMP) ## Train motion on top of STAGE1=RUN of stage 1; the same
 	$(run) train stage2 $(train_args) $(if $(STAGE1),--config.stage1="$$STAGE1")
 
 animate: $(STAMP) ## Animate a portrait: REFERENCE=face.png AUDIO=speech.wav OUT=video.mp4 WEIGHTS=dir
-	$(run) infer audio $(if $(REFERENCE),--reference="$$REFERENCE") $(if $(AUDIO),--audio="$$AUDIO") $(if $(WEIGHTS),--weights="$$WEIGHTS") $(if $(OUT),--output="$$OUT")
+	$(run) infer audio $(if $(REFERENCE),--reference="$$REFERENCE") $(if $(AUDIO),--audio="$$AUDIO") $(if $(WEIGHTS),--weights="$$WEIGHTS") $(if $(ADAPTER),--adapter="$$ADAPTER") $(if $(OUT),--output="$$OUT")
 
 clean: ## Remove build/ and caches
 	rm -rf build .pytest_cache .ruff_cache .hypothesis

@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from infer.motion.speech_motion import DrivingSpeech
 from infer.output_files import animation_companions, check_target, sidecar, write_animation
 from infer.portrait import Portrait, describe_portrait, read_portrait, warn_of_portrait
 from infer.request import AudioRequest, VideoRequest
+from infer.weights.adapters import PIPELINE, find_adapters, refuse_left_over
 from infer.weights.pipeline_weights import PipelinePlace, find_pipeline, load_pipeline
 from talkinghead.face.model import FaceModel
 from talkinghead.face.resolve import resolve_face_model
@@ -153,6 +154,10 @@ def _prepare(request: AudioRequest | VideoRequest, driving: Driving, progress: P
     check_target(request.output, companions, request.reference, *driving.files)
     place = find_pipeline(request.weights)
     driving.find(place.path)
+    adapters = find_adapters(request.adapter)
+    if isinstance(request, VideoRequest):
+        refuse_left_over(adapters, [PIPELINE])
+    place = replace(place, adapter=adapters.get(PIPELINE))
     device = choose_device(request.device)
 
     # The output's folder is tried now: that it cannot be written must not show up after the frames are made.

@@ -76,6 +76,9 @@ class PortraitOptions:
     """Longest length of the video in seconds; what comes later is left out."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Device on which the models run."""
+    adapter: tuple[Path, ...] = ()
+    """Adapters of trainings with `--lora.match`: folders `adapter/`, or the RUNs that hold them. Each goes with the
+    weights that its training began with."""
 
     def check(self) -> None:
         """Check the values of the options, without reading a file.

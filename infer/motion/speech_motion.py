@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from infer.motion.pose_source import DrivingPose, read_driving_video, read_templ
 from infer.portrait import Portrait
 from infer.request import AudioRequest, LandmarkRequest, PoseSource, SpeechOptions, SpeechRequest
 from infer.speech import Speech, describe_speech, read_speech
+from infer.weights.adapters import PIPELINE, find_adapters, refuse_left_over
 from infer.weights.speech_weights import Weights, WeightsPlace, load_audio2mesh, load_audio2pose
 from talkinghead.face.model import FaceModel
 from talkinghead.geometry.blendshapes import PARTS
@@ -80,9 +81,12 @@ class DrivingSpeech:
         next_to_it = request.weights is not None and any(request.weights.glob("audio2mesh*"))
         folder = request.weights if next_to_it else pipeline
         source = request.pose_source
+        mesh, pose = request.find_audio2mesh(folder), request.find_audio2pose(folder)
+        adapters = find_adapters(request.adapter)
+        refuse_left_over(adapters, ["audio2mesh", *["audio2pose"] * bool(pose), *[PIPELINE] * (pipeline is not None)])
         self._places = _Places(
-            audio2mesh=request.find_audio2mesh(folder),
-            audio2pose=request.find_audio2pose(folder),
+            audio2mesh=replace(mesh, adapter=adapters.get("audio2mesh")),
+            audio2pose=pose and replace(pose, adapter=adapters.get("audio2pose")),
             template=read_template(source.path, request.template_fps)
             if source.kind == "template" and source.path
             else None,

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from infer.weights.adapters import AdapterPlace
 from infer.weights.published_files import PUBLISHED_SIZE, PublishedFiles, holds_published
 from infer.weights.speech_weights import CONFIG_FILE, EXPORT_FOLDER, ORIGIN_FILE
 from talkinghead.models.network_settings import read_settings
@@ -51,6 +52,8 @@ class PipelinePlace:
     """Width and height that the networks have learnt, pixels."""
     size_step: int
     """Number of pixels that must divide width and height."""
+    adapter: AdapterPlace | None = None
+    """Adapter that is merged into the networks when they are loaded."""
 
     @property
     def origin(self) -> str:
@@ -167,23 +170,35 @@ def load_pipeline(
     Raises:
         ValueError: Weights are damaged, missing or of another shape; or a mode for weights that are not published.
     """
-    # Imported here: loading PyTorch and diffusers takes seconds, and finding weights needs neither.
+    # Imported here: loading PyTorch and diffusers takes seconds, and finding weights needs neither. An adapter belongs
+    # to weights in single precision.
+    precision = dtype if place.adapter is None else None
     if place.published is not None:
         from infer.weights.published_pipeline import load_published_pipeline
 
-        pipeline = load_published_pipeline(place.published, mode=pose_guider_mode or "published", dtype=dtype)
+        pipeline = load_published_pipeline(place.published, mode=pose_guider_mode or "published", dtype=precision)
     else:
         from talkinghead.pipelines.talking_head import TalkingHeadPipeline
 
-        pipeline = TalkingHeadPipeline.from_pretrained(place.path, dtype=dtype)
+        pipeline = TalkingHeadPipeline.from_pretrained(place.path, dtype=precision)
         if pose_guider_mode is not None:
             from infer.weights.published_pipeline import with_mode
 
             guider: Any = with_mode(pipeline.pose_guider, pose_guider_mode)
-            pipeline.register_modules(pose_guider=guider if dtype is None else guider.to(dtype))
+            pipeline.register_modules(pose_guider=guider if precision is None else guider.to(precision))
+    if place.adapter is not None:
+        _merge(place.adapter, pipeline, str(place.path))
+        pipeline = pipeline if dtype is None else pipeline.to(dtype)
     pipeline = pipeline.to(device)
     about = provenance(place) | {"pose_guider": pipeline.pose_guider.config["normalisation"]}
     return pipeline, {"pipeline": about}
+
+
+def _merge(adapter: AdapterPlace, pipeline: TalkingHeadPipeline, name: str) -> None:
+    from torch import nn
+
+    parts = {part: getattr(pipeline, part) for part in ("denoiser", "reference_net", "pose_guider")}
+    adapter.merge(nn.ModuleDict(parts), name)
 
 
 def provenance(place: PipelinePlace) -> dict[str, Any]:
@@ -195,7 +210,8 @@ def provenance(place: PipelinePlace) -> dict[str, Any]:
     files = {name: weight_hash(path) for name, path in paths.items()}
     # One hash names the whole pipeline in a sidecar.
     whole = hash_bytes(json.dumps(files, sort_keys=True).encode())
-    return {"path": str(place.path), "origin": place.origin, "sha256": whole, "files": files}
+    found = {"path": str(place.path), "origin": place.origin, "sha256": whole, "files": files}
+    return found if place.adapter is None else found | {"adapter": place.adapter.provenance()}
 
 
 def weight_hash(path: Path) -> str | None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast
 
+from infer.weights.adapters import AdapterPlace
 from talkinghead.models.network_settings import read_settings
 from talkinghead.motion.expression import EXPRESSION_FILE, ExpressionBasis
 from talkinghead.motion.speakers import FILE as SPEAKERS_FILE
@@ -43,6 +44,8 @@ class WeightsPlace:
     kind: Kind
     path: Path
     """Folder of ours, or a published file."""
+    adapter: AdapterPlace | None = None
+    """Adapter that is merged into the weights when they are loaded."""
 
     @property
     def is_file(self) -> bool:
@@ -68,7 +71,9 @@ class Weights(Generic[Model]):
     def provenance(self) -> dict[str, Any]:
         """Path, hash and origin of the weights, for the sidecar."""
         origin = "published" if self.published else "trained"
-        return {"path": str(self.place.path), "sha256": self.sha256, "origin": origin}
+        found = {"path": str(self.place.path), "sha256": self.sha256, "origin": origin}
+        adapter = self.place.adapter
+        return found if adapter is None else found | {"adapter": adapter.provenance()}
 
 
 def find_weights(kind: Kind, path: Path) -> WeightsPlace:
@@ -141,6 +146,8 @@ def _load(place: WeightsPlace, device: str) -> Weights[Any]:
         from talkinghead.models.audio2lmk.published import load_published
 
         model, _ = load_published(place.kind, place.path)
+        if place.adapter is not None:
+            place.adapter.merge(model, str(place.path))
         on_device: Any = model
         return Weights(
             place=place,
@@ -153,9 +160,12 @@ def _load(place: WeightsPlace, device: str) -> Weights[Any]:
 
     folder = place.path
     basis = folder / EXPRESSION_FILE
+    loaded: Any = _class_of(place.kind).from_pretrained(folder)
+    if place.adapter is not None:
+        place.adapter.merge(loaded, str(folder))
     return Weights(
         place=place,
-        model=_class_of(place.kind).from_pretrained(folder).to(device).eval(),
+        model=loaded.to(device).eval(),
         published=(folder / ORIGIN_FILE).is_file(),
         sha256=hash_file(folder / WEIGHTS_FILE),
         speakers=Speakers.load(folder) if (folder / SPEAKERS_FILE).is_file() else None,

@@ -271,11 +271,16 @@ def parameter_hash(module: nn.Module) -> str:
     Returns:
         64 hexadecimal digits.
     """
+    return state_hash(module.state_dict())
+
+
+def state_hash(state: Mapping[str, Tensor]) -> str:
+    """`parameter_hash` of the parameters and buffers by name."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
+    for name, tensor in sorted(state.items()):
         content = tensor.detach().cpu().contiguous()
         for part in (name, str(content.dtype), ",".join(map(str, content.shape))):
             digest.update(f"{len(part)}:{part};".encode())
         # Bytes rather than numbers: NumPy has no bfloat16, and -0.0 differs from 0.0.
-        digest.update(content.reshape(-1).view(torch.uint8).numpy())
+        digest.update(content.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

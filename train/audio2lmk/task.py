@@ -106,8 +106,9 @@ class SpeechTask(Task, Generic[Config]):
         """Check settings, weights and data; see `train.task.Task`."""
         if self.config.init is not None:
             # Do the weights fit these settings, and are there clips? Without memory for the weights.
+            settings = dict(self.init.model.config["wav2vec"])  # read here, not on the meta device
             with torch.device("meta"):
-                model = self.make_model(dict(self.init.model.config["wav2vec"]))
+                model = self.make_model(settings)
             check_fits(model, self.init.model.state_dict(), self.config.init, self.sources()["init"])
             self.corpus.check()
             place = self.init.place.path.resolve()

@@ -131,8 +131,9 @@ class Stage1Task(Lmk2VideoTask[Stage1Config]):
         known = read_networks(self.init_folder)
         spatial = {name: value for name, value in known.denoiser.state_dict().items() if ".motion_modules." not in name}
         source = self.sources()["init"]
+        channels = self.encoder.channels  # read here, not on the meta device
         with torch.device("meta"):
-            wanted = make_module(self.config.size, self.encoder.channels)
+            wanted = make_module(self.config.size, channels)
         place = self.config.init
         check_fits(wanted.denoiser, spatial, place, source)
         check_fits(wanted.reference_net, known.reference_net.state_dict(), place, source)

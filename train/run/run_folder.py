@@ -250,7 +250,7 @@ def begin(path: str | Path, config: RunConfig, data: str | None = None) -> RunFo
     folder = check_place(path) / "task"
     # `check` writes nothing, so the folder need not exist yet.
     weights = make_task(config.task, config.recipe.config, data or config.data, folder).check()
-    recipe = Recipe(config=_with_places(config.recipe.config, weights), train=config.recipe.train)
+    recipe = dataclasses.replace(config.recipe, config=_with_places(config.recipe.config, weights))
     return RunFolder.start(path, dataclasses.replace(config, recipe=recipe, weights=weights))
 
 

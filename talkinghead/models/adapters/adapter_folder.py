@@ -10,14 +10,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from talkinghead.config import from_json
 from talkinghead.files.foreign import read_json
 from talkinghead.models.adapters.lora import merge
 from talkinghead.models.weight_files import read_weights
-from talkinghead.models.weights import parameter_hash
+from talkinghead.models.weights import state_hash
 from talkinghead.provenance import pretty_json
 
 ADAPTER = "adapter"
@@ -56,7 +56,9 @@ class Adapter:
         """Write a folder that `read` reads; it must not exist."""
         folder.mkdir()
         (folder / _ABOUT).write_bytes(pretty_json(asdict(self.settings)))
-        save_file({name: value.contiguous() for name, value in self.tensors.items()}, folder / _TENSORS)
+        # Not by `save_file`, whose file nobody else may read.
+        content = save({name: value.contiguous() for name, value in self.tensors.items()})
+        (folder / _TENSORS).write_bytes(content)
 
     @classmethod
     def read(cls, folder: Path) -> Adapter:
@@ -77,17 +79,20 @@ class Adapter:
         except (ValueError, TypeError) as error:
             raise ValueError(f"the adapter {place} is damaged: {error}; copy it again") from error
 
-    def apply(self, networks: nn.Module, name: str) -> None:
+    def apply(self, networks: nn.Module, name: str, *, without: str | None = None) -> None:
         """Merge the adapter into weights in place.
 
         Args:
             networks: Networks with the names of the task's module, in float32.
             name: Name of the weights, for messages.
+            without: Part of the names of tensors that the task's module lacks.
 
         Raises:
             ValueError: They are not the weights that it was trained with.
         """
-        if (found := parameter_hash(networks)) != self.settings.base_sha256:
+        state = networks.state_dict()
+        known = {key: value for key, value in state.items() if without is None or without not in key}
+        if (found := state_hash(known)) != self.settings.base_sha256:
             raise ValueError(
                 f"this adapter belongs to weights with sha256 {self.settings.base_sha256[:16]}…, and those of {name}"
                 f" have {found[:16]}…: give the weights that its training began with (--config.init), or leave the"
