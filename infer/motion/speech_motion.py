@@ -13,7 +13,7 @@ import numpy as np
 from infer.motion.driving import edited
 from infer.motion.pose_source import DrivingPose, read_driving_video, read_template
 from infer.portrait import Portrait
-from infer.request import AudioRequest, LandmarkRequest, PoseSource, SpeechOptions, SpeechRequest
+from infer.request import AudioRequest, ImageOptions, LandmarkRequest, PoseSource, SpeechOptions, SpeechRequest
 from infer.speech import Speech, describe_speech, read_speech
 from infer.weights.adapters import PIPELINE, find_adapters, refuse_left_over
 from infer.weights.speech_weights import Weights, WeightsPlace, load_audio2mesh, load_audio2pose
@@ -83,7 +83,8 @@ class DrivingSpeech:
         source = request.pose_source
         mesh, pose = request.find_audio2mesh(folder), request.find_audio2pose(folder)
         adapters = find_adapters(request.adapter)
-        refuse_left_over(adapters, ["audio2mesh", *["audio2pose"] * bool(pose), *[PIPELINE] * (pipeline is not None)])
+        shows = isinstance(request, ImageOptions)
+        refuse_left_over(adapters, ["audio2mesh", *["audio2pose"] * bool(pose), *[PIPELINE] * shows])
         self._places = _Places(
             audio2mesh=replace(mesh, adapter=adapters.get("audio2mesh")),
             audio2pose=pose and replace(pose, adapter=adapters.get("audio2pose")),
