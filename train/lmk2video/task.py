@@ -201,8 +201,10 @@ class Lmk2VideoTask(Task, Generic[Config]):
         # Target and reference images together, [B * F + B, 3, H, W], in parts that bound the memory; CLIP takes
         # references only.
         images = torch.cat([target.flatten(0, 1), reference])
-        moments = torch.cat([encoder.moments(part) for part in images.split(self.config.encode_chunk)])
-        embedding = torch.cat([encoder.embedding(part) for part in reference.split(self.config.encode_chunk)])
+        # The encoders have a precision of their own, and autocast on a CPU cannot join what is in half precision.
+        with torch.autocast(target.device.type, enabled=False):
+            moments = torch.cat([encoder.moments(part) for part in images.split(self.config.encode_chunk)])
+            embedding = torch.cat([encoder.embedding(part) for part in reference.split(self.config.encode_chunk)])
         count = len(reference)
         return moments[:-count].unflatten(0, target.shape[:2]), moments[-count:], embedding
 
