@@ -20,6 +20,10 @@ from torch.utils.checkpoint import checkpoint
 from train.config import ParallelConfig
 
 
+_COMPILED_FORMS = 4
+"""Forms of a block that are compiled: training, evaluation, and one of each for a smaller last part."""
+
+
 def choose_device(config: ParallelConfig, local_rank: int) -> torch.device:
     """Device of a rank, made the current one if it is a GPU.
 
@@ -49,10 +53,16 @@ def parallelise(module: nn.Module, config: ParallelConfig, device: torch.device,
     """
     module = module.to(device)
     blocks = list(cast(Iterable[nn.Module], module.blocks))
+    if config.compile:
+        # Blocks of one class share their code, which is compiled for the shapes and the frozen parts of each. By default
+        # PyTorch goes on without compiling after eight of them.
+        dynamo = torch._dynamo.config
+        dynamo.recompile_limit = max(dynamo.recompile_limit, _COMPILED_FORMS * len(blocks))
     for block in blocks:
-        # Compiled inside, checkpointed outside: the second forward pass then runs the compiled code, too.
+        # Compiled inside, checkpointed outside: the second forward pass then runs the compiled code, too. With static
+        # shapes: a training has one, and for symbolic ones inductor fails on some of the networks.
         if config.compile:
-            block.forward = torch.compile(block.forward)
+            block.forward = torch.compile(block.forward, dynamic=False)
         if config.activation_checkpointing:
             block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
     if config.strategy == "fsdp2":
