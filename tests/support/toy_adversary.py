@@ -33,6 +33,7 @@ class Config(toy_task.Config):
     """Settings of the toy."""
 
     free_settings: ClassVar[tuple[str, ...]] = (*toy_task.Config.free_settings, "kill_at")
+    independent: ClassVar[bool] = False
     critic: bool = True
     critic_start: int = 0
     norm: bool = True
@@ -130,7 +131,7 @@ class ToyAdversaryTask(ToyTask):
     """Generator of pairs in training; see `train.task.Task`."""
 
     config: Config
-    independent = False
+    independent = Config.independent
 
     def build(self) -> nn.Module:
         with torch.random.fork_rng(devices=[]):

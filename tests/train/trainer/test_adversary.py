@@ -15,7 +15,7 @@ import torch
 from tests.support import toy_adversary
 from tests.support.toy_adversary import R1_EVERY, ToyAdversaryTask, true_pairs
 from tests.support.train_commands import run_train, start_train, toy, wait_for, weights_of
-from tests.support.training import Ranks, assert_same, lines, recipe, tensors_of, train, trainer_of
+from tests.support.training import Ranks, assert_same, lines, recipe, start, tensors_of, train, trainer_of
 from train.recipe import Recipe
 from train.run.run_folder import RunFolder
 
@@ -171,6 +171,36 @@ def test_where_one_network_cannot_learn_neither_does(ranks: Ranks, tmp_path: Pat
         assert all(torch.equal(kept[name], first[f"adversary.{part}"][name]) for name in kept), part
     assert now
     trainer.close()
+
+
+# --- what is refused ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("option", [{"strategy": "fsdp2"}, {"compile": True}])
+@pytest.mark.parametrize(
+    ("toy", "what"),
+    [
+        ({"norm": False}, "an adversary"),
+        ({"critic": False}, "BatchNorm or spectral normalisation"),
+    ],
+)
+def test_what_no_test_covers_is_refused(tmp_path: Path, option: dict[str, Any], toy: dict[str, Any], what: str) -> None:
+    chosen = adversary(toy, parallel=option)
+    start(tmp_path / "run", chosen)
+    asked = "fsdp2" if "strategy" in option else "compile"
+    with pytest.raises(ValueError, match=f"a training with {what} cannot have parallel.*{asked}"):
+        trainer_of(tmp_path / "run", chosen)
+
+
+def test_a_microbatch_of_one_says_what_to_do(tmp_path: Path) -> None:
+    outcome = train(tmp_path / "run", adversary(microbatch=1))
+    assert "BatchNorm in training needs more than one value of each channel: take a microbatch" in outcome["error"]
+
+
+def test_a_run_whose_samples_depend_on_their_neighbours_keeps_its_microbatch(tmp_path: Path) -> None:
+    train(tmp_path / "run", adversary(steps=2))
+    with pytest.raises(ValueError, match=r"train\.microbatch: 4 -> 8"):
+        start(tmp_path / "run", adversary(steps=2, microbatch=8))
 
 
 # --- by the command line ----------------------------------------------------------------------------------------------

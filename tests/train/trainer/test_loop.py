@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -281,3 +282,24 @@ def test_validation_gets_the_averaged_weights_of_its_step(tmp_path: Path) -> Non
     assert all(torch.equal(found[8][name], value) for name, value in trainer.ema.average.items())
     assert not torch.equal(found[3]["head.weight"], found[6]["head.weight"])
     trainer.close()
+
+
+def test_a_run_without_averages_goes_on_from_an_older_checkpoint(tmp_path: Path) -> None:
+    """Which held the weights a second time, under the names of averages."""
+    chosen = recipe(ema={"decay": 0.0}, checkpoint={"every": 4})
+    whole = train(tmp_path / "whole", chosen)
+    start(tmp_path / "run", chosen)
+    trainer = trainer_of(tmp_path / "run", chosen, task=Spy(chosen.config, kill_at(4 * 4)))
+    with pytest.raises(Killed):
+        trainer.fit()
+    state = trainer._state()
+    assert trainer.step == 4 and state["ema"] == {}
+    trainer.close()
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    older = trainer_of(tmp_path / "run", chosen)
+    older.checkpoints.save(4, state | {"ema": dict(trainer.ema.average)}, block=True)
+    older.close()
+    assert_same(train(tmp_path / "run", chosen), whole)
+    # A run with averages does not take one that has none.
+    with pytest.raises(ValueError, match=r"is of another model: it lacks ema\."):
+        trainer_of(tmp_path / "whole", recipe(ema={"decay": 0.9}, checkpoint={"every": 4}))
