@@ -1,7 +1,8 @@
 """Batches of clip windows for training, the same for every world size and number of workers, and after every resume.
 
 The slot of the sample order (`shards.order`) alone determines an item: the sample, and the window of it that is read.
-Workers only read ahead; the state is the number of slots that were handed out.
+Which slots make up a batch says `shards.microbatches`. Workers only read ahead; the state is the number of microbatches
+that were handed out.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from shards.order import SampleOrder, check_world, rank_slots
+from shards.microbatches import EqualMicrobatches, Microbatches, Share
+from shards.order import SampleOrder
 from shards.reader import Sample, ShardReader
 from talkinghead import rng
 from talkinghead.features.feature import read_feature
@@ -36,6 +38,19 @@ class SlotDataset(Protocol):
 
     def __getitem__(self, slot: int, /) -> Batch:
         """Item of a slot."""
+        ...
+
+
+class ClipDataset(SlotDataset, Protocol):
+    """Slots of clips that may be read at any length, so that microbatches can be made of clips of like length."""
+
+    num_frames: np.ndarray
+    """Frames of each sample of an epoch, `[N]`."""
+    order: SampleOrder
+    """Slots → samples."""
+
+    def __getitem__(self, at: int | Share, /) -> Batch:
+        """Item of a slot; or of a share, which says how many frames are read."""
         ...
 
 
@@ -72,6 +87,8 @@ class WindowDataset(Dataset[Batch]):
     annotation columns `[F, …]` (NaN where there is no face; `valid` bool), derived columns and features with n rows a
     frame `[n · F, …]`, columns with one row for the clip `[…]`, `mask` bool `[F]` (False where a short clip was
     padded), `key`, `first` (frame in the clip) and `slot`. Padding repeats the last row; of `audio` it is silence.
+
+    A `Share` with a number of frames is read at that length instead, which no clip of its microbatch falls short of.
     """
 
     def __init__(self, reader: ShardReader, config: WindowConfig, seed: int) -> None:
@@ -91,27 +108,30 @@ class WindowDataset(Dataset[Batch]):
                 else f"there are no samples to train on in {reader.storage.uri}: check the splits in make report"
             )
         self.order = SampleOrder(len(self.samples), seed)
+        self.num_frames = reader.num_frames[self.samples]
 
     def __len__(self) -> int:
         """Number of samples in an epoch; slots go on after it."""
         return len(self.samples)
 
-    def __getitem__(self, slot: int) -> Batch:
+    def __getitem__(self, at: int | Share) -> Batch:
+        share = at if isinstance(at, Share) else Share(at)
         # Which sample, and which window of it: both drawn from the slot alone.
-        epoch, position = self.order.at(slot)
+        epoch, position = self.order.at(share.slot)
         sample = self.reader[int(self.samples[position])]
-        count = min(self.config.num_frames, sample.num_frames)
+        length = share.frames or self.config.num_frames
+        count = min(length, sample.num_frames)
         places = sample.num_frames - count + 1
         key = sample.key
         first = int(rng.uniform(self.seed, "window", epoch, key) * places)  # uniform in [0, 1): 0 … places - 1
         # Read the window; a short clip is padded to the full length, and the mask says how far it is real.
         names = (*self.config.columns, *self.config.features)
-        item: Batch = {name: self._read(sample, name, first, count) for name in names}
-        item["mask"] = torch.arange(self.config.num_frames) < count
-        return item | {"key": key, "first": first, "slot": slot}
+        item: Batch = {name: self._read(sample, name, first, count, length) for name in names}
+        item["mask"] = torch.arange(length) < count
+        return item | {"key": key, "first": first, "slot": share.slot}
 
-    def _read(self, sample: Sample, name: str, first: int, count: int) -> torch.Tensor:
-        lacking = self.config.num_frames - count
+    def _read(self, sample: Sample, name: str, first: int, count: int, length: int) -> torch.Tensor:
+        lacking = length - count
         if name == "audio":
             return torch.from_numpy(np.pad(sample.audio(first, count), (0, lacking * SAMPLES_PER_FRAME)))
         if name == "video":
@@ -153,59 +173,64 @@ def collate(items: list[Batch]) -> Batch:
 
 
 class ClipLoader:
-    """Endless batches of one rank.
+    """Endless microbatches of one rank.
 
     Args:
         dataset: Dataset of slots; must be picklable where workers are spawned instead of forked.
-        global_batch: Number of samples B in a batch over all ranks.
-        rank: Number of this process among the ranks.
-        world: Number of ranks W; must divide `global_batch`.
+        microbatches: What each microbatch holds; a number: as many samples in each.
+        rank: Number of this process among the ranks. Rank r of W takes the microbatches r, W + r, 2W + r, …
+        world: Number of ranks W.
         num_workers: Number of reading processes; 0: this process reads.
-        epochs: Number of epochs after which to stop; the last batch is filled up with the first slots of the next epoch
-            (`slot` tells them apart), so that all ranks stop together. None: endless.
+        epochs: Number of epochs after which to stop; the last microbatches are filled up with the first samples of the
+            next epoch (`slot` tells them apart), so that all ranks stop together. None: endless.
         pin_memory: Pin the batches' memory, for faster copies to a GPU.
 
-    `state_dict` may be taken between any two batches; after `load_state_dict` with it, iteration continues with the
-    batch that would have come next, also at another world size or number of workers.
+    `state_dict` may be taken between any two microbatches; after `load_state_dict` with it, iteration continues with
+    the one that would have come next, also at another world size or number of workers.
+
+    Raises:
+        ValueError: There is no such rank, or a microbatch would have no sample.
     """
 
     def __init__(
         self,
         dataset: SlotDataset,
+        microbatches: Microbatches | int,
         *,
-        global_batch: int,
         rank: int = 0,
         world: int = 1,
         num_workers: int = 0,
         epochs: int | None = None,
         pin_memory: bool = False,
     ) -> None:
-        check_world(global_batch, rank, world)
+        if world < 1 or not 0 <= rank < world:
+            raise ValueError(f"rank {rank} of {world} does not exist")
+        if isinstance(microbatches, int):
+            microbatches = EqualMicrobatches(microbatches, len(dataset))
         self.dataset = dataset
-        self.global_batch = global_batch
+        self.microbatches = microbatches
         self.rank, self.world = rank, world
         self.num_workers, self.pin_memory = num_workers, pin_memory
-        # Slots, not batches, count: the end does not depend on the size of a batch.
-        self._end = None if epochs is None else epochs * len(self.dataset)
-        self._slots = 0
+        self._epochs = epochs
+        self._done = 0
 
     @property
     def epoch(self) -> float:
         """Epochs consumed, as a fraction, too."""
-        return self._slots / len(self.dataset)
+        return self.microbatches.epoch(self._done)
 
     def state_dict(self) -> dict[str, int]:
-        """The state: slots handed out so far, over all ranks."""
-        return {"slots": self._slots}
+        """The state: microbatches handed out so far, over all ranks."""
+        return {"microbatches": self._done}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Continue from a state; takes effect with the next `iter`."""
-        self._slots = int(state["slots"])
+        self._done = int(state["microbatches"])
 
     def __iter__(self) -> Iterator[Batch]:
         batches = DataLoader(
             cast("Dataset[Batch]", self.dataset),
-            batch_sampler=_SlotBatches(self._slots, self._end, self.global_batch, self.rank, self.world),  # type: ignore
+            batch_sampler=_Shares(self.microbatches, self._done, self._epochs, self.rank, self.world),  # type: ignore
             num_workers=self.num_workers,
             collate_fn=collate,
             pin_memory=self.pin_memory,
@@ -213,23 +238,24 @@ class ClipLoader:
         )
         for batch in batches:
             # Counted when a batch is handed out: what workers have read ahead is read again after a resume.
-            self._slots += self.global_batch
+            self._done += self.world
             yield batch
 
 
 @dataclass(frozen=True)
-class _SlotBatches:
-    """Slots of each batch of one rank, as a batch sampler."""
+class _Shares:
+    """Slots of each microbatch of one rank, as a batch sampler."""
 
+    microbatches: Microbatches
     first: int
-    end: int | None
-    global_batch: int
+    epochs: int | None
     rank: int
     world: int
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[list[int | Share]]:
         first = self.first
-        # The last batch goes past the end as a whole: no rank may stop before the others.
-        while self.end is None or first < self.end:
-            yield list(rank_slots(first, self.global_batch, self.rank, self.world))
-            first += self.global_batch
+        # All ranks get as many, also where the last ones lie after the end: no rank may stop before the others.
+        while self.epochs is None or self.microbatches.epoch(first) < self.epochs:
+            shares = self.microbatches.shares(first + self.rank)
+            yield [share if share.frames else share.slot for share in shares]
+            first += self.world

@@ -2,7 +2,8 @@
 
 Slots are dealt out in blocks of 1,000. In every block each data set has the same number of slots, its share of the
 weights to the nearest whole number, in an order drawn for the block. Each data set counts its own slots, so that it
-goes through its own epochs without a repetition.
+goes through its own epochs without a repetition. Microbatches of clips of like length come from one data set each, and
+are dealt out in the same way.
 """
 
 from __future__ import annotations
@@ -10,11 +11,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from fractions import Fraction
+from typing import cast
 
 import numpy as np
 from torch.utils.data import Dataset
 
-from shards.loader import Batch, SlotDataset
+from shards.loader import Batch, ClipDataset, SlotDataset
+from shards.microbatches import BucketedMicrobatches, EqualMicrobatches, Microbatches, Share
 from talkinghead import rng
 
 BLOCK = 1000
@@ -93,7 +96,8 @@ class MixtureDataset(Dataset[Batch]):
     """Slot → item of one of several data sets, a pure function of (data sets, weights, seed, slot).
 
     Items are those of the data sets, with `source`, the number of the data set, and `slot`, the slot of the mixture.
-    What a data set draws for an item is keyed by its own slots: its items are those that it would give alone.
+    What a data set draws for an item is keyed by its own slots: its items are those that it would give alone. A `Share`
+    is one of `MixedMicrobatches`.
 
     Args:
         datasets: The data sets; their items have the same contents.
@@ -115,6 +119,66 @@ class MixtureDataset(Dataset[Batch]):
         another epoch of its own, and one with less is not yet through its first."""
         return sum(len(dataset) for dataset in self.datasets)
 
-    def __getitem__(self, slot: int) -> Batch:
-        source, its_slot = self.order.at(slot)
-        return self.datasets[source][its_slot] | {"slot": slot, "source": source}
+    def __getitem__(self, at: int | Share) -> Batch:
+        if isinstance(at, Share):
+            its_slot, source = divmod(at.slot, len(self.datasets))
+            clips = cast("ClipDataset", self.datasets[source])
+            return clips[Share(its_slot, at.frames)] | {"slot": at.slot, "source": source}
+        source, its_slot = self.order.at(at)
+        return self.datasets[source][its_slot] | {"slot": at, "source": source}
+
+
+class MixedMicrobatches:
+    """Microbatches of several data sets, each of one of them; which one is drawn as in `MixtureOrder`.
+
+    Slot k of data set s of S is slot k · S + s of the mixture.
+
+    Args:
+        parts: Microbatches of each data set.
+        weights: Weight of each.
+        seed: Seed of the mixture.
+    """
+
+    def __init__(self, parts: Sequence[BucketedMicrobatches], weights: Sequence[float], seed: int) -> None:
+        self.parts = tuple(parts)
+        self.order = MixtureOrder(weights, seed)
+
+    def shares(self, number: int) -> list[Share]:
+        """Slots of a microbatch, all read as long as the shortest."""
+        source, its_number = self.order.at(number)
+        shares = self.parts[source].shares(its_number)
+        return [Share(share.slot * len(self.parts) + source, share.frames) for share in shares]
+
+    def epoch(self, count: int) -> float:
+        """Epochs after so many microbatches, each as long as all data sets together."""
+        return count / sum(part.per_epoch for part in self.parts)
+
+
+def divide(dataset: SlotDataset, *, size: int, seconds: float | None, seed: int) -> Microbatches:
+    """Microbatches of a data set, or of a mixture of several.
+
+    Args:
+        dataset: The data set.
+        size: Samples of a microbatch; or
+        seconds: Most seconds of a microbatch of clips of like length.
+        seed: Seed of the shuffling.
+
+    Raises:
+        ValueError: The data set has items of one length only, or the seconds hold no frame.
+    """
+    if seconds is None:
+        return EqualMicrobatches(size, len(dataset))
+    if isinstance(dataset, MixtureDataset):
+        parts = [_bucketed(part, seconds, seed) for part in dataset.datasets]
+        return MixedMicrobatches(parts, dataset.order.weights, seed)
+    return _bucketed(dataset, seconds, seed)
+
+
+def _bucketed(dataset: SlotDataset, seconds: float, seed: int) -> BucketedMicrobatches:
+    num_frames = getattr(dataset, "num_frames", None)
+    if num_frames is None:
+        raise ValueError(
+            "the samples of this training all have the same number of frames, so that there is nothing to make"
+            " microbatches of by length: leave out --train.microbatch-seconds"
+        )
+    return BucketedMicrobatches(num_frames, seconds, seed)

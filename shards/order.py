@@ -1,9 +1,7 @@
 """Order of samples in training: a pure function of (seed, epoch).
 
-Training consumes an endless sequence of slots: slot `i` is position `i mod N` of epoch `i div N`. Global batch `g` of
-size `B` is the slots `[g B, (g+1) B)`, and rank `r` of `W` takes the r-th of its `W` equal contiguous parts. So every
-world size that divides `B` gets the same global batches, and the whole state is one integer: the number of slots
-consumed.
+Training consumes an endless sequence of slots: slot `i` is position `i mod N` of epoch `i div N`. Which of them lie in
+one microbatch, the unit that ranks share, says `shards.microbatches`.
 
 Every epoch is shuffled over all samples. Reads are by byte offset, so there is no need to shuffle whole shards first,
 which would mix samples less well. (A data set of a billion samples, or one read from an object store through a
@@ -61,25 +59,3 @@ class SampleOrder:
         # `permutation`.
         bits = np.random.PCG64(rng.key_bits(self.seed, "sample order", epoch)).random_raw(self.num_samples)
         return np.argsort(bits, kind="stable")  # stable: equal bits keep the order of the samples
-
-
-def rank_slots(first: int, global_batch: int, rank: int, world: int) -> range:
-    """Slots of one rank in the global batch that begins with slot `first`.
-
-    Raises:
-        ValueError: The world size does not divide the global batch.
-    """
-    check_world(global_batch, rank, world)
-    # Contiguous parts: joined in the order of the ranks they are the global batch, at every world size.
-    share = global_batch // world
-    return range(first + rank * share, first + (rank + 1) * share)
-
-
-def check_world(global_batch: int, rank: int, world: int) -> None:
-    """Raise `ValueError` when the ranks cannot share the global batch equally."""
-    if world < 1 or not 0 <= rank < world:
-        raise ValueError(f"rank {rank} of {world} does not exist")
-    if global_batch < 1 or global_batch % world:
-        raise ValueError(
-            f"the global batch of {global_batch} samples cannot be shared by {world} ranks: use a multiple"
-        )

@@ -216,6 +216,9 @@ class TrainConfig:
     microbatch: int
     """Number of samples in one backward pass of one rank. A step accumulates global_batch / (ranks · microbatch) of
     them. With dropout in the model a run keeps it: masks are drawn for a microbatch as a whole."""
+    microbatch_seconds: float | None = None
+    """Microbatches of clips of like length instead, read as a whole, of up to so many seconds together; a step has
+    global_batch / microbatch of them. A longer clip is cut to so many seconds. None: `microbatch` samples each."""
     seed: int = 0
     num_workers: int = 2
     """Number of reading processes of a rank; 0: the training process reads."""
@@ -233,6 +236,13 @@ class TrainConfig:
             raise ValueError("steps, global_batch and microbatch must be at least 1")
         if self.global_batch % self.microbatch:
             raise ValueError(f"microbatch {self.microbatch} must divide global_batch {self.global_batch}")
+        if self.microbatch_seconds is not None and not 0.04 <= self.microbatch_seconds < math.inf:
+            raise ValueError(f"microbatch_seconds must be at least a frame (0.04), not {self.microbatch_seconds}")
+
+    @property
+    def microbatches(self) -> int:
+        """Number M of microbatches of a step, over all ranks."""
+        return self.global_batch // self.microbatch
 
     def accumulation(self, world: int) -> int:
         """Number of microbatches of a rank in a step.
@@ -243,7 +253,7 @@ class TrainConfig:
         count, rest = divmod(self.global_batch, self.microbatch * world)
         if rest or not count:
             # Name every way out: other numbers of ranks, a smaller microbatch, or another batch.
-            shares = self.global_batch // self.microbatch
+            shares = self.microbatches
             fitting = [n for n in range(1, shares + 1) if shares % n == 0]
             smaller = f"--train.microbatch {self.global_batch // world}"
             other = "another --train.global-batch" if self.global_batch % world else smaller

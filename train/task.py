@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from shards.loader import ClipLoader
+from shards.loader import SlotDataset
 from train.clip_choice import ReadVersions
 from train.config import OptimizerConfig, ParameterGroup, ScheduleConfig
 from train.sources import Source
@@ -131,8 +131,9 @@ class Task(abc.ABC):
         """
 
     @abc.abstractmethod
-    def loader(self, *, global_batch: int, seed: int, rank: int, world: int, num_workers: int) -> ClipLoader:
-        """Batches of one rank, endless; see `ClipLoader`."""
+    def dataset(self, seed: int) -> SlotDataset:
+        """Samples by slot, read as the run began (`prepare`), each a pure function of (seed, slot). One whose samples
+        may be read at any length is a `shards.loader.ClipDataset`."""
 
     @abc.abstractmethod
     def loss(

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from orchestration.bench.row import Row
+from shards.loader import ClipLoader
 from talkinghead.files.storage import Storage
 from train.config import CheckpointConfig, LogConfig, ValidationConfig
 from train.launch.start import LaunchSettings, start
@@ -100,11 +101,11 @@ def _bare_loop(recipe: Recipe, data: Storage, derived: Path) -> float:
         [p for p in module.parameters() if p.requires_grad], recipe.train.optimizer.learning_rate
     )
     # One batch in memory, again and again: no loading, and nothing that the trainer checks, averages or logs.
-    batch = next(iter(task.loader(global_batch=BATCH, seed=0, rank=0, world=1, num_workers=0)))
+    batch = next(iter(ClipLoader(task.dataset(seed=0), BATCH)))
     times = []
     for _ in range(STEPS):
         begin = time.perf_counter()
-        task.loss(module, batch, seed=0)["loss"].mean().backward()
+        task.loss(module, batch, seed=0, step=0, total={"samples": BATCH}).losses["loss"].mean().backward()
         optimizer.step()
         optimizer.zero_grad()
         times.append(time.perf_counter() - begin)

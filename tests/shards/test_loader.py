@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from shards.loader import ClipLoader, WindowConfig, WindowDataset, collate
+from shards.microbatches import BucketedMicrobatches, Microbatches
 from shards.reader import ShardReader
 from talkinghead.features.feature import read_feature
 from talkinghead.features.table import find_feature
@@ -24,8 +25,10 @@ def reader(built):
     return ShardReader(built, split=None)
 
 
-def loader_of(reader: ShardReader, config: WindowConfig, *, seed: int = 0, **options: Any) -> ClipLoader:
-    return ClipLoader(WindowDataset(reader, config, seed), **options)
+def loader_of(
+    reader: ShardReader, config: WindowConfig, size: Microbatches | int, *, seed: int = 0, **options: Any
+) -> ClipLoader:
+    return ClipLoader(WindowDataset(reader, config, seed), size, **options)
 
 
 def take(loader: ClipLoader, count: int) -> list[dict]:
@@ -35,12 +38,6 @@ def take(loader: ClipLoader, count: int) -> list[dict]:
         if len(found) == count:
             break
     return found
-
-
-def joined(parts: list[dict]) -> dict:
-    """One global batch from the parts of its ranks."""
-    batch = {"keys": [key for part in parts for key in part["keys"]]}
-    return batch | {name: torch.cat([p[name] for p in parts]) for name in parts[0] if name != "keys"}
 
 
 def same(a: dict, b: dict) -> bool:
@@ -54,34 +51,55 @@ def same(a: dict, b: dict) -> bool:
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_same_batches_for_any_world_and_workers(reader, world, workers):
-    expected = take(loader_of(reader, LIGHT, global_batch=4, seed=5), 6)
+    expected = take(loader_of(reader, LIGHT, 2, seed=5), 12)
     ranks = [
-        take(loader_of(reader, LIGHT, global_batch=4, seed=5, rank=r, world=world, num_workers=workers), 6)
+        take(loader_of(reader, LIGHT, 2, seed=5, rank=r, world=world, num_workers=workers), 12 // world)
         for r in range(world)
     ]
-    for batch, *parts in zip(expected, *ranks, strict=True):
-        assert same(batch, joined(parts))
+    for turn, parts in enumerate(zip(*ranks, strict=True)):
+        assert all(map(same, expected[turn * world : (turn + 1) * world], parts))
 
 
 @pytest.mark.parametrize(("stop", "world", "workers"), [(1, 1, 0), (3, 2, 0), (3, 1, 2), (5, 4, 0)])
 def test_resume_continues_exactly(reader, stop, world, workers):
-    """8 samples in batches of 12: stops in the middle of an epoch and continues at another world size."""
-    unbroken = take(loader_of(reader, LIGHT, global_batch=12, seed=1), 7)
-    first = loader_of(reader, LIGHT, global_batch=12, seed=1, num_workers=workers)
-    take(first, stop)
+    """8 samples, 3 at a time: stops in the middle of an epoch and continues at another world size."""
+    unbroken = take(loader_of(reader, LIGHT, 3, seed=1), 28)
+    first = loader_of(reader, LIGHT, 3, seed=1, num_workers=workers)
+    take(first, 4 * stop)
     state = first.state_dict()
-    assert state == {"slots": 12 * stop}
-    parts = []
+    assert state == {"microbatches": 4 * stop}
     for rank in range(world):
-        loader = loader_of(reader, LIGHT, global_batch=12, seed=1, rank=rank, world=world)
+        loader = loader_of(reader, LIGHT, 3, seed=1, rank=rank, world=world)
         loader.load_state_dict(state)
-        parts.append(take(loader, 7 - stop))
-    for batch, *ranks in zip(unbroken[stop:], *parts, strict=True):
-        assert same(batch, joined(ranks))
+        found = take(loader, (28 - 4 * stop) // world)
+        assert all(map(same, unbroken[4 * stop + rank :: world], found))
+
+
+@pytest.mark.parametrize(("world", "workers"), [(1, 0), (2, 1), (3, 0)])
+def test_microbatches_by_length_are_read_as_long_as_their_shortest_clip(reader, world, workers):
+    dataset = WindowDataset(reader, LIGHT, seed=2)
+    order = BucketedMicrobatches(dataset.num_frames, 3.0, 2)
+    lengths = dict(zip(reader.keys, reader.num_frames.tolist(), strict=True))
+    ranks = [ClipLoader(dataset, order, rank=r, world=world, num_workers=workers, epochs=3) for r in range(world)]
+    parts = [list(rank) for rank in ranks]
+    batches = [batch for turn in zip(*parts, strict=True) for batch in turn]
+    keys: list[str] = []
+    for number, batch in enumerate(batches):
+        (frames,) = {min(lengths[key] for key in batch["keys"])}
+        count = len(batch["keys"])
+        assert batch["mask"].shape == (count, frames) and batch["mask"].all()
+        assert batch["audio"].shape == (count, frames * 640) and batch["pose"].shape == (count, frames, 6)
+        assert count * frames <= 75 or count == 1
+        assert batch["slot"].tolist() == [share.slot for share in order.shares(number)]
+        for key, first, audio in zip(batch["keys"], batch["first"].tolist(), batch["audio"].numpy(), strict=True):
+            whole = clip_audio(int(key.split("_")[1][:2]))
+            assert np.array_equal(audio, whole[first * 640 : (first + frames) * 640])
+        keys += batch["keys"]
+    assert Counter(keys[: 3 * 8]) == dict.fromkeys(reader.keys, 3)
 
 
 def test_every_sample_once_per_epoch_in_new_windows(reader):
-    loader = loader_of(reader, LIGHT, global_batch=3, seed=0, epochs=3)
+    loader = loader_of(reader, LIGHT, 3, seed=0, epochs=3)
     batches = list(loader)
     assert len(batches) == 8 and loader.epoch == 3
     seen = [(k, f) for batch in batches for k, f in zip(batch["keys"], batch["first"].tolist(), strict=True)]
@@ -92,12 +110,12 @@ def test_every_sample_once_per_epoch_in_new_windows(reader):
     assert len({tuple(sorted(epoch)) for epoch in epochs}) == 3
     slots = [slot for batch in batches for slot in batch["slot"].tolist()]
     assert slots == list(range(24))
-    assert len(list(loader_of(reader, LIGHT, global_batch=6, epochs=1))) == 2  # the last is filled up
+    assert len(list(loader_of(reader, LIGHT, 6, epochs=1))) == 2  # the last is filled up
     assert not list(loader)
 
 
 def test_contents_and_types(reader):
-    (batch,) = take(loader_of(reader, CONFIG, global_batch=8), 1)
+    (batch,) = take(loader_of(reader, CONFIG, 8), 1)
     assert batch["video"].shape == (8, 20, 3, 64, 64) and batch["video"].dtype == torch.uint8
     assert batch["audio"].shape == (8, 20 * 640) and batch["audio"].dtype == torch.float32
     assert batch["landmarks"].shape == (8, 20, 478, 3) and batch["valid"].dtype == torch.bool
@@ -174,14 +192,17 @@ def test_features_are_computed_with_what_is_around_the_window(reader):
 
 
 def test_wrong_use_is_refused(reader, built):
-    with pytest.raises(ValueError, match="use a multiple"):
-        loader_of(reader, LIGHT, global_batch=6, world=4)
+    for rank, world in ((-1, 4), (4, 4), (0, 0)):
+        with pytest.raises(ValueError, match=f"rank {rank} of {world}"):
+            loader_of(reader, LIGHT, 1, rank=rank, world=world)
+    with pytest.raises(ValueError, match="at least 1 sample"):
+        loader_of(reader, LIGHT, 0)
     with pytest.raises(ValueError, match="make reannotate"):
-        loader_of(reader, WindowConfig(num_frames=4, columns=("video", "latents")), global_batch=1)
+        loader_of(reader, WindowConfig(num_frames=4, columns=("video", "latents")), 1)
     with pytest.raises(ValueError, match="none of the 8 samples has 400 frames"):
-        loader_of(reader, WindowConfig(num_frames=400, short="skip"), global_batch=1)
+        loader_of(reader, WindowConfig(num_frames=400, short="skip"), 1)
     with pytest.raises(ValueError, match="no samples to train on"):
-        loader_of(ShardReader(built, split="test"), LIGHT, global_batch=1)
+        loader_of(ShardReader(built, split="test"), LIGHT, 1)
     wrong: dict[str, Any]
     for wrong in (
         {"num_frames": 0},
@@ -203,7 +224,7 @@ class Numbers:
 
 
 def test_any_dataset_of_slots_is_read():
-    loader = ClipLoader(Numbers(), global_batch=4, rank=1, world=2, num_workers=1)
+    loader = ClipLoader(Numbers(), 2, rank=1, world=2, num_workers=1)
     first, second = take(loader, 2)
     assert first["keys"] == ["k-2", "k-3"] and second["slot"].tolist() == [6, 7]
     assert second["square"].tolist() == [[36], [49]]

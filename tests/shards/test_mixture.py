@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shards.loader import ClipLoader, WindowConfig, WindowDataset
-from shards.mixture import MixtureDataset, MixtureOrder, shares
+from shards.microbatches import BucketedMicrobatches, EqualMicrobatches
+from shards.mixture import MixedMicrobatches, MixtureDataset, MixtureOrder, divide, shares
 from shards.reader import ShardReader
 
 WEIGHTS = st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=12)
@@ -115,8 +116,8 @@ def mixed(built):
 
 
 def batches(dataset, first: int, count: int, **options: Any) -> list[dict]:
-    loader = ClipLoader(dataset, global_batch=4, **options)
-    loader.load_state_dict({"slots": 4 * first})
+    loader = ClipLoader(dataset, 4 // options.get("world", 1), **options)
+    loader.load_state_dict({"microbatches": options.get("world", 1) * first})
     return list(islice(iter(loader), count))
 
 
@@ -134,10 +135,10 @@ def test_batches_are_the_same_for_any_world_and_after_a_resume(mixed):
 
 
 def test_a_run_and_one_that_was_interrupted_see_the_same(mixed):
-    whole, first = ClipLoader(mixed, global_batch=3), ClipLoader(mixed, global_batch=3)
+    whole, first = ClipLoader(mixed, 3), ClipLoader(mixed, 3)
     expected = [batch["keys"] for batch in islice(iter(whole), 9)]
     seen = [batch["keys"] for batch in islice(iter(first), 4)]
-    second = ClipLoader(mixed, global_batch=3)
+    second = ClipLoader(mixed, 3)
     second.load_state_dict(first.state_dict())
     assert seen + [batch["keys"] for batch in islice(iter(second), 5)] == expected
 
@@ -148,3 +149,34 @@ def test_items_are_those_of_the_data_set_alone(mixed):
         item, alone = mixed[slot], mixed.datasets[source][its_slot]
         assert item["slot"] == slot and item["source"] == source and item["key"] == alone["key"]
         assert item["first"] == alone["first"] and torch.equal(item["audio"], alone["audio"])
+
+
+def test_microbatches_by_length_come_from_one_data_set_each(mixed):
+    order = divide(mixed, size=2, seconds=4.0, seed=9)
+    assert isinstance(order, MixedMicrobatches)
+    lengths = [part.num_frames for part in mixed.datasets]
+    parts = [BucketedMicrobatches(frames, 4.0, 9) for frames in lengths]
+    expected: list[set[int]] = [set(), set()]
+    for number in range(300):
+        source, own = order.order.at(number)
+        shares = order.shares(number)
+        assert [(share.slot // 2, share.frames) for share in shares] == [
+            (share.slot, share.frames) for share in parts[source].shares(own)
+        ]
+        expected[source] |= {share.slot for share in shares}
+        items = [mixed[share] for share in shares]
+        assert {item["source"] for item in items} == {source}
+        assert [item["slot"] for item in items] == [share.slot for share in shares]
+        assert {len(item["pose"]) for item in items} == {shares[0].frames}
+    assert not expected[0] & expected[1], "the slots of the mixture are unique"
+    assert order.epoch(3 * (parts[0].per_epoch + parts[1].per_epoch)) == 3
+    found = [batch["keys"] for batch in islice(iter(ClipLoader(mixed, order)), 6)]
+    second = ClipLoader(mixed, order, rank=1, world=2)
+    second.load_state_dict({"microbatches": 2})
+    assert [batch["keys"] for batch in islice(iter(second), 2)] == found[3::2]
+
+
+def test_what_has_no_lengths_is_not_divided_by_them():
+    assert isinstance(divide(Numbers(5), size=3, seconds=None, seed=0), EqualMicrobatches)
+    with pytest.raises(ValueError, match="leave out --train.microbatch-seconds"):
+        divide(Numbers(5), size=3, seconds=2.0, seed=0)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shards.order import SampleOrder, rank_slots, spread
+from shards.order import SampleOrder, spread
 
 
 @settings(max_examples=50, deadline=None)
@@ -34,14 +34,6 @@ def test_order_is_pinned_and_shuffled():
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.integers(0, 10**9), st.integers(1, 6), st.integers(1, 6))
-def test_ranks_partition_the_global_batch(first, world, share):
-    batch = world * share
-    slots = [slot for rank in range(world) for slot in rank_slots(first, batch, rank, world)]
-    assert slots == list(range(first, first + batch))
-
-
-@settings(max_examples=50, deadline=None)
 @given(st.integers(1, 1000), st.integers(1, 50))
 def test_a_choice_is_spread_from_the_first_to_the_last(total, count):
     chosen = spread(total, count)
@@ -51,15 +43,6 @@ def test_a_choice_is_spread_from_the_first_to_the_last(total, count):
         assert chosen[-1] == total - 1 and steps.max() - steps.min() <= 1
 
 
-def test_wrong_worlds_are_refused():
-    with pytest.raises(ValueError, match="use a multiple"):
-        rank_slots(0, 6, 0, 4)
-    with pytest.raises(ValueError, match="rank 4"):
-        rank_slots(0, 8, 4, 4)
-    for rank, world in ((-1, 4), (0, 0)):
-        with pytest.raises(ValueError, match=f"rank {rank} of {world}"):
-            rank_slots(0, 8, rank, world)
-    with pytest.raises(ValueError, match="batch of 0"):
-        rank_slots(0, 0, 0, 1)
+def test_an_order_of_nothing_is_refused():
     with pytest.raises(ValueError, match="no samples"):
         SampleOrder(0, 0)

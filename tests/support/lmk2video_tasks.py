@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from talkinghead.files.storage import Storage
-from tests.support.training import losses_of
+from tests.support.training import batches_of, losses_of
 from train.lmk2video.module import Conditions, Lmk2Video
 from train.lmk2video.task import Lmk2VideoTask
 from train.recipe import make_task, recipes_of
@@ -37,7 +37,7 @@ def prepared(name: str, data: Storage, folder: Path, *, config: Any = None, **ch
 
 def batch_of(task: Lmk2VideoTask[Any], size: int) -> Batch:
     """First batch of a task."""
-    return next(iter(task.loader(global_batch=size, seed=0, rank=0, world=1, num_workers=0)))
+    return next(batches_of(task, size))
 
 
 def shake(module: nn.Module, *, only_trained: bool = False) -> None:

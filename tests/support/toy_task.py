@@ -10,7 +10,6 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,7 +19,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from shards.order import SampleOrder, rank_slots
+from shards.microbatches import Share
+from shards.order import SampleOrder
 from talkinghead import rng
 from talkinghead.provenance import hash_file
 from train.clip_choice import ReadVersions
@@ -50,9 +50,9 @@ class Config:
     bad_gradient: tuple[int, ...] = ()
     """Slots whose loss is finite and whose gradient is not."""
     wait_s: float = 0.0
-    """Seconds that the loader waits for each sample."""
+    """Seconds that reading waits for each sample."""
     last_slot: int | None = None
-    """Slot after which the loader waits for ever: a training that is to be killed cannot come to its end before."""
+    """Slot after which reading waits for ever: a training that is to be killed cannot come to its end before."""
     step_s: float = 0.0
     """Seconds that the loss waits for each microbatch."""
     validate_s: float = 0.0
@@ -93,31 +93,19 @@ class ToyModel(nn.Module):
         return self.head(x).squeeze(-1) * self.scale
 
 
-class ToyLoader:
-    """Endless batches of one rank, like `shards.loader.ClipLoader`."""
+class ToyDataset:
+    """Items by slot. Each has a length, so that microbatches by length can be made, which changes nothing of it."""
 
-    def __init__(self, config: Config, *, global_batch: int, seed: int, rank: int, world: int) -> None:
-        self.config, self.global_batch, self.seed, self.rank, self.world = config, global_batch, seed, rank, world
+    def __init__(self, config: Config, seed: int) -> None:
+        self.config = config
         self.order = SampleOrder(config.num_samples, seed)
-        self.slots = 0
+        self.num_frames = 25 + np.arange(config.num_samples)
 
-    @property
-    def epoch(self) -> float:
-        return self.slots / self.config.num_samples
+    def __len__(self) -> int:
+        return self.config.num_samples
 
-    def state_dict(self) -> dict[str, int]:
-        return {"slots": self.slots}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self.slots = int(state["slots"])
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        while True:
-            slots = rank_slots(self.slots, self.global_batch, self.rank, self.world)
-            self.slots += self.global_batch
-            yield batch_of([self._item(slot) for slot in slots])
-
-    def _item(self, slot: int) -> dict[str, Any]:
+    def __getitem__(self, at: int | Share) -> dict[str, Any]:
+        slot = at.slot if isinstance(at, Share) else at
         while self.config.last_slot is not None and slot > self.config.last_slot:
             time.sleep(0.02)
         if self.config.wait_s:
@@ -172,8 +160,8 @@ class ToyTask(Task):
             model.features.load_state_dict(load_file(Path(self.config.features) / "features.safetensors"))
         return model
 
-    def loader(self, *, global_batch: int, seed: int, rank: int, world: int, num_workers: int) -> ToyLoader:
-        return ToyLoader(self.config, global_batch=global_batch, seed=seed, rank=rank, world=world)
+    def dataset(self, seed: int) -> ToyDataset:
+        return ToyDataset(self.config, seed)
 
     def loss(
         self,

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import multiprocessing
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from shards.loader import ClipLoader
 from tests.support import toy_adversary, toy_task
 from train.recipe import TASKS, Recipe, make_task
 from train.run.run_folder import RunConfig, RunFolder
@@ -160,3 +161,10 @@ def _serve(rank: int, world: int, store: str, pipe: Any) -> None:
 def losses_of(task: Task, module: nn.Module, batch: Batch, *, seed: int = 0, step: int = 0) -> Losses:
     """Losses of a microbatch that is a whole step."""
     return task.loss(module, batch, seed=seed, step=step, total={"samples": float(len(batch["keys"]))}).losses
+
+
+def batches_of(task: Task, size: int, *, seed: int = 0, first: int = 0) -> Iterator[Batch]:
+    """Batches of a task's samples, as a single rank would read them, from one of them on."""
+    loader = ClipLoader(task.dataset(seed), size)
+    loader.load_state_dict({"microbatches": first})
+    return iter(loader)

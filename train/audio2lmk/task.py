@@ -22,7 +22,7 @@ from infer.weights.speech_weights import (
     load_audio2mesh,
     load_audio2pose,
 )
-from shards.loader import ClipLoader, WindowConfig, WindowDataset
+from shards.loader import WindowConfig, WindowDataset
 from talkinghead import rng
 from talkinghead.models.speech.encoder import SpeechModel, build_encoder, standardise
 from talkinghead.models.speech.weights import Pretrained
@@ -166,16 +166,10 @@ class SpeechTask(Task, Generic[Config]):
     def make_model(self, wav2vec: dict[str, Any]) -> SpeechModel:
         """Model around an encoder with this configuration."""
 
-    def loader(self, *, global_batch: int, seed: int, rank: int, world: int, num_workers: int) -> ClipLoader:
-        """Batches of windows of speech and annotations."""
+    def dataset(self, seed: int) -> WindowDataset:
+        """Windows of speech and annotations."""
         window = WindowConfig(num_frames=self.config.window_frames, columns=("audio", *self.columns))
-        return ClipLoader(
-            WindowDataset(self.corpus.reader(self.columns), window, seed),
-            global_batch=global_batch,
-            rank=rank,
-            world=world,
-            num_workers=num_workers,
-        )
+        return WindowDataset(self.corpus.reader(self.columns), window, seed)
 
     def export(self, module: nn.Module, folder: Path) -> None:
         """Write the model, the speakers (whose names are the identities, and from whose neutral meshes offsets are),

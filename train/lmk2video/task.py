@@ -15,7 +15,6 @@ from typing import Any, ClassVar, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from shards.loader import ClipLoader
 from talkinghead.models.image.networks import ImageNetworks, check_image_size
 from talkinghead.models.lmk2video.denoiser import Denoiser
 from talkinghead.models.lmk2video.pose_guider import PoseGuider
@@ -107,15 +106,9 @@ class Lmk2VideoTask(Task, Generic[Config]):
         assert self.config.init is not None
         return pipeline_folder(self.config.init, "Lmk2Video", "--config.init")
 
-    def loader(self, *, global_batch: int, seed: int, rank: int, world: int, num_workers: int) -> ClipLoader:
-        """Batches of target windows with references; see `Lmk2VideoDataset`."""
-        return ClipLoader(
-            Lmk2VideoDataset(self.clips.reader(), self.item_config(), seed),
-            global_batch=global_batch,
-            rank=rank,
-            world=world,
-            num_workers=num_workers,
-        )
+    def dataset(self, seed: int) -> Lmk2VideoDataset:
+        """Target windows with references; see `Lmk2VideoDataset`."""
+        return Lmk2VideoDataset(self.clips.reader(), self.item_config(), seed)
 
     def item_config(self) -> ItemConfig:
         """Content of an item of the data set."""

@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from shards.loader import ClipLoader
+from shards.mixture import divide
 from talkinghead.models.adapters.adapter_folder import ADAPTER
 from talkinghead.models.running_statistics import RunningStatistics
 from train.config import LoraConfig, TrainConfig
@@ -98,17 +100,18 @@ class Trainer:
             run.checkpoints, config.checkpoint, port.rank, port.world, config.parallel.timeout_s
         )
         self._resume()
-        # The data. A batch of the loader is one microbatch for every rank, and `accumulation` of them make a step, so
-        # the step has the same slots for any number of ranks.
-        self.loader = task.loader(
-            global_batch=config.microbatch * port.world,
-            seed=config.seed,
+        # The data. The ranks take turns at the microbatches, and `accumulation` turns make a step, so the step has the
+        # same microbatches for any number of ranks.
+        dataset = task.dataset(config.seed)
+        self.loader = ClipLoader(
+            dataset,
+            divide(dataset, size=config.microbatch, seconds=config.microbatch_seconds, seed=config.seed),
             rank=port.rank,
             world=port.world,
             num_workers=config.num_workers,
+            pin_memory=self.device.type == "cuda",
         )
-        self.loader.pin_memory = self.device.type == "cuda"
-        self.loader.load_state_dict({"slots": self.step * config.global_batch})
+        self.loader.load_state_dict({"microbatches": self.step * config.microbatches})
         # The records: figures on rank 0, and validations that an earlier start left undone.
         self.tracker: Tracker | None = None
         if port.rank == 0:
@@ -121,6 +124,7 @@ class Trainer:
         self._reading: Iterator[Batch] = iter(())
         self._sums: Counter[str] = Counter()  # over the samples since the last line, without skipped steps
         self._counted = 0.0
+        self._read = 0.0  # samples of all steps since the last line, of skipped ones, too
         self._figures: dict[str, float] = {}
         self._critic_losses: tuple[str, ...] = ()  # their names, known from the rehearsal on
 
@@ -207,6 +211,7 @@ class Trainer:
             with self.clock.waiting():
                 microbatches.append(next(batches))
         total = self._totals(microbatches)
+        self._read += total["samples"]
         # The module's turn, then the critic's, which judges what the module made before its update.
         turn = self.backward.module_turn(microbatches, self.step, total)
         judged: list[Losses] = []
@@ -249,7 +254,8 @@ class Trainer:
             self.critic.drop()
 
     def _totals(self, batches: list[Batch]) -> Totals:
-        """Sums over all samples of a step. Collective where the task or its adversary counts."""
+        """Sums over all samples of a step. Collective where the task or its adversary counts, or where microbatches
+        have unequal numbers of samples."""
         seed = self.config.seed
         counted = [self.task.counts(batch, seed=seed, step=self.step) for batch in batches]
         if self.adversary is not None:
@@ -257,7 +263,7 @@ class Trainer:
                 own | {f"critic/{name}": value for name, value in self.adversary.counts(batch).items()}
                 for own, batch in zip(counted, batches, strict=True)
             ]
-        if not counted[0]:
+        if not counted[0] and self.config.microbatch_seconds is None:
             return {"samples": float(self.config.microbatch * self.port.world * len(batches))}
         names = list(counted[0])
         sums = [float(sum(len(batch["keys"]) for batch in batches))]
@@ -318,7 +324,9 @@ class Trainer:
         config = self.config
         means = {name: value / self._counted for name, value in self._sums.items()}
         self._sums, self._counted = Counter(), 0.0
-        speed = self.clock.interval(config.global_batch)
+        per_step = self._read / max(1, self.clock.steps)
+        speed = self.clock.interval(self._read)
+        self._read = 0.0
         rate = self.learner.learning_rate(self.step - 1)
         figures = {"epoch": self.loader.epoch, **means, "learning_rate": rate, **speed, "skipped": self.guard.total}
         self._figures = figures
@@ -326,7 +334,7 @@ class Trainer:
         if self.tracker is None:
             return
         self.tracker.log(self.step, figures)
-        left = timedelta(seconds=round((config.steps - self.step) * config.global_batch / speed["samples_per_s"]))
+        left = timedelta(seconds=round((config.steps - self.step) * per_step / speed["samples_per_s"]))
         log.info(
             "step %d/%d  loss %s  %.3g samples/s  data wait %.1f %%  %s left",
             self.step,

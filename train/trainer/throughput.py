@@ -19,6 +19,9 @@ class Throughput:
     Args:
         device: Device of the training. It works on after Python has moved on: end `step` only after a result of the
             step was read.
+
+    Attributes:
+        steps: Number of steps in the interval.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -31,7 +34,7 @@ class Throughput:
         start = time.perf_counter()
         yield
         self._step_s += time.perf_counter() - start
-        self._steps += 1
+        self.steps += 1
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -40,11 +43,11 @@ class Throughput:
         yield
         self._wait_s += time.perf_counter() - start
 
-    def interval(self, global_batch: int) -> dict[str, float]:
+    def interval(self, samples: float) -> dict[str, float]:
         """Figures since the last call. Collective.
 
         Args:
-            global_batch: Number of samples in a step, over all ranks.
+            samples: Number of samples of all steps since, over all ranks.
 
         Returns:
             `samples_per_s` (over all ranks, with checkpoints and whatever else took time), `step_s`, `data_wait` (share
@@ -53,15 +56,14 @@ class Throughput:
             that for intervals.
         """
         elapsed = time.perf_counter() - self._start
-        mine = [elapsed, self._step_s / max(1, self._steps), self._wait_s / max(self._step_s, 1e-9), self._memory_gb()]
-        steps = self._steps
+        mine = [elapsed, self._step_s / max(1, self.steps), self._wait_s / max(self._step_s, 1e-9), self._memory_gb()]
         # The worst rank sets the pace. float64 keeps times exact; one exchange for all four numbers.
         slowest, step_s, data_wait, memory_gb = over_ranks(
             torch.tensor(mine, dtype=torch.float64, device=self.device), dist.ReduceOp.MAX
         )
         self.restart()
         return {
-            "samples_per_s": steps * global_batch / slowest,
+            "samples_per_s": samples / slowest,
             "step_s": step_s,
             "data_wait": data_wait,
             "memory_gb": memory_gb,
@@ -70,7 +72,7 @@ class Throughput:
     def restart(self) -> None:
         """Begin a new interval here."""
         self._start = time.perf_counter()
-        self._steps, self._step_s, self._wait_s = 0, 0.0, 0.0
+        self.steps, self._step_s, self._wait_s = 0, 0.0, 0.0
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
 

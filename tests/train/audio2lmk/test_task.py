@@ -22,7 +22,7 @@ from talkinghead.models.weights import parameter_hash
 from talkinghead.motion.neutral import neutral_mesh
 from talkinghead.motion.rest_pose import relative_pose
 from tests.support.speech_data import LENGTHS, UNSEEN, arrays, build_speech_data, clip_key
-from tests.support.training import losses_of
+from tests.support.training import batches_of, losses_of
 from train.audio2lmk import validation
 from train.audio2lmk.corpus import Corpus, CorpusConfig
 from train.audio2lmk.task import speech_window
@@ -52,7 +52,7 @@ def prepared(name: str, data: Storage, folder: Path, **changes: object) -> Task:
 
 
 def batch_of(task: Task, size: int = 4) -> Batch:
-    return next(iter(task.loader(global_batch=size, seed=0, rank=0, world=1, num_workers=0)))
+    return next(batches_of(task, size))
 
 
 @pytest.mark.parametrize("task", ["audio2mesh", "audio2pose"])
@@ -250,7 +250,7 @@ def test_learns(name, data, tmp_path):
     module = task.build()
     optimizer = torch.optim.Adam([p for p in module.parameters() if p.requires_grad], 2e-3)
     losses = []
-    for _, batch in zip(range(40), task.loader(global_batch=4, seed=0, rank=0, world=1, num_workers=0), strict=False):
+    for _, batch in zip(range(40), batches_of(task, 4), strict=False):
         loss = losses_of(task, module, batch, seed=0)["loss"].mean()
         optimizer.zero_grad()
         loss.backward()
@@ -343,7 +343,7 @@ def test_training_begins_with_an_export(exported, data, corpus, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     task.export(task.build(), out)
-    batch = next(iter(task.loader(global_batch=2, seed=0, rank=0, world=1, num_workers=0)))
+    batch = next(batches_of(task, 2))
     module = task.build()
     losses_of(task, module, batch)["loss"].sum().backward()
     assert all(p.grad is not None for p in module.parameters() if p.requires_grad)

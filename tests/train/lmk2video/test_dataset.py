@@ -151,8 +151,7 @@ def test_items_depend_on_the_slot_alone(reader: ShardReader) -> None:
             assert same(item, first[slot])
     assert not same(Lmk2VideoDataset(reader, WINDOWS, seed=2)[0], first[0])
     parts = [
-        ClipLoader(Lmk2VideoDataset(reader, WINDOWS, seed=1), global_batch=4, rank=rank, world=2, num_workers=1)
-        for rank in range(2)
+        ClipLoader(Lmk2VideoDataset(reader, WINDOWS, seed=1), 2, rank=rank, world=2, num_workers=1) for rank in range(2)
     ]
     for batch, slots in zip((next(iter(part)) for part in parts), ((0, 1), (2, 3)), strict=True):
         assert torch.equal(batch["target"], torch.stack([first[slot]["target"] for slot in slots]))

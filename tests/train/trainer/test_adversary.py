@@ -15,7 +15,7 @@ import torch
 from tests.support import toy_adversary
 from tests.support.toy_adversary import R1_EVERY, ToyAdversaryTask, true_pairs
 from tests.support.train_commands import run_train, start_train, toy, wait_for, weights_of
-from tests.support.training import Ranks, assert_same, lines, recipe, start, tensors_of, train, trainer_of
+from tests.support.training import Ranks, assert_same, batches_of, lines, recipe, start, tensors_of, train, trainer_of
 from train.recipe import Recipe
 from train.run.run_folder import RunFolder
 
@@ -53,7 +53,7 @@ def test_a_step_is_that_of_plain_torch(tmp_path: Path) -> None:
     judge = torch.nn.Sequential(spectral[0], torch.nn.BatchNorm1d(8), torch.nn.Tanh(), spectral[1])
     moves = torch.optim.AdamW(reference.parameters(), lr=1e-2, weight_decay=0.0)
     judges = torch.optim.Adam(judge.parameters(), lr=0.0, betas=(0.5, 0.9))
-    batches = iter(task.loader(global_batch=16, seed=0, rank=0, world=1, num_workers=0))
+    batches = batches_of(task, 16)
     frozen = [
         {name: value.clone() for name, value in layer.state_dict().items() if name in ("weight_u", "weight_v")}
         for layer in spectral

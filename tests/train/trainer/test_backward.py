@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.support.training import lines, recipe, start, train, trainer_of
+from tests.support.training import batches_of, lines, recipe, start, train, trainer_of
 from train.config import GuardConfig
 from train.trainer.backward import NotFinite, SkipGuard, keys_of_bad_loss, only
 
@@ -18,9 +18,7 @@ def test_a_skipped_step_changes_nothing_and_names_the_sample(tmp_path: Path, fau
     start(tmp_path / "run", chosen)
     trainer = trainer_of(tmp_path / "run", chosen)
     trainer.fit()
-    loader = trainer.task.loader(global_batch=1, seed=0, rank=0, world=1, num_workers=0)
-    loader.load_state_dict({"slots": 21})
-    batches = iter(loader)
+    batches = batches_of(trainer.task, 1, first=21)
     expected = [next(batches)["keys"][0], next(batches)["keys"][0]]
     *_, event, line = lines(tmp_path / "run")
     assert event == {"step": 6, "event": "skipped", "what": fault.removeprefix("bad_"), "keys": expected}

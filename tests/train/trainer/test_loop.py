@@ -15,8 +15,9 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from shards.loader import ClipLoader
 from tests.support import toy_task
-from tests.support.training import assert_same, lines, losses_of, recipe, start, train, trainer_of
+from tests.support.training import assert_same, batches_of, lines, losses_of, recipe, start, train, trainer_of
 from train.trainer import loop
 from train.trainer.port import Interrupted, LocalPort
 
@@ -38,7 +39,7 @@ def test_a_step_follows_the_mean_of_the_samples_losses(tmp_path: Path) -> None:
     weights = {name: p for name, p in module.named_parameters() if p.requires_grad}
     average = {name: p.detach().clone() for name, p in weights.items()}
     adam = torch.optim.Adam(weights.values(), lr=1e-2)
-    batches = iter(task.loader(global_batch=4, seed=0, rank=0, world=1, num_workers=0))
+    batches = batches_of(task, 4)
     for step in range(2):
         losses_of(task, module, next(batches))["loss"].mean().backward()
         assert nn.utils.clip_grad_norm_(weights.values(), 0.5) > 0.5
@@ -168,7 +169,7 @@ def test_reading_ends_with_the_trainer(tmp_path: Path) -> None:
     ended: list[bool] = []
     batches = trainer.loader
 
-    class Reader(toy_task.ToyLoader):
+    class Reader(ClipLoader):
         def __iter__(self) -> Any:
             try:
                 yield from super().__iter__()

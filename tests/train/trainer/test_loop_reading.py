@@ -11,32 +11,12 @@ from tests.support.paths import ROOT
 PROGRAM = """
 import os, signal, sys
 from pathlib import Path
-from torch.utils.data import DataLoader, IterableDataset
 from tests.support import toy_task
 from tests.support.training import recipe, start, trainer_of
 from train.trainer.port import Interrupted
 
 
-class Stream(IterableDataset):
-    def __init__(self, loader):
-        self.loader = loader
-
-    def __iter__(self):
-        return iter(self.loader)
-
-
-class Loader(toy_task.ToyLoader):
-    def __iter__(self):
-        yield from DataLoader(Stream(toy_task.ToyLoader(self.config, **self.options())), batch_size=None, num_workers=1)
-
-    def options(self):
-        return {"global_batch": self.global_batch, "seed": self.seed, "rank": self.rank, "world": self.world}
-
-
 class Task(toy_task.ToyTask):
-    def loader(self, *, num_workers, **options):
-        return Loader(self.config, **options)
-
     def loss(self, module, batch, **about):
         if 4 * 4 in batch["slot"].tolist():
             os.killpg(os.getpid(), signal.SIGTERM)
@@ -45,7 +25,7 @@ class Task(toy_task.ToyTask):
 
 os.setsid()
 path = Path(sys.argv[1])
-chosen = recipe({"step_s": 0.02, "dropout": 0.1}, steps=40)
+chosen = recipe({"step_s": 0.02, "dropout": 0.1}, steps=40, num_workers=1)
 start(path, chosen)
 trainer = trainer_of(path, chosen, task=Task(chosen.config, "none", path))
 try:

@@ -25,7 +25,7 @@ def test_shares_of_an_interval(now: list[float]) -> None:
                 now[0] += 0.25
             now[0] += 0.75
     now[0] += 2.0
-    figures = clock.interval(global_batch=6)
+    figures = clock.interval(12)
     assert figures["step_s"] == 1.0 and figures["data_wait"] == 0.25
     assert figures["samples_per_s"] == 12 / 4.0  # what is not a step counts, too
     assert 0.05 < figures["memory_gb"] < 50
