@@ -17,6 +17,7 @@ from shards.fit_files import FitSource
 from shards.manifest import read_manifest
 from shards.order import spread
 from shards.reader import Sample, ShardReader
+from shards.reader_chain import ReaderChain
 from shards.selection import Selection
 from shards.speech_choice import with_speech
 from talkinghead.annotation import COLUMN
@@ -26,6 +27,9 @@ from talkinghead.files.storage import Storage
 from talkinghead.global_fit import GlobalFit
 from talkinghead.runtime.progress import ProgressCallback
 from talkinghead.schema import ClipInfo
+
+Clips = ShardReader | ReaderChain
+"""Samples of one data set, or of several one after the other."""
 
 FRAMES_OF_A_PART = 100_000
 """Frames that a part of speakers has, more or less; about a minute of work."""
@@ -96,7 +100,7 @@ def source_of(
     )
 
 
-def plan_parts(fit: GlobalFit, reader: ShardReader) -> list[list[int]]:
+def plan_parts(fit: GlobalFit, reader: Clips) -> list[list[int]]:
     """Sample numbers of each part of a fit, in order: a function of the index and the fit's declaration alone.
 
     Clips are divided by shard; or by speaker, so that all clips of a speaker are in one part, with the speakers in the
@@ -106,11 +110,10 @@ def plan_parts(fit: GlobalFit, reader: ShardReader) -> list[list[int]]:
     if not chosen:
         return []
     if fit.parts == "shards":
-        shards = reader.index.numbers("shard")[reader.rows]
+        shards = reader.shards
         return [list(part) for _, part in itertools.groupby(chosen, lambda sample: int(shards[sample]))]
     # Speaker after speaker; each is in the part in whose share of the frames its middle lies.
-    persons, groups = (reader.index.table.column(name).take(reader.rows).to_pylist() for name in _SPEAKER)
-    names = [person or group for person, group in zip(persons, groups, strict=True)]
+    names = reader.speakers
     by_name = sorted(chosen, key=lambda sample: (names[sample], sample))
     frames = reader.num_frames
     total = int(frames[by_name].sum())
@@ -125,16 +128,13 @@ def plan_parts(fit: GlobalFit, reader: ShardReader) -> list[list[int]]:
     return list(parts.values())
 
 
-_SPEAKER = ("person", "split_group")  # the first that a sample has
-
-
-def frames_of(reader: ShardReader, parts: Sequence[Sequence[int]]) -> int:
+def frames_of(reader: Clips, parts: Sequence[Sequence[int]]) -> int:
     """Number of frames of the clips of all parts."""
     lengths = reader.num_frames
     return sum(int(lengths[list(part)].sum()) for part in parts)
 
 
-def keys_of(reader: ShardReader, parts: Sequence[Sequence[int]]) -> list[str]:
+def keys_of(reader: Clips, parts: Sequence[Sequence[int]]) -> list[str]:
     """Keys of the clips of all parts, in order."""
     return [reader.keys[number] for part in parts for number in part]
 
@@ -147,9 +147,8 @@ class ReaderSample:
         number: Number of the sample.
     """
 
-    def __init__(self, reader: ShardReader, number: int) -> None:
+    def __init__(self, reader: Clips, number: int) -> None:
         self._sample: Sample = reader[number]
-        self._index = reader.index
 
     @property
     def key(self) -> str:
@@ -159,8 +158,7 @@ class ReaderSample:
     @property
     def speaker(self) -> str:
         """Name of the speaker: the person, or where the data set names none, the split group."""
-        texts = (self._index.text(name, self._sample.row) for name in _SPEAKER)
-        return next(text for text in texts if text)
+        return self._sample.speaker
 
     @property
     def num_frames(self) -> int:
@@ -196,7 +194,7 @@ def fit_part(
     fit: GlobalFit,
     settings: Any,
     fits: Mapping[str, Fit],
-    reader: ShardReader,
+    reader: Clips,
     part: Sequence[int],
     num_frames: int,
     on_sample: ProgressCallback | None = None,
@@ -247,7 +245,7 @@ def make_fit(
     fit: GlobalFit,
     settings: Any,
     fits: Mapping[str, Fit],
-    reader: ShardReader,
+    reader: Clips,
     on_progress: ProgressCallback | None = None,
 ) -> dict[str, np.ndarray]:
     """A fit, made in this process.
@@ -279,7 +277,7 @@ def make_fit(
 
     sums = merge_parts(fit, each(), num_frames)
     if sums is None:
-        raise ValueError(f"{reader.storage.uri} has no training clip for the fit {fit.name}: look at make report")
+        raise ValueError(f"{reader.name} has no training clip for the fit {fit.name}: look at make report")
     return fit.finish(sums, settings, fits)
 
 

@@ -256,6 +256,5 @@ class _Shares:
         first = self.first
         # All ranks get as many, also where the last ones lie after the end: no rank may stop before the others.
         while self.epochs is None or self.microbatches.epoch(first) < self.epochs:
-            shares = self.microbatches.shares(first + self.rank)
-            yield [share if share.frames else share.slot for share in shares]
+            yield [share.item for share in self.microbatches.shares(first + self.rank)]
             first += self.world

@@ -30,6 +30,11 @@ class Share:
     frames: int | None = None
     """Number of frames; None: as the data set's settings say."""
 
+    @property
+    def item(self) -> int | Share:
+        """What a data set is asked for: the slot alone where its settings say how many frames are read."""
+        return self.slot if self.frames is None else self
+
 
 class Microbatches(Protocol):
     """Number of a microbatch → what it holds."""

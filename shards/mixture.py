@@ -120,12 +120,19 @@ class MixtureDataset(Dataset[Batch]):
         return sum(len(dataset) for dataset in self.datasets)
 
     def __getitem__(self, at: int | Share) -> Batch:
+        source, its_slot = self.locate(at)
         if isinstance(at, Share):
-            its_slot, source = divmod(at.slot, len(self.datasets))
             clips = cast("ClipDataset", self.datasets[source])
             return clips[Share(its_slot, at.frames)] | {"slot": at.slot, "source": source}
-        source, its_slot = self.order.at(at)
         return self.datasets[source][its_slot] | {"slot": at, "source": source}
+
+    def locate(self, at: int | Share) -> tuple[int, int]:
+        """Number of the data set that a slot, or a share of `MixedMicrobatches`, draws from, and the slot of that data
+        set."""
+        if isinstance(at, Share):
+            its_slot, source = divmod(at.slot, len(self.datasets))
+            return source, its_slot
+        return self.order.at(at)
 
 
 class MixedMicrobatches:

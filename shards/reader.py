@@ -33,6 +33,8 @@ from talkinghead.schema import MOST_PADDED_SOUND, ClipInfo, Member, SampleIndex
 SPEECH = {"audio_missing": 0.0, "audio_silent": 0.0, "audio_padded_fraction": MOST_PADDED_SOUND}
 """Value of `at_most` that leaves out samples without audible sound, or whose sound ends early or has gaps."""
 
+_SPEAKER = ("person", "split_group")  # columns of the index; the first that a sample has
+
 ClipDecoder = Literal["pyav", "decord"]
 """Engine that decodes clips. `decord` gives the same frames, with colours one level darker; what it costs and gains
 stands in `talkinghead/media/decord_frames.py`, and `make bench` measures it."""
@@ -125,10 +127,26 @@ class ShardReader:
         """Number of frames of each sample, `[N]`."""
         return self.index.numbers("num_frames")[self.rows]
 
+    @property
+    def name(self) -> str:
+        """Data set, for messages."""
+        return self.storage.uri
+
     @functools.cached_property
     def keys(self) -> list[str]:
         """Keys of the samples, in order."""
         return self.index.table.column("key").take(self.rows).to_pylist()
+
+    @property
+    def speakers(self) -> list[str]:
+        """Speaker of each sample: the person, or where the data set names none, the split group."""
+        persons, groups = (self.index.table.column(name).take(self.rows).to_pylist() for name in _SPEAKER)
+        return [person or group for person, group in zip(persons, groups, strict=True)]
+
+    @property
+    def shards(self) -> np.ndarray:
+        """Number of the shard of each sample, `[N]`."""
+        return self.index.numbers("shard")[self.rows]
 
     def find(self, key: str) -> Sample:
         """Sample with this key; `KeyError` when the reader does not have it."""
@@ -186,6 +204,12 @@ class Sample:
         key = self._reader.index.text("key", self.row)
         assert key is not None
         return key
+
+    @property
+    def speaker(self) -> str:
+        """Name of the speaker: the person, or where the data set names none, the split group."""
+        texts = (self._reader.index.text(name, self.row) for name in _SPEAKER)
+        return next(text for text in texts if text)
 
     @property
     def index(self) -> SampleIndex:

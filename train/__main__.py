@@ -1,4 +1,5 @@
-"""`python -m train <task> <recipe>` trains; the other commands work on a run."""
+"""`python -m train <task> <recipe>` trains; `list` and `doctor` tell beforehand what that needs and takes; the other
+commands work on a run."""
 
 from __future__ import annotations
 
@@ -28,15 +29,40 @@ def _call(arguments: list[str]) -> int:
     if arguments and full_name(arguments[0]) in TASKS:
         request = commands.parse(arguments[0], arguments[1:])
         return result_on_stdout(_said_by_rank_zero(commands.train))(request)
+    # So are those of a training that is to be examined.
+    if arguments[:1] == ["doctor"]:
+        return _examine(arguments[1:])
     # Any other command is a plain function whose arguments are its options.
-    others = (commands.validate, commands.overview, commands.seen, commands.worker)
+    others = (commands.list_recipes, commands.validate, commands.overview, commands.seen, commands.worker)
     return call_command(
         [_said_by_rank_zero(command) for command in others],
         arguments,
         prog="python -m train",
         about=__doc__,
-        described=[(task, commands.describe_task(task)) for task in TASKS],
+        described=[*((task, commands.describe_task(task)) for task in TASKS), ("doctor", commands.DOCTOR)],
     )
+
+
+def _examine(arguments: list[str]) -> int:
+    """Print the report about a training; raises `ValueError` with what does not fit, after it."""
+    prog = "python -m train doctor"
+    if not arguments or full_name(arguments[0]) not in TASKS:
+        if {"-h", "--help"} & set(arguments):
+            print(f"usage: {prog} TASK RECIPE --data DATA --run RUN [OPTIONS]\n\n{commands.DOCTOR}")
+            return 0
+        raise ValueError(f"name a task and a recipe: {prog} TASK RECIPE …; there are {', '.join(TASKS)}")
+    request = commands.parse(arguments[0], arguments[1:], prog, commands.Examined)
+    problem: str | None = None
+
+    def examine() -> str:
+        nonlocal problem
+        report, problem = commands.doctor(request)
+        return report
+
+    status = result_on_stdout(examine)()
+    if problem is not None:
+        raise ValueError(problem)
+    return status
 
 
 def _said_by_rank_zero(command: Callable[..., str | None]) -> Callable[..., str | None]:

@@ -18,6 +18,7 @@ from tyro.extras import SubcommandApp
 from shards.manifest import read_manifest
 from talkinghead.files.storage import Storage
 from train.config import LoraConfig, TrainConfig
+from train.data_sets import DataSets
 from train.launch.start import LaunchSettings, start
 from train.recipe import SHORT_NAMES, TASKS, Recipe, full_name, recipes_of
 from train.run.run_folder import RunConfig
@@ -52,7 +53,7 @@ def seen(
     run: tyro.conf.Positional[str],
     person: Annotated[str | None, tyro.conf.arg(help="Person or split group.")] = None,
     keys: Annotated[Path | None, tyro.conf.arg(help="File with keys of samples, one a line.")] = None,
-    data: Annotated[str | None, tyro.conf.arg(help="Data set (default: where the run says).")] = None,
+    data: Annotated[tuple[str, ...], tyro.conf.arg(help="Its data sets (default: where the run says).")] = (),
     up_to: Annotated[
         int | None, tyro.conf.arg(help="Steps to count (default: those of the newest checkpoint or logged step).")
     ] = None,
@@ -73,6 +74,22 @@ def seen(
     return json.dumps(dataclasses.asdict(found), indent=2, sort_keys=True) if as_json else table(found)
 
 
+def list_recipes(
+    task: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(help="Task (default: all, in short).")] = None,
+    as_json: Annotated[bool, tyro.conf.arg(name="json", help="Print JSON.")] = False,
+) -> str:
+    """List the tasks and their recipes: what each needs, and what it costs as far as that can be counted."""
+    from train.listing import listing, table
+
+    found = listing(task)
+    if as_json:
+        return json.dumps([dataclasses.asdict(one) for one in found], indent=2)
+    return table(found, whole=task is not None)
+
+
+list_recipes.__name__ = "list"  # its name on the command line
+
+
 def worker(run: Run, parent: Parent = None) -> None:
     """Be one rank of an existing run. The trainings start it, and print the result."""
     from train.launch.ranks import run_rank
@@ -91,11 +108,27 @@ class Training(Generic[C]):
     """Data set: a folder, or a URI such as s3://bucket/folder."""
     run: str
     """Folder of the run: created, or continued when it was started with the same settings."""
+    more_data: tuple[str, ...] = ()
+    """Further data sets to draw from, too."""
+    data_weights: tuple[float, ...] = ()
+    """How often each data set is drawn from, that of --data first (default: by the number of its samples)."""
     where: tyro.conf.OmitArgPrefixes[LaunchSettings]
     config: C
     """Settings of the task."""
     train: TrainConfig
     lora: LoraConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examined(Training[C], Generic[C]):
+    """A training that is examined rather than started."""
+
+    json: bool = False
+    """Print JSON."""
+
+
+DOCTOR = "Say whether a training would start, and what it takes: TASK RECIPE, with the options of the training."
+"""Help of the command `doctor`."""
 
 
 def describe_task(task: str) -> str:
@@ -125,32 +158,79 @@ def train(request: Request) -> str:
         RunFailed: The training ended early.
         ValueError: The settings, the data or the folder do not allow to start it.
     """
+    config, secret = run_of(request)
+    return str(start(request.asked.run, config, request.asked.where, secret).export)
+
+
+def run_of(request: Request) -> tuple[RunConfig, DataSets | None]:
+    """Run that is asked for, and the locations of its data where those hold credentials, else None.
+
+    Raises:
+        ValueError: No data set is named, or it cannot be reached.
+    """
     asked = request.asked
     if not asked.data.strip():
         raise ValueError("--data is empty: name the folder or URI of the data set")
-    storage = Storage(asked.data)
+    storages = [Storage(location) for location in (asked.data, *asked.more_data)]
     # config.json names the data set without credentials, since it is copied and shown.
     config = RunConfig(
         task=request.task,
         recipe_name=request.recipe,
         recipe=Recipe(config=asked.config, train=asked.train, lora=asked.lora),
-        data=str(storage.local_root or storage.uri),
-        annotation=_annotation(storage, asked.config),
+        data=_shown(storages[0]),
+        more_data=tuple(map(_shown, storages[1:])),
+        data_weights=asked.data_weights,
+        annotation=_annotation(storages[0], asked.config),
     )
-    # The location with credentials, if it has any, reaches the ranks by another way and is written nowhere.
-    secret = storage.location if storage.location != config.data else None
-    return str(start(asked.run, config, asked.where, secret).export)
+    # The locations with credentials, if they have any, reach the ranks by another way and are written nowhere.
+    places = DataSets(locations=tuple(storage.location for storage in storages), weights=asked.data_weights)
+    secret = places if places != config.data_sets else None
+    return config, secret
 
 
-def parse(task: str, arguments: list[str]) -> Request:
+def _shown(storage: Storage) -> str:
+    """Location of a data set without credentials."""
+    return str(storage.local_root or storage.uri)
+
+
+def doctor(request: Request) -> tuple[str, str | None]:
+    """Examine a training before it starts.
+
+    Args:
+        request: The training, as `parse` makes it with `kind=Examined`.
+
+    Returns:
+        The report, and what does not fit, None where everything does.
+
+    Raises:
+        ValueError: The examination itself cannot be done.
+    """
+    from train.doctor.examination import examine
+    from train.doctor.report import report
+
+    asked = request.asked
+    assert isinstance(asked, Examined)
+    config, secret = run_of(request)
+    found = examine(asked.run, config, asked.where, secret)
+    text = json.dumps(dataclasses.asdict(found), indent=2) if asked.json else report(found)
+    return text, next(iter(found.problems), None)
+
+
+def parse(task: str, arguments: list[str], prog: str = "python -m train", kind: Any = Training) -> Request:
     """Parse the arguments after a task's name: the recipe and its options.
+
+    Args:
+        task: Name of the task.
+        arguments: What follows it.
+        prog: Beginning of the command line, for the help.
+        kind: `Training`, or a class with further options.
 
     Raises:
         ValueError: There is no such recipe.
         SystemExit: Help was asked for, or an option is wrong; both are printed.
     """
     recipes = recipes_of(task)
-    prog = f"python -m train {task}"
+    prog = f"{prog} {task}"
     if arguments and not arguments[0].startswith("-") and arguments[0] not in recipes:
         raise ValueError(f"there is no recipe {arguments[0]!r} of {task}, only {', '.join(recipes)}")
     # No recipe named, or --help before it: the help lists the recipes.
@@ -160,10 +240,10 @@ def parse(task: str, arguments: list[str]) -> Request:
     name = arguments[0]
     recipe = recipes[name]()
     asked = tyro.cli(
-        _kind(recipe),
+        kind[type(recipe.config)],
         prog=f"{prog} {name}",
         description=_text(recipes[name]),
-        default=_default(recipe),
+        default=_default(recipe, kind),
         args=arguments[1:],
     )
     return Request(full_name(task), name, asked)
@@ -183,12 +263,8 @@ def _stand_in() -> None:
     raise AssertionError("a recipe parses its own arguments")
 
 
-def _kind(recipe: Recipe) -> Any:
-    return Training[type(recipe.config)]
-
-
-def _default(recipe: Recipe) -> Training[Any]:
-    return Training(
+def _default(recipe: Recipe, kind: Any) -> Training[Any]:
+    return kind(
         data=tyro.MISSING,
         run=tyro.MISSING,
         where=LaunchSettings(),

@@ -16,6 +16,7 @@ from typing import Any
 
 from talkinghead.config import from_json
 from train.config import LoraConfig, TrainConfig
+from train.data_sets import DataSets
 from train.task import Task
 
 TASKS = {
@@ -50,16 +51,16 @@ def recipes_of(task: str) -> Mapping[str, Callable[[], Recipe]]:
     return _module(task).RECIPES
 
 
-def make_task(task: str, config: Any, data: str, folder: Path) -> Task:
+def make_task(task: str, config: Any, data: DataSets | str, folder: Path) -> Task:
     """Task over a data set.
 
     Args:
         task: Name of the task, or its short name.
         config: Settings of the task.
-        data: Folder or URI of the data set.
+        data: The data sets, or the folder or URI of a single one.
         folder: Folder for what the task derives from the data.
     """
-    return _module(task).make(config, data, folder)
+    return _module(task).make(config, DataSets.of(data), folder)
 
 
 def recipe_to_json(recipe: Recipe) -> dict[str, Any]:

@@ -1,17 +1,19 @@
 """Which samples a training has learnt from, and in which steps: from its order alone, without a log of its batches.
 
-Step k takes the slots [(k - 1) B, k B) of the order, where B is the global batch. The order is a function of the seed
-and of the samples that the run's pinned indexes and rules give, and does not depend on microbatches, on the number of
-ranks, or on where the run was killed and went on. So the answer is exact for every step that the run is known to have
-done. It is known by the newest checkpoint, and by the newest line of `metrics.jsonl`. Steps that were done after both,
-and lost by a kill, are done again with the same samples when the run goes on.
+Step k takes the microbatches [(k - 1) M, k M) of the order, where M is the number of microbatches of a step. The order
+is a function of the seed and of the samples that the run's pinned indexes and rules give, and does not depend on the
+number of ranks, on the size of equal microbatches, or on where the run was killed and went on. So the answer is exact
+for every step that the run is known to have done. It is known by the newest checkpoint, and by the newest line of
+`metrics.jsonl`. Steps that were done after both, and lost by a kill, are done again with the same samples when the run
+goes on.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ import numpy as np
 
 from shards.index import MOST_BYTES, Index, read_index
 from shards.manifest import read_manifest, write_manifest
+from shards.mixture import MixtureDataset, divide
 from shards.order import SampleOrder
 from shards.reader import ShardReader
 from talkinghead import dataroot
@@ -27,6 +30,7 @@ from talkinghead.config import shown
 from talkinghead.files.storage import Storage
 from talkinghead.provenance import hash_bytes
 from train.clip_choice import PinnedVersion
+from train.config import TrainConfig
 from train.recipe import make_task
 from train.run.metrics import read_metrics
 from train.run.run_folder import RunFolder, steps_in
@@ -61,7 +65,7 @@ def readings_of(
     *,
     person: str | None = None,
     keys: Collection[str] | None = None,
-    data: str | None = None,
+    data: Sequence[str] = (),
     up_to: int | None = None,
 ) -> Readings:
     """Find out what a run has learnt from.
@@ -70,7 +74,7 @@ def readings_of(
         run: RUN.
         person: Person or split group that is asked for; or
         keys: Keys of samples that are asked for.
-        data: Location of the data set; None: where the run says.
+        data: Locations of all its data sets, in their order; empty: where the run says.
         up_to: Steps to count, where more are known than RUN tells; None: those that it tells.
 
     Raises:
@@ -81,26 +85,33 @@ def readings_of(
     folder = RunFolder.open(run)
     if not folder.task_folder.is_dir():
         raise ValueError(f"RUN {folder.path} has not begun to train: it has no {folder.task_folder.name} folder")
-    recipe, storage = folder.recipe, Storage(data or folder.data)
-    pinned = make_task(folder.task, recipe.config, storage.location, folder.task_folder).reads().indexes
-    if not pinned:
+    recipe, there = folder.recipe, folder.data_sets
+    if data and len(data) != len(there.locations):
+        raise ValueError(f"RUN {folder.path} reads {len(there.locations)} data sets: name all of them in their order")
+    storages = [Storage(location) for location in data or there.locations]
+    places = dataclasses.replace(there, locations=tuple(storage.location for storage in storages))
+    pinned = [read.indexes for read in make_task(folder.task, recipe.config, places, folder.task_folder).reads()]
+    if not all(pinned):
         raise ValueError(f"RUN {folder.path} does not say which indexes it began with: its order is not known")
     done = steps_done(folder) if up_to is None else up_to
-    with _as_it_was(storage, pinned) as then:
-        # The order by the task itself, over the data set as it was when the run began.
-        task = make_task(folder.task, recipe.config, str(then.local_root), folder.task_folder)
-        batch, seed = recipe.train.global_batch, recipe.train.seed
-        loader = task.loader(global_batch=batch, seed=seed, rank=0, world=1, num_workers=0)
-        names, order = _order_of(loader.dataset, folder.task)
-        index = read_index(then, read_manifest(then).annotation(pinned[0].version))
-    wanted, unknown = _wanted(index, person, keys, storage)
+    with contextlib.ExitStack() as stack:
+        then = [stack.enter_context(_as_it_was(*one)) for one in zip(storages, pinned, strict=True)]
+        # The order by the task itself, over the data sets as they were when the run began.
+        roots = dataclasses.replace(there, locations=tuple(str(storage.local_root) for storage in then))
+        dataset = make_task(folder.task, recipe.config, roots, folder.task_folder).dataset(recipe.train.seed)
+        sources = _sources(dataset, folder.task)
+        indexes = [
+            read_index(storage, read_manifest(storage).annotation(versions[0].version))
+            for storage, versions in zip(then, pinned, strict=True)
+        ]
+    wanted, unknown = _wanted(indexes, person, keys, storages)
     return Readings(
         run=str(folder.path),
         up_to=done,
         checkpoints=steps_in(folder.checkpoints),
         asked=sorted(wanted),
         unknown=unknown,
-        steps=_steps(names, order, wanted, done, recipe.train.global_batch),
+        steps=_steps(dataset, sources, wanted, done, recipe.train),
     )
 
 
@@ -147,43 +158,75 @@ def _as_it_was(storage: Storage, pinned: tuple[PinnedVersion, ...]) -> Iterator[
         yield then
 
 
-def _order_of(dataset: Any, task: str) -> tuple[list[str], SampleOrder]:
-    """Keys of the samples of an epoch, and their order.
+@dataclass(frozen=True)
+class _Source:
+    """Samples of one data set: their keys, and the order in which they are drawn."""
+
+    names: list[str]
+    order: SampleOrder
+
+
+def _sources(dataset: Any, task: str) -> list[_Source]:
+    """Samples of each data set of a training.
 
     Raises:
-        ValueError: The data set draws its samples in another way.
+        ValueError: One draws its samples in another way.
     """
-    reader, samples, order = (getattr(dataset, name, None) for name in ("reader", "samples", "order"))
-    if not isinstance(reader, ShardReader) or type(order) is not SampleOrder or samples is None:
-        raise ValueError(
-            f"{task} reads its samples in an order of its own (a {type(dataset).__name__}), which `train seen` does not"
-            " know: nothing can be told about it"
-        )
-    return [reader.keys[int(number)] for number in samples], order
+    found = []
+    for part in dataset.datasets if isinstance(dataset, MixtureDataset) else (dataset,):
+        reader, samples, order = (getattr(part, name, None) for name in ("reader", "samples", "order"))
+        if not isinstance(reader, ShardReader) or type(order) is not SampleOrder or samples is None:
+            raise ValueError(
+                f"{task} reads its samples in an order of its own (a {type(part).__name__}), which `train seen` does"
+                " not know: nothing can be told about it"
+            )
+        found.append(_Source([reader.keys[int(number)] for number in samples], order))
+    return found
 
 
 def _wanted(
-    index: Index, person: str | None, keys: Collection[str] | None, storage: Storage
+    indexes: Sequence[Index], person: str | None, keys: Collection[str] | None, storages: Sequence[Storage]
 ) -> tuple[set[str], list[str]]:
-    """Keys that are asked for and in the index, and those that are not."""
-    if keys is not None:
-        there = set(index.texts("key")) & set(keys)
-        return there, sorted(set(keys) - there)
-    assert person is not None
-    rows = index.equals("person", person) | index.equals("split_group", person)
-    if not rows.any():
+    """Keys that are asked for and in an index, and those that are in none."""
+    there: set[str] = set()
+    for index in indexes:
+        if keys is not None:
+            there |= set(index.texts("key")) & set(keys)
+        else:
+            assert person is not None
+            there |= set(index.texts("key")[index.equals("person", person) | index.equals("split_group", person)])
+    if keys is None and not there:
         raise ValueError(
-            f"no sample of {storage.uri} belonged to the person or split group {shown(person)} when the run began"
+            f"no sample of {' and '.join(storage.uri for storage in storages)} belonged to the person or split group"
+            f" {shown(person)} when the run began"
         )
-    return set(index.texts("key")[rows]), []
+    return there, sorted(set(keys or ()) - there)
 
 
 def _steps(
-    names: list[str], order: SampleOrder, wanted: Collection[str], num_steps: int, global_batch: int
+    dataset: Any, sources: Sequence[_Source], wanted: Collection[str], num_steps: int, train: TrainConfig
 ) -> dict[str, list[int]]:
     """Key → steps, from 1, that learnt from it."""
-    numbers = np.array([number for number, name in enumerate(names) if name in wanted], np.int64)
     found: dict[str, list[int]] = {}
+    if len(sources) == 1 and train.microbatch_seconds is None:
+        _count_slots(sources[0], wanted, num_steps, train.global_batch, found)
+        return dict(sorted(found.items()))
+    order = divide(dataset, size=train.microbatch, seconds=train.microbatch_seconds, seed=train.seed)
+    for number in range(num_steps * train.microbatches if wanted else 0):
+        for share in order.shares(number):
+            source, slot = dataset.locate(share.item) if isinstance(dataset, MixtureDataset) else (0, share.slot)
+            name = sources[source].names[sources[source].order.at(slot)[1]]
+            if name in wanted:
+                found.setdefault(name, []).append(number // train.microbatches + 1)
+    return dict(sorted(found.items()))
+
+
+def _count_slots(
+    source: _Source, wanted: Collection[str], num_steps: int, global_batch: int, found: dict[str, list[int]]
+) -> None:
+    """Note the steps of samples of equal microbatches, epoch by epoch rather than slot by slot."""
+    names, order = source.names, source.order
+    numbers = np.array([number for number, name in enumerate(names) if name in wanted], np.int64)
     slots = num_steps * global_batch
     for epoch in range(-(-slots // order.num_samples) if len(numbers) else 0):
         permutation = order.permutation(epoch)
@@ -193,7 +236,6 @@ def _steps(
         for position in positions:
             step = (epoch * order.num_samples + int(position)) // global_batch + 1
             found.setdefault(names[int(permutation[position])], []).append(step)
-    return dict(sorted(found.items()))
 
 
 def table(found: Readings) -> str:

@@ -115,8 +115,8 @@ class Task(abc.ABC):
         """
 
     @abc.abstractmethod
-    def reads(self) -> ReadVersions:
-        """Annotations, derived columns and global fits that the run reads, by what `prepare` wrote.
+    def reads(self) -> tuple[ReadVersions, ...]:
+        """Annotations, derived columns and global fits that the run reads of each data set, by what `prepare` wrote.
 
         Called in one process at every start, after `prepare`; the answer is noted in DATA, so that nobody removes them.
         """

@@ -35,9 +35,9 @@ UNSEEN = slice(8, 11)
 LATENTS_VERSION = "latents-0123456789ab"
 
 
-def clip_key(number: int) -> str:
+def clip_key(number: int, name: str = "face") -> str:
     """Key of a clip."""
-    return check_key(f"folder-face_{number}-abcd")
+    return check_key(f"folder-{name}_{number}-abcd")
 
 
 def landmarks(number: int) -> np.ndarray:
@@ -78,17 +78,23 @@ def arrays(number: int) -> dict[str, np.ndarray]:
     return found
 
 
-def build_face_data(root: Path) -> Storage:
-    """Four clips of two people in two shards."""
+def build_face_data(root: Path, name: str = "face", first: int = 0) -> Storage:
+    """Four clips of two people in two shards.
+
+    Args:
+        root: Folder of the data set.
+        name: Part of the clips' keys.
+        first: Number of the first person, in the persons' names.
+    """
     clips = []
     for number, length in enumerate(LENGTHS):
-        key, group = clip_key(number), f"person-{number // 2}"
+        key, group = clip_key(number, name), f"person-{first + number // 2}"
         silence = np.zeros(length * 640, np.float32)
         clips.append(
             PackedClip(
                 key=key,
                 num_frames=length,
-                media=media_members(key, frames(number), silence, source_id=f"face_{number}", group=group),
+                media=media_members(key, frames(number), silence, source_id=f"{name}_{number}", group=group),
                 annotation=annotation_members(key, arrays(number)),
                 split="val" if number == 3 else "train",
                 split_group=group,

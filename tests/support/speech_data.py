@@ -31,9 +31,9 @@ UNSEEN = 7
 """Interval at which frames of clip 1 have no face."""
 
 
-def clip_key(number: int) -> str:
+def clip_key(number: int, name: str = "speech") -> str:
     """Key of a clip."""
-    return check_key(f"folder-speech_{number}-abcd")
+    return check_key(f"folder-{name}_{number}-abcd")
 
 
 def loudness(number: int) -> np.ndarray:
@@ -72,11 +72,17 @@ def arrays(number: int) -> dict[str, np.ndarray]:
     return found
 
 
-def build_speech_data(root: Path) -> Storage:
-    """Five clips of three speakers in two shards."""
+def build_speech_data(root: Path, name: str = "speech", first: int = 0) -> Storage:
+    """Five clips of three speakers in two shards.
+
+    Args:
+        root: Folder of the data set.
+        name: Part of the clips' keys.
+        first: Number of the first speaker, in the speakers' names.
+    """
     clips = []
     for number, length in enumerate(LENGTHS):
-        key, group = clip_key(number), f"speaker-{number // 2}"
+        key, group = clip_key(number, name), f"speaker-{first + number // 2}"
         silent = number == 3
         clips.append(
             PackedClip(
@@ -86,7 +92,7 @@ def build_speech_data(root: Path) -> Storage:
                     key,
                     np.zeros((length, 64, 64, 3), np.uint8),
                     speech(number) * (not silent),
-                    source_id=f"speech_{number}",
+                    source_id=f"{name}_{number}",
                     group=group,
                 ),
                 annotation=annotation_members(key, arrays(number)),

@@ -22,6 +22,7 @@ from talkinghead.models.running_statistics import BatchNorm, SpectralLinear
 from tests.support import toy_task
 from tests.support.toy_task import NUM_INPUTS, WEIGHTS, ToyTask
 from train.config import OptimizerConfig, ParameterGroup, ScheduleConfig
+from train.data_sets import DataSets
 from train.recipe import Recipe
 from train.task import Adversary, Losses, Step, Totals
 
@@ -202,6 +203,6 @@ def tiny() -> Recipe:
 RECIPES = {"tiny": tiny}
 
 
-def make(config: Config, data: str, folder: Path) -> ToyAdversaryTask:
+def make(config: Config, data: DataSets | str, folder: Path) -> ToyAdversaryTask:
     """Toy task with an adversary."""
     return ToyAdversaryTask(config, data, folder)

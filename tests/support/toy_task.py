@@ -25,6 +25,7 @@ from talkinghead import rng
 from talkinghead.provenance import hash_file
 from train.clip_choice import ReadVersions
 from train.config import CheckpointConfig, LogConfig, OptimizerConfig, TrainConfig, ValidationConfig
+from train.data_sets import DataSets
 from train.recipe import Recipe
 from train.task import Step, Task, Totals
 
@@ -130,8 +131,9 @@ def batch_of(items: list[dict[str, Any]]) -> dict[str, Any]:
 class ToyTask(Task):
     """Toy in training; see `train.task.Task`."""
 
-    def __init__(self, config: Config, data: str, folder: Path) -> None:
-        self.config, self.data, self.folder = config, data, folder
+    def __init__(self, config: Config, data: DataSets | str, folder: Path) -> None:
+        self.config, self.folder = config, folder
+        (self.data,) = DataSets.of(data).locations
 
     def check(self) -> dict[str, dict[str, str]]:
         if self.data.endswith("missing"):
@@ -149,8 +151,8 @@ class ToyTask(Task):
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "prepared.txt").write_text(f"{self.data}\n")
 
-    def reads(self) -> ReadVersions:
-        return ReadVersions()
+    def reads(self) -> tuple[ReadVersions, ...]:
+        return (ReadVersions(),)
 
     def build(self) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
@@ -232,6 +234,6 @@ def tiny() -> Recipe:
 RECIPES = {"tiny": tiny}
 
 
-def make(config: Config, data: str, folder: Path) -> ToyTask:
+def make(config: Config, data: DataSets | str, folder: Path) -> ToyTask:
     """Toy task."""
     return ToyTask(config, data, folder)

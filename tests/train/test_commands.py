@@ -49,7 +49,7 @@ def test_help_at_every_level_says_everything(tmp_path: Path) -> None:
     """On stdout, and without a task's libraries where no task is asked for."""
     for index, (arguments, expected) in enumerate(
         [
-            (["--help"], ["audio2mesh", "audio2pose", "validate", "overview", "Exit status"]),
+            (["--help"], ["audio2mesh", "audio2pose", "list", "doctor", "validate", "overview", "Exit status"]),
             (["toy", "--help"], ["tiny", "Eight steps."]),
             (
                 ["toy", "tiny", "--help"],

@@ -16,12 +16,12 @@ from shards.manifest import read_manifest, write_manifest
 from shards.removal import without_samples
 from talkinghead.files.storage import Storage
 from tests.support.speech_data import LENGTHS, build_speech_data, clip_key
-from tests.support.training import Ranks
+from tests.support.training import Ranks, assert_same, tensors_of
 from train.__main__ import main
 from train.config import CheckpointConfig, LogConfig, ScheduleConfig, ValidationConfig
 from train.recipe import Recipe, make_task, recipes_of
 from train.run.run_folder import RunConfig, RunFolder
-from train.seen import _order_of, readings_of
+from train.seen import _sources, readings_of
 from train.trainer.loop import Trainer
 from train.trainer.port import LocalPort
 
@@ -33,13 +33,14 @@ class Killed(Exception):
     """The process is gone."""
 
 
-def recipe(microbatch: int, steps: int) -> Recipe:
+def recipe(microbatch: int, steps: int, seconds: float | None = None) -> Recipe:
     base = recipes_of(NAME)["tiny"]()
     train = dataclasses.replace(
         base.train,
         steps=steps,
         global_batch=4,
         microbatch=microbatch,
+        microbatch_seconds=seconds,
         schedule=ScheduleConfig(name="constant", warmup_steps=0),
         checkpoint=CheckpointConfig(every=3, asynchronous=False),
         validation=ValidationConfig(every=0),
@@ -48,13 +49,22 @@ def recipe(microbatch: int, steps: int) -> Recipe:
     return Recipe(config=dataclasses.replace(base.config, window_frames=24, hidden=32), train=train)
 
 
-def train(path: Path, data: str, *, steps: int = 8, microbatch: int = 2, kill_at: int | None = None) -> None:
+def train(
+    path: Path,
+    *data: str,
+    weights: tuple[float, ...] = (),
+    steps: int = 8,
+    microbatch: int = 2,
+    seconds: float | None = None,
+    kill_at: int | None = None,
+) -> dict[str, Any]:
     """Train on this rank, which notes every batch of a step that it has done; it dies after `kill_at` steps."""
     torch.set_num_threads(1)
-    chosen = recipe(microbatch, steps)
-    config = RunConfig(task=NAME, recipe_name="tiny", recipe=chosen, data=data)
+    chosen = recipe(microbatch, steps, seconds)
+    more = {"more_data": data[1:], "data_weights": weights}
+    config = RunConfig(task=NAME, recipe_name="tiny", recipe=chosen, data=data[0], **more)
     run = RunFolder(path, config)
-    task = make_task(NAME, chosen.config, data, run.task_folder)
+    task = make_task(NAME, chosen.config, config.data_sets, run.task_folder)
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     if rank == 0:
         RunFolder.start(path, config)
@@ -67,13 +77,13 @@ def train(path: Path, data: str, *, steps: int = 8, microbatch: int = 2, kill_at
     loss, after = task.loss, trainer._after_step
     batches: list[list[Any]] = []
 
-    def recording(module: Any, batch: Any, *, seed: int) -> Any:
+    def recording(module: Any, batch: Any, **about: Any) -> Any:
         if trainer.step == kill_at:
             raise Killed
         batches.extend(
             [trainer.step + 1, int(slot), key] for slot, key in zip(batch["slot"], batch["keys"], strict=True)
         )
-        return loss(module, batch, seed=seed)
+        return loss(module, batch, **about)
 
     def noting(stop: bool, save: bool) -> None:
         with (path.parent / f"batches-{rank}.jsonl").open("a") as file:
@@ -85,6 +95,7 @@ def train(path: Path, data: str, *, steps: int = 8, microbatch: int = 2, kill_at
     trainer._after_step = noting  # type: ignore[method-assign]
     try:
         trainer.fit()
+        return tensors_of(trainer)
     finally:
         trainer.close()
 
@@ -141,6 +152,35 @@ def test_a_person_is_all_its_samples(killed: Path, capfd: pytest.CaptureFixture[
     assert lines[-1] == "checkpoints made of them: 6, 8"
 
 
+@pytest.mark.parametrize("kind", ["two data sets", "by length", "two data sets by length"])
+def test_mixtures_and_microbatches_by_length_are_told_and_go_on_exactly(
+    kind: str, data: Storage, ranks: Ranks, tmp_path: Path
+) -> None:
+    """One rank began, in which it died, and two went on; they end where an unbroken run of one rank does."""
+    sets, options = [data.uri], {}
+    if "two" in kind:
+        sets.append(build_speech_data(tmp_path / "more", "more", first=3).uri)
+        options["weights"] = (3.0, 1.0)
+    if "length" in kind:
+        options["seconds"] = 3.5
+    unbroken = train(tmp_path / "unbroken/run", *sets, **options)
+    path = tmp_path / "killed/run"
+    with pytest.raises(Killed):
+        train(path, *sets, kill_at=5, **options)
+    assert_same(ranks.run(train, path, *sets, **options)[0], unbroken, 2e-4)  # Adam, and other sums
+    expected = recorded(path.parent)
+    assert expected == recorded(tmp_path / "unbroken")
+    keys = [clip_key(number, name) for name in ("speech", "more") for number in range(len(LENGTHS))]
+    found = readings_of(path, keys=keys)
+    assert found.steps == dict(sorted(expected.items()))
+    drawn = [name for key in expected for name in ("speech", "more") if f"-{name}_" in key]
+    assert set(drawn) == ({"speech", "more"} if "two" in kind else {"speech"})
+    if "two" in kind:
+        assert readings_of(path, person="speaker-3").asked == [clip_key(0, "more"), clip_key(1, "more")]
+        with pytest.raises(ValueError, match="reads 2 data sets: name all of them"):
+            readings_of(path, keys=keys, data=[data.uri])
+
+
 def test_held_out_and_rejected_samples_were_not_learnt_from(killed: Path) -> None:
     held_out = clip_key(len(LENGTHS) - 1)
     found = readings_of(killed, keys=[held_out, "folder-nobody-0000"])
@@ -149,14 +189,14 @@ def test_held_out_and_rejected_samples_were_not_learnt_from(killed: Path) -> Non
 
 def test_the_answer_is_the_same_after_a_removal_until_the_index_goes(killed: Path, tmp_path: Path) -> None:
     copy = build_speech_data(tmp_path / "data")
-    before = readings_of(killed, person="speaker-0", data=copy.uri)
+    before = readings_of(killed, person="speaker-0", data=[copy.uri])
     manifest = read_manifest(copy)
     write_manifest(copy, without_samples(copy, manifest, [clip_key(0), clip_key(1)]).manifest)
     assert before.steps
-    assert readings_of(killed, person="speaker-0", data=copy.uri) == before
+    assert readings_of(killed, person="speaker-0", data=[copy.uri]) == before
     copy.delete(manifest.annotation().index)
     with pytest.raises(ValueError, match=r"is gone .*cannot be told any more"):
-        readings_of(killed, person="speaker-0", data=copy.uri)
+        readings_of(killed, person="speaker-0", data=[copy.uri])
 
 
 @pytest.mark.parametrize(
@@ -188,4 +228,4 @@ def test_a_run_that_has_not_begun_is_refused(tmp_path: Path) -> None:
 
 def test_an_order_of_another_kind_is_no_guess() -> None:
     with pytest.raises(ValueError, match="in an order of its own"):
-        _order_of(object(), "mine")
+        _sources(object(), "mine")

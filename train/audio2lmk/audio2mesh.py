@@ -32,6 +32,7 @@ from train.audio2lmk.task import (
     tiny_training,
 )
 from train.audio2lmk.validation import validate_clips
+from train.data_sets import DataSets
 from train.recipe import Recipe
 from train.task import Batch, Step, Totals
 
@@ -56,14 +57,14 @@ class Audio2MeshTask(SpeechTask[Audio2MeshConfig]):
 
     Args:
         config: Settings of the model and its loss.
-        data: Folder or URI of the data set.
+        data: The data sets.
         folder: Folder for speakers and statistics.
     """
 
     kind = "audio2mesh"
     columns = ("mesh", "valid")
 
-    def __init__(self, config: Audio2MeshConfig, data: str, folder: Path) -> None:
+    def __init__(self, config: Audio2MeshConfig, data: DataSets, folder: Path) -> None:
         super().__init__(config, CorpusConfig(data=data, choice=config), folder)
         self._vertex_weights = torch.ones(468)
         self._vertex_weights[list(LIPS)] += config.lip_weight

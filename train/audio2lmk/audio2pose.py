@@ -44,6 +44,7 @@ from train.audio2lmk.task import (
     tiny_training,
 )
 from train.audio2lmk.validation import validate_clips
+from train.data_sets import DataSets
 from train.recipe import Recipe
 from train.task import Batch, Step, Totals
 
@@ -120,14 +121,14 @@ class Audio2PoseTask(SpeechTask[Audio2PoseConfig]):
 
     Args:
         config: Settings of the model and its loss.
-        data: Folder or URI of the data set.
+        data: The data sets.
         folder: Folder for speakers and statistics.
     """
 
     kind = "audio2pose"
     columns = ("pose_matrix", "valid")
 
-    def __init__(self, config: Audio2PoseConfig, data: str, folder: Path) -> None:
+    def __init__(self, config: Audio2PoseConfig, data: DataSets, folder: Path) -> None:
         super().__init__(config, CorpusConfig(data=data, choice=config, pose_origin=config.pose_origin), folder)
 
     def prepare(self) -> None:

@@ -28,6 +28,7 @@ from shards.fit_files import find_fit
 from shards.fits import keys_of, make_fit, plan_parts, reader_for
 from shards.manifest import read_manifest
 from shards.reader import ShardReader
+from shards.reader_chain import ReaderChain
 from shards.speech_choice import with_speech
 from talkinghead import dataroot
 from talkinghead.config import from_json
@@ -43,6 +44,7 @@ from talkinghead.provenance import pretty_json
 from talkinghead.runtime.progress import Progress
 from talkinghead.tables import read_table
 from train.clip_choice import ClipChoice, PinnedVersion, ReadVersions, check_unchanged, joined_versions
+from train.data_sets import DataSets, check_together
 
 log = logging.getLogger(__name__)
 
@@ -62,8 +64,8 @@ _CLIPS_SCHEMA = {
 class CorpusConfig:
     """Choice of the clips."""
 
-    data: str
-    """Folder or URI of the data set."""
+    data: DataSets
+    """Data sets that the clips are in."""
     choice: ClipChoice = field(default_factory=ClipChoice)
     """Annotation version, derived columns and rules."""
     pose_origin: Literal["rest", "first"] = "rest"
@@ -92,13 +94,22 @@ class Statistics:
     """Derived columns that chose the clips. Older runs have none."""
     fits: Mapping[str, str] = field(default_factory=dict)
     """Name of each global fit that was read out of the data set → SHA-256 of its file."""
+    more: tuple[tuple[PinnedVersion, ...], ...] = ()
+    """Of each further data set: the annotation version, then the derived columns that chose the clips."""
 
     @property
-    def read(self) -> ReadVersions:
-        """What was read of the data set."""
-        indexes = (PinnedVersion(version=self.version, index=self.index), *self.joined)
-        versions = tuple(pinned.version for pinned in indexes)
-        return ReadVersions(versions=versions, fits=tuple(sorted(self.fits.values())), indexes=indexes)
+    def pinned(self) -> tuple[tuple[PinnedVersion, ...], ...]:
+        """Of each data set: the annotation version, then the derived columns that chose the clips."""
+        return ((PinnedVersion(version=self.version, index=self.index), *self.joined), *self.more)
+
+    @property
+    def read(self) -> tuple[ReadVersions, ...]:
+        """What was read of each data set."""
+        fits = tuple(sorted(self.fits.values()))
+        return tuple(
+            ReadVersions(versions=tuple(one.version for one in pinned), fits=() if number else fits, indexes=pinned)
+            for number, pinned in enumerate(self.pinned)
+        )
 
 
 class Corpus:
@@ -113,22 +124,35 @@ class Corpus:
         self.config = config
         self.folder = folder
 
-    def check(self) -> ShardReader:
-        """Open the training clips that `derive` reads, or of a run that goes on, has read.
+    def check(self) -> list[ShardReader]:
+        """Open the training clips of each data set that `derive` reads, or of a run that goes on, has read.
 
         Raises:
-            ValueError: There is no data set, it lacks a column or score, or has no clip that can be trained on.
+            ValueError: A data set is missing, lacks a column or score, has no clip that can be trained on, or does not
+                go together with the others.
         """
-        choice = self.config.choice
-        annotation, join = choice.annotation, choice.join
         # Newer versions may have other scores; a run that goes on does not read them.
         begun = (self.folder / STATISTICS_FILE).exists()
-        if begun:
-            annotation, join = self.statistics.version, tuple(joined.version for joined in self.statistics.joined)
-        storage = Storage(self.config.data)
+        pinned = self.statistics.pinned if begun else ()
+        # A folder of a run with other data sets, which is refused or started anew later.
+        if len(pinned) != len(self.config.data.locations):
+            pinned = ((),) * len(self.config.data.locations)
+        readers = [
+            self._opened(Storage(location), known)
+            for location, known in zip(self.config.data.locations, pinned, strict=True)
+        ]
+        check_together(readers)
+        return readers
+
+    def _opened(self, storage: Storage, pinned: Sequence[PinnedVersion]) -> ShardReader:
+        """Open the training clips of a data set, in the versions that a run began with, if it has begun."""
+        choice = self.config.choice
+        annotation, join = choice.annotation, choice.join
+        if begun := bool(pinned):
+            annotation, *join = (known.version for known in pinned)
         try:
             reader = reader_for(
-                SPEAKERS, storage, annotation=annotation, join=join, selection=choice.selection(), begun=begun
+                SPEAKERS, storage, annotation=annotation, join=tuple(join), selection=choice.selection(), begun=begun
             )
         except FileNotFoundError as error:
             raise ValueError(str(error)) from error
@@ -145,7 +169,8 @@ class Corpus:
         Raises:
             ValueError: The data set lacks a column or score, or has no clip that can be trained on.
         """
-        reader = self.check()
+        readers = self.check()
+        reader = ReaderChain(readers)
         # The two fits, out of the data set or made here.
         with Progress() as progress:
             settings = SpeakersSettings(pose_origin=self.config.pose_origin)
@@ -161,9 +186,9 @@ class Corpus:
                 needed = {SPEAKERS.name: speakers}
                 expression = self._make(EXPRESSION, ExpressionSettings(), needed, reader, progress)
         # Write what they hold; last the tables by which a training finds all this again.
-        with _naming(reader.storage, SPEAKERS, speakers):
+        with _naming(readers[0].storage, SPEAKERS, speakers):
             found = read_speakers(speakers)
-        with _naming(reader.storage, EXPRESSION, expression):
+        with _naming(readers[0].storage, EXPRESSION, expression):
             basis = read_basis(expression)
         found.speakers.save(self.folder)
         if basis is None:
@@ -174,11 +199,15 @@ class Corpus:
         stored = {
             fit.name: made.sha256 for fit, made in ((SPEAKERS, speakers), (EXPRESSION, expression)) if made.sha256
         }
-        statistics = _statistics(reader, found.poses, stored)
+        statistics = _statistics(readers, found.poses, stored)
         write_whole(self.folder / STATISTICS_FILE, pretty_json(asdict(statistics)))
 
-    def _find(self, fit: GlobalFit, settings: Any, needed: Mapping[str, Fit], reader: ShardReader) -> Fit | None:
-        """A fit over the clips of the reader, made with the fits that it needs, out of the data set; None without."""
+    def _find(self, fit: GlobalFit, settings: Any, needed: Mapping[str, Fit], clips: ReaderChain) -> Fit | None:
+        """A fit over the clips, made with the fits that it needs, out of the data set; None without. Of several data
+        sets together there is none."""
+        reader, *others = clips.readers
+        if others:
+            return None
         index, selection = reader.manifest.annotation(reader.version).index, self.config.choice.selection()
         keys = keys_of(reader, plan_parts(fit, reader))
         found = find_fit(
@@ -189,25 +218,26 @@ class Corpus:
         return found
 
     def _make(
-        self, fit: GlobalFit, settings: Any, needed: Mapping[str, Fit], reader: ShardReader, progress: Progress
+        self, fit: GlobalFit, settings: Any, needed: Mapping[str, Fit], clips: ReaderChain, progress: Progress
     ) -> Fit:
-        """A fit over the clips of the reader, made here: it has no hash."""
+        """A fit over the clips, made here: it has no hash."""
         options = self.config.choice.options()
-        log.info(
-            "the fit %s of these clips is not in the data set, so this run makes it for itself: make basis DATA=%s%s"
-            " makes it once for all runs",
-            fit.name,
-            reader.storage.uri,
-            f" ARGS='{options}'" if options else "",
-        )
-        return Fit(sha256="", arrays=make_fit(fit, settings, needed, reader, progress))
+        if len(clips.readers) == 1:
+            log.info(
+                "the fit %s of these clips is not in the data set, so this run makes it for itself: make basis"
+                " DATA=%s%s makes it once for all runs",
+                fit.name,
+                clips.name,
+                f" ARGS='{options}'" if options else "",
+            )
+        return Fit(sha256="", arrays=make_fit(fit, settings, needed, clips, progress))
 
-    def reads(self) -> ReadVersions:
-        """Versions and fits that the run reads."""
+    def reads(self) -> tuple[ReadVersions, ...]:
+        """Versions and fits that the run reads of each data set."""
         return self.statistics.read
 
-    def reader(self, columns: Sequence[str], split: str = "train", *, speech: bool = True) -> ShardReader:
-        """Open the clips of a split, in the annotation version that the run began with.
+    def reader(self, columns: Sequence[str], split: str = "train", *, speech: bool = True) -> ReaderChain:
+        """Open the clips of a split, in the annotation versions that the run began with.
 
         Args:
             columns: Annotation columns to read.
@@ -215,18 +245,25 @@ class Corpus:
             speech: Whether only clips with speech are taken.
 
         Raises:
-            ValueError: The data set has changed since, or lacks a column.
+            ValueError: A data set has changed since, or lacks a column.
         """
-        pinned = self.statistics
-        storage, join = Storage(self.config.data), tuple(joined.version for joined in pinned.joined)
-        selection = self.config.choice.selection(split)
-        if speech:
-            selection = with_speech(selection, read_manifest(storage), join, begun=True)
-        reader = ShardReader(
-            storage, version=pinned.version, split=split, columns=tuple(columns), join=join, **selection.arguments()
-        )
-        check_unchanged(reader, (PinnedVersion(version=pinned.version, index=pinned.index), *pinned.joined))
-        return reader
+        readers = []
+        for location, pinned in zip(self.config.data.locations, self.statistics.pinned, strict=True):
+            storage, (version, *join) = Storage(location), (known.version for known in pinned)
+            selection = self.config.choice.selection(split)
+            if speech:
+                selection = with_speech(selection, read_manifest(storage), join, begun=True)
+            reader = ShardReader(
+                storage,
+                version=version,
+                split=split,
+                columns=tuple(columns),
+                join=tuple(join),
+                **selection.arguments(),
+            )
+            check_unchanged(reader, pinned)
+            readers.append(reader)
+        return ReaderChain(readers)
 
     @functools.cached_property
     def speakers(self) -> Speakers:
@@ -322,17 +359,25 @@ def _write_clips(path: Path, clips: ClipFacts) -> None:
     pq.write_table(pa.Table.from_arrays(arrays, schema=pa.schema(list(_CLIPS_SCHEMA.items()))), path)
 
 
-def _statistics(reader: ShardReader, poses: PoseStatistics, fits: Mapping[str, str]) -> Statistics:
+def _statistics(readers: Sequence[ShardReader], poses: PoseStatistics, fits: Mapping[str, str]) -> Statistics:
+    (first, *joined), *more = (
+        (
+            PinnedVersion(version=reader.version, index=reader.manifest.annotation(reader.version).index),
+            *joined_versions(reader),
+        )
+        for reader in readers
+    )
     return Statistics(
-        version=reader.version,
-        index=reader.manifest.annotation(reader.version).index,
+        version=first.version,
+        index=first.index,
         num_clips=poses.num_clips,
         num_frames=poses.num_frames,
         pose_mean=tuple(poses.mean.tolist()),
         pose_std=tuple(poses.std.tolist()),
         pose_step_p99=tuple(poses.step_p99.tolist()),
-        joined=joined_versions(reader),
+        joined=tuple(joined),
         fits=fits,
+        more=tuple(more),
     )
 
 

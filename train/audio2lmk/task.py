@@ -22,7 +22,7 @@ from infer.weights.speech_weights import (
     load_audio2mesh,
     load_audio2pose,
 )
-from shards.loader import WindowConfig, WindowDataset
+from shards.loader import SlotDataset, WindowConfig, WindowDataset
 from talkinghead import rng
 from talkinghead.models.speech.encoder import SpeechModel, build_encoder, standardise
 from talkinghead.models.speech.weights import Pretrained
@@ -126,7 +126,7 @@ class SpeechTask(Task, Generic[Config]):
         """Derive speakers, neutral meshes, rest poses and statistics; see `train.audio2lmk.corpus`."""
         self.corpus.derive()
 
-    def reads(self) -> ReadVersions:
+    def reads(self) -> tuple[ReadVersions, ...]:
         """Versions and fits that the run reads; see `train.task.Task`."""
         return self.corpus.reads()
 
@@ -166,10 +166,11 @@ class SpeechTask(Task, Generic[Config]):
     def make_model(self, wav2vec: dict[str, Any]) -> SpeechModel:
         """Model around an encoder with this configuration."""
 
-    def dataset(self, seed: int) -> WindowDataset:
+    def dataset(self, seed: int) -> SlotDataset:
         """Windows of speech and annotations."""
         window = WindowConfig(num_frames=self.config.window_frames, columns=("audio", *self.columns))
-        return WindowDataset(self.corpus.reader(self.columns), window, seed)
+        readers = self.corpus.reader(self.columns).readers
+        return self.corpus.config.data.mixed([WindowDataset(reader, window, seed) for reader in readers], seed)
 
     def export(self, module: nn.Module, folder: Path) -> None:
         """Write the model, the speakers (whose names are the identities, and from whose neutral meshes offsets are),

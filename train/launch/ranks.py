@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 from talkinghead.runtime.child_process import end_with
+from train.data_sets import DataSets
 from train.launch.failure import Failure, FailureLog, RunFailed
 from train.launch.meeting import loopback_settings, meeting_of_environment, open_meeting
 from train.launch.worker import DATA_VARIABLE, run_worker
@@ -23,7 +24,7 @@ _PATIENCE_S = 15.0
 """Seconds that the other ranks get to notice that one has failed, and to say so, before they are killed."""
 
 
-def run_processes(run: RunFolder, workers: int, data: str | None = None) -> None:
+def run_processes(run: RunFolder, workers: int, data: DataSets | None = None) -> None:
     """Start the ranks of a run here and wait for them.
 
     A first SIGTERM or SIGINT is passed on to the ranks, which write a checkpoint and get `parallel.timeout_s` for it. A
@@ -32,7 +33,7 @@ def run_processes(run: RunFolder, workers: int, data: str | None = None) -> None
     Args:
         run: Folder of the run.
         workers: Number of ranks.
-        data: Location of the data set, where config.json must not name it in full.
+        data: The data sets, where config.json must not name them in full.
 
     Raises:
         RunFailed: The training ended early; with the message of the rank that failed first.
@@ -47,7 +48,7 @@ def run_processes(run: RunFolder, workers: int, data: str | None = None) -> None
         # By the environment: command lines are visible to all users of a machine, and the location may hold
         # credentials.
         if data is not None:
-            common[DATA_VARIABLE] = data
+            common[DATA_VARIABLE] = data.to_text()
         try:
             for rank in range(workers):
                 processes.append(_start(run, common | _place(rank, workers)))

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from talkinghead.runtime.ray_cluster import ray_cluster
+from train.data_sets import DataSets
 from train.launch.failure import Failure, FailureLog, RunFailed
 from train.launch.meeting import Meeting, loopback_settings
 from train.launch.watch import Watch
@@ -39,7 +40,7 @@ def run_ray(
     workers: int,
     min_workers: int | None = None,
     max_failures: int = 0,
-    data: str | None = None,
+    data: DataSets | None = None,
 ) -> None:
     """Train with workers of Ray and wait for the end. Ctrl-C writes a checkpoint first; a second one does not.
 
@@ -49,7 +50,7 @@ def run_ray(
         workers: Number of ranks.
         min_workers: Number of ranks to go on with when not all can be had; None: all are needed.
         max_failures: Number of times to start again after a worker failed.
-        data: Location of the data set, where config.json must not name it in full.
+        data: The data sets, where config.json must not name them in full.
 
     Raises:
         RunFailed: The training ended early; with the message of the worker that failed first.
@@ -90,7 +91,7 @@ def _fit(
     run: RunFolder,
     workers: int | tuple[int, int],
     max_failures: int,
-    data: str | None,
+    data: DataSets | None,
     watch: Watch,
     meeting: str | None = None,
 ) -> Exception | None:
@@ -100,7 +101,7 @@ def _fit(
         run: Folder of the run.
         workers: Number of ranks, or the smallest and the largest one.
         max_failures: Number of times to start again after a worker failed.
-        data: Location of the data set, where config.json must not name it in full.
+        data: The data sets, where config.json must not name them in full.
         watch: Watch over the workers.
         meeting: Folder in which the ranks meet, all on this machine. None: Ray makes their process group.
     """
@@ -135,7 +136,7 @@ def _fit(
     gpus = parallel.device != "cpu" and ray.cluster_resources().get("GPU", 0) >= 1
     trainer = Trainer(
         _worker,
-        train_loop_config={"run": str(run.path), "data": data, "meeting": meeting},
+        train_loop_config={"run": str(run.path), "data": data and data.to_text(), "meeting": meeting},
         torch_config=(TorchConfig if meeting is None else MeetingConfig)(
             backend="cpu:gloo,cuda:nccl" if gpus else "gloo", timeout_s=max(1, int(parallel.timeout_s))
         ),
@@ -165,7 +166,8 @@ def _worker(config: dict[str, Any]) -> None:
     store = None if config["meeting"] is None else Path(config["meeting"]) / drawn["store"]
     meeting = Meeting(key=bytes.fromhex(drawn["key"]), store=store)
     path = Path(config["run"])
-    run_worker(path, RayPort(train, RunFolder.open(path).stop_file), config["data"], meeting)
+    data = DataSets.from_text(config["data"]) if config["data"] else None
+    run_worker(path, RayPort(train, RunFolder.open(path).stop_file), data, meeting)
 
 
 def _interrupted(run: RunFolder) -> Failure:

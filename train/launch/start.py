@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from talkinghead.runtime.ray_cluster import cluster_address
+from train.data_sets import DataSets
 from train.launch.ranks import run_processes
 from train.launch.ray_train import run_ray
 from train.launch.torchrun import join_torchrun, started_by_torchrun
@@ -81,14 +82,14 @@ class LaunchSettings:
         return chosen
 
 
-def start(path: str | Path, config: RunConfig, settings: LaunchSettings, data: str | None = None) -> RunFolder:
+def start(path: str | Path, config: RunConfig, settings: LaunchSettings, data: DataSets | None = None) -> RunFolder:
     """Start a run, or go on with it, until its last step.
 
     Args:
         path: RUN.
         config: Task, recipe and data.
         settings: Launcher, and number of ranks.
-        data: Location of the data set, where config.json must not name it in full.
+        data: The data sets, where config.json must not name them in full.
 
     Returns:
         Folder of the run, with its exported weights.

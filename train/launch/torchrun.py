@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from train.data_sets import DataSets
 from train.launch.failure import FailureLog
 from train.launch.worker import on_rank_zero, process_group, run_worker
 from train.run.run_folder import RunConfig, begin, check_place
@@ -21,7 +22,7 @@ def started_by_torchrun() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
-def join_torchrun(path: str | Path, config: RunConfig, data: str | None) -> None:
+def join_torchrun(path: str | Path, config: RunConfig, data: DataSets | None) -> None:
     """Be one rank under a torchrun that a person or a scheduler has started; rank 0 starts or resumes the run.
 
     Raises:
@@ -35,6 +36,6 @@ def join_torchrun(path: str | Path, config: RunConfig, data: str | None) -> None
         run_worker(check_place(path), port, data)
 
 
-def _started(path: str | Path, config: RunConfig, data: str | None) -> None:
+def _started(path: str | Path, config: RunConfig, data: DataSets | None) -> None:
     run = begin(path, config, data)
     FailureLog(run.logs).clear()

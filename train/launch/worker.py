@@ -19,6 +19,7 @@ from talkinghead.files.foreign import open_own
 from talkinghead.provenance import pretty_json
 from train.clip_choice import check_no_removal, note_run
 from train.config import ParallelConfig
+from train.data_sets import DataSets
 from train.launch.failure import FailureLog, PeerError
 from train.launch.meeting import Meeting, signed_objects, store_of
 from train.recipe import make_task
@@ -28,7 +29,7 @@ from train.trainer.port import Port
 log = logging.getLogger(__name__)
 
 DATA_VARIABLE = "TALKINGHEAD_TRAIN_DATA"
-"""Environment variable with the location of the data set, where config.json must not name it in full (credentials)."""
+"""Environment variable with the data sets, where config.json must not name them in full (credentials)."""
 TRAINING_FILE = "training.json"
 """File in pretrained_model/ about the training that made the weights, and the weights and data that it began with."""
 _LOCK_PATIENCE_S = 20.0  # Ray may start again before the last rank 0 has ended
@@ -37,13 +38,13 @@ _OURS = ("train", "infer", "shards", "talkinghead")
 """Packages whose progress goes into the log; Ray's workers log much more."""
 
 
-def run_worker(path: Path, port: Port, data: str | None = None, meeting: Meeting | None = None) -> None:
+def run_worker(path: Path, port: Port, data: DataSets | None = None, meeting: Meeting | None = None) -> None:
     """Train as one rank of a run: resume, train, export, and wait for the validations.
 
     Args:
         path: RUN; must have been started (`RunFolder.start`).
         port: Place of this rank among the ranks.
-        data: Location of the data set, where config.json must not name it in full.
+        data: The data sets, where config.json must not name them in full.
         meeting: Where the ranks meet, and their secret. None: a single rank, or ranks under a torchrun of the user's
             own.
 
@@ -55,7 +56,7 @@ def run_worker(path: Path, port: Port, data: str | None = None, meeting: Meeting
     run = RunFolder.open(path)
     failures = FailureLog(run.logs)
     if data is not None:
-        os.environ[DATA_VARIABLE] = data
+        os.environ[DATA_VARIABLE] = data.to_text()
     with _log_to(failures.rank_file(port.rank)), failures.recorded(port.rank):
         # Join the other ranks. The second group has a long timeout, for deriving and exporting on rank 0.
         torch.set_num_threads(cpu_threads(run.recipe.train.parallel, port))
@@ -65,7 +66,8 @@ def run_worker(path: Path, port: Port, data: str | None = None, meeting: Meeting
             def begin() -> None:
                 stack.enter_context(run.locked(_LOCK_PATIENCE_S))
                 failures.clear()
-                check_no_removal(data_of(run))
+                for location in data_of(run).locations:
+                    check_no_removal(location)
                 _prepare(run)
                 _note(run)
 
@@ -103,9 +105,10 @@ def _publish(run: RunFolder, folder: Path, step: int) -> None:
     commit_folder(folder, run.export)
 
 
-def data_of(run: RunFolder) -> str:
-    """Location of the data set of a run."""
-    return os.environ.get(DATA_VARIABLE) or run.data
+def data_of(run: RunFolder) -> DataSets:
+    """Data sets of a run."""
+    given = os.environ.get(DATA_VARIABLE)
+    return DataSets.from_text(given) if given else run.data_sets
 
 
 def cpu_threads(config: ParallelConfig, port: Port) -> int:
@@ -175,13 +178,17 @@ def _prepare(run: RunFolder) -> None:
     folder = temporary_folder(run.task_folder)
     make_task(run.task, run.recipe.config, data_of(run), folder).prepare()
     commit_folder(folder, run.task_folder)
-    log.info("prepared %s from %s in %.1f s", run.task, run.data, time.perf_counter() - started)
+    log.info(
+        "prepared %s from %s in %.1f s", run.task, ", ".join(run.data_sets.locations), time.perf_counter() - started
+    )
 
 
 def _note(run: RunFolder) -> None:
     # At every start: the run may have been moved, or its note removed.
-    task = make_task(run.task, run.recipe.config, data_of(run), run.task_folder)
-    note_run(data_of(run), str(run.path), task.reads())
+    data = data_of(run)
+    reads = make_task(run.task, run.recipe.config, data, run.task_folder).reads()
+    for location, read in zip(data.locations, reads, strict=True):
+        note_run(location, str(run.path), read)
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from annotate.columns import COLUMNS
+from infer.evaluation.driven_clip import DRIVER_COLUMNS
 from shards.manifest import find_latents
 from shards.reader import ShardReader
 from talkinghead.config import from_json
@@ -56,19 +57,22 @@ class ClipSource:
     Args:
         config: Settings that choose the clips.
         data: Folder or URI of the data set.
-        folder: Folder into which `pin` writes what it has found.
+        folder: Folder into which `pin` writes what was found.
+        number: Number of the data set among those of the training.
     """
 
-    def __init__(self, config: Lmk2VideoConfig, data: str, folder: Path) -> None:
-        self.config, self.folder = config, folder
+    def __init__(self, config: Lmk2VideoConfig, data: str, folder: Path, number: int = 0) -> None:
+        self.config = config
         self.storage = Storage(data)
+        self.file = folder / (f"clips-{number}.json" if number else FILE)
 
-    def find(self, encoders: Mapping[str, Provenance], num_frames: int = 1) -> Pinned:
+    def find(self, encoders: Mapping[str, Provenance], num_frames: int = 1, *, latents_too: bool = True) -> Pinned:
         """Find annotations and latents to train on.
 
         Args:
             encoders: VAE and image encoder; latents of others do not fit.
             num_frames: Frames of a window; shorter clips are not trained on.
+            latents_too: Whether latents are taken where there are any.
 
         Raises:
             ValueError: There is no data set, it lacks a column or required latents, or it has no clip that is long
@@ -77,7 +81,7 @@ class ClipSource:
         config = self.config
         annotation, join = config.annotation, config.join
         # Newer versions may have other scores; a run that goes on does not read them.
-        if (self.folder / FILE).exists():
+        if self.file.exists():
             annotation, join = self.pinned.version, tuple(joined.version for joined in self.pinned.joined)
         # The clips: the split, the persons and the filters must leave some, and one must be long enough for a window.
         try:
@@ -97,7 +101,7 @@ class ClipSource:
             )
         # Latents of exactly these weights at exactly this size, if they are wanted.
         latents = None
-        if config.use_latents != "no":
+        if config.use_latents != "no" and latents_too:
             latents = find_latents(reader.manifest, encoders, config.width, config.height, COLUMNS[LATENTS].version)
             if latents is None and config.use_latents == "require":
                 raise ValueError(
@@ -134,10 +138,9 @@ class ClipSource:
                 latents,
             )
 
-    def pin(self, encoders: Mapping[str, Provenance]) -> None:
-        """Write down what `find` finds; the folder must exist."""
-        found = self.find(encoders)
-        write_whole(self.folder / FILE, pretty_json(asdict(found)))
+    def pin(self, found: Pinned) -> None:
+        """Write down what `find` has found; the folder must exist."""
+        write_whole(self.file, pretty_json(asdict(found)))
         text = "images are encoded in every step" if found.latents is None else f"latents are read: {found.latents}"
         log.info("annotations %s; %s", found.version, text)
 
@@ -148,12 +151,11 @@ class ClipSource:
         Raises:
             ValueError: Their file is damaged.
         """
-        path = self.folder / FILE
-        value = read_json(path)
+        value = read_json(self.file)
         try:
             return from_json(Pinned, value)
         except ValueError as error:
-            raise ValueError(f"{path} is damaged: {error}; take another RUN") from error
+            raise ValueError(f"{self.file} is damaged: {error}; take another RUN") from error
 
     def reader(self) -> ShardReader:
         """Open the training clips as they were pinned.
@@ -161,10 +163,25 @@ class ClipSource:
         Raises:
             ValueError: The data set has changed since the run began.
         """
-        pinned = self.pinned
-        reader = self._open(pinned.version, tuple(joined.version for joined in pinned.joined), pinned.latents)
-        check_unchanged(reader, pinned.versions)
+        reader = self.open_found(self.pinned)
+        check_unchanged(reader, self.pinned.versions)
         return reader
+
+    def open_found(self, found: Pinned) -> ShardReader:
+        """Open the training clips that were found."""
+        return self._open(found.version, tuple(joined.version for joined in found.joined), found.latents)
+
+    def validation_reader(self, split: str) -> ShardReader:
+        """Open the clips of a split for validation, in the versions that the run began with, even if there are newer
+        ones by now; of the training split only persons that are trained on."""
+        return ShardReader(
+            self.storage,
+            version=self.pinned.version,
+            columns=DRIVER_COLUMNS,
+            join=tuple(joined.version for joined in self.pinned.joined),
+            decoder=self.config.decoder,
+            **self.config.arguments(split),
+        )
 
     def reads(self) -> ReadVersions:
         """Versions that the run reads."""

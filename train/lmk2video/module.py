@@ -38,10 +38,14 @@ class Lmk2Video(nn.Module):
         denoiser: Network that predicts the velocity.
         reference_net: Network that makes features of the reference.
         pose_guider: Network that makes features of the guidance images.
+
+    Raises:
+        ValueError: The networks are of different sizes.
     """
 
     def __init__(self, denoiser: Denoiser, reference_net: ReferenceNet, pose_guider: PoseGuider) -> None:
         super().__init__()
+        _check_together(denoiser, reference_net, pose_guider)
         self.denoiser = denoiser
         self.reference_net = reference_net
         self.pose_guider = pose_guider
@@ -122,3 +126,28 @@ class Lmk2Video(nn.Module):
         # Published weights normalise over all frames of a call: one call for each sample keeps samples independent.
         alone = [self.pose_guider(guidance[n : n + 1], reference[n : n + 1]) for n in range(len(guidance))]
         return tuple(torch.cat(level) for level in zip(*alone, strict=True))
+
+
+_SHARED = ("in_channels", "block_out_channels", "layers_per_block", "attention_levels", "cross_attention_dim")
+"""Settings that the reference network must have in common with the denoiser, which takes its features."""
+
+
+def _check_together(denoiser: Denoiser, reference_net: ReferenceNet, pose_guider: PoseGuider) -> None:
+    """Raise `ValueError` where the features of one network do not have the sizes that the denoiser takes.
+
+    A folder may hold networks of several trainings; in the first step they would fail with a message about shapes.
+    """
+    others = [("reference network", reference_net, _SHARED), ("PoseGuider", pose_guider, ("block_out_channels",))]
+    for what, network, names in others:
+        for name in names:
+            wanted, found = (_plain(config[name]) for config in (denoiser.config, network.config))
+            if wanted != found:
+                raise ValueError(
+                    f"the {what} does not go with the denoiser: its {name} is {found}, that of the denoiser {wanted};"
+                    " take all networks from one training"
+                )
+
+
+def _plain(setting: object) -> object:
+    """Setting as JSON would give it back."""
+    return list(setting) if isinstance(setting, list | tuple) else setting

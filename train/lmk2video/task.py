@@ -7,14 +7,16 @@ image embedding.
 from __future__ import annotations
 
 import abc
-import dataclasses
 import functools
+import logging
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from shards.loader import SlotDataset
+from shards.reader_chain import ReaderChain
 from talkinghead.models.image.networks import ImageNetworks, check_image_size
 from talkinghead.models.lmk2video.denoiser import Denoiser
 from talkinghead.models.lmk2video.pose_guider import PoseGuider
@@ -23,7 +25,8 @@ from talkinghead.models.noise_schedule import PAPER
 from talkinghead.models.weights import parameter_hash
 from talkinghead.provenance import canonical_json, hash_bytes
 from train.clip_choice import ReadVersions
-from train.lmk2video.clip_source import ClipSource
+from train.data_sets import DataSets, check_together
+from train.lmk2video.clip_source import ClipSource, Pinned
 from train.lmk2video.config import Lmk2VideoConfig
 from train.lmk2video.dataset import ImageSize, ItemConfig, Lmk2VideoDataset, WindowShape
 from train.lmk2video.loss import Draws, draw, velocity_loss
@@ -33,6 +36,7 @@ from train.task import Batch, Provenance, Step, Task, Totals
 
 Config = TypeVar("Config", bound=Lmk2VideoConfig)
 INDEX_FILE = "model_index.json"
+log = logging.getLogger(__name__)
 
 
 class Lmk2VideoTask(Task, Generic[Config]):
@@ -40,17 +44,17 @@ class Lmk2VideoTask(Task, Generic[Config]):
 
     Args:
         config: Settings of the stage.
-        data: Folder or URI of the data set.
+        data: The data sets.
         folder: Folder for the pinned annotations and latents.
     """
 
     weights_key: ClassVar[str]
     """Key by which first weights are drawn. It stays when a task is renamed, else the weights would change."""
 
-    def __init__(self, config: Config, data: str, folder: Path) -> None:
+    def __init__(self, config: Config, data: DataSets, folder: Path) -> None:
         self.config = config
         self.data = data
-        self.clips = ClipSource(config, data, folder)
+        self.clips = [ClipSource(config, place, folder, number) for number, place in enumerate(data.locations)]
 
     @property
     @abc.abstractmethod
@@ -78,16 +82,29 @@ class Lmk2VideoTask(Task, Generic[Config]):
         """Check settings, weights and data; see `train.task.Task`."""
         check_image_size(self.config.width, self.config.height, self.encoder.vae)
         weights = self.first_weights()
-        self.clips.find(self.encoder.provenance(), self.window.num_frames)
+        self._find(self.window.num_frames)
         return weights
 
     def prepare(self) -> None:
         """Pin the annotations and latents that the run reads; see `train.lmk2video.clip_source`."""
-        self.clips.pin(self.encoder.provenance())
+        for clips, found in zip(self.clips, self._find(), strict=True):
+            clips.pin(found)
 
-    def reads(self) -> ReadVersions:
-        """Versions that the run reads; see `train.task.Task`."""
-        return self.clips.reads()
+    def _find(self, num_frames: int = 1) -> list[Pinned]:
+        """Find what to train on in each data set, and check that all go together."""
+        encoders = self.encoder.provenance()
+        found = [clips.find(encoders, num_frames) for clips in self.clips]
+        # Latents are read where all data sets have them: one batch cannot hold both latents and images.
+        without = [clips.storage.uri for clips, one in zip(self.clips, found, strict=True) if one.latents is None]
+        if without and len(without) < len(found):
+            log.warning("%s has no latents, so that images are encoded in every step", " and ".join(without))
+            found = [clips.find(encoders, num_frames, latents_too=False) for clips in self.clips]
+        check_together([clips.open_found(one) for clips, one in zip(self.clips, found, strict=True)])
+        return found
+
+    def reads(self) -> tuple[ReadVersions, ...]:
+        """Versions that the run reads of each data set; see `train.task.Task`."""
+        return tuple(clips.reads() for clips in self.clips)
 
     @functools.cached_property
     def encoder(self) -> ImageNetworks:
@@ -106,9 +123,10 @@ class Lmk2VideoTask(Task, Generic[Config]):
         assert self.config.init is not None
         return pipeline_folder(self.config.init, "Lmk2Video", "--config.init")
 
-    def dataset(self, seed: int) -> Lmk2VideoDataset:
+    def dataset(self, seed: int) -> SlotDataset:
         """Target windows with references; see `Lmk2VideoDataset`."""
-        return Lmk2VideoDataset(self.clips.reader(), self.item_config(), seed)
+        size = self.item_config()
+        return self.data.mixed([Lmk2VideoDataset(clips.reader(), size, seed) for clips in self.clips], seed)
 
     def item_config(self) -> ItemConfig:
         """Content of an item of the data set."""
@@ -117,7 +135,7 @@ class Lmk2VideoTask(Task, Generic[Config]):
             size=ImageSize(width=config.width, height=config.height, factor=self.encoder.scale),
             window=self.window,
             min_reference_gap=config.min_reference_gap,
-            latents=self.clips.pinned.latents is not None,
+            latents=self.clips[0].pinned.latents is not None,
             face_weight=config.face_weight,
             mouth_weight=config.mouth_weight,
             keep_in_memory_mb=config.keep_in_memory_mb,
@@ -176,11 +194,10 @@ class Lmk2VideoTask(Task, Generic[Config]):
         """Compare clips, driven by their own landmarks from their own reference frame, with the true frames."""
         from train.lmk2video.validation import validate
 
-        # The versions that the run began with, even if there are newer ones by now.
-        pinned = self.clips.pinned
-        joined = tuple(version.version for version in pinned.joined)
-        config = dataclasses.replace(self.config, annotation=pinned.version, join=joined)
-        return validate(config, self.data, weights, folder, device)
+        held_out, training = (
+            ReaderChain([clips.validation_reader(split) for clips in self.clips]) for split in ("val", "train")
+        )
+        return validate(self.config, held_out, training, weights, folder, device)
 
     def _encoded(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Moments of target `[B, F, 2C, h, w]` and reference `[B, 2C, h, w]`, the reference's embedding `[B, D]`."""

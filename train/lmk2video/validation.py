@@ -11,12 +11,13 @@ import torch
 
 from annotate.landmarks import LandmarkEngine
 from infer.evaluation.comparison import Comparison
-from infer.evaluation.driven_clip import DRIVER_COLUMNS, DrivenClip, read_cross_driven, read_driven_clips
+from infer.evaluation.driven_clip import DrivenClip, read_cross_driven, read_driven_clips
 from infer.evaluation.evaluation_result import Evaluation, write_evaluations
 from infer.evaluation.video_evaluation import Sampling, evaluate_pipeline
 from infer.metrics.face_reading import face_engine
 from shards.order import spread
-from shards.reader import Sample, ShardReader
+from shards.reader import Sample
+from shards.reader_chain import ReaderChain
 from talkinghead.pipelines.talking_head import TalkingHeadPipeline
 from train.lmk2video.config import Lmk2VideoConfig
 
@@ -26,7 +27,14 @@ HELD_OUT, TRAINING, CROSS = "held-out clips", "training clips", "driven by anoth
 _SHORT = {HELD_OUT: "held-out", TRAINING: "training", CROSS: "cross"}
 
 
-def validate(config: Lmk2VideoConfig, data: str, weights: Path, folder: Path, device: torch.device) -> dict[str, float]:
+def validate(
+    config: Lmk2VideoConfig,
+    held_out: ReaderChain,
+    training: ReaderChain,
+    weights: Path,
+    folder: Path,
+    device: torch.device,
+) -> dict[str, float]:
     """Validate either stage; see `train.task.Task.validate`.
 
     Held-out clips and as many training clips drive their own reference frames; then a training clip's reference frame
@@ -36,7 +44,8 @@ def validate(config: Lmk2VideoConfig, data: str, weights: Path, folder: Path, de
 
     Args:
         config: Settings of the training.
-        data: Folder or URI of the data set.
+        held_out: Held-out clips.
+        training: Clips that are trained on.
         weights: Folder of an exported pipeline.
         folder: Folder for `validation.json`, its table, contact sheets and videos.
         device: Device of the pipeline.
@@ -54,7 +63,7 @@ def validate(config: Lmk2VideoConfig, data: str, weights: Path, folder: Path, de
     sampling = Sampling(steps=config.validation_steps, guidance=config.validation_guidance)
     evaluations: dict[str, Evaluation] = {}
     # Clips are read one at a time, as they are evaluated.
-    for title, clips in _chosen(config, data).items():
+    for title, clips in _chosen(config, held_out, training).items():
         started = time.perf_counter()
         evaluations[title] = evaluate_pipeline(
             pipeline,
@@ -82,11 +91,16 @@ def _engine() -> LandmarkEngine | None:
         return None
 
 
-def _chosen(config: Lmk2VideoConfig, data: str) -> dict[str, Iterator[DrivenClip]]:
-    """Groups of clips by title, equal at every step."""
-    held_out, training = (_samples(config, data, split) for split in ("val", "train"))
+def _chosen(
+    config: Lmk2VideoConfig, all_held_out: ReaderChain, all_training: ReaderChain
+) -> dict[str, Iterator[DrivenClip]]:
+    """Groups of clips by title, from all over each, equal at every step."""
+    held_out, training = (
+        [clips[number] for number in spread(len(clips), config.validation_clips)]
+        for clips in (all_held_out, all_training)
+    )
     if not (held_out or training):
-        raise ValueError(f"no clip of {data} shows a face: there is nothing to validate on")
+        raise ValueError(f"no clip of {all_training.name} shows a face: there is nothing to validate on")
 
     def own(samples: list[Sample]) -> Iterator[DrivenClip]:
         return read_driven_clips(samples, config.width, config.height, frames=config.validation_frames)
@@ -105,16 +119,3 @@ def _chosen(config: Lmk2VideoConfig, data: str) -> dict[str, Iterator[DrivenClip
 
 def _cross(config: Lmk2VideoConfig, reference: Sample, driver: Sample) -> Iterator[DrivenClip]:
     yield read_cross_driven(reference, driver, config.width, config.height, frames=config.validation_frames)
-
-
-def _samples(config: Lmk2VideoConfig, data: str, split: str) -> list[Sample]:
-    """Clips from all over a split, by the rules of the training; of the training split only persons trained on."""
-    reader = ShardReader(
-        data,
-        version=config.annotation,
-        columns=DRIVER_COLUMNS,
-        join=config.join,
-        decoder=config.decoder,
-        **config.arguments(split),
-    )
-    return [reader[number] for number in spread(len(reader), config.validation_clips)]

@@ -30,6 +30,7 @@ from talkinghead.config import shown
 from talkinghead.files.atomic import sweep, write_whole
 from talkinghead.files.foreign import parse_json, read_limited, warn_of_owner
 from talkinghead.provenance import library_versions, pretty_json
+from train.data_sets import DataSets
 from train.recipe import Recipe, full_name, make_task, recipe_from_json, recipe_to_json
 from train.run.run_lock import LOCK, locked, refuse_strange
 from train.task import Provenance
@@ -60,6 +61,10 @@ class RunConfig:
     recipe: Recipe
     data: str
     """Folder or URI of the data set, without credentials."""
+    more_data: tuple[str, ...] = ()
+    """Further data sets that are drawn from, too."""
+    data_weights: tuple[float, ...] = ()
+    """How often each data set is drawn from; see `train.data_sets`."""
     annotation: Mapping[str, str] = field(default_factory=dict)
     """Version and index hash of the annotations that the run began with; empty when the data set has none."""
     weights: Mapping[str, Provenance] = field(default_factory=dict)
@@ -70,6 +75,12 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "task", full_name(self.task))  # the class is frozen
+        self.data_sets  # noqa: B018  raises where they make no sense
+
+    @property
+    def data_sets(self) -> DataSets:
+        """All data sets, without credentials."""
+        return DataSets(locations=(self.data, *self.more_data), weights=self.data_weights)
 
     def to_json(self) -> dict[str, Any]:
         """Content of config.json."""
@@ -79,6 +90,8 @@ class RunConfig:
             "recipe_name": self.recipe_name,
             "recipe": recipe_to_json(self.recipe),
             "data": self.data,
+            "more_data": list(self.more_data),
+            "data_weights": list(self.data_weights),
             "annotation": dict(self.annotation),
             "weights": {name: dict(found) for name, found in self.weights.items()},
             "libraries": dict(self.libraries),
@@ -91,13 +104,17 @@ class RunConfig:
             raise ValueError(f"it has format {shown(value['format'])}, this code reads {_FORMAT}")
         json.dumps(value, allow_nan=False)  # NaN, which Python reads, is refused
         rest = {name: item for name, item in value.items() if name not in ("format", "recipe")}
-        texts = [rest.get(name, "") for name in ("task", "recipe_name", "data")]
+        more, weights = (tuple(rest.pop(name, ())) for name in ("more_data", "data_weights"))  # older runs have none
+        texts = [*(rest.get(name, "") for name in ("task", "recipe_name", "data")), *more]
         tables = [rest.get(name, {}) for name in ("annotation", "libraries")]
         if not all(isinstance(text, str) for text in texts) or not all(map(_is_table, tables)):
             raise TypeError("something else stands where a text belongs")
         if any(not _is_table(found) or not found.keys() >= _PROVENANCE for found in rest.get("weights", {}).values()):
             raise TypeError("something else stands where texts about weights belong")
-        return cls(recipe=recipe_from_json(value["task"], value["recipe"]), **rest)
+        if not all(isinstance(weight, int | float) for weight in weights):
+            raise TypeError("something else stands where a weight belongs")
+        recipe = recipe_from_json(value["task"], value["recipe"])
+        return cls(recipe=recipe, more_data=more, data_weights=weights, **rest)
 
 
 class RunFolder:
@@ -114,6 +131,7 @@ class RunFolder:
         self.task = config.task
         self.recipe = config.recipe
         self.data = config.data
+        self.data_sets = config.data_sets
         self.task_folder = path / "task"
         self.checkpoints = path / "checkpoints"
         self.metrics = path / "metrics.jsonl"
@@ -234,7 +252,7 @@ class RunFolder:
             yield
 
 
-def begin(path: str | Path, config: RunConfig, data: str | None = None) -> RunFolder:
+def begin(path: str | Path, config: RunConfig, data: DataSets | None = None) -> RunFolder:
     """Check what was asked for, then create a run, or go on with the one at `path`; see `RunFolder.start`.
 
     Whatever can be wrong with settings, data and weights is found while RUN is still as it was.
@@ -242,14 +260,14 @@ def begin(path: str | Path, config: RunConfig, data: str | None = None) -> RunFo
     Args:
         path: RUN.
         config: Task, recipe and data; the provenance of first weights is filled in here.
-        data: Location of the data set, where config.json must not name it in full.
+        data: The data sets, where config.json must not name them in full.
 
     Raises:
         ValueError: Data or weights are missing or unsuitable, settings make no model, or RUN holds something else.
     """
     folder = check_place(path) / "task"
     # `check` writes nothing, so the folder need not exist yet.
-    weights = make_task(config.task, config.recipe.config, data or config.data, folder).check()
+    weights = make_task(config.task, config.recipe.config, data or config.data_sets, folder).check()
     recipe = dataclasses.replace(config.recipe, config=_with_places(config.recipe.config, weights))
     return RunFolder.start(path, dataclasses.replace(config, recipe=recipe, weights=weights))
 
@@ -314,7 +332,8 @@ def _deciding(config: RunConfig) -> dict[str, Any]:
     for name, found in value["weights"].items():  # their content counts, not their place
         settings[name] = f"sha256 {found['sha256'][:16]}"
     parts = {"config": settings, "train": train | deciding, "lora": value["recipe"]["lora"]}
-    return dict(_leaves({"task": value["task"], "data": value["data"], **parts}))
+    names = ("task", "data", "more_data", "data_weights")
+    return dict(_leaves({name: value[name] for name in names} | parts))
 
 
 def _is_table(value: Any) -> bool:

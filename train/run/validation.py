@@ -25,6 +25,7 @@ from talkinghead.files.atomic import sweep, temporary_folder, write_whole
 from talkinghead.files.foreign import open_own, open_regular, read_json, warn_of_owner
 from talkinghead.runtime.child_process import end_with
 from train.config import ValidationConfig
+from train.data_sets import DataSets
 from train.recipe import make_task
 from train.run.run_folder import RunFolder, folder_name, steps_in
 from train.trainer.port import MEETING_VARIABLE
@@ -153,13 +154,13 @@ class Validations:
         self._failed = step
 
 
-def run_validation(run: RunFolder, step: int, data: str, parent: int | None = None) -> Path:
+def run_validation(run: RunFolder, step: int, data: DataSets, parent: int | None = None) -> Path:
     """Validate the weights of a step in this process.
 
     Args:
         run: Folder of the run.
         step: Step whose weights are validated.
-        data: Location of the data set.
+        data: The data sets.
         parent: Process id of the training, of which this process is a child: it lowers its priority, and ends when the
             training ends. None: not a child.
 

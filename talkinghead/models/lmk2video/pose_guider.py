@@ -236,6 +236,7 @@ class PoseGuider(StrictModel):
             raise ValueError(
                 f"guidance images of {width}x{height} pixels: width and height must be multiples of {GUIDANCE_SCALE}"
             )
+        self._check_statistics(batch * num_frames, height, width)
         # The reference's landmarks at every scale, one for each sample; None where there is no attention to them.
         attended = self._reference(reference, batch)
 
@@ -251,6 +252,18 @@ class PoseGuider(StrictModel):
                 hidden = self.reference_attentions[number - 1](hidden, attended[number - 1])
             outputs.append(self._finish(number, hidden))
         return tuple(output.unflatten(0, (batch, num_frames)) for output in outputs)
+
+    def _check_statistics(self, count: int, height: int, width: int) -> None:
+        """Refuse images that are a single value of each channel at the coarsest scale, which has no variance."""
+        if self.normalisation == "frame" or not (self.training or isinstance(self.conv_layers[1], WindowNorm)):
+            return
+        side = GUIDANCE_SCALE * 2 ** (self.num_scales - 1)
+        if count * math.ceil(height / side) * math.ceil(width / side) < 2:
+            raise ValueError(
+                f"this PoseGuider ({self.normalisation}) normalises over the positions of an image, and one of"
+                f" {width}x{height} pixels has a single position at its coarsest scale: take images wider or higher"
+                f" than {side} pixels"
+            )
 
     def encode_reference(self, reference: Tensor) -> tuple[Tensor, ...]:
         """Features of the references' landmarks, to which driving landmarks attend.

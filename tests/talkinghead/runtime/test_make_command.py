@@ -41,6 +41,7 @@ TARGETS = {
     "AUDIO": "animate",
     "OUT": "animate",
     "WEIGHTS": "animate",
+    "ADAPTER": "animate",
 }
 """Variable → a target whose command takes it."""
 

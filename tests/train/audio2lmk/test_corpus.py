@@ -23,6 +23,7 @@ from tests.support.derived_data import TOY, ToySettings, add_version, toy
 from tests.support.speech_data import build_speech_data, clip_key, store_fits
 from train.audio2lmk.corpus import CLIPS_FILE, STATISTICS_FILE, Corpus, CorpusConfig
 from train.clip_choice import ClipChoice, PinnedVersion, ReadVersions
+from train.data_sets import DataSets
 from train.recipe import make_task, recipes_of
 
 
@@ -34,8 +35,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Storage:
 @pytest.fixture
 def corpus(data: Storage, tmp_path: Path) -> Corpus:
     (tmp_path / "task").mkdir()
-    Corpus(CorpusConfig(data=data.uri), tmp_path / "task").derive()
-    return Corpus(CorpusConfig(data=data.uri), tmp_path / "task")
+    Corpus(CorpusConfig(data=DataSets.of(data.uri)), tmp_path / "task").derive()
+    return Corpus(CorpusConfig(data=DataSets.of(data.uri)), tmp_path / "task")
 
 
 # --- out of the data set, or made here --------------------------------------------------------------------------------
@@ -50,8 +51,8 @@ def own(data: Storage, tmp_path: Path) -> Storage:
 
 def derived(storage: Storage, folder: Path, choice: ClipChoice = ClipChoice(), **settings: Any) -> Corpus:  # noqa: B008
     folder.mkdir()
-    Corpus(CorpusConfig(data=storage.uri, choice=choice, **settings), folder).derive()
-    return Corpus(CorpusConfig(data=storage.uri, choice=choice, **settings), folder)
+    Corpus(CorpusConfig(data=DataSets.of(storage.uri), choice=choice, **settings), folder).derive()
+    return Corpus(CorpusConfig(data=DataSets.of(storage.uri), choice=choice, **settings), folder)
 
 
 def spoil_shards(storage: Storage) -> None:
@@ -77,8 +78,8 @@ def test_fits_in_the_data_set_are_read_without_a_clip(
     assert "make basis" not in caplog.text and caplog.text.count("read out of the data set") == 2
     hashes = {entry.name: entry.sha256 for entry in entries}
     assert there.statistics == dataclasses.replace(here.statistics, fits=hashes)
-    assert there.reads() == ReadVersions(versions=("v1",), fits=tuple(sorted(hashes.values())))
-    assert here.reads() == ReadVersions(versions=("v1",))
+    assert there.reads() == (ReadVersions(versions=("v1",), fits=tuple(sorted(hashes.values()))),)
+    assert here.reads() == (ReadVersions(versions=("v1",)),)
     names = {path.name for path in here.folder.iterdir()}
     assert names == {path.name for path in there.folder.iterdir()} and len(names) == 5
     for name in names - {STATISTICS_FILE}:
@@ -126,7 +127,7 @@ def test_rules_choose_clips_of_both_splits_and_persons_only_those_to_train_on(
     # What was joined is pinned, and what came later is not read.
     pinned = PinnedVersion(version=version.version, index=version.index)
     assert corpus.statistics.joined == (pinned,)
-    assert corpus.reads().versions == ("v1", version.version)
+    assert corpus.reads()[0].versions == ("v1", version.version)
     add_version(
         own, TOY, lambda row, valid: dataclasses.replace(toy(row, valid), scores={}), settings=ToySettings(number=1)
     )
@@ -155,10 +156,10 @@ def test_clips_without_speech_are_left_out_by_runs_that_begin_after_the_column_w
     version = add_version(own, activity, listened, pins={})
     after = derived(own, tmp_path / "after", ClipChoice())
     assert sorted(after.reader(("mesh",)).keys) == [clip_key(0), clip_key(2)] and after.statistics.num_clips == 2
-    assert after.reads().versions == ("v1", version.version)
+    assert after.reads()[0].versions == ("v1", version.version)
     # The one that had begun goes on with its clips.
     going_on = Corpus(before.config, before.folder)
-    assert len(going_on.check()) == 3 and len(going_on.reader(("mesh",))) == 3
+    assert len(going_on.check()[0]) == 3 and len(going_on.reader(("mesh",))) == 3
 
 
 # --- in the RUN of a stranger -----------------------------------------------------------------------------------------
@@ -169,7 +170,7 @@ def test_a_run_of_before_global_fits_goes_on(corpus: Corpus) -> None:
     older = {name: value for name, value in json.loads(file.read_text()).items() if name not in ("joined", "fits")}
     file.write_text(json.dumps(older))
     assert sorted(corpus.reader(("mesh",)).keys) == [clip_key(0), clip_key(1), clip_key(2)]
-    assert corpus.reads() == ReadVersions(versions=("v1",))
+    assert corpus.reads() == (ReadVersions(versions=("v1",)),)
 
 
 def test_tables_of_older_runs_are_read(corpus: Corpus) -> None:

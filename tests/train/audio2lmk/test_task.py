@@ -26,6 +26,7 @@ from tests.support.training import batches_of, losses_of
 from train.audio2lmk import validation
 from train.audio2lmk.corpus import Corpus, CorpusConfig
 from train.audio2lmk.task import speech_window
+from train.data_sets import DataSets
 from train.recipe import make_task, recipe_from_json, recipe_to_json, recipes_of
 from train.task import Batch, Task
 
@@ -37,7 +38,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Storage:
 
 @pytest.fixture(scope="module")
 def corpus(data: Storage, tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    found = Corpus(CorpusConfig(data=data.uri), tmp_path_factory.mktemp("corpus"))
+    found = Corpus(CorpusConfig(data=DataSets.of(data.uri)), tmp_path_factory.mktemp("corpus"))
     found.derive()
     return found
 
@@ -85,7 +86,7 @@ def test_corpus_poses_are_about_the_rest_pose(corpus):
 
 def test_statistics_are_about_the_origin_that_the_recipe_takes(data, corpus, tmp_path):
     """About the rest pose the mean is small; about the first frame, where the clips are silent, it is half a nod."""
-    about_first = Corpus(CorpusConfig(data=data.uri, pose_origin="first"), tmp_path)
+    about_first = Corpus(CorpusConfig(data=DataSets.of(data.uri), pose_origin="first"), tmp_path)
     about_first.derive()
     assert about_first.statistics.pose_mean[0] == pytest.approx(2, abs=0.3)
     assert abs(corpus.statistics.pose_mean[0]) < 0.5
@@ -127,7 +128,7 @@ def test_settings_that_cannot_work_are_refused(changes, message):
 
 
 def test_a_changed_data_set_is_refused(data, corpus, tmp_path):
-    changed = Corpus(CorpusConfig(data=data.uri), corpus.folder)
+    changed = Corpus(CorpusConfig(data=DataSets.of(data.uri)), corpus.folder)
     changed.statistics = dataclasses.replace(corpus.statistics, index="index/v1.000000000000.parquet")
     with pytest.raises(ValueError, match="has changed since this run began"):
         changed.reader(("mesh",))
@@ -192,7 +193,7 @@ def test_mesh_loss_weights(data, tmp_path):
     batch = batch_of(plain)
     module = plain.build()
     found = {name: losses_of(task, module, batch) for name, task in (("a", plain), ("b", lips), ("c", velocity))}
-    corpus = Corpus(CorpusConfig(data=data.uri), tmp_path / "a")
+    corpus = Corpus(CorpusConfig(data=DataSets.of(data.uri)), tmp_path / "a")
     offset = (batch["mesh"] - corpus.neutral_meshes(batch["keys"])[:, None]).abs()
     offset = torch.where(batch["valid"][..., None, None], offset, 0.0)
     by_hand = offset.mean(dim=(-1, -2)).sum(dim=1) / batch["valid"].sum(dim=1)

@@ -77,10 +77,10 @@ def train(path: Path, name: str, data: str, strategy: str = "ddp", kill_at: int 
     trainer = Trainer(task, chosen.train, run, LocalPort(rank=rank, world=world, local_rank=rank, local_world=world))
     loss = task.loss
 
-    def dying(module: Any, batch: Any, *, seed: int) -> Any:
+    def dying(module: Any, batch: Any, **about: Any) -> Any:
         if trainer.step == kill_at:
             raise Killed
-        return loss(module, batch, seed=seed)
+        return loss(module, batch, **about)
 
     task.loss = dying  # type: ignore[method-assign]
     try:

@@ -64,11 +64,11 @@ def test_pinned_clips_of_another_kind_are_one_line(data: Storage, tmp_path: Path
     task = prepared("stage1", data, tmp_path / "task")
     (tmp_path / "task" / FILE).write_bytes(content)
     with pytest.raises(ValueError, match=r"clips\.json is damaged: [^\n]+; take another RUN"):
-        task.clips.reader()
+        task.clips[0].reader()
     (tmp_path / "task" / FILE).unlink()
     os.mkfifo(tmp_path / "task" / FILE)
     with pytest.raises(ValueError, match="is a named pipe"):
-        task.clips.reader()
+        task.clips[0].reader()
 
 
 def test_an_export_names_no_place_of_the_machine(data: Storage, stage1: Path, tmp_path: Path) -> None:

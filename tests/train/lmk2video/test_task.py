@@ -141,14 +141,14 @@ def test_cached_latents_give_the_same_gradients(
     storage = Storage(tmp_path / "data")
     add_latents(storage, ImageNetworks.load("tiny", "tiny"), 32, 32)
     cached = prepared(task.weights_key, storage, tmp_path / "task", config=task.config)
-    assert cached.clips.pinned.latents == LATENTS_VERSION
+    assert cached.clips[0].pinned.latents == LATENTS_VERSION
     read = batch_of(cached, 4)
     assert "target" not in read and read["keys"] == batch["keys"]
     found = gradients(cached, module, [read])
     for name, value in whole.items():  # moments are rounded to half precision in both, but not always alike
         torch.testing.assert_close(found[name], value, rtol=1e-2, atol=2e-3 * float(value.abs().max()), msg=name)
     refused = prepared(task.weights_key, storage, tmp_path / "other", config=task.config, use_latents="no")
-    assert refused.clips.pinned.latents is None
+    assert refused.clips[0].pinned.latents is None
 
 
 # --- what is trained --------------------------------------------------------------------------------------------------
@@ -423,10 +423,10 @@ def test_rules_choose_clips_and_what_they_join_is_pinned(data: Storage, tmp_path
     add_latents(storage, ImageNetworks.load("tiny", "tiny"), 32, 32)
     rules = {"at_least": ("toy_score=3",), "person": ("person-0",)}
     task = prepared("stage1", storage, tmp_path / "task", **rules)
-    assert task.clips.reader().keys == [clip_key(1)]
+    assert task.clips[0].reader().keys == [clip_key(1)]
     pinned = PinnedVersion(version=version.version, index=version.index)
-    assert task.clips.pinned.joined == (pinned,)
-    assert task.reads() == ReadVersions(versions=("v1", LATENTS_VERSION, version.version))
+    assert task.clips[0].pinned.joined == (pinned,)
+    assert task.reads() == (ReadVersions(versions=("v1", LATENTS_VERSION, version.version)),)
 
     # Newer scores would leave nothing; the run does not read them, but notices others in the place of its own.
     scores.clear()
@@ -434,12 +434,12 @@ def test_rules_choose_clips_and_what_they_join_is_pinned(data: Storage, tmp_path
     add_version(storage, TOY, scored, settings=ToySettings(number=1))
     again = make_task("stage1", task.config, storage.uri, tmp_path / "task")
     again.check()
-    assert again.clips.reader().keys == [clip_key(1)]  # type: ignore[attr-defined]
+    assert again.clips[0].reader().keys == [clip_key(1)]  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match=r"train split of .* has no clip of person-0"):
         make_task("stage1", task.config, storage.uri, tmp_path / "new").check()
     add_version(storage, TOY, scored)
     with pytest.raises(ValueError, match="has changed since this run began"):
-        make_task("stage1", task.config, storage.uri, tmp_path / "task").clips.reader()  # type: ignore[attr-defined]
+        make_task("stage1", task.config, storage.uri, tmp_path / "task").clips[0].reader()  # type: ignore[attr-defined]
 
 
 def test_rules_hold_for_validation_clips_but_not_persons(data: Storage, tmp_path: Path) -> None:
@@ -467,7 +467,7 @@ def test_a_run_that_pinned_no_joined_columns_goes_on(data: Storage, tmp_path: Pa
     file.write_text(
         json.dumps({name: value for name, value in json.loads(file.read_text()).items() if name != "joined"})
     )
-    assert make_task("stage1", task.config, data.uri, tmp_path / "task").reads() == ReadVersions(versions=("v1",))
+    assert make_task("stage1", task.config, data.uri, tmp_path / "task").reads() == (ReadVersions(versions=("v1",)),)
 
 
 def test_clips_without_latents_are_said_once(
@@ -485,7 +485,7 @@ def test_clips_without_latents_are_said_once(
 
     monkeypatch.setattr(Index, "has_member", encoded)
     task = prepared("stage1", storage, tmp_path / "task")
-    assert task.clips.pinned.latents == LATENTS_VERSION
+    assert task.clips[0].pinned.latents == LATENTS_VERSION
     assert "only 1 of 3 training clips have latents" in caplog.text and "use_latents to no" in caplog.text
 
 

@@ -94,10 +94,10 @@ def train(path: Path, chosen: Recipe, data: str, *, kill_at: int | None = None, 
     trainer = Trainer(task, chosen.train, run, LocalPort(rank=rank, world=world, local_rank=rank, local_world=world))
     loss = task.loss
 
-    def dying(module: Any, batch: Any, *, seed: int) -> Any:
+    def dying(module: Any, batch: Any, **about: Any) -> Any:
         if trainer.step == kill_at:
             raise Killed
-        return loss(module, batch, seed=seed)
+        return loss(module, batch, **about)
 
     task.loss = dying  # type: ignore[method-assign]
     try:

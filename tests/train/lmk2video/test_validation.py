@@ -10,12 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from infer.evaluation.driven_clip import DRIVER_COLUMNS
 from infer.evaluation.evaluation_result import read_evaluations
 from infer.evaluation.video_evaluation import NO_MOTION
+from shards.reader import ShardReader
+from shards.reader_chain import ReaderChain
 from tests.support.real_clips import build_real_data
 from tests.support.tiny_pipeline import tiny_pipeline
 from train.lmk2video.config import Lmk2VideoConfig
-from train.lmk2video.validation import CROSS, HELD_OUT, TRAINING, validate
+from train.lmk2video.validation import CROSS, HELD_OUT, TRAINING
+from train.lmk2video.validation import validate as validate_clips
 from train.run.overview import newest_validation, write_overview
 
 CPU = torch.device("cpu")
@@ -31,6 +35,14 @@ def data(tmp_path_factory: pytest.TempPathFactory, shared: Path) -> str:
     return str(root)
 
 
+def validate(config: Lmk2VideoConfig, data: str, weights: Path, folder: Path) -> dict[str, float]:
+    held_out, training = (
+        ReaderChain([ShardReader(data, columns=DRIVER_COLUMNS, **config.arguments(split))])
+        for split in ("val", "train")
+    )
+    return validate_clips(config, held_out, training, weights, folder, CPU)
+
+
 def weights(folder: Path, *, motion: bool) -> Path:
     tiny_pipeline(motion=motion, width=64, height=64).save_pretrained(folder)
     return folder
@@ -41,7 +53,7 @@ def test_clips_sheets_and_figures(data: str, tmp_path: Path) -> None:
     folder = run / "validation" / "step-00000010"
     folder.mkdir(parents=True)
     export = weights(run / "pretrained_model", motion=True)
-    figures = validate(QUICK, data, export, folder, CPU)
+    figures = validate(QUICK, data, export, folder)
     found = read_evaluations(folder)
     assert list(found) == [HELD_OUT, TRAINING, CROSS]
     assert [item.num_frames for item in found.values()] == [12, 12, 12]
@@ -68,7 +80,7 @@ def test_clips_sheets_and_figures(data: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_same_weights_get_the_same_figures(data: str, tmp_path: Path) -> None:
     export = weights(tmp_path / "weights", motion=False)
-    first, second = (validate(QUICK, data, export, tmp_path / name, CPU) for name in ("one", "two"))
+    first, second = (validate(QUICK, data, export, tmp_path / name) for name in ("one", "two"))
     assert first == second
     assert not any(
         NO_MOTION in subject.name for item in read_evaluations(tmp_path / "one").values() for subject in item.subjects
@@ -83,7 +95,7 @@ def test_without_held_out_clips(
     build_real_data(tmp_path / "data", shared, held_out=False)
     export = weights(tmp_path / "weights", motion=False)
     config = replace(QUICK, validation_clips=2, validation_frames=4)
-    validate(config, str(tmp_path / "data"), export, tmp_path / "found", CPU)
+    validate(config, str(tmp_path / "data"), export, tmp_path / "found")
     assert {title: len(item.clips) for title, item in read_evaluations(tmp_path / "found").items()} == {
         TRAINING: 2, CROSS: 1
     }  # fmt: skip
@@ -92,7 +104,7 @@ def test_without_held_out_clips(
     assert own.result("psnr").value and own.result("face_found").reason_unavailable == "needs shown_landmarks"
     assert any("Without a face model" in note for note in own.notes)
     with pytest.raises(ValueError, match="no sample"):
-        validate(replace(config, person=("nobody",)), str(tmp_path / "data"), export, tmp_path, CPU)
+        validate(replace(config, person=("nobody",)), str(tmp_path / "data"), export, tmp_path)
 
 
 @pytest.mark.slow
@@ -102,5 +114,5 @@ def test_a_tiny_validation_takes_no_minute(data: str, tmp_path: Path, motion: bo
     torch.set_num_threads(1)
     export = weights(tmp_path / "weights", motion=motion)
     started = time.process_time()
-    validate(Lmk2VideoConfig(width=64, height=64), data, export, tmp_path / "found", CPU)
+    validate(Lmk2VideoConfig(width=64, height=64), data, export, tmp_path / "found")
     assert time.process_time() - started < 60

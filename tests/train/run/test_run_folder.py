@@ -16,6 +16,7 @@ from talkinghead.files.storage import Storage
 from tests.support import toy_task
 from train import commands
 from train.config import ParallelConfig, ScheduleConfig
+from train.data_sets import DataSets
 from train.launch.start import LaunchSettings
 from train.recipe import SHORT_NAMES, TASKS, Recipe, recipes_of
 from train.run.run_folder import RunConfig, RunFolder, begin, check_place, differences
@@ -236,15 +237,23 @@ def test_credentials_of_the_data_stay_out_of_the_run(path: Path, monkeypatch: py
     uri = "s3://key:secret@bucket/data?region=x"
     seen: dict[str, Any] = {}
 
-    def start(run: Path, asked: RunConfig, where: LaunchSettings, data: str | None) -> RunFolder:
+    def start(run: Path, asked: RunConfig, where: LaunchSettings, data: DataSets | None) -> RunFolder:
         seen.update(data=data)
         return RunFolder.start(run, asked)
 
     monkeypatch.setattr(commands, "start", start)
     monkeypatch.setattr(commands, "_annotation", lambda storage, config: {})
     commands.train(commands.parse("toy", ["tiny", "--data", uri, "--run", str(path)]))
-    assert seen["data"] == Storage(uri).location
+    assert seen["data"] == DataSets.of(Storage(uri).location)
     assert "secret" not in (path / "config.json").read_text()
     commands.train(commands.parse("toy", ["tiny", "--data", "some/data", "--run", str(path.with_name("other"))]))
     assert seen["data"] is None, "config.json names it in full, wherever it is read"
+    third = path.with_name("third")
+    more = ["--more-data", uri, "--data-weights", "3", "1"]
+    commands.train(commands.parse("toy", ["tiny", "--data", "some/data", *more, "--run", str(third)]))
+    assert seen["data"] == DataSets(
+        locations=(str(Path("some/data").absolute()), Storage(uri).location), weights=(3.0, 1.0)
+    )
+    assert "secret" not in (third / "config.json").read_text()
+    assert RunFolder.open(third).data_sets.weights == (3.0, 1.0)
     assert RunFolder.open(path.with_name("other")).data == str(Path("some/data").absolute())

@@ -185,7 +185,7 @@ def test_the_owner_is_named_if_it_is_another(
     monkeypatch.setattr(os, "geteuid", lambda: run.stat().st_uid + 1)  # a user who did not make it
     RunFolder.start(run, config())
     with pytest.raises(ValueError, match="the weights of step 4 are not in"):
-        run_validation(RunFolder.open(run), 4, "none")
+        run_validation(RunFolder.open(run), 4, RunFolder.open(run).data_sets)
     warned = [record for record in caplog.records if "belongs to another user" in record.message]
     assert len(warned) == 2 and all(record.levelno == logging.WARNING for record in warned)
 

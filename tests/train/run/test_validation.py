@@ -89,7 +89,7 @@ def test_figures_that_were_not_handed_out_before_a_kill_are_not_computed_again(t
     export_to = validations.folder(5) / "weights"
     export_to.mkdir(parents=True)
     export(export_to)
-    run_validation(run, 5, "none")
+    run_validation(run, 5, run.data_sets)
     again = make(run, figures)
     again.resume(5)
     again.poll()
@@ -121,7 +121,7 @@ def test_other_ranks_do_nothing(tmp_path: Path) -> None:
 def test_weights_that_are_gone_are_named(tmp_path: Path) -> None:
     run = run_of(tmp_path)
     with pytest.raises(ValueError, match="weights of step 7 are not in"):
-        run_validation(run, 7, "none")
+        run_validation(run, 7, run.data_sets)
 
 
 @pytest.mark.slow
@@ -159,7 +159,7 @@ def test_only_folders_of_our_form_are_removed(tmp_path: Path) -> None:
     validations = make(run, Figures())
     (validations.folder(9) / "weights").mkdir(parents=True)
     with pytest.raises(ValueError, match=r"\(there: 9\)"):
-        run_validation(run, 8, "none")
+        run_validation(run, 8, run.data_sets)
     validations.resume(5)
     left = sorted(entry.name for entry in run.validation.iterdir())
     assert left == ["step-000000009", "step-9", "step-final", "step-²"] and not validations._waiting

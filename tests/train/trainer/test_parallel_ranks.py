@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from shards.microbatches import BucketedMicrobatches
 from tests.support import toy_task
 from tests.support.training import Ranks, assert_same, lines, recipe, train
 from train.config import ParallelConfig
@@ -172,6 +173,21 @@ def test_three_ranks_resume_with_the_same_bits(tmp_path: Path) -> None:
     resumed, *_ = three.run(train, tmp_path / "run", recipe(large, global_batch=6))
     three.stop()
     assert_same(resumed, whole)
+
+
+def test_microbatches_of_unequal_sizes_weigh_by_their_samples(ranks: Ranks, tmp_path: Path) -> None:
+    """By length: 1 rank x 4 = 2 ranks x 2, and each sample counts once."""
+    chosen = recipe(microbatch_seconds=3.0, microbatch=1, log={"every": 1})
+    alone = train(tmp_path / "one", chosen)
+    first, second = ranks.run(train, tmp_path / "two", chosen)
+    assert_same(first, second)
+    assert_same(first, alone, ROUNDING)
+    order = BucketedMicrobatches(toy_task.ToyDataset(chosen.config, 0).num_frames, 3.0, 0)
+    sizes = [len(order.shares(number)) for number in range(4 * chosen.train.steps)]
+    assert len(set(sizes)) > 1, "or this test shows nothing"
+    for name in ("one", "two"):
+        epochs = [line["epoch"] for line in lines(tmp_path / name)]
+        assert epochs == [order.epoch(4 * step) for step in range(1, chosen.train.steps + 1)]
 
 
 def test_figures_are_those_of_all_ranks(ranks: Ranks, tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""What a training takes, told before it starts: memory, time, disk, and whether all of it fits."""
