@@ -56,6 +56,8 @@ class Config:
     """Slot after which reading waits for ever: a training that is to be killed cannot come to its end before."""
     step_s: float = 0.0
     """Seconds that the loss waits for each microbatch."""
+    allocate: int = 0
+    """Numbers for which the loss asks memory."""
     validate_s: float = 0.0
     """Seconds that a validation takes."""
     fail_validation: bool = False
@@ -177,6 +179,7 @@ class ToyTask(Task):
     ) -> Step:
         if self.config.step_s:
             time.sleep(self.config.step_s)
+        torch.empty(self.config.allocate)
         slots = batch["slot"].tolist()
         noise = torch.stack(
             [torch.from_numpy(rng.generator(seed, "toy noise", slot).standard_normal(NUM_INPUTS)) for slot in slots]

@@ -29,9 +29,7 @@ from train.launch.start import LaunchSettings
 from train.launch.torchrun import started_by_torchrun
 from train.recipe import make_task
 from train.run.metrics import check_online
-from train.run.run_folder import RunConfig, RunFolder, check_place, steps_in
-from train.run.run_folder import _has_trained as has_trained
-from train.run.run_folder import _with_places as with_places
+from train.run.run_folder import RunConfig, RunFolder, check_place, has_trained, steps_in, with_places
 from train.run.run_lock import LOCK, locked
 from train.task import Provenance
 

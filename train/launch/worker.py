@@ -57,7 +57,7 @@ def run_worker(path: Path, port: Port, data: DataSets | None = None, meeting: Me
     failures = FailureLog(run.logs)
     if data is not None:
         os.environ[DATA_VARIABLE] = data.to_text()
-    with _log_to(failures.rank_file(port.rank)), failures.recorded(port.rank):
+    with _log_to(failures.rank_file(port.rank)), failures.recorded(port.rank, run.recipe.train):
         # Join the other ranks. The second group has a long timeout, for deriving and exporting on rank 0.
         torch.set_num_threads(cpu_threads(run.recipe.train.parallel, port))
         with process_group(run.recipe.train.parallel, port, meeting), contextlib.ExitStack() as stack:

@@ -48,6 +48,8 @@ class Lmk2VideoTask(Task, Generic[Config]):
         folder: Folder for the pinned annotations and latents.
     """
 
+    columns: ClassVar[tuple[str, ...]] = ("landmarks", "valid")
+    """Annotation columns of a batch."""
     weights_key: ClassVar[str]
     """Key by which first weights are drawn. It stays when a task is renamed, else the weights would change."""
 

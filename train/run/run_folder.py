@@ -191,7 +191,7 @@ class RunFolder:
             # If there is a run: go on with it, refuse, or start anew where nothing is lost.
             if (there := cls._there(folder)) is not None:
                 warn_of_owner(folder)
-                if _has_trained(folder):
+                if has_trained(folder):
                     cls._check_alike(there, config, folder)
                     # What the task derived belongs to the annotations that the run began with, not to the newest ones.
                     config = dataclasses.replace(config, annotation=there.annotation)
@@ -268,11 +268,11 @@ def begin(path: str | Path, config: RunConfig, data: DataSets | None = None) -> 
     folder = check_place(path) / "task"
     # `check` writes nothing, so the folder need not exist yet.
     weights = make_task(config.task, config.recipe.config, data or config.data_sets, folder).check()
-    recipe = dataclasses.replace(config.recipe, config=_with_places(config.recipe.config, weights))
+    recipe = dataclasses.replace(config.recipe, config=with_places(config.recipe.config, weights))
     return RunFolder.start(path, dataclasses.replace(config, recipe=recipe, weights=weights))
 
 
-def _with_places(config: Any, weights: Mapping[str, Provenance]) -> Any:
+def with_places(config: Any, weights: Mapping[str, Provenance]) -> Any:
     """Settings with absolute paths of weights: a rank elsewhere has another working folder."""
     places = {name: getattr(config, name) for name, found in weights.items() if found["kind"] in ("folder", "file")}
     return dataclasses.replace(config, **{name: str(Path(place).absolute()) for name, place in places.items()})
@@ -341,7 +341,7 @@ def _is_table(value: Any) -> bool:
     return isinstance(value, Mapping) and all(isinstance(item, str) for item in value.values())
 
 
-def _has_trained(folder: Path) -> bool:
+def has_trained(folder: Path) -> bool:
     """Whether a run has a checkpoint or weights, which would be lost if it started anew."""
     return any((folder / "checkpoints").glob("step-*")) or (folder / "pretrained_model").exists()
 

@@ -124,6 +124,20 @@ def test_a_rank_that_dies_is_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ((), "microbatches of 2: take a smaller --train.microbatch "),
+        (("--train.microbatch-seconds", 3), "microbatches of 3 s: take a smaller --train.microbatch-seconds "),
+    ],
+)
+def test_out_of_memory_names_the_microbatch(tmp_path: Path, options: tuple[object, ...], named: str) -> None:
+    done = run_train(tmp_path, *toy(tmp_path / "run", "--config.allocate", 10**15, *options))
+    assert done.wait() == 1
+    (error,) = done.errors
+    assert f"out of memory with {named}" in error
+
+
 def test_two_ranks_stop_together(unbroken: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     command = start_train(tmp_path / "out", *toy(run, *SLOW_STEPS, *SLOW_READING, "--workers", 2))
