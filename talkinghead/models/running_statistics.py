@@ -78,7 +78,8 @@ class BatchNorm(nn.Module):
         flat = x.reshape(len(x) // samples, samples * self.channels, *x.shape[2:])
         gain, bias = (p.repeat(samples) if p is not None else None for p in (self.weight, self.bias))
         # With a momentum of 1 the running statistics that the operation writes are those of this microbatch.
-        seen = torch.zeros(2, samples * self.channels, device=x.device)
+        kind = torch.promote_types(x.dtype, torch.float32)
+        seen = torch.zeros(2, samples * self.channels, dtype=kind, device=x.device)
         normalised = functional.batch_norm(flat, seen[0], seen[1], gain, bias, True, 1.0, self.eps)
         noted = seen.view(2, samples, self.channels).double().mean(dim=1).flatten()
         noted = torch.cat([noted, noted.new_ones(1)])
@@ -158,12 +159,14 @@ class RunningStatistics:
     """Buffers of a module that follow its training. Every rank makes one, and all call the same methods.
 
     Args:
-        module: Module without the wrapper of its ranks.
+        module: Module without the wrapper of its ranks, in training mode; layers that it keeps in evaluation mode
+            stand still.
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self._norms = [layer for layer in module.modules() if isinstance(layer, BatchNorm)]
-        self._spectral = [layer for layer in module.modules() if isinstance(layer, _Spectral)]
+        layers = [layer for layer in module.modules() if layer.training]
+        self._norms = [layer for layer in layers if isinstance(layer, BatchNorm)]
+        self._spectral = [layer for layer in layers if isinstance(layer, _Spectral)]
         # Per norm, sums over the microbatches and, last, how many it has seen.
         self._sums: dict[int, Tensor] = {}
 

@@ -21,7 +21,7 @@ from train.config import ParallelConfig
 from train.lmk2video.config import Lmk2VideoConfig, paper_training, small_training, tiny_training
 from train.lmk2video.dataset import WindowShape
 from train.lmk2video.module import Lmk2Video
-from train.lmk2video.task import Lmk2VideoTask, provenance_of, read_networks
+from train.lmk2video.task import Lmk2VideoTask, check_encoder, provenance_of, read_networks
 from train.recipe import Recipe
 from train.sources import Source, check_fits
 from train.task import Provenance
@@ -135,6 +135,7 @@ class Stage1Task(Lmk2VideoTask[Stage1Config]):
         with torch.device("meta"):
             wanted = make_module(self.config.size, channels)
         place = self.config.init
+        check_encoder(known, self.encoder, place)
         check_fits(wanted.denoiser, spatial, place, source)
         check_fits(wanted.reference_net, known.reference_net.state_dict(), place, source)
         if known.denoiser.max_frames is None:

@@ -17,7 +17,14 @@ from train.config import ParallelConfig
 from train.lmk2video.config import Lmk2VideoConfig, paper_training, small_training, tiny_training
 from train.lmk2video.dataset import WindowShape
 from train.lmk2video.module import Lmk2Video
-from train.lmk2video.task import INDEX_FILE, Lmk2VideoTask, pipeline_folder, provenance_of, read_networks
+from train.lmk2video.task import (
+    INDEX_FILE,
+    Lmk2VideoTask,
+    check_encoder,
+    pipeline_folder,
+    provenance_of,
+    read_networks,
+)
 from train.recipe import Recipe
 from train.sources import Source
 from train.task import Provenance
@@ -128,6 +135,7 @@ class Stage2Task(Lmk2VideoTask[Stage2Config]):
                 f"the weights in {self.config.init} have no motion modules: give them as --config.stage1, to which"
                 " stage 2 adds some"
             )
+        check_encoder(known, self.encoder, self.config.init or self.config.stage1)
         return Lmk2Video(self._with_motion(known.denoiser), known.reference_net, known.pose_guider)
 
     def _with_motion(self, known: Denoiser) -> Denoiser:

@@ -262,6 +262,25 @@ def read_networks(folder: Path) -> Lmk2Video:
     return module
 
 
+def check_encoder(module: Lmk2Video, encoder: ImageNetworks, place: str) -> None:
+    """Raise `ValueError` unless networks take the latents and embeddings of a VAE and an image encoder.
+
+    Args:
+        module: The networks.
+        encoder: VAE and image encoder.
+        place: Where all of them come from, for messages.
+    """
+    settings = module.denoiser.config
+    for what, made, taken in (
+        ("the VAE has latents of {} channels", encoder.channels, settings["in_channels"]),
+        ("the image encoder makes {} numbers of an image", encoder.embedding_size, settings["cross_attention_dim"]),
+    ):
+        if made != taken:
+            raise ValueError(
+                f"the weights in {place} do not go together: {what.format(made)}, and the denoiser takes {taken}"
+            )
+
+
 def provenance_of(place: str, encoder: ImageNetworks, module: Lmk2Video) -> Provenance:
     """Provenance of a pipeline: one hash over VAE, image encoder and the three networks."""
     parts = {name: about["sha256"] for name, about in encoder.provenance().items()}

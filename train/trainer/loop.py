@@ -396,9 +396,10 @@ def _check_gradients(learner: Learner, what: str, whose: str) -> None:
 
 def _check_parallel(config: TrainConfig, what: str) -> None:
     """Refuse what no test covers, for a training with something that not all have."""
-    asked = "parallel.strategy fsdp2" if config.parallel.strategy == "fsdp2" else "parallel.compile"
-    if config.parallel.strategy == "fsdp2" or config.parallel.compile:
-        raise ValueError(f"a training with {what} cannot have {asked}: leave that out")
+    if config.parallel.strategy == "fsdp2":
+        raise ValueError(f"a training with {what} cannot be sharded by FSDP2: take --train.parallel.strategy ddp")
+    if config.parallel.compile:
+        raise ValueError(f"a training with {what} cannot be compiled: take --train.parallel.no-compile")
 
 
 def _built(task: Task) -> nn.Module:

@@ -19,7 +19,6 @@ from torch.utils.checkpoint import checkpoint
 
 from train.config import ParallelConfig
 
-
 _COMPILED_FORMS = 4
 """Forms of a block that are compiled: training, evaluation, and one of each for a smaller last part."""
 
@@ -54,8 +53,8 @@ def parallelise(module: nn.Module, config: ParallelConfig, device: torch.device,
     module = module.to(device)
     blocks = list(cast(Iterable[nn.Module], module.blocks))
     if config.compile:
-        # Blocks of one class share their code, which is compiled for the shapes and the frozen parts of each. By default
-        # PyTorch goes on without compiling after eight of them.
+        # Blocks of one class share their code, which is compiled for the shapes and the frozen parts of each. By
+        # default PyTorch goes on without compiling after eight of them.
         dynamo = torch._dynamo.config
         dynamo.recompile_limit = max(dynamo.recompile_limit, _COMPILED_FORMS * len(blocks))
     for block in blocks:

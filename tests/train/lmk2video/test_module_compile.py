@@ -45,9 +45,10 @@ def _compiler() -> Iterator[None]:
 
 
 def compiled_forms() -> int:
-    """Number of compiled graphs, after a check that each block is a single one."""
+    """Number of compiled graphs, after a check that no block fell into several, or stayed uncompiled."""
     assert not counters["graph_break"], counters["graph_break"]
-    assert counters["frames"]["ok"] == counters["frames"]["total"] == counters["stats"]["unique_graphs"]
+    # There may be fewer graphs than frames: what a process has loaded may add frames that compute nothing.
+    assert counters["frames"]["ok"] == counters["frames"]["total"], counters["frames"]
     return counters["stats"]["unique_graphs"]
 
 

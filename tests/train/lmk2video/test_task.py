@@ -29,8 +29,7 @@ from tests.support.lmk2video_tasks import batch_of, gradients, prepared, shake
 from tests.support.training import losses_of
 from train.clip_choice import PinnedVersion, ReadVersions
 from train.config import ParallelConfig
-from train.lmk2video import validation
-from train.lmk2video.clip_source import FILE
+from train.lmk2video.clip_source import FILE, ClipSource
 from train.lmk2video.module import Lmk2Video
 from train.lmk2video.stage1 import make_module
 from train.lmk2video.task import Lmk2VideoTask
@@ -452,9 +451,12 @@ def test_rules_hold_for_validation_clips_but_not_persons(data: Storage, tmp_path
     )
     config = dataclasses.replace(recipes_of("stage1")["tiny"]().config, validation_clips=9, person=("person-0",))
 
+    begun = ClipSource(config, storage.uri, tmp_path)
+    begun.pin(begun.find({}))
+
     def keys(split: str, **changes: Any) -> set[str]:
-        samples = validation._samples(dataclasses.replace(config, **changes), storage.uri, split)
-        return {sample.key for sample in samples}
+        clips = ClipSource(dataclasses.replace(config, **changes), storage.uri, tmp_path)
+        return set(clips.validation_reader(split).keys)
 
     assert keys("train") == {clip_key(0), clip_key(1)} and keys("val") == {clip_key(3)}
     assert keys("val", at_least=("toy_score=1",)) == {clip_key(3)}

@@ -6,8 +6,10 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from talkinghead.files.storage import Storage
 from talkinghead.models.lmk2video.pose_guider import PoseGuider
@@ -42,12 +44,20 @@ def put(folder: Path, name: str, network: PoseGuider | ReferenceNet) -> None:
 
 
 def other_guider(folder: Path) -> None:
-    put(folder, "pose_guider", PoseGuider(**(pose_guider_config("tiny") | {"block_out_channels": (32, 64, 64, 128)})))
+    settings: dict[str, Any] = pose_guider_config("tiny") | {"block_out_channels": (32, 64, 64, 128)}
+    put(folder, "pose_guider", PoseGuider(**settings))
 
 
 def other_reference(folder: Path) -> None:
-    settings = reference_net_config("tiny") | {"in_channels": 16, "layers_per_block": 2}
+    settings: dict[str, Any] = reference_net_config("tiny") | {"in_channels": 16, "layers_per_block": 2}
     put(folder, "reference_net", ReferenceNet(**settings))
+
+
+def other_image_encoder(folder: Path) -> None:
+    known = CLIPVisionConfig.from_pretrained(folder / "image_encoder")
+    known.projection_dim = 48
+    shutil.rmtree(folder / "image_encoder")
+    CLIPVisionModelWithProjection(known).save_pretrained(folder / "image_encoder")
 
 
 def other_family(folder: Path) -> None:
@@ -73,6 +83,7 @@ def other_pipeline(folder: Path) -> None:
         (other_pipeline, r"Denoiser"),
         (swap, r"Denoiser|denoiser"),
         (other_guider, r"PoseGuider does not go with the denoiser: its block_out_channels is \[32, 64, 64, 128\]"),
+        (other_image_encoder, r"do not go together: the image encoder makes 48 numbers of an image, and the denoiser"),
         (other_reference, r"reference network does not go with the denoiser: its layers_per_block is 2"),
     ],
 )

@@ -29,7 +29,7 @@ def shared(toy: dict[str, Any] | None = None, **train: Any) -> Recipe:
 def spread(toy: dict[str, Any] | None = None, **train: Any) -> Recipe:
     """Recipe of the generator alone, whose pairs are to be spread over the whole batch."""
     settings = {"critic": False, "norm": False, "term": 0.3} | (toy or {})
-    return recipe(settings, toy_adversary.tiny(), global_batch=8, log={"every": 1}, **train)
+    return recipe(settings, toy_adversary.tiny(), **({"global_batch": 8, "log": {"every": 1}} | train))
 
 
 # --- the gradient -----------------------------------------------------------------------------------------------------
@@ -97,8 +97,8 @@ def test_it_is_the_gradient_of_the_whole_batch_in_plain_torch(tmp_path: Path) ->
         assert parameter.grad is not None
         torch.testing.assert_close(found[name], parameter.grad, rtol=1e-4, atol=1e-6)
     (line,) = lines(tmp_path / "run")
-    assert line["spread"] == pytest.approx(float(pairs.var(dim=0).sum()), rel=1e-5)
-    assert line["loss"] == pytest.approx(float(error + 0.3 * (pairs.var(dim=0).sum() - 1).square()), rel=1e-5)
+    assert line["spread"] == pytest.approx(pairs.var(dim=0).sum().item(), rel=1e-5)
+    assert line["loss"] == pytest.approx((error + 0.3 * (pairs.var(dim=0).sum() - 1).square()).item(), rel=1e-5)
 
 
 # --- however a step is cut --------------------------------------------------------------------------------------------
@@ -138,7 +138,8 @@ def test_two_microbatches_of_one_rank_are_one_of_each_of_two(ranks: Ranks, tmp_p
 @pytest.mark.slow
 @pytest.mark.parametrize("toy", [{}, {"critic": True, "norm": True}], ids=["term", "everything"])
 def test_four_ranks_are_two_and_one(toy: dict[str, Any], tmp_path: Path) -> None:
-    chosen = spread(toy, microbatch=TWO)
+    # With two samples BatchNorm makes ±1 of any numbers, and what is left of a gradient is rounding.
+    chosen = spread(toy, microbatch=FOUR, global_batch=4 * FOUR)
     found = [train(tmp_path / "1", chosen)]
     for world in (2, 4):
         several = Ranks(world, tmp_path / f"ranks-{world}")
@@ -180,4 +181,4 @@ def test_the_pass_that_gathers_rows_leaves_nothing_pending(tmp_path: Path, preci
 @pytest.mark.parametrize("option", [{"strategy": "fsdp2"}, {"compile": True}])
 def test_what_no_test_covers_is_refused(ranks: Ranks, tmp_path: Path, option: dict[str, Any]) -> None:
     for outcome in ranks.run(train, tmp_path / "run", spread(microbatch=TWO, parallel=option)):
-        assert "a training with terms over the whole batch cannot have parallel." in outcome["error"]
+        assert "a training with terms over the whole batch cannot be " in outcome["error"]

@@ -15,7 +15,11 @@ from tests.support.train_commands import run_train, toy
         ("toy-adversary", ["--train.microbatch", 1], "take a microbatch of at least 2 samples (--train.microbatch)"),
         ("toy-adversary", ["--config.late-head", 100], "from step 100 on, and the training has 8 steps"),
         ("toy-adversary", ["--workers", 3], "3 ranks with microbatches of 4 cannot share a global batch of 16"),
-        ("toy-adversary", ["--train.parallel.compile"], "a training with an adversary cannot have parallel.compile"),
+        (
+            "toy-adversary",
+            ["--train.parallel.compile"],
+            "a training with an adversary cannot be compiled: take --train.parallel.no-compile",
+        ),
         ("toy", ["--lora.match", "features"], "only layers that this task does not train, such as features"),
         ("toy", ["--lora.match", "nothing"], "finds no layer"),
         ("toy", ["--lora.match", "("], "regular expression"),

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.utils import counters
 
 from tests.support.toy_task import Block, Config, ToyModel
 from tests.support.training import assert_same, recipe, train
@@ -32,14 +33,34 @@ def test_compile_works_block_by_block(tmp_path: Path, monkeypatch: Any) -> None:
     compiled: list[Any] = []
     original = torch.compile
 
-    def compile_(function: Any) -> Any:
+    def compile_(function: Any, **options: Any) -> Any:
         compiled.append(function.__self__)
-        return original(function, backend="aot_eager")
+        return original(function, backend="aot_eager", **options)
 
     monkeypatch.setattr(torch, "compile", compile_)
     both = {"compile": True, "activation_checkpointing": True}
     assert_same(train(tmp_path / "1", recipe(parallel=both)), train(tmp_path / "2", recipe()), 1e-6)
     assert [type(block) for block in compiled] == [Block, Block]
+
+
+def test_every_form_of_a_block_is_compiled_for_its_own_shape(monkeypatch: Any) -> None:
+    """Blocks of one class share their code; PyTorch by itself goes on without compiling after eight forms of it."""
+    original = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **options: original(function, backend="eager", **options))
+    torch.compiler.reset()
+    module, blocks = nn.Module(), {width: Block(width, 0.0) for width in range(2, 14)}
+    module.blocks = nn.ModuleList(blocks.values())
+    with torch._dynamo.config.patch(recompile_limit=8, fail_on_recompile_limit_hit=True):
+        parallelise(module, ParallelConfig(compile=True), CPU, 1)
+        counters.clear()
+        for forms, batch in ((12, 4), (24, 4), (36, 3), (48, 5)):
+            module.train(forms == 12)
+            for _ in range(2):
+                for width, block in blocks.items():
+                    block(torch.ones(batch, width))
+            # No symbolic shape, which would be compiled once for all, and nothing a second time.
+            assert counters["stats"]["unique_graphs"] == counters["frames"]["ok"] == forms
+    torch.compiler.reset()
 
 
 def test_bf16_is_of_the_arithmetic_alone(tmp_path: Path, monkeypatch: Any) -> None:
