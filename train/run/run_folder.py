@@ -320,7 +320,8 @@ def _deciding(config: RunConfig) -> dict[str, Any]:
     settings, train = value["recipe"]["config"], value["recipe"]["train"]
     # Keep the exceptions, then drop all settings that may change.
     deciding = {"parallel": {"precision": train["parallel"]["precision"]}}
-    if settings.get("dropout") or not getattr(config.recipe.config, "independent", True):
+    by_length = train["microbatch_seconds"] is not None  # then it says how many microbatches a step has
+    if settings.get("dropout") or by_length or not getattr(config.recipe.config, "independent", True):
         deciding["microbatch"] = train["microbatch"]
     for name in _FREE:
         del train[name]

@@ -124,6 +124,8 @@ def test_microbatches_decide_where_dropout_draws() -> None:
     dropout = {"dropout": 0.1}
     assert differences(config(), config(microbatch=1)) == []
     assert differences(config(dropout), config(dropout, microbatch=1)) == ["train.microbatch: 2 -> 1"]
+    by_length = {"microbatch_seconds": 3.0}  # then it says how many microbatches a step has
+    assert differences(config(**by_length), config(**by_length, microbatch=1)) == ["train.microbatch: 2 -> 1"]
 
 
 def test_weights_are_compared_by_what_they_are_not_by_where_they_lie(path: Path) -> None:
