@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -192,3 +193,15 @@ def test_models_from_speech_learn_from_both(name: str, tmp_path: Path, capfd: py
     manifest = read_manifest(two)
     write_manifest(two, dataclasses.replace(manifest, annotations=[]))
     assert main([*asked, *more, "--run", str(tmp_path / "other")]) == 2
+
+
+@pytest.mark.parametrize(
+    "damage", [{"more_data": "abc"}, {"more_data": [1]}, {"data_weights": "12"}, {"more_data": {}}]
+)
+def test_a_run_whose_data_sets_are_no_list_is_damaged(damage: dict[str, Any], tmp_path: Path) -> None:
+    recipe = recipes_of("audio2mesh")["tiny"]()
+    run = RunFolder.start(tmp_path / "run", RunConfig(task="audio2mesh", recipe_name="tiny", recipe=recipe, data="a"))
+    file = run.path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | damage))
+    with pytest.raises(ValueError, match="is damaged"):
+        RunFolder.open(run.path)

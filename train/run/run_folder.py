@@ -104,7 +104,11 @@ class RunConfig:
             raise ValueError(f"it has format {shown(value['format'])}, this code reads {_FORMAT}")
         json.dumps(value, allow_nan=False)  # NaN, which Python reads, is refused
         rest = {name: item for name, item in value.items() if name not in ("format", "recipe")}
-        more, weights = (tuple(rest.pop(name, ())) for name in ("more_data", "data_weights"))  # older runs have none
+        # Older runs have a single data set.
+        lists = [rest.pop(name, []) for name in ("more_data", "data_weights")]
+        if not all(isinstance(one, list) for one in lists):
+            raise TypeError("something else stands where a list of data sets or weights belongs")
+        more, weights = map(tuple, lists)
         texts = [*(rest.get(name, "") for name in ("task", "recipe_name", "data")), *more]
         tables = [rest.get(name, {}) for name in ("annotation", "libraries")]
         if not all(isinstance(text, str) for text in texts) or not all(map(_is_table, tables)):
