@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from infer.__main__ import main
 from infer.weights.pipeline_weights import INDEX_FILE, NETWORKS, find_pipeline, load_pipeline
@@ -18,10 +18,11 @@ from infer.weights.speech_weights import ORIGIN_FILE, find_weights, load_audio2m
 from talkinghead.models.lmk2video import published as lmk2video_published
 from talkinghead.models.lmk2video.denoiser import Denoiser
 from talkinghead.models.lmk2video.pose_guider import PoseGuider
-from talkinghead.models.lmk2video.published import published_names, published_pose_guider
+from talkinghead.models.lmk2video.published import published_pose_guider
 from talkinghead.models.lmk2video.reference_net import ReferenceNet
 from talkinghead.models.lmk2video.sizes import denoiser_config, pose_guider_config, reference_net_config
 from talkinghead.pipelines.talking_head import TalkingHeadPipeline
+from tests.support.published_files import published_tensors
 from tests.support.tiny_pipeline import keyed, tiny_pipeline, tiny_request
 
 FOUR = ("denoising_unet", "reference_unet", "motion_module", "pose_guider")
@@ -33,15 +34,6 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("exported") / "pretrained_model"
     tiny_pipeline(width=64, height=96).save_pretrained(folder)
     return folder
-
-
-def _tensors(model: nn.Module, *, motion: bool) -> dict[str, Tensor]:
-    return {
-        name: value.clone()
-        for key, value in model.state_dict().items()
-        if (".motion_modules." in key) == motion
-        for name in published_names(key)
-    }
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +48,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("reference_unet", source.reference_net),
         ("pose_guider", source.pose_guider),
     ):
-        torch.save(_tensors(model, motion=name == "motion_module"), folder / f"{name}.pth")
+        torch.save(published_tensors(model, motion=name == "motion_module"), folder / f"{name}.pth")
     source.vae.save_pretrained(folder / "sd-vae-ft-mse")
     source.image_encoder.save_pretrained(folder / "image_encoder")
     # Also in AniPortrait's folder, and no pipeline of ours.

@@ -8,14 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
 
 from infer.__main__ import main
 from talkinghead.files.storage import Storage
 from talkinghead.models.lmk2video import published as lmk2video_published
 from talkinghead.models.lmk2video.denoiser import Denoiser
 from talkinghead.models.lmk2video.pose_guider import PoseGuider
-from talkinghead.models.lmk2video.published import PoseGuiderMode, published_names
+from talkinghead.models.lmk2video.published import PoseGuiderMode
 from talkinghead.models.lmk2video.reference_net import ReferenceNet
 from talkinghead.models.lmk2video.sizes import denoiser_config, pose_guider_config, reference_net_config
 from talkinghead.models.noise_schedule import PAPER
@@ -23,6 +22,7 @@ from talkinghead.pipelines.talking_head import TalkingHeadPipeline
 from tests.support.face_clips import build_face_data
 from tests.support.lmk2video_tasks import batch_of, prepared
 from tests.support.lmk2video_trainings import begun, small_recipe
+from tests.support.published_files import published_tensors
 from tests.support.tiny_pipeline import published_guider, tiny_pipeline
 from tests.support.training import losses_of
 from train.lmk2video.module import Lmk2Video
@@ -41,16 +41,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Storage:
     return build_face_data(tmp_path_factory.mktemp("faces") / "data")
 
 
-def tensors_of(model: nn.Module, *, motion: bool) -> dict[str, Tensor]:
-    """Tensors as a published file holds them: of the motion modules, or all others."""
-    return {
-        name: value.clone()
-        for key, value in model.state_dict().items()
-        if (".motion_modules." in key) == motion
-        for name in published_names(key)
-    }
-
-
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Files as AniPortrait's, of small networks. Not to be changed."""
@@ -63,7 +53,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("reference_unet", source.reference_net),
         ("pose_guider", source.pose_guider),
     ):
-        torch.save(tensors_of(model, motion=name == "motion_module"), folder / f"{name}.pth")
+        torch.save(published_tensors(model, motion=name == "motion_module"), folder / f"{name}.pth")
     source.vae.save_pretrained(folder / "sd-vae-ft-mse")
     source.image_encoder.save_pretrained(folder / "image_encoder")
     return folder.parent
