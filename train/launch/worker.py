@@ -203,11 +203,13 @@ def _log_to(file: Path) -> Iterator[None]:
     root = logging.getLogger()
     root.addHandler(handler)
     # Ray's workers have no logging set up; a lower level that was chosen stays.
-    if root.level > logging.INFO or root.level == logging.NOTSET:
+    before = root.level
+    if before > logging.INFO or before == logging.NOTSET:
         root.setLevel(logging.INFO)
     try:
         yield
     finally:
+        root.setLevel(before)
         root.removeHandler(handler)
         handler.close()
         stream.close()
