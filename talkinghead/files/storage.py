@@ -5,6 +5,9 @@ the new one, never a part. An object store behaves alike: an object appears when
 
 A local root may be a stranger's: reading follows links, but takes regular files only, and never waits for a pipe;
 writing and removing go through no link (see `guarded_folder`), but for folders that the user names.
+
+A store that is overloaded or cannot be reached for a while is asked again (`talkinghead.files.patience`); whoever reads
+and writes here notices nothing but the time that it takes.
 """
 
 from __future__ import annotations
@@ -18,11 +21,11 @@ import shutil
 import stat
 import tempfile
 import uuid
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -30,8 +33,11 @@ import pyarrow.fs as pafs
 from talkinghead.dataroot import FOLDERS, TEMPORARY_FOLDER
 from talkinghead.files.foreign import entries_below, open_regular, read_limited, refuse_large
 from talkinghead.files.guarded_folder import GuardedFolder, NewFile
-from talkinghead.files.uri import hide_secrets, with_whole_writes, without_credentials
-from talkinghead.runtime.errors import UnreachableError, naming
+from talkinghead.files.patience import Tries, read_locally, store_patience
+from talkinghead.files.remote import open_remote, passes, unanswered
+from talkinghead.files.s3_files import RefusedError, S3Files, boto_speaks_to
+from talkinghead.files.uri import hide_secrets, without_credentials
+from talkinghead.runtime.errors import UnreachableError
 
 LINKED_FOLDERS = "TALKINGHEAD_LINKED_FOLDERS"
 """Environment variable: folders directly in DATA, with commas between them, that may be links to folders elsewhere, on
@@ -39,6 +45,10 @@ another disk for example. Files are then written, and those of our own removed, 
 
 _TEMPORARY_NAME = re.compile(r"(probe-)?[0-9a-f]{32}")
 _NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+_STRANGER_S = 10.0
+"""Seconds of patience with a place that never answered: it may be a wrong address."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -76,9 +86,10 @@ class Storage:
         self.uri = given if self.local_root else without_credentials(given)
         # Kept and pickled, so that a worker on another node, which has another environment, writes alike.
         self.linked = tuple(sorted(_linked_folders() if linked is None else linked))
+        self._answered = False  # whether the store has ever answered, which makes silence an outage
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (Storage, (self.location, self.linked))
+        return (Storage, (self.location, self.linked), {"_answered": self._answered})
 
     def __repr__(self) -> str:
         return f"Storage({self.uri!r})"
@@ -88,10 +99,15 @@ class Storage:
     def _remote(self) -> tuple[pafs.FileSystem, str]:
         """The file system of a URI, and the root's path in it."""
         try:
-            return pafs.FileSystem.from_uri(with_whole_writes(self.location))
+            return self._patiently(lambda: open_remote(self.location), Tries(self.uri))
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
             # The message and the chained error would show the URI with its credentials.
             raise ValueError(f"cannot open {self.uri}: {hide_secrets(str(error), self.location)}") from None
+
+    @cached_property
+    def _conditional(self) -> S3Files | None:
+        """Files of a URI, for conditional writes; None where there can be none."""
+        return S3Files(self.location) if boto_speaks_to(self.location) else None
 
     @cached_property
     def _folder(self) -> GuardedFolder:
@@ -100,19 +116,39 @@ class Storage:
         advice = f"; or, if it is a link of yours and not {TEMPORARY_FOLDER}, name it in {LINKED_FOLDERS}"
         return GuardedFolder(self.local_root, self.linked, advice)
 
-    @contextlib.contextmanager
-    def _reaching(self) -> Iterator[pafs.FileSystem]:
-        """The remote file system; its errors become `UnreachableError`, except for a missing file.
+    def _ask(self, request: Callable[[pafs.FileSystem], T]) -> T:
+        """Result of a request to the remote file system, which may be made several times.
 
-        Errors with a number are the operating system's, about local files, and pass through.
+        Its errors become `UnreachableError`, except for a missing file. Errors with a number are the operating
+        system's, about local files, and pass through.
         """
         filesystem = self._remote[0]
+        tries = Tries(self.uri)
         try:
-            yield filesystem
+            result = self._patiently(lambda: request(filesystem), tries)
         except (OSError, pa.ArrowInvalid) as error:
-            if isinstance(error, OSError) and (error.errno is not None or isinstance(error, FileNotFoundError)):
+            if _own_error(error):
                 raise
-            raise UnreachableError(f"cannot reach {self.uri}: {hide_secrets(str(error), self.location)}") from None
+            text = hide_secrets(str(error), self.location)
+            raise UnreachableError(f"cannot reach {self.uri}: {text}{tries.summary}") from None
+        self._answered = True
+        return result
+
+    def _patiently(self, request: Callable[[], T], tries: Tries) -> T:
+        """Result of a request, made again for as long as its errors may pass."""
+        while True:
+            try:
+                result = request()
+            except (OSError, pa.ArrowInvalid) as error:
+                self._answered = self._answered or not unanswered(error)
+                patience = store_patience() if passes(error) and not _own_error(error) else 0.0
+                if not self._answered:
+                    patience = min(patience, _STRANGER_S)
+                if not tries.again(patience, hide_secrets(str(error), self.location)):
+                    raise
+            else:
+                tries.succeeded()
+                return result
 
     def _local(self, path: str) -> Path:
         """Full path of a file under a local root."""
@@ -155,15 +191,16 @@ class Storage:
         """
         if self.local_root:
             file = self._local(path)
-            with naming(file):
+            return read_locally(file, lambda: _content(file, limit, what))
+        key = self._key(path)
+
+        def request(remote: pafs.FileSystem) -> bytes:
+            with remote.open_input_file(key) as stream:
                 if limit is not None:
-                    return read_limited(file, limit, what)
-                with open_regular(file) as stream:
-                    return stream.read()
-        with self._reaching() as remote, remote.open_input_file(self._key(path)) as stream:
-            if limit is not None:
-                refuse_large(self.describe(path), stream.size(), limit, what)
-            return stream.read()
+                    refuse_large(self.describe(path), stream.size(), limit, what)
+                return stream.read()
+
+        return self._ask(request)
 
     def read_range(self, path: str, offset: int, length: int) -> bytes:
         """Bytes `offset .. offset + length - 1` of a file.
@@ -173,17 +210,20 @@ class Storage:
             FileNotFoundError: There is no such file.
             ValueError: It is no regular file.
         """
-        # The size first: a record of a stranger's may ask for more bytes than the memory has.
         if self.local_root:
             file = self._local(path)
-            with naming(file), open_regular(file) as stream:
-                there = 0 <= offset <= offset + length <= os.fstat(stream.fileno()).st_size
-                data = os.pread(stream.fileno(), length, offset) if there else b""
+            data = read_locally(file, lambda: _range(file, offset, length))
         else:
-            with self._reaching() as remote, remote.open_input_file(self._key(path)) as stream:
-                there = 0 <= offset <= offset + length <= stream.size()
-                data = stream.read_at(length, offset) if there else b""
-        if not there or len(data) != length:
+            key = self._key(path)
+
+            def request(remote: pafs.FileSystem) -> bytes | None:
+                with remote.open_input_file(key) as stream:
+                    # The size first: a record of a stranger's may ask for more bytes than the memory has.
+                    there = 0 <= offset <= offset + length <= stream.size()
+                    return stream.read_at(length, offset) if there else None
+
+            data = self._ask(request)
+        if data is None or len(data) != length:
             raise EOFError(f"{self.describe(path)} is shorter than its index says ({offset} + {length} bytes)")
         return data
 
@@ -204,8 +244,9 @@ class Storage:
     def create(self, path: str, data: bytes) -> bool:
         """Write a file only if it is not there. Of two writers on a local disk, only one succeeds.
 
-        Object stores reached through pyarrow have no conditional write: there, the loser of a race replaces a file by
-        an equal one, since callers write content that its name determines.
+        On S3 it is a conditional write, where boto3 is installed (the extra `s3`) and the store knows them. pyarrow has
+        none: without them, the loser of a race replaces a file by an equal one, since callers write content that its
+        name determines.
 
         Returns:
             False when the file was there already.
@@ -216,6 +257,9 @@ class Storage:
         if self.local_root is None:
             if self.exists(path):
                 return False
+            if self._conditional is not None:
+                with contextlib.suppress(RefusedError):
+                    return self._conditional.create(path, data) is not None
             self._upload(path, data)
             return True
         self._check(path)
@@ -261,8 +305,12 @@ class Storage:
         with tempfile.TemporaryDirectory(prefix="talkinghead-") as folder:
             target = Path(folder) / PurePosixPath(path).name
             key = self._key(path)
-            with self._reaching() as remote, remote.open_input_stream(key) as source, target.open("wb") as sink:
-                shutil.copyfileobj(source, sink, 1 << 22)
+
+            def request(remote: pafs.FileSystem) -> None:
+                with remote.open_input_stream(key) as source, target.open("wb") as sink:
+                    shutil.copyfileobj(source, sink, 1 << 22)
+
+            self._ask(request)
             yield target
 
     def exists(self, path: str) -> bool:
@@ -273,8 +321,8 @@ class Storage:
         """Size in bytes; None when there is no such file."""
         if self.local_root:
             return _file_size(self._local(path))
-        with self._reaching() as remote:
-            info = remote.get_file_info(self._key(path))
+        key = self._key(path)
+        info = self._ask(lambda remote: remote.get_file_info(key))
         return info.size if info.type == pafs.FileType.File else None
 
     def list(self, folder: str, suffix: str = "") -> list[StoredFile]:
@@ -292,12 +340,16 @@ class Storage:
         else:
             base = self._remote[1].rstrip("/") + "/"
             selector = pafs.FileSelector(base + folder, recursive=True, allow_not_found=True)
-            with self._reaching() as remote:
-                infos = remote.get_file_info(selector)
-            for info in infos:
+            for info in self._ask(lambda remote: remote.get_file_info(selector)):
                 if info.type == pafs.FileType.File and info.path.endswith(suffix):
                     found.append(StoredFile(info.path.removeprefix(base), info.size))
         return sorted(found, key=lambda file: file.path)
+
+    def names(self) -> list[str]:
+        """Names of what lies directly under the root of a URI, files and folders, sorted; empty without a root."""
+        base = self._remote[1].rstrip("/")
+        infos = self._ask(lambda remote: remote.get_file_info(pafs.FileSelector(base, allow_not_found=True)))
+        return sorted(info.base_name for info in infos)
 
     def delete(self, path: str) -> None:
         """Remove a file; no error when it is gone already.
@@ -309,8 +361,9 @@ class Storage:
             self._check(path)
             self._folder.remove(path)
         else:
-            with contextlib.suppress(FileNotFoundError), self._reaching() as remote:
-                remote.delete_file(self._key(path))
+            key = self._key(path)
+            with contextlib.suppress(FileNotFoundError):
+                self._ask(lambda remote: remote.delete_file(key))
 
     def check_links(self, *folders: str) -> None:
         """Check folders before the work whose results go there.
@@ -368,8 +421,13 @@ class Storage:
         Closing a stream, even after an error, makes an object of what was written until then, and pyarrow cannot abort
         one. So no code of ours may fail between opening and closing: there is one write, which fails as a whole.
         """
-        with self._reaching() as remote, remote.open_output_stream(self._key(path)) as stream:
-            stream.write(data)
+        key = self._key(path)
+
+        def request(remote: pafs.FileSystem) -> None:
+            with remote.open_output_stream(key) as stream:
+                stream.write(data)
+
+        self._ask(request)
 
     def _upload_file(self, path: str, source: Path) -> None:
         """Make an object from a local file, mapped into memory rather than read."""
@@ -378,6 +436,26 @@ class Storage:
             return
         with source.open("rb") as reader, mmap.mmap(reader.fileno(), 0, access=mmap.ACCESS_READ) as data:
             self._upload(path, data)
+
+
+def _own_error(error: BaseException) -> bool:
+    """Whether an error of a request is about a missing file, or the operating system's about a local one."""
+    return isinstance(error, OSError) and (error.errno is not None or isinstance(error, FileNotFoundError))
+
+
+def _content(file: Path, limit: int | None, what: str) -> bytes:
+    """Content of a local file."""
+    if limit is not None:
+        return read_limited(file, limit, what)
+    with open_regular(file) as stream:
+        return stream.read()
+
+
+def _range(file: Path, offset: int, length: int) -> bytes | None:
+    """Range of a local file; None where the file does not have it."""
+    with open_regular(file) as stream:
+        there = 0 <= offset <= offset + length <= os.fstat(stream.fileno()).st_size
+        return os.pread(stream.fileno(), length, offset) if there else None
 
 
 def _linked_folders() -> Collection[str]:

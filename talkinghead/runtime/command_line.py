@@ -30,7 +30,7 @@ disk, not enough memory, a store or another process that does not answer, an int
 problems), 2 the request cannot be met (wrong option, setting, file or place). One error line says what to do."""
 """The policy in a few sentences, for the help of every main."""
 
-_QUIET_LIBRARIES = ("transformers", "diffusers", "httpx", "libav", "matplotlib")
+_QUIET_LIBRARIES = ("transformers", "diffusers", "httpx", "libav", "matplotlib", "botocore", "boto3", "s3transfer")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,9 +71,11 @@ class Ending:
     """End of a command that failed: exit status and text."""
 
     status: int
-    """Exit status, 1 or 2."""
+    """Exit status: 1 or 2, or one of a main's own."""
     text: str = ""
     """Text for stderr; its last line is the error line. Empty where another process prints it."""
+    at_once: bool = False
+    """Whether to end without the interpreter's own cleanup, which may wait for other processes."""
 
 
 def run_command_line(
@@ -186,7 +188,7 @@ def end_by_policy(
         if ending.text:
             print(printable(hide_known_secrets(ending.text)), file=sys.stderr, flush=True)
         # Threads that a library is just starting (Ray's) would crash in the interpreter's cleanup.
-        if end_at_once and isinstance(error, KeyboardInterrupt):
+        if ending.at_once or (end_at_once and isinstance(error, KeyboardInterrupt)):
             os._exit(ending.status)
         return ending.status
 

@@ -48,6 +48,8 @@ to ask for more data)."""
 
 MACHINE_ERRORS = frozenset(getattr(errno, name) for name in _REASONS if hasattr(errno, name))
 """Numbers of the machine's errors, as far as this system has them."""
+FULL_DISK = frozenset((errno.ENOSPC, errno.EDQUOT))
+"""Numbers of the errors of a disk without space."""
 
 
 class MachineError(Exception):
@@ -99,6 +101,11 @@ def _escaped(found: re.Match[str]) -> str:
     return found[0].encode("unicode_escape").decode()
 
 
+def is_full_disk(error: BaseException) -> bool:
+    """Whether a disk is full, or the user's share of it: no further try mends that."""
+    return any(isinstance(cause, OSError) and cause.errno in FULL_DISK for cause in _causes(error))
+
+
 def is_machine_error(error: BaseException) -> bool:
     """Whether the machine is at fault, rather than the request.
 
@@ -108,15 +115,20 @@ def is_machine_error(error: BaseException) -> bool:
     A `MemoryError` does not count here: in a command it is the machine's fault, but a worker has a limit of its own,
     and there the input may be too large.
     """
-    # Along the chain of explanations; the context of `raise … from None` and of accidental errors does not count.
-    cause: BaseException | None = error
-    while cause is not None:
+    for cause in _causes(error):
         if isinstance(cause, MachineError):
             return True
         if isinstance(cause, OSError) and cause.errno in MACHINE_ERRORS and not _made_up(cause):
             return True
-        cause = cause.__cause__
     return False
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An error and what explains it; the context of `raise … from None` and of accidental errors does not count."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__
 
 
 def _made_up(error: OSError) -> bool:
