@@ -1,27 +1,33 @@
 """Batches of clip windows for training, the same for every world size and number of workers, and after every resume.
 
 The slot of the sample order (`shards.order`) alone determines an item: the sample, and the window of it that is read.
-Which slots make up a batch says `shards.microbatches`. Workers only read ahead; the state is the number of microbatches
-that were handed out.
+Which slots make up a batch says `shards.microbatches`. Reading processes only read ahead; the state is the number of
+microbatches that were handed out, so that a set of them that is lost can be replaced by a new one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+import logging
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from shards.microbatches import EqualMicrobatches, Microbatches, Share
 from shards.order import SampleOrder
 from shards.reader import Sample, ShardReader
+from shards.reading_processes import ReaderLost, ReadingProcesses
 from talkinghead import rng
 from talkinghead.features.feature import read_feature
 from talkinghead.features.table import find_feature
+from talkinghead.runtime.errors import MachineError
 from talkinghead.timebase import SAMPLES_PER_FRAME
+
+log = logging.getLogger(__name__)
 
 Batch = dict[str, Any]
 
@@ -40,6 +46,10 @@ class SlotDataset(Protocol):
         """Item of a slot."""
         ...
 
+    def key(self, at: int | Share, /) -> str:
+        """Key of the sample of a slot, without reading it."""
+        ...
+
 
 class ClipDataset(SlotDataset, Protocol):
     """Slots of clips that may be read at any length, so that microbatches can be made of clips of like length."""
@@ -55,6 +65,8 @@ class ClipDataset(SlotDataset, Protocol):
 
 
 _MEDIA = ("video", "audio")
+REPLACED = "replaced"
+"""Entry of an item that was read in place of another one, and of a batch with such items."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,11 +126,19 @@ class WindowDataset(Dataset[Batch]):
         """Number of samples in an epoch; slots go on after it."""
         return len(self.samples)
 
+    def key(self, at: int | Share) -> str:
+        """Key of the sample of a slot."""
+        return self._sample(Share.of(at).slot)[1].key
+
+    def _sample(self, slot: int) -> tuple[int, Sample]:
+        """Epoch and sample of a slot."""
+        epoch, position = self.order.at(slot)
+        return epoch, self.reader[int(self.samples[position])]
+
     def __getitem__(self, at: int | Share) -> Batch:
-        share = at if isinstance(at, Share) else Share(at)
+        share = Share.of(at)
         # Which sample, and which window of it: both drawn from the slot alone.
-        epoch, position = self.order.at(share.slot)
-        sample = self.reader[int(self.samples[position])]
+        epoch, sample = self._sample(share.slot)
         length = share.frames or self.config.num_frames
         count = min(length, sample.num_frames)
         places = sample.num_frames - count + 1
@@ -155,6 +175,8 @@ class WindowDataset(Dataset[Batch]):
 def collate(items: list[Batch]) -> Batch:
     """Batch of items, their tensors stacked to `[B, F, …]`; `keys` is a list of the samples' keys.
 
+    Where samples were read in place of others (`shards.replacements`), `replaced` is a list of what was replaced.
+
     Raises:
         ValueError: The clips differ in image size, so that they cannot be stacked.
     """
@@ -167,8 +189,10 @@ def collate(items: list[Batch]) -> Batch:
     for name, value in items[0].items():
         if isinstance(value, torch.Tensor):
             batch[name] = torch.stack([item[name] for item in items])  # [B, …]
-        elif name != "key":
+        elif name not in ("key", REPLACED):
             batch[name] = torch.tensor([item[name] for item in items])  # [B]
+    if replaced := [item[REPLACED] for item in items if REPLACED in item]:
+        batch[REPLACED] = replaced
     return batch
 
 
@@ -176,7 +200,7 @@ class ClipLoader:
     """Endless microbatches of one rank.
 
     Args:
-        dataset: Dataset of slots; must be picklable where workers are spawned instead of forked.
+        dataset: Dataset of slots; must be picklable where processes read.
         microbatches: What each microbatch holds; a number: as many samples in each.
         rank: Number of this process among the ranks. Rank r of W takes the microbatches r, W + r, 2W + r, …
         world: Number of ranks W.
@@ -184,6 +208,8 @@ class ClipLoader:
         epochs: Number of epochs after which to stop; the last microbatches are filled up with the first samples of the
             next epoch (`slot` tells them apart), so that all ranks stop together. None: endless.
         pin_memory: Pin the batches' memory, for faster copies to a GPU.
+        timeout_s: Seconds without a sign of life after which a reading process counts as lost.
+        restarts: Times in a row that lost reading processes are replaced by new ones, without a batch in between.
 
     `state_dict` may be taken between any two microbatches; after `load_state_dict` with it, iteration continues with
     the one that would have come next, also at another world size or number of workers.
@@ -202,6 +228,8 @@ class ClipLoader:
         num_workers: int = 0,
         epochs: int | None = None,
         pin_memory: bool = False,
+        timeout_s: float = 300.0,
+        restarts: int = 3,
     ) -> None:
         if world < 1 or not 0 <= rank < world:
             raise ValueError(f"rank {rank} of {world} does not exist")
@@ -211,6 +239,7 @@ class ClipLoader:
         self.microbatches = microbatches
         self.rank, self.world = rank, world
         self.num_workers, self.pin_memory = num_workers, pin_memory
+        self.timeout_s, self.restarts = timeout_s, restarts
         self._epochs = epochs
         self._done = 0
 
@@ -228,23 +257,60 @@ class ClipLoader:
         self._done = int(state["microbatches"])
 
     def __iter__(self) -> Iterator[Batch]:
-        batches = DataLoader(
-            cast("Dataset[Batch]", self.dataset),
-            batch_sampler=_Shares(self.microbatches, self._done, self._epochs, self.rank, self.world),  # type: ignore
-            num_workers=self.num_workers,
-            collate_fn=collate,
-            pin_memory=self.pin_memory,
-            generator=torch.Generator(),  # else it draws its base seed from the global one, and changes training
-        )
-        for batch in batches:
-            # Counted when a batch is handed out: what workers have read ahead is read again after a resume.
-            self._done += self.world
-            yield batch
+        with contextlib.closing(self._read_ahead() if self.num_workers else self._read()) as batches:
+            for batch in batches:
+                # Counted when a batch is handed out: what was read ahead is read again after a resume.
+                self._done += self.world
+                yield _pinned(batch) if self.pin_memory else batch
+
+    def _read(self) -> Generator[Batch]:
+        """Batches that this process reads."""
+        for shares in self._shares():
+            yield collate([self.dataset[at] for at in shares])  # type: ignore[index]  shares where it takes them
+
+    def _read_ahead(self) -> Generator[Batch]:
+        """Batches of reading processes, of a new set of them wherever one is lost."""
+        lost = 0
+        while True:
+            try:
+                with ReadingProcesses(self.dataset, collate, self.num_workers, self.timeout_s) as processes:
+                    for batch in processes.batches(self._shares()):
+                        lost = 0
+                        yield batch
+                return
+            except ReaderLost as error:
+                lost += 1
+                what = f"{error}{self._named(error)}"
+                if lost > self.restarts:
+                    raise MachineError(
+                        f"{what}; so did those that took its place, {lost} in a row: look at the machine's memory"
+                        " (--train.num-workers makes fewer processes) and at its disks, and at the clips (make verify)"
+                    ) from error
+                log.warning(
+                    "%s; new reading processes go on at microbatch %d (%d of %d tries)",
+                    what,
+                    self._done + self.rank,
+                    lost,
+                    self.restarts,
+                )
+
+    def _named(self, lost: ReaderLost) -> str:
+        """What a lost process was reading, in words."""
+        keys = ", ".join(self.dataset.key(at) for at in lost.at)
+        return f" while it read {keys}" if keys else ""
+
+    def _shares(self) -> Iterator[list[int | Share]]:
+        """Slots of each microbatch of this rank, from the state on."""
+        return iter(_Shares(self.microbatches, self._done, self._epochs, self.rank, self.world))
+
+
+def _pinned(batch: Batch) -> Batch:
+    return {name: value.pin_memory() if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
 
 
 @dataclass(frozen=True)
 class _Shares:
-    """Slots of each microbatch of one rank, as a batch sampler."""
+    """Slots of each microbatch of one rank."""
 
     microbatches: Microbatches
     first: int

@@ -30,6 +30,11 @@ class Share:
     frames: int | None = None
     """Number of frames; None: as the data set's settings say."""
 
+    @classmethod
+    def of(cls, at: int | Share) -> Share:
+        """What a data set is asked for, as a share."""
+        return at if isinstance(at, Share) else cls(at)
+
     @property
     def item(self) -> int | Share:
         """What a data set is asked for: the slot alone where its settings say how many frames are read."""

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
-from typing import cast
 
 import numpy as np
 from torch.utils.data import Dataset
 
-from shards.loader import Batch, ClipDataset, SlotDataset
+from shards.loader import REPLACED, Batch, SlotDataset
 from shards.microbatches import BucketedMicrobatches, EqualMicrobatches, Microbatches, Share
 from talkinghead import rng
 
@@ -120,11 +120,22 @@ class MixtureDataset(Dataset[Batch]):
         return sum(len(dataset) for dataset in self.datasets)
 
     def __getitem__(self, at: int | Share) -> Batch:
+        source, its = self._part(at)
+        item = self.datasets[source][its]  # type: ignore[index]  a share of `MixedMicrobatches`: it takes shares
+        slot = Share.of(at).slot
+        if REPLACED in item:
+            item = item | {REPLACED: replace(item[REPLACED], slot=slot)}
+        return item | {"slot": slot, "source": source}
+
+    def key(self, at: int | Share) -> str:
+        """Key of the sample of a slot or share."""
+        source, its = self._part(at)
+        return self.datasets[source].key(its)
+
+    def _part(self, at: int | Share) -> tuple[int, int | Share]:
+        """Number of a data set, and what it is asked for."""
         source, its_slot = self.locate(at)
-        if isinstance(at, Share):
-            clips = cast("ClipDataset", self.datasets[source])
-            return clips[Share(its_slot, at.frames)] | {"slot": at.slot, "source": source}
-        return self.datasets[source][its_slot] | {"slot": at, "source": source}
+        return source, Share(its_slot, at.frames) if isinstance(at, Share) else its_slot
 
     def locate(self, at: int | Share) -> tuple[int, int]:
         """Number of the data set that a slot, or a share of `MixedMicrobatches`, draws from, and the slot of that data

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from talkinghead.files.foreign import open_regular
+from talkinghead.files.patience import read_locally
 from talkinghead.files.storage import Storage
 
 OPEN_FILES = 256
@@ -50,12 +51,8 @@ class RangeReader:
         try:
             if self.storage.local_root is None:
                 return self.storage.read_range(path, offset, length)
-            descriptor = self._descriptor(path)  # held until the read is done: another thread may push it out
-            # Memory is taken before anything is read, and an index may ask for any amount.
-            if not 0 <= offset <= offset + length <= descriptor.size:
-                raise EOFError
-            # The lock is not held here: slow disks would make all threads wait for one read.
-            data = os.pread(descriptor.number, length, offset)
+            file = Path(self.storage.describe(path))
+            data = read_locally(file, lambda: self._local(path, file, offset, length))
         except FileNotFoundError as error:
             raise ValueError(
                 f"{self.storage.describe(path)} is not there, but in the index: run make verify"
@@ -76,12 +73,25 @@ class RangeReader:
         # Decoders ask for a few bytes at a time: read 64 KiB at once.
         return io.BufferedReader(_RangeStream(self, path, offset, length), 1 << 16)  # type: ignore[return-value]
 
-    def _descriptor(self, path: str) -> _Descriptor:
+    def _local(self, path: str, file: Path, offset: int, length: int) -> bytes:
+        descriptor = self._descriptor(path, file)  # held until the read is done: another thread may push it out
+        # Memory is taken before anything is read, and an index may ask for any amount.
+        if not 0 <= offset <= offset + length <= descriptor.size:
+            raise EOFError
+        # The lock is not held here: slow disks would make all threads wait for one read.
+        try:
+            return os.pread(descriptor.number, length, offset)
+        except OSError:
+            with self._lock:
+                self._open.pop(path, None)  # a file server that has started anew knows it by another number
+            raise
+
+    def _descriptor(self, path: str, file: Path) -> _Descriptor:
         # Least recently used files leave first; a descriptor closes when the last thread that reads lets go of it.
         with self._lock:
             descriptor = self._open.get(path)
             if descriptor is None:
-                descriptor = self._open[path] = _Descriptor(Path(self.storage.describe(path)))
+                descriptor = self._open[path] = _Descriptor(file)
                 if len(self._open) > OPEN_FILES:
                     self._open.popitem(last=False)
             else:

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from shards.loader import SlotDataset
+from shards.manifest import read_manifest
 from shards.mixture import MixtureDataset, shares
 from shards.reader import ShardReader
+from shards.replacements import replacing
+from talkinghead.files.storage import Storage
+from talkinghead.runtime.errors import error_text
 
+log = logging.getLogger(__name__)
+
+DATA_VARIABLE = "TALKINGHEAD_TRAIN_DATA"
+"""Environment variable with the data sets of a training, where config.json must not name them in full (credentials)."""
 _SHOWN = 3
 
 
@@ -50,6 +61,23 @@ class DataSets:
         locations, weights = json.loads(text)
         return cls(locations=tuple(locations), weights=tuple(weights))
 
+    def in_full(self) -> DataSets:
+        """The data sets by which they can be read: those of `DATA_VARIABLE` where it is set, else these."""
+        given = os.environ.get(DATA_VARIABLE)
+        return DataSets.from_text(given) if given else self
+
+    def licences(self) -> dict[str, int] | None:
+        """Licence → number of samples over all data sets; None where one cannot be read any more, which is no reason to
+        fail."""
+        counts: Counter[str] = Counter()
+        try:
+            for location in self.locations:
+                counts.update(read_manifest(Storage(location)).licences)
+        except (OSError, ValueError) as error:
+            log.warning("warning: the licences of the data are not noted next to the weights: %s", error_text(error))
+            return None
+        return dict(sorted(counts.items()))
+
     def mixed(self, datasets: Sequence[SlotDataset], seed: int) -> SlotDataset:
         """Samples of all of them as one order.
 
@@ -60,6 +88,20 @@ class DataSets:
         if len(datasets) == 1:
             return datasets[0]
         return MixtureDataset(datasets, self.weights or [len(dataset) for dataset in datasets], seed)
+
+
+def together(datasets: Sequence[SlotDataset], seed: int) -> SlotDataset | None:
+    """Samples of all data sets as one order, each drawn from by the number of its samples; None of none.
+
+    A sample that cannot be read is replaced by another.
+
+    Args:
+        datasets: Samples of those that have some.
+        seed: Seed of the mixture.
+    """
+    if len(datasets) < 2:
+        return next((replacing(dataset, seed) for dataset in datasets), None)
+    return replacing(MixtureDataset(datasets, [len(dataset) for dataset in datasets], seed), seed)
 
 
 def check_together(readers: Sequence[ShardReader]) -> None:

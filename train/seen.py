@@ -1,9 +1,10 @@
-"""Which samples a training has learnt from, and in which steps: from its order alone, without a log of its batches.
+"""Which samples a training has learnt from, and in which steps: from its order, without a log of its batches.
 
 Step k takes the microbatches [(k - 1) M, k M) of the order, where M is the number of microbatches of a step. The order
 is a function of the seed and of the samples that the run's pinned indexes and rules give, and does not depend on the
-number of ranks, on the size of equal microbatches, or on where the run was killed and went on. So the answer is exact
-for every step that the run is known to have done. It is known by the newest checkpoint, and by the newest line of
+number of ranks, on the size of equal microbatches, or on where the run was killed and went on. Samples that could not
+be read, and those that were read in their place, stand in `metrics.jsonl`, one by one. So the answer is exact for every
+step that the run is known to have done. It is known by the newest checkpoint, and by the newest line of
 `metrics.jsonl`. Steps that were done after both, and lost by a kill, are done again with the same samples when the run
 goes on.
 """
@@ -32,7 +33,7 @@ from talkinghead.provenance import hash_bytes
 from train.clip_choice import PinnedVersion
 from train.config import TrainConfig
 from train.recipe import make_task
-from train.run.metrics import read_metrics
+from train.run.metrics import Replaced, read_metrics
 from train.run.run_folder import RunFolder, steps_in
 
 _SHOWN = 20  # steps or keys in a line
@@ -83,6 +84,7 @@ def readings_of(
         OSError: Something cannot be read.
     """
     folder = RunFolder.open(run)
+    folder.refresh()
     if not folder.task_folder.is_dir():
         raise ValueError(f"RUN {folder.path} has not begun to train: it has no {folder.task_folder.name} folder")
     recipe, there = folder.recipe, folder.data_sets
@@ -105,13 +107,14 @@ def readings_of(
             for storage, versions in zip(then, pinned, strict=True)
         ]
     wanted, unknown = _wanted(indexes, person, keys, storages)
+    steps = _steps(dataset, sources, wanted, done, recipe.train)
     return Readings(
         run=str(folder.path),
         up_to=done,
         checkpoints=steps_in(folder.checkpoints),
         asked=sorted(wanted),
         unknown=unknown,
-        steps=_steps(dataset, sources, wanted, done, recipe.train),
+        steps=_as_replaced(steps, read_metrics(folder.metrics).replaced, wanted, done),
     )
 
 
@@ -211,7 +214,7 @@ def _steps(
     if len(sources) == 1 and train.microbatch_seconds is None:
         _count_slots(sources[0], wanted, num_steps, train.global_batch, found)
         return dict(sorted(found.items()))
-    order = divide(dataset, size=train.microbatch, seconds=train.microbatch_seconds, seed=train.seed)
+    order = divide(dataset, size=train.microbatch_size, seconds=train.microbatch_seconds, seed=train.seed)
     for number in range(num_steps * train.microbatches if wanted else 0):
         for share in order.shares(number):
             source, slot = dataset.locate(share.item) if isinstance(dataset, MixtureDataset) else (0, share.slot)
@@ -219,6 +222,21 @@ def _steps(
             if name in wanted:
                 found.setdefault(name, []).append(number // train.microbatches + 1)
     return dict(sorted(found.items()))
+
+
+def _as_replaced(
+    steps: dict[str, list[int]], replaced: Sequence[Replaced], wanted: Collection[str], num_steps: int
+) -> dict[str, list[int]]:
+    """Key → steps that learnt from it, of `steps` by the order alone, and of what was read in place of others."""
+    found = {key: list(those) for key, those in steps.items()}
+    for event in replaced:
+        if event.step > num_steps:
+            continue
+        if event.step in found.get(event.key, ()):
+            found[event.key].remove(event.step)
+        if event.replacement in wanted:
+            found.setdefault(event.replacement, []).append(event.step)
+    return {key: sorted(those) for key, those in sorted(found.items()) if those}
 
 
 def _count_slots(

@@ -220,7 +220,10 @@ class Numbers:
         return 5
 
     def __getitem__(self, slot: int) -> dict[str, Any]:
-        return {"key": f"k-{slot % 5}", "slot": slot, "square": torch.tensor([slot * slot])}
+        return {"key": self.key(slot), "slot": slot, "square": torch.tensor([slot * slot])}
+
+    def key(self, slot: Any) -> str:
+        return f"k-{slot % 5}"
 
 
 def test_any_dataset_of_slots_is_read():

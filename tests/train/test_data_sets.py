@@ -21,9 +21,10 @@ from tests.support import face_clips, speech_data
 from tests.support.derived_data import TOY, ToySettings, add_version, toy
 from tests.support.lmk2video_tasks import SMALL
 from train.__main__ import main
-from train.data_sets import DataSets, check_together
+from train.data_sets import DataSets, check_together, together
 from train.recipe import make_task, recipes_of
-from train.run.run_folder import RunConfig, RunFolder
+from train.run.run_config import RunConfig
+from train.run.run_folder import RunFolder
 
 
 @pytest.fixture
@@ -205,3 +206,27 @@ def test_a_run_whose_data_sets_are_no_list_is_damaged(damage: dict[str, Any], tm
     file.write_text(json.dumps(json.loads(file.read_text()) | damage))
     with pytest.raises(ValueError, match="is damaged"):
         RunFolder.open(run.path)
+
+
+def test_data_sets_together_are_drawn_from_by_their_size() -> None:
+    class Numbers:
+        def __init__(self, name: str, count: int, bad: int = -1) -> None:
+            self.name, self.count, self.bad = name, count, bad
+
+        def __len__(self) -> int:
+            return self.count
+
+        def key(self, at: Any) -> str:
+            return f"{self.name}-{at}"
+
+        def __getitem__(self, slot: Any) -> dict[str, Any]:
+            if slot == self.bad:
+                raise ValueError("cut off")
+            return {"key": self.key(slot), "slot": slot}
+
+    assert together([], 0) is None
+    one = together([Numbers("a", 4, bad=2)], 0)
+    assert one is not None and one[1]["key"] == "a-1" and one[2]["key"] != "a-2" and one[2]["slot"] == 2
+    both = together([Numbers("a", 30), Numbers("b", 10)], 0)
+    assert both is not None and len(both) == 40
+    assert 600 < sum(both[slot]["key"].startswith("a") for slot in range(1000)) < 900

@@ -15,12 +15,14 @@ import torch.distributed as dist
 from shards.manifest import read_manifest, write_manifest
 from shards.removal import without_samples
 from talkinghead.files.storage import Storage
+from tests.support.damaged_clips import cut_in_half
 from tests.support.speech_data import LENGTHS, build_speech_data, clip_key
 from tests.support.training import Ranks, assert_same, tensors_of
 from train.__main__ import main
 from train.config import CheckpointConfig, LogConfig, ScheduleConfig, ValidationConfig
 from train.recipe import Recipe, make_task, recipes_of
-from train.run.run_folder import RunConfig, RunFolder
+from train.run.run_config import RunConfig
+from train.run.run_folder import RunFolder
 from train.seen import _sources, readings_of
 from train.trainer.loop import Trainer
 from train.trainer.port import LocalPort
@@ -179,6 +181,33 @@ def test_mixtures_and_microbatches_by_length_are_told_and_go_on_exactly(
         assert readings_of(path, person="speaker-3").asked == [clip_key(0, "more"), clip_key(1, "more")]
         with pytest.raises(ValueError, match="reads 2 data sets: name all of them"):
             readings_of(path, keys=keys, data=[data.uri])
+
+
+def test_replaced_samples_were_not_learnt_from_and_those_in_their_place_were(ranks: Ranks, tmp_path: Path) -> None:
+    """A sound that was cut after the index was made; one rank begins, in which it dies, and two go on."""
+    storage = build_speech_data(tmp_path / "data")
+    path = tmp_path / "training/run"
+    path.parent.mkdir()
+    # The run begins with a whole data set, whose facts it derives; then the disk damages a clip.
+    with pytest.raises(Killed):
+        train(path, storage.uri, kill_at=0)
+    cut_in_half(storage, clip_key(1), "wav")
+    with pytest.raises(Killed):
+        train(path, storage.uri, kill_at=5)
+    ranks.run(train, path, storage.uri, microbatch=1)
+    expected = recorded(path.parent)
+    assert sum(map(len, expected.values())) == 8 * 4 and clip_key(1) not in expected
+    found = readings_of(path, keys=KEYS)
+    assert found.steps == dict(sorted(expected.items()))
+    log = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    replaced = [line for line in log if line.get("event") == "replaced"]
+    assert len(replaced) >= 8 and {line["key"] for line in replaced} == {clip_key(1)}
+    assert len({line["slot"] for line in replaced}) == len(replaced)
+    assert readings_of(path, keys=[clip_key(1)]).steps == {}
+    for step in range(9):
+        by_then = {key: [s for s in steps if s <= step] for key, steps in expected.items()}
+        steps = {key: those for key, those in sorted(by_then.items()) if those}
+        assert readings_of(path, keys=KEYS, up_to=step).steps == steps
 
 
 def test_held_out_and_rejected_samples_were_not_learnt_from(killed: Path) -> None:
