@@ -35,7 +35,7 @@ from typing import Any
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
-from train.launch.failure import PeerError
+from train.launch.failure import StrangerError
 from train.trainer.port import MEETING_VARIABLE
 
 _KEY, _STORE = "key", "store"
@@ -143,14 +143,14 @@ class _CheckingUnpickler(pickle.Unpickler):
     """Unpickler that reads what `_SigningPickler` wrote, and nothing else.
 
     Raises:
-        PeerError: The signature is not that of the key.
+        StrangerError: The signature is not that of the key.
     """
 
     def __init__(self, key: bytes, file: io.BytesIO) -> None:
         signed = file.read()
         signature, content = signed[:_SIGNATURE_BYTES], signed[_SIGNATURE_BYTES:]
         if not hmac.compare_digest(signature, hmac.digest(key, content, "sha256")):
-            raise PeerError(
+            raise StrangerError(
                 "an object came that no rank has signed: another program talks to the ports of this training"
             )
         super().__init__(io.BytesIO(content))

@@ -1,6 +1,8 @@
 """Ray Train as a launcher: the ranks are its workers, started again when one fails, fewer or more as nodes come and go.
 
-Only this file of the job imports Ray. Ray keeps no checkpoints: a worker group that starts again resumes from the
+Their numbers are those that can share a step (`train.launch.ray_scaling`). A lost worker or node ends all of them, and
+they go on from the newest checkpoint: what is lost is at most the steps since then (`checkpoint.every`). Only these two
+files of the job import Ray. Ray keeps no checkpoints: a worker group that starts again resumes from the
 newest one in RUN, which must be a folder that all nodes share.
 
 On a private Ray of this machine the ranks meet as those of `train.launch.ranks` do: at a file, on loopback. On a
@@ -17,17 +19,21 @@ import secrets
 import shutil
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from talkinghead.runtime.ray_cluster import ray_cluster
+from train.config import ParallelConfig
 from train.data_sets import DataSets
 from train.launch.failure import Failure, FailureLog, RunFailed
+from train.launch.flight_recorder import recorder_settings
 from train.launch.meeting import Meeting, loopback_settings
 from train.launch.watch import Watch
 from train.launch.worker import run_worker
 from train.run.run_folder import RunFolder
 from train.trainer.checkpoint_files import whole_steps
+from train.trainer.parallel import check_devices
 from train.trainer.port import RayPort
 
 log = logging.getLogger(__name__)
@@ -37,20 +43,20 @@ def run_ray(
     run: RunFolder,
     address: str | None,
     *,
-    workers: int,
-    min_workers: int | None = None,
+    workers: Sequence[int],
     max_failures: int = 0,
     data: DataSets | None = None,
+    until: float | None = None,
 ) -> None:
     """Train with workers of Ray and wait for the end. Ctrl-C writes a checkpoint first; a second one does not.
 
     Args:
         run: Folder of the run.
         address: Address of the cluster; None: a private one on this machine.
-        workers: Number of ranks.
-        min_workers: Number of ranks to go on with when not all can be had; None: all are needed.
+        workers: Numbers of ranks, ascending: the last one, or a smaller one of them when not so many can be had.
         max_failures: Number of times to start again after a worker failed.
         data: The data sets, where config.json must not name them in full.
+        until: Time at which the training must have ended; see `Deadline`.
 
     Raises:
         RunFailed: The training ended early; with the message of the worker that failed first.
@@ -60,9 +66,8 @@ def run_ray(
     failures = FailureLog(run.logs)
     failures.clear()
     run.stop_file.unlink(missing_ok=True)
-    watch = Watch(run)
-    cpus = max(workers, len(os.sched_getaffinity(0)))
-    number = (min_workers, workers) if min_workers else workers
+    watch = Watch(run, until)
+    cpus = max(workers[-1], len(os.sched_getaffinity(0)))
     # The watch looks after the workers in a thread, since `fit` blocks this one until the end.
     if address is None:
         # All ranks are on this machine: they meet in a folder that is closed to other users, and listen on loopback.
@@ -71,25 +76,53 @@ def run_ray(
             ray_cluster(None, cpus=cpus, variables=loopback_settings()),
             watch,
         ):
-            error = _fit(run, number, max_failures, data, watch, folder)
+            error = _fit(run, workers, max_failures, data, watch, folder)
     else:
         with ray_cluster(address, cpus=cpus), watch:
-            error = _fit(run, number, max_failures, data, watch)
+            error = _fit(run, workers, max_failures, data, watch)
     shutil.rmtree(run.logs / "ray", ignore_errors=True)
     if error is None:
         return
     # Someone asked to end, and no failure that followed from that counts. Else the rank that failed first is to be
     # believed.
     if watch.asked:
-        raise RunFailed(_interrupted(run)) from error
+        raise RunFailed(_interrupted(run, watch.requeue)) from error
     found = failures.first()
     # A worker that was killed writes no failure, and the others only that they lost it; then Ray knows more.
     raise RunFailed(found if found is not None and found.kind != "peer" else _failure(error)) from error
 
 
+def check_cluster(address: str | None, parallel: ParallelConfig, workers: int) -> None:
+    """Check that there are the GPUs that are asked for; nothing is started on the cluster.
+
+    Args:
+        address: Address of the cluster; None: a private one on this machine.
+        parallel: Settings of the ranks.
+        workers: Smallest number of ranks.
+
+    Raises:
+        ValueError: There is no such cluster, or ranks are to be on GPUs and it has none.
+    """
+    if address is None:
+        check_devices(parallel, workers)
+    elif parallel.device == "cuda":
+        with ray_cluster(address, cpus=1):
+            if _gpus_of_cluster() < 1:
+                raise ValueError(
+                    f"parallel.device is cuda, and the Ray cluster at {address} has no GPU: add a node with GPUs, or"
+                    " set --train.parallel.device cpu"
+                )
+
+
+def _gpus_of_cluster() -> float:
+    import ray
+
+    return ray.cluster_resources().get("GPU", 0)
+
+
 def _fit(
     run: RunFolder,
-    workers: int | tuple[int, int],
+    workers: Sequence[int],
     max_failures: int,
     data: DataSets | None,
     watch: Watch,
@@ -99,7 +132,7 @@ def _fit(
 
     Args:
         run: Folder of the run.
-        workers: Number of ranks, or the smallest and the largest one.
+        workers: Numbers of ranks, ascending.
         max_failures: Number of times to start again after a worker failed.
         data: The data sets, where config.json must not name them in full.
         watch: Watch over the workers.
@@ -112,6 +145,8 @@ def _fit(
     from ray.exceptions import RayError
     from ray.train.backend import Backend
     from ray.train.torch import TorchConfig, TorchTrainer
+
+    from train.launch.ray_scaling import FittingWorkers
 
     class GroupOfOurOwn(Backend):
         """Preparation of workers that make their process group themselves: each sees all GPUs of its node."""
@@ -126,25 +161,35 @@ def _fit(
             return GroupOfOurOwn
 
     class Trainer(TorchTrainer):
-        """Trainer that leaves Ctrl-C to the watch; Ray's own handler would end the workers at once."""
+        """Trainer that takes no number of workers but the fitting ones, and leaves Ctrl-C to the watch: Ray's own
+        handler would end the workers at once."""
+
+        def _initialize_and_run_controller(self, **settings: Any) -> Any:
+            if len(workers) > 1:
+                settings["scaling_policy"] = FittingWorkers(self.scaling_config, workers)
+            return super()._initialize_and_run_controller(**settings)
 
         def _register_sigint_handler(self, controller: Any) -> None:
             watch.over(lambda: ray.kill(controller))
 
     # GPUs if the cluster has any and they are not refused; one for each rank.
     parallel = run.recipe.train.parallel
-    gpus = parallel.device != "cpu" and ray.cluster_resources().get("GPU", 0) >= 1
+    gpus = parallel.device != "cpu" and _gpus_of_cluster() >= 1
     trainer = Trainer(
         _worker,
-        train_loop_config={"run": str(run.path), "data": data and data.to_text(), "meeting": meeting},
+        train_loop_config={"run": run.location, "data": data and data.to_text(), "meeting": meeting},
         torch_config=(TorchConfig if meeting is None else MeetingConfig)(
             backend="cpu:gloo,cuda:nccl" if gpus else "gloo", timeout_s=max(1, int(parallel.timeout_s))
         ),
-        scaling_config=train.ScalingConfig(num_workers=workers, use_gpu=gpus),
+        scaling_config=train.ScalingConfig(
+            num_workers=workers[-1] if len(workers) == 1 else (workers[0], workers[-1]), use_gpu=gpus
+        ),
         run_config=train.RunConfig(
             name=f"start-{time.time_ns()}",
             storage_path=str(run.logs / "ray"),
             failure_config=train.FailureConfig(max_failures=max_failures),
+            # PyTorch reads them when Ray makes the process group.
+            worker_runtime_env={"env_vars": recorder_settings(run.logs)},
             logging_config=train.LoggingConfig(log_level="ERROR"),
         ),
     )
@@ -160,20 +205,23 @@ def _worker(config: dict[str, Any]) -> None:
     from ray import train
     from ray.train.collective import broadcast_from_rank_zero
 
+    path = config["run"]
+    if train.get_context().get_world_rank() == 0:
+        FailureLog(RunFolder.open(path).logs).clear()  # of the workers before, which have ended
     # Rank 0 draws a secret and a name for each start of the workers; Ray's own channels, which ask for its token, carry
     # them. They are no part of `config`, which Ray shows to whoever may see its state.
     drawn = broadcast_from_rank_zero({"key": secrets.token_hex(32), "store": secrets.token_hex(8)})
     store = None if config["meeting"] is None else Path(config["meeting"]) / drawn["store"]
     meeting = Meeting(key=bytes.fromhex(drawn["key"]), store=store)
-    path = Path(config["run"])
     data = DataSets.from_text(config["data"]) if config["data"] else None
     run_worker(path, RayPort(train, RunFolder.open(path).stop_file), data, meeting)
 
 
-def _interrupted(run: RunFolder) -> Failure:
+def _interrupted(run: RunFolder, requeue: bool) -> Failure:
     step = max(whole_steps(run.checkpoints), default=None)
     where = "before the first checkpoint" if step is None else f"the newest checkpoint is of step {step}"
-    return Failure(kind="interrupted", message=f"interrupted; {where}; the same command continues")
+    kind = "preempted" if requeue else "interrupted"
+    return Failure(kind=kind, message=f"interrupted; {where}; the same command continues")
 
 
 def _failure(error: Exception) -> Failure:

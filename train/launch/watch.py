@@ -11,10 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from train.launch.failure import Failure, FailureLog
+from train.launch.failure import FailureLog, Repetition
 from train.run.metrics import read_metrics
 from train.run.run_folder import RunFolder
-from train.trainer.checkpoint_files import LAST
+from train.trainer.checkpoint_files import LAST, whole_steps
+from train.trainer.port import Deadline, raise_preempted
 
 log = logging.getLogger(__name__)
 
@@ -23,23 +24,29 @@ _STOP_PATIENCE_S = 120.0
 """Seconds to wait for a checkpoint, in addition to the time of a few steps."""
 _STOP_PATIENCE_STEPS = 3
 """Number of those steps: ranks ask for a notice every other step, and then finish one."""
-_FINAL = ("user", "machine")
-"""Kinds of failures that another start does not mend."""
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class Watch:
     """Watch over a training, in a thread while the main thread waits in Ray.
 
     It shows what rank 0 logs. It ends the workers when one has failed so that another start does not mend it. On a
-    first signal it has them write a checkpoint before that, on a second one not.
+    first signal, or when the hours are over, it has them write a checkpoint before that, on a second signal not.
+
+    Args:
+        run: Folder of the run.
+        until: Time at which the training must have ended; see `Deadline`.
 
     Attributes:
-        asked: Number of signals that came.
+        asked: Number of signals that came, and 1 for the end of the hours.
+        requeue: Whether the training is to be started again by itself: SIGUSR1 came, or the hours are over.
     """
 
-    def __init__(self, run: RunFolder) -> None:
+    def __init__(self, run: RunFolder, until: float | None = None) -> None:
         self.run = run
-        self.asked = 0
+        self.asked, self.requeue = 0, False
+        self._deadline = Deadline(until)
+        self._repetition = Repetition()
         self._kill: Callable[[], None] | None = None
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._look, name="watch", daemon=True)
@@ -47,7 +54,7 @@ class Watch:
 
     def __enter__(self) -> Watch:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._signal) for number in (signal.SIGINT, signal.SIGTERM)}
+            self._before = {number: signal.signal(number, self._signal) for number in _SIGNALS}
         self._thread.start()
         return self
 
@@ -63,8 +70,10 @@ class Watch:
 
     def _signal(self, number: int, frame: object) -> None:
         self.asked += 1
+        self.requeue = self.requeue or number == signal.SIGUSR1
         if self._kill is None:
-            raise KeyboardInterrupt  # no workers yet: end as usual
+            # No workers yet: end as usual.
+            raise_preempted(number, None) if self.requeue else signal.default_int_handler(number, None)
         told = "writing a checkpoint, then stopping (a second time: at once)" if self.asked == 1 else "stopping at once"
         log.warning("%s: %s", signal.Signals(number).name, told)
 
@@ -73,7 +82,8 @@ class Watch:
         failures, tail = FailureLog(self.run.logs), _Tail(FailureLog(self.run.logs).rank_file(0))
         while not self._ended.wait(_POLL_S):
             tail.show()
-            if self._kill is not None and (self.asked or _is_final(failures.first())):
+            self._look_at_the_clock()
+            if self._kill is not None and (self.asked or self._is_final(failures)):
                 if self.asked:
                     self._await_checkpoint(tail)
                 # Killed once; Ray then ends `fit`, whose caller leaves the block and so sets `_ended`.
@@ -81,6 +91,19 @@ class Watch:
                 break
         self._ended.wait()
         tail.show()
+
+    def _look_at_the_clock(self) -> None:
+        # How long a checkpoint takes only the ranks know, which are told of it a few steps before its end.
+        self._deadline.step_s = _STOP_PATIENCE_STEPS * _step_seconds(self.run) if self._deadline.until else 0.0
+        if not self.asked and self._deadline.due(None):
+            self.asked, self.requeue = 1, True
+            log.warning("the hours of --max-hours are over: writing a checkpoint, then stopping")
+
+    def _is_final(self, failures: FailureLog) -> bool:
+        failure = failures.first()
+        return failure is not None and self._repetition.final(
+            failure, max(whole_steps(self.run.checkpoints), default=None)
+        )
 
     def _await_checkpoint(self, tail: _Tail) -> None:
         # The ranks find the stop file at their next question (`RayPort.preempting`) and write a checkpoint.
@@ -93,10 +116,6 @@ class Watch:
                 break
             tail.show()
         self.run.stop_file.unlink(missing_ok=True)
-
-
-def _is_final(failure: Failure | None) -> bool:
-    return failure is not None and failure.kind in _FINAL
 
 
 class _Tail:

@@ -14,31 +14,30 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from infer.weights.licences import TRAINING_FILE
 from talkinghead.files.atomic import commit_folder, temporary_folder, write_whole
 from talkinghead.files.foreign import open_own
-from talkinghead.provenance import pretty_json
 from train.clip_choice import check_no_removal, note_run
 from train.config import ParallelConfig
-from train.data_sets import DataSets
+from train.data_sets import DATA_VARIABLE, DataSets
 from train.launch.failure import FailureLog, PeerError
+from train.launch.flight_recorder import record
 from train.launch.meeting import Meeting, signed_objects, store_of
+from train.launch.peers import watched
 from train.recipe import make_task
+from train.run.kept_weights import about_training
 from train.run.run_folder import RunFolder
 from train.trainer.port import Port
 
 log = logging.getLogger(__name__)
 
-DATA_VARIABLE = "TALKINGHEAD_TRAIN_DATA"
-"""Environment variable with the data sets, where config.json must not name them in full (credentials)."""
-TRAINING_FILE = "training.json"
-"""File in pretrained_model/ about the training that made the weights, and the weights and data that it began with."""
 _LOCK_PATIENCE_S = 20.0  # Ray may start again before the last rank 0 has ended
 _PATIENCE = timedelta(days=7)  # deriving from a large data set may take long, and no rank may give up meanwhile
 _OURS = ("train", "infer", "shards", "talkinghead")
 """Packages whose progress goes into the log; Ray's workers log much more."""
 
 
-def run_worker(path: Path, port: Port, data: DataSets | None = None, meeting: Meeting | None = None) -> None:
+def run_worker(path: str | Path, port: Port, data: DataSets | None = None, meeting: Meeting | None = None) -> None:
     """Train as one rank of a run: resume, train, export, and wait for the validations.
 
     Args:
@@ -59,56 +58,60 @@ def run_worker(path: Path, port: Port, data: DataSets | None = None, meeting: Me
         os.environ[DATA_VARIABLE] = data.to_text()
     with _log_to(failures.rank_file(port.rank)), failures.recorded(port.rank, run.recipe.train):
         # Join the other ranks. The second group has a long timeout, for deriving and exporting on rank 0.
-        torch.set_num_threads(cpu_threads(run.recipe.train.parallel, port))
-        with process_group(run.recipe.train.parallel, port, meeting), contextlib.ExitStack() as stack:
-            group = dist.new_group(backend="gloo", timeout=_PATIENCE)
+        parallel = run.recipe.train.parallel
+        torch.set_num_threads(cpu_threads(parallel, port))
+        record(run.logs)
+        with (
+            process_group(parallel, port, meeting),
+            watched(port, meeting, failures, parallel) as tell,
+            contextlib.ExitStack() as stack,
+            # Within the watch: the others learn of a failure before this rank closes anything.
+            failures.recorded(port.rank, run.recipe.train, tell),
+        ):
+            group: Any = dist.new_group(backend="gloo", timeout=_PATIENCE)
 
             def begin() -> None:
                 stack.enter_context(run.locked(_LOCK_PATIENCE_S))
-                failures.clear()
-                for location in data_of(run).locations:
+                for location in run.data_sets.in_full().locations:
                     check_no_removal(location)
                 _prepare(run)
+                run.push()
                 _note(run)
 
             # Rank 0 takes the lock until the training ends, and derives what the task needs; then all train.
             on_rank_zero(begin, port.rank, group)
-            _train(run, port, group)
+            if run.store is not None:
+                # Once for each other machine; the ranks of a machine wait for its first one.
+                if port.local_rank == 0 and port.rank != 0:
+                    run.fetch_task()
+                dist.barrier(group)
+            _train(run, port, group, stack)
 
 
-def _train(run: RunFolder, port: Port, group: Any) -> None:
+def _train(run: RunFolder, port: Port, group: Any, stack: contextlib.ExitStack) -> None:
     from train.run.overview import write_overview
     from train.trainer.loop import Trainer
 
-    task = make_task(run.task, run.recipe.config, data_of(run), run.task_folder)
+    task = make_task(run.task, run.recipe.config, run.data_sets.in_full(), run.task_folder)
     # Resume from the newest checkpoint, and train to the last step.
     trainer = Trainer(task, run.recipe.train, run, port, run.recipe.lora)
-    try:
-        trainer.fit()
-        # Export: all ranks gather the weights, rank 0 writes them; the folder gets its name when it is whole.
-        folder = temporary_folder(run.export) if port.rank == 0 else run.export
-        trainer.export(folder)
-        on_rank_zero(lambda: _publish(run, folder, trainer.step), port.rank, group)
-        # Validations run next to the training, and the last one may not be done yet; the overview shows it.
-        if port.rank == 0:
-            trainer.validations.wait()
-            write_overview(run.path)
-    finally:
-        trainer.close()
+    stack.callback(trainer.close)
+    trainer.fit()
+    # Export: all ranks gather the weights, rank 0 writes them; the folder gets its name when it is whole.
+    folder = temporary_folder(run.export) if port.rank == 0 else run.export
+    trainer.export(folder)
+    on_rank_zero(lambda: _publish(run, folder, trainer.step), port.rank, group)
+    # Validations run next to the training, and the last one may not be done yet; the overview shows it.
+    if port.rank == 0:
+        trainer.validations.wait()
+        write_overview(run.path)
+        run.push()
 
 
 def _publish(run: RunFolder, folder: Path, step: int) -> None:
     """Move exported weights to their place, with their provenance next to them (but without paths of this machine)."""
-    known = run.config.to_json()
-    names = ("task", "recipe_name", "annotation", "weights", "libraries")
-    write_whole(folder / TRAINING_FILE, pretty_json({"step": step} | {name: known[name] for name in names}))
+    write_whole(folder / TRAINING_FILE, about_training(run, step))
     commit_folder(folder, run.export)
-
-
-def data_of(run: RunFolder) -> DataSets:
-    """Data sets of a run."""
-    given = os.environ.get(DATA_VARIABLE)
-    return DataSets.from_text(given) if given else run.data_sets
 
 
 def cpu_threads(config: ParallelConfig, port: Port) -> int:
@@ -176,7 +179,7 @@ def _prepare(run: RunFolder) -> None:
         return
     started = time.perf_counter()
     folder = temporary_folder(run.task_folder)
-    make_task(run.task, run.recipe.config, data_of(run), folder).prepare()
+    make_task(run.task, run.recipe.config, run.data_sets.in_full(), folder).prepare()
     commit_folder(folder, run.task_folder)
     log.info(
         "prepared %s from %s in %.1f s", run.task, ", ".join(run.data_sets.locations), time.perf_counter() - started
@@ -185,10 +188,10 @@ def _prepare(run: RunFolder) -> None:
 
 def _note(run: RunFolder) -> None:
     # At every start: the run may have been moved, or its note removed.
-    data = data_of(run)
+    data = run.data_sets.in_full()
     reads = make_task(run.task, run.recipe.config, data, run.task_folder).reads()
     for location, read in zip(data.locations, reads, strict=True):
-        note_run(location, str(run.path), read)
+        note_run(location, run.location, read)
 
 
 @contextlib.contextmanager

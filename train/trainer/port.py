@@ -1,7 +1,7 @@
 """Port of a rank to the outside: its place among the ranks, its launcher, and requests to end.
 
-Thus the training loop knows no launcher. A training may be ended early in two ways: the launcher announces it
-(`Port.preempting`), or a signal comes (`StopRequest`).
+Thus the training loop knows no launcher. A training may be ended early in three ways: the launcher announces it
+(`Port.preempting`), a signal comes (`StopRequest`), or its hours are over (`Deadline`).
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
@@ -22,8 +22,31 @@ log = logging.getLogger(__name__)
 MEETING_VARIABLE = "TALKINGHEAD_TRAIN_MEETING"
 """Environment variable with the folder in which the ranks meet, where our own launcher has started them here: it passes
 signals on to them, and kills them when they are to end at once."""
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-"""SIGTERM: a scheduler takes the machine back. SIGINT: Ctrl-C."""
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+"""SIGTERM: a scheduler takes the machine back. SIGINT: Ctrl-C. SIGUSR1: a scheduler will take the machine back soon
+(SLURM's --signal), and starts the job again later."""
+_ONCE_S = 5.0
+"""Seconds within which SIGTERM counts once: schedulers signal the process and then its group, or every second."""
+
+
+class Progress:
+    """Progress of a rank through its steps: what it does now, since when, and the number of such notes until then.
+
+    The main thread notes; the thread that watches over the ranks (`train.launch.peers`) reads. All ranks note the same
+    at the same places, so the one with the fewest notes is the one that the others wait for.
+    """
+
+    def __init__(self) -> None:
+        self._now: tuple[int, str | None, float] = (0, None, time.monotonic())
+
+    def note(self, doing: str | None) -> None:
+        """Note what this rank begins to do, as in "rank 3 … for 140 s"; None: nothing that has a time limit."""
+        self._now = (self._now[0] + 1, doing, time.monotonic())
+
+    def read(self) -> tuple[int, str | None, float]:
+        """Number of notes, the last one, and the seconds since then."""
+        count, doing, since = self._now
+        return count, doing, time.monotonic() - since
 
 
 class Port(Protocol):
@@ -49,6 +72,16 @@ class Port(Protocol):
         """Number of ranks on this machine."""
         ...
 
+    @property
+    def progress(self) -> Progress:
+        """Progress of this rank, for the others to see."""
+        ...
+
+    @property
+    def deadline(self) -> Deadline:
+        """Time at which this training must have ended."""
+        ...
+
     def report(self, metrics: Mapping[str, float]) -> None:
         """Tell the launcher how far the training is. Every rank calls it at the same steps."""
         ...
@@ -64,23 +97,30 @@ class Port(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class LocalPort:
-    """Port of a single process or of a rank of this machine or a torchrun. Nobody takes reports, and only signals end
-    it early."""
+    """Port of a single process or of a rank of this machine, a torchrun or SLURM. Nobody takes reports, and only
+    signals and the deadline end it early."""
 
     rank: int = 0
     world: int = 1
     local_rank: int = 0
     local_world: int = 1
+    progress: Progress = field(default_factory=Progress, compare=False)
+    deadline: Deadline = field(default_factory=lambda: Deadline(), compare=False)
 
     @classmethod
-    def from_environment(cls) -> LocalPort:
-        """Port with the place that the environment variables give, by the names that torchrun has for them."""
+    def from_environment(cls, until: float | None = None) -> LocalPort:
+        """Port with the place that the environment variables give, by the names that torchrun has for them.
+
+        Args:
+            until: Time at which the training must have ended, see `Deadline`.
+        """
         number = {name: int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")}
         return cls(
             rank=number["RANK"],
             world=number["WORLD_SIZE"],
             local_rank=number["LOCAL_RANK"],
             local_world=number["LOCAL_WORLD_SIZE"],
+            deadline=Deadline(until),
         )
 
     def report(self, metrics: Mapping[str, float]) -> None:
@@ -105,6 +145,8 @@ class RayPort:
         self.world: int = context.get_world_size()
         self.local_rank: int = context.get_local_rank()
         self.local_world: int = context.get_local_world_size()
+        self.progress = Progress()
+        self.deadline = Deadline()  # the launcher looks at the clock, and makes the file
         self._session = session
         self._stop_file = stop_file
         self._known: Any = None
@@ -124,38 +166,79 @@ class RayPort:
         return new
 
 
-# --- signals ----------------------------------------------------------------------------------------------------------
+# --- requests to end --------------------------------------------------------------------------------------------------
 
 
 class Interrupted(Exception):
-    """A training was asked to end, and did so after a whole checkpoint."""
+    """A training was asked to end, and did so after a whole checkpoint.
 
-    def __init__(self, step: int) -> None:
-        super().__init__(f"interrupted at step {step}; the same command continues from there")
-        self.step = step
-
-
-@contextmanager
-def unsignalled() -> Iterator[None]:
-    """Context whose child processes never get SIGTERM or SIGINT; this process gets them afterwards.
-
-    Launchers, schedulers and Ctrl-C signal whole process groups. Reading processes that died of it would take the
-    training with them before its checkpoint is written.
+    Attributes:
+        requeue: Whether it is to be started again by itself: a scheduler takes the machine back, or the hours are over.
     """
-    # Child processes inherit the mask and keep it.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def __init__(self, step: int, requeue: bool = False) -> None:
+        super().__init__(f"interrupted at step {step}; the same command continues from there")
+        self.step, self.requeue = step, requeue
+
+
+class Preempted(KeyboardInterrupt):
+    """SIGUSR1 came before the first step or after the last one, when no checkpoint is due."""
+
+
+def raise_preempted(number: int, frame: FrameType | None) -> None:
+    """Signal handler for SIGUSR1 outside of a `StopRequest`; the ordinary effect would kill the process."""
+    raise Preempted("asked to make room; the same command continues")
+
+
+class Deadline:
+    """Time at which a training must have ended, its last checkpoint included.
+
+    It is due before that, by twice what the longest step and the longest checkpoint took until now. As long as no
+    checkpoint was written, its time is unknown, and a tenth of the hours, at most ten minutes, is kept for it. A
+    twentieth, at most half a minute, remains for ending the processes.
+
+    Args:
+        until: Seconds since the epoch, as of `time.time`; None: there is no such time.
+
+    Attributes:
+        until: That time.
+        step_s: Seconds of the longest step until now.
+    """
+
+    def __init__(self, until: float | None = None) -> None:
+        self.until = until
+        self.step_s = 0.0
+        self._whole_s = 0.0 if until is None else max(0.0, until - time.time())
+        self._last: float | None = None
+
+    def tick(self) -> None:
+        """Note that a step begins. The first one does not count: it may compile, and is not to come again."""
+        now = time.monotonic()
+        if self._last is not None:
+            self.step_s = max(self.step_s, now - self._last)
+        self._last = now
+
+    def due(self, checkpoint_s: float | None) -> bool:
+        """Whether the step under way must be the last one.
+
+        Args:
+            checkpoint_s: Seconds of the longest checkpoint until now; None: there was none.
+        """
+        if self.until is None:
+            return False
+        writing = min(600.0, self._whole_s / 10) if checkpoint_s is None else 2 * checkpoint_s
+        return time.time() + 2 * self.step_s + writing + min(30.0, self._whole_s / 20) >= self.until
 
 
 class StopRequest:
-    """Context in which a first signal only sets `requested`; a second one has its ordinary effect.
+    """Context in which a first signal only sets `requested`; a second SIGTERM or SIGINT has its ordinary effect.
 
-    In a rank that our launcher has started here, a second one has none: a scheduler signals every process, and the
-    launcher passes its own signal on, so the same request comes twice. A person's second signal reaches the launcher,
-    which then kills the ranks.
+    Not everything that comes twice is a second request. Schedulers signal a process and its group, so what follows
+    SIGTERM within 5 s counts as the same (but Ctrl-C twice is meant). SIGUSR1 announces a SIGTERM, which then is the
+    first one.
+
+    In a rank that our launcher has started here, a second signal has no effect: the launcher passes its own on. A
+    person's second signal reaches the launcher, which then kills the ranks.
 
     Outside the main thread, where Python allows no signal handlers, it handles none: there the launcher asks.
 
@@ -165,11 +248,13 @@ class StopRequest:
     Attributes:
         requested: Whether a signal came.
         number: Number of the first signal, 0 before that.
+        requeue: Whether SIGUSR1 was among them: the training is to be started again by itself.
     """
 
     def __init__(self, silent: bool = False) -> None:
-        self.requested, self.number = False, 0
+        self.requested, self.number, self.requeue = False, 0, False
         self._silent, self._patient = silent, MEETING_VARIABLE in os.environ
+        self._asked: tuple[int, float] | None = None  # first SIGTERM or SIGINT, and when it came
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -181,14 +266,27 @@ class StopRequest:
         self._restore()
 
     def _request(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
-            return
-        self.requested, self.number = True, number
-        # With the handlers restored, a second signal ends the process.
-        if not self._patient:
+        first = not self.requested
+        if number == signal.SIGUSR1:
+            self.requeue = True
+        elif self._asked is None:
+            self._asked = (number, time.monotonic())
+        elif self._is_second(number):
+            # With the handlers restored, the signal ends the process.
             self._restore()
-        if not self._silent:
-            log.warning("%s: writing a checkpoint, then stopping", signal.Signals(number).name)
+            os.kill(os.getpid(), number)
+            return
+        if first:
+            self.requested, self.number = True, number
+            if not self._silent:
+                log.warning("%s: writing a checkpoint, then stopping", signal.Signals(number).name)
+
+    def _is_second(self, number: int) -> bool:
+        """Whether a signal is a request of its own, after one that has come already."""
+        assert self._asked is not None
+        before, at = self._asked
+        ctrl_c = number == before == signal.SIGINT
+        return not self._patient and (ctrl_c or time.monotonic() - at >= _ONCE_S)
 
     def _restore(self) -> None:
         for number, handler in self._before.items():

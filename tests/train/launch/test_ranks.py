@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -11,7 +12,7 @@ import pytest
 
 from tests.support.listening import is_loopback, listening, parent_of, process_tree
 from tests.support.paths import ROOT
-from tests.support.train_commands import SITE, Command, run_train, start_train, toy, wait_for
+from tests.support.train_commands import SITE, Command, run_train, start_train, toy, wait_for, weights_of
 from train.launch.meeting import loopback_interface
 
 ENDLESS = ("--config.step-s", 0.02, "--train.steps", 100_000, "--train.checkpoint.every", 100_000, "--workers", 2)
@@ -36,7 +37,9 @@ def ranks_of(command: Command) -> list[int]:
 def training(folder: Path, *options: object) -> tuple[Command, list[int]]:
     """A training of two ranks that has begun its steps, and the processes of the ranks."""
     command = start_train(folder / "out", *toy(folder / "run", *ENDLESS, *options))
-    wait_for(lambda: (folder / "run" / "metrics.jsonl").exists() or command.process.exitcode is not None)
+    # Steps take all ranks.
+    file = folder / "run" / "metrics.jsonl"
+    wait_for(lambda: (file.exists() and '"loss"' in file.read_text()) or command.process.exitcode is not None)
     ranks = ranks_of(command)
     assert len(ranks) == 2, command.stderr
     return command, ranks
@@ -126,13 +129,88 @@ def is_pending(process: int, number: int) -> bool:
 
 @pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_the_others_do_not_wait_for_a_rank_that_died(tmp_path: Path, rank: int) -> None:
-    """Not even one that notices nothing, as under NCCL."""
-    command, ranks = training(tmp_path)
+    """Not even one that notices nothing, as it is stopped."""
+    command, ranks = training(tmp_path, "--max-failures", 0)
     os.kill(ranks[1 - rank], signal.SIGSTOP)
     os.kill(ranks[rank], signal.SIGKILL)
     assert command.wait() == 1 and gone(ranks)
     (line,) = command.errors
     assert f"rank {rank} was ended by SIGKILL (out of memory?)" in line and "Traceback" not in command.stderr
+
+
+def test_the_ranks_start_again_after_each_one_that_was_killed_and_end_the_same(tmp_path: Path) -> None:
+    """One failure is allowed, and each that comes after a newer checkpoint is the first one again."""
+    options = ["--train.steps", 60, "--train.checkpoint.every", 7, "--config.dropout", 0.2, "--workers", 2]
+    unbroken = run_train(tmp_path / "out0", *toy(tmp_path / "unbroken", *options))
+    assert unbroken.wait() == 0, unbroken.stderr
+    run = tmp_path / "run"
+    command = start_train(tmp_path / "out", *toy(run, *options, "--config.step-s", 0.05, "--max-failures", 1))
+    killed: list[int] = []
+    for step in (14, 35):
+        name = f"step-{step:08d}"
+        wait_for(lambda name=name: (run / "checkpoints" / name).exists() or command.process.exitcode is not None)
+        killed += ranks_of(command)
+        os.kill(killed[-1], signal.SIGKILL)
+        wait_for(lambda ranks=killed: gone(ranks))
+    assert command.wait() == 0, command.stderr
+    assert not command.errors
+    told = " was ended by SIGKILL (out of memory?); the ranks start again from the checkpoint"
+    assert command.stderr.count(told) == 2
+    assert command.stderr.count("(1 of at most 1 times without a newer one)") == 2
+    assert "going on from step" in command.stderr
+    assert weights_of(run) == weights_of(tmp_path / "unbroken")
+
+
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
+def test_a_rank_that_is_stopped_ends_all(tmp_path: Path, rank: int) -> None:
+    """The other one ends by itself, and the launcher kills the one that is stopped."""
+    command, ranks = training(tmp_path, "--max-failures", 0, "--train.parallel.silence-s", 3)
+    os.kill(ranks[rank], signal.SIGSTOP)
+    assert command.wait() == 1 and gone(ranks)
+    (line,) = command.errors
+    assert f"rank {rank} has given no sign of life for" in line and "it is stopped" in line
+    assert (tmp_path / "run" / "logs" / f"collectives-rank-{1 - rank}.json").stat().st_size > 0
+
+
+def test_a_rank_whose_reading_hangs_is_named(tmp_path: Path) -> None:
+    """It beats, and the other one waits in a collective; by the timeout of that it is known who waits for whom."""
+    options = ["--config.last-slot", 4 * 5 + 1, "--train.parallel.timeout-s", 6, "--max-failures", 0, "--workers", 2]
+    done = run_train(tmp_path / "out", *toy(tmp_path / "run", *options))
+    assert done.process.exitcode == 1
+    (line,) = done.errors
+    assert "rank 1 has waited for the data of step 6 for" in line and "and the others for it" in line
+
+
+@pytest.mark.slow
+def test_memory_that_does_not_suffice_is_tried_once_more(tmp_path: Path) -> None:
+    done = run_train(tmp_path / "out", *toy(tmp_path / "run", "--config.allocate", 10**15, "--workers", 2))
+    assert done.process.exitcode == 1
+    (line,) = done.errors
+    assert "out of memory with microbatches of 2" in line
+    assert done.stderr.count("the ranks start again from the beginning") == 1
+
+
+def test_a_notice_is_passed_on_and_asks_to_be_started_again(tmp_path: Path) -> None:
+    """SIGUSR1 and, at the end of the time, SIGTERM: to all processes, as SLURM sends them."""
+    command, ranks = training(tmp_path)
+    for number in (signal.SIGUSR1, signal.SIGTERM):
+        for process in (*ranks, command.process.pid):
+            assert process is not None
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, number)
+    assert command.wait() == 75 and gone(ranks)
+    assert command.stderr.splitlines()[-1].startswith(f"interrupted at step {last_step(tmp_path / 'run')}; the same")
+
+
+def test_a_notice_before_the_first_step_asks_for_the_same(tmp_path: Path) -> None:
+    """Its ordinary effect is a death by the signal, also of a rank that is still loading its code."""
+    command = start_train(tmp_path / "out", *toy(tmp_path / "run", *ENDLESS))
+    wait_for(lambda: len(ranks_of(command)) == 2 or command.process.exitcode is not None)
+    for process in (*ranks_of(command), command.process.pid):
+        assert process is not None
+        os.kill(process, signal.SIGUSR1)
+    assert command.wait() == 75 and not command.errors
+    assert "the same command continues" in command.stderr.splitlines()[-1]
 
 
 def test_the_rank_that_fails_first_says_why(tmp_path: Path) -> None:

@@ -97,6 +97,29 @@ def test_asked_to_stop_it_writes_a_checkpoint_and_goes_on_later(unbroken: Path, 
     assert finish(tmp_path / "out2", run, *SLOW_STEPS) == weights_of(unbroken)
 
 
+def test_asked_to_make_room_it_ends_with_the_status_for_that(unbroken: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    command = start_train(tmp_path / "out", *toy(run, *SLOW_STEPS, *SLOW_READING))
+    wait_for(lambda: steps_done(run) >= 4)
+    command.send(signal.SIGUSR1)
+    assert command.wait() == 75
+    step = int((run / "checkpoints" / "last").read_text().removeprefix("step-"))
+    assert not command.errors and command.stderr.splitlines()[-1].startswith(f"interrupted at step {step}; ")
+    assert finish(tmp_path / "out2", run, *SLOW_STEPS) == weights_of(unbroken)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_when_the_hours_are_over_it_ends_with_a_checkpoint(unbroken: Path, tmp_path: Path, workers: int) -> None:
+    run = tmp_path / "run"
+    options = [*SLOW_STEPS, *SLOW_READING, "--workers", workers]
+    command = start_train(tmp_path / "out", *toy(run, *options, "--max-hours", 4 / 3600))
+    assert command.wait() == 75, command.stderr
+    step = int((run / "checkpoints" / "last").read_text().removeprefix("step-"))
+    assert step < 60 and not command.errors and f"interrupted at step {step}; " in command.stderr
+    finish(tmp_path / "out2", run, *SLOW_STEPS)
+    close(run, unbroken)
+
+
 def test_two_ranks_killed_go_on_as_one(unbroken: Path, tmp_path: Path) -> None:
     """The launcher dies first; its ranks must not outlive it."""
     run = tmp_path / "run ü"
@@ -113,7 +136,8 @@ def test_two_ranks_killed_go_on_as_one(unbroken: Path, tmp_path: Path) -> None:
 
 def test_a_rank_that_dies_is_one_line(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    command = start_train(tmp_path / "out", *toy(run, *SLOW_STEPS, *waits_after(50), "--workers", 2))
+    options = [*SLOW_STEPS, *waits_after(50), "--workers", 2, "--max-failures", 0]
+    command = start_train(tmp_path / "out", *toy(run, *options))
     wait_for(lambda: steps_done(run) >= 2)
     ranks = {rank: Path(f"/proc/{rank}/environ").read_bytes().split(b"\0") for rank in children_of(command)}
     os.kill(next(rank for rank, variables in ranks.items() if b"RANK=1" in variables), signal.SIGKILL)
