@@ -135,43 +135,94 @@ class ParallelConfig:
     compile: bool = False
     """`torch.compile` on each repeated block of the model rather than on the whole."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Device of the ranks. cuda: a GPU for each, and nothing is begun where there are too few. auto: cuda where there
+    is a GPU, else cpu."""
+    most_at_once: int | None = None
+    """Most samples of which the activations fit into a rank's memory at a time, where microbatch is None. None: no
+    limit."""
     threads: int | None = None
     """CPU threads of a rank; None: the machine's cores shared by the ranks on it. The last bits of sums on a CPU
     depend on this number."""
     timeout_s: float = 600.0
     """Seconds that a rank waits for the others before it gives the training up."""
+    silence_s: float = 20.0
+    """Seconds without a sign of life after which a rank counts as lost: stopped, or its machine or network is gone.
+    Ranks that end are noticed at once."""
 
     def __post_init__(self) -> None:
+        if not self.silence_s >= 3:
+            raise ValueError(
+                f"silence_s must be at least 3 (there is a sign of life each second), not {self.silence_s}"
+            )
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"threads must be at least 1, not {self.threads}")
+        if self.most_at_once is not None and self.most_at_once < 1:
+            raise ValueError(f"most_at_once must be at least 1 or None, not {self.most_at_once}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class GuardConfig:
-    """Guard against losses and gradients that are not finite: such a step is skipped, and its samples are named."""
+    """Guard against steps that would spoil the weights. One whose loss or gradient is not finite is skipped; one whose
+    loss or gradient norm is far above the running median is warned of. The samples are named in both cases."""
 
     abort_after: int = 10
     """Number of skipped steps in a row after which the training is given up."""
+    warn_above: float | None = 10.0
+    """Multiple of the running median from which on a loss or gradient norm is warned of. None: no warnings."""
+    skip_above: float | None = None
+    """Multiple of the running median from which on the step is skipped, too. None: no step is skipped for that."""
+    window: int = 100
+    """Number of the newest steps, skipped ones left out, whose median it is; at most 1000."""
 
     def __post_init__(self) -> None:
         if self.abort_after < 1:
             raise ValueError(f"abort_after must be at least 1, not {self.abort_after}")
+        for name, limit in (("warn_above", self.warn_above), ("skip_above", self.skip_above)):
+            if limit is not None and not 1 < limit < math.inf:
+                raise ValueError(f"guard.{name} is a multiple of the running median, above 1, or None, not {limit}")
+        if not 10 <= self.window <= 1000:
+            raise ValueError(f"guard.window must be in 10 … 1000 steps, not {self.window}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """Distributed checkpoints to resume from."""
+    """Distributed checkpoints to resume from, and weights of validated steps that stay; see docs/checkpoints.md."""
 
     every: int = 500
     """Steps between two checkpoints; the last step always has one."""
+    every_minutes: float | None = None
+    """Minutes after the newest checkpoint at which there is another one, where steps take long. None: by steps only."""
     keep: int = 2
-    """Number of checkpoints that stay, the newest ones."""
+    """Number of checkpoints that stay in any case, the newest ones."""
+    keep_every: int | None = None
+    """Steps between two checkpoints that stay for good. None: no others than the newest, and the best, do."""
+    best: str | None = None
+    """Figure by which the best step is found, as metrics.jsonl names it: one of the validation, such as
+    validation/held-out/mesh_l1, or held_out/loss. The best is sought among the validated steps, each of which has a
+    checkpoint then: its checkpoint and its weights stay, and RUN/weights/best names them. None: no step counts as the
+    best."""
+    best_is: Literal["lower", "higher"] = "lower"
+    """Whether a lower or a higher figure is better."""
+    keep_validated: Literal["all", "best", "none"] = "all"
+    """Exported weights that stay in RUN/weights after their validation: of all validated steps, of the best one, or of
+    none. Each takes as much as pretrained_model."""
     asynchronous: bool = True
     """Write in the background while training goes on."""
 
     def __post_init__(self) -> None:
         if self.every < 1 or self.keep < 1:
             raise ValueError("checkpoint.every and checkpoint.keep must be at least 1")
+        if self.keep_every is not None and self.keep_every < 1:
+            raise ValueError(f"checkpoint.keep_every must be at least 1 or None, not {self.keep_every}")
+        if self.every_minutes is not None and not 0 < self.every_minutes < math.inf:
+            raise ValueError(f"checkpoint.every_minutes must be above 0 or None, not {self.every_minutes}")
+        if self.best is not None and not self.best.startswith(("validation/", "held_out/")):
+            raise ValueError(
+                f"checkpoint.best is {self.best!r:.100}: it must be the name of a figure of the validation"
+                " (validation/…) or of the held-out loss (held_out/loss)"
+            )
+        if self.keep_validated == "best" and self.best is None:
+            raise ValueError("checkpoint.keep_validated is best: name a figure that says which is, by checkpoint.best")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,10 +233,22 @@ class ValidationConfig:
     """Steps between two validations; one more at the end. 0: never."""
     device: Literal["auto", "cpu", "cuda"] = "cpu"
     """Device of the validation. cuda: the first GPU, shared with the training; auto: cuda where there is a GPU."""
+    loss_every: int | None = None
+    """Steps between two measurements of the loss on held-out clips, by the ranks themselves; one more at the end. 0:
+    never. None: a fifth of `every`."""
+    loss_samples: int = 32
+    """Number of held-out samples whose loss that is, always the same ones. Each rank keeps its share in memory."""
 
     def __post_init__(self) -> None:
         if self.every < 0:
             raise ValueError(f"validation.every must be at least 0, not {self.every}")
+        if (self.loss_every or 0) < 0 or self.loss_samples < 1:
+            raise ValueError("validation.loss_every must be at least 0 or None, and validation.loss_samples at least 1")
+
+    @property
+    def loss_interval(self) -> int:
+        """Steps between two measurements of the held-out loss; 0: there are none."""
+        return -(-self.every // 5) if self.loss_every is None else self.loss_every
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,10 +262,59 @@ class LogConfig:
     """Service that also gets the figures; its package must be installed."""
     project: str = "talkinghead"
     """Project at that service."""
+    profile_steps: str | None = None
+    """Steps START:STOP, counted from 1, that are profiled: each rank writes a Chrome trace of START … STOP - 1 into
+    RUN/profile. None: none."""
+    memory_snapshot: bool = False
+    """Whether each rank also writes what its GPU's memory held in these steps, for pytorch.org/memory_viz."""
 
     def __post_init__(self) -> None:
         if self.every < 1:
             raise ValueError(f"log.every must be at least 1, not {self.every}")
+        if self.profile_steps is not None:
+            self.profile_range  # noqa: B018  raises where it makes no sense
+        elif self.memory_snapshot:
+            raise ValueError("log.memory_snapshot is of the steps that are profiled: set log.profile_steps START:STOP")
+
+    @property
+    def profile_range(self) -> range:
+        """Numbers, from 1, of the steps that are profiled.
+
+        Raises:
+            ValueError: `profile_steps` is no START:STOP.
+        """
+        found = re.fullmatch(r"(\d{1,12}):(\d{1,12})", self.profile_steps or "0:0", re.ASCII)
+        steps = range(*map(int, found.groups())) if found else range(0)
+        if self.profile_steps is not None and (not steps or steps[0] < 1):
+            raise ValueError(
+                f"log.profile_steps is {self.profile_steps!r:.50}: write START:STOP, such as 100:103 for three steps"
+            )
+        return steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadingConfig:
+    """Reading of samples: what it does about processes that are lost, and about clips that cannot be read."""
+
+    timeout_s: float = 300.0
+    """Seconds without a sign of life after which a reading process that is waited for counts as lost, and all of a rank
+    are replaced by new ones. Each sample that it begins is a sign, and each request that it makes again to a store that
+    is overloaded or away: waiting for a store (TALKINGHEAD_STORE_PATIENCE_S) is no silence. The other ranks wait for
+    parallel.timeout_s, which should be longer than either."""
+    restarts: int = 3
+    """Times in a row, without a batch in between, that lost reading processes are replaced before the training ends."""
+    abort_above: float = 0.01
+    """Share of the samples since this start that may be unreadable and so replaced by others; above it the training
+    ends, though not for fewer than ten, nor before a hundred samples were read. 1: never."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.timeout_s < math.inf or self.restarts < 0:
+            raise ValueError(
+                f"reading.timeout_s must be above 0 and reading.restarts at least 0, not {self.timeout_s} and"
+                f" {self.restarts}"
+            )
+        if not 0 <= self.abort_above <= 1:
+            raise ValueError(f"reading.abort_above must be a share in 0 … 1, not {self.abort_above}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,15 +325,18 @@ class TrainConfig:
     """Total number of optimizer updates."""
     global_batch: int
     """Number of samples in a step, over all ranks."""
-    microbatch: int
-    """Number of samples in one backward pass of one rank. A step accumulates global_batch / (ranks · microbatch) of
-    them. With dropout in the model a run keeps it: masks are drawn for a microbatch as a whole."""
+    microbatch: int | None = None
+    """Number of samples in one backward pass of one rank. None: the largest divisor of global_batch / ranks that is at
+    most parallel.most_at_once. A step accumulates global_batch / (ranks · microbatch) of them, so the number of ranks
+    must divide global_batch / microbatch. A run that goes on with other ranks may get another one; with dropout in the
+    model, or samples that depend on their neighbours, it keeps its own: masks are drawn for a microbatch as a whole."""
     microbatch_seconds: float | None = None
     """Microbatches of clips of like length instead, read as a whole, of up to so many seconds together; a step has
     global_batch / microbatch of them. A longer clip is cut to so many seconds. None: `microbatch` samples each."""
     seed: int = 0
     num_workers: int = 2
     """Number of reading processes of a rank; 0: the training process reads."""
+    reading: ReadingConfig = field(default_factory=ReadingConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     ema: EmaConfig = field(default_factory=EmaConfig)
@@ -232,17 +347,48 @@ class TrainConfig:
     log: LogConfig = field(default_factory=LogConfig)
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.global_batch < 1 or self.microbatch < 1:
+        if self.steps < 1 or self.global_batch < 1 or (self.microbatch is not None and self.microbatch < 1):
             raise ValueError("steps, global_batch and microbatch must be at least 1")
-        if self.global_batch % self.microbatch:
+        if self.microbatch is not None and self.global_batch % self.microbatch:
             raise ValueError(f"microbatch {self.microbatch} must divide global_batch {self.global_batch}")
         if self.microbatch_seconds is not None and not 0.04 <= self.microbatch_seconds < math.inf:
             raise ValueError(f"microbatch_seconds must be at least a frame (0.04), not {self.microbatch_seconds}")
+        if (best := self.checkpoint.best) is not None:
+            every, interval = self.validation.every, self.validation.loss_interval
+            if not every:
+                raise ValueError(f"checkpoint.best is {best}, and nothing is validated: set validation.every above 0")
+            if best.startswith("held_out/") and (not interval or every % interval):
+                raise ValueError(
+                    f"checkpoint.best is {best}, which steps that are validated must have: choose validation.loss_every"
+                    f" so that it divides validation.every {every}"
+                )
+
+    def arithmetic(self, world: int) -> str:
+        """How the ranks share the batch, for people."""
+        ranks = f"{world} rank{'s' * (world > 1)}"
+        if self.microbatch_seconds is not None:
+            each = f"{self.accumulation(world)} of up to {self.microbatch_seconds:g} s"
+            return f"{self.microbatches} microbatches a step, {each} for each of {ranks}"
+        parts = f"{ranks} x {self.accumulation(world)} accumulated x microbatch {self.microbatch_size}"
+        return f"global batch {self.global_batch} = {parts}"
+
+    @property
+    def microbatch_size(self) -> int:
+        """Number of samples of a microbatch; `train.microbatch.settled` has given it."""
+        assert self.microbatch is not None
+        return self.microbatch
 
     @property
     def microbatches(self) -> int:
         """Number M of microbatches of a step, over all ranks."""
-        return self.global_batch // self.microbatch
+        return self.global_batch // self.microbatch_size
+
+    @property
+    def fitting_ranks(self) -> list[int]:
+        """Numbers of ranks that can share a step, ascending: the divisors of its number of microbatches, or of its
+        number of samples as long as the microbatch is not settled."""
+        shares = self.global_batch if self.microbatch is None else self.microbatches
+        return [ranks for ranks in range(1, shares + 1) if shares % ranks == 0]
 
     def accumulation(self, world: int) -> int:
         """Number of microbatches of a rank in a step.
@@ -250,15 +396,20 @@ class TrainConfig:
         Raises:
             ValueError: The ranks cannot share the batch; says which numbers of ranks can.
         """
-        count, rest = divmod(self.global_batch, self.microbatch * world)
-        if rest or not count:
-            # Name every way out: other numbers of ranks, a smaller microbatch, or another batch.
-            shares = self.microbatches
-            fitting = [n for n in range(1, shares + 1) if shares % n == 0]
-            smaller = f"--train.microbatch {self.global_batch // world}"
-            other = "another --train.global-batch" if self.global_batch % world else smaller
-            raise ValueError(
-                f"{world} ranks with microbatches of {self.microbatch} cannot share a global batch of"
-                f" {self.global_batch}: take {' or '.join(map(str, fitting))} rank{'s' * (fitting != [1])}, or {other}"
-            )
-        return count
+        self.check_ranks(world)
+        return self.microbatches // world
+
+    def check_ranks(self, world: int) -> None:
+        """Raise `ValueError` where so many ranks cannot share the batch, with every way out."""
+        if world in (fitting := self.fitting_ranks):
+            return
+        *others, last = map(str, fitting)
+        numbers = f"{', '.join(others)} or {last} ranks" if others else f"{last} rank"
+        share, rest = divmod(self.global_batch, world)
+        other = f"--train.microbatch {share}"
+        if rest:
+            other = f"another --train.global-batch, such as {max(1, round(self.global_batch / world)) * world}"
+        given = "" if self.microbatch is None else f" with microbatches of {self.microbatch}"
+        raise ValueError(
+            f"{world} ranks{given} cannot share a global batch of {self.global_batch}: take {numbers}, or {other}"
+        )

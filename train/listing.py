@@ -16,6 +16,7 @@ from pathlib import Path
 from talkinghead.models.image.weights import IMAGE_ENCODERS, VAES
 from talkinghead.models.speech.weights import TINY
 from train.doctor.footprint import count_text, footprint, size_text
+from train.microbatch import microbatch_text
 from train.recipe import SHORT_NAMES, TASKS, Recipe, full_name, make_task, recipes_of
 from train.task import Task
 
@@ -66,7 +67,10 @@ class Listed:
     steps: int
     samples: int
     """Samples of a step."""
-    microbatch: int
+    microbatches: str
+    """How a step is cut, in words."""
+    fitting_ranks: list[int]
+    """Numbers of ranks that can share a step."""
     cost: Cost | None = None
     """None: it depends on weights that are not here, or on the data."""
     unknown: str | None = None
@@ -114,7 +118,8 @@ def _listed(name: str, recipe_name: str) -> Listed:
         derived=list(getattr(recipe.config, "join", ())),
         steps=recipe.train.steps,
         samples=recipe.train.global_batch,
-        microbatch=recipe.train.microbatch,
+        microbatches=microbatch_text(recipe.train),
+        fitting_ranks=recipe.train.fitting_ranks,
         cost=cost,
         unknown=unknown,
     )
@@ -146,7 +151,8 @@ def table(found: list[Listed], whole: bool = False) -> str:
             lines.append(f"  needs    {need.what}, {need.setting} {need.value}{' (not here)' * need.missing}")
         if columns := [*one.columns, *one.derived]:
             lines.append(f"  columns  {', '.join(columns)}")
-        lines.append(f"  trains   {one.steps:,} steps of {one.samples} samples, in microbatches of {one.microbatch}")
+        lines.append(f"  trains   {one.steps:,} steps of {one.samples} samples, in {one.microbatches}")
+        lines.append(f"  ranks    {', '.join(map(str, one.fitting_ranks))}")
         if one.cost is None:
             lines.append(f"  takes    not known: {one.unknown}")
         else:

@@ -3,96 +3,30 @@
 from __future__ import annotations
 
 import os
-import secrets
 import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from talkinghead.face.resolve import resolve_face_model
 from tests.support.job_commands import ROOT, TWO_SHARDS, Command, digests
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def processes(session: int) -> dict[int, str]:
-    """Process id → title of every process of a session."""
-    found = {}
-    for folder in Path("/proc").iterdir():
-        try:
-            fields = (folder / "stat").read_text().rsplit(")", 1)[1].split() if folder.name.isdigit() else []
-            if fields and int(fields[3]) == session and fields[0] != "Z":
-                found[int(folder.name)] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-        except OSError:
-            continue
-    return found
+from tests.support.ray_head import Head, processes, ray_head
 
 
 def busy_workers(session: int) -> list[int]:
     return [pid for pid, title in processes(session).items() if title.startswith("ray::_")]
 
 
-@dataclass(frozen=True)
-class Head:
-    """A Ray cluster of one node with two CPUs."""
-
-    address: str
-    session: int
-    folder: Path
-    token: str
-
-    def environment(self) -> dict[str, str]:
-        """Environment of a driver, with the face model's folder, which the cluster's own environment does not name."""
-        return os.environ | {"RAY_ADDRESS": self.address, "RAY_AUTH_TOKEN": self.token}
-
-
 @pytest.fixture(scope="module")
 def head() -> Iterator[Head]:
-    folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # socket names may have 107 characters
-    port, token = free_port(), secrets.token_hex(32)
-    options = {
-        "node-ip-address": "127.0.0.1",
-        "port": port,
-        "ray-client-server-port": free_port(),
-        "dashboard-agent-listen-port": 0,
-        "num-cpus": 2,
-        "object-store-memory": 100_000_000,
-        "include-dashboard": "false",
-        "temp-dir": folder,
-    }
-    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("TALKINGHEAD", "RAY_"))}
-    with (folder / "head.log").open("w+") as log:
-        server = subprocess.Popen(
-            [*command, *(f"--{name}={value}" for name, value in options.items())],
-            env=environment | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "HOME": str(folder)},
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-        try:
-            deadline = time.monotonic() + 240
-            while "Ray runtime started" not in (folder / "head.log").read_text():
-                assert server.poll() is None and time.monotonic() < deadline, (folder / "head.log").read_text()
-                time.sleep(0.2)
-            yield Head(f"127.0.0.1:{port}", server.pid, folder, token)
-        finally:
-            for pid in processes(server.pid):  # only what this fixture started: `ray stop` would end everybody's Ray
-                os.kill(pid, signal.SIGKILL)
-            server.wait()
-            shutil.rmtree(folder, ignore_errors=True)
+    with ray_head(cpus=2) as found:
+        yield found
 
 
 @pytest.mark.slow

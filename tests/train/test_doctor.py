@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 import torch
 
-from tests.support import toy_adversary
+from tests.support import toy_adversary, toy_task
 from tests.support.small_disk import run_with_mounts
 from tests.support.train_commands import ROOT, SITE, Command, run_train, start_train, toy, wait_for
 from tests.support.training import recipe, start, trainer_of
-from train.config import CheckpointConfig, LoraConfig
-from train.doctor.examination import Disk, Examination, _disk_problems, _memory_problems
+from train.config import CheckpointConfig, LoraConfig, ValidationConfig
+from train.doctor.examination import Disk, Examination, _disk, _disk_problems, _memory_problems
 from train.doctor.footprint import Footprint, footprint
 from train.doctor.measurement import Room, folder_bytes
 from train.recipe import Recipe, make_task, recipes_of
@@ -98,7 +98,8 @@ def test_a_training_that_can_start(tmp_path: Path) -> None:
     """It is measured, in a folder that is gone afterwards; RUN is not made, and a run in it stays as it is."""
     run, place = tmp_path / "run", tmp_path / "tmp"
     place.mkdir()
-    done = doctor(tmp_path / "a", run, "--workers", 2, TMPDIR=str(place))
+    kept = ("--train.validation.every", 4, "--train.checkpoint.best", "validation/loss")
+    done = doctor(tmp_path / "a", run, "--workers", 2, *kept, TMPDIR=str(place))
     assert done.process.exitcode == 0, done.stderr
     assert done.stdout.endswith("the training can start, and everything fits\n") and not done.errors
     assert not run.exists() and not list(place.iterdir())
@@ -274,3 +275,27 @@ def test_disk_against_what_is_free() -> None:
     full = dataclasses.replace(FOUND, disk=dataclasses.replace(FOUND.disk, free_bytes=51 * 10**9))
     (problem,) = _disk_problems(full)
     assert "takes up to 52 GB, and 51 GB of its disk are free" in problem
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "done", "checkpoints", "copies"),
+    [
+        ({}, 0, 3, 10),  # keep 2, and the one that is being written
+        ({"keep_validated": "none"}, 0, 3, 3),
+        ({"keep_every": 250}, 0, 7, 10),
+        ({"best": "validation/loss", "keep_validated": "best"}, 0, 7, 4),
+        ({"every": 900, "keep": 9}, 0, 2, 10),  # so many are never written
+        ({}, 700, 3, 3),
+    ],
+)
+def test_disk_of_what_the_settings_keep(
+    tmp_path: Path, checkpoint: dict[str, Any], done: int, checkpoints: int, copies: int
+) -> None:
+    train = dataclasses.replace(
+        toy_task.tiny().train,
+        steps=1000,
+        checkpoint=CheckpointConfig(**{"every": 50} | checkpoint),
+        validation=ValidationConfig(every=100),
+    )
+    disk = _disk(tmp_path / "run", train, NEEDED, None, done)
+    assert (disk.checkpoints, disk.copies) == (checkpoints, copies)

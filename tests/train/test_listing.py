@@ -14,8 +14,8 @@ from train.recipe import make_task, recipes_of
 
 def test_sizes_are_those_of_the_networks_that_are_trained(tmp_path: Path) -> None:
     """Also those of networks that are drawn from a seed; `small` is another size."""
-    tiny, small, paper = listing("stage1")
-    assert [one.recipe for one in (tiny, small, paper)] == ["tiny", "small", "paper"]
+    tiny, small, paper, *many = listing("stage1")
+    assert [one.recipe for one in (tiny, small, paper, *many)] == list(recipes_of("stage1"))
     module = make_task("stage1", recipes_of("stage1")["tiny"]().config, "none", tmp_path).build()
     assert tiny.cost is not None and small.cost is not None
     assert tiny.cost.parameters == sum(p.numel() for p in module.parameters())
@@ -36,6 +36,18 @@ def test_sizes_are_those_of_the_networks_that_are_trained(tmp_path: Path) -> Non
     assert "4.66 million of 4.92 million parameters trained" in text
     # Where nothing can be counted, the recipe's own text says what is known.
     assert "1.89 billion parameters are trained" in " ".join(text.split())
+    assert "trains   800 steps of 8 samples, in microbatches of 4\n  ranks    1, 2\n" in text
+    assert "in microbatches by the number of ranks, of at most 2\n  ranks    1, 2, 4, 8\n" in text
+
+
+def test_recipes_for_many_gpus_are_listed(tmp_path: Path) -> None:
+    done = run_train(tmp_path, "list", "audio2mesh")
+    assert done.process.exitcode == 0, done.stderr
+    for name, batch in (("a100x4", 32), ("h100x8", 64), ("h100x64", 128)):
+        _, text = done.stdout.split(f"audio2mesh {name}\n")
+        text = " ".join(text.split("\n\n")[0].split())
+        assert f"12,500 steps of {batch} samples, in microbatches by the number of ranks, of at most 32" in text
+        assert "Memory of a GPU, counted: " in text and "Time, counted: " in text
 
 
 def test_what_depends_on_the_data_is_not_known() -> None:

@@ -25,13 +25,15 @@ from train.config import TrainConfig
 from train.doctor.footprint import Footprint, footprint, size_text
 from train.doctor.measurement import Measured, Room, measure
 from train.launch.failure import microbatch_in_force
-from train.launch.start import LaunchSettings
-from train.launch.torchrun import started_by_torchrun
+from train.launch.start import LaunchSettings, started_outside
+from train.microbatch import microbatch_text
 from train.recipe import make_task
-from train.run.metrics import check_online
-from train.run.run_folder import RunConfig, RunFolder, check_place, has_trained, steps_in, with_places
+from train.run.run_config import RunConfig
+from train.run.run_folder import RunFolder, check_place, has_trained, place_of, steps_in, with_microbatch, with_places
 from train.run.run_lock import LOCK, locked
+from train.run.sinks import check_online
 from train.task import Provenance
+from train.trainer.retention import most_checkpoints
 
 _VALIDATIONS = 3
 """Most copies of the weights that wait for their validation, with the one that runs (`train.run.validation`)."""
@@ -45,11 +47,11 @@ class Disk:
     checkpoints: int
     """Number of checkpoints that are added, the one that is being written included."""
     export_bytes: int
-    """Size of `pretrained_model`, and of each copy for a validation."""
+    """Size of `pretrained_model`, and of the weights of each step that is validated."""
     export_is_least: bool
     """Whether that counts the trained module only, since no export was written."""
     copies: int
-    """Most copies for validations at a time."""
+    """Most copies of weights at a time that are validated or stay after it."""
     free_bytes: int
 
     @property
@@ -102,13 +104,12 @@ def examine(path: str | Path, config: RunConfig, settings: LaunchSettings, data:
         data: The data, where config.json must not name it in full.
 
     Raises:
-        ValueError: It was started by a torchrun.
+        ValueError: It was started by a torchrun, or as one of several tasks of SLURM.
         OSError: The machine has a fault.
     """
-    if started_by_torchrun():
-        raise ValueError("doctor measures one rank: start it without torchrun, and name the ranks by --workers")
+    if started_outside():
+        raise ValueError("doctor measures one rank: start it without torchrun or srun, and name the ranks by --workers")
     train = config.recipe.train
-    shares = train.global_batch // train.microbatch
     found = Examination(
         task=config.task,
         recipe=config.recipe_name,
@@ -116,15 +117,19 @@ def examine(path: str | Path, config: RunConfig, settings: LaunchSettings, data:
         data=config.data,
         steps=train.steps,
         samples=train.global_batch,
-        microbatches=microbatch_in_force(train)[0],
+        microbatches=microbatch_text(train),
         ranks=settings.workers,
-        fitting_ranks=[number for number in range(1, shares + 1) if shares % number == 0],
+        fitting_ranks=train.fitting_ranks,
     )
     # Would it start? Everything that does not fit is told, and then there is nothing to measure.
     launcher = "local"
     with _noted(found.problems):
         launcher = settings.launcher(config.recipe)
         check_online(train.log)
+    if not found.problems:  # else the ranks cannot share a step
+        with _noted(found.problems):
+            config = with_microbatch(path, config, settings.workers)
+            found = dataclasses.replace(found, microbatches=microbatch_text(config.recipe.train))
     checked: RunConfig | None = None
     with _noted(found.problems):
         checked = _checked(path, config, data)
@@ -148,7 +153,9 @@ def _noted(problems: list[str]) -> Iterator[None]:
     except (ValueError, OSError) as error:
         if is_machine_error(error):
             raise
-        problems.append(" ".join(error_text(error).split()))
+        text = " ".join(error_text(error).split())
+        if text not in problems:  # several checks may meet it
+            problems.append(text)
 
 
 # --- would it start? --------------------------------------------------------------------------------------------------
@@ -172,8 +179,8 @@ def _look_at(path: str | Path, config: RunConfig | None) -> int:
         path: RUN.
         config: Run that is asked for; None: its weights are not known, and settings are not compared.
     """
-    folder = check_place(path)
-    there = RunFolder._there(folder)
+    folder, store = place_of(path)
+    there = RunFolder._there(folder, store)
     if folder.is_dir():
         if (folder / LOCK).exists():
             with locked(folder, patience_s=0.0):
@@ -183,11 +190,11 @@ def _look_at(path: str | Path, config: RunConfig | None) -> int:
     place = _existing(folder)
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         raise ValueError(f"RUN {folder} cannot be written: {place} lets this user make nothing in it")
-    if there is None or not has_trained(folder):
+    if there is None or not has_trained(folder, store):
         return 0
     if config is not None:
         RunFolder._check_alike(there, config, folder)
-    return max(steps_in(folder / "checkpoints"), default=0)
+    return max(steps_in(folder / "checkpoints") if store is None else store.listing().steps(), default=0)
 
 
 def _existing(folder: Path) -> Path:
@@ -218,7 +225,7 @@ def _judged(found: Examination, config: RunConfig, data: Any, here: int) -> Exam
         task = make_task(config.task, config.recipe.config, data, derived)
         needed, single = (footprint(task, config.recipe, world) for world in (found.ranks, 1))
         del task  # with weights that it may have read
-        share = dataclasses.replace(train, global_batch=train.microbatch * train.accumulation(found.ranks))
+        share = dataclasses.replace(train, global_batch=train.microbatch_size * train.accumulation(found.ranks))
         recipe = dataclasses.replace(config.recipe, train=share)
         outcome = measure(dataclasses.replace(config, recipe=recipe), data, derived, here, single)
     found = dataclasses.replace(found, needed=needed, room=outcome.room, measured=outcome.measured)
@@ -263,7 +270,7 @@ def _disk_problems(found: Examination) -> Iterator[str]:
     if disk is not None and disk.needed_bytes > disk.free_bytes:
         yield (
             f"RUN {found.run} takes up to {size_text(disk.needed_bytes)}, and {size_text(disk.free_bytes)} of its disk"
-            " are free: take another RUN, or a smaller --train.checkpoint.keep"
+            " are free: take another RUN, a smaller --train.checkpoint.keep, or --train.checkpoint.keep-validated none"
         )
 
 
@@ -271,12 +278,17 @@ def _disk(run: Path, train: TrainConfig, needed: Footprint, measured: Measured |
     export = measured.export_bytes if measured is not None else None
     every = train.validation.every
     validations = -(-(train.steps - done) // every) if every else 0
-    there = len(steps_in(run / "checkpoints"))
+    # Of the checkpoints that are there, the newest ones give way to new ones.
+    there = min(len(steps_in(run / "checkpoints")), train.checkpoint.keep)
+    config = train.checkpoint
+    most = most_checkpoints(config, steps=train.steps - done, validations=validations, pending=_VALIDATIONS)
+    # Weights of validated steps: all stay, or the best next to those that wait, or the latter alone.
+    copies = {"all": validations, "best": _VALIDATIONS + 1, "none": _VALIDATIONS}[config.keep_validated]
     return Disk(
         checkpoint_bytes=needed.checkpoint_bytes,
-        checkpoints=max(1, train.checkpoint.keep + 1 - there),
+        checkpoints=max(1, most - there),
         export_bytes=export or needed.copy_bytes,
         export_is_least=export is None,
-        copies=min(_VALIDATIONS, validations),
+        copies=min(copies, validations),
         free_bytes=shutil.disk_usage(_existing(run)).free,
     )

@@ -20,6 +20,7 @@ from train.recipe import Recipe
 from train.task import Task
 from train.trainer.average import Ema
 from train.trainer.checkpoint import training_state
+from train.trainer.guard import RunningMedian
 from train.trainer.learner import Learner
 
 _STORED_BYTES = 1970
@@ -81,7 +82,7 @@ def footprint(task: Task, recipe: Recipe, world: int = 1) -> Footprint:
             critic = adversary.build()
             learners.append(Learner(critic, adversary.optimizer, adversary.schedule, config.steps))
         state = training_state(learner, ema, *learners[1:])
-        stored = _tensors(state)
+        stored = _tensors(state | {"medians": RunningMedian(config.guard).state()})
         # FSDP2 gives each rank its share of every parameter, and of what belongs to it; buffers are whole.
         shards = world if config.parallel.strategy == "fsdp2" else 1
         weights = [tensor for one in learners for tensor in one.module.parameters()]

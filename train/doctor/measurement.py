@@ -26,12 +26,13 @@ import torch
 
 from talkinghead.runtime.child_process import end_with
 from talkinghead.runtime.peak_memory import peak_memory
-from train.config import LogConfig, ParallelConfig, TrainConfig, ValidationConfig
+from train.config import CheckpointConfig, LogConfig, ParallelConfig, TrainConfig, ValidationConfig
 from train.doctor.footprint import Footprint
 from train.launch.failure import failure_of, out_of_memory
 from train.launch.worker import cpu_threads, process_group
 from train.recipe import make_task
-from train.run.run_folder import RunConfig, RunFolder
+from train.run.run_config import RunConfig
+from train.run.run_folder import RunFolder
 from train.trainer.loop import Trainer
 from train.trainer.parallel import choose_device
 from train.trainer.port import LocalPort
@@ -134,7 +135,12 @@ def _outcome(pipe: Connection, process: Any, config: TrainConfig) -> Outcome:
 
 def _short(config: RunConfig) -> RunConfig:
     """A run that leaves as little as possible next to its steps."""
-    quiet = {"validation": ValidationConfig(every=0), "log": LogConfig(tensorboard=False)}
+    # Nothing is validated, so no step can be the best either.
+    quiet = {
+        "validation": ValidationConfig(every=0),
+        "checkpoint": CheckpointConfig(),
+        "log": LogConfig(tensorboard=False),
+    }
     train = dataclasses.replace(config.recipe.train, **quiet)
     return dataclasses.replace(config, recipe=dataclasses.replace(config.recipe, train=train))
 

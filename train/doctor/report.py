@@ -80,6 +80,6 @@ def _disk(found: Examination) -> Iterator[str]:
     least = "at least " if disk.export_is_least else ""
     yield (
         f"disk     up to {size_text(disk.needed_bytes)}: {disk.checkpoints} checkpoints of"
-        f" {size_text(disk.checkpoint_bytes)}, {1 + disk.copies} exports (for use, and for validations) of"
+        f" {size_text(disk.checkpoint_bytes)}, {1 + disk.copies} exports (for use, and of validated steps) of"
         f" {least}{size_text(disk.export_bytes)}; free: {size_text(disk.free_bytes)}"
     )

@@ -5,6 +5,7 @@ Denoiser, reference network and PoseGuider learn; VAE and image encoder are froz
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,18 @@ from talkinghead.models.lmk2video.published import read_sd15_unet
 from talkinghead.models.lmk2video.reference_net import ReferenceNet
 from talkinghead.models.lmk2video.sizes import Size, denoiser_config, pose_guider_config, reference_net_config
 from talkinghead.models.weights import first_weights, parameter_hash
-from train.config import ParallelConfig
-from train.lmk2video.config import Lmk2VideoConfig, paper_training, small_training, tiny_training
+from train.config import ParallelConfig, ParameterGroup
+from train.lmk2video.config import (
+    PUBLISHED_OPTIMIZER,
+    Lmk2VideoConfig,
+    paper_training,
+    small_training,
+    tiny_training,
+)
 from train.lmk2video.dataset import WindowShape
 from train.lmk2video.module import Lmk2Video
 from train.lmk2video.task import Lmk2VideoTask, check_encoder, provenance_of, read_networks
+from train.many_gpus import MACHINES, NEW_RATE, many_gpus_training
 from train.recipe import Recipe
 from train.sources import Source, check_fits
 from train.task import Provenance
@@ -42,12 +50,17 @@ class Stage1Config(Lmk2VideoConfig):
     only); None: first weights from a fixed seed."""
     fold_token: bool = True
     """Whether queries and keys of the attention to the single image token stay untrained: their gradient is 0."""
+    new_rate: float = 1.0
+    """Factor on the learning rate of the PoseGuider, for which there are no pretrained weights, and whose output layers
+    begin at zero. 1: as all the rest, as published. Without effect with `init`, where nothing is new."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         reference_net_config(self.size)
         if self.sd15 is not None and self.size != "sd15":
             raise ValueError(f"weights of Stable Diffusion 1.5 do not fit networks of size {self.size}: take size sd15")
+        if not 0 < self.new_rate < math.inf:
+            raise ValueError(f"new_rate must be a number above 0, not {self.new_rate}")
 
 
 class Stage1Task(Lmk2VideoTask[Stage1Config]):
@@ -120,6 +133,12 @@ class Stage1Task(Lmk2VideoTask[Stage1Config]):
         if self.config.sd15 is not None:
             found["sd15"] = Source(what="Stable Diffusion 1.5's UNet, for denoiser and reference network")
         return found
+
+    def parameter_groups(self) -> tuple[ParameterGroup, ...]:
+        """The PoseGuider, where it is new and has a rate of its own."""
+        if self.config.init is not None or self.config.new_rate == 1:
+            return ()
+        return (ParameterGroup(match=r"^pose_guider\.", rate=self.config.new_rate),)
 
     def _from_init(self) -> Lmk2Video:
         """Networks of `init`, without motion modules, which belong to stage 2.
@@ -199,28 +218,105 @@ def small() -> Recipe:
 def paper() -> Recipe:
     """Published settings: Stable Diffusion 1.5's sizes at 512 x 512, batches of 8 on four GPUs, AdamW 1e-5.
 
-    Set `--config.sd15`, `--config.vae` and `--config.image_encoder` to folders with Stable Diffusion 1.5,
-    sd-vae-ft-mse and the image encoder of sd-image-variations. 1.89 billion parameters are trained: their weights,
-    gradients and both moments take a total of 30 GB, shared out among the ranks (FSDP2), and no averaged copy is kept
-    (decay 0). The activations of two images come on top, and the frozen VAE and CLIP (1.6 GB) where latents are not
-    read. Forward, a sample costs 1.9 TFLOP in the networks, and 2.4 TFLOP for encoding, which make latents saves;
-    backward costs twice the networks' forward. The paper trained for two days on four A100; the published settings say
-    300,000 steps, their example loads 30,000.
-    Not published: bf16, moments in 32 bits, normalisation frame by frame, attention to the reference's landmarks, 1 x 1
-    layers after each scale of the pose, conditions dropped for each sample (by zeros) rather than for a whole batch,
-    no weight decay on norms and biases.
+    Set `--config.sd15`, `--config.vae` and `--config.image_encoder` to folders with Stable Diffusion 1.5, sd-vae-ft-mse
+    and the image encoder of sd-image-variations. 1.89 billion parameters are trained: their weights, gradients, both
+    moments and averages take a total of 37.8 GB, shared out among the ranks (FSDP2). The activations of two images come
+    on top (2.8 GB each), weights in bf16 (3.8 GB), and the frozen VAE and CLIP (1.6 GB) where latents are not read.
+    Forward and backward, an image costs 5.4 TFLOP in the networks, and 2.4 TFLOP for encoding, which make latents
+    saves. The paper trained for two days on four A100; the published settings say 300,000 steps, their example loads
+    30,000.
+    Not published: averages of the weights (decay 0.9999; `--train.ema.decay 0` keeps none, as published), bf16, moments
+    in 32 bits, normalisation frame by frame, attention to the reference's landmarks, 1 x 1 layers after each scale of
+    the pose, conditions dropped for each sample (by zeros) rather than for a whole batch, no weight decay on norms and
+    biases.
     """
-    config = Stage1Config(
+    parallel = ParallelConfig(strategy="fsdp2", precision="bf16", most_at_once=2)
+    return Recipe(config=_published(fold_token=False), train=paper_training(30_000, 8, parallel))
+
+
+def a100x4() -> Recipe:
+    """Four A100 of 40 GB or more: 2.4 million images at 512 x 512 in 37,500 steps of 64, about 9 hours.
+
+    Set `--config.sd15`, `--config.vae` and `--config.image_encoder` as for `paper`, and run make latents first.
+
+    Images: the published 300,000 steps of 8. Rate: the published 1e-5 for 8 images, times the square root of 64 / 8:
+    2.8e-5. The PoseGuider, new and with outputs of zero, learns at 4 times that, 1.1e-4. That factor, the batch, the
+    warm-up (1,000 steps) and the averages (decay 0.9999) are ours; train/many_gpus.py says why.
+
+    Memory of a GPU, counted: a quarter (FSDP2) of 37.1 GB of weights, gradients, moments and averages; 7.4 GB of
+    gradients, which are whole until the last microbatch of a step; weights in bf16, 3.8 GB; 2.5 GB for each of 2 images
+    at once: 26 GB, and room for a validation. With 80 GB, `--train.parallel.most-at-once 8` is faster.
+
+    Time, counted: 5.27 TFLOP an image, forward and backward, at 30 % (assumed) of 4 x 312 TFLOPS: 9.4 hours. Nothing
+    was measured on a GPU.
+    """
+    return _many_gpus("a100x4", most_at_once=2, sharded=True)
+
+
+def h100x8() -> Recipe:
+    """Eight H100 of 80 GB: 4.8 million images at 512 x 512 in 37,500 steps of 128, about 3 hours.
+
+    Set `--config.sd15`, `--config.vae` and `--config.image_encoder` as for `paper`, and run make latents first.
+
+    Images: twice the published 300,000 steps of 8, for more data. Rate: the published 1e-5 for 8 images, times the
+    square root of 128 / 8: 4e-5. The PoseGuider, new and with outputs of zero, learns at 4 times that, 1.6e-4. That
+    factor, the batch, the warm-up (1,000 steps) and the averages (decay 0.9999) are ours; train/many_gpus.py says why.
+
+    Memory of a GPU, counted: weights, gradients, moments and averages 37.1 GB (DDP), weights in bf16 3.8 GB, 2.5 GB for
+    each of 8 images at once: 61 GB, and room for a validation.
+
+    Time, counted: 5.27 TFLOP an image, forward and backward, at 30 % (assumed) of 8 x 989 TFLOPS: 3.0 hours. Nothing
+    was measured on a GPU.
+    """
+    return _many_gpus("h100x8", most_at_once=8)
+
+
+def h100x64() -> Recipe:
+    """64 H100 of 80 GB: 9.6 million images at 512 x 512 in 37,500 steps of 256, about 3 hours.
+
+    Set `--config.sd15`, `--config.vae` and `--config.image_encoder` as for `paper`, and run make latents first.
+
+    Images: four times the published 300,000 steps of 8, for more data. Rate: the published 1e-5 for 8 images, times the
+    square root of 256 / 8: 5.7e-5. The PoseGuider, new and with outputs of zero, learns at 4 times that, 2.3e-4. That
+    factor, the batch, the warm-up (1,000 steps) and the averages (decay 0.9999) are ours; train/many_gpus.py says why.
+
+    Memory of a GPU, counted: weights, gradients, moments and averages 37.1 GB (DDP), weights in bf16 3.8 GB, 2.5 GB for
+    each of 4 images at once: 51 GB, and room for a validation.
+
+    Time, counted: 5.27 TFLOP an image, forward and backward, at 30 % (assumed) of 64 x 989 TFLOPS: 0.7 hours, 0.07 s a
+    step. The exchange takes longer: every step moves 7.4 GB of gradients twice, 0.3 s with 400 Gbit/s for each GPU, 3.1
+    hours in all. A batch of 1,024 would hide it: `--train.global-batch 1024 --train.steps 9375
+    --train.optimizer.learning-rate 1.1e-4`. Nothing was measured on a GPU.
+    """
+    return _many_gpus("h100x64", most_at_once=8)
+
+
+def _published(**settings: Any) -> Stage1Config:
+    """Published sizes and sources; validation as we see fit."""
+    return Stage1Config(
         size="sd15",
         vae="sd-vae-ft-mse",
         image_encoder="image_encoder",
         sd15="stable-diffusion-v1-5",
-        fold_token=False,
+        validation_clips=16,
+        **settings,
     )
-    parallel = ParallelConfig(strategy="fsdp2", precision="bf16")
-    return Recipe(config=config, train=paper_training(30_000, 8, parallel))
 
 
-RECIPES = {"tiny": tiny, "small": small, "paper": paper}
+def _many_gpus(name: str, *, most_at_once: int, sharded: bool = False) -> Recipe:
+    train = many_gpus_training(
+        MACHINES[name],
+        samples=300_000 * 8,
+        batch=64,
+        published=PUBLISHED_OPTIMIZER,
+        published_batch=8,
+        warmup_steps=1000,
+        most_at_once=most_at_once,
+        strategy="fsdp2" if sharded else "ddp",
+    )
+    return Recipe(config=_published(new_rate=NEW_RATE), train=train)
+
+
+RECIPES = {"tiny": tiny, "small": small, "paper": paper, "a100x4": a100x4, "h100x8": h100x8, "h100x64": h100x64}
 Config = Stage1Config
 make = Stage1Task

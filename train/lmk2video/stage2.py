@@ -14,7 +14,13 @@ from talkinghead.models.lmk2video.published import load_motion_module
 from talkinghead.models.weights import first_weights
 from talkinghead.provenance import hash_file
 from train.config import ParallelConfig
-from train.lmk2video.config import Lmk2VideoConfig, paper_training, small_training, tiny_training
+from train.lmk2video.config import (
+    PUBLISHED_OPTIMIZER,
+    Lmk2VideoConfig,
+    paper_training,
+    small_training,
+    tiny_training,
+)
 from train.lmk2video.dataset import WindowShape
 from train.lmk2video.module import Lmk2Video
 from train.lmk2video.task import (
@@ -25,6 +31,7 @@ from train.lmk2video.task import (
     provenance_of,
     read_networks,
 )
+from train.many_gpus import MACHINES, many_gpus_training
 from train.recipe import Recipe
 from train.sources import Source
 from train.task import Provenance
@@ -191,18 +198,92 @@ def paper() -> Recipe:
     """Published settings: windows of 16 frames at 512 x 512 (of every frame, or of every fourth), batches of 4 on
     four GPUs, AdamW 1e-5, 40,000 steps, motion modules that begin as AnimateDiff's.
 
-    Set `--config.stage1` to the RUN of stage 1 and `--config.motion_module` to mm_sd_v15_v2.ckpt. 453 million of 2.3
-    billion parameters are trained: on each GPU the weights take 9.4 GB, gradients and moments 5.4 GB, and no averaged
-    copy is kept (decay 0); activations are computed again in the backward pass. A sample costs 23 TFLOP forward, and 19
-    more for encoding its images where latents are not read: run make latents first. The paper trained for two days on
-    four A100.
-    Not published: bf16, moments in 32 bits.
+    Set `--config.stage1` to the RUN of stage 1 and `--config.motion_module` to mm_sd_v15_v2.ckpt. 453 million of 2.36
+    billion parameters are trained: on each GPU the weights take 9.4 GB, gradients, moments and averages 7.3 GB.
+    Activations are computed again in the backward pass; 2 GB of a window are kept. Forward and backward, a window costs
+    64 TFLOP in the networks, and 19 for encoding its images where latents are not read: run make latents first. The
+    paper trained for two days on four A100.
+    Not published: averages of the weights (decay 0.9999; `--train.ema.decay 0` keeps none, as published), bf16, moments
+    in 32 bits.
     """
-    config = Stage2Config(stage1="stage1", motion_module="mm_sd_v15_v2.ckpt")
-    parallel = ParallelConfig(precision="bf16", activation_checkpointing=True)
-    return Recipe(config=config, train=paper_training(40_000, 4, parallel))
+    parallel = ParallelConfig(precision="bf16", activation_checkpointing=True, most_at_once=1)
+    return Recipe(config=_published(), train=paper_training(40_000, 4, parallel))
 
 
-RECIPES = {"tiny": tiny, "small": small, "paper": paper}
+def a100x4() -> Recipe:
+    """Four A100 of 40 GB or more: 160,000 windows of 16 frames at 512 x 512 in 10,000 steps of 16, about 8 hours.
+
+    Set `--config.stage1` and `--config.motion_module` as for `paper`, and run make latents first.
+
+    Windows: the published 40,000 steps of 4. Rate: the published 1e-5 for 4 windows, times the square root of 16 / 4:
+    2e-5. All that is trained begins as AnimateDiff's, so that no part has another rate. The batch, the warm-up (500
+    steps) and the averages (decay 0.9999) are ours; train/many_gpus.py says why.
+
+    Memory of a GPU, counted: weights, gradients, moments and averages 16.7 GB (DDP), 2 GB of activations for the one
+    window at once, the others being computed again block by block: about 22 GB, and room for a validation.
+
+    Time, counted: 64 TFLOP a window, forward twice and backward, at 30 % (assumed) of 4 x 312 TFLOPS: 7.6 hours.
+    Nothing was measured on a GPU.
+    """
+    return _many_gpus("a100x4", activation_checkpointing=True)
+
+
+def h100x8() -> Recipe:
+    """Eight H100 of 80 GB: 320,000 windows of 16 frames at 512 x 512 in 10,000 steps of 32, about 2 hours.
+
+    Set `--config.stage1` and `--config.motion_module` as for `paper`, and run make latents first.
+
+    Windows: twice the published 40,000 steps of 4, for more data. Rate: the published 1e-5 for 4 windows, times the
+    square root of 32 / 4: 2.8e-5. All that is trained begins as AnimateDiff's, so that no part has another rate. The
+    batch, the warm-up (500 steps) and the averages (decay 0.9999) are ours; train/many_gpus.py says why.
+
+    Memory of a GPU, counted: weights, gradients, moments and averages 16.7 GB (DDP), and 32.4 GB of activations and
+    bf16 weights for the one window at once, all kept: 49 GB, and room for a validation.
+
+    Time, counted: 48.6 TFLOP a window, forward and backward, at 30 % (assumed) of 8 x 989 TFLOPS: 1.8 hours. Nothing
+    was measured on a GPU.
+    """
+    return _many_gpus("h100x8")
+
+
+def h100x64() -> Recipe:
+    """64 H100 of 80 GB: 640,000 windows of 16 frames at 512 x 512 in 10,000 steps of 64, about half an hour.
+
+    Set `--config.stage1` and `--config.motion_module` as for `paper`, and run make latents first.
+
+    Windows: four times the published 40,000 steps of 4, for more data. Rate: the published 1e-5 for 4 windows, times
+    the square root of 64 / 4: 4e-5. All that is trained begins as AnimateDiff's, so that no part has another rate. The
+    batch, the warm-up (500 steps) and the averages (decay 0.9999) are ours; train/many_gpus.py says why.
+
+    Memory of a GPU, counted: weights, gradients, moments and averages 16.7 GB (DDP), and 32.4 GB of activations and
+    bf16 weights for its one window, all kept: 49 GB, and room for a validation.
+
+    Time, counted: 48.6 TFLOP a window, forward and backward, at 30 % (assumed) of 64 x 989 TFLOPS: 0.5 hours, 0.16 s a
+    step. Meanwhile 1.8 GB of gradients are exchanged, 0.07 s with 400 Gbit/s for each GPU. Nothing was measured on a
+    GPU.
+    """
+    return _many_gpus("h100x64")
+
+
+def _published() -> Stage2Config:
+    """Published windows and sources; validation as we see fit."""
+    return Stage2Config(stage1="stage1", motion_module="mm_sd_v15_v2.ckpt", validation_clips=16)
+
+
+def _many_gpus(name: str, *, activation_checkpointing: bool = False) -> Recipe:
+    train = many_gpus_training(
+        MACHINES[name],
+        samples=40_000 * 4,
+        batch=16,
+        published=PUBLISHED_OPTIMIZER,
+        published_batch=4,
+        warmup_steps=500,
+        most_at_once=1,
+        activation_checkpointing=activation_checkpointing,
+    )
+    return Recipe(config=_published(), train=train)
+
+
+RECIPES = {"tiny": tiny, "small": small, "paper": paper, "a100x4": a100x4, "h100x8": h100x8, "h100x64": h100x64}
 Config = Stage2Config
 make = Stage2Task
