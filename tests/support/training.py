@@ -18,7 +18,8 @@ from torch import nn
 from shards.loader import ClipLoader
 from tests.support import toy_adversary, toy_task
 from train.recipe import TASKS, Recipe, make_task
-from train.run.run_folder import RunConfig, RunFolder
+from train.run.run_config import RunConfig
+from train.run.run_folder import RunFolder
 from train.task import Batch, Losses, Task
 from train.trainer.loop import Trainer
 from train.trainer.parallel import full
@@ -53,9 +54,9 @@ def _config(chosen: Recipe) -> RunConfig:
 
 
 def trainer_of(path: Path, chosen: Recipe, **options: Any) -> Trainer:
-    """Trainer of this rank; options: `port`, `task`."""
+    """Trainer of this rank; options: `port`, `task`, `run`."""
     torch.set_num_threads(1)  # as `run_worker` sets them; several only wait for each other in so small a model
-    run = RunFolder(path, _config(chosen))
+    run = options.get("run") or RunFolder(path, _config(chosen))
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     port = options.get("port") or LocalPort(rank=rank, world=world, local_rank=rank, local_world=world)
     task = options.get("task") or make_task(run.task, chosen.config, "none", run.task_folder)

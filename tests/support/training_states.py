@@ -39,5 +39,5 @@ def state_of(step: int, size: int = 1000) -> dict[str, Any]:
     return {"weights": {"a": torch.full((size,), float(step)), "b": torch.full((3,), step)}, "step": step}
 
 
-def make(folder: Path, **options: Any) -> Checkpoints:
-    return Checkpoints(folder, CheckpointConfig(**options))
+def make(folder: Path, run: str | None = None, **options: Any) -> Checkpoints:
+    return Checkpoints(folder, CheckpointConfig(**options), run=run)

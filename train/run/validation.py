@@ -1,8 +1,9 @@
 """Validation next to the training: one child process for each, so that no rank waits for its figures.
 
 Rank 0 writes a copy of the weights into RUN/validation/step-…/weights (for this the ranks wait, as long as the disk
-takes) and starts `python -m train validate` on it, one at a time and with low priority. The copy is removed when the
-figures are in; as long as it exists, the validation is not done, so a resumed run does it again.
+takes) and starts `python -m train validate` on it, one at a time and with low priority. When the figures are in, the
+copy moves to RUN/weights, or is removed where it is not to stay (`train.run.kept_weights`); as long as it exists, the
+validation is not done, so a resumed run does it again.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from talkinghead.runtime.child_process import end_with
 from train.config import ValidationConfig
 from train.data_sets import DataSets
 from train.recipe import make_task
+from train.run.previews import write_previews
 from train.run.run_folder import RunFolder, folder_name, steps_in
 from train.trainer.port import MEETING_VARIABLE
 
@@ -53,13 +55,19 @@ class Validations:
         config: How often to validate, and on which device.
         rank: Number of this process.
         log_figures: Function that gets the step and the figures of each validation that is done.
+        keep: Function that then gets the step and the folder with its weights, and moves it away or removes it.
     """
 
     def __init__(
-        self, run: RunFolder, config: ValidationConfig, rank: int, log_figures: Callable[[int, dict[str, float]], None]
+        self,
+        run: RunFolder,
+        config: ValidationConfig,
+        rank: int,
+        log_figures: Callable[[int, dict[str, float]], None],
+        keep: Callable[[int, Path], None],
     ) -> None:
         self.run, self.config, self.rank = run, config, rank
-        self._log_figures = log_figures
+        self._log_figures, self._keep = log_figures, keep
         self._waiting: list[int] = []
         self._child: tuple[int, subprocess.Popen[bytes]] | None = None
         self._failed: int | None = None
@@ -132,6 +140,11 @@ class Validations:
                 os.killpg(child.pid, signal.SIGKILL)
             child.wait()
 
+    @property
+    def pending(self) -> frozenset[int]:
+        """Steps whose figures are still to come, on rank 0."""
+        return frozenset([*self._waiting, *([] if self._child is None else [self._child[0]])])
+
     def folder(self, step: int) -> Path:
         """Folder that the validation of a step writes into."""
         return self.run.validation / folder_name(step)
@@ -141,7 +154,7 @@ class Validations:
         try:
             if code == 0:
                 self._log_figures(step, _figures(folder / RESULT))
-                shutil.rmtree(folder / "weights")
+                self._keep(step, folder / "weights")
                 return
             reason = _reason(folder / LOG, code)
         except (ValueError, OverflowError) as error:
@@ -177,19 +190,22 @@ def run_validation(run: RunFolder, step: int, data: DataSets, parent: int | None
     else:
         warn_of_owner(run.path)
     folder = run.validation / folder_name(step)
-    weights = folder / "weights"
+    waiting, kept = folder / "weights", run.kept_weights / folder_name(step)
+    weights = waiting if waiting.is_dir() else kept
     if not weights.is_dir():
-        there = [
+        there = {
             other for other in steps_in(run.validation) if (run.validation / folder_name(other) / "weights").is_dir()
-        ]
+        }
+        there |= set(steps_in(run.kept_weights))
         raise ValueError(
-            f"the weights of step {step} are not in {run.validation}: they stay only until they are validated"
-            f" (there: {', '.join(map(str, there)) or 'none'}); python -m infer evaluate measures {run.export}"
+            f"the weights of step {step} are neither in {run.kept_weights} nor in {run.validation}"
+            f" (there: {', '.join(map(str, sorted(there))) or 'none'}); python -m infer evaluate measures {run.export}"
         )
     # The figures are written last: their file says that the validation is done.
     started = time.perf_counter()
     task = make_task(run.task, run.recipe.config, data, run.task_folder)
     figures = task.validate(weights, folder, device_of(run.recipe.train.validation))
+    write_previews(folder)
     write_whole(folder / RESULT, json.dumps(figures).encode())
     log.info("validated step %d in %.1f s", step, time.perf_counter() - started)
     return folder
@@ -208,11 +224,11 @@ def device_of(config: ValidationConfig) -> torch.device:
 
 
 def _start(run: RunFolder, step: int, config: ValidationConfig) -> subprocess.Popen[bytes]:
-    # The variables of torchrun would make the child a rank. It may use a quarter of the cores.
+    # The variables of torchrun or SLURM would make the child a rank. It may use a quarter of the cores.
     environment = {
         name: value
         for name, value in os.environ.items()
-        if name not in _OF_THE_RANKS and not name.startswith("TORCHELASTIC_")
+        if name not in _OF_THE_RANKS and not name.startswith(("TORCHELASTIC_", "SLURM_"))
     }
     environment["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // 4))
     if config.device == "cpu":

@@ -33,6 +33,8 @@ BYTES_OF_A_NAME = 32 << 10
 """Part of that for each tensor of the state: enough for 200 ranks that share a tensor."""
 AVERAGES = "ema."
 """Beginning of the names of averages."""
+LATER = ("medians",)
+"""Parts of the state that checkpoints of older code lack: they stay as they are then."""
 _MOST_DIMENSIONS = 64  # PyTorch's own limit
 _HEADER_BYTES = 64 << 10  # of a tensor, next to its numbers; PyTorch writes about 1.5 KB
 _BLOCK = 1 << 20
@@ -88,7 +90,7 @@ def read_metadata(data: bytes, state: Mapping[str, torch.Tensor], sizes: Mapping
     # A run without averages once wrote its weights a second time under their names.
     if not any(name.startswith(AVERAGES) for name in state):
         entries = {name: entry for name, entry in entries.items() if not name.startswith(AVERAGES)}
-    _check_names(set(entries), set(state))
+    _check_names(set(entries), {name for name in state if name in entries or name.partition(".")[0] not in LATER})
     # Everything below costs as much as there are parts. They may be shared in the pickle, but not in one of ours: each
     # takes some bytes.
     stored = {name: _object(entry, Name(_TORCH_METADATA, "TensorStorageMetadata")) for name, entry in entries.items()}
@@ -138,7 +140,7 @@ def _places(value: Any, sizes: Mapping[str, int]) -> dict[MetadataIndex, _Storag
         start, length = _count(info.get("offset")), _count(info.get("length"))
         # Only files that lie next to the metadata: never a path that leads elsewhere.
         if file not in sizes:
-            raise ValueError(f"it places {_short(name)} in a file that is not there")
+            raise ValueError(f"it places {_short(name)} in a file that is not there ({_short(file)})")
         if start + length > sizes[file]:
             raise ValueError(f"it places {_short(name)} after the end of {file}")
         if info.get("transform_descriptors") is not None:

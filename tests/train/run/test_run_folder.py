@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from train.config import ParallelConfig, ScheduleConfig
 from train.data_sets import DataSets
 from train.launch.start import LaunchSettings
 from train.recipe import SHORT_NAMES, TASKS, Recipe, recipes_of
-from train.run.run_folder import RunConfig, RunFolder, begin, check_place, differences
+from train.run.run_config import RunConfig, differences, is_run_id
+from train.run.run_folder import RunFolder, begin, check_place
 
 TASKS["toy"] = toy_task.__name__
 
@@ -57,6 +59,42 @@ def test_a_run_comes_back_as_it_was_started(path: Path) -> None:
     assert opened.path == path.absolute()
     assert (path / "checkpoints").is_dir() and (path / "logs").is_dir()
     assert json.loads((path / "config.json").read_text())["libraries"]["torch"]
+
+
+def test_a_run_has_an_identity_that_stays_with_it(path: Path) -> None:
+    """Through starts and copies; another run of the same name has another one."""
+    run = started(path, config())
+    assert is_run_id(run.run_id) and RunFolder.open(path).run_id == run.run_id
+    assert RunFolder.start(path, config(num_workers=7)).run_id == run.run_id
+    shutil.copytree(path, path.with_name("copy"))
+    assert RunFolder.start(path.with_name("copy"), config()).run_id == run.run_id
+    assert RunFolder.start(path.with_name("other") / path.name, config()).run_id != run.run_id
+    # One that is started anew, since there is nothing to lose, is another run; one that is only started again is not.
+    third = RunFolder.start(path.with_name("third"), config()).run_id
+    assert RunFolder.start(path.with_name("third"), config()).run_id == third
+    assert RunFolder.start(path.with_name("third"), config(seed=3)).run_id != third
+
+
+def test_a_run_of_older_code_gets_an_identity_when_it_goes_on(path: Path) -> None:
+    started(path, config())
+    file = path / "config.json"
+    value = json.loads(file.read_text())
+    del value["run_id"]
+    file.write_text(json.dumps(value))
+    assert RunFolder.open(path).run_id is None
+    assert is_run_id(RunFolder.start(path, config()).run_id)
+    for wrong in ("me", 7, "A" * 32, "1" * 31):
+        file.write_text(json.dumps(value | {"run_id": wrong}))
+        with pytest.raises(ValueError, match="identity of a run"):
+            RunFolder.open(path)
+
+
+def test_what_is_damaged_or_validated_is_something_to_lose(path: Path) -> None:
+    for name in ("checkpoints/damaged-step-00000004", "weights/step-00000004"):
+        run = RunFolder.start(path / name[0], config())
+        (run.path / name).mkdir(parents=True)
+        with pytest.raises(ValueError, match="started otherwise"):
+            RunFolder.start(run.path, config(seed=3))
 
 
 def test_what_only_says_how_fast_may_change(path: Path) -> None:
@@ -199,8 +237,8 @@ def test_a_torn_config_is_named_wherever_it_is_torn(path: Path) -> None:
 def test_places_that_are_no_run_are_refused(path: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="there is no run"):
         RunFolder.open(path)
-    with pytest.raises(ValueError, match="object store"):
-        check_place("s3://bucket/run")
+    with pytest.raises(ValueError, match="it can be a folder, or s3://"):
+        check_place("hf://bucket/run")
     with pytest.raises(ValueError, match="RUN is empty"):
         check_place("")
     path.mkdir(parents=True)

@@ -13,9 +13,11 @@ from safetensors.torch import save_file
 
 from tests.support import toy_task
 from tests.support.train_commands import ROOT, SITE, run_train, toy, wait_for
-from train.config import ValidationConfig
+from train.config import CheckpointConfig, ValidationConfig
 from train.recipe import TASKS, Recipe
-from train.run.run_folder import RunConfig, RunFolder
+from train.run.kept_weights import KeptWeights
+from train.run.run_config import RunConfig
+from train.run.run_folder import RunFolder, steps_in
 from train.run.validation import Validations, run_validation
 
 TASKS["toy"] = toy_task.__name__
@@ -40,8 +42,9 @@ def run_of(path: Path, **toy_settings: Any) -> RunFolder:
     return RunFolder.start(path, RunConfig(task="toy", recipe_name="tiny", recipe=recipe, data="none"))
 
 
-def make(run: RunFolder, figures: Figures, rank: int = 0) -> Validations:
-    return Validations(run, ValidationConfig(every=1), rank, figures.take)
+def make(run: RunFolder, figures: Figures, rank: int = 0, **checkpoint: Any) -> Validations:
+    kept = KeptWeights(run, CheckpointConfig(**checkpoint))
+    return Validations(run, ValidationConfig(every=1), rank, figures.take, kept.keep)
 
 
 def export(folder: Path) -> None:
@@ -74,7 +77,7 @@ def test_it_runs_next_to_the_training_and_again_after_a_kill(tmp_path: Path, mon
     assert not second.folder(40).exists(), "after the checkpoint it will be made again"
     second.wait()
     assert sorted(figures) == [10, 30] and figures[10] == figures[30]
-    assert not list(run.validation.glob("*/weights"))
+    assert not list(run.validation.glob("*/weights")) and steps_in(run.kept_weights) == [10, 30]
     assert sorted(entry.name for entry in second.folder(30).iterdir()) == [
         "result.json",
         "validation.json",
@@ -118,9 +121,21 @@ def test_other_ranks_do_nothing(tmp_path: Path) -> None:
     assert not run.validation.exists()
 
 
+def test_weights_that_were_kept_are_validated_again_by_hand(tmp_path: Path) -> None:
+    run, figures = run_of(tmp_path), Figures()
+    validations = make(run, figures)
+    validations.submit(5, export)
+    assert validations.pending == {5}
+    validations.wait()
+    assert validations.pending == frozenset() and not (validations.folder(5) / "weights").exists()
+    (validations.folder(5) / "result.json").unlink()
+    run_validation(run, 5, run.data_sets)
+    assert (validations.folder(5) / "result.json").exists()
+
+
 def test_weights_that_are_gone_are_named(tmp_path: Path) -> None:
     run = run_of(tmp_path)
-    with pytest.raises(ValueError, match="weights of step 7 are not in"):
+    with pytest.raises(ValueError, match="weights of step 7 are neither in"):
         run_validation(run, 7, run.data_sets)
 
 

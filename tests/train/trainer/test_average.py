@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 
+from tests.support import toy_task
 from tests.support.training import recipe, train
 from train.config import EmaConfig, OptimizerConfig, ScheduleConfig
 from train.trainer.average import Ema
@@ -43,6 +46,32 @@ def test_without_decay_it_is_the_newest_weights(tmp_path: Path) -> None:
     assert all(
         torch.equal(outcome["module"][name], value) for name, value in exported.items() if "features" not in name
     )
+
+
+def test_without_decay_no_tensor_is_made_for_averages(tmp_path: Path) -> None:
+    """Neither in memory nor in a checkpoint: counted, not believed."""
+
+    def alive() -> int:
+        gc.collect()
+        return sum(issubclass(type(found), torch.Tensor) for found in gc.get_objects())
+
+    module = toy_task.ToyModel(toy_task.Config())
+    learner = Learner(module, OptimizerConfig(), ScheduleConfig(), steps=10)
+    made = {}
+    for decay in (0.0, 0.9):
+        before = alive()
+        ema = Ema(learner, EmaConfig(decay=decay))
+        ema.update(0, learner.parameters)
+        made[decay] = alive() - before
+        del ema
+    assert made == {0.0: 0, 0.9: len(learner.parameters)}
+    stored = {}
+    for decay in (0.0, 0.9):
+        train(tmp_path / f"{decay}", recipe(ema={"decay": decay}))
+        folder = tmp_path / f"{decay}" / "checkpoints" / "step-00000008"
+        stored[decay] = set(FileSystemReader(folder).read_metadata().state_dict_metadata)
+    averages = stored[0.9] - stored[0.0]
+    assert averages == {f"ema.{name}" for name in learner.parameters} and stored[0.0] < stored[0.9]
 
 
 def test_it_is_not_the_weights_and_keeps_their_memory_apart(tmp_path: Path) -> None:
