@@ -27,6 +27,9 @@ Batch = dict[str, Any]
 Losses = dict[str, Tensor]
 """Name → one number for each sample, `[B]`. `loss` is minimised; the others are logged."""
 
+PartialFigures = dict[str, tuple[Tensor, Tensor]]
+"""Name → values `[B]`, and bool `[B]`: the samples that they are of."""
+
 Totals = Mapping[str, float]
 """Sums over all samples of a step, on all ranks: what `Task.counts` counts, and `samples`, their number."""
 
@@ -44,6 +47,9 @@ class Step:
     """Rows `[B, …]` float32, with their graph, of which `Task.batch_terms` makes terms over the whole global batch."""
     made: dict[str, Tensor] = field(default_factory=dict)
     """What the critic judges, `[B, …]`; the trainer detaches it."""
+    figures: PartialFigures = field(default_factory=dict)
+    """Figures of some of the samples, such as the loss in a range of timesteps, to be logged as means over those. The
+    same names at every step, none of them that of a loss."""
 
 
 class Adversary(abc.ABC):
@@ -178,6 +184,24 @@ class Task(abc.ABC):
         `check` reads them all, and gives their provenance under the same names.
         """
         return {}
+
+    # --- what is watched ----------------------------------------------------------------------------------------------
+
+    networks: ClassVar[Mapping[str, str]] = {}
+    """Networks inside the parts of the module whose gradients and updates are logged by themselves: name → regular
+    expression that is searched for in the names of parameters. All others go by the part of the module they are in."""
+
+    def held_out(self, seed: int, count: int) -> SlotDataset | None:
+        """Held-out samples, like those of `dataset`, for which `loss` is defined as well; None where there are none.
+
+        Their slots are 0 … count - 1; what a loss draws (timesteps) may be spread evenly over them. They are read as
+        the run began, whole conditions given, with the same windows at every call.
+
+        Args:
+            seed: Seed of the windows.
+            count: Number of samples that are asked for; a clip may be among them several times.
+        """
+        return None
 
     # --- what few tasks need ------------------------------------------------------------------------------------------
 

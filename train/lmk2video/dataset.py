@@ -17,6 +17,8 @@ import cv2
 import numpy as np
 import torch
 
+from shards.loader import SlotDataset
+from shards.microbatches import Share
 from shards.order import SampleOrder
 from shards.reader import Sample, ShardReader
 from talkinghead import rng
@@ -25,6 +27,7 @@ from talkinghead.geometry.guidance import draw_guidance
 from talkinghead.latents import EMBEDDING, LATENTS
 from talkinghead.media.image_size import fit_images, fit_landmarks
 from talkinghead.models.lmk2video.pose_guider import GUIDANCE_SCALE
+from train.lmk2video.loss import even_timestep
 
 _AT_ONCE = 100
 """Number of frames that are decoded at once when a whole clip is read: at full size they take far more memory than what
@@ -285,10 +288,18 @@ class Lmk2VideoDataset:
         """Number of samples in an epoch; there are slots after it, too."""
         return len(self.samples)
 
+    def key(self, at: int | Share) -> str:
+        """Key of the sample of a slot."""
+        return self._sample(Share.of(at).slot)[1].key
+
+    def _sample(self, slot: int) -> tuple[int, Sample]:
+        """Epoch and sample of a slot."""
+        epoch, position = self.order.at(slot)
+        return epoch, self.reader[int(self.samples[position])]
+
     def __getitem__(self, slot: int) -> dict[str, Any]:
         """Item of a slot."""
-        epoch, position = self.order.at(slot)
-        sample = self.reader[int(self.samples[position])]
+        epoch, sample = self._sample(slot)
         valid = sample.annotation("valid").astype(bool)
         config, key = self.config, sample.key
 
@@ -320,6 +331,29 @@ class Lmk2VideoDataset:
     def _pixels(self, sample: Sample, window: Window) -> dict[str, np.ndarray]:
         target = self.images.images(sample, window.frames)
         return {"target": target, "reference": self.images.images(sample, np.array([window.reference]))[0]}
+
+
+class HeldOutDataset:
+    """Items of another data set with a `timestep` each, those of the first so many slots spread over all timesteps.
+
+    Args:
+        dataset: Held-out windows.
+        count: Number of slots.
+    """
+
+    def __init__(self, dataset: SlotDataset, count: int) -> None:
+        self.dataset, self.count = dataset, count
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def key(self, at: int | Share) -> str:
+        """Key of the sample of a slot."""
+        return self.dataset.key(at)
+
+    def __getitem__(self, slot: int) -> dict[str, Any]:
+        """Item of a slot."""
+        return self.dataset[slot] | {"timestep": even_timestep(slot, self.count)}
 
 
 def _latents(sample: Sample, window: Window) -> dict[str, np.ndarray]:

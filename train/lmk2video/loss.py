@@ -14,7 +14,10 @@ from torch import Tensor
 from talkinghead import rng
 from talkinghead.models.noise_schedule import PAPER, draw_noise
 from train.lmk2video.config import Lmk2VideoConfig
-from train.task import Losses
+from train.task import Losses, PartialFigures
+
+BUCKETS = 4
+"""Number of equal ranges of timesteps whose losses are logged by themselves."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +38,9 @@ class Draws:
     """Samples without the image token, `[B]` bool."""
 
 
-def draw(config: Lmk2VideoConfig, seed: int, slots: Tensor, shape: Sequence[int]) -> Draws:
+def draw(
+    config: Lmk2VideoConfig, seed: int, slots: Tensor, shape: Sequence[int], timesteps: Tensor | None = None
+) -> Draws:
     """Draw the random numbers of a batch.
 
     Args:
@@ -43,6 +48,8 @@ def draw(config: Lmk2VideoConfig, seed: int, slots: Tensor, shape: Sequence[int]
         seed: Seed of the run.
         slots: Slot of each sample, `[B]`.
         shape: Shape of the latents of one sample, (F, C, h, w).
+        timesteps: Timestep of each sample, `[B]`, where a loss is measured rather than trained on: no condition is
+            dropped then. None: drawn.
     """
     numbers, device = slots.tolist(), slots.device
     keys = [(slot,) for slot in numbers]
@@ -53,8 +60,12 @@ def draw(config: Lmk2VideoConfig, seed: int, slots: Tensor, shape: Sequence[int]
     both = chance < config.drop_both
     reference = chance < config.drop_both + config.drop_reference
     token = ~reference & (chance < config.drop_both + config.drop_reference + config.drop_token)
+    if timesteps is None:
+        timesteps = PAPER.draw_timesteps(seed, keys).to(device)
+    else:
+        both, reference, token = (torch.zeros_like(one) for one in (both, reference, token))
     return Draws(
-        timesteps=PAPER.draw_timesteps(seed, keys).to(device),
+        timesteps=timesteps,
         noise=draw_noise(seed, keys, shape, offset=config.noise_offset).to(device),
         target=latent[:, :-1].to(device),
         reference=latent[:, -1].to(device),
@@ -93,6 +104,41 @@ def velocity_loss(
     # A factor of the whole sample, since all its frames have the same timestep.
     weight = torch.ones_like(loss) if gamma is None else PAPER.min_snr_weight(timesteps, gamma)
     return {"loss": weight * loss, "velocity_mse": plain.detach()}
+
+
+def loss_figures(config: Lmk2VideoConfig, loss: Tensor, drawn: Draws) -> PartialFigures:
+    """Loss by range of timesteps, and by the conditions that a sample has lost.
+
+    Args:
+        config: Shares of the samples that lose conditions; those that none loses have no figure.
+        loss: Loss of each sample, `[B]`.
+        drawn: Timesteps and lost conditions.
+    """
+    size = PAPER.num_train_timesteps // BUCKETS
+    found: PartialFigures = {}
+    for first in range(0, BUCKETS * size, size):
+        # Padded, so that the names are in order.
+        found[f"loss/t{first:03d}-{first + size - 1:03d}"] = loss, drawn.timesteps // size == first // size
+    reference, token = drawn.without_reference, drawn.without_token
+    lost = {
+        "without_both": (config.drop_both, reference & token),
+        "without_reference": (config.drop_reference, reference & ~token),
+        "without_token": (config.drop_token, token & ~reference),
+    }
+    kinds = {name: of for name, (share, of) in lost.items() if share}
+    if kinds:
+        kinds["with_all"] = ~(reference | token)
+    return found | {f"loss/{name}": (loss, of) for name, of in kinds.items()}
+
+
+def even_timestep(number: int, count: int) -> int:
+    """Timestep of one of so many samples that are spread evenly over all timesteps.
+
+    Args:
+        number: Number of the sample, from 0.
+        count: Number of samples.
+    """
+    return int((number + 0.5) / count * PAPER.num_train_timesteps)
 
 
 def _mean(error: Tensor, weights: Tensor) -> Tensor:

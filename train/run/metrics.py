@@ -1,80 +1,41 @@
-"""Figures of a training: written to `metrics.jsonl` always, to TensorBoard and an online service if asked; and read.
+"""Figures and events of a training: written to `metrics.jsonl`, and sent on (`train.run.sinks`); and read.
 
 A line of `metrics.jsonl` is an object with `step` (updates done, from 1) and figures; those of a validation have names
-that begin with `validation/`. A figure that is NaN or infinite is null. A skipped step has a line of its own with
-`event`, `what` and `keys`.
+that begin with `validation/`. A figure that is NaN or infinite is null. A skipped step, and one that stood out, has a
+line of its own with `event`, `what` and `keys`; a sample that was read in place of another one has one with `event`,
+`slot` and both keys.
 """
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import json
 import logging
 import math
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from talkinghead.files.atomic import write_whole
 from talkinghead.files.foreign import open_own, open_regular, parse_json, refuse_large
-from train.config import LogConfig
+from train.run.previews import media_in
+from train.run.sinks import VALIDATION, Sink
 
 log = logging.getLogger(__name__)
 
-VALIDATION = "validation/"
 MOST_FIGURES = 300
 """Number of figures that are read, those that come first: each makes a plot."""
 _NOT_FIGURES = ("step", "epoch", "event")
 _FILE_BYTES = 256 << 20  # a line has some 300 bytes, so this is a million of them
 _LINE_BYTES = 1 << 20
 _MOST_STEPS = 1 << 53
-_SERVICES = ("wandb", "trackio")
-_ONLY_FIGURES = {
-    "WANDB__DISABLE_META": "true",
-    "WANDB__DISABLE_MACHINE_INFO": "true",
-    "WANDB_DISABLE_GIT": "true",
-    "WANDB_DISABLE_CODE": "true",
-    "WANDB_SAVE_CODE": "false",
-    "WANDB_CONSOLE": "off",
-    "WANDB_SYMLINK": "false",
-}
-"""Settings of W&B, as environment variables, by which it takes the figures and nothing else: by itself it also sends
-the command line (which may name keys of an object store), the log, the machine and the user's code. A variable that
-the user has set stays."""
+_TEXT = 1000  # most characters of a text of an event
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------
-
-
-def check_online(config: LogConfig) -> None:
-    """Check that the package of the asked service is installed; raises `ValueError` if not."""
-    # It is going to be imported, so no other name may stand there.
-    if config.online not in (None, *_SERVICES):
-        raise ValueError(f"log.online is {config.online!r:.100}: it must be {' or '.join(_SERVICES)}")
-    spec = importlib.util.find_spec(config.online) if config.online else None
-    # A spec without an origin is no package but a folder of that name, as wandb leaves one in the working folder.
-    if config.online and (spec is None or spec.origin is None):
-        raise ValueError(
-            f"log.online is {config.online}, and that package is not installed: pip install {config.online},"
-            " or leave log.online out"
-        )
-
-
-class Sink(Protocol):
-    """Place that figures are sent to."""
-
-    def log(self, step: int, values: dict[str, float]) -> None:
-        """Take the figures of a step."""
-        ...
-
-    def close(self) -> None:
-        """Write out what is left."""
-        ...
 
 
 class Tracker:
@@ -85,31 +46,60 @@ class Tracker:
 
     Args:
         metrics: Path of `metrics.jsonl`. Lines after `step` were written by a training that was killed: they are cut.
-        tensorboard: Folder for TensorBoard.
-        config: Places to write to.
         step: Step from which the training goes on; 0 for a new one.
-        name: Name of the run at the online service.
+        sinks: Further places that get the figures.
     """
 
-    def __init__(self, metrics: Path, tensorboard: Path, config: LogConfig, step: int, name: str) -> None:
-        check_online(config)
+    def __init__(self, metrics: Path, step: int, sinks: Sequence[Sink] = ()) -> None:
         cut(metrics, step)
         self._file = os.fdopen(open_own(metrics), "a", encoding="utf-8")
-        self._sinks: list[Sink] = []
-        if config.tensorboard:
-            self._sinks.append(TensorBoard(tensorboard, step))
-        if config.online:
-            self._sinks.append(Online(config.online, config.project, name, metrics.parent))
+        self._sinks = tuple(sinks)
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Write the figures of a step to all places."""
         self._write({"step": step} | values)
+        finite = {name: value for name, value in values.items() if math.isfinite(value)}
         for sink in self._sinks:
-            sink.log(step, values)
+            sink.log(step, finite)
+
+    def show(self, step: int, folder: Path) -> None:
+        """Send the images and videos of a validation that is done to all other places.
+
+        A file that cannot be read ends no training.
+
+        Args:
+            step: Step that was validated.
+            folder: Folder of the validation.
+        """
+        try:
+            media = media_in(folder) if self._sinks else []
+            for sink in self._sinks:
+                sink.show(step, media)
+        except (ValueError, OSError) as error:
+            log.warning("images and videos of the validation of step %d are not all shown: %s", step, error)
 
     def skipped(self, step: int, what: str, keys: Sequence[str]) -> None:
         """Write a skipped step and its samples to `metrics.jsonl`."""
         self._write({"step": step, "event": "skipped", "what": what, "keys": list(keys)})
+
+    def damaged(self, step: int, folder: str, defect: str) -> None:
+        """Write to `metrics.jsonl` that a damaged checkpoint was passed over.
+
+        Args:
+            step: Step from which the training goes on instead.
+            folder: Name that its folder has now, in RUN/checkpoints.
+            defect: What is wrong with which file.
+        """
+        self._write({"step": step, "event": "damaged", "folder": folder, "defect": defect})
+
+    def alarm(self, step: int, what: str, keys: Sequence[str]) -> None:
+        """Write a step that stood out, and its samples, to `metrics.jsonl`."""
+        self._write({"step": step, "event": "alarm", "what": what, "keys": list(keys)})
+
+    def replaced(self, replaced: Replaced) -> None:
+        """Write to `metrics.jsonl` that a sample was read in place of another one."""
+        about = asdict(replaced)
+        self._write({"step": about.pop("step"), "event": "replaced"} | about)
 
     def close(self) -> None:
         """Close all places."""
@@ -123,53 +113,6 @@ class Tracker:
         self._file.write(json.dumps(line) + "\n")
         # At once, so that the overview and a killed training have every line.
         self._file.flush()
-
-
-class TensorBoard:
-    """TensorBoard's event files; a viewer hides what an earlier, killed training wrote after the step."""
-
-    def __init__(self, folder: Path, step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._writer = SummaryWriter(str(folder), purge_step=step + 1)
-
-    def log(self, step: int, values: dict[str, float]) -> None:
-        """Write one scalar for each figure."""
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
-        self._writer.flush()
-
-    def close(self) -> None:
-        """Close the event file."""
-        self._writer.close()
-
-
-class Online:
-    """Online service: wandb or trackio, which has wandb's interface. A resumed run goes on under its name."""
-
-    def __init__(self, package: str, project: str, name: str, folder: Path) -> None:
-        assert package in _SERVICES
-        if package == "wandb":
-            for variable, value in _ONLY_FIGURES.items():
-                os.environ.setdefault(variable, value)
-        self._package = importlib.import_module(package)
-        # trackio identifies a run by its name, and keeps its files in the cache of the user.
-        only_wandb = {"id": name, "dir": str(folder)} if package == "wandb" else {}
-        self._package.init(project=project, name=name, resume="allow", **only_wandb)
-        if package == "wandb":
-            # Figures of a validation come late, and wandb drops what is older than its own step: make `step` the axis.
-            self._package.define_metric("*", step_metric="step")
-
-    def log(self, step: int, values: dict[str, float]) -> None:
-        """Send the figures."""
-        if self._package.__name__ == "wandb":
-            self._package.log({"step": step} | values)
-        else:
-            self._package.log(values, step=step)
-
-    def close(self) -> None:
-        """Send what is left and end the session."""
-        self._package.finish()
 
 
 def cut(metrics: Path, step: int) -> None:
@@ -214,11 +157,45 @@ class Curve:
 
 @dataclass(frozen=True, kw_only=True)
 class Skip:
-    """Step that was skipped because its loss or gradient was not finite."""
+    """Step that was skipped, because its loss or gradient was not finite or far too large."""
 
     step: int
     what: str
     keys: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alarm:
+    """Step whose loss or gradient norm was far above the running median."""
+
+    step: int
+    what: str
+    keys: tuple[str, ...]
+    """Keys of its samples, those with the largest loss first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Damage:
+    """Checkpoint that a start found damaged, and passed over."""
+
+    step: int
+    """Step from which the training went on instead."""
+    folder: str
+    """Name of its folder in RUN/checkpoints since then."""
+    defect: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replaced:
+    """Sample that a step learnt from in place of another one, which could not be read."""
+
+    step: int
+    slot: int
+    key: str
+    """Key of the one that could not be read."""
+    replacement: str
+    """Key of the one that was read."""
+    reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,6 +207,9 @@ class Metrics:
     validation: dict[str, Curve] = field(default_factory=dict)
     """Name without `validation/` → curve."""
     skips: tuple[Skip, ...] = ()
+    alarms: tuple[Alarm, ...] = ()
+    damages: tuple[Damage, ...] = ()
+    replaced: tuple[Replaced, ...] = ()
     step: int = 0
     """Newest step."""
     epoch: float | None = None
@@ -249,6 +229,9 @@ def read_metrics(path: Path) -> Metrics:
         return Metrics()
     values: dict[str, dict[int, float]] = {}
     skips: list[Skip] = []
+    alarms: list[Alarm] = []
+    replaced: list[Replaced] = []
+    damages: list[Damage] = []
     damaged, newest, epoch = 0, 0, None
     # Collect name → step → value, so that a repeated step replaces its earlier values.
     for line in _lines(path):
@@ -260,11 +243,18 @@ def read_metrics(path: Path) -> Metrics:
             continue
         step = row["step"]
         newest = max(newest, step)
-        # Skipped steps and the epoch have fields of their own.
+        # Events and the epoch have fields of their own.
         if row.get("event") == "skipped":
-            keys = row.get("keys")
-            keys = tuple(map(str, keys)) if isinstance(keys, list) else ()
-            skips.append(Skip(step=step, what=str(row.get("what", "")), keys=keys))
+            skips.append(Skip(step=step, what=str(row.get("what", "")), keys=_keys(row)))
+        elif row.get("event") == "alarm":
+            alarms.append(Alarm(step=step, what=str(row.get("what", ""))[:_TEXT], keys=_keys(row)))
+        elif row.get("event") == "damaged":
+            texts = (str(row.get(name, ""))[:_TEXT] for name in ("folder", "defect"))
+            damages.append(Damage(step=step, folder=next(texts), defect=next(texts)))
+        elif row.get("event") == "replaced" and _is_count(row.get("slot")):
+            about = {name: str(row.get(name, ""))[:_TEXT] for name in ("key", "replacement", "reason")}
+            replaced.append(Replaced(step=step, slot=row["slot"], **about))
+            continue  # its slot is no figure
         if (share := _number(row.get("epoch"))) is not None:
             epoch = share
         # Everything else that is a number is a figure; null is left out.
@@ -281,6 +271,9 @@ def read_metrics(path: Path) -> Metrics:
             name.removeprefix(VALIDATION): curve for name, curve in curves.items() if name.startswith(VALIDATION)
         },
         skips=tuple(skips),
+        alarms=tuple(alarms),
+        replaced=tuple(replaced),
+        damages=tuple(damages),
         step=newest,
         epoch=epoch,
         damaged_lines=damaged,
@@ -293,8 +286,7 @@ def parse_line(line: bytes) -> dict[str, Any] | None:
         row = parse_json(line, "the line")
     except ValueError:
         return None
-    step = row.get("step") if isinstance(row, dict) else None
-    return row if type(step) is int and 0 <= step < _MOST_STEPS else None
+    return row if isinstance(row, dict) and _is_count(row.get("step")) else None
 
 
 def _lines(path: Path) -> Iterator[bytes]:
@@ -303,6 +295,16 @@ def _lines(path: Path) -> Iterator[bytes]:
         refuse_large(str(path), os.fstat(stream.fileno()).st_size, _FILE_BYTES, "file of figures")
         while line := stream.readline(_LINE_BYTES):
             yield line
+
+
+def _keys(row: dict[str, Any]) -> tuple[str, ...]:
+    keys = row.get("keys")
+    return tuple(map(str, keys)) if isinstance(keys, list) else ()
+
+
+def _is_count(value: Any) -> bool:
+    """Whether a value can be the number of a step or slot."""
+    return type(value) is int and 0 <= value < _MOST_STEPS
 
 
 def _number(value: Any) -> float | None:

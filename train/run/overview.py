@@ -22,29 +22,22 @@ from infer.evaluation.evaluation_result import Evaluation, number, read_evaluati
 from infer.metrics import METRICS
 from infer.metrics.learned_metrics import LEARNED
 from talkinghead.files.atomic import write_whole
-from talkinghead.files.foreign import open_regular, read_json, read_limited
+from talkinghead.files.foreign import entries_below, open_regular, read_json, read_limited
 from talkinghead.provenance import hash_stream
+from train.run.curve_groups import HELD_OUT_LOSS, Plot, groups_of
+from train.run.kept_weights import BEST
 from train.run.metrics import Curve, Metrics, read_metrics
-from train.run.plots import plot_all, plot_loss
+from train.run.plots import plot_all, plot_loss, plot_several, plot_small
 from train.run.run_folder import folder_name, steps_in
 from train.run.run_lock import refuse_strange
 
 PAGE = "index.html"
-MOST_SKIPS = 20
-"""Number of skipped steps that the page lists, the newest ones."""
+MOST_EVENTS = 20
+"""Number of events of a kind (skipped steps, alarms, replaced samples) that the page lists, the newest ones."""
 MOST_FILES = 100
 """Number of images, and of videos, that the page shows of a validation."""
 _IMAGE_BYTES = 16 << 20
-TITLES = {
-    "learning_rate": "learning rate",
-    "gradient_norm": "gradient norm",
-    "samples_per_s": "samples per second",
-    "step_s": "seconds per step",
-    "data_wait": "share of time waiting for data",
-    "memory_gb": "memory (GB)",
-}
-"""Titles of figures of `metrics.jsonl`; others show their own name."""
-_HIDDEN = {"loss", "skipped"}
+_NAME_BYTES = 1000
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt")
 
 
@@ -92,6 +85,19 @@ class WeightFile:
     size: int
     """Size in bytes."""
     sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidatedWeights:
+    """Weights of a validated step that are kept."""
+
+    step: int
+    folder: str
+    """Folder in RUN."""
+    size: int
+    """Size in bytes."""
+    best: bool
+    """Whether they are the best by the figure that the settings name."""
 
 
 def write_overview(run: Path) -> Path:
@@ -148,7 +154,7 @@ def render(run: Path, config: Mapping[str, Any], metrics: Metrics, validation: V
     # Each section gets its data here; None and empty lists leave a section out.
     train = _nested(config, "recipe", "train")
     loss = metrics.training.get("loss")
-    small = {TITLES.get(name, name): curve for name, curve in metrics.training.items() if name not in _HIDDEN}
+    held_out = metrics.training.get(HELD_OUT_LOSS)
     return environment.get_template("overview.html.j2").render(
         style=Markup((folder / "overview.css").read_text(encoding="utf-8")),
         name=run.name,
@@ -156,12 +162,17 @@ def render(run: Path, config: Mapping[str, Any], metrics: Metrics, validation: V
         config=config,
         steps=train.get("steps"),
         metrics=metrics,
-        skips=metrics.skips[-MOST_SKIPS:],
+        events={
+            "skips": metrics.skips[-MOST_EVENTS:],
+            "alarms": metrics.alarms[-MOST_EVENTS:],
+            "replaced": metrics.replaced[-MOST_EVENTS:],
+        },
         loss_first=_first(loss),
         loss_last=loss.last if loss else None,
         last={key: curve.last for key, curve in metrics.training.items()},
-        loss_plot=_image("loss", plot_loss(loss, metrics.skips)) if loss else None,
-        training_plots=_images(small),
+        loss_plot=_image("loss", plot_loss(loss, metrics.skips, held_out=held_out)) if loss else None,
+        held_out_last=held_out.last if held_out else None,
+        groups=[(group.title, [_plotted(plot) for plot in group.plots]) for group in groups_of(metrics.training)],
         validation_plots=_images({key: curve for key, curve in metrics.validation.items() if len(curve.steps) > 1}),
         validation=validation,
         meanings={key: metric.meaning for key, metric in (METRICS | LEARNED).items()},
@@ -169,6 +180,7 @@ def render(run: Path, config: Mapping[str, Any], metrics: Metrics, validation: V
         speakers=_speakers(_json(run / "task" / "speakers.json").get("speakers")),
         statistics=flat(_json(run / "task" / "statistics.json")),
         weights=weight_files(run / "pretrained_model"),
+        kept=validated_weights(run / "weights"),
     )
 
 
@@ -212,6 +224,23 @@ def weight_files(folder: Path) -> list[WeightFile]:
     return files
 
 
+def validated_weights(folder: Path) -> list[ValidatedWeights]:
+    """Weights of validated steps in RUN/weights, by step."""
+    try:
+        best = read_limited(folder / BEST, _NAME_BYTES).decode(errors="replace").strip()
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        best = ""
+    names = {step: folder_name(step) for step in steps_in(folder)}
+    sizes = {
+        step: sum(entry.stat(follow_symlinks=False).st_size for entry in entries_below(folder / name))
+        for step, name in names.items()
+    }
+    return [
+        ValidatedWeights(step=step, folder=f"{folder.name}/{name}", size=sizes[step], best=name == best)
+        for step, name in names.items()
+    ]
+
+
 def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested settings as a flat dict, such as `optimizer.learning_rate` → value."""
     found: dict[str, Any] = {}
@@ -221,6 +250,12 @@ def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             found[prefix + name] = item
     return found
+
+
+def _plotted(plot: Plot) -> EmbeddedImage:
+    if len(plot.curves) == 1:
+        return _image(plot.title, plot_small(plot.title, next(iter(plot.curves.values()))))
+    return _image(plot.title, plot_several(plot.title, plot.curves))
 
 
 def _images(curves: Mapping[str, Curve]) -> list[EmbeddedImage]:

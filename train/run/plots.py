@@ -26,14 +26,24 @@ BAD = "#b5373f"
 POSE_NAMES = ("pitch (°)", "yaw (°)", "roll (°)", "right (cm)", "up (cm)", "near (cm)")
 _DPI = 110
 _TITLE_LENGTH = 60
+_LABEL_LENGTH = 30
+_LINES = ("#0d7d77", "#d08a2c", "#7a4fb3", "#b5373f", "#3f6fb5", "#7d8a1c", "#8a5a3c", "#5f6871")
+MOST_LINES = len(_LINES)
+"""Number of figures that one plot shows, the first ones."""
 _LARGEST = 1e100
 """Size of a value from which it is left out: the scale of an axis overflows long before a float does."""
 _SMOOTH_FROM = 40  # number of points from which a curve gets a smoothed line, too: the mean over a 20th of it
 
 
-def plot_loss(curve: Curve, skips: tuple[Skip, ...] = (), name: str = "loss") -> bytes:
-    """Plot of the loss over the steps, as logged and smoothed; skipped steps are marked at the bottom."""
+def plot_loss(curve: Curve, skips: tuple[Skip, ...] = (), name: str = "loss", held_out: Curve | None = None) -> bytes:
+    """Plot of the loss over the steps, as logged and smoothed, with that on held-out clips; skipped steps are marked at
+    the bottom."""
     figure, (axes,) = _figure(1, width=9.6, height=3.4)
+    if held_out is not None and len(held_out.steps):
+        values = np.where(np.abs(held_out.values) < _LARGEST, held_out.values, np.nan)
+        axes.plot(held_out.steps, values, color=PREDICTIONS[1], linewidth=1.7, marker="o", ms=3, label="held-out clips")
+        axes.plot([], [], color=PREDICTIONS[0], linewidth=1.7, label="training")
+        axes.legend(loc="upper right", frameon=False, fontsize=8.5, labelcolor=INK)
     _draw_curve(axes, curve)
     axes.set_ylabel(name)
     axes.set_xlabel("step")
@@ -53,6 +63,31 @@ def plot_small(name: str, curve: Curve) -> bytes:
     _draw_curve(axes, curve)
     # A name is no formula, whatever signs it has; and one that does not fit would be laid out all the same.
     axes.set_title(name[:_TITLE_LENGTH], loc="left", fontsize=10, color=INK, parse_math=False)
+    return _png(figure)
+
+
+def plot_several(name: str, curves: Mapping[str, Curve]) -> bytes:
+    """Small plot of figures that are to be compared, smoothed where they have many points."""
+    figure, (axes,) = _figure(1, width=3.6, height=2.4)
+    shown = list(curves.items())[:MOST_LINES]
+    finite = [np.empty(0)]
+    for colour, (label, curve) in zip(_LINES, shown, strict=False):
+        values = np.where(np.abs(curve.values) < _LARGEST, curve.values, np.nan)
+        if len(values) >= _SMOOTH_FROM:
+            values = moving_average(values, len(values) // 40 * 2 + 1)
+        marker = "o" if len(values) <= 12 else ""
+        axes.plot(curve.steps, values, color=colour, linewidth=1.3, marker=marker, ms=3, label=label[:_LABEL_LENGTH])
+        finite.append(values[np.isfinite(values)])
+    every = np.concatenate(finite)
+    if len(every) and every.min() > 0 and every.max() > 30 * every.min():
+        axes.set_yscale("log")
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.set_title(name[:_TITLE_LENGTH], loc="left", fontsize=10, color=INK, parse_math=False)
+    legend = axes.legend(
+        loc="upper left", bbox_to_anchor=(0, -0.12), ncols=2, frameon=False, fontsize=7.5, labelcolor=INK
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)
     return _png(figure)
 
 

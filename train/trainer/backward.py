@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,12 +13,11 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from talkinghead.rng import key_bits
-from train.config import GuardConfig, TrainConfig
-from train.task import Adversary, Batch, Losses, Step, Task, Totals
+from train.config import TrainConfig
+from train.task import Adversary, Batch, Losses, PartialFigures, Step, Task, Totals
 from train.trainer.learner import Learner
-from train.trainer.parallel import autocast, bare, gather_lists, gather_rows, gradient_sync
-
-log = logging.getLogger(__name__)
+from train.trainer.parallel import autocast, bare, gather_lists, gather_rows, gradient_sync, moved, over_ranks
+from train.trainer.throughput import Throughput
 
 Made = Mapping[str, Tensor]
 
@@ -34,6 +32,8 @@ class Turn:
     """What the critic judges of each."""
     terms: dict[str, Tensor]
     """Terms over the whole global batch, scalars, the same on every rank."""
+    figures: list[PartialFigures] = field(default_factory=list)
+    """Figures of some of the samples of each microbatch."""
 
 
 class Backward:
@@ -45,6 +45,7 @@ class Backward:
         config: Batch sizes, precision and seed.
         device: Device of the module.
         world: Number of ranks.
+        clock: Clock of the steps.
         adversary: Adversary of the task.
         critic: Its critic in training.
     """
@@ -56,13 +57,38 @@ class Backward:
         config: TrainConfig,
         device: torch.device,
         world: int,
+        clock: Throughput,
         adversary: Adversary | None = None,
         critic: Learner | None = None,
     ) -> None:
         self.task, self.learner, self.config, self.device, self.world = task, learner, config, device, world
-        self.adversary, self.critic = adversary, critic
+        self.adversary, self.critic, self.clock = adversary, critic, clock
         self.module = learner.module
         self._has_terms = False
+
+    def totals(self, batches: Sequence[Batch], step: int) -> Totals:
+        """Sums over all samples of a step. Collective where the task or its adversary counts, or where microbatches
+        have unequal numbers of samples.
+
+        Args:
+            batches: Microbatches of this rank, on the CPU.
+            step: Number of the step, from 0.
+        """
+        counted = [self.task.counts(batch, seed=self.config.seed, step=step) for batch in batches]
+        if self.adversary is not None:
+            counted = [
+                own | {f"critic/{name}": value for name, value in self.adversary.counts(batch).items()}
+                for own, batch in zip(counted, batches, strict=True)
+            ]
+        if not counted[0] and self.config.microbatch_seconds is None:
+            return {"samples": float(self.config.microbatch_size * self.world * len(batches))}
+        names = list(counted[0])
+        sums = [float(sum(len(batch["keys"]) for batch in batches))]
+        sums += [float(sum(part[name].double().sum() for part in counted)) for name in names]
+        shared = torch.tensor(sums, dtype=torch.float64, device=self.device)
+        with self.clock.on_device("all_reduce"):
+            totals = over_ranks(shared)
+        return dict(zip(["samples", *names], totals, strict=True))
 
     # --- the module's turn --------------------------------------------------------------------------------------------
 
@@ -96,13 +122,15 @@ class Backward:
             # One backward pass for each microbatch; gradients are exchanged in the last one.
             losses: list[Losses] = []
             made: list[Made] = []
+            figures: list[PartialFigures] = []
             for index, batch in enumerate(batches):
                 last = index == len(batches) - 1
                 result = self._backward(batch, step, total, sync=last, slopes=slopes[index], early=early)
                 self.learner.statistics.note()
                 losses.append({name: loss.detach() for name, loss in result.losses.items()})
                 made.append({name: value.detach() for name, value in result.made.items()})
-        return Turn(losses=losses, made=made, terms=terms)
+                figures.append({name: (value.detach(), mask) for name, (value, mask) in result.figures.items()})
+        return Turn(losses=losses, made=made, terms=terms, figures=figures)
 
     def _forward(self, batch: Batch, step: int, total: Totals, *, sync: bool) -> Step:
         # Seed the global generator for dropout, so that its masks depend on nothing that ran before. A seed must fit 64
@@ -135,7 +163,7 @@ class Backward:
                 objective = objective + self.world * (along * result.rows[name]).sum()
             # Outside autocast, as PyTorch asks: backward uses the precision that the forward pass chose for each
             # operation.
-            objective.backward()
+            self.clock.backward(objective, exchanges=sync and self.world > 1)
         return result
 
     @contextlib.contextmanager
@@ -201,14 +229,16 @@ class Backward:
             with autocast(self.config.parallel, self.device):
                 losses = self.adversary.loss(module, batch, made, seed=self.config.seed, step=step, total=total)
             assert losses["loss"].shape == (len(batch["keys"]),), "a critic's loss is each sample's for itself"
-            (losses["loss"].sum() * (self.world / total["samples"])).backward()
+            objective = losses["loss"].sum() * (self.world / total["samples"])
+            self.clock.backward(objective, exchanges=sync and self.world > 1)
         return {name: loss.detach() for name, loss in losses.items()}
 
     def _seed_dropout(self, purpose: str, step: int, batch: Batch) -> None:
         torch.manual_seed(key_bits(self.config.seed, purpose, step, int(batch["slot"][0])) >> 65)
 
     def _moved(self, batch: Batch) -> Batch:
-        return {name: v.to(self.device, non_blocking=True) if torch.is_tensor(v) else v for name, v in batch.items()}
+        with self.clock.on_device("to_device"):
+            return moved(batch, self.device)
 
     # --- samples that cannot be learnt from ---------------------------------------------------------------------------
 
@@ -285,50 +315,7 @@ def _spread(loss: Tensor) -> Tensor:
     return loss.sum().expand_as(loss)
 
 
-# --- what is not finite -----------------------------------------------------------------------------------------------
-
-
-class NotFinite(ValueError):
-    """Too many skipped steps in a row."""
-
-
-@dataclass
-class SkipGuard:
-    """Counter of skipped steps, which ends a training that makes no progress.
-
-    Attributes:
-        total: Number of steps skipped since step 0.
-        in_a_row: Number of steps skipped since the last one that was not.
-    """
-
-    config: GuardConfig
-    total: int = 0
-    in_a_row: int = 0
-
-    def passed(self) -> None:
-        """Note a step that was fine."""
-        self.in_a_row = 0
-
-    def skipped(self, step: int, what: str, keys: Sequence[str]) -> None:
-        """Note a skipped step.
-
-        Args:
-            step: Number of the step, from 1 as in `metrics.jsonl`.
-            what: "loss" or "gradient".
-            keys: Samples that it came from.
-
-        Raises:
-            NotFinite: As many steps in a row as `GuardConfig.abort_after` allows were skipped.
-        """
-        self.total += 1
-        self.in_a_row += 1
-        log.warning("step %d skipped: the %s of %s is not finite", step, what, ", ".join(keys))
-        if self.in_a_row >= self.config.abort_after:
-            raise NotFinite(
-                f"{self.in_a_row} steps in a row, up to step {step}, were skipped because loss or gradient was not"
-                f" finite, the last at {', '.join(keys)}: look at these samples, or take a lower"
-                " learning rate in another RUN"
-            )
+# --- single samples ---------------------------------------------------------------------------------------------------
 
 
 def keys_of_bad_loss(batches: Iterable[Batch], losses: Iterable[torch.Tensor]) -> list[str]:
@@ -339,6 +326,13 @@ def keys_of_bad_loss(batches: Iterable[Batch], losses: Iterable[torch.Tensor]) -
         for key, good in zip(batch["keys"], loss.isfinite().tolist(), strict=True)
         if not good
     ]
+
+
+def keys_by_loss(batches: Iterable[Batch], losses: Iterable[Losses]) -> list[str]:
+    """Keys of all samples of a step, on any rank, those with the largest loss first. Collective."""
+    keys = gather_lists([key for batch in batches for key in batch["keys"]])
+    own = gather_rows(torch.cat([part["loss"].detach().float() for part in losses])).tolist()
+    return list(dict.fromkeys(key for _, key in sorted(zip(own, keys, strict=True), key=lambda pair: -pair[0])))
 
 
 def keys_of_bad_gradient(

@@ -121,6 +121,16 @@ class Learner:
         self.optimizer.step()
         self.statistics.move()
 
+    def check_gradients(self, what: str, whose: str) -> None:
+        """Raise `ValueError` where a parameter has got no gradient.
+
+        Args:
+            what: Beginning of the message, before the names of those.
+            whose: Who must freeze them.
+        """
+        if idle := [name for name, parameter in self.parameters.items() if parameter.grad is None]:
+            raise ValueError(f"{what} {', '.join(idle)}: {whose} must freeze what it does not train")
+
     def drop(self) -> None:
         """Forget gradients, and what the forward passes have noted."""
         self.optimizer.zero_grad(set_to_none=True)

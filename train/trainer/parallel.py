@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, cast
 
@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import get_total_norm
 from torch.utils.checkpoint import checkpoint
 
-from train.config import ParallelConfig
+from train.config import ParallelConfig, TrainConfig
 
 _COMPILED_FORMS = 4
 """Forms of a block that are compiled: training, evaluation, and one of each for a smaller last part."""
@@ -29,18 +29,46 @@ def choose_device(config: ParallelConfig, local_rank: int) -> torch.device:
     Raises:
         ValueError: cuda was asked for, and there is none (or none for this rank).
     """
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if config.device == "cpu" or (config.device == "auto" and not gpus):
+    if config.device == "cpu" or (config.device == "auto" and not _gpus()):
         return torch.device("cpu")
-    if local_rank >= gpus:
-        raise ValueError(
-            f"parallel.device is {config.device}, and this machine has {gpus} GPUs for its rank {local_rank}:"
-            " start fewer ranks on it, or set parallel.device cpu"
-        )
+    check_devices(config, local_rank + 1)
     device = torch.device("cuda", local_rank)
     # NCCL and memory figures go by the current device.
     torch.cuda.set_device(device)
     return device
+
+
+def check_devices(config: ParallelConfig, ranks: int) -> None:
+    """Check that this machine has a device for each of so many ranks, without taking one.
+
+    Raises:
+        ValueError: There are too few GPUs. auto takes the CPU only where there is none at all, cuda never.
+    """
+    gpus = _gpus()
+    if config.device == "cpu" or (config.device == "auto" and not gpus) or ranks <= gpus:
+        return
+    count, wanted = ("1 GPU" if gpus == 1 else f"{gpus or 'no'} GPUs"), ("1 rank" if ranks == 1 else f"{ranks} ranks")
+    raise ValueError(
+        f"parallel.device is {config.device}, and this machine has {count} for {wanted}:"
+        f" {'start fewer ranks on it, or ' if gpus else ''}set --train.parallel.device cpu"
+    )
+
+
+def _gpus() -> int:
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def check_covered(config: TrainConfig, what: str) -> None:
+    """Raise `ValueError` where a training is to be shared or compiled in a way that no test covers.
+
+    Args:
+        config: Settings of the trainer.
+        what: What the training has that not all have.
+    """
+    if config.parallel.strategy == "fsdp2":
+        raise ValueError(f"a training with {what} cannot be sharded by FSDP2: take --train.parallel.strategy ddp")
+    if config.parallel.compile:
+        raise ValueError(f"a training with {what} cannot be compiled: take --train.parallel.no-compile")
 
 
 def parallelise(module: nn.Module, config: ParallelConfig, device: torch.device, world: int) -> nn.Module:
@@ -90,6 +118,17 @@ def wrap(module: nn.Module, device: torch.device, world: int) -> nn.Module:
 def bare(module: nn.Module) -> nn.Module:
     """Module without DDP's wrapper, which prefixes its names."""
     return module.module if isinstance(module, DistributedDataParallel) else module
+
+
+def reshard(module: nn.Module) -> None:
+    """Give back what a forward pass without a backward pass has gathered of a sharded module's weights."""
+    if isinstance(module, FSDPModule):
+        module.reshard()
+
+
+def moved(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """Batch with its tensors on a device; from pinned memory they are copied while Python goes on."""
+    return {name: v.to(device, non_blocking=True) if torch.is_tensor(v) else v for name, v in batch.items()}
 
 
 def autocast(config: ParallelConfig, device: torch.device) -> AbstractContextManager[Any]:

@@ -9,7 +9,7 @@ import torch
 
 from talkinghead.models.noise_schedule import PAPER
 from train.lmk2video.config import Lmk2VideoConfig
-from train.lmk2video.loss import Draws, draw, velocity_loss
+from train.lmk2video.loss import BUCKETS, Draws, draw, even_timestep, loss_figures, velocity_loss
 
 SHAPE = (2, 4, 3, 5)
 CONFIG = Lmk2VideoConfig()
@@ -106,3 +106,51 @@ def test_region_weights_are_relative() -> None:
 def test_settings_that_cannot_work_are_refused(changes: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(CONFIG, **changes)  # pyright: ignore[reportArgumentType]
+
+
+# --- what is watched --------------------------------------------------------------------------------------------------
+
+
+def test_given_timesteps_keep_all_conditions_and_all_other_draws() -> None:
+    config = Lmk2VideoConfig(drop_both=0.5, drop_reference=0.3, drop_token=0.2)
+    given = torch.tensor([even_timestep(number, 4) for number in range(4)])
+    some, plain = draw(config, 0, torch.arange(4), SHAPE, given), drawn(config)
+    assert some.timesteps.tolist() == [125, 375, 625, 875]
+    assert not some.without_reference.any() and not some.without_token.any()
+    assert torch.equal(some.noise, plain.noise) and torch.equal(some.target, plain.target)
+    assert plain.without_reference.any() or plain.without_token.any()
+
+
+def test_even_timesteps_are_everywhere() -> None:
+    for count in (1, 7, 32, 5000):
+        found = [even_timestep(number, count) for number in range(count)]
+        assert found == sorted(found) and found[0] >= 0 and found[-1] < PAPER.num_train_timesteps
+        buckets = torch.tensor(found).mul(BUCKETS).div(PAPER.num_train_timesteps, rounding_mode="floor")
+        counts = buckets.bincount(minlength=BUCKETS)
+        assert int(counts.max() - counts.min()) <= 1
+
+
+def test_each_sample_is_in_one_range_and_of_one_kind() -> None:
+    config = Lmk2VideoConfig(drop_both=0.25, drop_reference=0.25, drop_token=0.25)
+    some = drawn(config, range(400))
+    loss = torch.arange(400.0)
+    figures = loss_figures(config, loss, some)
+    ranges = {name: of for name, (_, of) in figures.items() if name.startswith("loss/t")}
+    kinds = {name: of for name, (_, of) in figures.items() if name not in ranges}
+    assert list(ranges) == ["loss/t000-249", "loss/t250-499", "loss/t500-749", "loss/t750-999"]
+    assert sorted(kinds) == ["loss/with_all", "loss/without_both", "loss/without_reference", "loss/without_token"]
+    for parts in (ranges, kinds):
+        assert torch.stack(list(parts.values())).sum(dim=0).eq(1).all()
+    assert torch.equal(ranges["loss/t250-499"], (some.timesteps >= 250) & (some.timesteps < 500))
+    assert torch.equal(kinds["loss/without_both"], some.without_reference & some.without_token)
+    assert torch.equal(kinds["loss/without_token"], some.without_token & ~some.without_reference)
+    assert all(values is loss for values, _ in figures.values())
+
+
+def test_conditions_that_are_never_dropped_have_no_figure() -> None:
+    def kinds(**shares: float) -> list[str]:
+        config = Lmk2VideoConfig(**shares)
+        return [name for name in loss_figures(config, torch.zeros(4), drawn(config)) if not name.startswith("loss/t")]
+
+    assert kinds(drop_both=0.1) == ["loss/without_both", "loss/with_all"]
+    assert kinds(drop_both=0.0) == []

@@ -16,10 +16,10 @@ import pytest
 
 from infer.evaluation.evaluation_result import write_evaluations
 from infer.evaluation.motion_evaluation import TrueClip, evaluate_pose
-from talkinghead.geometry.pose import matrix_from_pose
 from talkinghead.motion.neutral import NeutralMesh
 from talkinghead.motion.speakers import Speaker, Speakers
 from talkinghead.provenance import hash_bytes
+from tests.support.motions import a_motion
 from train.run.overview import flat, newest_validation, write_overview
 from train.run.plots import ValidationFigures
 
@@ -86,14 +86,7 @@ def train(run: Path) -> None:
 
 def validate(run: Path, step: int, off: float) -> None:
     folder = run / "validation" / f"step-{step:08d}"
-    pose = np.cumsum(np.random.default_rng(0).normal(size=(60, 6)), axis=0)
-    clip = TrueClip(
-        key="folder-c",
-        speaker="p",
-        valid=np.ones(60, bool),
-        audio=np.zeros(60 * 640, np.float32),
-        pose_matrix=matrix_from_pose(pose),
-    )
+    clip = TrueClip(key="folder-c", speaker="p", audio=np.zeros(60 * 640, np.float32), motion=a_motion(60))
     figures = ValidationFigures(folder, lambda trace, path: path.write_bytes(b"video"))
     found = evaluate_pose(lambda one: np.full((60, 6), off), [clip], on_clip=figures)
     write_evaluations(folder, {"held-out clips": found})
@@ -294,3 +287,57 @@ def test_a_config_of_another_kind_is_one_line(tmp_path: Path, change: dict[str, 
 
 def test_flat_settings() -> None:
     assert flat({"a": {"b": {"c": 1}, "d": None}, "e": [2]}) == {"a.b.c": 1, "a.d": None, "e": [2]}
+
+
+def test_damaged_checkpoints_and_weights_of_validated_steps_are_shown(tmp_path: Path) -> None:
+    run = begin(tmp_path / "a run ü")
+    event = {"step": 4, "event": "damaged", "folder": "damaged-step-00000006", "defect": "<file> is not as it was"}
+    (run / "metrics.jsonl").write_text(json.dumps({"step": 4, "loss": 1.0}) + "\n" + json.dumps(event) + "\n")
+    for step in (3, 5):
+        (run / "weights" / f"step-0000000{step}").mkdir(parents=True)
+        (run / "weights" / f"step-0000000{step}" / "w.safetensors").write_bytes(bytes(1000 * step))
+    (run / "weights" / "best").write_text("step-00000003\n")
+    page = write_overview(run).read_text()
+    outline(run / "index.html")
+    assert "(&lt;file&gt; is not as it was): the training went on from step 4 instead" in page
+    assert "checkpoints/damaged-step-00000006 was set aside" in page
+    rows = re.findall(r'<td class="file">(weights/.*?)</td><td class="num">(.*?)</td>', page)
+    assert rows == [("weights/step-00000003 <strong>the best</strong>", "3 KB"), ("weights/step-00000005", "5 KB")]
+
+
+def test_what_is_watched_is_on_the_page(tmp_path: Path) -> None:
+    run = begin(tmp_path / "run")
+    rows: list[dict[str, Any]] = [
+        {
+            "step": step,
+            "loss": 1 / step,
+            "loss/t000-249": 2 / step,
+            "loss/t250-499": None if step == 50 else 1 / step,
+            "network_gradient_norm/<b>": 1.0,
+            "network_gradient_norm/head $x_": 2.0,
+            "mfu": 0.412,
+            "data_wait": 0.1,
+            "all_reduce": 0.2,
+        }
+        for step in range(10, 101, 10)
+    ]
+    rows += [{"step": step, "held_out/loss": 0.123, "held_out/loss/t000-249": 2.0} for step in (50, 100)]
+    keys = [f"folder-{number}" for number in range(30)]
+    rows += [{"step": 40 + n, "event": "alarm", "what": f"loss {n} <is> large", "keys": keys} for n in range(25)]
+    replaced = {"slot": 3, "key": "folder-bad", "replacement": "folder-good", "reason": "cut <off>"}
+    rows += [{"step": 70, "event": "replaced"} | replaced]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    page = write_overview(run)
+    text, parsed = page.read_text(), outline(page)
+    assert {"curves", "alarms", "replaced"} <= set(parsed.ids) and "skipped" not in parsed.ids
+    assert {"#alarms", "#replaced"} <= set(parsed.links)
+    assert "<strong>25 steps stood out</strong>" in text and "The last 20 of 25" in text
+    assert "loss 24 &lt;is&gt; large" in text and "loss 4 &lt;is&gt;" not in text
+    assert "folder-11 <span" in text and "and 18 more" in text and "folder-12" not in text
+    assert "<strong>1 sample could not be read</strong>" in text and "cut &lt;off&gt;" in text and "folder-good" in text
+    assert "41.2 %" in text and "of the peak (MFU)" in text and "loss on held-out clips" in text
+    for title in ("Losses", "Held-out clips", "Networks", "Time and memory"):
+        assert f"<h3>{title}</h3>" in text
+    # The loss, by timestep (two), networks, shares of the time, and the peak.
+    assert sum(source.startswith("data:image/png") for source in parsed.sources) == 6
+    assert "gradient norm by network over the steps" in text

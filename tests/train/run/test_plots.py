@@ -10,8 +10,19 @@ import pytest
 
 from infer.evaluation.motion_evaluation import Trace, TrueClip
 from talkinghead.geometry.canonical import mean_face
+from tests.support.motions import a_motion
 from train.run.metrics import Curve, Skip
-from train.run.plots import PREDICTIONS, TRUTH, ValidationFigures, plot_loss, plot_mouth_opening, plot_pose, plot_small
+from train.run.plots import (
+    MOST_LINES,
+    PREDICTIONS,
+    TRUTH,
+    ValidationFigures,
+    plot_loss,
+    plot_mouth_opening,
+    plot_pose,
+    plot_several,
+    plot_small,
+)
 
 
 def curve(values: list[float]) -> Curve:
@@ -34,7 +45,8 @@ def trace(kind: str, frames: int = 80, *, key: str = "folder-a", faceless: tuple
     valid = np.ones(frames, bool)
     valid[list(faceless)] = False
     rng = np.random.default_rng(0)
-    clip = TrueClip(key=key, speaker="p", valid=valid, audio=np.zeros(frames * 640, np.float32))
+    motion = a_motion(frames, gaps=faceless)
+    clip = TrueClip(key=key, speaker="p", audio=np.zeros(frames * 640, np.float32), motion=motion)
     if kind == "mesh":
         true = np.repeat(mean_face().vertices[None], frames, axis=0)
         true[:, 14, 1] -= 1 + np.sin(np.arange(frames) / 5)
@@ -85,3 +97,17 @@ def test_validation_figures(tmp_path: Path) -> None:
         figures(trace(kind, key=key))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "b.mp4", "mouth-a.png", "pose-b.png"]
     assert videos == ["a", "b"]
+
+
+def test_the_held_out_loss_is_next_to_that_of_the_training() -> None:
+    plain, both = plot_loss(curve([3.0, 2.0, 1.0])), plot_loss(curve([3.0, 2.0, 1.0]), held_out=curve([3.5, 3.0, 2.9]))
+    assert count(plain, PREDICTIONS[1]) == 0 and count(both, PREDICTIONS[1]) > 50
+    assert count(both, PREDICTIONS[0]) > 50
+
+
+def test_figures_that_are_compared_have_a_colour_each() -> None:
+    two = plot_several("loss by timestep", {"t000-249": curve([3.0, 2.0]), "a $strange_ name": curve([1.0, 2.0])})
+    assert count(two, PREDICTIONS[0]) > 20 and count(two, PREDICTIONS[1]) > 20 and count(two, PREDICTIONS[2]) == 0
+    many = {f"network {number}": curve([float(number + 1), float("nan"), 1e200]) for number in range(MOST_LINES + 3)}
+    assert len(plot_several("x" * 200, many)) > 1000
+    assert len(plot_several("empty", {"a": curve([float("nan")]), "b": curve([])})) > 1000

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from tests.support.training import batches_of, lines, recipe, start, train, trainer_of
-from train.config import GuardConfig
-from train.trainer.backward import NotFinite, SkipGuard, keys_of_bad_loss, only
+from train.trainer.backward import keys_of_bad_loss, only
 
 
 @pytest.mark.parametrize("fault", ["bad_loss", "bad_gradient"])
@@ -38,26 +37,6 @@ def test_training_goes_on_with_the_next_data(tmp_path: Path) -> None:
     plain = [line["loss"] for line in lines(tmp_path / "run") if "loss" in line]
     assert len(plain) == 7
     assert outcome["optimizer"]["state.head.weight.step"] == 7
-
-
-def test_the_run_is_given_up_after_so_many_in_a_row_also_across_a_resume(tmp_path: Path) -> None:
-    chosen = recipe({"bad_loss": (1, *range(8, 40))}, guard={"abort_after": 4}, checkpoint={"every": 1})
-    outcome = train(tmp_path / "run", chosen)
-    assert outcome["error"].startswith("NotFinite: 4 steps in a row, up to step 6,")
-    assert outcome["skipped"] == 5
-    again = train(tmp_path / "run", chosen)  # from step 5, the third in a row
-    assert again["error"].startswith("NotFinite: 4 steps in a row, up to step 6,")
-    assert again["skipped"] == 5
-
-
-def test_guard_counts() -> None:
-    guard = SkipGuard(GuardConfig(abort_after=2))
-    guard.skipped(1, "loss", ["a"])
-    guard.passed()
-    guard.skipped(3, "loss", ["b"])
-    with pytest.raises(NotFinite, match=r"2 steps in a row, up to step 4, .* the last at c, d"):
-        guard.skipped(4, "gradient", ["c", "d"])
-    assert (guard.total, guard.in_a_row) == (3, 2)
 
 
 def test_bad_losses_are_told_by_sample() -> None:

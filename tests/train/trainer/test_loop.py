@@ -20,8 +20,7 @@ from tests.support import toy_task
 from tests.support.training import assert_same, batches_of, lines, losses_of, recipe, start, train, trainer_of
 from train.trainer import loop
 from train.trainer.port import Interrupted, LocalPort
-
-TIMES = {"samples_per_s", "step_s", "data_wait", "memory_gb"}
+from train.trainer.throughput import TIMES
 
 
 def test_accumulation_is_a_bigger_batch(tmp_path: Path) -> None:
@@ -167,7 +166,7 @@ def test_reading_ends_with_the_trainer(tmp_path: Path) -> None:
     start(tmp_path / "run", chosen)
     trainer = trainer_of(tmp_path / "run", chosen, task=Spy(chosen.config, kill_at(9)))
     ended: list[bool] = []
-    batches = trainer.loader
+    batches = trainer.reading.loader
 
     class Reader(ClipLoader):
         def __iter__(self) -> Any:

@@ -94,5 +94,5 @@ def test_names_stay_as_they_are() -> None:
 def test_a_missing_gpu_is_said() -> None:
     assert choose_device(ParallelConfig(device="cpu"), 0) == CPU
     rank = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    with pytest.raises(ValueError, match=f"has {rank} GPUs for its rank {rank}"):
+    with pytest.raises(ValueError, match=rf"this machine has \w+ GPUs? for {rank + 1} ranks?: "):
         choose_device(ParallelConfig(device="cuda"), rank)
