@@ -21,22 +21,22 @@ from train.config import LoraConfig, TrainConfig
 from train.data_sets import DataSets
 from train.launch.start import LaunchSettings, start
 from train.recipe import SHORT_NAMES, TASKS, Recipe, full_name, recipes_of
-from train.run.run_folder import RunConfig
+from train.run.run_config import RunConfig
 
-Run = Annotated[str, tyro.conf.arg(help="Folder of the run.")]
+Run = Annotated[str, tyro.conf.arg(help="Folder of the run, or its s3://…")]
 Parent = Annotated[int | None, tyro.conf.arg(help="End when this process ends, and leave the machine to it.")]
+Until = Annotated[float | None, tyro.conf.arg(help="Seconds since the epoch at which the training must have ended.")]
 
 
 def validate(
     run: Run, step: Annotated[int, tyro.conf.arg(help="Step whose weights are validated.")], parent: Parent = None
 ) -> str:
     """Run the inference pipeline of a step's weights on held-out clips. A training does it by itself."""
-    from train.launch.worker import data_of
     from train.run.run_folder import RunFolder
     from train.run.validation import run_validation
 
     folder = RunFolder.open(run)
-    return str(run_validation(folder, step, data_of(folder), parent))
+    return str(run_validation(folder, step, folder.data_sets.in_full(), parent))
 
 
 def overview(run: Run) -> str:
@@ -45,6 +45,7 @@ def overview(run: Run) -> str:
     from train.run.run_folder import RunFolder
 
     folder = RunFolder.open(run)
+    folder.refresh()
     write_overview(folder.path)
     return str(folder.overview)
 
@@ -90,11 +91,11 @@ def list_recipes(
 list_recipes.__name__ = "list"  # its name on the command line
 
 
-def worker(run: Run, parent: Parent = None) -> None:
+def worker(run: Run, parent: Parent = None, until: Until = None) -> None:
     """Be one rank of an existing run. The trainings start it, and print the result."""
     from train.launch.ranks import run_rank
 
-    run_rank(Path(run), parent)
+    run_rank(run, parent, until)
 
 
 C = TypeVar("C")
@@ -107,7 +108,7 @@ class Training(Generic[C]):
     data: str
     """Data set: a folder, or a URI such as s3://bucket/folder."""
     run: str
-    """Folder of the run: created, or continued when it was started with the same settings."""
+    """Folder of the run, or s3://bucket/folder: created, or continued when it was started with the same settings."""
     more_data: tuple[str, ...] = ()
     """Further data sets to draw from, too."""
     data_weights: tuple[float, ...] = ()
@@ -159,7 +160,8 @@ def train(request: Request) -> str:
         ValueError: The settings, the data or the folder do not allow to start it.
     """
     config, secret = run_of(request)
-    return str(start(request.asked.run, config, request.asked.where, secret).export)
+    run = start(request.asked.run, config, request.asked.where, secret)
+    return run.describe(run.export)
 
 
 def run_of(request: Request) -> tuple[RunConfig, DataSets | None]:

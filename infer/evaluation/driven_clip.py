@@ -15,13 +15,16 @@ from infer.metrics.face_reading import MouthReader
 from shards.reader import Sample
 from talkinghead.geometry.face_regions import NUM_VERTICES
 from talkinghead.media.image_size import fit_images, fit_landmarks
-from talkinghead.motion.landmark_motion import place
+from talkinghead.motion.annotated import MOTION_COLUMNS, annotated_motion
+from talkinghead.motion.gaps import held, held_frames
+from talkinghead.motion.motion import Motion
+from talkinghead.motion.rest_pose import placed_pose
 from talkinghead.motion.retarget import transfer
 from talkinghead.timebase import FPS
 
 COLUMNS = ("landmarks", "valid")
 """Annotation columns of a clip that drives itself."""
-DRIVER_COLUMNS = (*COLUMNS, "mesh", "pose_matrix", "blendshapes")
+DRIVER_COLUMNS = ("landmarks", *MOTION_COLUMNS)
 """Annotation columns of clips that drive one another."""
 _AROUND = 75  # frames before and after the measured ones that reading the mouth is also fitted to
 _MOST_KNOWN = 150  # true frames that reading the mouth is fitted to, at most
@@ -97,31 +100,34 @@ def read_cross_driven(
     own = _own(reference, valid, cut, frames)
     still = _reference_frame(valid, _window(valid, frames))
     # Transfer the driver's motion to the reference's face, over the whole clip: its rest pose is found from all frames.
+    seen = annotated_motion(
+        {name: driver.annotation(name) for name in MOTION_COLUMNS}, width=driver.info.width, height=driver.info.height
+    )
     moved = transfer(
-        driver.annotation("mesh"),
-        driver.annotation("pose_matrix"),
-        driver.annotation("blendshapes"),
+        seen.meshes(),
+        seen.pose_matrix,
+        seen.neutral,
         reference_mesh=reference.annotation("mesh", still, 1)[0],
         reference_pose_matrix=(matrix := reference.annotation("pose_matrix", still, 1)[0]),
     )
-    # Keep the frames to be measured, and place the motion where the reference's head is.
+    # The motion where the reference's head is. Frames without a face repeat the last one and are not measured.
     window = _window(driving, frames)
-    chosen = slice(window.start, window.stop)
-    motion = place(
-        # Frames without a face are NaN, which `place` refuses: they repeat the last face and are not measured.
-        held(moved.mesh, driving)[chosen],
-        held(moved.pose, driving)[chosen],
-        reference_pose_matrix=matrix,
+    motion = Motion(
+        pose_matrix=placed_pose(moved.pose, matrix),
+        neutral=moved.rest.astype(np.float32),
+        mesh=moved.mesh.astype(np.float32),
+        valid=driving,
+        fps=FPS,
         width=reference.info.width,
         height=reference.info.height,
-        fps=FPS,
     )
+    motion = held(motion).part(window.start, len(window))
     return DrivenClip(
         key=f"{reference.key} by {driver.key}",
         reference=own.reference,
         reference_landmarks=own.reference_landmarks,
-        landmarks=cut.points(motion.landmarks),
-        valid=driving[chosen],
+        landmarks=cut.points(motion.landmarks()),
+        valid=motion.valid,
         truth=None,
         audio=driver.audio(window.start, len(window)),
         frames=None,
@@ -146,7 +152,7 @@ def _own(sample: Sample, valid: np.ndarray, cut: ImageCut, frames: int | None) -
         key=sample.key,
         reference=cut.images(sample.video(still, 1))[0],
         reference_landmarks=points[still],
-        landmarks=held(points, valid)[numbers],
+        landmarks=points[held_frames(valid)][numbers],
         # The reference is an input: measuring it would reward a copy.
         valid=valid[numbers] & (numbers != still),
         truth=images[first : first + len(window)],
@@ -171,12 +177,6 @@ def _reference_frame(valid: np.ndarray, window: range) -> int:
     faces = np.flatnonzero(valid)
     away = np.maximum(window.start - faces, faces - (window.stop - 1)).clip(0)  # frames; 0 inside
     return int(faces[away.argmax()])
-
-
-def held(values: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """Values `[F, …]` in which each invalid frame repeats the last valid one before it; at the beginning the first."""
-    last = np.maximum.accumulate(np.where(valid, np.arange(len(valid)), -1))
-    return values[np.where(last < 0, valid.argmax(), last)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """Evaluation of predicted meshes and head poses for held-out clips, with baselines next to every number.
 
-Mesh: predicted offsets are added to the neutral mesh of the clip itself, estimated from its annotations by the rule of
-`talkinghead.motion.neutral`, unless another neutral mesh is given. Pose: poses are relative to the clip's rest pose
+Mesh: predicted offsets are added to the neutral mesh of the clip's motion: estimated from the clip's annotations by the
+rule of `talkinghead.motion.neutral`, or known from elsewhere. Pose: poses are relative to the clip's rest pose
 (the median of each of its six numbers), or to its first frame with a face. Both: whole clips are predicted, and the
 frames with a face are measured. Baselines: no motion at all (the neutral mesh; the zero pose), the mean over the
 training frames, and the true motion of the same clip, delayed by a fixed time: plausible motion without sync.
@@ -19,9 +19,10 @@ from infer.evaluation.evaluation_result import ClipCount, Evaluation, Role, Subj
 from infer.metrics import METRICS, Clip, Measurement
 from shards.reader import Sample
 from talkinghead import timebase
-from talkinghead.motion.neutral import neutral_mesh
-from talkinghead.motion.rest_pose import pose_origin, previous_poses, relative_pose
-from talkinghead.motion.speakers import Speakers
+from talkinghead.motion.annotated import MOTION_COLUMNS, annotated_motion
+from talkinghead.motion.motion import Motion
+from talkinghead.motion.rest_pose import pose_origin, previous_poses
+from talkinghead.timebase import SAMPLES_PER_FRAME
 
 MESH_SHIFT_S = 0.4
 """Delay of the shifted truth of a mesh in seconds: more than a syllable, and within the lags that are tried."""
@@ -35,32 +36,30 @@ PREVIOUS_POSE = "previous pose"
 PREDICTION, FREE_RUNNING, TEACHER_FORCED = "prediction", "free-running", "teacher-forced"
 
 Kind = Literal["mesh", "pose"]
-COLUMNS: dict[Kind, tuple[str, ...]] = {"mesh": ("mesh", "blendshapes", "valid"), "pose": ("pose_matrix", "valid")}
-"""Annotation columns that `read_clips` reads."""
+"""What of a motion is predicted and measured: the meshes, or the head's poses."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrueClip:
-    """Audio and annotations of a clip. Frames without a face are NaN."""
+    """Audio and true motion of a clip."""
 
     key: str
     speaker: str
     """Name of the speaker (`SampleIndex.speaker`)."""
-    valid: np.ndarray
-    """Frames with a face, `[F]` bool."""
     audio: np.ndarray
     """`[F · 640]` float32 at 16 kHz."""
-    mesh: np.ndarray | None = None
-    """`[F, 468, 3]` cm."""
-    blendshapes: np.ndarray | None = None
-    """`[F, 52]`, 0 … 1."""
-    pose_matrix: np.ndarray | None = None
-    """`[F, 4, 4]` canonical face space → camera, cm."""
+    motion: Motion | None
+    """Motion of the F frames, not valid in frames without a face; None where no frame has one."""
 
     @property
     def num_frames(self) -> int:
         """Number of frames F, with and without a face."""
-        return len(self.valid)
+        return len(self.audio) // SAMPLES_PER_FRAME
+
+    @property
+    def valid(self) -> np.ndarray:
+        """Frames with a face, `[F]` bool."""
+        return np.zeros(self.num_frames, bool) if self.motion is None else self.motion.valid
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,40 +79,31 @@ class Trace:
 ClipCallback = Callable[[Trace], None]
 
 
-def read_clips(samples: Iterable[Sample], kind: Kind, *, most_frames: int | None = None) -> Iterator[TrueClip]:
+def read_clips(
+    samples: Iterable[Sample],
+    *,
+    neutral: Callable[[str], np.ndarray] | None = None,
+    most_frames: int | None = None,
+) -> Iterator[TrueClip]:
     """The clips of samples, one at a time.
 
     Args:
-        samples: Samples of a reader.
-        kind: Kind of motion that will be evaluated; other annotations are not read.
+        samples: Samples of a reader with the annotation columns `MOTION_COLUMNS`.
+        neutral: Name of the speaker → neutral mesh `[468, 3]` in cm; None: estimated from each clip.
         most_frames: Largest number of frames of each clip, from its beginning; None: all.
     """
     for sample in samples:
         # Cut at the end only: frame k stays at sample 640 k of the audio.
         count = min(sample.num_frames, most_frames or sample.num_frames)
-        mesh = kind == "mesh"
-        yield TrueClip(
-            key=sample.key,
-            speaker=sample.index.speaker,
-            valid=sample.annotation("valid", 0, count).astype(bool),
-            audio=sample.audio(0, count),
-            mesh=sample.annotation("mesh", 0, count) if mesh else None,
-            blendshapes=sample.annotation("blendshapes", 0, count) if mesh else None,
-            pose_matrix=None if mesh else sample.annotation("pose_matrix", 0, count),
-        )
-
-
-def identity_of(speaker: str, known: Speakers | None, rows: int) -> int:
-    """Row of a pose model's identity embedding for a speaker.
-
-    A speaker that the model was not trained on takes row 0; where there are more speakers than rows, some share one.
-
-    Args:
-        speaker: `TrueClip.speaker`.
-        known: Speakers that the model was trained on; None: unknown.
-        rows: Number of rows of the embedding.
-    """
-    return known.identity(speaker) % rows if known is not None and speaker in known else 0
+        motion = None
+        if sample.annotation("valid", 0, count).any():
+            motion = annotated_motion(
+                {name: sample.annotation(name, 0, count) for name in MOTION_COLUMNS},
+                width=sample.info.width,
+                height=sample.info.height,
+                neutral=None if neutral is None else neutral(sample.index.speaker),
+            )
+        yield TrueClip(key=sample.key, speaker=sample.index.speaker, audio=sample.audio(0, count), motion=motion)
 
 
 def evaluate_mesh(
@@ -121,7 +111,7 @@ def evaluate_mesh(
     clips: Iterable[TrueClip],
     *,
     mean_offset: np.ndarray | None = None,
-    neutral: Callable[[TrueClip], np.ndarray] | None = None,
+    known_neutral: bool = False,
     shift_s: float = MESH_SHIFT_S,
     on_clip: ClipCallback | None = None,
 ) -> Evaluation:
@@ -129,9 +119,9 @@ def evaluate_mesh(
 
     Args:
         predict: Clip → offsets from the neutral mesh `[F, 468, 3]` cm, from its audio (and speaker) alone.
-        clips: Clips with mesh; may come from a generator.
+        clips: Clips whose motion has meshes; may come from a generator.
         mean_offset: Mean offset `[468, 3]` over the training frames, in cm (`Speakers.mean_offset`).
-        neutral: Clip → neutral mesh `[468, 3]` in cm; None: estimated from the clip.
+        known_neutral: Whether the clips' neutral meshes were known, and not estimated from them; for the protocol.
         shift_s: Delay of the shifted truth in seconds.
         on_clip: Called with every clip that was evaluated.
 
@@ -140,18 +130,16 @@ def evaluate_mesh(
     """
     measured = _Measured("mesh", shift_s, mean_offset is not None)
     for clip in clips:
-        assert clip.mesh is not None, "read_clips(…, 'mesh') reads the mesh"
-        if not measured.count(clip):
+        if (motion := measured.count(clip)) is None:
             continue
-        # The neutral mesh that the offsets are added to.
-        still = neutral(clip) if neutral else neutral_mesh(clip.mesh, clip.blendshapes, clip.valid).mesh
-        # The prediction, next to the baselines.
+        # The prediction, added to the neutral mesh, next to the baselines.
+        still = motion.neutral
         predictions = {PREDICTION: still + _checked(predict(clip), clip, (468, 3))}
-        trace = Trace(clip=clip, kind="mesh", still=still, true=clip.mesh, predictions=predictions)
+        trace = Trace(clip=clip, kind="mesh", still=still, true=motion.meshes(), predictions=predictions)
         measured.add(trace, no_motion=still, mean=None if mean_offset is None else still + mean_offset)
         if on_clip:
             on_clip(trace)
-    whose = "given" if neutral else "estimated from the clip's own annotations"
+    whose = "given" if known_neutral else "estimated from the clip's own annotations"
     return measured.evaluation(f"Offsets added to the neutral mesh ({whose}); whole clips, frames with a face.")
 
 
@@ -170,7 +158,7 @@ def evaluate_pose(
     Args:
         free_running: Clip → poses `[F, 6]` in degrees and cm, as at inference: each pose is predicted from the audio
             and the model's own poses before it.
-        clips: Clips with pose_matrix; may come from a generator.
+        clips: Clips; may come from a generator.
         teacher_forced: Clip and true previous poses `[F, 6]` (row 0 is zero, row t the true pose of frame t - 1; over
             frames without a face the last one is held) → poses `[F, 6]`.
         mean_pose: Mean pose `[6]` over the training frames.
@@ -187,12 +175,11 @@ def evaluate_pose(
     if teacher_forced:
         measured.notes.append("The previous pose is what a teacher-forced decoder was given: copying it is no skill.")
     for clip in clips:
-        assert clip.pose_matrix is not None, "read_clips(…, 'pose') reads the pose_matrix"
-        if not measured.count(clip):
+        if (motion := measured.count(clip)) is None:
             continue
         # The truth, relative to the same origin as the model's poses.
-        still = pose_origin(clip.pose_matrix, clip.valid, origin)
-        true = relative_pose(clip.pose_matrix, still)
+        still = pose_origin(motion.pose_matrix, motion.valid, origin)
+        true = motion.pose_about(still)
         # The predictions, next to the baselines.
         predictions: dict[str, np.ndarray] = {}
         if free_running:
@@ -221,11 +208,11 @@ class _Measured:
         if not has_mean:
             self.notes.append("The training mean was not given.")
 
-    def count(self, clip: TrueClip) -> bool:
-        """Count a clip; False when it has no face, so that it is not measured."""
+    def count(self, clip: TrueClip) -> Motion | None:
+        """Count a clip, and return its true motion; None when it has no face, so that it is not measured."""
         invalid = int((~clip.valid).sum())
         self.clips.append(ClipCount(key=clip.key, num_frames=clip.num_frames, num_invalid=invalid))
-        return bool(clip.valid.any())
+        return clip.motion
 
     def add(
         self, trace: Trace, *, no_motion: np.ndarray, mean: np.ndarray | None, previous: np.ndarray | None = None

@@ -11,13 +11,10 @@ import numpy as np
 from infer.evaluation.evaluate_request import EvaluateRequest
 from infer.evaluation.evaluation_result import JSON_FILE, write_evaluations
 from infer.evaluation.motion_evaluation import (
-    COLUMNS,
     Evaluation,
-    Kind,
     TrueClip,
     evaluate_mesh,
     evaluate_pose,
-    identity_of,
     read_clips,
 )
 from infer.weights.speech_weights import WeightsPlace, load_audio2mesh, load_audio2pose
@@ -27,12 +24,12 @@ from shards.selection import Selection
 from shards.speech_choice import with_speech
 from talkinghead.files.atomic import check_writable
 from talkinghead.files.storage import Storage
+from talkinghead.motion.annotated import MOTION_COLUMNS
 from talkinghead.motion.resampling import resample_frames
+from talkinghead.motion.speakers import identity_of
 from talkinghead.pipelines.audio_to_landmarks import AudioToLandmarks
 from talkinghead.runtime.progress import Progress
 from talkinghead.timebase import FPS
-
-KINDS: dict[str, Kind] = {"audio2mesh": "mesh", "audio2pose": "pose"}
 
 
 def evaluate_and_write(request: EvaluateRequest) -> str:
@@ -79,10 +76,10 @@ def evaluate_split(
         ValueError: The weights cannot be loaded, or the split has no clip with a face and speech.
         OSError: There is no data set.
     """
-    # Clips with the annotations of the model's kind and with speech, as in training.
+    # Clips with their motion and with speech, as in training.
     storage = Storage(data)
     choice = with_speech(Selection(), read_manifest(storage)).arguments()
-    reader = ShardReader(storage, version=version, split=split, columns=COLUMNS[KINDS[place.kind]], **choice)
+    reader = ShardReader(storage, version=version, split=split, columns=MOTION_COLUMNS, **choice)
     count = min(len(reader), limit or len(reader))
     if not count:
         raise ValueError(f"the split {split!r} of {data} has no clip with a face and speech")
@@ -116,7 +113,7 @@ def _mesh(place: WeightsPlace, samples: Iterator[Sample]) -> Evaluation:
 
     # Published weights come without the table of speakers that holds the mean.
     mean = None if weights.speakers is None else weights.speakers.mean_offset
-    return evaluate_mesh(predict, read_clips(samples, "mesh"), mean_offset=mean)
+    return evaluate_mesh(predict, read_clips(samples), mean_offset=mean)
 
 
 def _pose(place: WeightsPlace, samples: Iterator[Sample]) -> Evaluation:
@@ -130,4 +127,4 @@ def _pose(place: WeightsPlace, samples: Iterator[Sample]) -> Evaluation:
         return resample_frames(pose, weights.model.fps, FPS, clip.num_frames)
 
     # Poses count from the origin that the model was trained with.
-    return evaluate_pose(free_running, read_clips(samples, "pose"), origin=weights.model.config["pose_origin"])
+    return evaluate_pose(free_running, read_clips(samples), origin=weights.model.config["pose_origin"])

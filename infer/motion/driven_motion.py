@@ -9,15 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from infer.motion.driving import edited
-from infer.motion.driving_video import DrivingClip, bridged, read_driving_clip
-from infer.portrait import Portrait
+from infer.motion.driving import edited, reference_at_rest
+from infer.motion.driving_video import DrivingClip, bridged_clip, read_driving_clip
 from infer.request import VideoRequest
 from talkinghead.face.model import FaceModel
-from talkinghead.geometry.face_regions import lip_gap
+from talkinghead.face.portrait import Portrait
 from talkinghead.media.media_file import probe
-from talkinghead.motion.landmark_motion import LandmarkMotion, place
+from talkinghead.motion.motion import Motion
+from talkinghead.motion.neutral import neutral_mesh
 from talkinghead.motion.resampling import resample_frames
+from talkinghead.motion.rest_pose import placed_pose
 from talkinghead.motion.retarget import transfer
 from talkinghead.motion.smoothing import moving_average
 from talkinghead.provenance import hash_file
@@ -27,7 +28,6 @@ from talkinghead.timebase import FPS
 log = logging.getLogger(__name__)
 
 _STAGE = "motion of the video"  # name of this phase in the progress bar
-_OPEN_MOUTH_CM = 0.4  # gap of the portrait's lips from which on the mouth counts as open
 
 
 class DrivingVideo:
@@ -59,21 +59,18 @@ class DrivingVideo:
         """Hash, size, length and sound of the video, for the sidecar."""
         clip = self._clip
         assert clip is not None
-        return {
-            "driving": {
-                "sha256": hash_file(clip.path),
-                "size": [clip.width, clip.height],
-                "seconds": round(len(clip) / FPS, 6),
-                "sound": clip.has_audio,
-            }
+        found = {
+            "sha256": hash_file(clip.path),
+            "size": [clip.motion.width, clip.motion.height],
+            "seconds": round(len(clip) / FPS, 6),
+            "sound": clip.has_audio,
         }
+        return {"driving": found | ({"turned_deg": clip.turned_deg} if clip.turned_deg else {})}
 
-    def move(
-        self, portrait: Portrait, progress: Progress, *, fps: float, compat: bool, device: str
-    ) -> tuple[LandmarkMotion, dict[str, Any]]:
+    def move(self, portrait: Portrait, progress: Progress, *, fps: float, device: str) -> tuple[Motion, dict[str, Any]]:
         """Motion of the portrait's face, and what was decided on the way; needs no weights."""
         assert self._clip is not None
-        return driven_motion(self._request, self._clip, portrait, fps=fps, compat=compat)
+        return driven_motion(self._request, self._clip, portrait, fps=fps)
 
     def provenance(self) -> dict[str, Any]:
         """Weights that took part, for the sidecar: none."""
@@ -101,15 +98,15 @@ def read_driving(path: Path, model: FaceModel, progress: Progress, seconds: floa
     def on_frame(done: int) -> None:
         progress(_STAGE, min(done, frames), frames)
 
-    clip = bridged(read_driving_clip(path, model, seconds=seconds, on_frame=on_frame))
+    clip = bridged_clip(read_driving_clip(path, model, seconds=seconds, on_frame=on_frame))
     if not clip.has_audio:
         log.info("the driving video %s has no sound, so neither has the result", path)
     return clip
 
 
 def driven_motion(
-    request: VideoRequest, clip: DrivingClip, portrait: Portrait, *, fps: float, compat: bool
-) -> tuple[LandmarkMotion, dict[str, Any]]:
+    request: VideoRequest, clip: DrivingClip, portrait: Portrait, *, fps: float
+) -> tuple[Motion, dict[str, Any]]:
     """Transfer the driving face's motion to the portrait's face.
 
     Args:
@@ -117,49 +114,45 @@ def driven_motion(
         clip: Driving face, without gaps.
         portrait: Portrait as it is animated (its crop).
         fps: Frame rate where the request leaves it open.
-        compat: Whether to project as AniPortrait does.
 
     Returns:
         Motion, and what was decided on the way (for the sidecar).
     """
-    # Motion is relative to the portrait's mesh, so a mouth that is open there never closes further.
-    if request.neutralise == "none" and (opening := float(lip_gap(portrait.mesh))) > _OPEN_MOUTH_CM:
-        log.warning(
-            "warning: the portrait's mouth is %.1f cm open, and with --neutralise none it will not close further",
-            opening,
-        )
-
     # The driving face's motion on the portrait's face, at 25 fps as the video was read: mesh [F, 468, 3], pose [F, 6].
+    mesh, neutral = clip.motion.meshes(), clip.neutral
+    if request.smooth_mesh > 1:
+        mesh = moving_average(mesh, request.smooth_mesh)
+        neutral = neutral_mesh(mesh, clip.blendshapes, clip.motion.valid)
     transferred = transfer(
-        moving_average(clip.mesh, request.smooth_mesh) if request.smooth_mesh > 1 else clip.mesh,
-        clip.pose_matrix,
-        clip.blendshapes,
-        reference_mesh=portrait.mesh,
+        mesh,
+        clip.motion.pose_matrix,
+        neutral.mesh,
+        # An open mouth is closed below, by the driving mouth, which shows better how mouths open than a basis.
+        reference_mesh=reference_at_rest(portrait, "all") if request.neutralise == "all" else portrait.mesh,
         reference_pose_matrix=portrait.pose_matrix,
         pose_mode="relative" if request.pose == "still" else request.pose,
         pose_gain=request.pose_gain,
         window=request.smooth,
-        relax_mouth=request.neutralise == "mouth",
+        relax_mouth=request.neutralise != "none",
     )
     pose = np.zeros_like(transferred.pose) if request.pose == "still" else transferred.pose
 
-    # At the result's frame rate, and projected by the portrait's camera.
+    # At the result's frame rate, in the portrait's camera.
     rate = request.fps or fps
     count = max(1, round(len(clip) * rate / FPS))
-    motion = place(
-        resample_frames(transferred.mesh.astype(np.float32), FPS, rate, count),
-        resample_frames(pose, FPS, rate, count),
-        reference_pose_matrix=portrait.pose_matrix,
+    motion = Motion(
+        pose_matrix=placed_pose(resample_frames(pose, FPS, rate, count), portrait.pose_matrix),
+        neutral=transferred.rest.astype(np.float32),
+        mesh=resample_frames(transferred.mesh.astype(np.float32), FPS, rate, count),
+        valid=np.ones(count, bool),
+        fps=rate,
         width=portrait.width,
         height=portrait.height,
-        fps=rate,
-        compat=compat,
     )
     # Gains and blinks come last, over the motion as it was transferred.
     facts = {
-        "compat_projection": compat,
         "interpolated_frames": clip.interpolated,
-        "neutral_frames": transferred.neutral.num_frames,
-        "neutral_rule": transferred.neutral.rule,
+        "neutral_frames": neutral.num_frames,
+        "neutral_rule": neutral.rule,
     }
-    return edited(motion, request, portrait, reference_mesh=transferred.rest, compat=compat), facts
+    return edited(motion, request), facts

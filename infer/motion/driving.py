@@ -5,18 +5,23 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from infer.portrait import Portrait
 from infer.request import PortraitOptions
 from talkinghead.face.model import FaceModel
-from talkinghead.motion.blink import blink_closure, close_eyes
-from talkinghead.motion.landmark_motion import LandmarkMotion, place
-from talkinghead.motion.retarget import uncrossed
+from talkinghead.face.portrait import Portrait
+from talkinghead.motion.at_rest import at_rest
+from talkinghead.motion.blink import with_blinks
+from talkinghead.motion.expression import ExpressionBasis
+from talkinghead.motion.gain import expression_gain
+from talkinghead.motion.motion import Motion
 from talkinghead.runtime.progress import Progress
+
+log = logging.getLogger(__name__)
 
 
 class Driving(Protocol):
@@ -44,9 +49,7 @@ class Driving(Protocol):
         """Facts about what was read, for the sidecar."""
         ...
 
-    def move(
-        self, portrait: Portrait, progress: Progress, *, fps: float, compat: bool, device: str
-    ) -> tuple[LandmarkMotion, dict[str, Any]]:
+    def move(self, portrait: Portrait, progress: Progress, *, fps: float, device: str) -> tuple[Motion, dict[str, Any]]:
         """Motion of the portrait's face, and what was decided on the way; loads the weights that it needs."""
         ...
 
@@ -55,42 +58,29 @@ class Driving(Protocol):
         ...
 
 
-def edited(
-    motion: LandmarkMotion,
-    request: PortraitOptions,
-    portrait: Portrait,
-    *,
-    reference_mesh: np.ndarray,
-    compat: bool,
-) -> LandmarkMotion:
-    """Apply the request's `expression_gain` and `blink_rate` to a motion; itself where neither is asked for.
+def edited(motion: Motion, request: PortraitOptions) -> Motion:
+    """Apply the request's `expression_gain` and `blink_rate` to a motion; itself where neither is asked for."""
+    # Blinks come after the gain, which would otherwise scale them too.
+    motion = expression_gain(motion, request.expression_gain)
+    return motion if request.blink_rate is None else with_blinks(motion, rate=request.blink_rate, seed=request.seed)
+
+
+def reference_at_rest(
+    portrait: Portrait, neutralise: Literal["none", "mouth", "all"], basis: ExpressionBasis | None = None
+) -> np.ndarray:
+    """The portrait's mesh `[468, 3]`, cm, that motion is added to, with `neutralise` of the request taken out.
 
     Args:
-        motion: Motion as the models or the driving video give it.
-        request: Request of the user.
-        portrait: Portrait in which the motion was placed.
-        reference_mesh: Mesh that the motion is relative to, `[468, 3]`, cm.
-        compat: Whether the motion was projected as AniPortrait does.
+        portrait: Portrait as it is animated (its crop).
+        neutralise: Nothing, an open mouth, or the whole expression.
+        basis: Expression basis next to the weights; None: the project's own.
     """
-    rate = request.blink_rate
-    if request.expression_gain == 1 and rate is None:
-        return motion
-    mesh = motion.mesh
-    # The gain scales each vertex's offset from the reference, [F, 468, 3]; lips and lids that would cross are put back.
-    if request.expression_gain != 1:
-        reference = np.asarray(reference_mesh, np.float32)
-        mesh = uncrossed(reference + np.float32(request.expression_gain) * (mesh - reference), reference, mesh)
-    # Blinks come after the gain, which would otherwise scale them too.
-    if rate is not None:
-        closure = blink_closure(len(motion), motion.fps, rate=rate, seed=request.seed)
-        mesh = close_eyes(mesh, closure)
-    # The mesh has changed, so it is projected again.
-    return place(
-        mesh,
-        motion.pose,
-        reference_pose_matrix=portrait.pose_matrix,
-        width=portrait.width,
-        height=portrait.height,
-        fps=motion.fps,
-        compat=compat,
-    )
+    if neutralise == "none":
+        return portrait.mesh
+    if neutralise == "all" and portrait.face.blendshapes is None:
+        log.warning(
+            "warning: --neutralise all only closes the mouth: without blendshapes, which the 468-point face model does"
+            " not give, a smile cannot be told from the shape of the face; put face_landmarker.task into a folder and"
+            " set TALKINGHEAD_MODELS to it"
+        )
+    return at_rest(portrait.mesh, portrait.face.blendshapes, neutralise, basis)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from annotate.engines import DEFAULT_ENGINE, make_engine
+from infer.faces import QUARTERS, turned, upright_turn
 from infer.memory_limit import GIGABYTE, memory_limit
 from ingest.settings import CutSettings
 from ingest.shots import CutDetector
@@ -19,11 +20,13 @@ from talkinghead.face.detector import FaceDetector
 from talkinghead.face.model import FaceModel
 from talkinghead.geometry.canonical import canonical_face
 from talkinghead.geometry.face_mesh import metric_mesh
-from talkinghead.geometry.pose import matrix_from_pose, pose_from_matrix
 from talkinghead.media.frame_clock import constant_rate, gap_between
 from talkinghead.media.limits import check_sound
 from talkinghead.media.source_frame import SourceFrame
 from talkinghead.media.video_source import VideoSource
+from talkinghead.motion.gaps import bridged, gaps
+from talkinghead.motion.motion import Motion
+from talkinghead.motion.neutral import NeutralMesh, neutral_mesh
 from talkinghead.timebase import FPS
 
 log = logging.getLogger(__name__)
@@ -38,6 +41,7 @@ LONGEST_GAP_S = 1.0
 _READING_BYTES = 4 * GIGABYTE  # the frames in the decoder, the landmark networks, and `LONGEST_S` of motion
 _FRAME_BYTES = 40_000  # landmarks, mesh and pose of a frame, and their copies
 _CHUNK = 500  # frames whose mesh is fitted at once: more would cost memory and save no time
+_TURN_FRAMES, _TURN_EVERY = 25, 6  # frames of a video that seems to be turned, and the step between those looked at
 _LOOK_EVERY = 12
 """Frames from one count of the faces to the next: about twice a second."""
 _MANY_LOOKS = 0.2  # share of the counts with a second face from which on it is no mistake of the detector
@@ -45,32 +49,25 @@ _MANY_LOOKS = 0.2  # share of the counts with a second face from which on it is 
 
 @dataclass(frozen=True, kw_only=True)
 class DrivingClip:
-    """The face in a driving video, frame by frame at 25 fps; NaN in frames without a face."""
+    """The face in a driving video, frame by frame at 25 fps."""
 
     path: Path
     """The video file."""
-    mesh: np.ndarray
-    """Mesh, `[F, 468, 3]` float32, cm, canonical space."""
-    pose_matrix: np.ndarray
-    """Pose of the head, `[F, 4, 4]` float64, cm."""
+    motion: Motion
+    """Motion in the camera of the video, as it is shown; not valid in frames without a face."""
+    neutral: NeutralMesh
+    """Driving face at rest, and how it was found."""
     blendshapes: np.ndarray
-    """Blendshapes, `[F, 52]` float32; NaN also where the face model has no network for them."""
-    width: int
-    """Width of the video in pixels, as it is shown."""
-    height: int
-    """Height of the video in pixels."""
+    """Blendshapes, `[F, 52]` float32; NaN without a face, and where the face model has no network for them."""
     has_audio: bool
     """Whether the file has an audio stream."""
+    turned_deg: int = 0
+    """Degrees clockwise by which the video was turned so that its face is upright."""
     interpolated: int = 0
-    """Number of frames that `bridged` interpolated."""
-
-    @property
-    def valid(self) -> np.ndarray:
-        """Frames with a face, `[F]` bool."""
-        return np.isfinite(self.pose_matrix[:, 0, 0])
+    """Number of frames that `bridged_clip` interpolated."""
 
     def __len__(self) -> int:
-        return len(self.pose_matrix)
+        return len(self.motion)
 
 
 def read_driving_clip(
@@ -106,7 +103,17 @@ def _read(path: Path, model: FaceModel, limit: int | None, on_frame: Callable[[i
         for note in source.timeline.notes():
             log.warning("warning: the driving video %s: %s", path, note)
         width, height = source.info.width, source.info.height
-        images = _images(source, limit, checks, on_frame)
+        shown = _shown(source, limit)
+        looked, degrees = _upright(shown, model)
+        if degrees:
+            log.warning(
+                "warning: the face in the driving video %s is %s: the video is turned by %d° first",
+                path,
+                QUARTERS[degrees],
+                degrees,
+            )
+            width, height = (width, height) if degrees == 180 else (height, width)
+        images = _images(itertools.chain(looked, shown), degrees, checks, on_frame)
         found = make_engine(DEFAULT_ENGINE, model)(images if limit is not None else _up_to_longest(images, path))
     points = found.points
     if not len(points):
@@ -114,7 +121,7 @@ def _read(path: Path, model: FaceModel, limit: int | None, on_frame: Callable[[i
     if not found.valid.any():
         raise ValueError(f"no face was found in the first {len(points)} frames of the driving video {path}")
     checks.warn(path, points)
-    # Landmarks of a torn image are anywhere: for a moment without them, `bridged` finds better ones.
+    # Landmarks of a torn image are anywhere: for a moment without them, `bridged_clip` finds better ones.
     blendshapes, unusable = found.blendshapes, _short_damage(checks.damaged, found.valid)
     points[unusable] = blendshapes[unusable] = np.nan
 
@@ -126,14 +133,23 @@ def _read(path: Path, model: FaceModel, limit: int | None, on_frame: Callable[[i
     for first in range(0, len(points), _CHUNK):
         part = slice(first, first + _CHUNK)
         mesh[part], pose_matrix[part] = metric_mesh(points[part], width, height, face)
+    valid = np.isfinite(pose_matrix[:, 0, 0])
+    neutral = neutral_mesh(mesh, blendshapes, valid)
     return DrivingClip(
         path=path,
-        mesh=mesh,
-        pose_matrix=pose_matrix,
+        motion=Motion(
+            pose_matrix=pose_matrix,
+            neutral=neutral.mesh,
+            mesh=mesh,
+            valid=valid,
+            fps=FPS,
+            width=width,
+            height=height,
+        ),
+        neutral=neutral,
         blendshapes=blendshapes,
-        width=width,
-        height=height,
         has_audio=audio is not None,
+        turned_deg=degrees,
     )
 
 
@@ -147,7 +163,7 @@ def _short_damage(damaged: list[bool], valid: np.ndarray) -> np.ndarray:
     usable = valid & ~np.array(damaged, bool)
     unusable = np.zeros(len(usable), bool)
     if usable.any():
-        for begin, end in _gaps(usable):
+        for begin, end in gaps(usable):
             if (end - begin) / FPS <= LONGEST_GAP_S:
                 unusable[begin:end] = True
     return unusable
@@ -164,10 +180,8 @@ def _up_to_longest(images: Iterator[np.ndarray], path: Path) -> Iterator[np.ndar
         yield image
 
 
-def _images(
-    source: VideoSource, limit: int | None, checks: _Checks, on_frame: Callable[[int], None] | None
-) -> Iterator[np.ndarray]:
-    """Images at 25 fps from 0:00 on, RGB uint8 `[H, W, 3]`, no larger than `LARGEST_SIDE`."""
+def _shown(source: VideoSource, limit: int | None) -> Iterator[tuple[SourceFrame, np.ndarray]]:
+    """Frames at 25 fps from 0:00 on, with their images, RGB uint8 `[H, W, 3]`, no larger than `LARGEST_SIDE`."""
     info = source.info
     shrink = min(1.0, LARGEST_SIDE / max(info.width, info.height))
     size = (round(info.width * shrink), round(info.height * shrink))
@@ -178,10 +192,33 @@ def _images(
     # A stream that begins late: its first image is repeated, so that frame k stays at k / 25 s.
     late = round(info.start_s * FPS)
     frames = itertools.chain(itertools.repeat(first, late + 1), shown)
-    for number, frame in enumerate(itertools.islice(frames, limit), 1):
-        image = frame.image if shrink == 1.0 else frame.reduced(*size)
-        checks.add(frame, image)
-        yield image
+    for frame in itertools.islice(frames, limit):
+        yield frame, frame.image if shrink == 1.0 else frame.reduced(*size)
+
+
+def _upright(
+    shown: Iterator[tuple[SourceFrame, np.ndarray]], model: FaceModel
+) -> tuple[list[tuple[SourceFrame, np.ndarray]], int]:
+    """The first frames, as many as were looked at, and the turn in degrees clockwise that puts their face upright."""
+    looked = list(itertools.islice(shown, 1))
+    # Most videos show an upright face at once; in the others a few more frames tell more surely.
+    if not looked or upright_turn([looked[0][1]], model) == 0:
+        return looked, 0
+    looked += itertools.islice(shown, _TURN_FRAMES - 1)
+    return looked, upright_turn([image for _, image in looked[::_TURN_EVERY]], model) or 0
+
+
+def _images(
+    shown: Iterator[tuple[SourceFrame, np.ndarray]],
+    degrees: int,
+    checks: _Checks,
+    on_frame: Callable[[int], None] | None,
+) -> Iterator[np.ndarray]:
+    """Images turned clockwise by `degrees`, RGB uint8, checked on the way."""
+    for number, (frame, image) in enumerate(shown, 1):
+        upright = turned(image, degrees)
+        checks.add(frame, upright)
+        yield upright
         if on_frame is not None:
             on_frame(number)
 
@@ -242,35 +279,27 @@ class _Checks:
             )
 
 
-def bridged(clip: DrivingClip) -> DrivingClip:
-    """Clip with a face in every frame: gaps are interpolated between their neighbours, ends stand still.
-
-    Logs a warning when there were gaps. Blendshapes keep their gaps.
+def bridged_clip(clip: DrivingClip) -> DrivingClip:
+    """Clip with a face in every frame, see `bridged`. Logs a warning when there were gaps. Blendshapes keep them.
 
     Raises:
         ValueError: A gap is longer than `LONGEST_GAP_S`; the message tells where it is and what to do.
     """
-    valid = clip.valid
+    valid = clip.motion.valid
     missing = int((~valid).sum())
     if not missing:
         return clip
     # Any gap that is too long is an error, before work is done.
-    for begin, end in _gaps(valid):
+    for begin, end in gaps(valid):
         if (end - begin) / FPS > LONGEST_GAP_S:
             raise ValueError(_too_long(clip, begin, end))
-    # Angles and positions [F, 6] are interpolated, because a mean of rotation matrices is no rotation.
-    pose_matrix = matrix_from_pose(_interpolated(pose_from_matrix(clip.pose_matrix), valid))
     log.warning(
         "warning: no face in %d of %d frames of %s: its motion is interpolated there", missing, len(clip), clip.path
     )
-    return replace(clip, mesh=_interpolated(clip.mesh, valid), pose_matrix=pose_matrix, interpolated=missing)
-
-
-def _gaps(valid: np.ndarray) -> list[tuple[int, int]]:
-    """Stretches of frames without a face: the first frame of each, and the first frame after it."""
-    # With a valid frame added at both ends, falling and rising edges alternate.
-    edges = np.flatnonzero(np.diff(np.concatenate(([True], valid, [True])).astype(np.int8)))
-    return [(int(begin), int(end)) for begin, end in zip(edges[::2], edges[1::2], strict=True)]
+    motion = bridged(clip.motion)
+    # Where no frame has blendshapes, the frames that were filled count in the neutral mesh, too.
+    neutral = neutral_mesh(motion.meshes(), clip.blendshapes, motion.valid)
+    return replace(clip, motion=replace(motion, neutral=neutral.mesh), neutral=neutral, interpolated=missing)
 
 
 def _too_long(clip: DrivingClip, begin: int, end: int) -> str:
@@ -282,18 +311,3 @@ def _too_long(clip: DrivingClip, begin: int, end: int) -> str:
     # Rounded down, so that the part before the gap holds no frame of it.
     before = math.floor(begin / FPS * 100) / 100
     return text + f"take what is before with --limit-seconds {before:g}, or cut the video"
-
-
-def _interpolated(values: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """Values `[F, …]` in which frames that are not valid are interpolated linearly in time."""
-    # For each frame, the nearest valid frames at or before it and at or after it; at the ends both are the same.
-    frames, seen = np.arange(len(values)), np.flatnonzero(valid)
-    after = np.searchsorted(seen, frames).clip(0, len(seen) - 1)
-    before = np.where(seen[after] > frames, np.maximum(after - 1, 0), after)
-    low, high = seen[before], seen[after]
-    share = np.where(high > low, (frames - low) / np.maximum(high - low, 1), 0.0).clip(0, 1)
-    # Broadcast over the trailing dimensions: [F, 1, …].
-    share = share.astype(values.dtype).reshape(-1, *[1] * (values.ndim - 1))
-    filled = values[low] * (1 - share) + values[high] * share
-    filled[valid] = values[valid]
-    return filled

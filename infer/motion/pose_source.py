@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from infer.motion.driving_video import bridged, read_driving_clip
+from infer.motion.driving_video import bridged_clip, read_driving_clip
 from infer.request import TEMPLATE_FPS
 from talkinghead.face.model import FaceModel
 from talkinghead.files.foreign import open_regular
 from talkinghead.motion.resampling import resample_frames, tile
-from talkinghead.motion.rest_pose import clip_rest_pose, relative_pose
+from talkinghead.motion.rest_pose import clip_rest_pose
 from talkinghead.motion.smoothing import TEMPLATE_WINDOW, moving_average
 from talkinghead.timebase import FPS
 
@@ -104,10 +104,10 @@ def read_driving_video(
     """
     clip = read_driving_clip(path, model, seconds=seconds, on_frame=on_frame)
     # The rest pose comes from frames with a face only; what is interpolated must not weigh in.
-    rest = clip_rest_pose(clip.pose_matrix, clip.valid)
-    whole = bridged(clip)
+    rest = clip_rest_pose(clip.motion.pose_matrix, clip.motion.valid)
+    whole = bridged_clip(clip)
     return DrivingPose(
-        pose=relative_pose(whole.pose_matrix, rest),
+        pose=whole.motion.pose_about(rest),
         fps=FPS,
         smoothing=TEMPLATE_WINDOW,
         interpolated=whole.interpolated,

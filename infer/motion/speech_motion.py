@@ -10,26 +10,21 @@ from typing import Any
 
 import numpy as np
 
-from infer.motion.driving import edited
+from infer.motion.driving import edited, reference_at_rest
 from infer.motion.pose_source import DrivingPose, read_driving_video, read_template
-from infer.portrait import Portrait
 from infer.request import AudioRequest, ImageOptions, LandmarkRequest, PoseSource, SpeechOptions, SpeechRequest
 from infer.speech import Speech, describe_speech, read_speech
 from infer.weights.adapters import PIPELINE, find_adapters, refuse_left_over
 from infer.weights.speech_weights import Weights, WeightsPlace, load_audio2mesh, load_audio2pose
 from talkinghead.face.model import FaceModel
-from talkinghead.geometry.blendshapes import PARTS
-from talkinghead.motion.expression import EXPRESSION_FILE
-from talkinghead.motion.landmark_motion import LandmarkMotion
+from talkinghead.face.portrait import Portrait
+from talkinghead.motion.motion import Motion
 from talkinghead.provenance import hash_file
 from talkinghead.rng import generator
 from talkinghead.runtime.progress import Progress
 from talkinghead.timebase import FPS
 
 log = logging.getLogger(__name__)
-
-NEUTRALISED = {"mouth": ("mouth",), "all": tuple(PARTS)}
-"""Parts of the face whose expression is taken out, by `--neutralise`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +64,7 @@ class DrivingSpeech:
         self._speech: Speech | None = None
         self._driving: DrivingPose | None = None
         self._provenance: dict[str, Any] = {}
+        self._published: bool | None = None
 
     def find(self, pipeline: Path | None) -> None:
         """Find the models' weights: in the pipeline's folder, next to it, or named one by one.
@@ -97,11 +93,9 @@ class DrivingSpeech:
         """Read the speech, at most `seconds` of it, and the file that moves the head.
 
         Raises:
-            ValueError: A file cannot be read, or `--neutralise` lacks what it needs.
+            ValueError: A file cannot be read.
         """
         assert self._places is not None
-        # The cheap check first: reading a driving video takes long.
-        check_neutralise(self._request, self._places.audio2mesh, portrait)
         self._speech = read_speech(self._request.audio, seconds=seconds)
         self._driving = self._places.template or _driving_video(
             self._request.pose_source, self._speech.duration_s, model, progress
@@ -125,9 +119,8 @@ class DrivingSpeech:
         progress: Progress,
         *,
         fps: float | None = None,
-        compat: bool | None = None,
         device: str,
-    ) -> tuple[LandmarkMotion, dict[str, Any]]:
+    ) -> tuple[Motion, dict[str, Any]]:
         """Load the models and return the motion; arguments and result are those of `speech_motion`.
 
         Raises:
@@ -141,13 +134,18 @@ class DrivingSpeech:
             pose=None if places.audio2pose is None else load_audio2pose(places.audio2pose, device),
         )
         self._provenance = models.provenance()
-        return speech_motion(
-            self._request, self._speech, self._driving, models, portrait, progress, fps=fps, compat=compat
-        )
+        self._published = models.mesh.published
+        return speech_motion(self._request, self._speech, self._driving, models, portrait, progress, fps=fps)
 
     def provenance(self) -> dict[str, Any]:
         """Weights that took part, for the sidecar; empty before `move`."""
         return self._provenance
+
+    @property
+    def published(self) -> bool:
+        """Whether the mesh model is AniPortrait's published one; known after `move`."""
+        assert self._published is not None
+        return self._published
 
 
 def _driving_video(source: PoseSource, seconds: float, model: FaceModel, progress: Progress) -> DrivingPose | None:
@@ -170,8 +168,7 @@ def speech_motion(
     progress: Progress,
     *,
     fps: float | None = None,
-    compat: bool | None = None,
-) -> tuple[LandmarkMotion, dict[str, Any]]:
+) -> tuple[Motion, dict[str, Any]]:
     """Motion of the portrait's face from speech.
 
     Args:
@@ -182,19 +179,17 @@ def speech_motion(
         portrait: Portrait as it is animated (its crop).
         progress: Callback for the progress.
         fps: Frame rate where the request leaves it open; None: the mesh model's rate.
-        compat: Whether to project as AniPortrait does; None: only with AniPortrait's weights.
 
     Returns:
         Motion, and what was decided on the way (for the sidecar).
     """
     from talkinghead.pipelines.audio_to_landmarks import AudioToLandmarks
 
-    # Settings: projection by the weights' origin, frame rate by request, pipeline, model, in this order.
-    compat = models.mesh.published if compat is None else compat
+    # Frame rate by request, pipeline, model, in this order.
     samples = speech.samples
     rate = request.fps or fps or models.mesh.model.fps
-    facts: dict[str, Any] = {"compat_projection": compat}
-    pipeline = AudioToLandmarks(models.mesh.model, None if models.pose is None else models.pose.model, compat=compat)
+    facts: dict[str, Any] = {}
+    pipeline = AudioToLandmarks(models.mesh.model, None if models.pose is None else models.pose.model)
 
     # Motion of the head: from another file, or from the pose model as one of its speakers.
     pose: Any = request.pose_source.kind
@@ -206,11 +201,10 @@ def speech_motion(
     if models.pose is not None:
         identity = facts["identity"] = choose_identity(request.identity, request.seed, models.pose)
 
-    # Motion of the face, projected by the portrait's camera.
-    reference_mesh = _reference_mesh(request, portrait, models.mesh)
+    # Motion of the face, in the portrait's camera.
     motion = pipeline(
         samples,
-        reference_mesh=reference_mesh,
+        reference_mesh=_reference_mesh(request, portrait, models.mesh),
         reference_pose_matrix=portrait.pose_matrix,
         width=portrait.width,
         height=portrait.height,
@@ -222,7 +216,7 @@ def speech_motion(
         fps=rate,
         progress=progress,
     )
-    return edited(motion, request, portrait, reference_mesh=reference_mesh, compat=compat), facts
+    return edited(motion, request), facts
 
 
 def choose_identity(asked: str | None, seed: int, weights: Weights[Any]) -> int:
@@ -254,24 +248,4 @@ def choose_identity(asked: str | None, seed: int, weights: Weights[Any]) -> int:
 
 def _reference_mesh(request: SpeechOptions, portrait: Portrait, weights: Weights[Any]) -> np.ndarray:
     """The portrait's mesh `[468, 3]`, cm, with its expression taken out where that is asked for."""
-    if request.neutralise == "none":
-        return portrait.mesh
-    assert weights.expression is not None and portrait.face.blendshapes is not None, "checked before loading"
-    return weights.expression.neutralise(portrait.mesh, portrait.face.blendshapes, NEUTRALISED[request.neutralise])
-
-
-def check_neutralise(request: SpeechOptions, place: WeightsPlace, portrait: Portrait) -> None:
-    """Raise `ValueError` when `--neutralise` is asked for and what it needs is not there."""
-    # An expression is taken out by blendshapes (of the portrait) times their basis (next to the weights).
-    if request.neutralise == "none":
-        return
-    if place.is_file or not (place.path / EXPRESSION_FILE).is_file():
-        raise ValueError(
-            f"--neutralise {request.neutralise} needs {EXPRESSION_FILE} next to the weights, and {place.path} has none"
-            " (published weights never have): take weights of an own training, or a portrait with a closed mouth"
-        )
-    if portrait.face.blendshapes is None:
-        raise ValueError(
-            f"--neutralise {request.neutralise} needs blendshapes, which the 468-point face model does not give:"
-            " put face_landmarker.task into a folder and set TALKINGHEAD_MODELS to it"
-        )
+    return reference_at_rest(portrait, request.neutralise, weights.expression)

@@ -1,1 +1,1 @@
-"""The face model that several jobs need: its files and where they come from, its networks, and the detector."""
+"""The face model that several jobs need: its files, networks and detector; and the portrait, once it is measured."""

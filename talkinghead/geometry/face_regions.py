@@ -47,6 +47,14 @@ LEFT_EYE: tuple[int, ...] = (263, 466, 388, 387, 386, 385, 384, 398, 362, 382, 3
 EYES: tuple[int, ...] = RIGHT_EYE + LEFT_EYE
 
 # fmt: off
+BROWS: tuple[int, ...] = (  # right, then left: the lower border and the upper one, from the outer end
+    46, 53, 52, 65, 55, 70, 63, 105, 66, 107,
+    276, 283, 282, 295, 285, 300, 293, 334, 296, 336,
+)
+"""The 20 vertices of the eyebrows."""
+# fmt: on
+
+# fmt: off
 LOWER_FACE: tuple[int, ...] = (
     0, 11, 12, 13, 14, 15, 16, 17, 18, 32, 37, 38, 39, 40, 41, 42, 43, 57, 58, 61, 62, 72, 73, 74, 76, 77, 78, 80,
     81, 82, 83, 84, 85, 86, 87, 88, 89, 90, 91, 92, 95, 96, 106, 132, 135, 136, 138, 140, 146, 148, 149, 150, 152,

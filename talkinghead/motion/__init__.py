@@ -1,1 +1,1 @@
-"""What moves: rest pose, speakers, expression, retargeting, blinks, smoothing, resampling."""
+"""What moves: `Motion`, and what is done with it; rest pose, speakers, expression, retargeting."""

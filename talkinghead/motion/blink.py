@@ -14,10 +14,12 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
 from talkinghead.geometry.face_regions import LEFT_EYE, RIGHT_EYE
+from talkinghead.motion.motion import Motion
 from talkinghead.rng import generator
 
 FASTEST_RATE = 60.0
@@ -47,6 +49,26 @@ EYELIDS: tuple[tuple[np.ndarray, np.ndarray], ...] = (_lids(RIGHT_EYE), _lids(LE
 _FOLDS = (np.array(_RIGHT_FOLD), np.array(_LEFT_FOLD))
 
 
+def with_blinks(motion: Motion, *, rate: float, seed: int, first: int = 0) -> Motion:
+    """The motion with blinks on top of what its eyes do.
+
+    Args:
+        motion: Motion with meshes; coefficients are left out, as they hold no blinks.
+        rate: Blinks per minute, more than 0 and at most `FASTEST_RATE`.
+        seed: Seed of the times.
+        first: Number of the motion's first frame in the video, where it is a part of a longer one.
+
+    Raises:
+        ValueError: A rate out of that range, or a motion without meshes.
+    """
+    closure = blink_closure(len(motion), motion.fps, rate=rate, seed=seed, first=first)
+    result = motion.with_meshes(close_eyes(motion.meshes(), closure))
+    if motion.eyes is None:
+        return result
+    # An eye that is half shut goes the other half.
+    return replace(result, eyes=motion.eyes + (1 - motion.eyes) * closure[:, None].astype(np.float32))
+
+
 def blink_times(rate: float, seed: int) -> Iterator[float]:
     """Times in seconds at which blinks begin, without end.
 
@@ -73,17 +95,17 @@ def blink_times(rate: float, seed: int) -> Iterator[float]:
         yield time
 
 
-def blink_closure(frames: int, fps: float, *, rate: float, seed: int) -> np.ndarray:
-    """Closure of the eyes in each frame, 0 (as they are) to 1 (shut): `[frames]` float64.
+def blink_closure(frames: int, fps: float, *, rate: float, seed: int, first: int = 0) -> np.ndarray:
+    """Closure of the eyes in each frame from `first` on, 0 (as they are) to 1 (shut): `[frames]` float64.
 
     A frame shows the middle of its interval, whatever the frame rate.
 
     Raises:
         ValueError: A rate out of range (`blink_times`).
     """
-    at = (np.arange(frames) + 0.5) / fps
+    at = (np.arange(first, first + frames) + 0.5) / fps
     closure = np.zeros(frames)
-    for begin in itertools.takewhile(lambda time: time < frames / fps, blink_times(rate, seed)):
+    for begin in itertools.takewhile(lambda time: time < (first + frames) / fps, blink_times(rate, seed)):
         since = at - begin
         shutting = np.clip(since / SHUT_S, 0, 1)
         opening = np.clip((since - SHUT_S - HELD_S) / OPEN_S, 0, 1)

@@ -5,7 +5,46 @@ Convention: frame `k` shows the interval `[k / fps, (k + 1) / fps)`, and its val
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
+
+from talkinghead.motion.motion import Motion
+
+
+def resampled(motion: Motion, fps: float, count: int | None = None) -> Motion:
+    """The motion at another frame rate, and of another length: cut at its end, or standing still there.
+
+    Head poses are interpolated as angles and positions. A frame between one with a face and one without has none.
+
+    Args:
+        motion: Motion.
+        fps: Frame rate of the result.
+        count: Frames of the result; None: as many as the motion lasts.
+
+    Raises:
+        ValueError: A rate that is not positive, or no frames.
+    """
+    if not fps > 0:
+        raise ValueError(f"a motion cannot be resampled to {fps} fps")
+    if count is None:
+        count = max(1, round(len(motion) * fps / motion.fps))
+    if fps == motion.fps and count <= len(motion):
+        return motion.part(0, count)
+    return motion.over_time(lambda values: resample_frames(values, motion.fps, fps, count), fps=fps)
+
+
+def played(motion: Motion, fps: float, count: int) -> Motion:
+    """The motion for `count` frames at a frame rate, to and fro where it is shorter than that.
+
+    Raises:
+        ValueError: A rate that is not positive, or no frames.
+    """
+    needed = math.ceil(count * motion.fps / fps) if fps > 0 else 0
+    if needed > len(motion):
+        # One frame more than is shown, so that the last ones are interpolated like the others.
+        motion = motion.over_time(lambda values: tile(values, needed + 1))
+    return resampled(motion, fps, count)
 
 
 def resample_frames(values: np.ndarray, fps: float, to_fps: float, count: int) -> np.ndarray:

@@ -1,7 +1,8 @@
 """Rest pose of a head in a clip, and the head's motion about it.
 
 Convention: a relative pose is the pose of inverse(rest) · matrix, in the axes of the rest pose; so with M, which makes
-a pose a matrix, `rest · M(relative)` is the head's matrix again.
+a pose a matrix, `rest · M(relative)` is the head's matrix again: the head turns and moves in the axes that it has at
+rest, or in a portrait, as in AniPortrait.
 """
 
 from __future__ import annotations
@@ -40,9 +41,22 @@ def relative_pose(pose_matrix: np.ndarray, rest: np.ndarray) -> np.ndarray:
         rest: `[4, 4]`, such as `clip_rest_pose` gives; or any other pose, such as a reference's.
 
     Returns:
-        `[F, 6]` float64, degrees and cm. `rest @ matrix_from_pose(result)` is `pose_matrix` again.
+        `[F, 6]` float64, degrees and cm. `placed_pose(result, rest)` is `pose_matrix` again.
     """
     return pose_from_matrix(rigid_inverse(rest) @ np.asarray(pose_matrix, dtype=np.float64))
+
+
+def placed_pose(pose: np.ndarray, rest: np.ndarray) -> np.ndarray:
+    """Pose matrices of a head motion about a rest pose: the inverse of `relative_pose`.
+
+    Args:
+        pose: `[F, 6]` degrees and cm, in the axes of the rest pose.
+        rest: `[4, 4]` canonical → camera: a clip's rest pose, or the pose of the portrait that moves.
+
+    Returns:
+        `[F, 4, 4]` float64, canonical → camera.
+    """
+    return np.asarray(rest, dtype=np.float64) @ matrix_from_pose(pose)
 
 
 def pose_origin(pose_matrix: np.ndarray, valid: np.ndarray, origin: Literal["rest", "first"]) -> np.ndarray:

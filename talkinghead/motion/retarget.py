@@ -29,8 +29,7 @@ import numpy as np
 from talkinghead.geometry.face_regions import INNER_LIPS, LOWER_FACE, NUM_VERTICES, lip_gap
 from talkinghead.geometry.pose import matrix_from_pose, pose_from_matrix
 from talkinghead.motion.blink import EYELIDS
-from talkinghead.motion.neutral import NeutralMesh, neutral_mesh
-from talkinghead.motion.rest_pose import clip_rest_pose, relative_pose
+from talkinghead.motion.rest_pose import clip_rest_pose, placed_pose, relative_pose
 from talkinghead.motion.smoothing import moving_average
 
 SMOOTHING_WINDOW = 3
@@ -54,14 +53,12 @@ _LIPS = np.array(INNER_LIPS[1:_MOUTH]), np.array(INNER_LIPS[:_MOUTH:-1])
 
 @dataclass(frozen=True, kw_only=True)
 class Transferred:
-    """A driving clip's motion on the reference, ready for `talkinghead.motion.landmark_motion.place`."""
+    """A driving clip's motion on the reference: what a `Motion` in the reference's camera is made of."""
 
     mesh: np.ndarray
     """`[F, 468, 3]` float64, cm."""
     pose: np.ndarray
     """`[F, 6]` float64, degrees and cm, relative to the reference's pose matrix."""
-    neutral: NeutralMesh
-    """The driving face at rest, and how it was found."""
     rest: np.ndarray
     """`[468, 3]` float64, cm: the reference at rest, which the driving face at rest maps to."""
 
@@ -69,7 +66,7 @@ class Transferred:
 def transfer(
     mesh: np.ndarray,
     pose_matrix: np.ndarray,
-    blendshapes: np.ndarray | None,
+    neutral: np.ndarray,
     *,
     reference_mesh: np.ndarray,
     reference_pose_matrix: np.ndarray,
@@ -83,7 +80,7 @@ def transfer(
     Args:
         mesh: Driving meshes `[F, 468, 3]` cm; frames without a face are NaN and stay NaN.
         pose_matrix: Driving pose matrices `[F, 4, 4]` canonical → camera.
-        blendshapes: Driving scores `[F, 52]`; None or NaN where the face model gives none.
+        neutral: Driving face at rest, `[468, 3]` cm (`neutral_mesh` of these meshes).
         reference_mesh: Reference face `[468, 3]` cm, assumed to be at rest.
         reference_pose_matrix: Pose matrix of the reference `[4, 4]`.
         pose_mode: How the head moves (`PoseMode`).
@@ -92,17 +89,16 @@ def transfer(
         relax_mouth: Close a reference's open mouth first (`close_mouth`).
 
     Returns:
-        The motion on the reference, the driving neutral mesh, and the reference at rest.
+        The motion on the reference, and the reference at rest.
 
     Raises:
         ValueError: No frame has a face, or shapes that do not fit.
     """
     # Both faces at rest; all offsets below are from here.
-    neutral = neutral_mesh(mesh, blendshapes, np.isfinite(mesh[:, 0, 0]))
     if relax_mouth:
-        reference_mesh = close_mouth(reference_mesh, mesh, neutral.mesh)
+        reference_mesh = close_mouth(reference_mesh, mesh, neutral)
     # The expression, in the reference's proportions.
-    moved = transfer_expression(mesh, neutral.mesh, reference_mesh)
+    moved = transfer_expression(mesh, neutral, reference_mesh)
     # The head, relative to the reference's pose, and smoothed, since jitter of a pose shakes the whole face.
     pose = transfer_pose(pose_matrix, reference_pose_matrix, pose_mode)
     pose = moving_average(pose, window)
@@ -111,16 +107,16 @@ def transfer(
         pose[:, :3] *= pose_gain
     else:
         reference = np.asarray(reference_pose_matrix, dtype=np.float64)
-        absolute = pose_from_matrix(reference @ matrix_from_pose(pose))
+        absolute = pose_from_matrix(placed_pose(pose, reference))
         absolute[:, :3] *= pose_gain
         pose = relative_pose(matrix_from_pose(absolute), reference)
-    return Transferred(mesh=moved, pose=pose, neutral=neutral, rest=np.asarray(reference_mesh, np.float64))
+    return Transferred(mesh=moved, pose=pose, rest=np.asarray(reference_mesh, np.float64))
 
 
 def transfer_pose(pose_matrix: np.ndarray, reference_pose_matrix: np.ndarray, mode: PoseMode) -> np.ndarray:
     """Head motion `[F, 6]` relative to the reference's pose.
 
-    Convention: `reference_pose_matrix · M(result)` is the pose matrix to draw, as in `landmark_motion.place`.
+    Convention: `placed_pose(result, reference_pose_matrix)` is the pose matrix to draw.
 
     Args:
         pose_matrix: Driving pose matrices `[F, 4, 4]`; NaN stays NaN.

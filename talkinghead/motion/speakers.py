@@ -182,3 +182,16 @@ def _metadata(data: bytes) -> str:
     """
     header = parse_json(data[8 : 8 + int.from_bytes(data[:8], "little")], "its header")
     return header["__metadata__"]["speakers"]
+
+
+def identity_of(speaker: str, known: Speakers | None, rows: int) -> int:
+    """Row of a pose model's identity embedding for a speaker.
+
+    A speaker that the model was not trained on takes row 0; where there are more speakers than rows, some share one.
+
+    Args:
+        speaker: Name of the speaker.
+        known: Speakers that the model was trained on; None: unknown.
+        rows: Number of rows of the embedding.
+    """
+    return known.identity(speaker) % rows if known is not None and speaker in known else 0

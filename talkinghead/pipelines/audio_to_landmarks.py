@@ -1,4 +1,4 @@
-"""Speech and a portrait's face in, the moving face and its image landmarks out.
+"""Speech and a portrait's face in, the motion of that face out.
 
 Letters of shapes: N samples of the speech, T frames of a model, F frames of the result, D width of speech features.
 """
@@ -17,39 +17,34 @@ from talkinghead.models.audio2lmk.audio2mesh import Audio2Mesh
 from talkinghead.models.audio2lmk.audio2pose import Audio2Pose
 from talkinghead.models.audio2lmk.pose_decoding import decode, generate
 from talkinghead.models.speech.encoder import Encode, encode_long, frame_rate, normalise, num_frames
-from talkinghead.motion.landmark_motion import LandmarkMotion, place
+from talkinghead.motion.motion import Motion
 from talkinghead.motion.resampling import resample_frames
-from talkinghead.motion.smoothing import moving_average
+from talkinghead.motion.rest_pose import placed_pose
+from talkinghead.motion.smoothing import moving_average, narrow_average
 from talkinghead.runtime.progress import ProgressCallback
 from talkinghead.timebase import SAMPLE_RATE
 
 _BLOCK = 250
 """Number of poses decoded between two reports of progress."""
-_COLUMNS = 36
-"""Number of vertices smoothed at once: float64 copies of the whole mesh would cost several times its memory."""
 
 
 class AudioToLandmarks:
-    """Audio2Mesh, Audio2Pose and the projection, for speech of any length.
+    """Audio2Mesh and Audio2Pose, for speech of any length.
 
     Audio2Mesh gives offsets, which are added to the reference's mesh as if the reference were neutral. Audio2Pose gives
     the head's motion relative to the reference's pose. The networks' memory is bounded, whatever the length. Nothing is
     random: the same arguments give the same arrays.
     """
 
-    def __init__(
-        self, audio2mesh: Audio2Mesh | None, audio2pose: Audio2Pose | None = None, *, compat: bool = False
-    ) -> None:
+    def __init__(self, audio2mesh: Audio2Mesh | None, audio2pose: Audio2Pose | None = None) -> None:
         """Put the models together, in evaluation mode.
 
         Args:
             audio2mesh: Model of the mesh, on the device of its computation; None: only `predict_pose` can be used.
             audio2pose: Model of the head's motion, on the device of its computation; None: that motion must be given.
-            compat: Whether to project as AniPortrait does, for its published weights (`projection.project`).
         """
         self.audio2mesh = None if audio2mesh is None else audio2mesh.eval()
         self.audio2pose = None if audio2pose is None else audio2pose.eval()
-        self.compat = compat
 
     def num_frames(self, samples: np.ndarray, fps: float | None = None) -> int:
         """Number F of frames of the result.
@@ -80,14 +75,14 @@ class AudioToLandmarks:
         mesh_smoothing: int | None = None,
         fps: float | None = None,
         progress: ProgressCallback | None = None,
-    ) -> LandmarkMotion:
-        """Moving face for speech, with its landmarks in the image.
+    ) -> Motion:
+        """Motion of a portrait's face for speech.
 
         Args:
             samples: Speech, float mono `[N]` at 16 kHz, at least one sample.
             reference_mesh: Neutral mesh of the portrait, `[468, 3]` in cm.
             reference_pose_matrix: Head pose of the portrait, `[4, 4]`.
-            width: Width of the portrait in pixels; only its ratio to `height` matters.
+            width: Width of the portrait in pixels.
             height: Height of the portrait in pixels.
             pose: Head motion: `audio` (by Audio2Pose), `still`, or given as `[F, 6]` degrees and cm relative to the
                 portrait, at the result's frame rate (`num_frames` of them).
@@ -99,7 +94,7 @@ class AudioToLandmarks:
             progress: Progress callback; None: none.
 
         Returns:
-            The moving face, with F frames.
+            Motion of F frames with meshes.
 
         Raises:
             ValueError: No samples, an identity or pose that does not fit, or weights that give no finite motion.
@@ -125,17 +120,19 @@ class AudioToLandmarks:
         # Mesh at the result's frame rate: the portrait's own, moved by the predicted offsets.
         offsets = self.predict_offsets(samples, smoothing=mesh_smoothing, progress=progress)
         mesh = resample_frames(offsets, mesh_model.fps, rate, count)
-        mesh += np.asarray(reference_mesh, dtype=np.float32)  # [F, 468, 3]
+        neutral = np.asarray(reference_mesh, dtype=np.float32)
+        mesh += neutral  # [F, 468, 3]
 
-        # The mesh in each pose, and its landmarks in the image.
-        return place(
-            mesh,
-            pose,
-            reference_pose_matrix=reference_pose_matrix,
+        if not (np.isfinite(mesh).all() and np.isfinite(pose).all()):
+            raise ValueError("the predicted motion holds values that are not finite: the weights are damaged")
+        return Motion(
+            pose_matrix=placed_pose(pose, reference_pose_matrix),
+            neutral=neutral,
+            mesh=mesh,
+            valid=np.ones(count, bool),
+            fps=rate,
             width=width,
             height=height,
-            fps=rate,
-            compat=self.compat,
         )
 
     def _mesh_model(self) -> Audio2Mesh:
@@ -165,15 +162,7 @@ class AudioToLandmarks:
         encode = _with_progress(model, "mesh from speech", num_frames(len(samples), model.fps), progress)
         offsets = encode_long(encode, _prepared(samples, model), model.fps).float().cpu().numpy()
         window = model.smoothing if smoothing is None else smoothing
-        if window == 1:
-            return offsets
-
-        # Vertices are smoothed independently, so a few at a time give the same result in less memory.
-        smooth = np.empty_like(offsets)
-        for first in range(0, offsets.shape[1], _COLUMNS):
-            part = slice(first, first + _COLUMNS)
-            smooth[:, part] = moving_average(offsets[:, part], window)
-        return smooth
+        return offsets if window == 1 else narrow_average(offsets, window)
 
     @torch.inference_mode()
     def predict_pose(

@@ -20,6 +20,7 @@ from talkinghead.models.lmk2video.denoiser import Denoiser
 from talkinghead.models.lmk2video.pose_guider import PoseGuider
 from talkinghead.models.lmk2video.reference_net import ReferenceNet
 from talkinghead.models.weights import quiet_libraries
+from talkinghead.motion.motion import Motion
 from talkinghead.pipelines.audio_to_landmarks import AudioToLandmarks
 from talkinghead.pipelines.lmk2video.animation import Animation, check_request
 from talkinghead.pipelines.lmk2video.clip_request import CALLBACK_TENSORS, ClipRequest, VideoRequest, takes
@@ -226,8 +227,16 @@ class TalkingHeadPipeline(DiffusionPipeline):
 
     @property
     def motion(self) -> AudioToLandmarks:
-        """Function from speech to a moving face, `motion(samples, …)`, see `AudioToLandmarks.__call__`."""
-        return AudioToLandmarks(self.audio2mesh, self.audio2pose, compat=self.config["compat"])
+        """Function from speech to the motion of a face, `motion(samples, …)`, see `AudioToLandmarks.__call__`."""
+        return AudioToLandmarks(self.audio2mesh, self.audio2pose)
+
+    def landmarks(self, motion: Motion) -> np.ndarray:
+        """Landmarks of a motion, `[F, 468, 2]`, in the projection that these weights were trained on.
+
+        Raises:
+            ValueError: The motion has no meshes, or the head moves behind the camera.
+        """
+        return motion.landmarks(compat=self.config["compat"])
 
     def check_inputs(self, request: ClipRequest) -> None:
         """Refuse requests that the networks cannot fulfil, before anything is computed.

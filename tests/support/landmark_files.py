@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from talkinghead.motion.landmark_motion import LandmarkMotion
+
+@dataclass(frozen=True, kw_only=True)
+class LandmarkFile:
+    """Arrays of F frames as they were written, and their frame rate."""
+
+    mesh: np.ndarray
+    pose: np.ndarray
+    pose_matrix: np.ndarray
+    landmarks: np.ndarray
+    fps: float
+
+    def __len__(self) -> int:
+        return len(self.mesh)
 
 
-def read_motion(path: Path) -> LandmarkMotion:
-    """Motion as it was written."""
+def read_landmark_file(path: Path) -> LandmarkFile:
+    """Arrays as they were written."""
     with np.load(path, allow_pickle=False) as content:
         arrays = {name: content[name] for name in ("mesh", "pose", "pose_matrix", "landmarks")}
-        return LandmarkMotion(**arrays, fps=float(content["fps"]))
+        return LandmarkFile(**arrays, fps=float(content["fps"]))

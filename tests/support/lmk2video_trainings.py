@@ -12,7 +12,8 @@ from tests.support.lmk2video_tasks import SMALL
 from tests.support.training import lines, tensors_of
 from train.config import CheckpointConfig, LogConfig, OptimizerConfig, ScheduleConfig, ValidationConfig
 from train.recipe import Recipe, make_task, recipes_of
-from train.run.run_folder import RunConfig, RunFolder
+from train.run.run_config import RunConfig
+from train.run.run_folder import RunFolder
 from train.trainer.loop import Trainer
 from train.trainer.port import LocalPort
 

@@ -18,9 +18,9 @@ from talkinghead.models.lmk2video.published import PoseGuiderMode, published_pos
 from talkinghead.models.lmk2video.reference_net import ReferenceNet
 from talkinghead.models.lmk2video.sizes import denoiser_config, pose_guider_config, reference_net_config
 from talkinghead.models.noise_schedule import PAPER, Sampler
-from talkinghead.motion.landmark_motion import place
 from talkinghead.pipelines.talking_head import TalkingHeadPipeline
 from talkinghead.rng import key_bits
+from tests.support.motions import motion_about
 
 POSE = np.array([2.0, -4.0, 1.0, 0.0, 0.0, -32.0])
 """Pose of the head in the reference, degrees and cm."""
@@ -78,10 +78,10 @@ def tiny_request(frames: int, width: int = 64, height: int = 64) -> dict[str, An
     jaw = mesh[0, :, 1] < np.quantile(mesh[0, :, 1], 0.25)
     mesh[:, jaw, 1] -= (1 + np.sin(2 * np.pi * 3 * time))[:, None].astype(np.float32) / 2
     options: dict[str, Any] = {"reference_pose_matrix": matrix_from_pose(POSE), "width": width, "height": height}
-    still = place(mean_face().vertices[None].astype(np.float32), np.zeros((1, 6)), fps=25, **options)
+    still = motion_about(mean_face().vertices[None], np.zeros((1, 6)), **options)
     ramp = np.linspace(40, 220, width)[None, :, None] * np.linspace(0.3, 1.0, height)[:, None, None]
     return {
         "reference": (ramp * np.array([1.0, 0.8, 0.6])).astype(np.uint8),
-        "landmarks": place(mesh, pose, fps=25, **options).landmarks,
-        "reference_landmarks": still.landmarks[0],
+        "landmarks": motion_about(mesh, pose, **options).landmarks(),
+        "reference_landmarks": still.landmarks()[0],
     }

@@ -16,16 +16,18 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from shards.microbatches import Share
 from shards.order import SampleOrder
 from talkinghead import rng
+from talkinghead.media.talking_video import write_talking_video
 from talkinghead.provenance import hash_file
 from train.clip_choice import ReadVersions
 from train.config import CheckpointConfig, LogConfig, OptimizerConfig, TrainConfig, ValidationConfig
-from train.data_sets import DataSets
+from train.data_sets import DataSets, together
 from train.recipe import Recipe
 from train.task import Step, Task, Totals
 
@@ -50,6 +52,14 @@ class Config:
     """Slots whose loss is NaN."""
     bad_gradient: tuple[int, ...] = ()
     """Slots whose loss is finite and whose gradient is not."""
+    jump: tuple[int, ...] = ()
+    """Slots whose loss is a thousand times as large."""
+    held_out: int = 5
+    """Number of held-out samples."""
+    bad_held_out: tuple[int, ...] = ()
+    """Numbers of those that cannot be read."""
+    unreadable: tuple[int, ...] = ()
+    """Samples that cannot be read, as damaged clips cannot."""
     wait_s: float = 0.0
     """Seconds that reading waits for each sample."""
     last_slot: int | None = None
@@ -61,6 +71,8 @@ class Config:
     validate_s: float = 0.0
     """Seconds that a validation takes."""
     fail_validation: bool = False
+    show: bool = False
+    """Whether a validation writes an image and a video."""
     features: str = "drawn"
     """Folder with frozen features (`features.safetensors`), or `drawn`: from a seed."""
 
@@ -107,14 +119,39 @@ class ToyDataset:
     def __len__(self) -> int:
         return self.config.num_samples
 
+    def key(self, at: int | Share) -> str:
+        """Key of the sample of a slot."""
+        return f"toy-{self.order.at(Share.of(at).slot)[1]}"
+
     def __getitem__(self, at: int | Share) -> dict[str, Any]:
-        slot = at.slot if isinstance(at, Share) else at
+        slot = Share.of(at).slot
         while self.config.last_slot is not None and slot > self.config.last_slot:
             time.sleep(0.02)
         if self.config.wait_s:
             time.sleep(self.config.wait_s)
         epoch, sample = self.order.at(slot)
+        if sample in self.config.unreadable:
+            raise ValueError(f"toy-{sample} is cut off")
         return item_of(sample) | {"slot": slot, "epoch": epoch}
+
+
+class ToyHeldOut:
+    """Held-out items by slot; their samples are those from 2000 on."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    def __len__(self) -> int:
+        return self.config.held_out
+
+    def key(self, at: int | Share) -> str:
+        """Key of the sample of a slot."""
+        return f"toy-{2000 + Share.of(at).slot % len(self)}"
+
+    def __getitem__(self, slot: int) -> dict[str, Any]:
+        if slot % len(self) in self.config.bad_held_out:
+            raise ValueError(f"{self.key(slot)} is damaged")
+        return item_of(2000 + slot % len(self)) | {"slot": slot}
 
 
 def item_of(sample: int) -> dict[str, Any]:
@@ -167,6 +204,9 @@ class ToyTask(Task):
     def dataset(self, seed: int) -> ToyDataset:
         return ToyDataset(self.config, seed)
 
+    def held_out(self, seed: int, count: int) -> Any:
+        return together([ToyHeldOut(self.config)] if self.config.held_out else [], seed)
+
     def loss(
         self,
         module: nn.Module,
@@ -193,7 +233,9 @@ class ToyTask(Task):
             loss = (error * alive).square().sqrt().square()
         spoil = torch.tensor([float("nan") if slot in self.config.bad_loss else 0.0 for slot in slots])
         loss = loss + spoil.to(loss)
-        return Step(losses={"loss": loss, "absolute": error.abs()})
+        loss = loss * torch.tensor([1e3 if slot in self.config.jump else 1.0 for slot in slots]).to(loss)
+        above = batch["target"] > 0
+        return Step(losses={"loss": loss, "absolute": error.abs()}, figures={"absolute/above_0": (error.abs(), above)})
 
     def export(self, module: nn.Module, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -214,6 +256,10 @@ class ToyTask(Task):
             loss = float((module.eval()(batch["inputs"].to(device)).cpu() - batch["target"]).square().mean())
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "validation.json").write_text(json.dumps({"loss": loss}))
+        if self.config.show:
+            frames = [np.full((48, 64, 3), 9 * number, np.uint8) for number in range(10)]
+            Image.fromarray(frames[5]).save(folder / "sheet.png")
+            write_talking_video(folder / "clip.mp4", iter(frames), width=64, height=48, fps=25)
         return {"loss": loss}
 
 

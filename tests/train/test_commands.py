@@ -37,7 +37,7 @@ def one_error(command: Command, status: int = 2) -> str:
 
 def test_a_run_leaves_everything(finished: Path) -> None:
     names = {entry.name for entry in finished.iterdir()}
-    expected = "config.json task checkpoints metrics.jsonl validation pretrained_model index.html logs .lock"
+    expected = "config.json task checkpoints metrics.jsonl validation weights pretrained_model index.html logs .lock"
     assert names == set(expected.split())
     lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == [2, 4, 6, 8]
@@ -74,7 +74,8 @@ def test_help_at_every_level_says_everything(tmp_path: Path) -> None:
         (["--train.optimizer.learning-rate", "nan"], "learning_rate must be a number above 0, not nan"),
         (["--workers", 2, "--launch", "local"], "--launch local is one process"),
         (["--min-workers", 1], "--min-workers is for --launch ray"),
-        (["--run", "s3://bucket/run"], "must be a folder"),
+        (["--run", "gs://bucket/run"], "it can be a folder, or s3://…"),
+        (["--run", "s3://key:secret@bucket/run"], "was given with credentials"),
         (["--run", ""], "RUN is empty"),
         (["--data", ""], "--data is empty"),
         (["--run", "/proc/1/x"], "/proc"),
@@ -109,7 +110,8 @@ def test_a_corrected_command_works(tmp_path: Path) -> None:
     done = run_train(tmp_path / "e", *toy(run))
     assert done.process.exitcode == 0 and "started anew" in done.stderr
     known = json.loads((run / "pretrained_model" / "training.json").read_text())
-    assert known["step"] == 8 and known["weights"]["features"]["name"] == "drawn" and str(tmp_path) not in str(known)
+    assert known["step"] == 8 and known["data_licences"] is None, "these data are no data set"
+    assert known["weights"]["features"]["name"] == "drawn" and str(tmp_path) not in str(known)
 
 
 def test_what_stands_in_the_run_is_one_line(finished: Path, tmp_path: Path) -> None:
@@ -119,16 +121,19 @@ def test_what_stands_in_the_run_is_one_line(finished: Path, tmp_path: Path) -> N
     assert "config.width: 8 -> 16; train.seed: 0 -> 1" in line
     newest = run / "checkpoints" / "step-00000008"
     (newest / "__0_0.distcp").write_bytes(b"")
-    line = one_error(run_train(tmp_path / "b", *toy(run, "--train.steps", 12)))
-    assert f"{newest} is damaged" in line and "delete that folder to go on from step 4" in line
-    shutil.rmtree(newest)
-    done = run_train(tmp_path / "c", *toy(run, "--train.steps", 12))
+    done = run_train(tmp_path / "b", *toy(run, "--train.steps", 12))
     assert done.process.exitcode == 0 and "going on from step 4" in done.stderr
+    said = "checkpoint step-00000008 is damaged (__0_0.distcp is not as it was written)"
+    assert said in done.stderr and (run / "checkpoints" / "damaged-step-00000008").is_dir()
+    for step in (8, 12):
+        (run / "checkpoints" / f"step-{step:08d}" / ".metadata").write_bytes(b"")
+    line = one_error(run_train(tmp_path / "c", *toy(run, "--train.steps", 16)))
+    assert f"every checkpoint in {run / 'checkpoints'} is damaged (the newest: step-00000012, .metadata" in line
     (run / "config.json").write_text('{"format": 1,')
     assert "config.json is damaged" in one_error(run_train(tmp_path / "d", *toy(run)))
     assert "there is no run" in one_error(run_train(tmp_path / "e", "overview", "--run", tmp_path / "nowhere"))
-    line = one_error(run_train(tmp_path / "f", "validate", "--run", finished, "--step", 8))
-    assert "weights of step 8 are not in" in line
+    line = one_error(run_train(tmp_path / "f", "validate", "--run", finished, "--step", 7))
+    assert "weights of step 7 are neither in" in line
 
 
 def test_a_second_training_in_a_run_is_refused(tmp_path: Path) -> None:

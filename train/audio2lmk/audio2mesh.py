@@ -7,32 +7,30 @@ Dimensions: B samples, F frames of a window, 468 vertices of the mesh.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
-from infer.evaluation.motion_evaluation import ClipCallback, Evaluation, TrueClip, evaluate_mesh, read_clips
-from shards.reader import Sample
 from talkinghead.geometry.face_regions import LIPS
 from talkinghead.models.audio2lmk.audio2mesh import Audio2Mesh
-from talkinghead.pipelines.audio_to_landmarks import AudioToLandmarks
 from train.audio2lmk.corpus import CorpusConfig
+from train.audio2lmk.held_out import of_clips
 from train.audio2lmk.task import (
     SpeechConfig,
     SpeechTask,
     frame_mean,
     frame_steps,
     paper_training,
+    speech_on_many_gpus,
     speech_window,
     tiny_training,
 )
-from train.audio2lmk.validation import validate_clips
+from train.audio2lmk.validation import validate_mesh
 from train.data_sets import DataSets
+from train.many_gpus import NEW_RATE
 from train.recipe import Recipe
 from train.task import Batch, Step, Totals
 
@@ -85,12 +83,12 @@ class Audio2MeshTask(SpeechTask[Audio2MeshConfig]):
     ) -> Step:
         """Mean absolute error in cm over the frames with a face, and that of the velocity where asked for."""
         # Predict offsets from speech: [B, F * 640] → [B, F, 468, 3] in cm.
-        levels = self.corpus.speech_levels(batch["keys"])
+        levels = of_clips(batch, "speech_levels", self.corpus.speech_levels)
         samples, mask = speech_window(batch, levels, min_frames=self.config.min_window_frames, seed=seed)
         predicted = module(samples, mask.shape[1], mask).float()
         # Compare them with the true ones in frames with a face. Others are NaN, and NaN times 0 would still be NaN:
         # `where` keeps them out of the gradient, too.
-        neutral = self.corpus.neutral_meshes(batch["keys"]).to(predicted.device)
+        neutral = of_clips(batch, "neutral", self.corpus.neutral_meshes).to(predicted.device)
         target = batch["mesh"] - neutral[:, None]
         seen = mask & batch["valid"]
         error = torch.where(seen[..., None, None], predicted - target, 0.0)
@@ -113,24 +111,7 @@ class Audio2MeshTask(SpeechTask[Audio2MeshConfig]):
         """Evaluate whole held-out clips, and training clips to see the fit, against the baselines."""
         model = Audio2Mesh.from_pretrained(weights).eval()
         nn.Module.to(model, device)
-        pipeline = AudioToLandmarks(model)
-        speakers = self.corpus.speakers
-
-        def predict(clip: TrueClip) -> np.ndarray:
-            return pipeline.predict_offsets(clip.audio)
-
-        def evaluate(samples: Sequence[Sample], *, held_out: bool, on_clip: ClipCallback) -> Evaluation:
-            return evaluate_mesh(
-                predict,
-                read_clips(samples, "mesh"),
-                mean_offset=speakers.mean_offset,
-                # The neutral mesh of a held-out speaker is estimated from the clip, as users would take it from a
-                # portrait.
-                neutral=None if held_out else lambda clip: speakers[clip.speaker].neutral.mesh,
-                on_clip=on_clip,
-            )
-
-        return validate_clips(self.corpus, "mesh", self.config.validation_clips, folder, evaluate)
+        return validate_mesh(model, self.corpus, self.config.validation_clips, folder)
 
 
 # --- recipes ----------------------------------------------------------------------------------------------------------
@@ -149,10 +130,69 @@ def paper() -> Recipe:
     of steps, warm-up, clipping of the gradient and averaging of the weights were not published, so those are ours. Set
     `--config.wav2vec` to a folder with wav2vec2-base-960h.
     """
-    config = Audio2MeshConfig(wav2vec="wav2vec2-base-960h", window_frames=250, min_window_frames=50)
-    return Recipe(config=config, train=paper_training(steps=50_000))
+    return Recipe(config=_published(), train=paper_training(_STEPS))
 
 
-RECIPES = {"tiny": tiny, "paper": paper}
+def a100x4() -> Recipe:
+    """Four A100 of 40 GB or more: 400,000 windows of 10 s in 12,500 steps of 32.
+
+    Set `--config.wav2vec` as for `paper`. Windows: as many as `paper` takes, ours. Rate: the published 1e-5, which
+    `paper` takes for 8 windows, times the square root of 32 / 8: 2e-5. The layers after the encoder, new and with
+    outputs of zero, learn at 4 times that, 8e-5. That factor, the batch, the warm-up (500 steps) and the averages
+    (decay 0.9999) are ours; train/many_gpus.py says why.
+
+    Memory of a GPU, counted: weights, gradients, moments and averages 1.8 GB (DDP), 0.1 GB for each of 8 windows.
+
+    Time, counted: 0.23 TFLOP a window, forward and backward: 4 minutes at 30 % (assumed) of 4 x 312 TFLOPS, so that
+    reading decides how long it takes. Nothing was measured on a GPU.
+    """
+    return _many_gpus("a100x4")
+
+
+def h100x8() -> Recipe:
+    """Eight H100 of 80 GB: 800,000 windows of 10 s in 12,500 steps of 64.
+
+    Set `--config.wav2vec` as for `paper`. Windows: twice as many as `paper` takes, for more data. Rate: the published
+    1e-5, which `paper` takes for 8 windows, times the square root of 64 / 8: 2.8e-5. The layers after the encoder, new
+    and with outputs of zero, learn at 4 times that, 1.1e-4. That factor, the batch, the warm-up (500 steps) and the
+    averages (decay 0.9999) are ours; train/many_gpus.py says why.
+
+    Memory of a GPU, counted: weights, gradients, moments and averages 1.8 GB (DDP), 0.1 GB for each of 8 windows.
+
+    Time, counted: 0.23 TFLOP a window, forward and backward: a minute at 30 % (assumed) of 8 x 989 TFLOPS, so that
+    reading decides how long it takes. Nothing was measured on a GPU.
+    """
+    return _many_gpus("h100x8")
+
+
+def h100x64() -> Recipe:
+    """64 H100 of 80 GB: 1.6 million windows of 10 s in 12,500 steps of 128. Fewer GPUs are as good, see below.
+
+    Set `--config.wav2vec` as for `paper`. Windows: four times as many as `paper` takes, for more data. Rate: the
+    published 1e-5, which `paper` takes for 8 windows, times the square root of 128 / 8: 4e-5. The layers after the
+    encoder, new and with outputs of zero, learn at 4 times that, 1.6e-4. That factor, the batch, the warm-up (500
+    steps) and the averages (decay 0.9999) are ours; train/many_gpus.py says why.
+
+    Memory of a GPU, counted: weights, gradients, moments and averages 1.8 GB (DDP), 0.1 GB for each of 2 windows.
+
+    Time, counted: 0.23 TFLOP a window, forward and backward: 19 seconds at 30 % (assumed) of 64 x 989 TFLOPS, so that
+    reading and the exchange (0.4 GB of gradients a step) decide how long it takes. Nothing was measured on a GPU.
+    """
+    return _many_gpus("h100x64")
+
+
+_STEPS = 50_000
+"""Steps of `paper`."""
+
+
+def _published(new_rate: float = 1.0) -> Audio2MeshConfig:
+    return Audio2MeshConfig(wav2vec="wav2vec2-base-960h", window_frames=250, min_window_frames=50, new_rate=new_rate)
+
+
+def _many_gpus(name: str) -> Recipe:
+    return Recipe(config=_published(NEW_RATE), train=speech_on_many_gpus(name, _STEPS))
+
+
+RECIPES = {"tiny": tiny, "paper": paper, "a100x4": a100x4, "h100x8": h100x8, "h100x64": h100x64}
 Config = Audio2MeshConfig
 make = Audio2MeshTask

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,34 +18,26 @@ import numpy as np
 import torch
 from torch import nn
 
-from infer.evaluation.motion_evaluation import (
-    ClipCallback,
-    Evaluation,
-    TrueClip,
-    evaluate_pose,
-    identity_of,
-    read_clips,
-)
-from shards.reader import Sample
 from talkinghead import rng
 from talkinghead.models.audio2lmk.audio2pose import Audio2Pose
-from talkinghead.models.speech.encoder import normalise
 from talkinghead.motion.rest_pose import pose_origin, previous_poses, relative_pose
-from talkinghead.pipelines.audio_to_landmarks import AudioToLandmarks
 from train.audio2lmk.corpus import CorpusConfig
+from train.audio2lmk.held_out import of_clips
 from train.audio2lmk.task import (
     SpeechConfig,
     SpeechTask,
     frame_mean,
     frame_steps,
     paper_training,
+    speech_on_many_gpus,
     speech_window,
     tiny_training,
 )
-from train.audio2lmk.validation import validate_clips
+from train.audio2lmk.validation import validate_pose
 from train.data_sets import DataSets
+from train.many_gpus import NEW_RATE
 from train.recipe import Recipe
-from train.task import Batch, Step, Totals
+from train.task import Batch, PartialFigures, Step, Totals
 
 log = logging.getLogger(__name__)
 
@@ -134,16 +125,16 @@ class Audio2PoseTask(SpeechTask[Audio2PoseConfig]):
     def prepare(self) -> None:
         """Derive rest poses, identities and statistics; see `train.audio2lmk.corpus`."""
         super().prepare()
-        if self.num_identities < (known := len(self.corpus.speakers)):
+        if self.identities < (known := len(self.corpus.speakers)):
             log.warning(
                 "%d training speakers share %d identities, so a speaker's name picks a mixture of several: leave"
                 " num_identities at None for one each",
                 known,
-                self.num_identities,
+                self.identities,
             )
 
     @property
-    def num_identities(self) -> int:
+    def identities(self) -> int:
         """Number of rows of the identity embedding."""
         if self.config.num_identities is not None:
             return self.config.num_identities
@@ -160,7 +151,7 @@ class Audio2PoseTask(SpeechTask[Audio2PoseConfig]):
             heads=config.heads,
             feed_forward=config.feed_forward,
             dropout=config.dropout,
-            num_identities=self.num_identities,
+            num_identities=self.identities,
             memory_attention=config.memory_attention,
             memory_window=config.memory_window,
             context=config.context,
@@ -185,7 +176,7 @@ class Audio2PoseTask(SpeechTask[Audio2PoseConfig]):
         """Mean absolute error over the six numbers (in standard deviations when normalised) and the frames."""
         # Speech [B, F * 640], and the true poses before each frame [B, F, 6], with noise. The zero that every window
         # begins with stays: inference begins with it, too.
-        levels = self.corpus.speech_levels(batch["keys"])
+        levels = of_clips(batch, "speech_levels", self.corpus.speech_levels)
         samples, mask = speech_window(batch, levels, min_frames=self.config.min_window_frames, seed=seed)
         pose, previous = self._poses(batch)
         if self.config.history_noise:
@@ -193,8 +184,8 @@ class Audio2PoseTask(SpeechTask[Audio2PoseConfig]):
         pose, previous = pose.to(samples.device), previous.to(samples.device)
         # Predict the poses [B, F, 6], with the row of each speaker in the identity embedding.
         scale = pose.new_tensor(self._scale)
-        identity = torch.tensor(self.corpus.identities(batch["keys"]), device=samples.device)
-        predicted = module(samples, previous, identity % self.num_identities, mask).float()
+        identity = torch.as_tensor(of_clips(batch, "identity", self.corpus.identities), device=samples.device)
+        predicted = module(samples, previous, identity % self.identities, mask).float()
         # Compare them with the true ones, in frames with a face.
         seen = mask & batch["valid"]
         error = torch.where(seen[..., None], (predicted - pose) / scale, 0.0)
@@ -206,7 +197,7 @@ class Audio2PoseTask(SpeechTask[Audio2PoseConfig]):
             steps, pairs = frame_steps(error, seen)
             velocity = frame_mean(steps.abs().mean(dim=-1), pairs)
             losses["loss"] = loss + self.config.velocity_weight * velocity
-        return Step(losses=losses)
+        return Step(losses=losses, figures=self._by_noise(losses["loss"], batch["slot"], seed))
 
     @property
     def _scale(self) -> tuple[float, ...]:
@@ -217,13 +208,14 @@ class Audio2PoseTask(SpeechTask[Audio2PoseConfig]):
 
     def _poses(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Relative poses in degrees and cm (0 in frames without a face, which do not count), and the poses that the
-        decoder sees before each of them, as in `infer.evaluation.motion_evaluation`: `[B, F, 6]` each, on the CPU."""
+        decoder sees before each of them, as in evaluations: `[B, F, 6]` each, on the CPU."""
         # In float64: angles come out of products of matrices.
         matrices = batch["pose_matrix"].cpu().numpy().astype(np.float64)
         seen = batch["valid"].cpu().numpy()
         matrices[~seen] = np.nan
         poses, previous = (np.zeros((*seen.shape, 6), np.float32) for _ in range(2))
-        for row, origin in enumerate(self.corpus.rest_poses(batch["keys"])):
+        for row, origin in enumerate(of_clips(batch, "rest", self.corpus.rest_poses)):
+            origin = np.asarray(origin.cpu() if torch.is_tensor(origin) else origin)
             if not seen[row].any():
                 continue
             if self.config.pose_origin == "first":
@@ -234,6 +226,16 @@ class Audio2PoseTask(SpeechTask[Audio2PoseConfig]):
             poses[row] = np.nan_to_num(true)
             previous[row] = previous_poses(true)
         return torch.from_numpy(poses), torch.from_numpy(previous)
+
+    def _by_noise(self, loss: torch.Tensor, slots: torch.Tensor, seed: int) -> PartialFigures:
+        """Loss of the samples whose previous poses are disturbed little, and of the others: a decoder that copies and
+        does not listen is good at the first alone."""
+        if not self.config.history_noise:
+            return {}
+        # The first number that `_noise` draws is the strength.
+        strengths = [rng.generator(seed, "history noise", slot).random() for slot in slots.tolist()]
+        strong = torch.tensor(strengths, device=loss.device) >= 0.5
+        return {"loss/weak_noise": (loss, ~strong), "loss/strong_noise": (loss, strong)}
 
     def _noise(self, slots: torch.Tensor, shape: torch.Size, seed: int) -> torch.Tensor:
         noise = np.zeros(shape, np.float32)
@@ -249,34 +251,7 @@ class Audio2PoseTask(SpeechTask[Audio2PoseConfig]):
         """Evaluate whole held-out clips, and training clips to see the fit, against the baselines."""
         model = Audio2Pose.from_pretrained(weights).eval()
         nn.Module.to(model, device)
-        pipeline = AudioToLandmarks(None, model)
-
-        def identity(clip: TrueClip) -> int:
-            return identity_of(clip.speaker, self.corpus.speakers, model.id_embed.num_embeddings)
-
-        # As users get it: the decoder sees its own poses.
-        def free_running(clip: TrueClip) -> np.ndarray:
-            return pipeline.predict_pose(clip.audio, identity=identity(clip))
-
-        # As in training, but without noise: the decoder sees the true poses.
-        @torch.inference_mode()
-        def teacher_forced(clip: TrueClip, previous: np.ndarray) -> np.ndarray:
-            samples = normalise(torch.from_numpy(clip.audio))[None].to(device)
-            known = torch.from_numpy(previous).float()[None].to(device)
-            return model(samples, known, torch.tensor([identity(clip)], device=device)).float()[0].cpu().numpy()
-
-        def evaluate(samples: Sequence[Sample], *, held_out: bool, on_clip: ClipCallback) -> Evaluation:
-            del held_out  # poses are relative to each clip's own origin
-            return evaluate_pose(
-                free_running,
-                read_clips(samples, "pose"),
-                teacher_forced=teacher_forced,
-                mean_pose=np.array(self.corpus.statistics.pose_mean),
-                origin=self.config.pose_origin,
-                on_clip=on_clip,
-            )
-
-        return validate_clips(self.corpus, "pose", self.config.validation_clips, folder, evaluate)
+        return validate_pose(model, self.corpus, self.config.pose_origin, self.config.validation_clips, folder)
 
 
 # --- recipes ----------------------------------------------------------------------------------------------------------
@@ -306,7 +281,7 @@ def paper() -> Recipe:
     code; noise on the history; no dropout; 25 fps; batch size, number of steps, warm-up, clipping of the gradient and
     averaging of the weights, which were not published. Set `--config.wav2vec` to a folder with wav2vec2-base-960h.
     """
-    return Recipe(config=Audio2PoseConfig(wav2vec="wav2vec2-base-960h"), train=paper_training(steps=100_000))
+    return Recipe(config=Audio2PoseConfig(wav2vec="wav2vec2-base-960h"), train=paper_training(_STEPS))
 
 
 def compat() -> Recipe:
@@ -333,6 +308,70 @@ def compat() -> Recipe:
     return dataclasses.replace(recipe, config=config)
 
 
-RECIPES = {"tiny": tiny, "paper": paper, "compat": compat}
+def a100x4() -> Recipe:
+    """Four A100 of 40 GB or more: 800,000 windows of 10 s in 25,000 steps of 32.
+
+    Set `--config.wav2vec` as for `paper`. Windows: as many as `paper` takes, ours. Rate: the published 1e-5, which
+    `paper` takes for 8 windows, times the square root of 32 / 8: 2e-5. The decoder, new and with outputs of zero,
+    learns at 4 times that, 8e-5. That factor, the batch, the warm-up (500 steps) and the averages (decay 0.9999) are
+    ours; train/many_gpus.py says why.
+
+    Memory of a GPU, counted: weights, gradients, moments and averages 2.3 GB (DDP), 0.2 GB for each of 8 windows.
+
+    Time, counted: 0.27 TFLOP a window, forward and backward: 10 minutes at 30 % (assumed) of 4 x 312 TFLOPS, so that
+    reading decides how long it takes. Nothing was measured on a GPU.
+    """
+    return _many_gpus("a100x4")
+
+
+def h100x8() -> Recipe:
+    """Eight H100 of 80 GB: 1.6 million windows of 10 s in 25,000 steps of 64.
+
+    Set `--config.wav2vec` as for `paper`. Windows: twice as many as `paper` takes, for more data. Rate: the published
+    1e-5, which `paper` takes for 8 windows, times the square root of 64 / 8: 2.8e-5. The decoder, new and with outputs
+    of zero, learns at 4 times that, 1.1e-4. That factor, the batch, the warm-up (500 steps) and the averages (decay
+    0.9999) are ours; train/many_gpus.py says why.
+
+    Memory of a GPU, counted: weights, gradients, moments and averages 2.3 GB (DDP), 0.2 GB for each of 8 windows.
+
+    Time, counted: 0.27 TFLOP a window, forward and backward: 3 minutes at 30 % (assumed) of 8 x 989 TFLOPS, so that
+    reading decides how long it takes. Nothing was measured on a GPU.
+    """
+    return _many_gpus("h100x8")
+
+
+def h100x64() -> Recipe:
+    """64 H100 of 80 GB: 3.2 million windows of 10 s in 25,000 steps of 128. Fewer GPUs are as good, see below.
+
+    Set `--config.wav2vec` as for `paper`. Windows: four times as many as `paper` takes, for more data. Rate: the
+    published 1e-5, which `paper` takes for 8 windows, times the square root of 128 / 8: 4e-5. The decoder, new and with
+    outputs of zero, learns at 4 times that, 1.6e-4. That factor, the batch, the warm-up (500 steps) and the averages
+    (decay 0.9999) are ours; train/many_gpus.py says why.
+
+    Memory of a GPU, counted: weights, gradients, moments and averages 2.3 GB (DDP), 0.2 GB for each of 2 windows.
+
+    Time, counted: 0.27 TFLOP a window, forward and backward: 46 seconds at 30 % (assumed) of 64 x 989 TFLOPS, so that
+    reading and the exchange (0.5 GB of gradients a step) decide how long it takes. Nothing was measured on a GPU.
+    """
+    return _many_gpus("h100x64")
+
+
+_STEPS = 100_000
+"""Steps of `paper`."""
+
+
+def _many_gpus(name: str) -> Recipe:
+    config = Audio2PoseConfig(wav2vec="wav2vec2-base-960h", new_rate=NEW_RATE)
+    return Recipe(config=config, train=speech_on_many_gpus(name, _STEPS))
+
+
+RECIPES = {
+    "tiny": tiny,
+    "paper": paper,
+    "compat": compat,
+    "a100x4": a100x4,
+    "h100x8": h100x8,
+    "h100x64": h100x64,
+}
 Config = Audio2PoseConfig
 make = Audio2PoseTask

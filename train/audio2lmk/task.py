@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import abc
 import functools
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
@@ -27,17 +28,22 @@ from talkinghead import rng
 from talkinghead.models.speech.encoder import SpeechModel, build_encoder, standardise
 from talkinghead.models.speech.weights import Pretrained
 from talkinghead.models.weights import first_weights
+from talkinghead.motion.annotated import MOTION_COLUMNS
 from talkinghead.timebase import SAMPLES_PER_FRAME
 from train.audio2lmk.corpus import Corpus, CorpusConfig
+from train.audio2lmk.held_out import HeldOutWindows, MotionKind
 from train.clip_choice import ClipChoice, ReadVersions
 from train.config import (
     CheckpointConfig,
     EmaConfig,
     OptimizerConfig,
+    ParameterGroup,
     ScheduleConfig,
     TrainConfig,
     ValidationConfig,
 )
+from train.data_sets import together
+from train.many_gpus import MACHINES, many_gpus_training
 from train.sources import Source, check_fits, fill, warn_of_settings
 from train.task import Batch, Provenance, Task
 
@@ -66,6 +72,9 @@ class SpeechConfig(ClipChoice):
     """Number of frames, odd, of the moving average over predictions at inference; exported with the model. 1: none."""
     validation_clips: int = 4
     """Number of held-out clips that are validated, and of training clips next to them."""
+    new_rate: float = 1.0
+    """Factor on the learning rate of everything but the speech encoder, which alone begins with pretrained weights. 1:
+    all have the same. Without effect with `init`, where nothing is new."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -79,6 +88,8 @@ class SpeechConfig(ClipChoice):
             raise ValueError(f"smoothing must be an odd number of frames, not {self.smoothing}")
         if self.validation_clips < 1:
             raise ValueError("validation_clips must be at least 1")
+        if not 0 < self.new_rate < math.inf:
+            raise ValueError(f"new_rate must be a number above 0, not {self.new_rate}")
 
 
 Config = TypeVar("Config", bound=SpeechConfig)
@@ -151,6 +162,12 @@ class SpeechTask(Task, Generic[Config]):
             return {"init": Source(what=f"weights of {self.kind}")}
         return {"wav2vec": Source(what="speech encoder", part="audio_encoder")}
 
+    def parameter_groups(self) -> tuple[ParameterGroup, ...]:
+        """Everything but the encoder, where it is new and has a rate of its own."""
+        if self.config.init is not None or self.config.new_rate == 1:
+            return ()
+        return (ParameterGroup(match=r"^(?!audio_encoder\.)", rate=self.config.new_rate),)
+
     @functools.cached_property
     def init(self) -> Weights[Any]:
         """Weights that the training begins with.
@@ -171,6 +188,22 @@ class SpeechTask(Task, Generic[Config]):
         window = WindowConfig(num_frames=self.config.window_frames, columns=("audio", *self.columns))
         readers = self.corpus.reader(self.columns).readers
         return self.corpus.config.data.mixed([WindowDataset(reader, window, seed) for reader in readers], seed)
+
+    @property
+    def identities(self) -> int:
+        """Number of rows of the model's identity embedding, if it has one."""
+        return 1
+
+    def held_out(self, seed: int, count: int) -> SlotDataset | None:
+        """Held-out windows of speech and annotations; see `train.task.Task`."""
+        motion: MotionKind = "mesh" if self.kind == "audio2mesh" else "pose"
+        window = WindowConfig(num_frames=self.config.window_frames, columns=("audio", *self.columns))
+        found: list[SlotDataset] = []
+        for reader in self.corpus.reader(MOTION_COLUMNS, "val").readers:
+            if len(reader):
+                windows = WindowDataset(reader, window, seed)
+                found.append(HeldOutWindows(windows, motion, self.corpus.speakers, self.identities))
+        return together(found, seed)
 
     def export(self, module: nn.Module, folder: Path) -> None:
         """Write the model, the speakers (whose names are the identities, and from whose neutral meshes offsets are),
@@ -248,16 +281,39 @@ def tiny_training() -> TrainConfig:
     )
 
 
+PUBLISHED_OPTIMIZER = OptimizerConfig(name="adam", learning_rate=1e-5)
+"""AniPortrait's, for both models."""
+_BATCH = 8
+"""Windows of a step in `paper`."""
+
+
 def paper_training(steps: int) -> TrainConfig:
     """Trainer settings with AniPortrait's Adam, 1e-5. Batch size, warm-up, clipping of the gradient and averaging of
     the weights were not published, so those are ours."""
     return TrainConfig(
         steps=steps,
-        global_batch=8,
-        microbatch=8,
-        optimizer=OptimizerConfig(name="adam", learning_rate=1e-5),
+        global_batch=_BATCH,
+        optimizer=PUBLISHED_OPTIMIZER,
         schedule=ScheduleConfig(warmup_steps=500),
         ema=EmaConfig(decay=0.9995),
         checkpoint=CheckpointConfig(every=1000),
         validation=ValidationConfig(every=5000),
+    )
+
+
+def speech_on_many_gpus(name: str, paper_steps: int) -> TrainConfig:
+    """Trainer settings for a machine: as many windows as `paper` on the smallest one, in batches of 32, 64 or 128.
+
+    Args:
+        name: Name of the machine, and of the recipe.
+        paper_steps: Steps of `paper`.
+    """
+    return many_gpus_training(
+        MACHINES[name],
+        samples=paper_steps * _BATCH,
+        batch=32,
+        published=PUBLISHED_OPTIMIZER,
+        published_batch=_BATCH,
+        warmup_steps=500,
+        most_at_once=32,
     )

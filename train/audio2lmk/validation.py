@@ -5,12 +5,21 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
+import torch
 
 from infer.evaluation.evaluation_result import write_evaluations
-from infer.evaluation.motion_evaluation import COLUMNS, ClipCallback, Evaluation, Kind, Trace
+from infer.evaluation.motion_evaluation import (
+    ClipCallback,
+    Evaluation,
+    Trace,
+    TrueClip,
+    evaluate_mesh,
+    evaluate_pose,
+    read_clips,
+)
 from shards.order import spread
 from shards.reader import Sample
 from talkinghead import timebase
@@ -19,6 +28,13 @@ from talkinghead.geometry.canonical import mean_face
 from talkinghead.geometry.guidance import draw_guidance
 from talkinghead.geometry.pose import matrix_from_pose
 from talkinghead.media.talking_video import write_talking_video
+from talkinghead.models.audio2lmk.audio2mesh import Audio2Mesh
+from talkinghead.models.audio2lmk.audio2pose import Audio2Pose
+from talkinghead.models.speech.encoder import normalise
+from talkinghead.motion.annotated import MOTION_COLUMNS
+from talkinghead.motion.rest_pose import placed_pose
+from talkinghead.motion.speakers import identity_of
+from talkinghead.pipelines.audio_to_landmarks import AudioToLandmarks
 from train.audio2lmk.corpus import Corpus
 from train.run.plots import ValidationFigures
 
@@ -39,12 +55,83 @@ class Evaluate(Protocol):
         ...
 
 
-def validate_clips(corpus: Corpus, kind: Kind, count: int, folder: Path, evaluate: Evaluate) -> dict[str, float]:
+def validate_mesh(model: Audio2Mesh, corpus: Corpus, count: int, folder: Path) -> dict[str, float]:
+    """Evaluate a mesh model on whole clips; arguments and result are those of `validate_clips`.
+
+    Args:
+        model: Model on its device.
+        corpus: Clips of the run.
+        count: Number of clips of each split.
+        folder: Folder for what is written.
+    """
+    pipeline = AudioToLandmarks(model)
+    speakers = corpus.speakers
+
+    def predict(clip: TrueClip) -> np.ndarray:
+        return pipeline.predict_offsets(clip.audio)
+
+    def evaluate(samples: Sequence[Sample], *, held_out: bool, on_clip: ClipCallback) -> Evaluation:
+        # The neutral mesh of a held-out speaker is estimated from the clip, as users would take it from a portrait.
+        known = None if held_out else lambda speaker: speakers[speaker].neutral.mesh
+        return evaluate_mesh(
+            predict,
+            read_clips(samples, neutral=known),
+            mean_offset=speakers.mean_offset,
+            known_neutral=not held_out,
+            on_clip=on_clip,
+        )
+
+    return validate_clips(corpus, count, folder, evaluate)
+
+
+def validate_pose(
+    model: Audio2Pose, corpus: Corpus, origin: Literal["rest", "first"], count: int, folder: Path
+) -> dict[str, float]:
+    """Evaluate a pose model on whole clips; arguments and result are those of `validate_clips`.
+
+    Args:
+        model: Model on its device.
+        corpus: Clips of the run.
+        origin: Origin of the model's poses, see `talkinghead.motion.rest_pose.pose_origin`.
+        count: Number of clips of each split.
+        folder: Folder for what is written.
+    """
+    pipeline = AudioToLandmarks(None, model)
+
+    def identity(clip: TrueClip) -> int:
+        return identity_of(clip.speaker, corpus.speakers, model.id_embed.num_embeddings)
+
+    # As users get it: the decoder sees its own poses.
+    def free_running(clip: TrueClip) -> np.ndarray:
+        return pipeline.predict_pose(clip.audio, identity=identity(clip))
+
+    # As in training, but without noise: the decoder sees the true poses.
+    @torch.inference_mode()
+    def teacher_forced(clip: TrueClip, previous: np.ndarray) -> np.ndarray:
+        samples = normalise(torch.from_numpy(clip.audio))[None].to(model.device)
+        known = torch.from_numpy(previous).float()[None].to(model.device)
+        row = torch.tensor([identity(clip)], device=model.device)
+        return model(samples, known, row).float()[0].cpu().numpy()
+
+    def evaluate(samples: Sequence[Sample], *, held_out: bool, on_clip: ClipCallback) -> Evaluation:
+        del held_out  # poses are relative to each clip's own origin
+        return evaluate_pose(
+            free_running,
+            read_clips(samples),
+            teacher_forced=teacher_forced,
+            mean_pose=np.array(corpus.statistics.pose_mean),
+            origin=origin,
+            on_clip=on_clip,
+        )
+
+    return validate_clips(corpus, count, folder, evaluate)
+
+
+def validate_clips(corpus: Corpus, count: int, folder: Path, evaluate: Evaluate) -> dict[str, float]:
     """Evaluate clips, draw them, and write the numbers.
 
     Args:
         corpus: Clips of the run.
-        kind: Kind of motion that is predicted.
         count: Number of clips of each split.
         folder: Folder for `validation.json`, its table, plots and videos (of held-out clips).
         evaluate: Function that measures clips.
@@ -53,7 +140,7 @@ def validate_clips(corpus: Corpus, kind: Kind, count: int, folder: Path, evaluat
         Figures to log, such as `held-out/mesh_l1`.
     """
     evaluations: dict[str, Evaluation] = {}
-    for title, samples in _chosen(corpus, COLUMNS[kind], count).items():
+    for title, samples in _chosen(corpus, count).items():
         # Plots of both groups, videos of held-out clips only: those are the ones to watch.
         held_out = title == HELD_OUT
         figures = ValidationFigures(folder / _short(title), write_trace_video if held_out else None)
@@ -66,11 +153,11 @@ def validate_clips(corpus: Corpus, kind: Kind, count: int, folder: Path, evaluat
     }
 
 
-def _chosen(corpus: Corpus, columns: Sequence[str], count: int) -> dict[str, list[Sample]]:
+def _chosen(corpus: Corpus, count: int) -> dict[str, list[Sample]]:
     """Groups of clips by title: `count` from all over the `val` split, and as many of the training split."""
     chosen: dict[str, list[Sample]] = {}
     for title, split in ((HELD_OUT, "val"), (TRAINING, "train")):
-        reader = corpus.reader(columns, split)
+        reader = corpus.reader(MOTION_COLUMNS, split)
         chosen[title] = [reader[number] for number in spread(len(reader), count)]
     if not chosen[HELD_OUT]:
         log.warning("the data set has no clip with speech in its val split: only training clips are validated")
@@ -101,7 +188,7 @@ def _drawn(trace: Trace, values: np.ndarray) -> Iterator[np.ndarray]:
             continue
         # Only one of the two was predicted; the other is the mean face, or a still head.
         mesh, pose = (value, np.zeros(6)) if trace.kind == "mesh" else (mean_face().vertices, value)
-        matrix = matrix_from_pose(FRONTAL) @ matrix_from_pose(pose)
+        matrix = placed_pose(pose, matrix_from_pose(FRONTAL))
         # The camera looks down -z: points with z of 0 or more cannot be projected.
         in_front = bool((transform(mesh, matrix)[:, 2] < 0).all())
         yield draw_guidance(project(mesh, matrix, SIDE, SIDE) / SIDE, SIDE, SIDE) if in_front else black

@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from annotate.columns import COLUMNS
-from infer.evaluation.driven_clip import DRIVER_COLUMNS
 from shards.manifest import find_latents
 from shards.reader import ShardReader
 from talkinghead.config import from_json
@@ -171,24 +170,37 @@ class ClipSource:
         """Open the training clips that were found."""
         return self._open(found.version, tuple(joined.version for joined in found.joined), found.latents)
 
-    def validation_reader(self, split: str) -> ShardReader:
+    def validation_reader(self, split: str, columns: tuple[str, ...]) -> ShardReader:
         """Open the clips of a split for validation, in the versions that the run began with, even if there are newer
-        ones by now; of the training split only persons that are trained on."""
+        ones by now; of the training split only persons that are trained on.
+
+        Args:
+            split: Name of the split.
+            columns: Annotation columns to read.
+        """
         return ShardReader(
             self.storage,
             version=self.pinned.version,
-            columns=DRIVER_COLUMNS,
+            columns=columns,
             join=tuple(joined.version for joined in self.pinned.joined),
             decoder=self.config.decoder,
             **self.config.arguments(split),
         )
+
+    def held_out_reader(self) -> ShardReader:
+        """Open the held-out clips, to be read as the training reads its own; those without latents are left out where
+        it reads latents."""
+        pinned = self.pinned
+        return self._open(pinned.version, tuple(joined.version for joined in pinned.joined), pinned.latents, "val")
 
     def reads(self) -> ReadVersions:
         """Versions that the run reads."""
         pinned = self.pinned.versions
         return ReadVersions(versions=tuple(version.version for version in pinned), indexes=pinned)
 
-    def _open(self, version: str | None, join: tuple[str, ...], latents: str | None = None) -> ShardReader:
+    def _open(
+        self, version: str | None, join: tuple[str, ...], latents: str | None = None, split: str = "train"
+    ) -> ShardReader:
         # With latents, the reader leaves out clips that have none.
         more = () if latents is None else (LATENTS, EMBEDDING)
         return ShardReader(
@@ -197,5 +209,5 @@ class ClipSource:
             columns=(*_COLUMNS, *more),
             join=join if latents is None else (*join, latents),
             decoder=self.config.decoder,
-            **self.config.arguments(),
+            **self.config.arguments(split),
         )

@@ -7,6 +7,7 @@ image embedding.
 from __future__ import annotations
 
 import abc
+import dataclasses
 import functools
 import logging
 from pathlib import Path
@@ -25,11 +26,11 @@ from talkinghead.models.noise_schedule import PAPER
 from talkinghead.models.weights import parameter_hash
 from talkinghead.provenance import canonical_json, hash_bytes
 from train.clip_choice import ReadVersions
-from train.data_sets import DataSets, check_together
+from train.data_sets import DataSets, check_together, together
 from train.lmk2video.clip_source import ClipSource, Pinned
 from train.lmk2video.config import Lmk2VideoConfig
-from train.lmk2video.dataset import ImageSize, ItemConfig, Lmk2VideoDataset, WindowShape
-from train.lmk2video.loss import Draws, draw, velocity_loss
+from train.lmk2video.dataset import HeldOutDataset, ImageSize, ItemConfig, Lmk2VideoDataset, WindowShape
+from train.lmk2video.loss import Draws, draw, loss_figures, velocity_loss
 from train.lmk2video.module import Conditions, Lmk2Video
 from train.sources import check_finite
 from train.task import Batch, Provenance, Step, Task, Totals
@@ -50,6 +51,8 @@ class Lmk2VideoTask(Task, Generic[Config]):
 
     columns: ClassVar[tuple[str, ...]] = ("landmarks", "valid")
     """Annotation columns of a batch."""
+    networks: ClassVar[dict[str, str]] = {"motion_modules": r"\.motion_modules\."}
+    """Parts of the denoiser that are watched by themselves."""
     weights_key: ClassVar[str]
     """Key by which first weights are drawn. It stays when a task is renamed, else the weights would change."""
 
@@ -130,6 +133,15 @@ class Lmk2VideoTask(Task, Generic[Config]):
         size = self.item_config()
         return self.data.mixed([Lmk2VideoDataset(clips.reader(), size, seed) for clips in self.clips], seed)
 
+    def held_out(self, seed: int, count: int) -> SlotDataset | None:
+        """Held-out windows with references, each with a `timestep`; see `train.task.Task`."""
+        # Read once, so that nothing need be kept.
+        size = dataclasses.replace(self.item_config(), keep_in_memory_mb=0)
+        readers = [clips.held_out_reader() for clips in self.clips]
+        long_enough = [reader for reader in readers if (reader.num_frames >= self.window.num_frames).any()]
+        found = together([Lmk2VideoDataset(reader, size, seed) for reader in long_enough], seed)
+        return None if found is None else HeldOutDataset(found, count)
+
     def item_config(self) -> ItemConfig:
         """Content of an item of the data set."""
         config = self.config
@@ -158,7 +170,7 @@ class Lmk2VideoTask(Task, Generic[Config]):
         target, reference, embedding = self._encoded(batch)
         frames = target.shape[:2]
         shape = (frames[1], target.shape[2] // 2, *target.shape[3:])  # (F, C, h, w): moments have 2C channels
-        drawn = draw(self.config, seed, batch["slot"], shape)
+        drawn = draw(self.config, seed, batch["slot"], shape, batch.get("timestep"))
         # Latents of target [B, F, C, h, w] and reference [B, C, h, w] out of their distributions; some samples lose
         # conditions.
         clean = self.encoder.sample(target.flatten(0, 1), drawn.target.flatten(0, 1)).unflatten(0, frames)
@@ -170,7 +182,7 @@ class Lmk2VideoTask(Task, Generic[Config]):
         losses = velocity_loss(
             predicted, velocity, drawn.timesteps, batch["mask"], batch.get("region"), self.config.snr_gamma
         )
-        return Step(losses=losses)
+        return Step(losses=losses, figures=loss_figures(self.config, losses["loss"], drawn))
 
     def export(self, module: nn.Module, folder: Path) -> None:
         """Write the whole pipeline, ready to animate a portrait; see `train.task.Task`."""
@@ -194,10 +206,10 @@ class Lmk2VideoTask(Task, Generic[Config]):
 
     def validate(self, weights: Path, folder: Path, device: torch.device) -> dict[str, float]:
         """Compare clips, driven by their own landmarks from their own reference frame, with the true frames."""
-        from train.lmk2video.validation import validate
+        from train.lmk2video.validation import COLUMNS, validate
 
         held_out, training = (
-            ReaderChain([clips.validation_reader(split) for clips in self.clips]) for split in ("val", "train")
+            ReaderChain([clips.validation_reader(split, COLUMNS) for clips in self.clips]) for split in ("val", "train")
         )
         return validate(self.config, held_out, training, weights, folder, device)
 

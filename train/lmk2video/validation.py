@@ -11,7 +11,7 @@ import torch
 
 from annotate.landmarks import LandmarkEngine
 from infer.evaluation.comparison import Comparison
-from infer.evaluation.driven_clip import DrivenClip, read_cross_driven, read_driven_clips
+from infer.evaluation.driven_clip import DRIVER_COLUMNS, DrivenClip, read_cross_driven, read_driven_clips
 from infer.evaluation.evaluation_result import Evaluation, write_evaluations
 from infer.evaluation.video_evaluation import Sampling, evaluate_pipeline
 from infer.metrics.face_reading import face_engine
@@ -24,6 +24,8 @@ from train.lmk2video.config import Lmk2VideoConfig
 log = logging.getLogger(__name__)
 
 HELD_OUT, TRAINING, CROSS = "held-out clips", "training clips", "driven by another clip"
+COLUMNS = DRIVER_COLUMNS
+"""Annotation columns of the clips that are validated."""
 _SHORT = {HELD_OUT: "held-out", TRAINING: "training", CROSS: "cross"}
 
 
@@ -44,7 +46,7 @@ def validate(
 
     Args:
         config: Settings of the training.
-        held_out: Held-out clips.
+        held_out: Held-out clips, with the annotation columns `COLUMNS`.
         training: Clips that are trained on.
         weights: Folder of an exported pipeline.
         folder: Folder for `validation.json`, its table, contact sheets and videos.
@@ -71,7 +73,7 @@ def validate(
             sampling=sampling,
             engine=engine,
             compare_motion=not evaluations,
-            on_clip=Comparison(folder / _SHORT[title]),
+            on_clip=Comparison(folder / _SHORT[title], most=config.validation_clips),
         )
         log.info("%s: %.1f s", title, time.perf_counter() - started)
     write_evaluations(folder, evaluations)

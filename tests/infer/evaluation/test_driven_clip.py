@@ -13,7 +13,6 @@ from infer.evaluation.driven_clip import (
     DRIVER_COLUMNS,
     _reference_frame,
     _window,
-    held,
     read_cross_driven,
     read_driven_clips,
 )
@@ -36,16 +35,6 @@ def test_the_window_shows_as_many_faces_as_can_be(valid: np.ndarray, frames: int
     assert valid[still]
     if valid.all() and count < len(valid) - 1:
         assert window.start == (len(valid) - count) // 2 and still not in window
-
-
-@given(FACES)
-def test_frames_without_a_face_hold_the_last_one(valid: np.ndarray) -> None:
-    values = np.where(valid, np.arange(len(valid)), np.nan)
-    filled = held(values, valid)
-    assert np.isfinite(filled).all()
-    np.testing.assert_array_equal(filled[valid], values[valid])
-    first = valid.argmax()
-    assert (filled[:first] == first).all() and (np.diff(filled[first:]) >= 0).all()
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,8 @@ from shards.reader import ShardReader
 from talkinghead.annotation import blank_arrays
 from talkinghead.geometry.canonical import mean_face
 from talkinghead.geometry.pose import matrix_from_pose
+from talkinghead.motion.annotated import annotated_motion
+from talkinghead.motion.motion import Motion
 from talkinghead.motion.neutral import neutral_mesh
 from talkinghead.motion.rest_pose import clip_rest_pose, previous_poses, relative_pose
 from tests.support.packed_data import PackedClip, annotation_members, media_members, pack_data
@@ -45,21 +48,26 @@ def clip(key: str, frames: int = 100, *, seed: int = 0, faceless: tuple[int, ...
     matrix = matrix_from_pose(pose)
     mesh[~valid], matrix[~valid] = np.nan, np.nan
     speech = np.repeat(np.arange(frames) // 10 % 2, 640) * rng.normal(0, 0.1, frames * 640)
-    return TrueClip(key=key, speaker="p", valid=valid, audio=speech.astype(np.float32), mesh=mesh, pose_matrix=matrix)
+    columns = {"mesh": mesh, "pose_matrix": matrix, "blendshapes": np.full((frames, 52), np.nan), "valid": valid}
+    motion = annotated_motion(columns, width=64, height=64) if valid.any() else None
+    return TrueClip(key=key, speaker="p", audio=speech.astype(np.float32), motion=motion)
 
 
 CLIPS = [clip("a", 100, faceless=(3, 50, 51)), clip("b", 60, seed=1)]
 
 
+def motion_of(one: TrueClip) -> Motion:
+    assert one.motion is not None
+    return one.motion
+
+
 def true_offset(one: TrueClip) -> np.ndarray:
-    assert one.mesh is not None
-    offset = one.mesh - neutral_mesh(one.mesh, None, one.valid).mesh
-    return np.nan_to_num(offset)
+    motion = motion_of(one)
+    return np.nan_to_num(motion.meshes() - neutral_mesh(motion.meshes(), None, one.valid).mesh)
 
 
 def true_pose(one: TrueClip) -> np.ndarray:
-    assert one.pose_matrix is not None
-    return relative_pose(one.pose_matrix, clip_rest_pose(one.pose_matrix, one.valid))
+    return motion_of(one).pose_about(clip_rest_pose(motion_of(one).pose_matrix, one.valid))
 
 
 def test_a_perfect_mesh() -> None:
@@ -93,11 +101,12 @@ def test_baselines_of_a_mesh() -> None:
 
 def test_neutral_mesh_of_the_caller() -> None:
     """A neutral mesh that is 0.2 cm too far to the right shifts the prediction by the same 0.2 cm."""
-    found = evaluate_mesh(
-        true_offset,
-        CLIPS,
-        neutral=lambda one: neutral_mesh(one.mesh, None, one.valid).mesh + np.float32([0.2, 0, 0]),  # type: ignore[arg-type]
-    )
+    moved = [
+        replace(one, motion=replace(motion_of(one), neutral=motion_of(one).neutral + np.float32([0.2, 0, 0])))
+        for one in CLIPS
+    ]
+    found = evaluate_mesh(true_offset, moved, known_neutral=True)
+    assert "(given)" in found.protocol
     assert found.result("mesh_error").value == pytest.approx(2, abs=1e-4)
     assert "The training mean was not given." in found.notes
 
@@ -133,8 +142,7 @@ def test_a_perfect_pose_and_its_baselines() -> None:
 
 def test_poses_from_the_first_frame() -> None:
     found = evaluate_pose(lambda one: np.zeros((one.num_frames, 6)), CLIPS[1:], origin="first")
-    matrix = CLIPS[1].pose_matrix
-    assert matrix is not None
+    matrix = motion_of(CLIPS[1]).pose_matrix
     expected = np.abs(relative_pose(matrix, matrix[0])).mean()
     assert found.result("pose_l1").value == found.result("pose_l1", "zero pose").value == pytest.approx(expected)
 
@@ -254,16 +262,19 @@ def test_numbers_to_read(value: float | None, text: str) -> None:
 
 
 def test_clips_of_a_data_set(tmp_path: Path) -> None:
-    """Clips read from the shards hold what was packed, but only the columns that the kind needs."""
+    """Clips read from the shards hold what was packed."""
     made = clip("folder-a", 30, faceless=(4,))
-    assert made.mesh is not None
-    assert made.pose_matrix is not None
+    motion = motion_of(made)
     rng = np.random.default_rng(0)
     arrays = blank_arrays(30)
     for name, values in arrays.items():
         if name != "valid":
             values[made.valid] = rng.random(values[made.valid].shape, np.float32)
-    arrays |= {"valid": made.valid, "mesh": made.mesh, "pose_matrix": made.pose_matrix.astype(np.float32)}
+    arrays |= {
+        "valid": made.valid,
+        "mesh": motion.meshes(),
+        "pose_matrix": motion.pose_matrix.astype(np.float32),
+    }
     frames = np.zeros((30, 64, 64, 3), np.uint8)
     packed = PackedClip(
         key="folder-a",
@@ -274,14 +285,14 @@ def test_clips_of_a_data_set(tmp_path: Path) -> None:
         split_group="someone",
     )
     reader = ShardReader(pack_data(tmp_path / "data", [packed], min_shards=1), split="val")
-    (mesh,) = read_clips(reader, "mesh")
-    assert (mesh.key, mesh.speaker, mesh.num_frames, mesh.pose_matrix) == ("folder-a", "someone", 30, None)
-    assert (mesh.valid == made.valid).all()
-    np.testing.assert_allclose(mesh.mesh, made.mesh, atol=1e-3)
-    np.testing.assert_allclose(mesh.audio, np.clip(made.audio, -1, 1), atol=1e-4)
-    assert mesh.blendshapes is not None
-    (pose,) = read_clips(reader, "pose", most_frames=10)
-    assert (pose.num_frames, len(pose.audio), pose.mesh, pose.blendshapes) == (10, 6400, None, None)
-    np.testing.assert_allclose(pose.pose_matrix, made.pose_matrix[:10], atol=1e-5)
-    found = evaluate_mesh(lambda one: np.zeros((30, 468, 3)), [mesh])
+    (read,) = read_clips(reader)
+    assert (read.key, read.speaker, read.num_frames) == ("folder-a", "someone", 30)
+    assert (read.valid == made.valid).all()
+    np.testing.assert_allclose(motion_of(read).meshes(), motion.meshes(), atol=1e-3)
+    np.testing.assert_allclose(motion_of(read).pose_matrix, motion.pose_matrix, atol=1e-5)
+    np.testing.assert_allclose(read.audio, np.clip(made.audio, -1, 1), atol=1e-4)
+    (short,) = read_clips(reader, most_frames=4, neutral=lambda speaker: np.full((468, 3), len(speaker), np.float32))
+    assert (short.num_frames, len(short.audio)) == (4, 2560) and (motion_of(short).neutral == len("someone")).all()
+    np.testing.assert_array_equal(motion_of(short).pose_matrix, motion_of(read).pose_matrix[:4])
+    found = evaluate_mesh(lambda one: np.zeros((30, 468, 3)), [read])
     assert found.result("mesh_l1").value == found.result("mesh_l1", "neutral mesh").value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,13 @@ from infer.framing import face_crop
 from infer.motion.driven_motion import driven_motion
 from infer.motion.driving import edited
 from infer.motion.driving_video import DrivingClip, read_driving_clip
-from infer.portrait import Portrait, read_portrait
+from infer.portrait import crop_portrait, read_portrait
 from infer.request import AudioRequest, VideoRequest
 from talkinghead.face.model import FaceModel
+from talkinghead.face.portrait import Portrait
 from talkinghead.geometry.face_regions import LOWER_FACE, eye_opening, lip_gap
 from talkinghead.geometry.pose import pose_from_matrix
-from talkinghead.motion.landmark_motion import place
-from talkinghead.motion.retarget import transfer
+from tests.support.motions import motion_about
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,7 @@ def clip(media: Path, face_model: FaceModel) -> DrivingClip:
 def portrait(media: Path, face_model: FaceModel, request: pytest.FixtureRequest) -> Portrait:
     """A smile with parted lips, an old man who looks aside, a drawn girl with large eyes."""
     found = read_portrait(media / "image" / request.param, face_model)
-    return found.cropped(face_crop(found.face_px, found.width, found.height, 1.0), face_model)
+    return crop_portrait(found, face_crop(found.face_px, found.width, found.height, 1.0), face_model)
 
 
 def asked(**settings: Any) -> VideoRequest:
@@ -46,48 +47,50 @@ def asked(**settings: Any) -> VideoRequest:
 
 
 def test_the_portrait_keeps_its_face_and_does_what_the_other_does(clip: DrivingClip, portrait: Portrait) -> None:
-    motion, facts = driven_motion(asked(), clip, portrait, fps=25, compat=False)
+    motion, facts = driven_motion(asked(), clip, portrait, fps=25)
     assert len(motion) == 50 and facts["interpolated_frames"] == 0
-    given = {"reference_mesh": portrait.mesh, "reference_pose_matrix": portrait.pose_matrix}
-    rest = transfer(clip.mesh, clip.pose_matrix, clip.blendshapes, **given)
     upper = np.setdiff1d(np.arange(468), LOWER_FACE)
-    shape, other = np.median(motion.mesh[:, upper], axis=0), np.median(clip.mesh[:, upper], axis=0)
+    shape, other = np.median(motion.mesh[:, upper], axis=0), np.median(clip.motion.meshes()[:, upper], axis=0)
     to_own = np.linalg.norm(shape - portrait.mesh[upper], axis=-1).mean()
     to_other = np.linalg.norm(shape - other, axis=-1).mean()
     assert to_own < 0.6 * to_other, "the face's shape is the portrait's, not the driving face's"
     # The mouth opens when the other opens, by about as much, and shuts when it shuts.
-    theirs, ours = lip_gap(clip.mesh), lip_gap(motion.mesh)
+    theirs, ours = lip_gap(clip.motion.meshes()), lip_gap(motion.meshes())
     assert np.corrcoef(theirs, ours)[0, 1] > 0.98
     assert 0.8 < np.ptp(ours) / np.ptp(theirs) < 1.2 and ours.min() < theirs.min() + 0.2
     # Eyes shut as far as the other's do, whatever their size.
-    their_eyes, our_eyes = (eye_opening(mesh) for mesh in (clip.mesh, motion.mesh))
-    shares = their_eyes / eye_opening(rest.neutral.mesh), our_eyes / eye_opening(portrait.mesh)
+    their_eyes, our_eyes = (eye_opening(mesh) for mesh in (clip.motion.meshes(), motion.meshes()))
+    shares = their_eyes / eye_opening(clip.neutral.mesh), our_eyes / eye_opening(portrait.mesh)
     assert np.abs(shares[0] - shares[1]).max() < 0.1 and shares[0].min() < 0.4
 
 
 def test_ways_of_moving_the_head(clip: DrivingClip, portrait: Portrait) -> None:
     own = pose_from_matrix(portrait.pose_matrix)
-    relative, _ = driven_motion(asked(smooth=1), clip, portrait, fps=25, compat=False)
-    np.testing.assert_allclose(np.median(pose_from_matrix(relative.pose_matrix), axis=0)[:3], own[:3], atol=2)
-    absolute, _ = driven_motion(asked(smooth=1, pose="absolute"), clip, portrait, fps=25, compat=False)
-    np.testing.assert_allclose(
-        pose_from_matrix(absolute.pose_matrix)[:, :3], pose_from_matrix(clip.pose_matrix)[:, :3], atol=1e-3
-    )
-    still, _ = driven_motion(asked(pose="still"), clip, portrait, fps=25, compat=False)
-    assert not still.pose.any()
-    faster, _ = driven_motion(asked(fps=30.0), clip, portrait, fps=25, compat=False)
+    relative, _ = driven_motion(asked(smooth=1), clip, portrait, fps=25)
+    np.testing.assert_allclose(np.median(relative.pose, axis=0)[:3], own[:3], atol=2)
+    absolute, _ = driven_motion(asked(smooth=1, pose="absolute"), clip, portrait, fps=25)
+    np.testing.assert_allclose(absolute.pose[:, :3], clip.motion.pose[:, :3], atol=1e-3)
+    still, _ = driven_motion(asked(pose="still"), clip, portrait, fps=25)
+    assert np.abs(still.pose_about(portrait.pose_matrix)).max() < 1e-9
+    faster, _ = driven_motion(asked(fps=30.0), clip, portrait, fps=25)
     assert len(faster) == 60 and faster.fps == 30
 
 
-def test_an_open_mouth_is_said_where_it_stays(
+def test_an_open_mouth_stays_only_where_it_is_asked_for(clip: DrivingClip, portrait: Portrait) -> None:
+    kept, _ = driven_motion(asked(neutralise="none"), clip, portrait, fps=25)
+    if float(lip_gap(portrait.mesh)) > 0.4:
+        for what in ("mouth", "all"):
+            closed, _ = driven_motion(asked(neutralise=what), clip, portrait, fps=25)
+            assert lip_gap(kept.meshes()).min() > lip_gap(closed.meshes()).min() + 0.3
+
+
+def test_a_face_model_without_blendshapes_says_that_a_smile_stays(
     clip: DrivingClip, portrait: Portrait, caplog: pytest.LogCaptureFixture
 ) -> None:
-    kept, _ = driven_motion(asked(neutralise="none"), clip, portrait, fps=25, compat=False)
-    opened = float(lip_gap(portrait.mesh)) > 0.4
-    assert ("mouth is" in caplog.text) == opened
-    if opened:
-        closed, _ = driven_motion(asked(), clip, portrait, fps=25, compat=False)
-        assert lip_gap(kept.mesh).min() > lip_gap(closed.mesh).min() + 0.3
+    plain = replace(portrait, face=replace(portrait.face, blendshapes=None))
+    assert "only closes the mouth" not in caplog.text
+    moved, _ = driven_motion(asked(neutralise="all"), clip, plain, fps=25)
+    assert "--neutralise all only closes the mouth" in caplog.text and np.isfinite(moved.meshes()).all()
 
 
 def test_gain_and_blinks_are_laid_over(portrait: Portrait) -> None:
@@ -95,19 +98,18 @@ def test_gain_and_blinks_are_laid_over(portrait: Portrait) -> None:
         "reference_pose_matrix": portrait.pose_matrix,
         "width": portrait.width,
         "height": portrait.height,
-        "compat": False,
+        "neutral": portrait.mesh,
     }
     mesh = portrait.mesh[None].repeat(100, axis=0)
     mesh[:, 14, 1] -= np.linspace(0, 1, 100)
-    motion = place(mesh, np.zeros((100, 6)), fps=25, **geometry)
+    motion = motion_about(mesh, np.zeros((100, 6)), **geometry)
     paths: dict[str, Any] = {"reference": Path("r"), "output": Path("o.mp4"), "weights": Path("w"), "audio": Path("a")}
-    options: dict[str, Any] = {"reference_mesh": portrait.mesh, "compat": False}
-    assert edited(motion, AudioRequest(**paths), portrait, **options) is motion
-    doubled = edited(motion, AudioRequest(**paths, expression_gain=2.0), portrait, **options)
+    assert edited(motion, AudioRequest(**paths)) is motion
+    doubled = edited(motion, AudioRequest(**paths, expression_gain=2.0))
     np.testing.assert_allclose(doubled.mesh[:, 14, 1], portrait.mesh[14, 1] - 2 * np.linspace(0, 1, 100), atol=1e-4)
-    still = edited(motion, AudioRequest(**paths, expression_gain=0.0), portrait, **options)
-    np.testing.assert_allclose(still.landmarks, portrait.face.points[None, :468, :2].repeat(100, axis=0), atol=1e-4)
-    blinking = edited(motion, AudioRequest(**paths, blink="60"), portrait, **options)
+    still = edited(motion, AudioRequest(**paths, expression_gain=0.0))
+    np.testing.assert_allclose(still.landmarks(), portrait.face.points[None, :468, :2].repeat(100, axis=0), atol=1e-4)
+    blinking = edited(motion, AudioRequest(**paths, blink="60"))
     shares = eye_opening(blinking.mesh) / eye_opening(portrait.mesh)
     assert shares.min() < 0.3 and shares.max() == pytest.approx(1) and 2 <= (np.diff(shares < 0.5) > 0).sum() <= 12
     assert np.array_equal(blinking.mesh[:, 14], motion.mesh[:, 14])

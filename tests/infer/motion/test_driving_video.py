@@ -11,10 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infer.motion.driving_video import LONGEST_GAP_S, DrivingClip, bridged, read_driving_clip
+from infer.motion.driving_video import LONGEST_GAP_S, DrivingClip, bridged_clip, read_driving_clip
 from talkinghead.face.model import FaceModel
-from talkinghead.geometry.pose import matrix_from_pose, pose_from_matrix
+from talkinghead.geometry.pose import matrix_from_pose
 from talkinghead.media.video_source import VideoSource
+from talkinghead.motion.motion import Motion
+from talkinghead.motion.neutral import neutral_mesh
 from tests.support.damaged_packets import encoded, flipped, with_packets_changed
 from tests.support.media_files import write_video
 
@@ -28,25 +30,28 @@ def clip(valid: list[bool]) -> DrivingClip:
     mesh = np.broadcast_to(frames[:, None, None], (len(valid), 468, 3)).astype(np.float32).copy()
     gone = ~np.array(valid)
     pose[gone] = mesh[gone] = np.nan
-    return DrivingClip(
-        path=Path("d.mp4"),
-        mesh=mesh,
+    blendshapes = np.full((len(valid), 52), np.nan, np.float32)
+    neutral = neutral_mesh(mesh, blendshapes, ~gone)
+    motion = Motion(
         pose_matrix=matrix_from_pose(pose),
-        blendshapes=np.full((len(valid), 52), np.nan, np.float32),
+        neutral=neutral.mesh,
+        mesh=mesh,
+        valid=~gone,
+        fps=25,
         width=64,
         height=64,
-        has_audio=False,
     )
+    return DrivingClip(path=Path("d.mp4"), motion=motion, neutral=neutral, blendshapes=blendshapes, has_audio=False)
 
 
 @given(valid=st.lists(st.booleans(), min_size=1, max_size=LIMIT).filter(any))
 def test_gaps_are_bridged_in_a_straight_line(valid: list[bool]) -> None:
-    found = bridged(clip(valid))
+    found = bridged_clip(clip(valid))
     first, last = valid.index(True), len(valid) - 1 - valid[::-1].index(True)
     wanted = np.clip(np.arange(len(valid)), first, last)
-    np.testing.assert_allclose(found.mesh[:, 0, 0], wanted, atol=1e-4)
-    np.testing.assert_allclose(pose_from_matrix(found.pose_matrix)[:, 1], 0.5 * wanted, atol=1e-6)
-    assert found.valid.all() and found.interpolated == valid.count(False)
+    np.testing.assert_allclose(found.motion.meshes()[:, 0, 0], wanted, atol=1e-4)
+    np.testing.assert_allclose(found.motion.pose[:, 1], 0.5 * wanted, atol=1e-6)
+    assert found.motion.valid.all() and found.interpolated == valid.count(False)
 
 
 @pytest.mark.parametrize(
@@ -59,8 +64,8 @@ def test_gaps_are_bridged_in_a_straight_line(valid: list[bool]) -> None:
 )
 def test_a_face_that_is_away_for_too_long(before: int, after: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        bridged(clip([True] * before + [False] * (LIMIT + 1) + [True] * after))
-    assert bridged(clip([True] * before + [False] * LIMIT + [True] * after)).interpolated == LIMIT
+        bridged_clip(clip([True] * before + [False] * (LIMIT + 1) + [True] * after))
+    assert bridged_clip(clip([True] * before + [False] * LIMIT + [True] * after)).interpolated == LIMIT
 
 
 def frames_of(path: Path, count: int) -> list[np.ndarray]:
@@ -75,10 +80,11 @@ def test_a_video_that_begins_late_stands_until_then(media: Path, face_model: Fac
     ticks = [*range(6, 18)]
     path = write_video(tmp_path / "late.mp4", images, rate=25, ticks=ticks, time_base=Fraction(1, 25), audio=silence)
     found = read_driving_clip(path, face_model)
-    assert len(found) == 18 and found.has_audio and found.valid.all()
-    assert np.array_equal(found.mesh[:7], found.mesh[[6] * 7]) and not np.array_equal(found.mesh[7], found.mesh[6])
+    assert len(found) == 18 and found.has_audio and found.motion.valid.all()
+    mesh = found.motion.meshes()
+    assert np.array_equal(mesh[:7], mesh[[6] * 7]) and not np.array_equal(mesh[7], mesh[6])
     short = read_driving_clip(path, face_model, seconds=0.3)
-    assert len(short) == 8 and np.array_equal(short.mesh, found.mesh[:8])
+    assert len(short) == 8 and np.array_equal(short.motion.meshes(), mesh[:8])
     doubled = read_driving_clip(write_video(tmp_path / "fast.mp4", images, rate=50), face_model)
     assert len(doubled) == 6
 
@@ -108,7 +114,7 @@ def test_a_clock_that_jumps_goes_on(
     both = tmp_path / "both.ts"
     both.write_bytes(one.read_bytes() + two.read_bytes())
     found = read_driving_clip(both, face_model)
-    assert found.valid.all() and len(found) == pytest.approx(20, abs=1) and found.has_audio
+    assert found.motion.valid.all() and len(found) == pytest.approx(20, abs=1) and found.has_audio
     assert "the clock jumps once" in caplog.text and "cut" not in caplog.text
 
 
@@ -122,14 +128,32 @@ def test_damaged_frames_are_interpolated_and_told(
         whole, tmp_path / "broken.mp4", lambda n, packet: flipped(packet, rng, 6) if n == 14 else bytes(packet)
     )
     found = read_driving_clip(broken, face_model)
-    assert not found.valid[14:20].any() and found.valid[:14].all() and found.valid[20:].all()
+    valid = found.motion.valid
+    assert not valid[14:20].any() and valid[:14].all() and valid[20:].all()
     assert np.isnan(found.blendshapes[14:20]).all()
     assert "is damaged in 6 of 40 frames" in caplog.text
-    assert bridged(found).interpolated == 6
+    assert bridged_clip(found).interpolated == 6
     # Where it never ends there is nothing to interpolate between: what can be followed is.
     caplog.clear()
     worse = with_packets_changed(
         whole, tmp_path / "worse.mp4", lambda n, packet: flipped(packet, rng, 3) if n % 10 == 1 else bytes(packet)
     )
     found = read_driving_clip(worse, face_model)
-    assert found.valid.sum() >= 4 and "is damaged in" in caplog.text
+    assert found.motion.valid.sum() >= 4 and "is damaged in" in caplog.text
+
+
+@pytest.mark.parametrize("degrees", [90, 180, 270])
+def test_a_turned_video_is_put_upright(
+    media: Path, face_model: FaceModel, tmp_path: Path, degrees: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Frames that are stored turned, without a mark: the face's motion is that of the upright video."""
+    with VideoSource(media / "video" / "Talking-Face_PC-AVS_00086.mp4") as source:
+        images = [frame.image[:, :200].copy() for frame in itertools.islice(source.frames(), 10)]
+    upright = read_driving_clip(write_video(tmp_path / "upright.mp4", images), face_model)
+    assert "is turned by" not in caplog.text and upright.turned_deg == 0
+    stored = [np.ascontiguousarray(np.rot90(image, degrees // 90)) for image in images]
+    found = read_driving_clip(write_video(tmp_path / "turned.mp4", stored), face_model)
+    assert (found.turned_deg, found.motion.width, found.motion.height) == (degrees, 200, 224)
+    assert f"the video is turned by {degrees}°" in caplog.text
+    assert np.abs(found.motion.meshes() - upright.motion.meshes()).mean() < 0.06, "cm, after H.264"
+    assert np.abs(found.motion.pose - upright.motion.pose)[:, :3].max() < 3, "degrees"

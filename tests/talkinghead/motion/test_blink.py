@@ -10,11 +10,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from talkinghead.geometry.canonical import mean_face
-from talkinghead.geometry.face_regions import eye_opening
-from talkinghead.motion.blink import EYELIDS, HELD_S, OPEN_S, SHUT_S, blink_closure, blink_times, close_eyes
+from talkinghead.geometry.face_regions import BROWS, eye_opening
+from talkinghead.motion.blink import (
+    EYELIDS,
+    HELD_S,
+    OPEN_S,
+    SHUT_S,
+    blink_closure,
+    blink_times,
+    close_eyes,
+    with_blinks,
+)
+from talkinghead.motion.motion import Motion
+from tests.support.motions import a_motion
 
 FACE = mean_face().vertices.astype(np.float32)
-BROWS = [46, 53, 52, 65, 55, 70, 63, 105, 66, 107, 276, 283, 282, 295, 285, 300, 293, 334, 296, 336]
 
 
 @settings(max_examples=25)
@@ -64,3 +74,19 @@ def test_eyes_shut_and_the_rest_stays() -> None:
 def test_rates_that_nobody_has(rate: float) -> None:
     with pytest.raises(ValueError, match="per minute"):
         next(blink_times(rate, 0))
+
+
+def test_blinks_of_a_motion() -> None:
+    """On top of what its eyes do, in meshes and in numbers; the mouth and the head do not know."""
+    motion = a_motion(50, eyes=True)
+    found, closure = with_blinks(motion, rate=60, seed=1), blink_closure(50, 25, rate=60, seed=1)
+    np.testing.assert_array_equal(found.meshes(), close_eyes(motion.meshes(), closure))
+    assert found.eyes is not None and motion.eyes is not None and closure.max() > 0.9
+    np.testing.assert_allclose(1 - found.eyes, (1 - motion.eyes) * (1 - closure[:, None]), atol=1e-6)
+    np.testing.assert_array_equal(found.eyes[closure == 0], motion.eyes[closure == 0])
+    np.testing.assert_array_equal(found.meshes()[:, 14], motion.meshes()[:, 14])
+    assert found.pose_matrix is motion.pose_matrix and with_blinks(a_motion(5), rate=60, seed=1).eyes is None
+    parts = [with_blinks(motion.part(first, 10), rate=60, seed=1, first=first) for first in range(0, 50, 10)]
+    np.testing.assert_array_equal(Motion.join(parts).meshes(), found.meshes())
+    with pytest.raises(ValueError, match="61"):
+        with_blinks(motion, rate=61, seed=1)

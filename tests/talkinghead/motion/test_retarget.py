@@ -13,6 +13,7 @@ from talkinghead.geometry.canonical import mean_face
 from talkinghead.geometry.face_regions import LOWER_FACE, eye_opening, lip_gap, mouth_width
 from talkinghead.geometry.pose import matrix_from_pose, pose_from_matrix
 from talkinghead.motion.blink import EYELIDS, close_eyes
+from talkinghead.motion.neutral import neutral_mesh
 from talkinghead.motion.retarget import (
     close_mouth,
     shape_ratio,
@@ -161,16 +162,16 @@ def test_gain_of_the_angles(golden: Golden) -> None:
     # The goldens leave `_neutral` out.
     scores = np.concatenate((np.zeros((len(scores), 52 - scores.shape[1]), scores.dtype), scores), axis=1)
     given: dict = {"reference_mesh": data["ref.lmks3d"], "reference_pose_matrix": data["ref.trans_mat"], "window": 1}
-    plain = transfer(mesh, matrix, scores, **given)
-    doubled = transfer(mesh, matrix, scores, pose_gain=2.0, **given)
+    neutral = neutral_mesh(mesh, scores, np.ones(len(mesh), bool)).mesh
+    plain = transfer(mesh, matrix, neutral, **given)
+    doubled = transfer(mesh, matrix, neutral, pose_gain=2.0, **given)
     np.testing.assert_allclose(doubled.pose[:, :3], 2 * plain.pose[:, :3], atol=1e-9)
     np.testing.assert_array_equal(doubled.pose[:, 3:], plain.pose[:, 3:])
-    frontal = transfer(mesh, matrix, scores, pose_mode="absolute", pose_gain=0.0, **given)
+    frontal = transfer(mesh, matrix, neutral, pose_mode="absolute", pose_gain=0.0, **given)
     placed = data["ref.trans_mat"] @ matrix_from_pose(frontal.pose)
     np.testing.assert_allclose(pose_from_matrix(placed)[:, :3], 0, atol=1e-3)
-    assert plain.neutral.rule == "blendshapes and lip opening"
     with pytest.raises(ValueError, match="no frame"):
-        transfer(np.full((2, 468, 3), np.nan), np.full((2, 4, 4), np.nan), None, **given)
+        transfer(np.full((2, 468, 3), np.nan), np.full((2, 4, 4), np.nan), neutral, **given)
 
 
 def test_an_exaggerated_face_does_not_pass_through_itself() -> None:

@@ -60,9 +60,9 @@ def speech(seconds: float) -> np.ndarray:
 @pytest.mark.parametrize(("samples", "frames"), [(1, 1), (640, 1), (641, 2), (16000, 25), (80000, 125), (48001, 76)])
 def test_any_length(pipeline: AudioToLandmarks, samples: int, frames: int) -> None:
     motion = pipeline(speech(samples / 16000), **REFERENCE)
-    assert motion.mesh.shape == (frames, 468, 3) and motion.landmarks.shape == (frames, 468, 2)
-    assert motion.pose.shape == (frames, 6) and motion.pose_matrix.shape == (frames, 4, 4) and motion.fps == 25
-    assert np.isfinite(motion.landmarks).all()
+    assert len(motion) == frames and motion.fps == 25 and motion.valid.all()
+    assert motion.meshes().shape == (frames, 468, 3) and motion.pose_matrix.shape == (frames, 4, 4)
+    assert (motion.width, motion.height) == (512, 640) and np.isfinite(motion.landmarks()).all()
 
 
 @pytest.mark.parametrize(("fps", "encoded"), [(25.0, 13 * 640), (30.0, 8000)])
@@ -81,15 +81,16 @@ def test_no_motion_is_the_reference(pipeline: AudioToLandmarks) -> None:
     fresh = Audio2Mesh(wav2vec=Pretrained("tiny").wav2vec_config())
     motion = AudioToLandmarks(fresh)(np.zeros(3200, np.float32), pose="still", **REFERENCE)
     assert np.array_equal(motion.mesh, REFERENCE["reference_mesh"][None].repeat(5, axis=0))
+    assert np.array_equal(motion.neutral, REFERENCE["reference_mesh"])
     np.testing.assert_allclose(motion.pose_matrix, REFERENCE["reference_pose_matrix"][None].repeat(5, axis=0))
 
 
 def test_same_arguments_same_arrays(pipeline: AudioToLandmarks) -> None:
     first, again = (pipeline(speech(2), identity=2, **REFERENCE) for _ in range(2))
     other = pipeline(speech(2), identity=3, **REFERENCE)
-    for name in ("mesh", "pose", "pose_matrix", "landmarks"):
+    for name in ("mesh", "pose_matrix"):
         assert np.array_equal(getattr(first, name), getattr(again, name)), name
-    assert np.array_equal(first.mesh, other.mesh) and not np.array_equal(first.pose, other.pose)
+    assert np.array_equal(first.mesh, other.mesh) and not np.array_equal(first.pose_matrix, other.pose_matrix)
 
 
 def test_gain_and_smoothing(pipeline: AudioToLandmarks) -> None:
@@ -113,12 +114,12 @@ def test_models_of_different_rates(pipeline: AudioToLandmarks) -> None:
     samples = speech(3)
     motion = mixed(samples, **REFERENCE)
     assert motion.fps == 30 and len(motion) == 90
-    pose = mixed.predict_pose(samples)
+    pose, shown = mixed.predict_pose(samples), motion.pose_about(REFERENCE["reference_pose_matrix"])
     for frame in (4, 31, 64):  # frame k at 30 lies between two at 25
         at = (frame + 0.5) / 30 * 25 - 0.5
         low = int(at)
         np.testing.assert_allclose(
-            motion.pose[frame], pose[low] + (at - low) * (pose[low + 1] - pose[low]), rtol=1e-5, atol=1e-6
+            shown[frame], pose[low] + (at - low) * (pose[low + 1] - pose[low]), rtol=1e-5, atol=1e-6
         )
     slower = mixed(samples, fps=10, **REFERENCE)
     assert slower.fps == 10 and len(slower) == 30
@@ -127,7 +128,7 @@ def test_models_of_different_rates(pipeline: AudioToLandmarks) -> None:
 def test_motion_from_elsewhere(pipeline: AudioToLandmarks) -> None:
     given = np.random.default_rng(1).uniform(-5, 5, (25, 6))
     motion = pipeline(speech(1), pose=given, **REFERENCE)
-    np.testing.assert_array_equal(motion.pose, given)
+    np.testing.assert_allclose(motion.pose_about(REFERENCE["reference_pose_matrix"]), given, atol=1e-9)
     with pytest.raises(ValueError, match=r"must be \(25, 6\)"):
         pipeline(speech(1), pose=given[:20], **REFERENCE)
 
@@ -168,7 +169,7 @@ def test_published_weights_give_the_published_numbers(shared: Path, tmp_path: Pa
         torch.save(golden_state(file.name, golden_shapes(shared / "goldens", kind)), file)
         models[kind] = load_published(kind, file, "restart")[0]
         file.unlink()
-    pipeline = AudioToLandmarks(models["audio2mesh"], models["audio2pose"], compat=True)
+    pipeline = AudioToLandmarks(models["audio2mesh"], models["audio2pose"])
     samples = golden["samples"].astype(np.float32) / 32768
     offsets = pipeline.predict_offsets(samples[: int(golden["short_samples"])])
     wanted = golden["mesh.out"].reshape(-1, 468, 3)

@@ -21,6 +21,7 @@ from talkinghead.models.speech.encoder import normalise
 from talkinghead.models.weights import parameter_hash
 from talkinghead.motion.neutral import neutral_mesh
 from talkinghead.motion.rest_pose import relative_pose
+from tests.support.motions import a_motion
 from tests.support.speech_data import LENGTHS, UNSEEN, arrays, build_speech_data, clip_key
 from tests.support.training import batches_of, losses_of
 from train.audio2lmk import validation
@@ -286,7 +287,7 @@ def test_a_head_that_leaves_the_camera_is_black(tmp_path, monkeypatch):
     monkeypatch.setattr(validation, "write_talking_video", lambda path, frames, **_: shown.extend(frames))
     pose = np.zeros((4, 6))
     pose[1, 5], pose[2], pose[3, :3] = 100, 1e30, 1e6
-    clip = TrueClip(key="a", speaker="b", valid=np.ones(4, bool), audio=np.zeros(4 * 640, np.float32))
+    clip = TrueClip(key="a", speaker="b", audio=np.zeros(4 * 640, np.float32), motion=a_motion(4))
     true = np.zeros((4, 6))
     true[0] = np.nan
     trace = Trace(clip=clip, kind="pose", still=np.eye(4), true=true, predictions={"prediction": pose})

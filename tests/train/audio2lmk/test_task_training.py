@@ -14,7 +14,8 @@ from tests.support.speech_data import build_speech_data
 from tests.support.training import Ranks, assert_same, lines, tensors_of
 from train.config import CheckpointConfig, LogConfig, ScheduleConfig, ValidationConfig
 from train.recipe import Recipe, make_task, recipes_of
-from train.run.run_folder import RunConfig, RunFolder
+from train.run.run_config import RunConfig
+from train.run.run_folder import RunFolder
 from train.trainer.loop import Trainer
 from train.trainer.port import LocalPort
 

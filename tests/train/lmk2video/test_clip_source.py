@@ -19,7 +19,7 @@ def test_training_and_validation_decode_with_the_engine_of_the_settings(decoder,
     clips = ClipSource(config, storage.uri, tmp_path)
     clips.pin(clips.find({}))
     reader = clips.reader()
-    held_out = clips.validation_reader("val")
+    held_out = clips.validation_reader("val", ("landmarks", "valid"))
     assert reader.decoder == decoder
     assert held_out.decoder == decoder and len(held_out)
     # The same frame with either; the plain engine's colours are as they were.

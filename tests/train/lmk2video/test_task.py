@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from shards.index import Index
+from shards.loader import collate
 from shards.reader import ShardReader
 from talkinghead.derived import Derived
 from talkinghead.files.storage import Storage
@@ -456,7 +457,7 @@ def test_rules_hold_for_validation_clips_but_not_persons(data: Storage, tmp_path
 
     def keys(split: str, **changes: Any) -> set[str]:
         clips = ClipSource(dataclasses.replace(config, **changes), storage.uri, tmp_path)
-        return set(clips.validation_reader(split).keys)
+        return set(clips.validation_reader(split, ("landmarks", "valid")).keys)
 
     assert keys("train") == {clip_key(0), clip_key(1)} and keys("val") == {clip_key(3)}
     assert keys("val", at_least=("toy_score=1",)) == {clip_key(3)}
@@ -515,3 +516,34 @@ def test_weights_that_were_replaced_are_noticed(data: Storage, stage1: Path, tmp
     other.export(other.build(), tmp_path / "d")
     changed = prepared("stage2", data, tmp_path / "e", stage1=str(tmp_path / "d")).check()["stage1"]
     assert changed["sha256"] != before["sha256"]
+
+
+# --- held-out clips ---------------------------------------------------------------------------------------------------
+
+
+def test_held_out_windows_are_of_other_clips_with_even_timesteps(
+    task: Lmk2VideoTask[Any], module: Lmk2Video, data: Storage
+) -> None:
+    found = task.held_out(5, 8)
+    assert found is not None
+    items = [found[slot] for slot in range(8)]
+    assert {item["key"] for item in items} <= set(ShardReader(data, split="val").keys)
+    assert [item["timestep"] for item in items] == [62, 187, 312, 437, 562, 687, 812, 937]
+    batch = collate(items)
+    with torch.no_grad():
+        step = task.loss(module.eval(), batch, seed=5, step=0, total={"samples": 8.0})
+    module.train()
+    assert step.losses["loss"].isfinite().all()
+    assert all(int(of.sum()) == 2 for name, (_, of) in step.figures.items() if name.startswith("loss/t"))
+    again = task.held_out(5, 8)
+    assert again is not None and torch.equal(again[3]["guidance"], items[3]["guidance"])
+
+
+def test_a_data_set_without_held_out_clips_has_none(
+    data: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = prepared("stage1", data, tmp_path / "task")
+    reader = task.clips[0].held_out_reader()
+    assert len(reader)
+    monkeypatch.setattr(task.clips[0], "held_out_reader", lambda: ShardReader(data, split="test"))
+    assert task.held_out(0, 4) is None
