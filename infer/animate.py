@@ -22,21 +22,24 @@ import numpy as np
 import torch
 
 from infer.estimate import say_how_long
-from infer.framing import Crop, PasteBack, face_crop, frame_size, whole_crop
+from infer.framing import PasteBack, face_crop, frame_size, whole_crop
 from infer.motion.driven_motion import DrivingVideo
 from infer.motion.driving import Driving
 from infer.motion.speech_motion import DrivingSpeech
-from infer.output_files import animation_companions, check_target, sidecar, write_animation
-from infer.portrait import Portrait, describe_portrait, read_portrait, warn_of_portrait
+from infer.output_files import Pair, animation_companions, check_target, sidecar, write_animation
+from infer.portrait import crop_portrait, describe_portrait, read_portrait
+from infer.portrait_checks import warn_of_portrait
 from infer.request import AudioRequest, VideoRequest
 from infer.weights.adapters import PIPELINE, find_adapters, refuse_left_over
 from infer.weights.pipeline_weights import PipelinePlace, find_pipeline, load_pipeline
 from talkinghead.face.model import FaceModel
+from talkinghead.face.portrait import Crop, Portrait
 from talkinghead.face.resolve import resolve_face_model
 from talkinghead.files.atomic import check_writable
+from talkinghead.media.synthetic import SyntheticNote
 from talkinghead.media.talking_video import check_video_size
 from talkinghead.models.noise_schedule import NoiseSchedule
-from talkinghead.motion.landmark_motion import LandmarkMotion
+from talkinghead.motion.motion import Motion
 from talkinghead.pipelines.memory import device_memory, fitting_preset, memory_preset, out_of_memory_explained
 from talkinghead.pipelines.talking_head import TalkingHeadPipeline
 from talkinghead.runtime.device import choose_device, named_dtype
@@ -108,10 +111,9 @@ def animate(request: AudioRequest | VideoRequest, driving: Driving) -> Path:
 
         # 3. Motion, whole: a landmark array is small, and frame rate and projection are those of the pipeline.
         with out_of_memory_explained(pipeline.memory, pipeline.denoiser.device, "the motion"):
-            motion, facts = driving.move(
-                stage.cropped, progress, fps=settings["fps"], compat=settings["compat"], device=stage.device
-            )
-        _warn_of_motion(motion, stage.cropped)
+            motion, facts = driving.move(stage.cropped, progress, fps=settings["fps"], device=stage.device)
+        landmarks = pipeline.landmarks(motion)
+        _warn_of_motion(landmarks, stage.cropped)
 
         # 4. Estimate, before the long phase: the user may want a smaller video.
         progress("estimate", 0, 1)
@@ -121,6 +123,10 @@ def animate(request: AudioRequest | VideoRequest, driving: Driving) -> Path:
         progress("draw landmarks", 0, 1)
         paste = PasteBack(stage.portrait.image, stage.crop) if request.paste_back else None
 
+        # A part of a photo stays as it was taken where the frames are pasted back.
+        kind = "trainedAlgorithmicMedia" if paste is None else "compositeWithTrainedAlgorithmicMedia"
+        note = SyntheticNote(kind=kind) if request.mark_synthetic else None
+
         def describe() -> dict[str, Any]:
             # Called after the last frame: wall times and peak memory are known only then.
             progress("write", 0, 1)
@@ -128,21 +134,26 @@ def animate(request: AudioRequest | VideoRequest, driving: Driving) -> Path:
             return sidecar(
                 driving.command,
                 request,
+                pair=Pair.of(driving.command, fps=motion.fps, compat=settings["compat"]),
                 inputs={"reference": portrait} | driving.describe(),
                 weights=weights | driving.provenance(),
-                result=facts | _describe_result(request, stage, pipeline, motion),
+                result=facts
+                | _describe_result(request, stage, pipeline, motion)
+                | {"synthetic": None if note is None else note.source_type},
                 seconds={**progress.seconds, **estimate, "all": time.monotonic() - started},
                 device=stage.device,
             )
 
         write_animation(
             request.output,
-            _frames(request, stage, pipeline, motion, paste, progress),
-            motion,
+            _frames(request, stage, pipeline, landmarks, paste, progress),
+            landmarks,
+            fps=motion.fps,
             size=stage.size if paste is None else paste.size,
             drawn_size=stage.size,
             sound=driving.sound,
             describe=describe,
+            note=note,
         )
     return request.output
 
@@ -176,7 +187,7 @@ def _read_stage(request: AudioRequest | VideoRequest, place: PipelinePlace, devi
     # The portrait and its face.
     model = resolve_face_model()
     portrait = read_portrait(request.reference, model, face=request.face)
-    warn_of_portrait(request.reference, portrait)
+    warn_of_portrait(request.reference, portrait, model, keeps_mouth=request.neutralise == "none")
 
     # Size of the generated images. A box around a face has the aspect that the weights know; the whole image its own.
     aspect = portrait.width / portrait.height if request.crop == "none" else None
@@ -204,7 +215,7 @@ def _read_stage(request: AudioRequest | VideoRequest, place: PipelinePlace, devi
     return _Stage(
         portrait=portrait,
         crop=crop,
-        cropped=portrait.cropped(crop, model),
+        cropped=crop_portrait(portrait, crop, model),
         size=size,
         face_model=model,
         place=place,
@@ -248,7 +259,7 @@ def _load(
 
 
 def _estimate(
-    request: AudioRequest | VideoRequest, stage: _Stage, pipeline: TalkingHeadPipeline, motion: LandmarkMotion
+    request: AudioRequest | VideoRequest, stage: _Stage, pipeline: TalkingHeadPipeline, motion: Motion
 ) -> dict[str, float]:
     """Estimate and report how long the video will take; the result goes into `seconds` of the sidecar."""
     seconds = say_how_long(
@@ -267,14 +278,14 @@ def _frames(
     request: AudioRequest | VideoRequest,
     stage: _Stage,
     pipeline: TalkingHeadPipeline,
-    motion: LandmarkMotion,
+    landmarks: np.ndarray,
     paste: PasteBack | None,
     progress: Progress,
 ) -> Iterator[np.ndarray]:
     """Generate the video's frames, RGB uint8 `[H, W, 3]`, each as soon as it is final; with `paste`, pasted back."""
     frames = pipeline.stream(
         stage.cropped.image,
-        motion.landmarks,
+        landmarks,
         reference_landmarks=stage.cropped.face.points,
         width=stage.size[0],
         height=stage.size[1],
@@ -286,27 +297,28 @@ def _frames(
     return frames if paste is None else map(paste, frames)
 
 
-def _warn_of_motion(motion: LandmarkMotion, portrait: Portrait) -> None:
+def _warn_of_motion(landmarks: np.ndarray, portrait: Portrait) -> None:
     """Warn when the head leaves the image further than it does in the portrait."""
-    outside = ((motion.landmarks < 0) | (motion.landmarks > 1)).any(axis=2).mean(axis=1)  # [F], share of landmarks
+    outside = ((landmarks < 0) | (landmarks > 1)).any(axis=2).mean(axis=1)  # [F], share of landmarks
     leaving = int((outside > portrait.face.outside + _MANY_OUTSIDE).sum())
-    if leaving > _MANY_FRAMES * len(motion):
+    if leaving > _MANY_FRAMES * len(landmarks):
         log.warning(
             "warning: the face reaches beyond the image in %d of %d frames: a wider crop (--crop none) or less"
             " motion (--pose-gain) keeps it inside",
             leaving,
-            len(motion),
+            len(landmarks),
         )
 
 
 def _describe_result(
-    request: AudioRequest | VideoRequest, stage: _Stage, pipeline: TalkingHeadPipeline, motion: LandmarkMotion
+    request: AudioRequest | VideoRequest, stage: _Stage, pipeline: TalkingHeadPipeline, motion: Motion
 ) -> dict[str, Any]:
     """Settings that were chosen on the way, for `result` of the sidecar."""
     crop = stage.crop
     return {
         "frames": len(motion),
         "fps": motion.fps,
+        "compat_projection": pipeline.config["compat"],
         "size": list(stage.size),
         "crop": [crop.x0, crop.y0, crop.x1, crop.y1],
         "steps": request.sampled_steps,

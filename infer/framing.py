@@ -11,12 +11,10 @@ y1; aspect is width / height.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-import cv2
 import numpy as np
 
 from infer.request import PREVIEW_SIDE
+from talkinghead.face.portrait import Crop
 from talkinghead.media.image_size import resize_image
 from talkinghead.media.talking_video import check_video_size
 
@@ -116,67 +114,6 @@ def _check_multiples(width: int | None, height: int | None, step: int) -> None:
                 f"{name} is {side}, but with these weights it must be a multiple of {step}: take"
                 f" {' or '.join(map(str, near))}"
             )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Crop:
-    """Box of whole pixels in an image; it may reach beyond the image, but not lie outside."""
-
-    x0: int
-    y0: int
-    x1: int
-    y1: int
-    image_width: int
-    """Width of the image in pixels."""
-    image_height: int
-    """Height of the image in pixels."""
-
-    def __post_init__(self) -> None:
-        assert self.x0 < self.x1 and self.y0 < self.y1, f"an empty crop: {self}"
-        assert self.x0 < self.image_width and self.y0 < self.image_height and self.x1 > 0 and self.y1 > 0
-
-    @property
-    def width(self) -> int:
-        """Width of the box in pixels of the image."""
-        return self.x1 - self.x0
-
-    @property
-    def height(self) -> int:
-        """Height of the box in pixels of the image."""
-        return self.y1 - self.y0
-
-    @property
-    def padded(self) -> bool:
-        """Whether the box reaches beyond the image."""
-        return self.x0 < 0 or self.y0 < 0 or self.x1 > self.image_width or self.y1 > self.image_height
-
-    @property
-    def whole(self) -> bool:
-        """Whether the box is the whole image."""
-        return (self.x0, self.y0, self.x1, self.y1) == (0, 0, self.image_width, self.image_height)
-
-    def cut(self, image: np.ndarray) -> np.ndarray:
-        """Pixels of the box: `[H, W, 3]` → `[height, width, 3]`; beyond the image the border's pixels are repeated."""
-        assert image.shape[:2] == (self.image_height, self.image_width), f"{image.shape} is another image"
-        # Rows and columns that lie beyond each side of the image.
-        top, left = max(0, -self.y0), max(0, -self.x0)
-        bottom, right = max(0, self.y1 - self.image_height), max(0, self.x1 - self.image_width)
-        inside = image[max(0, self.y0) : self.y1, max(0, self.x0) : self.x1]
-        return cv2.copyMakeBorder(inside, top, bottom, left, right, cv2.BORDER_REPLICATE)
-
-    def points(self, points: np.ndarray) -> np.ndarray:
-        """Landmarks, normalised by the image's size, normalised by the crop's size instead.
-
-        Args:
-            points: Landmarks `[..., N, 3]`: x/W, y/H, z/W, where W and H are the image's width and height.
-
-        Returns:
-            Landmarks `[..., N, 3]` relative to the crop's corner, W and H being the crop's; in the same dtype.
-        """
-        # Depth z is in pixels of the width, with an origin of its own, so it is scaled but not moved.
-        size = np.array([self.image_width, self.image_height, self.image_width], np.float64)
-        origin = np.array([self.x0, self.y0, 0.0])
-        return ((points * size - origin) / (self.width, self.height, self.width)).astype(points.dtype)
 
 
 def face_crop(face: Extent, image_width: int, image_height: int, aspect: float) -> Crop:

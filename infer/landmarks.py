@@ -8,8 +8,9 @@ from typing import Any
 
 from infer.framing import video_size
 from infer.motion.speech_motion import DrivingSpeech
-from infer.output_files import check_target, landmark_companions, sidecar, write_landmarks
-from infer.portrait import describe_portrait, read_portrait, warn_of_portrait
+from infer.output_files import Pair, check_target, landmark_companions, sidecar, write_landmarks
+from infer.portrait import describe_portrait, read_portrait
+from infer.portrait_checks import warn_of_portrait
 from infer.request import LandmarkRequest
 from talkinghead.face.resolve import resolve_face_model
 from talkinghead.files.atomic import check_writable
@@ -48,13 +49,14 @@ def make_landmark_video(request: LandmarkRequest) -> Path:
         model = resolve_face_model()
         portrait = read_portrait(request.reference, model, face=request.face)
         size = video_size(portrait.width, portrait.height, request.width, request.height)
-        warn_of_portrait(request.reference, portrait)
+        warn_of_portrait(request.reference, portrait, model, keeps_mouth=request.neutralise == "none")
         driving.read(portrait, model, progress, request.limit_seconds)
 
         # The motion. There is no image pipeline here, so the mesh model decides frame rate and projection.
         progress("load weights", 0, 1)
         device = choose_device(request.device)
         motion, facts = driving.move(portrait, progress, device=device)
+        compat = driving.published
 
         def describe() -> dict[str, Any]:
             # Called when video and arrays are written: wall times and peak memory are known only then.
@@ -62,13 +64,23 @@ def make_landmark_video(request: LandmarkRequest) -> Path:
             return sidecar(
                 "landmarks",
                 request,
+                pair=Pair.of("landmarks", fps=motion.fps, compat=compat),
                 inputs={"reference": describe_portrait(request.reference, portrait, model.sha256)} | driving.describe(),
                 weights=driving.provenance(),
-                result=facts | {"frames": len(motion), "fps": motion.fps, "size": size},
+                result=facts | {"frames": len(motion), "fps": motion.fps, "compat_projection": compat, "size": size},
                 seconds={**progress.seconds, "all": time.monotonic() - started},
                 device=device,
             )
 
         # The files, drawn frame by frame, and put in place together.
-        write_landmarks(request.output, motion, size=size, sound=request.audio, describe=describe, progress=progress)
+        write_landmarks(
+            request.output,
+            motion,
+            motion.landmarks(compat=compat),
+            reference_pose_matrix=portrait.pose_matrix,
+            size=size,
+            sound=request.audio,
+            describe=describe,
+            progress=progress,
+        )
     return request.output

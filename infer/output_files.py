@@ -18,12 +18,14 @@ import numpy as np
 from talkinghead.files.atomic import staged_file
 from talkinghead.geometry.guidance import draw_guidance
 from talkinghead.media.encoder_settings import EncoderSettings
+from talkinghead.media.synthetic import SyntheticNote
 from talkinghead.media.talking_video import encode_talking_video
-from talkinghead.motion.landmark_motion import LandmarkMotion
+from talkinghead.motion.motion import Motion
 from talkinghead.provenance import library_versions, pretty_json
 from talkinghead.runtime.errors import is_machine_error
 from talkinghead.runtime.peak_memory import peak_memory as host_peak_memory
 from talkinghead.runtime.progress import ProgressCallback
+from talkinghead.timebase import FPS
 
 SUFFIX = ".mp4"
 _EVERYWHERE = ("pretrained_model", "lmk2video", "stage1", "stage2", "audio2mesh", "audio2pose")
@@ -65,8 +67,10 @@ def check_target(path: Path, companions: tuple[Path, ...], *inputs: Path) -> Non
 
 def write_landmarks(
     path: Path,
-    motion: LandmarkMotion,
+    motion: Motion,
+    landmarks: np.ndarray,
     *,
+    reference_pose_matrix: np.ndarray,
     size: tuple[int, int],
     sound: Path,
     describe: Callable[[], dict[str, Any]],
@@ -76,7 +80,9 @@ def write_landmarks(
 
     Args:
         path: Video to write.
-        motion: Motion to draw and to save as arrays.
+        motion: Motion to save as arrays.
+        landmarks: Its landmarks, `[F, 468, 2]`, to draw and to save.
+        reference_pose_matrix: Head pose of the portrait, `[4, 4]`, that the saved `pose` is relative to.
         size: Width and height of the video in pixels, even.
         sound: File whose sound goes into the video.
         describe: Returns the sidecar; called when the other files are written.
@@ -86,14 +92,14 @@ def write_landmarks(
         OSError: The disk is full, or the folder cannot be written.
     """
     with _staged(path, *landmark_companions(path)) as (video, arrays, sidecar_file):
-        _draw(video, motion, size, sound, progress)
+        _draw(video, landmarks, motion.fps, size, sound, progress)
         with arrays.open("wb") as stream:
             np.savez(
                 stream,
-                mesh=motion.mesh,
-                pose=motion.pose,
+                mesh=motion.meshes(),
+                pose=motion.pose_about(reference_pose_matrix),
                 pose_matrix=motion.pose_matrix,
-                landmarks=motion.landmarks,
+                landmarks=landmarks,
                 fps=np.float64(motion.fps),
             )
         sidecar_file.write_bytes(pretty_json(describe()))
@@ -102,24 +108,28 @@ def write_landmarks(
 def write_animation(
     path: Path,
     frames: Iterable[np.ndarray],
-    motion: LandmarkMotion,
+    landmarks: np.ndarray,
     *,
+    fps: float,
     size: tuple[int, int],
     drawn_size: tuple[int, int],
     sound: Path | None,
     describe: Callable[[], dict[str, Any]],
+    note: SyntheticNote | None,
 ) -> None:
     """Write a generated video and its `animation_companions`; all of them, or none after an error.
 
     Args:
         path: Video to write.
         frames: Frames RGB uint8 `[height, width, 3]` of the video, consumed one at a time.
-        motion: Motion that the frames were generated from, with as many frames.
+        landmarks: Landmarks that the frames were generated from, `[F, 468, 2]`, F being the number of frames.
+        fps: Frame rate of both videos.
         size: Width and height of the video in pixels, even.
         drawn_size: Width and height in pixels of the images that the landmarks belong to. The landmark video has this
             size, or a multiple where it is small.
         sound: File whose sound goes into both videos; None: no sound.
         describe: Returns the sidecar; called when the other files are written.
+        note: Note in the video itself that it is synthetic; None: it says nothing.
 
     Raises:
         ValueError: There are no frames.
@@ -128,8 +138,8 @@ def write_animation(
     # The landmark video comes first: it takes seconds, and shows early whether the disk has room.
     enlarge = max(1, -(-_SMALLEST_DRAWING // min(drawn_size)))
     with _staged(path, *animation_companions(path)) as (video, drawing, sidecar_file):
-        _draw(drawing, motion, (drawn_size[0] * enlarge, drawn_size[1] * enlarge), sound)
-        encode_talking_video(video, frames, width=size[0], height=size[1], fps=motion.fps, speech=sound)
+        _draw(drawing, landmarks, fps, (drawn_size[0] * enlarge, drawn_size[1] * enlarge), sound)
+        encode_talking_video(video, frames, width=size[0], height=size[1], fps=fps, speech=sound, note=note)
         sidecar_file.write_bytes(pretty_json(describe()))
 
 
@@ -151,30 +161,63 @@ def _staged(path: Path, *companions: Path) -> Iterator[list[Path]]:
 
 def _draw(
     path: Path,
-    motion: LandmarkMotion,
+    landmarks: np.ndarray,
+    fps: float,
     size: tuple[int, int],
     sound: Path | None,
     progress: ProgressCallback | None = None,
 ) -> None:
-    """Draw a motion and write it as a video of `size` (width, height) in pixels."""
+    """Draw landmarks `[F, 468, 2]` and write them as a video of `size` (width, height) in pixels."""
     width, height = size
 
     # Drawn as the encoder asks for them, so only one image is in memory.
     def frames() -> Iterator[np.ndarray]:
         if progress:
-            progress("draw and encode", 0, len(motion))
-        for number, points in enumerate(motion.landmarks, 1):
+            progress("draw and encode", 0, len(landmarks))
+        for number, points in enumerate(landmarks, 1):
             yield draw_guidance(points, width, height)
             if progress:
-                progress("draw and encode", number, len(motion))
+                progress("draw and encode", number, len(landmarks))
 
-    encode_talking_video(path, frames(), width=width, height=height, fps=motion.fps, speech=sound, settings=_DRAWN)
+    encode_talking_video(path, frames(), width=width, height=height, fps=fps, speech=sound, settings=_DRAWN)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pair:
+    """What drove the portrait, what drew it, and what lay between them, by the names of a sidecar."""
+
+    driver: str
+    """`audio2lmk` (speech) or `video`."""
+    renderer: str
+    """`lmk2video`, or `landmarks` (drawn lines)."""
+    conversions: tuple[str, ...]
+    """Steps from the driver's motion to what the renderer takes, in order."""
+
+    @classmethod
+    def of(cls, command: str, *, fps: float, compat: bool) -> Pair:
+        """Pair of a command.
+
+        Args:
+            command: `landmarks`, `audio` or `video`.
+            fps: Frame rate of the video; motion is made at 25.
+            compat: Whether landmarks are projected as AniPortrait does.
+        """
+        resampled = (f"motion resampled from {FPS:g} to {fps:g} frames per second",) if fps != FPS else ()
+        landmarks = "landmarks of meshes and head poses, seen by the portrait's camera" + (
+            " as AniPortrait sees them" if compat else ""
+        )
+        return cls(
+            driver="video" if command == "video" else "audio2lmk",
+            renderer="landmarks" if command == "landmarks" else "lmk2video",
+            conversions=(*resampled, landmarks),
+        )
 
 
 def sidecar(
     command: str,
     request: Any,
     *,
+    pair: Pair,
     inputs: dict[str, Any],
     weights: dict[str, Any],
     result: dict[str, Any],
@@ -188,8 +231,9 @@ def sidecar(
     Args:
         command: Name of the command of `python -m infer`.
         request: Options of the command, a dataclass.
+        pair: What drove the portrait, what drew it, and what lay between them.
         inputs: Properties and hashes of the files that were read.
-        weights: Origin and hash of the weights, by part.
+        weights: Origin, hash and licence of the weights, by part.
         result: Properties of the video, and settings that were chosen on the way.
         seconds: Wall time of each stage in seconds.
         device: Device on which the models ran.
@@ -198,6 +242,10 @@ def sidecar(
     settings = {name: _without_folders(value) for name, value in dataclasses.asdict(request).items()}
     return {
         "command": command,
+        "seed": request.seed,
+        "driver": pair.driver,
+        "renderer": pair.renderer,
+        "conversions": list(pair.conversions),
         "settings": settings,
         "inputs": inputs,
         "weights": {part: about | {"path": place_name(Path(about["path"]))} for part, about in weights.items()},

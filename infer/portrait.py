@@ -1,108 +1,41 @@
 """The user's portrait: image, and the landmarks, mesh and head pose of its face.
 
 Faces are found and measured as the annotation of training data does it, so the networks get what they were trained on.
+An image without an upright face, but with one when it is turned by quarters, is turned.
 """
 
 from __future__ import annotations
 
 import logging
 import re
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from annotate.engines.litert import NUM_LANDMARKS, LitertEngine
-from annotate.engines.region import Region
-from infer.framing import Crop
+from infer.faces import QUARTERS, find_faces, turned, upright_turn
 from infer.memory_limit import GIGABYTE, memory_limit
-from talkinghead.face.detector import FaceDetector
 from talkinghead.face.model import FaceModel
+from talkinghead.face.portrait import Crop, Face, Portrait
 from talkinghead.geometry.canonical import canonical_face
 from talkinghead.geometry.face_mesh import metric_mesh
-from talkinghead.geometry.face_regions import NUM_VERTICES
 from talkinghead.media.image_file import read_image
 from talkinghead.provenance import hash_file
 
 log = logging.getLogger(__name__)
 
-MANY_OUTSIDE = 0.02
-"""Share of landmarks beyond the image's border above which a face counts as cut."""
-
+LISTED_FACES = 5
+"""Most faces whose places a message names."""
 _PIXEL = re.compile(r"(\d+),(\d+)")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Face:
-    """Landmarks and blendshapes of a face in an image of W x H pixels."""
-
-    points: np.ndarray
-    """Landmarks `[478, 3]` float32: x/W, y/H, z/W. Iris rows are NaN when the face model has none."""
-    blendshapes: np.ndarray | None
-    """Blendshape scores `[52]` float32 in MediaPipe's order; None when the face model has no such network."""
-
-    @property
-    def extent(self) -> tuple[float, float, float, float]:
-        """Box x0, y0, x1, y1 around the landmarks: x/W, y/H."""
-        (x0, y0), (x1, y1) = self.points[:NUM_VERTICES, :2].min(axis=0), self.points[:NUM_VERTICES, :2].max(axis=0)
-        return float(x0), float(y0), float(x1), float(y1)
-
-    @property
-    def outside(self) -> float:
-        """Share of the landmarks that lie beyond the image's border."""
-        xy = self.points[:NUM_VERTICES, :2]
-        return float(((xy < 0) | (xy > 1)).any(axis=1).mean())
-
-
-@dataclass(frozen=True, kw_only=True)
-class Portrait:
-    """A portrait and the measurements of its face that the pipelines use."""
-
-    image: np.ndarray
-    """Image RGB uint8 `[H, W, 3]`, upright."""
-    face: Face
-    """Face that is animated."""
-    mesh: np.ndarray
-    """Mesh of the face, with the expression it has in the image: `[468, 3]` float32 in canonical space, cm."""
-    pose_matrix: np.ndarray
-    """Head pose: `[4, 4]` float64, canonical → camera space, cm."""
-
-    @property
-    def width(self) -> int:
-        """Width of the image in pixels."""
-        return self.image.shape[1]
-
-    @property
-    def height(self) -> int:
-        """Height of the image in pixels."""
-        return self.image.shape[0]
-
-    @property
-    def face_px(self) -> tuple[float, float, float, float]:
-        """Box x0, y0, x1, y1 around the landmarks in pixels."""
-        x0, y0, x1, y1 = self.face.extent
-        return x0 * self.width, y0 * self.height, x1 * self.width, y1 * self.height
-
-    def cropped(self, crop: Crop, model: FaceModel) -> Portrait:
-        """Part of the portrait, as a portrait of its own.
-
-        The landmarks stay, but mesh and pose are measured anew: the camera looks at the middle of its image, which is
-        another point now. Training data is measured in the same way, in clips that were cropped before.
-
-        Args:
-            crop: Box in this portrait's image.
-            model: Face model.
-        """
-        face = Face(points=crop.points(self.face.points), blendshapes=self.face.blendshapes)
-        return _measured(crop.cut(self.image), face, model)
 
 
 def read_portrait(path: Path, model: FaceModel, *, face: str | None = None) -> Portrait:
     """Read a portrait and measure its face.
 
     Args:
-        path: PNG, JPEG, WebP or BMP. It is turned upright by its EXIF data, and transparent pixels become white.
+        path: PNG, JPEG, WebP or BMP. It is turned upright by its EXIF data, and transparent pixels become white. Where
+            no face is upright then, it is turned by quarters until one is, with a warning.
         model: Face model.
         face: Choice among several faces: a number (from 0, left to right), `largest`, or `X,Y`, the face at a pixel or
             nearest to it. None: the image must have exactly one face.
@@ -113,9 +46,28 @@ def read_portrait(path: Path, model: FaceModel, *, face: str | None = None) -> P
     """
     with memory_limit(f"the image {path}", GIGABYTE):
         image = read_image(path)
+        degrees = upright_turn([image], model) or 0
+        image = turned(image, degrees)
         faces = find_faces(image, model)
+    if degrees:
+        log.warning("warning: the face in %s is %s: the image is turned by %d° first", path, QUARTERS[degrees], degrees)
     height, width = image.shape[:2]
-    return _measured(image, choose_face(faces, width, height, face, str(path)), model)
+    chosen = choose_face(faces, width, height, face, str(path))
+    return replace(_measured(image, chosen, model), turned_deg=degrees)
+
+
+def crop_portrait(portrait: Portrait, crop: Crop, model: FaceModel) -> Portrait:
+    """Part of a portrait, as a portrait of its own.
+
+    The landmarks stay, but mesh and pose are measured anew: the camera looks at the middle of its image, which is
+    another point now. Training data is measured in the same way, in clips that were cropped before.
+
+    Args:
+        portrait: Portrait.
+        crop: Box in its image.
+        model: Face model.
+    """
+    return _measured(crop.cut(portrait.image), portrait.face.cropped(crop), model)
 
 
 def _measured(image: np.ndarray, face: Face, model: FaceModel) -> Portrait:
@@ -126,49 +78,15 @@ def _measured(image: np.ndarray, face: Face, model: FaceModel) -> Portrait:
     return Portrait(image=image, face=face, mesh=mesh[0].astype(np.float32), pose_matrix=matrix[0])
 
 
-def warn_of_portrait(path: Path, portrait: Portrait) -> None:
-    """Warn of a portrait that can be animated, but not well."""
-    if portrait.face.outside > MANY_OUTSIDE:
-        log.warning(
-            "warning: the face in %s is cut by the image's border (%.0f %% of its landmarks lie outside, where they"
-            " are guessed): a portrait with the whole face moves better",
-            path,
-            100 * portrait.face.outside,
-        )
-
-
 def describe_portrait(path: Path, portrait: Portrait, face_model: str) -> dict[str, Any]:
     """Entry for `inputs` of a sidecar; `face_model` is the SHA-256 of the face model."""
-    return {
+    found = {
         "sha256": hash_file(path),
         "size": [portrait.width, portrait.height],
         "face": [round(value, 5) for value in portrait.face.extent],
         "face_model": face_model,
     }
-
-
-def find_faces(image: np.ndarray, model: FaceModel) -> list[Face]:
-    """Faces in an image, left to right, measured as in the annotation.
-
-    A detection that the landmark network does not confirm as a face is left out.
-
-    Args:
-        image: RGB uint8 `[H, W, 3]`.
-        model: Face model.
-    """
-    height, width = image.shape[:2]
-    engine = LitertEngine(model)
-    faces = []
-    for detection in FaceDetector(model).detect(image, small_faces=True):
-        found = engine.landmarks_in(image, Region.of_detection(detection, width, height))
-        if found is None:
-            continue
-        # A face model with 468 landmarks has no irises: their rows stay NaN.
-        points = np.full((NUM_LANDMARKS, 3), np.nan, dtype=np.float32)
-        points[: len(found)] = found
-        blendshapes = engine.expression(found, width, height) if model.blendshapes else None
-        faces.append(Face(points=points, blendshapes=blendshapes))
-    return sorted(faces, key=lambda face: face.extent[0] + face.extent[2])  # by the middle
+    return found | ({"turned_deg": portrait.turned_deg} if portrait.turned_deg else {})
 
 
 def choose_face(faces: list[Face], width: int, height: int, choice: str | None, name: str) -> Face:
@@ -190,8 +108,8 @@ def choose_face(faces: list[Face], width: int, height: int, choice: str | None, 
         raise ValueError(f"--face is {choice!r}, must be a number (0, 1, …), 'largest', or X,Y in pixels")
     if not faces:
         raise ValueError(
-            f"no face was found in {name} ({width}x{height}): take an image in which a face is upright, seen from the"
-            " front, and at least a tenth of the image's longer side"
+            f"no face was found in {name} ({width}x{height}), also not when it is turned: take an image in which a"
+            " human face is upright, seen from the front, and at least a tenth of the image's longer side"
         )
 
     # The choice; without one, the only face.
@@ -207,11 +125,18 @@ def choose_face(faces: list[Face], width: int, height: int, choice: str | None, 
 
     # None is chosen, or one that is not there: the message lists the faces with their places.
     what = "which is meant?" if choice is None else f"there is no face {choice}."
-    listed = "; ".join(f"face {number} {_where(face, width, height)}" for number, face in enumerate(faces))
+    # Of a crowd, the largest: those are meant most often.
+    largest = sorted(range(len(faces)), key=lambda number: -_area(faces[number], width, height))[:LISTED_FACES]
+    listed = "; ".join(f"face {number} {_where(faces[number], width, height)}" for number in sorted(largest))
+    if len(faces) > LISTED_FACES:
+        listed = f"the largest: {listed}; and {len(faces) - LISTED_FACES} smaller, left to right"
     some = "1 face" if len(faces) == 1 else f"{len(faces)} faces"
     last = len(faces) - 1
     numbers = "--face 0" if last == 0 else f"--face 0 … {last}"
-    raise ValueError(f"{some} in {name}, {what} {listed}. Choose with {numbers} or --face largest")
+    raise ValueError(
+        f"{some} in {name}, {what} {listed}. Choose with {numbers} or --face largest, or --face X,Y, the nearest to a"
+        " pixel"
+    )
 
 
 def _area(face: Face, width: int, height: int) -> float:

@@ -229,6 +229,8 @@ class ImageOptions:
     the running statistics, which makes frames independent of each other; default: as converted, or `published`."""
     memory: Literal["auto", "8", "12", "16", "24"] = "auto"
     """Memory preset: gigabytes of the device's memory to stay within; `auto` chooses by the device."""
+    mark_synthetic: bool = True
+    """Say in the video's own metadata that a model made it (comment, and IPTC digital source type)."""
     preview: bool = False
     """Quick preview: few steps, a small image, the first 2 seconds."""
 
@@ -283,8 +285,9 @@ class VideoRequest(ImageOptions, PortraitOptions):
     """Window of the moving average over the head pose, in frames (odd)."""
     smooth_mesh: int = 1
     """Window of the moving average over the mesh, in frames (odd)."""
-    neutralise: Literal["none", "mouth"] = "mouth"
-    """Close an open mouth of the portrait first, in the way in which the driving mouth closes."""
+    neutralise: Literal["none", "mouth", "all"] = "mouth"
+    """Close an open mouth of the portrait first, in the way in which the driving mouth closes; or take out its whole
+    expression."""
     fps: float | None = None
     """Frame rate of the video; default: the weights' own."""
 

@@ -122,6 +122,15 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
         visit(name)
 
 
+def test_nothing_is_learnt_from_what_evaluates() -> None:
+    """Of `train`, validations, plots and the overview look at evaluations and metrics; losses and data do not."""
+    may = {"train.run.plots", "train.run.overview"}
+    for path in (ROOT / "train").rglob("*.py"):
+        if path.stem != "validation" and name_of(path) not in may:
+            found = {name for name in imports(path) if name.startswith(("infer.evaluation", "infer.metrics"))}
+            assert not found, f"{name_of(path)} must not import {', '.join(found)}"
+
+
 def floor(name: str) -> int:
     folder = name.split(".")[1] if name.count(".") else ""
     return next((number for number, folders in enumerate(FLOORS) if folder in folders), 0)

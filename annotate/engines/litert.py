@@ -12,6 +12,7 @@ from annotate.landmarks import Landmarks
 from talkinghead.face.detector import FaceDetector
 from talkinghead.face.model import FaceModel
 from talkinghead.face.network import load_network
+from talkinghead.face.portrait import NUM_LANDMARKS
 
 # The landmarks that the blendshape network reads, in its order (MediaPipe, face_blendshapes_graph.cc).
 # fmt: off
@@ -25,8 +26,6 @@ BLENDSHAPE_LANDMARKS = np.array([
 ])
 # fmt: on
 
-NUM_LANDMARKS = 478
-"""Rows of an engine's landmarks; a model of 468 points leaves the last ten NaN."""
 _NUM_BLENDSHAPES = 52
 
 

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Container, Mapping
 from pathlib import Path
 
+from infer.weights.licences import TRAINING_FILE
 from infer.weights.pipeline_weights import INDEX_FILE, NETWORKS, PipelinePlace, weight_hash
 from infer.weights.published_files import PublishedFiles
 from infer.weights.published_pipeline import SETTINGS, print_report, published_networks, with_mode
@@ -25,7 +26,7 @@ from talkinghead.models.weight_files import read_weights
 from talkinghead.pipelines.talking_head import TalkingHeadPipeline
 from talkinghead.provenance import hash_file, pretty_json
 
-_SETTINGS_FILES = (INDEX_FILE, CONFIG_FILE, "scheduler_config.json", ORIGIN_FILE, "speakers.json")
+_SETTINGS_FILES = (INDEX_FILE, CONFIG_FILE, "scheduler_config.json", ORIGIN_FILE, TRAINING_FILE, "speakers.json")
 _WEIGHT_SUFFIXES = (".safetensors", ".bin")
 
 

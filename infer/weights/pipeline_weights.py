@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from infer.weights.adapters import AdapterPlace
+from infer.weights.licences import published_licence, trained_licence
 from infer.weights.published_files import PUBLISHED_SIZE, PublishedFiles, holds_published
-from infer.weights.speech_weights import CONFIG_FILE, EXPORT_FOLDER, ORIGIN_FILE
+from infer.weights.speech_weights import CONFIG_FILE, EXPORT_FOLDER, ORIGIN_FILE, not_there
 from talkinghead.models.network_settings import read_settings
 from talkinghead.provenance import hash_bytes, hash_file, hash_files
 
@@ -70,7 +71,7 @@ def find_pipeline(path: Path) -> PipelinePlace:
     if path.name == INDEX_FILE:
         path = path.parent
     if not path.exists():
-        raise ValueError(f"the weights {path} are not there")
+        raise not_there("the weights", path)
     if path.is_file():
         raise ValueError(f"{path} is a file: give the folder of a pipeline, or of the published files")
     # First a finished pipeline: in the folder itself, in one below, or in the export folder of these. A training that
@@ -91,7 +92,7 @@ def find_pipeline(path: Path) -> PipelinePlace:
         if (folder / "checkpoints").is_dir() and not (folder / EXPORT_FOLDER).is_dir():
             raise ValueError(
                 f"the training in {folder} has no {EXPORT_FOLDER} yet: it writes one when it ends; give its command"
-                " again to finish it"
+                " again to finish it, or name the weights of a step that was validated (weights/step-…)"
             )
     raise ValueError(
         f"no pipeline in {path}: wanted is a folder with {INDEX_FILE} (a training's {EXPORT_FOLDER}, or made by python"
@@ -202,7 +203,7 @@ def _merge(adapter: AdapterPlace, pipeline: TalkingHeadPipeline, name: str) -> N
 
 
 def provenance(place: PipelinePlace) -> dict[str, Any]:
-    """Path, origin and hashes of a pipeline's weights: one per file or network, and one over all."""
+    """Path, origin, licence and hashes of a pipeline's weights: a hash per file or network, and one over all."""
     if place.published is not None:
         paths = {name: Path(path) for name, path in vars(place.published).items()}
     else:
@@ -211,6 +212,8 @@ def provenance(place: PipelinePlace) -> dict[str, Any]:
     # One hash names the whole pipeline in a sidecar.
     whole = hash_bytes(json.dumps(files, sort_keys=True).encode())
     found = {"path": str(place.path), "origin": place.origin, "sha256": whole, "files": files}
+    published = place.origin == "published"
+    found["licence"] = published_licence(list(files)) if published else trained_licence(place.path)
     return found if place.adapter is None else found | {"adapter": place.adapter.provenance()}
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast
 
 from infer.weights.adapters import AdapterPlace
+from infer.weights.licences import published_licence, trained_licence
 from talkinghead.models.network_settings import read_settings
 from talkinghead.motion.expression import EXPRESSION_FILE, ExpressionBasis
 from talkinghead.motion.speakers import FILE as SPEAKERS_FILE
@@ -69,11 +70,21 @@ class Weights(Generic[Model]):
     """Basis of the blendshapes, for `--neutralise`; None where the folder has none."""
 
     def provenance(self) -> dict[str, Any]:
-        """Path, hash and origin of the weights, for the sidecar."""
-        origin = "published" if self.published else "trained"
-        found = {"path": str(self.place.path), "sha256": self.sha256, "origin": origin}
+        """Path, hash, origin and licence of the weights, for the sidecar."""
+        found: dict[str, Any] = {"path": str(self.place.path), "sha256": self.sha256}
+        if self.published:
+            found |= {"origin": "published", "licence": published_licence([self.place.kind])}
+        else:
+            found |= {"origin": "trained", "licence": trained_licence(self.place.path)}
         adapter = self.place.adapter
         return found if adapter is None else found | {"adapter": adapter.provenance()}
+
+
+def not_there(what: str, path: Path) -> ValueError:
+    """Error about weights that are not where the user says; in a URI that was made a path one slash is missing."""
+    if str(path).partition("/")[0].endswith(":"):
+        return ValueError(f"{what} are named by a URI, and are read from a folder: copy them out of the store first")
+    return ValueError(f"{what} {path} are not there")
 
 
 def find_weights(kind: Kind, path: Path) -> WeightsPlace:
@@ -92,7 +103,7 @@ def find_weights(kind: Kind, path: Path) -> WeightsPlace:
             raise ValueError(f"{path} is empty: copy or download it again")
         return WeightsPlace(kind=kind, path=path)
     if not path.exists():
-        raise ValueError(f"the {kind} weights {path} are not there")
+        raise not_there(f"the {kind} weights", path)
     # A folder: a model of ours in it, in its export, or in the folder of this kind; then a published file.
     for folder in (path, path / EXPORT_FOLDER, path / kind, path / kind / EXPORT_FOLDER):
         if (folder / CONFIG_FILE).is_file():

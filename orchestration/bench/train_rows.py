@@ -16,7 +16,7 @@ from talkinghead.files.storage import Storage
 from train.config import CheckpointConfig, LogConfig, ValidationConfig
 from train.launch.start import LaunchSettings, start
 from train.recipe import Recipe, make_task, recipes_of
-from train.run.run_folder import RunConfig
+from train.run.run_config import RunConfig
 
 TASK = "audio2mesh"
 STEPS = 6

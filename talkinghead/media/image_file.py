@@ -2,6 +2,9 @@
 
 Pillow knows some forty formats, and for one of them (EPS) it starts another program, whatever the file's name; so each
 file is opened as one of `FORMATS` or not at all. Its size is checked by its header, before a pixel is decoded.
+
+Photos of 108 or 200 megapixels come as JPEG. Its decoder can give a half, a quarter or an eighth of the size without
+the whole image in memory (fewer coefficients of each block are transformed back), and so such photos are read.
 """
 
 from __future__ import annotations
@@ -16,11 +19,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageCms, UnidentifiedImageError
+from PIL import Image, ImageCms, JpegImagePlugin, UnidentifiedImageError
 
 from talkinghead.files.foreign import open_regular
 from talkinghead.media.errors import UnreadableMediaError
-from talkinghead.media.limits import IMAGE_BYTES, IMAGE_PIXELS, check_image_pixels
+from talkinghead.media.limits import IMAGE_BYTES, IMAGE_PIXELS, TO_JPEG, check_image_pixels, check_jpeg_pixels
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +32,8 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 FORMATS_TEXT = "PNG, JPEG, WebP or BMP"
 """The same for messages."""
 
+_JPEG = b"\xff\xd8\xff"  # first bytes of a JPEG
+_REDUCTIONS = (1, 2, 4, 8)  # what JPEG's decoder can divide the sides by
 _BACKGROUND = (255, 255, 255)  # RGB colour of transparent pixels
 _ROWS = 256  # rows whose colours are converted at once, so that a whole image is there once and not five times
 _ORIENTATION = 0x0112  # EXIF's tag
@@ -47,13 +52,16 @@ _UPRIGHT = {
 def read_image(path: Path) -> np.ndarray:
     """An image as sRGB uint8 `[H, W, 3]`, upright by its EXIF data; of an animation, the first image.
 
+    A JPEG of more than `IMAGE_PIXELS` is read at a half, a quarter or an eighth of its size, and that is logged.
+
     Args:
         path: File in one of `FORMATS`, whatever its name says.
 
     Raises:
         ValueError: The file is missing, too large, damaged, or no such image; the message names it.
     """
-    with open_image(path) as opened:
+    with open_image(path, reduced=True) as opened:
+        _reduce(opened, path)
         opened.load()
         turn = _UPRIGHT.get(opened.getexif().get(_ORIENTATION, 1))
         upright = opened if turn is None else opened.transpose(turn)
@@ -82,8 +90,12 @@ def header_size(data: bytes, name: str) -> tuple[int, int]:
 
 
 @contextmanager
-def open_image(path: Path) -> Iterator[Image.Image]:
+def open_image(path: Path, *, reduced: bool = False) -> Iterator[Image.Image]:
     """Open an image without decoding it; what Pillow raises within the context becomes one line.
+
+    Args:
+        path: File in one of `FORMATS`.
+        reduced: Whether a large JPEG is let through, because the caller decodes it at a part of its size.
 
     Raises:
         ValueError: The file is missing, too large, damaged, or in none of `FORMATS`; the message names it.
@@ -94,12 +106,12 @@ def open_image(path: Path) -> Iterator[Image.Image]:
         raise UnreadableMediaError("not_found", f"the image {path} is not there") from None
     except OSError as error:
         raise ValueError(f"the image {path} is damaged or cannot be read: {error}") from error
-    with stream, _opened(stream, str(path)) as image:
+    with stream, _opened(stream, str(path), reduced=reduced) as image:
         yield image
 
 
 @contextmanager
-def _opened(stream: BinaryIO, name: str) -> Iterator[Image.Image]:
+def _opened(stream: BinaryIO, name: str, *, reduced: bool = False) -> Iterator[Image.Image]:
     try:
         size = stream.seek(0, io.SEEK_END)
         stream.seek(0)
@@ -110,8 +122,14 @@ def _opened(stream: BinaryIO, name: str) -> Iterator[Image.Image]:
         with warnings.catch_warnings():
             # Pillow warns, or raises far above, where `check_image_pixels` has refused already; and of odd metadata.
             warnings.simplefilter("ignore")
-            with Image.open(stream, formats=FORMATS) as image:
-                check_image_pixels(name, *image.size)
+            jpeg = stream.read(len(_JPEG)) == _JPEG
+            stream.seek(0)
+            # A JPEG is opened as such: `Image.open` refuses any of more than 179 megapixels, however it is decoded.
+            with JpegImagePlugin.JpegImageFile(stream) if jpeg else Image.open(stream, formats=FORMATS) as image:
+                if reduced and jpeg:
+                    check_jpeg_pixels(name, *image.size, progressive="progressive" in image.info)
+                else:
+                    check_image_pixels(name, *image.size)
                 yield image
     except UnreadableMediaError:
         raise
@@ -123,11 +141,26 @@ def _opened(stream: BinaryIO, name: str) -> Iterator[Image.Image]:
         raise UnreadableMediaError(
             "too_large",
             f"the image {name} is too large: it has more than {IMAGE_PIXELS / 1e6:.0f} million pixels, the most that"
-            " is read; make it smaller first",
+            f" is read; {TO_JPEG}",
         ) from None
     except (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError, struct.error) as error:
         # Pillow's decoders and EXIF reader raise all of these for damaged files.
         raise ValueError(f"the image {name} is damaged or cannot be read: {error}") from error
+
+
+def _reduce(image: Image.Image, path: Path) -> None:
+    """Have the decoder give an image that is too large at the largest part of its size that is not."""
+    width, height = image.size
+    by = next(by for by in _REDUCTIONS if (-(-width // by)) * (-(-height // by)) <= IMAGE_PIXELS)
+    if by > 1:
+        image.draft(image.mode, (width // by, height // by))
+        log.info(
+            "the image %s has %.0f megapixels: it is read at 1/%d of its size, %dx%d, in which pixels are counted",
+            path,
+            width * height / 1e6,
+            by,
+            *image.size,
+        )
 
 
 def _to_srgb(image: Image.Image, path: Path) -> Callable[[Image.Image], Image.Image]:

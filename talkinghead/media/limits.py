@@ -12,6 +12,14 @@ FRAME_PIXELS = 8192 * 4320
 """Most pixels of a video's frame: 8K of cinemas. A decoder holds up to 16 frames besides the one that it hands out."""
 IMAGE_PIXELS = 8192 * 6144
 """Most pixels of an image: 50 megapixels."""
+JPEG_PIXELS = 16384 * 16384
+"""Most pixels of a JPEG that is decoded at a half, a quarter or an eighth of its size, which is how one of more than
+`IMAGE_PIXELS` is read: 268 megapixels, more than any telephone's sensor has."""
+PROGRESSIVE_PIXELS = 12288 * 10240
+"""The same for a progressive JPEG, whose decoder holds the coefficients of the whole image, up to 6 bytes for a pixel:
+126 megapixels."""
+TO_JPEG = "make it smaller first, or save it as a JPEG, of which larger ones are read"
+"""What to do about an image of another format that is too large."""
 IMAGE_BYTES = 256 << 20
 """Most bytes of an image's file."""
 
@@ -48,15 +56,34 @@ def check_image_pixels(name: str, width: int, height: int) -> None:
     Raises:
         UnreadableMediaError: It has more than `IMAGE_PIXELS`.
     """
-    _check_pixels(f"the image {name}", width, height, IMAGE_PIXELS)
+    _check_pixels(f"the image {name}", width, height, IMAGE_PIXELS, TO_JPEG)
 
 
-def _check_pixels(what: str, width: int, height: int, most: int) -> None:
+def check_jpeg_pixels(name: str, width: int, height: int, *, progressive: bool) -> None:
+    """Refuse a JPEG that is too large even for decoding at a part of its size.
+
+    Args:
+        name: Name of the file, for the message.
+        width: Width of the image in pixels.
+        height: Height of the image in pixels.
+        progressive: Whether it is stored in several passes over the image.
+
+    Raises:
+        UnreadableMediaError: It has more than `JPEG_PIXELS`, or than `PROGRESSIVE_PIXELS`.
+    """
+    if progressive:
+        remedy = "save it as a baseline JPEG (not progressive), or make it smaller first"
+        _check_pixels(f"the progressive JPEG {name}", width, height, PROGRESSIVE_PIXELS, remedy)
+    else:
+        _check_pixels(f"the image {name}", width, height, JPEG_PIXELS)
+
+
+def _check_pixels(what: str, width: int, height: int, most: int, remedy: str = "make it smaller first") -> None:
     if width * height > most:
         raise UnreadableMediaError(
             "too_large",
             f"{what} is too large: {width}x{height} pixels, and {most / 1e6:.0f} million in all are the most that is"
-            " read; make it smaller first",
+            f" read; {remedy}",
         )
 
 

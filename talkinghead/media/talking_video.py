@@ -30,6 +30,7 @@ from talkinghead.media.pixels import PixelConverter
 from talkinghead.media.sound_frames import open_sound, sound_frames
 from talkinghead.media.sound_runs import SoundRuns
 from talkinghead.media.sound_survey import read_mixes
+from talkinghead.media.synthetic import SyntheticNote
 from talkinghead.media.timeline import read_timeline
 from talkinghead.timebase import SAMPLE_RATE
 
@@ -57,6 +58,7 @@ def write_talking_video(
     fps: float,
     speech: MediaFile | np.ndarray | None = None,
     settings: EncoderSettings | None = None,
+    note: SyntheticNote | None = None,
 ) -> int:
     """Write a video and its sound; `path` appears, or is replaced, when the video is complete.
 
@@ -64,7 +66,7 @@ def write_talking_video(
     """
     with staged_file(path) as scratch:
         return encode_talking_video(
-            scratch, frames, width=width, height=height, fps=fps, speech=speech, settings=settings
+            scratch, frames, width=width, height=height, fps=fps, speech=speech, settings=settings, note=note
         )
 
 
@@ -77,6 +79,7 @@ def encode_talking_video(
     fps: float,
     speech: MediaFile | np.ndarray | None = None,
     settings: EncoderSettings | None = None,
+    note: SyntheticNote | None = None,
 ) -> int:
     """Encode a video and its sound into a scratch file: after an error a part of it is left.
 
@@ -91,6 +94,7 @@ def encode_talking_video(
         speech: Sound that begins with the first frame: an audio or video file (mono and stereo stay so, more channels
             become one), or float samples `[N]` at 16 kHz. It is cut where the last frame ends. None: no sound.
         settings: Quality and preset.
+        note: Note in the file that the video is synthetic; None: it says nothing. It changes no frame.
 
     Returns:
         The number of frames.
@@ -110,7 +114,13 @@ def encode_talking_video(
         options = {"movflags": "+faststart", "fflags": "+bitexact"}
         target = f"file:{path.absolute()}"
         container = stack.enter_context(av.open(target, "w", format="mp4", container_options=options))
-        return _write(container, frames, (width, height), rate, sound, settings or EncoderSettings())
+        if note is not None:
+            container.metadata["comment"] = note.comment
+        count = _write(container, frames, (width, height), rate, sound, settings or EncoderSettings())
+    # After the file is closed, which moves its index to the front.
+    if note is not None:
+        note.append(path)
+    return count
 
 
 def _write(

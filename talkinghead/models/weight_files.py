@@ -6,7 +6,7 @@ allow-list of types (`weights_only`), and formats for which there is no such lis
 
 from __future__ import annotations
 
-import pickle
+import errno
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from talkinghead.files.foreign import open_regular, read_json
@@ -38,6 +39,8 @@ _HEADER_BYTES = 16 << 20
 """Most bytes of a safetensors header: 100,000 tensors need fewer."""
 _PICKLE_BYTES = 64 << 20
 """Most bytes of the pickle in a file of `torch.save`, which holds names and shapes only."""
+_LFS_POINTER = b"version https://git-lfs"
+"""First bytes of what Git LFS leaves where a file was not fetched."""
 _INDEX = ".index.json"
 """End of the name of an index, which names the files among which the weights are split."""
 
@@ -117,7 +120,7 @@ def read_weights(file: str | Path) -> dict[str, Tensor]:
     except Exception as error:  # a damaged pickle fails in whatever way its bytes lead to
         raise ValueError(
             f"{path} cannot be read as weights; it is damaged, cut short or of another kind: copy it again"
-            f" ({loading_error(error)})"
+            f" ({_other_content(path) or loading_error(error)})"
         ) from error
     # Unwrap, and keep the tensors.
     for wrapper in _WRAPPERS:
@@ -137,15 +140,36 @@ def read_weights(file: str | Path) -> dict[str, Tensor]:
 
 
 def loading_error(error: BaseException) -> str:
-    """What was wrong with a file of weights, in one line; never PyTorch's advice to load it without its allow-list."""
-    if isinstance(error, pickle.UnpicklingError):
-        return "its pickle holds something other than tensors and plain values, or is damaged"
+    """What was wrong with a file of weights, in one line.
+
+    PyTorch's own texts are not quoted: several advise to load the file without the allow-list, or to save it anew.
+    """
     text = str(error).strip()
-    line = text.splitlines()[0] if text else type(error).__name__
-    if "weights_only" in line or "trust" in line:
-        # A TorchScript archive, or the tar format of PyTorch before 0.4.
-        return "it is in a format that may hold code, of which no weights are read"
-    return line[:200]
+    first = text.splitlines()[0] if text else type(error).__name__
+    # Of an archive without its end PyTorch seeks to a place before its beginning.
+    broken_off = isinstance(error, OSError) and error.errno == errno.EINVAL
+    if broken_off or isinstance(error, EOFError) or "unexpected EOF" in text or "central directory" in text:
+        return "it is cut short"
+    if isinstance(error, (SafetensorError, OSError)) or (type(error) is ValueError and "weights_only" not in text):
+        return first[:200]  # the library's, which has no such advice, the system's, or ours
+    if "tar" in text and "weights_only" in text:
+        return "it is in the format of PyTorch before 0.4, which may hold code, and of which no weights are read"
+    return "its pickle holds something other than tensors and plain values, or is damaged"
+
+
+def _other_content(path: Path) -> str | None:
+    """What a file holds in place of weights: the usual ends of a failed download; None for anything else."""
+    if not path.is_file():  # a pipe might never open
+        return None
+    with path.open("rb") as stream:
+        begin = stream.read(256)
+    if not any(begin):
+        return "it begins with zeros, as a download that was broken off" if begin else "it is empty"
+    if begin.startswith(_LFS_POINTER):
+        return "it is the pointer that Git LFS leaves in place of a file: fetch it with git lfs pull"
+    if begin.lstrip().lower().startswith((b"<!doctype html", b"<html")):
+        return "it is a web page, as a download leaves it that needs a login or a confirmation"
+    return None
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

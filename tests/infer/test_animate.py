@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import av
 import cv2
 import numpy as np
 import pytest
@@ -81,6 +82,11 @@ def images(path: Path) -> list[np.ndarray]:
         return [frame.image for frame in source.frames()]
 
 
+def comment(path: Path) -> str:
+    with av.open(str(path)) as container:
+        return container.metadata.get("comment", "")
+
+
 def written(given: dict[str, Any]) -> list[str]:
     return sorted(file.name for file in given["-o"].parent.iterdir())
 
@@ -113,12 +119,19 @@ def test_a_portrait_speaks(spoken: dict[str, Any], capfd: pytest.CaptureFixture[
     assert sidecar["command"] == "audio" and sidecar["settings"]["seed"] == 0
     assert set(sidecar["weights"]) == {"pipeline", "audio2mesh", "audio2pose"}
     assert len(sidecar["weights"]["pipeline"]["sha256"]) == 64
+    assert all(set(about["licence"]) == {"weights", "data"} for about in sidecar["weights"].values())
+    assert (sidecar["seed"], sidecar["driver"], sidecar["renderer"]) == (0, "audio2lmk", "lmk2video")
+    assert sidecar["conversions"] and comment(out).startswith("synthetic: ")
+    assert comment(out).endswith(sidecar["result"]["synthetic"])
     assert sidecar["result"]["frames"] == 8 and sidecar["result"]["sampler"] == "DDIMScheduler"
     assert sidecar["seconds"]["video"] > 0 and sidecar["peak_memory_bytes"]["host"] > 1e8
 
     again = spoken | {"-o": out.with_name("again.mp4")}
     assert main(command("audio", again)) == 0
     assert again["-o"].read_bytes() == out.read_bytes(), "same seed and settings, same frames"
+    assert main(command("audio", again | {"--no-mark-synthetic": True})) == 0
+    assert comment(again["-o"]) == "" and all(map(np.array_equal, images(again["-o"]), images(out)))
+    assert json.loads(again["-o"].with_suffix(".json").read_bytes())["result"]["synthetic"] is None
 
 
 def test_it_goes_back_into_the_image(driven: dict[str, Any], shown: list[dict[str, Any]]) -> None:

