@@ -129,27 +129,19 @@ def test_a_figure_that_does_not_come_is_said_once(tmp_path: Path, caplog: pytest
 
 
 KILLED = """
-import os, signal, sys
+import os, sys
 from pathlib import Path
+from tests.support.dying_calls import die_at
 from tests.train.run.test_kept_weights import BY_LOSS, run_of, validated
 from train.config import CheckpointConfig
 from train.run.kept_weights import KeptWeights
-def dying(call):
-    def die(*args, **options):
-        global left
-        left -= 1
-        if left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return call(*args, **options)
-    return die
 for number in range(1, 100):
     run = run_of(Path(sys.argv[1]) / str(number))
     validated(KeptWeights(run, CheckpointConfig(**BY_LOSS)), 10, 1.0)
     if not (child := os.fork()):
-        kept, left = KeptWeights(run, CheckpointConfig(**BY_LOSS, keep_validated=sys.argv[2])), number
+        kept = KeptWeights(run, CheckpointConfig(**BY_LOSS, keep_validated=sys.argv[2]))
         kept.note(10, {"validation/loss": 1.0})
-        for name in ("rename", "replace", "unlink", "rmdir", "fsync"):
-            setattr(os, name, dying(getattr(os, name)))
+        die_at(number, "rename", "replace", "unlink", "rmdir", "fsync")
         validated(kept, 20, 0.5)
         os._exit(0)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

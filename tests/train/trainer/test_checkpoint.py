@@ -381,27 +381,19 @@ def test_sigkill_at_any_moment_leaves_the_newest_whole(folder: Path) -> None:
 
 
 AT_EVERY_CHANGE = """
-import os, signal, sys
+import os, sys
 from pathlib import Path
 import torch
+from tests.support.dying_calls import die_at
 from tests.support.training_states import make, state_of
 torch.set_num_threads(1)
-def dying(call):
-    def die(*args, **options):
-        global left
-        left -= 1
-        if left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return call(*args, **options)
-    return die
 for number in range(1, 200):
     folder = Path(sys.argv[1]) / str(number)
     for step in (10, 20):
         make(folder, keep=2).save(step, state_of(step), block=True)
     if not (child := os.fork()):
-        checkpoints, left = make(folder, keep=1, keep_every=10, asynchronous=False), number
-        for name in ("rename", "replace", "unlink", "rmdir", "mkdir", "fsync"):
-            setattr(os, name, dying(getattr(os, name)))
+        checkpoints = make(folder, keep=1, keep_every=10, asynchronous=False)
+        die_at(number, "rename", "replace", "unlink", "rmdir", "mkdir", "fsync")
         checkpoints.save(25, state_of(25))
         checkpoints.save(30, state_of(30))
         os._exit(0)
