@@ -19,8 +19,8 @@ from torch.utils.data import Dataset
 
 from shards.microbatches import EqualMicrobatches, Microbatches, Share
 from shards.order import SampleOrder
-from shards.reader import Sample, ShardReader
-from shards.reading_processes import ReaderLost, ReadingProcesses
+from shards.reader import Part, Sample, ShardReader
+from shards.reading_processes import ReaderLost, ReadingProcesses, ReadsAtOnce
 from talkinghead import rng
 from talkinghead.features.feature import read_feature
 from talkinghead.features.table import find_feature
@@ -48,6 +48,11 @@ class SlotDataset(Protocol):
 
     def key(self, at: int | Share, /) -> str:
         """Key of the sample of a slot, without reading it."""
+        ...
+
+    @property
+    def readers(self) -> tuple[ShardReader, ...]:
+        """Readers of the samples, for who sets how a store is read; none where the samples are in no shards."""
         ...
 
 
@@ -107,7 +112,7 @@ class WindowDataset(Dataset[Batch]):
         needed = {column for feature in config.features for column in find_feature(feature).columns}
         for column in sorted({*config.columns, *needed} - set(_MEDIA)):
             reader.check_column(column)
-        self.reader = reader
+        self.reader, self.readers = reader, (reader,)
         self.config = config
         self.seed = seed
         long_enough = reader.num_frames >= (config.num_frames if config.short == "skip" else 1)
@@ -146,9 +151,18 @@ class WindowDataset(Dataset[Batch]):
         first = int(rng.uniform(self.seed, "window", epoch, key) * places)  # uniform in [0, 1): 0 … places - 1
         # Read the window; a short clip is padded to the full length, and the mask says how far it is real.
         names = (*self.config.columns, *self.config.features)
+        sample.fetch(*self._parts(sample, first, count))
         item: Batch = {name: self._read(sample, name, first, count, length) for name in names}
         item["mask"] = torch.arange(length) < count
         return item | {"key": key, "first": first, "slot": share.slot}
+
+    def _parts(self, sample: Sample, first: int, count: int) -> list[Part]:
+        """What is read for a window, and for the features of it."""
+        parts = [Part(name, first, count) for name in self.config.columns]
+        for feature in map(find_feature, self.config.features):
+            start, stop = feature.context(first, count, sample.num_frames)
+            parts += [Part(need, start, stop - start) for need in feature.needs]
+        return parts
 
     def _read(self, sample: Sample, name: str, first: int, count: int, length: int) -> torch.Tensor:
         lacking = length - count
@@ -208,6 +222,8 @@ class ClipLoader:
         epochs: Number of epochs after which to stop; the last microbatches are filled up with the first samples of the
             next epoch (`slot` tells them apart), so that all ranks stop together. None: endless.
         pin_memory: Pin the batches' memory, for faster copies to a GPU.
+        at_once: Samples of a microbatch that a process reads at the same time, by threads: while some wait for a store,
+            others are decoded. The batches are the same.
         timeout_s: Seconds without a sign of life after which a reading process counts as lost.
         restarts: Times in a row that lost reading processes are replaced by new ones, without a batch in between.
 
@@ -228,6 +244,7 @@ class ClipLoader:
         num_workers: int = 0,
         epochs: int | None = None,
         pin_memory: bool = False,
+        at_once: int = 1,
         timeout_s: float = 300.0,
         restarts: int = 3,
     ) -> None:
@@ -238,7 +255,7 @@ class ClipLoader:
         self.dataset = dataset
         self.microbatches = microbatches
         self.rank, self.world = rank, world
-        self.num_workers, self.pin_memory = num_workers, pin_memory
+        self.num_workers, self.pin_memory, self.at_once = num_workers, pin_memory, at_once
         self.timeout_s, self.restarts = timeout_s, restarts
         self._epochs = epochs
         self._done = 0
@@ -265,15 +282,18 @@ class ClipLoader:
 
     def _read(self) -> Generator[Batch]:
         """Batches that this process reads."""
+        reads = ReadsAtOnce(self.at_once)
         for shares in self._shares():
-            yield collate([self.dataset[at] for at in shares])  # type: ignore[index]  shares where it takes them
+            yield collate(reads.items(self.dataset, shares))
 
     def _read_ahead(self) -> Generator[Batch]:
         """Batches of reading processes, of a new set of them wherever one is lost."""
         lost = 0
         while True:
             try:
-                with ReadingProcesses(self.dataset, collate, self.num_workers, self.timeout_s) as processes:
+                with ReadingProcesses(
+                    self.dataset, collate, self.num_workers, self.timeout_s, self.at_once
+                ) as processes:
                     for batch in processes.batches(self._shares()):
                         lost = 0
                         yield batch

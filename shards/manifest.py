@@ -19,7 +19,7 @@ from talkinghead.config import from_json, shown
 from talkinghead.derived import ANNOTATION, ColumnVersion
 from talkinghead.files.foreign import parse_json
 from talkinghead.files.storage import Storage
-from talkinghead.latents import LATENTS, latents_made_of
+from talkinghead.latents import LATENTS, MOMENTS, latents_made_of
 from talkinghead.provenance import pretty_json
 from talkinghead.schema import (
     SCHEMA_VERSION,
@@ -104,6 +104,8 @@ class AnnotationEntry:
         ]
         if version := made_of.pins.get(ANNOTATION):
             options.append(f"--annotation {version}")
+        if self.kind == LATENTS and made_of.column_version == 1:  # goes on by its name
+            options.append(f"--version {self.version}")
         arguments = f" ARGS='{' '.join(options)}'" if options else ""
         return f"make derive COLUMNS={self.kind}{arguments if arguments.isprintable() else ''}"
 
@@ -338,13 +340,15 @@ def find_column(
 
 
 def find_latents(
-    manifest: DatasetManifest,
-    provenance: Mapping[str, Mapping[str, Any]],
-    width: int,
-    height: int,
-    column_version: int | None = None,
+    manifest: DatasetManifest, provenance: Mapping[str, Mapping[str, Any]], width: int, height: int
 ) -> str | None:
-    """Name of the newest version whose columns `latents` and `embedding` were computed with these networks at this
-    size, by this version of the code (None: any); None when there is none. `provenance` is that of
-    `ImageNetworks.provenance`."""
-    return find_column(manifest, LATENTS, {"width": width, "height": height}, provenance, column_version)
+    """Name of the newest version of latents that can be read and was computed with these networks at this size, in any
+    precision; None when there is none. `provenance` is that of `ImageNetworks.provenance`."""
+    wanted = {name: about["sha256"] for name, about in provenance.items()}
+    for entry in reversed(manifest.of_kind(LATENTS)):
+        made_of = entry.made_of
+        size = tuple(made_of.parameters.get(name) for name in ("width", "height"))
+        hashes = {name: about.get("sha256") for name, about in made_of.provenance.items()}
+        if made_of.column_version in MOMENTS and size == (width, height) and hashes == wanted:
+            return entry.version
+    return None

@@ -20,6 +20,9 @@ from talkinghead.timebase import FPS
 _GROWTH = 1.1
 """Longest over shortest clip of a bucket: up to a tenth of a clip is left out when all are read as long as the
 shortest."""
+_WHOLE = int(FPS)
+"""Clips of a second or more are read for whole seconds, in frames: convolutions on a GPU are set up anew for each
+length that they meet, and so meet few."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,8 @@ class BucketedMicrobatches:
 
     In every epoch the clips of a bucket keep the epoch's order, and are dealt out in groups; the last group of a bucket
     may be smaller. All groups are then shuffled. Each epoch has equally many. All clips of a group are read as long as
-    its shortest; a clip of more than the seconds alone is cut to them.
+    its shortest, for whole seconds; a clip of more than the seconds alone is cut to them. So there are few shapes: at
+    most two sizes for each bucket, and lengths of whole seconds.
 
     Args:
         num_frames: Frames of each sample, `[N]`.
@@ -95,7 +99,8 @@ class BucketedMicrobatches:
         self.most = int(seconds * FPS) if 0 < seconds < float("inf") else 0
         if self.most < 1:
             raise ValueError(f"a microbatch must last at least one frame (0.04 s), not {seconds} s")
-        self.num_frames = np.minimum(num_frames, self.most)
+        self.num_frames = _whole_seconds(np.minimum(num_frames, self.most))
+        """Frames of each sample that are read at most, `[N]`."""
         self.seed = seed
         self.order = SampleOrder(len(num_frames), seed)
         self.buckets = _buckets(self.num_frames)
@@ -147,3 +152,8 @@ def _buckets(num_frames: np.ndarray) -> np.ndarray:
     steps = np.floor(np.log(np.maximum(num_frames, 1) / shortest) / np.log(_GROWTH)).astype(np.int64)
     # Numbered without gaps.
     return np.unique(steps, return_inverse=True)[1]
+
+
+def _whole_seconds(num_frames: np.ndarray) -> np.ndarray:
+    """Lengths without what is left over from whole seconds, `[N]`; those below one second as they are."""
+    return np.where(num_frames < _WHOLE, num_frames, num_frames // _WHOLE * _WHOLE)

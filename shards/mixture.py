@@ -16,8 +16,10 @@ from fractions import Fraction
 import numpy as np
 from torch.utils.data import Dataset
 
+from shards.drawn import DrawnDataset
 from shards.loader import REPLACED, Batch, SlotDataset
 from shards.microbatches import BucketedMicrobatches, EqualMicrobatches, Microbatches, Share
+from shards.reader import ShardReader
 from talkinghead import rng
 
 BLOCK = 1000
@@ -119,6 +121,11 @@ class MixtureDataset(Dataset[Batch]):
         another epoch of its own, and one with less is not yet through its first."""
         return sum(len(dataset) for dataset in self.datasets)
 
+    @property
+    def readers(self) -> tuple[ShardReader, ...]:
+        """Readers of all data sets."""
+        return tuple(reader for dataset in self.datasets for reader in dataset.readers)
+
     def __getitem__(self, at: int | Share) -> Batch:
         source, its = self._part(at)
         item = self.datasets[source][its]  # type: ignore[index]  a share of `MixedMicrobatches`: it takes shares
@@ -186,6 +193,8 @@ def divide(dataset: SlotDataset, *, size: int, seconds: float | None, seed: int)
     """
     if seconds is None:
         return EqualMicrobatches(size, len(dataset))
+    if isinstance(dataset, DrawnDataset):
+        return divide(dataset.dataset, size=size, seconds=seconds, seed=seed)
     if isinstance(dataset, MixtureDataset):
         parts = [_bucketed(part, seconds, seed) for part in dataset.datasets]
         return MixedMicrobatches(parts, dataset.order.weights, seed)

@@ -1,4 +1,8 @@
-"""Reading byte ranges of many files repeatedly, from many processes and threads."""
+"""Reading byte ranges of many files repeatedly, from many processes and threads.
+
+From a disk each range is read by itself. From a store ranges of the same file are read together where little lies
+between them, and those that are left are read at the same time.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +10,72 @@ import io
 import os
 import threading
 from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
+from shards.block_cache import BlockCache
+from shards.manifest import ShardEntry
 from talkinghead.files.foreign import open_regular
 from talkinghead.files.patience import read_locally
 from talkinghead.files.storage import Storage
 
 OPEN_FILES = 256
 """Local shards held open per process, well under the usual limit of 1024."""
+
+READ_OVER = 2 << 20
+"""Most bytes between two ranges of a file in a store that are read with them, rather than by a request of its own: as
+many as come in the time of a request. To a store in the same region that is some 25 ms, of which one connection carries
+about 85 MB/s (AWS, "Performance design patterns for Amazon S3": a connection for each 85-90 MB/s)."""
+_REQUESTS = 16
+"""Requests that the threads of a reader make at the same time, next to the caller's own."""
+
+
+class Range(NamedTuple):
+    """Bytes of a file."""
+
+    path: str
+    offset: int
+    length: int
+
+    @property
+    def stop(self) -> int:
+        """Offset of the first byte after it."""
+        return self.offset + self.length
+
+    def holds(self, other: Range) -> bool:
+        """Whether all bytes of another range are in this one."""
+        return self.path == other.path and self.offset <= other.offset and other.stop <= self.stop
+
+
+def joined(ranges: Iterable[Range], gap: int = READ_OVER) -> list[Range]:
+    """Fewest ranges that hold all of these, without reading more than `gap` bytes that lie between two of them."""
+    found: list[Range] = []
+    for one in sorted(ranges):
+        if found and found[-1].path == one.path and one.offset - found[-1].stop <= gap:
+            last = found.pop()
+            one = Range(one.path, last.offset, max(last.stop, one.stop) - last.offset)
+        found.append(one)
+    return found
+
+
+class HeldRanges:
+    """Ranges that were read already, in memory. Safe to use from several threads."""
+
+    def __init__(self) -> None:
+        self._held: list[tuple[Range, memoryview]] = []
+
+    def hold(self, one: Range, data: bytes) -> None:
+        """Keep a range."""
+        self._held.append((one, memoryview(data)))
+
+    def find(self, wanted: Range) -> memoryview | None:
+        """Bytes of a range, where they are held."""
+        for one, data in self._held:
+            if one.holds(wanted):
+                return data[wanted.offset - one.offset :][: wanted.length]
+        return None
 
 
 class _Descriptor:
@@ -31,16 +92,31 @@ class RangeReader:
     """Reader of byte ranges of the files of a storage.
 
     Local files are kept open (reads are `pread`, so processes and threads share descriptors safely); from other
-    storages each range is requested. Pickling keeps only the storage.
+    storages each range is requested, unless a cache has it. Pickling keeps the arguments.
+
+    Args:
+        storage: The storage.
+        shards: Path → its entry in the manifest, of the files that a cache may keep.
+        cache: Cache of a store's files on a local disk.
     """
 
-    def __init__(self, storage: Storage) -> None:
+    def __init__(
+        self, storage: Storage, shards: Mapping[str, ShardEntry] | None = None, cache: BlockCache | None = None
+    ) -> None:
         self.storage = storage
+        self.shards = shards or {}
+        self.cache = cache
         self._open: OrderedDict[str, _Descriptor] = OrderedDict()
         self._lock = threading.Lock()
+        self._threads: tuple[int, ThreadPoolExecutor] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (RangeReader, (self.storage,))
+        return (RangeReader, (self.storage, self.shards, self.cache))
+
+    @property
+    def remote(self) -> bool:
+        """Whether each range costs a request."""
+        return self.storage.local_root is None
 
     def read(self, path: str, offset: int, length: int) -> bytes:
         """Bytes of a file: `length` of them from `offset` on.
@@ -49,8 +125,8 @@ class RangeReader:
             ValueError: The file is gone or no regular file, or shorter than the index says.
         """
         try:
-            if self.storage.local_root is None:
-                return self.storage.read_range(path, offset, length)
+            if self.remote:
+                return self._remote(path, offset, length)
             file = Path(self.storage.describe(path))
             data = read_locally(file, lambda: self._local(path, file, offset, length))
         except FileNotFoundError as error:
@@ -66,12 +142,38 @@ class RangeReader:
             raise ValueError(f"{self.storage.describe(path)} is shorter than the index says: run make verify")
         return data
 
+    def read_all(self, ranges: Iterable[Range]) -> HeldRanges:
+        """Several ranges, of a store by few requests at the same time. Raises like `read`."""
+        held = HeldRanges()
+        spans = joined(ranges) if self.remote else list(ranges)
+        # One in this thread, the others next to it.
+        others = [self._pool().submit(self.read, *span) for span in spans[1:]] if self.remote else []
+        for number, span in enumerate(spans):
+            held.hold(span, others[number - 1].result() if number and others else self.read(*span))
+        return held
+
     def open(self, path: str, offset: int, length: int) -> BinaryIO:
         """The range as a seekable file: read in pieces as needed from a local disk, at once from other storages."""
-        if self.storage.local_root is None:
+        if self.remote:
             return io.BytesIO(self.read(path, offset, length))
         # Decoders ask for a few bytes at a time: read 64 KiB at once.
         return io.BufferedReader(_RangeStream(self, path, offset, length), 1 << 16)  # type: ignore[return-value]
+
+    def _remote(self, path: str, offset: int, length: int) -> bytes:
+        entry = self.shards.get(path)
+        # A request that the manifest already says to be in vain.
+        if entry is not None and not 0 <= offset <= offset + length <= entry.size:
+            raise EOFError
+        if entry is None or self.cache is None:
+            return self.storage.read_range(path, offset, length)
+        return self.cache.read(entry, offset, length, lambda first, size: self.storage.read_range(path, first, size))
+
+    def _pool(self) -> ThreadPoolExecutor:
+        """Threads of this process; a fork has none of those that it had before."""
+        with self._lock:
+            if self._threads is None or self._threads[0] != os.getpid():
+                self._threads = os.getpid(), ThreadPoolExecutor(_REQUESTS, "requests")
+            return self._threads[1]
 
     def _local(self, path: str, file: Path, offset: int, length: int) -> bytes:
         descriptor = self._descriptor(path, file)  # held until the read is done: another thread may push it out

@@ -5,39 +5,60 @@ sample = reader[12]
 sample.video(100, 16)                    # uint8 [16, H, W, 3]
 sample.audio(100, 16)                    # float32 [16 * 640]
 sample.annotation("landmarks", 100, 16)  # float32 [16, 478, 3], NaN where there is no face
+
+From a store each of these calls costs a request. Where several parts of a sample are known beforehand, `fetch` reads
+them together:
+
+sample.fetch(Part("valid"), Part("video"), Part("info"))
 """
 
 from __future__ import annotations
 
 import functools
+import io
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import BinaryIO, Literal, get_args
 
 import numpy as np
 
 from shards.joined import JoinedVersions
 from shards.layout import WAV_HEADER, check_wav_header
 from shards.manifest import MOST_BYTES, DatasetManifest, read_manifest
-from shards.ranges import RangeReader
+from shards.ranges import READ_OVER, HeldRanges, Range, RangeReader, joined
 from shards.selection import Selection, select
 from talkinghead import dataroot, timebase
 from talkinghead.annotation import COLUMN
-from talkinghead.column import Column, decode_column, decode_rows
+from talkinghead.column import Column, decode_column, decode_rows, fits_shape
 from talkinghead.files.storage import Storage
-from talkinghead.npy import NPY_HEAD, npy_layout
+from talkinghead.npy import NPY_HEAD, NpyLayout, npy_layout
 from talkinghead.sampletar import read_members
 from talkinghead.schema import MOST_PADDED_SOUND, ClipInfo, Member, SampleIndex
 
 SPEECH = {"audio_missing": 0.0, "audio_silent": 0.0, "audio_padded_fraction": MOST_PADDED_SOUND}
 """Value of `at_most` that leaves out samples without audible sound, or whose sound ends early or has gaps."""
 
+_WHOLE = {"video": "mp4", "info": "json"}
+"""Part of a sample that is always read as a whole → its member."""
 _SPEAKER = ("person", "split_group")  # columns of the index; the first that a sample has
 
 ClipDecoder = Literal["pyav", "decord"]
 """Engine that decodes clips. `decord` gives the same frames, with colours one level darker; what it costs and gains
 stands in `talkinghead/media/decord_frames.py`, and `make bench` measures it."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Part of a sample that will be read: see `Sample.fetch`."""
+
+    name: str
+    """`video`, `audio`, `info`, or a column."""
+    first: int = 0
+    """Number of the first frame. A video is always read as a whole, for its container says where frames lie."""
+    count: int | None = None
+    """Number of frames; None: to the end."""
 
 
 class ShardReader:
@@ -112,7 +133,11 @@ class ShardReader:
         """What was wrong with samples, in words, and how many were left out for it, rule by rule."""
         # Sample → row of the index, [N]; everything below is addressed by row.
         self.rows = np.flatnonzero(chosen)
-        self.ranges = RangeReader(self.storage)
+        entries = [self.manifest.media, *(opened.entry.shards for opened in self.versions.opened.values())]
+        self.ranges = RangeReader(self.storage, {entry.name: entry for shards in entries for entry in shards})
+        self.rows_of: dict[str, NpyLayout] = {}
+        """Column whose settings decide the shape of a row → layout of an array of it: of one clip, read out of its
+        header, which the other clips then need not be asked for."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -187,10 +212,11 @@ class ShardReader:
 
 
 class Sample:
-    """One sample of a reader; every method reads only the bytes it needs."""
+    """One sample of a reader; every method reads only the bytes it needs, unless they were fetched before."""
 
     def __init__(self, reader: ShardReader, row: int) -> None:
         self._reader = reader
+        self._held: list[HeldRanges] = []
         self.row = row
         """Row number in the index."""
         self.num_frames = int(reader.index.numbers("num_frames")[row])
@@ -239,10 +265,65 @@ class Sample:
         except ValueError as error:
             raise self._damaged("json", error) from error
 
+    def fetch(self, *parts: Part) -> None:
+        """Read parts of the sample into memory, out of which the methods that are called later take them.
+
+        Of a store it takes as few requests as `shards.ranges.joined` makes of them, all at the same time. From a local
+        disk nothing is fetched: there each part is read when it is asked for. Nor is a part that cannot be read: asking
+        for it then says what is wrong, and with which member.
+
+        Raises:
+            OSError: The machine or the store is at fault.
+        """
+        if not self._reader.ranges.remote:
+            return
+        try:
+            wanted = [one for part in parts for one in self._ranges(part) if self._find(one) is None]
+            self._held.append(self._reader.ranges.read_all(wanted))
+        except ValueError:
+            return
+
+    def together(self, *names: str) -> bool:
+        """Whether whole columns are so small, and lie so near to one another, that a store sends them about as soon as
+        the smallest of them alone."""
+        ranges = [self._range(f"{name}.npy") for name in names]
+        span = joined(ranges)
+        return len(span) == 1 and span[0].length - min(one.length for one in ranges) <= READ_OVER
+
+    def _ranges(self, part: Part) -> list[Range]:
+        """Bytes that a method reads for a part."""
+        if part.name in _WHOLE:
+            return [self._range(_WHOLE[part.name])]
+        count = self._check_window(part.first, part.count)
+        if part.name == "audio":
+            return self._sound_ranges(part.first, count)
+        if count == self.num_frames:
+            return [self._range(f"{part.name}.npy")]
+        return [self._rows(part.name, part.first, count)[1]]
+
+    def _range(self, suffix: str, first: int = 0, length: int | None = None) -> Range:
+        """Bytes of a member: `length` of them (None: to its end) from its own byte `first` on."""
+        path, member = self._reader.locate(self.row, suffix)
+        return Range(path, member.offset + first, member.size - first if length is None else length)
+
+    def _find(self, wanted: Range) -> memoryview | None:
+        """Bytes that were fetched."""
+        for held in self._held:
+            if (data := held.find(wanted)) is not None:
+                return data
+        return None
+
+    def _contents(self, wanted: Iterable[Range]) -> list[memoryview]:
+        """Bytes of ranges, read unless they were fetched."""
+        ranges = list(wanted)
+        lacking = [one for one in ranges if self._find(one) is None]
+        read = self._reader.ranges.read_all(lacking)
+        found = [read.find(one) if one in lacking else self._find(one) for one in ranges]
+        return [data for data in found if data is not None]
+
     def member(self, suffix: str) -> bytes:
         """Content of a whole member, as it is stored."""
-        path, member = self._reader.locate(self.row, suffix)
-        return self._reader.ranges.read(path, member.offset, member.size)
+        return bytes(self._contents([self._range(suffix)])[0])
 
     def members(self, *suffixes: str) -> dict[str, memoryview]:
         """Contents of several members (all by default) by suffix, as they are stored, with one read per shard."""
@@ -278,27 +359,37 @@ class Sample:
             raise ValueError(f"stride must be at least 1, not {stride}: frames are read in their order")
         # Frames from the first to the last one that is shown; with a stride, fewer of them are returned.
         span = self._check_window(first, None if count is None else (count - 1) * stride + 1)
-        path, member = self._reader.locate(self.row, "mp4")
         try:
-            with self._reader.ranges.open(path, member.offset, member.size) as stream:
+            with self._open("mp4") as stream:
                 return decode_window(stream, first, (span - 1) // stride + 1, stride)
         except (FFmpegError, ValueError) as error:
             raise self._damaged("mp4", error) from error
 
+    def _open(self, suffix: str) -> BinaryIO:
+        """A member as a seekable file."""
+        whole = self._range(suffix)
+        data = self._find(whole)
+        return self._reader.ranges.open(*whole) if data is None else io.BytesIO(data)
+
     def audio(self, first: int = 0, count: int | None = None) -> np.ndarray:
         """Audio of `count` frames from `first` on (None: to the end), float32 `[count * 640]` at 16 kHz in -1 … 1."""
         count = self._check_window(first, count)
-        path, member = self._reader.locate(self.row, "wav")
-        read = self._reader.ranges.read
         try:
+            head, data = self._contents(self._sound_ranges(first, count))
             # Checked at every read: another header would shift all samples, which nobody would notice.
-            check_wav_header(read(path, member.offset, WAV_HEADER), self.num_frames)
+            check_wav_header(bytes(head), self.num_frames)
         except ValueError as error:
             raise self._damaged("wav", error) from error
+        return np.frombuffer(data, "<i2").astype(np.float32) / np.float32(32768)  # int16 → -1 … 1
+
+    def _sound_ranges(self, first: int, count: int) -> list[Range]:
+        """Bytes of the header of the sound, and of a window of it."""
         # Two bytes a sample, after the header: only the window is read.
         window = timebase.frame_slice_of_samples(first, count)
-        data = read(path, member.offset + WAV_HEADER + 2 * window.start, 2 * (window.stop - window.start))
-        return np.frombuffer(data, "<i2").astype(np.float32) / np.float32(32768)  # int16 → -1 … 1
+        return [
+            self._range("wav", 0, WAV_HEADER),
+            self._range("wav", WAV_HEADER + 2 * window.start, 2 * (window.stop - window.start)),
+        ]
 
     def annotation(self, name: str, first: int = 0, count: int | None = None) -> np.ndarray:
         """Rows of a column that belong to a window of frames, `[rows, …]`.
@@ -316,24 +407,52 @@ class Sample:
             ValueError: The window does not lie in the clip, the column is missing, or the member is damaged.
         """
         count = self._check_window(first, count)
-        path, member = self._reader.locate(self.row, f"{name}.npy")
-        read = self._reader.ranges.read
-        # Rows of the clip, and those of the window.
+        form = self._reader.form(name)
+        self._reader.locate(self.row, f"{name}.npy")  # a column that is missing is no damage
+        try:
+            layout, place = self._rows(name, first, count)
+            [data] = self._contents([place])
+            stored = layout.rows(data, place.length // layout.row_bytes)  # read-only
+            return stored if form is None else decode_rows(form, stored)
+        except ValueError as error:
+            raise self._damaged(f"{name}.npy", error) from error
+
+    def _rows(self, name: str, first: int, count: int) -> tuple[NpyLayout, Range]:
+        """Layout of a column, and the bytes of those rows that belong to a window."""
         form = self._reader.form(name)
         in_frame = 1 if form is None else form.rows
         rows, start, wanted = (
             (1, 0, 1) if in_frame == "clip" else (in_frame * self.num_frames, in_frame * first, in_frame * count)
         )
-        # The header gives the place of the rows; then only the window's rows are read.
-        try:
-            layout = npy_layout(read(path, member.offset, min(member.size, NPY_HEAD)))
-            if layout.shape[0] != rows or layout.size != member.size:
-                raise ValueError(f"shape {layout.shape} in {member.size} bytes for {rows} rows")
-            data = read(path, member.offset + layout.start + start * layout.row_bytes, wanted * layout.row_bytes)
-            stored = layout.rows(data, wanted)  # read-only
-            return stored if form is None else decode_rows(form, stored)
-        except ValueError as error:
-            raise self._damaged(member.suffix, error) from error
+        layout = self._layout(name, rows)
+        # Only the window's rows are read.
+        return layout, self._range(f"{name}.npy", layout.start + start * layout.row_bytes, wanted * layout.row_bytes)
+
+    def _layout(self, name: str, rows: int) -> NpyLayout:
+        """Layout of a column of so many rows, checked against the size of the member.
+
+        Where the header costs a request of its own, the form of the column stands for it. Where it was read anyway, or
+        lies on a local disk, it is what counts.
+        """
+        whole, form = self._range(f"{name}.npy"), self._reader.form(name)
+        head = Range(whole.path, whole.offset, min(whole.length, NPY_HEAD))
+        data = self._find(head)
+        if data is None and self._reader.ranges.remote and form is not None:
+            known = self._reader.rows_of.get(name)
+            if None not in form.shape:
+                known = NpyLayout((1, *form.row_shape), form.stored, NPY_HEAD)
+            if known is not None:
+                layout = NpyLayout((rows, *known.shape[1:]), known.dtype, known.start)
+                if layout.size != whole.length:
+                    raise ValueError(f"{whole.length} bytes for {rows} rows of {layout.dtype} {layout.shape[1:]}")
+                return layout
+        layout = npy_layout(bytes(self._contents([head])[0] if data is None else data))
+        if layout.shape[0] != rows or layout.size != whole.length:
+            raise ValueError(f"shape {layout.shape} in {whole.length} bytes for {rows} rows")
+        # Only what has the form: the others would else be measured by a damaged one.
+        if form is not None and fits_shape(form, layout.shape[1:]) and layout.dtype == form.stored:
+            self._reader.rows_of[name] = layout
+        return layout
 
     def _damaged(self, suffix: str, error: Exception) -> ValueError:
         """Error about a member that does not hold what it should; it names the file."""

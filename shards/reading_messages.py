@@ -9,6 +9,7 @@ import math
 import mmap
 import os
 import pickle
+import threading
 import traceback
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -30,30 +31,51 @@ class ReaderTraceback(Exception):
 
 
 class Signs:
-    """Signs of life of the readers, in memory that all processes share: a count, and what is read at the moment."""
+    """Signs of life of the readers, in memory that all processes share: a count, and what is read at the moment.
 
-    def __init__(self, descriptor: int, count: int) -> None:
-        size = count * 3 * 8
+    Args:
+        descriptor: Descriptor of the memory.
+        count: Number of readers.
+        at_once: Number of items that each reads at the same time.
+    """
+
+    def __init__(self, descriptor: int, count: int, at_once: int = 1) -> None:
+        # Of each reader: signs, turn, and of each of its threads the number of an item, from 1.
+        self._each, self._at_once = 2 + at_once, at_once
+        size = count * self._each * 8
         os.ftruncate(descriptor, size)
         self._numbers = memoryview(mmap.mmap(descriptor, size)).cast("q")
+        self._lock = threading.Lock()
 
     def give(self, reader: int) -> None:
         """Count one more sign."""
-        self._numbers[3 * reader] += 1
+        with self._lock:  # else a thread might set the count back to what was seen already
+            self._numbers[self._each * reader] += 1
 
-    def at(self, reader: int, turn: int, index: int) -> None:
-        """Count a sign, and say which item of which turn is begun."""
-        self._numbers[3 * reader + 1] = turn
-        self._numbers[3 * reader + 2] = index
+    def begin(self, reader: int, turn: int) -> None:
+        """Say which turn is begun."""
+        for place in range(self._at_once):
+            self._numbers[self._each * reader + 2 + place] = 0
+        self._numbers[self._each * reader + 1] = turn
+
+    def at(self, reader: int, thread: int, index: int) -> None:
+        """Count a sign, and say which item of the turn a thread has begun."""
+        self._numbers[self._each * reader + 2 + thread] = index + 1
         self.give(reader)
+
+    def done(self, reader: int, thread: int) -> None:
+        """Say that a thread reads no more of the turn."""
+        self._numbers[self._each * reader + 2 + thread] = 0
 
     def number(self, reader: int) -> int:
         """Number of signs so far."""
-        return self._numbers[3 * reader]
+        return self._numbers[self._each * reader]
 
-    def place(self, reader: int) -> tuple[int, int]:
-        """Turn, and index of the item in it, that was begun last."""
-        return self._numbers[3 * reader + 1], self._numbers[3 * reader + 2]
+    def place(self, reader: int) -> tuple[int, list[int]]:
+        """Turn that was begun last, and the items in it that are being read, ascending."""
+        first = self._each * reader
+        numbers = self._numbers[first + 2 :][: self._at_once]
+        return self._numbers[first + 1], sorted(number - 1 for number in numbers if number)
 
 
 def loaded(data: bytes) -> Any:

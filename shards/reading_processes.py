@@ -27,6 +27,7 @@ import itertools
 import logging
 import os
 import pickle
+import queue
 import signal
 import subprocess
 import sys
@@ -34,15 +35,18 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from concurrent import futures
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from multiprocessing.reduction import send_handle
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
+from shards.block_cache import COUNTS
 from shards.reading_messages import (
     Batch,
     Signs,
@@ -66,7 +70,7 @@ START_S = 300.0
 """Seconds within which the reading server must have imported what it needs and opened the data set."""
 _POLL_S = 0.5
 _KILLED_WITHIN_S = 10.0
-_PRELOADED = ("talkinghead.media.clip", "pyarrow.fs")
+_PRELOADED = ("talkinghead.media.clip", "pyarrow.fs", "concurrent.futures.thread")
 """Modules that reading imports only when it needs them: imported once, in the server. They start no thread."""
 _PROGRAM = "import sys; sys.path[:] = sys.argv[2:]; from shards.reading_processes import serve; serve(int(sys.argv[1]))"
 _ALONE = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -95,6 +99,7 @@ class _Plan:
     control: int
     readers: tuple[int, ...]
     signs: int
+    at_once: int
     content: bytes
     """Pickle of the data set, and of the function that makes a batch of its items."""
 
@@ -108,6 +113,7 @@ class ReadingProcesses:
         count: Number of processes.
         timeout_s: Seconds without any sign of life of a process that is waited for, after which it counts as lost. A
             sign is an item that it begins, or a request to a store that it is about to make again.
+        at_once: Items of a batch that each process reads at the same time, by threads.
 
     Attributes:
         pids: Numbers of the processes, once they have started.
@@ -116,7 +122,14 @@ class ReadingProcesses:
         ValueError: The data set cannot be pickled.
     """
 
-    def __init__(self, dataset: Any, collate: Callable[[list[Any]], Batch], count: int, timeout_s: float) -> None:
+    def __init__(
+        self,
+        dataset: Any,
+        collate: Callable[[list[Any]], Batch],
+        count: int,
+        timeout_s: float,
+        at_once: int = 1,
+    ) -> None:
         self.count, self.timeout_s = count, timeout_s
         self.pids: list[int] = []
         self._batches: dict[int, Batch | BaseException] = {}
@@ -133,7 +146,7 @@ class ReadingProcesses:
         # The signs of life: a memory that all share, into which the readers write without waiting for anybody.
         signs = os.memfd_create("signs")
         self._open.callback(os.close, signs)
-        self._signs = Signs(signs, count)
+        self._signs = Signs(signs, count, at_once)
         pairs = [self._pipe() for _ in range(count + 1)]
         (self._control, control), *readers = pairs
         self._readers = [ours for ours, _ in readers]
@@ -142,6 +155,7 @@ class ReadingProcesses:
             control=control.fileno(),
             readers=tuple(theirs.fileno() for _, theirs in readers),
             signs=signs,
+            at_once=at_once,
             content=content,
         )
         self._server = _start(plan)
@@ -256,8 +270,9 @@ class ReadingProcesses:
                 logging.getLogger(value.name).handle(value)
                 return
             if kind == "batch":
-                layout, retries = value
+                layout, retries, counts = value
                 RETRIES.add(*retries)
+                COUNTS.add(*counts)
                 self._batches[turn] = unpacked(received_descriptor(connection), layout)
                 return
         except (EOFError, ConnectionError):
@@ -275,9 +290,9 @@ class ReadingProcesses:
 
     def _reads(self, reader: int) -> list[Any]:
         """What a reader was reading."""
-        turn, index = self._signs.place(reader)
+        turn, places = self._signs.place(reader)
         request = self._asked.get(turn, ())
-        return list(request[index : index + 1])
+        return [request[place] for place in places if place < len(request)]
 
 
 def _start(plan: _Plan) -> subprocess.Popen[bytes]:
@@ -312,6 +327,59 @@ def _ending(code: int) -> str:
     return f"was ended by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
 
 
+# --- several items at once --------------------------------------------------------------------------------------------
+
+
+class Listener(Protocol):
+    """Whoever wants to know what is being read."""
+
+    def begun(self, thread: int, index: int) -> None:
+        """A thread, numbered from 0, begins an item of the batch."""
+        ...
+
+    def done(self, thread: int) -> None:
+        """It has ended, well or with an error."""
+        ...
+
+
+class ReadsAtOnce:
+    """Reading of the items of a batch, some of them at the same time, which makes no difference to them.
+
+    While a thread waits for a store, others decode. The threads are made at the first use, in the process that reads.
+
+    Args:
+        at_once: Number of items; with 1 there is no thread.
+    """
+
+    def __init__(self, at_once: int) -> None:
+        self.at_once = at_once
+        self._threads: ThreadPoolExecutor | None = None
+
+    def items(self, dataset: Any, request: Sequence[Any], listener: Listener | None = None) -> list[Any]:
+        """Items in the order of what is asked for; of several errors, the first one in this order is raised."""
+        free = queue.SimpleQueue[int]()
+        for thread in range(self.at_once):
+            free.put(thread)
+
+        def read(index: int) -> Any:
+            thread = free.get()
+            try:
+                if listener is not None:
+                    listener.begun(thread, index)
+                return dataset[request[index]]
+            finally:
+                if listener is not None:
+                    listener.done(thread)
+                free.put(thread)
+
+        if self.at_once == 1:
+            return [read(index) for index in range(len(request))]
+        self._threads = self._threads or ThreadPoolExecutor(self.at_once, "reads")
+        reads = [self._threads.submit(read, index) for index in range(len(request))]
+        futures.wait(reads)  # none of them goes on into the next batch
+        return [done.result() for done in reads]
+
+
 # --- server and readers -----------------------------------------------------------------------------------------------
 
 
@@ -325,7 +393,7 @@ def serve(setup: int) -> None:
         plan: _Plan = loaded(file.read())
     end_with(plan.parent)
     control = Connection(plan.control)
-    signs = Signs(plan.signs, len(plan.readers))
+    signs = Signs(plan.signs, len(plan.readers), plan.at_once)
     try:
         for name in _PRELOADED:
             importlib.import_module(name)
@@ -335,7 +403,7 @@ def serve(setup: int) -> None:
         send(control, ("failed", portable(error)))
         return
     # What is there now stays: a collection of garbage would write to these pages, and so copy them.
-    plan = _Plan(plan.parent, plan.control, plan.readers, plan.signs, b"")
+    plan = replace(plan, content=b"")
     gc.collect()
     gc.freeze()
     server, pids = os.getpid(), []
@@ -348,7 +416,7 @@ def serve(setup: int) -> None:
                 for other in (plan.control, *plan.readers):
                     if other != descriptor:
                         os.close(other)
-                _Reader(number, Connection(descriptor), signs).run(dataset, collate)
+                _Reader(number, Connection(descriptor), signs, plan.at_once).run(dataset, collate)
                 code = 0
             except OSError:  # the training is gone
                 pass
@@ -368,9 +436,10 @@ def serve(setup: int) -> None:
 class _Reader(logging.Handler):
     """One reading process. It answers each request in its turn, and sends its log, which is the training's."""
 
-    def __init__(self, number: int, connection: Connection, signs: Signs) -> None:
+    def __init__(self, number: int, connection: Connection, signs: Signs, at_once: int) -> None:
         super().__init__()
         self.number, self.connection, self.signs = number, connection, signs
+        self.reads = ReadsAtOnce(at_once)
         self._sending = threading.Lock()
 
     def run(self, dataset: Any, collate: Callable[[list[Any]], Batch]) -> None:
@@ -383,10 +452,8 @@ class _Reader(logging.Handler):
             except EOFError:
                 return
             try:
-                items = []
-                for index, at in enumerate(request):
-                    self.signs.at(self.number, turn, index)
-                    items.append(dataset[at])
+                self.signs.begin(self.number, turn)
+                items = self.reads.items(dataset, request, self)
                 descriptor, layout = packed(collate(items))
             except Exception as error:  # noqa: BLE001  whatever it is, it is raised in the training
                 with self._sending:
@@ -395,9 +462,17 @@ class _Reader(logging.Handler):
             finally:
                 items = []
             with self._sending:
-                send(self.connection, ("batch", turn, (layout, RETRIES.take())))
+                send(self.connection, ("batch", turn, (layout, RETRIES.take(), COUNTS.take())))
                 send_handle(self.connection, descriptor, None)
             os.close(descriptor)
+
+    def begun(self, thread: int, index: int) -> None:
+        """Tell that a thread begins an item."""
+        self.signs.at(self.number, thread, index)
+
+    def done(self, thread: int) -> None:
+        """Tell that it has ended."""
+        self.signs.done(self.number, thread)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Send a record of the log."""

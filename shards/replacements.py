@@ -13,9 +13,11 @@ from typing import cast
 
 import numpy as np
 
+from shards.drawn import DrawnDataset
 from shards.loader import REPLACED, Batch, ClipDataset, SlotDataset
 from shards.microbatches import Share
 from shards.mixture import MixtureDataset
+from shards.reader import ShardReader
 from talkinghead import rng
 from talkinghead.runtime.errors import error_text, is_machine_error
 
@@ -67,6 +69,11 @@ class Replacing:
 
     def __len__(self) -> int:
         return len(self.dataset)
+
+    @property
+    def readers(self) -> tuple[ShardReader, ...]:
+        """Readers of the samples."""
+        return self.dataset.readers
 
     def key(self, at: int | Share) -> str:
         """Key of the sample that a slot should have."""
@@ -130,6 +137,8 @@ class Replacing:
 
 def replacing(dataset: SlotDataset, seed: int) -> SlotDataset:
     """A data set, or a mixture of several, whose unreadable samples are replaced by others of the same data set."""
+    if isinstance(dataset, DrawnDataset):
+        return DrawnDataset(replacing(dataset.dataset, seed), dataset.draw)
     if isinstance(dataset, MixtureDataset):
         parts = [Replacing(part, seed) for part in dataset.datasets]
         return MixtureDataset(parts, dataset.order.weights, dataset.order.seed)

@@ -76,6 +76,11 @@ class Feature:
         """Columns that it needs."""
         return tuple(need for need in self.needs if need != AUDIO)
 
+    def context(self, first: int, count: int, num_frames: int) -> tuple[int, int]:
+        """First frame that `count` frames from `first` on depend on, and the one after the last, as far as a clip of
+        `num_frames` has them."""
+        return max(0, first - self.before), min(num_frames, first + count + self.after)
+
 
 def read_feature(sample: FeatureSample, feature: Feature, first: int = 0, count: int | None = None) -> np.ndarray:
     """Rows of a feature for a window of frames, `[count · rows, …]`.
@@ -93,8 +98,7 @@ def read_feature(sample: FeatureSample, feature: Feature, first: int = 0, count:
     if first < 0 or count < 1 or first + count > sample.num_frames:
         raise ValueError(f"frames {first} … {first + count - 1} are not in a clip of {sample.num_frames} frames")
     # The context, as far as the clip has it.
-    start = max(0, first - feature.before)
-    stop = min(sample.num_frames, first + count + feature.after)
+    start, stop = feature.context(first, count, sample.num_frames)
     inputs = {
         need: sample.audio(start, stop - start) if need == AUDIO else sample.annotation(need, start, stop - start)
         for need in feature.needs

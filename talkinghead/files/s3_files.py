@@ -1,5 +1,6 @@
-"""Files on S3 by boto3, for what pyarrow lacks: writes on a condition, and copies of large files of which a part that
-fails is sent again alone (`pip install 'talkinghead[s3]'`).
+"""Files on S3 by boto3, for what pyarrow lacks: writes on a condition, ranges that are read without asking for the
+file's size first, and copies of large files of which a part that fails is sent again alone (`pip install
+'talkinghead[s3]'`).
 
 A conditional write makes a file only where there is none, or replaces one only if it is still as it was read. Of any
 number of writers, on any machines, one succeeds and the others learn that they did not. Stores that speak S3's protocol
@@ -10,6 +11,7 @@ the same by a link. A URI has the options that pyarrow reads, and means the same
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import threading
 import uuid
@@ -27,6 +29,8 @@ from talkinghead.runtime.errors import UnreachableError
 
 _CHANGED = 412
 """Status of an answer: the condition does not hold."""
+_NO_RANGE = 416
+"""Status: the file ends before the range begins."""
 _CROSSED = 409
 """Status: another conditional write of the same object was under way; which of them counts is not said."""
 _GONE = 404
@@ -114,6 +118,30 @@ class S3Files:
                 return None
             raise answer.error from None
 
+    def read_range(self, path: str, offset: int, length: int) -> bytes | None:
+        """Bytes `offset .. offset + length - 1` of a file, at least one, by one request; None where it has fewer.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            UnreachableError: The store does not answer, or refuses.
+        """
+
+        def request(client: Any) -> bytes | None:
+            wanted = f"bytes={offset}-{offset + length - 1}"
+            found = client.get_object(Bucket=self._bucket, Key=self._key(path), Range=wanted)
+            # A store may answer with fewer bytes, or not know ranges and begin to send the whole file.
+            with contextlib.closing(found["Body"]) as body:
+                return body.read() if found["ContentLength"] == length else None
+
+        try:
+            return self._asked(request)
+        except _Answer as answer:
+            if answer.status == _NO_RANGE:
+                return None
+            if answer.status == _GONE and answer.code != "NoSuchBucket":
+                raise FileNotFoundError(f"there is no {self.uri.partition('?')[0]}/{path}") from None
+            raise answer.error from None
+
     def create(self, path: str, data: bytes) -> str | None:
         """Make a file where there is none.
 
@@ -176,7 +204,7 @@ class S3Files:
                 client.upload_fileobj(stream, self._bucket, self._key(path), Config=_parts())
 
         try:
-            self._asked(request)
+            self._asked(request, parts=True)
         except _Answer as answer:
             raise answer.error from None
 
@@ -193,7 +221,7 @@ class S3Files:
                 client.download_fileobj(self._bucket, self._key(path), stream, Config=_parts())
 
         try:
-            self._asked(request)
+            self._asked(request, parts=True)
         except _Answer as answer:
             if answer.status == _GONE and answer.code != "NoSuchBucket":
                 raise FileNotFoundError(f"there is no {self.uri.partition('?')[0]}/{path}") from None
@@ -224,8 +252,12 @@ class S3Files:
             " each other's way: take a store that has them, as Amazon S3 does, or a folder"
         )
 
-    def _asked(self, request: Callable[[Any], T]) -> T:
+    def _asked(self, request: Callable[[Any], T], *, parts: bool = False) -> T:
         """Answer to a request, a function of the client, which is made again while errors pass.
+
+        Args:
+            request: The request.
+            parts: Whether it consists of several, of which one that fails is first sent again alone.
 
         Raises:
             _Answer: The store answers with another status than success.
@@ -235,7 +267,7 @@ class S3Files:
 
         tries = Tries(self.uri)
         with self._guard:
-            client = self._client
+            client = self._client_of_parts if parts else self._client
         while True:
             try:
                 found = request(client)
@@ -258,7 +290,16 @@ class S3Files:
 
     @cached_property
     def _client(self) -> Any:
-        """Client of the store, with what the URI says as pyarrow understands it; made at the first use."""
+        """Client that sends a request once: `_asked` sends it again, and counts that."""
+        return self._make_client(attempts=1)
+
+    @cached_property
+    def _client_of_parts(self) -> Any:
+        """Client that sends each part of a large file several times; what lasts longer is `_asked`'s to try again."""
+        return self._make_client(attempts=_ATTEMPTS)
+
+    def _make_client(self, attempts: int) -> Any:
+        """Client of the store, with what the URI says as pyarrow understands it."""
         import boto3
         from botocore.config import Config
 
@@ -279,8 +320,7 @@ class S3Files:
             aws_access_key_id=unquote(user) if colon else None,
             aws_secret_access_key=unquote(password) if colon else None,
             config=Config(
-                # Some for each part of a large file; what lasts longer is `_asked`'s to try again.
-                retries={"mode": "standard", "total_max_attempts": _ATTEMPTS},
+                retries={"mode": "standard", "total_max_attempts": attempts},
                 max_pool_connections=4 * _PARTS_AT_A_TIME,
                 connect_timeout=_TIMEOUT_S,
                 read_timeout=_TIMEOUT_S,

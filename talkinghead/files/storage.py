@@ -105,8 +105,8 @@ class Storage:
             raise ValueError(f"cannot open {self.uri}: {hide_secrets(str(error), self.location)}") from None
 
     @cached_property
-    def _conditional(self) -> S3Files | None:
-        """Files of a URI, for conditional writes; None where there can be none."""
+    def _s3(self) -> S3Files | None:
+        """Files of a URI, for conditional writes, and ranges by a single request; None where boto3 cannot read it."""
         return S3Files(self.location) if boto_speaks_to(self.location) else None
 
     @cached_property
@@ -205,6 +205,8 @@ class Storage:
     def read_range(self, path: str, offset: int, length: int) -> bytes:
         """Bytes `offset .. offset + length - 1` of a file.
 
+        Of S3 it is one request where boto3 is installed (the extra `s3`); pyarrow asks for the size before each.
+
         Raises:
             EOFError: The file does not have them all.
             FileNotFoundError: There is no such file.
@@ -213,6 +215,9 @@ class Storage:
         if self.local_root:
             file = self._local(path)
             data = read_locally(file, lambda: _range(file, offset, length))
+        elif self._s3 is not None and offset >= 0 and length > 0:
+            self._check(path)
+            data = self._s3.read_range(path, offset, length)
         else:
             key = self._key(path)
 
@@ -257,9 +262,9 @@ class Storage:
         if self.local_root is None:
             if self.exists(path):
                 return False
-            if self._conditional is not None:
+            if self._s3 is not None:
                 with contextlib.suppress(RefusedError):
-                    return self._conditional.create(path, data) is not None
+                    return self._s3.create(path, data) is not None
             self._upload(path, data)
             return True
         self._check(path)

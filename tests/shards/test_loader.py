@@ -85,7 +85,8 @@ def test_microbatches_by_length_are_read_as_long_as_their_shortest_clip(reader, 
     batches = [batch for turn in zip(*parts, strict=True) for batch in turn]
     keys: list[str] = []
     for number, batch in enumerate(batches):
-        (frames,) = {min(lengths[key] for key in batch["keys"])}
+        shortest = min(lengths[key] for key in batch["keys"])
+        frames = shortest // 25 * 25 or shortest  # whole seconds
         count = len(batch["keys"])
         assert batch["mask"].shape == (count, frames) and batch["mask"].all()
         assert batch["audio"].shape == (count, frames * 640) and batch["pose"].shape == (count, frames, 6)
@@ -215,6 +216,8 @@ def test_wrong_use_is_refused(reader, built):
 
 class Numbers:
     """A dataset of slots that has nothing to do with clips."""
+
+    readers = ()
 
     def __len__(self) -> int:
         return 5

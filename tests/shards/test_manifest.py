@@ -42,8 +42,7 @@ def test_latents_are_found_by_what_they_are_and_never_opened_by_default(built):
     unnamed = replace(unnamed, details={name: value for name, value in unnamed.details.items() if name != "encoding"})
     assert find_latents(replace(both, annotations=[face, unnamed]), networks, 64, 64) == "d"
     older = [replace(entry, details=entry.details | {"encoding": 0}) for entry in both.of_kind("latents")]
-    assert find_latents(replace(both, annotations=[face, *older]), networks, 64, 64, column_version=1) is None
-    assert find_latents(both, networks, 64, 64, column_version=1) == "c"
+    assert find_latents(replace(both, annotations=[face, *older]), networks, 64, 64) is None
     assert find_latents(both, networks | {"vae": {"sha256": "x"}}, 64, 64) is None
     assert find_latents(manifest, networks, 64, 64) is None
     with pytest.raises(ValueError, match="no annotations yet"):

@@ -89,8 +89,14 @@ def test_messages_of_any_length_and_the_end() -> None:
 
 def test_signs_are_seen_by_whoever_shares_them() -> None:
     descriptor = os.memfd_create("signs")
-    one, two = Signs(descriptor, 3), Signs(descriptor, 3)
+    one, two = Signs(descriptor, 3, at_once=2), Signs(descriptor, 3, at_once=2)
     os.close(descriptor)
-    one.at(2, 7, 1)
+    one.begin(2, 7)
+    one.at(2, 1, 4)
+    one.at(2, 0, 5)
     one.give(2)
-    assert two.number(2) == 2 and two.place(2) == (7, 1) and two.number(1) == 0
+    assert two.number(2) == 3 and two.place(2) == (7, [4, 5]) and two.number(1) == 0
+    one.done(2, 1)
+    assert two.place(2) == (7, [5]) and two.place(1) == (0, [])
+    one.begin(2, 8)
+    assert two.place(2) == (8, [])

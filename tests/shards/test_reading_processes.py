@@ -35,6 +35,8 @@ class Numbers:
         faults: Slot → what happens there: `kill` or `stop` (once), `always` (killed at each try), or an error.
     """
 
+    readers = ()
+
     def __init__(self, folder: Path, faults: dict[int, Any] | None = None) -> None:
         self.folder, self.faults = folder, faults or {}
 
@@ -232,3 +234,16 @@ def test_signals_that_ask_a_training_to_end_do_not_end_its_readers(number: int, 
 def test_a_lost_reader_is_named() -> None:
     error = ReaderLost("it is gone", [3])
     assert str(error) == "it is gone" and error.at == [3]
+
+
+def test_items_that_are_read_at_once_come_in_their_order(tmp_path: Path) -> None:
+    for workers in (0, 2):
+        assert squares(ClipLoader(Numbers(tmp_path), 4, num_workers=workers, at_once=3), 6) == EXPECTED
+
+
+def test_a_reader_with_threads_that_is_killed_is_replaced(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    loader = ClipLoader(Numbers(tmp_path, {9: "kill"}), 4, num_workers=2, at_once=3)
+    with caplog.at_level(logging.WARNING):
+        assert squares(loader, 6) == EXPECTED
+    (text,) = [record.message for record in caplog.records]
+    assert "ended by SIGKILL" in text and "k-9" in text and not readers_of()

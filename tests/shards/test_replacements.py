@@ -32,6 +32,8 @@ class Numbers:
         passing: Whether a second try succeeds.
     """
 
+    readers = ()
+
     def __init__(self, bad: tuple[int, ...], error: Exception | None = None, *, passing: bool = False) -> None:
         self.bad, self.error, self.passing = bad, error or ValueError("it is cut off"), passing
         self.order = SampleOrder(12, 1)

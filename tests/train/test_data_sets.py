@@ -47,12 +47,13 @@ def test_samples_of_both_are_drawn_by_their_weights(faces: tuple[Storage, Storag
     task = stage1(both(faces, (3.0, 1.0)), tmp_path / "task")
     task.check()
     task.prepare()
-    mixture = task.dataset(0)
+    dataset = task.dataset(0)
+    mixture = dataset.dataset
     assert isinstance(mixture, MixtureDataset) and mixture.order.weights == (3.0, 1.0)
     assert [sorted(part.reader.keys) for part in mixture.datasets] == [
         [face_clips.clip_key(number, name) for number in range(3)] for name in ("face", "more")
     ]
-    batches = iter(ClipLoader(mixture, 4))
+    batches = iter(ClipLoader(dataset, 4))
     drawn = [key for _ in range(10) for key in next(batches)["keys"]]
     assert sum("more" in key for key in drawn) == sum(mixture.order.at(slot)[0] for slot in range(40))
     # Without weights, as if all samples were in one data set.
@@ -210,6 +211,8 @@ def test_a_run_whose_data_sets_are_no_list_is_damaged(damage: dict[str, Any], tm
 
 def test_data_sets_together_are_drawn_from_by_their_size() -> None:
     class Numbers:
+        readers = ()
+
         def __init__(self, name: str, count: int, bad: int = -1) -> None:
             self.name, self.count, self.bad = name, count, bad
 

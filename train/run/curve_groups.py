@@ -31,8 +31,21 @@ _TITLES = {
     "allocator_retries": "allocator retries",
     "store_retries": "requests to stores made again",
     "store_wait_s": "seconds of waiting for stores",
+    "cache_hits": "ranges that the cache had",
+    "cache_misses": "ranges that the cache lacked",
 }
-_SPEED = ("samples_per_s", "step_s", "tflops", "mfu", "memory_gb", "allocator_retries", "store_retries", "store_wait_s")
+_SPEED = (
+    "samples_per_s",
+    "step_s",
+    "tflops",
+    "mfu",
+    "memory_gb",
+    "allocator_retries",
+    "store_retries",
+    "store_wait_s",
+    "cache_hits",
+    "cache_misses",
+)
 _UPDATES = ("gradient_norm", "learning_rate")
 _HIDDEN = ("loss", "skipped", HELD_OUT_LOSS)  # shown in the large plot, or in words
 _LOSSES, _HELD_OUT, _NETWORKS, _OPTIMISATION, _TIME = (

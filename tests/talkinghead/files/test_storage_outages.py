@@ -97,13 +97,20 @@ def test_what_waiting_does_not_mend_is_said_at_once(place: Storage, s3: LocalS3,
     with answering(s3, fault), pytest.raises(UnreachableError):
         place.read("a/there")
     assert fault.requests == 1 and RETRIES.take() == (0, 0.0)
+    fault = Outage(600, status)
+    with answering(s3, fault), pytest.raises(UnreachableError, match="cannot reach s3://"):
+        place.read_range("a/there", 2, 3)
+    assert fault.requests == 1 and RETRIES.take() == (0, 0.0)
 
 
 def test_a_missing_file_is_not_waited_for(place: Storage) -> None:
     with pytest.raises(FileNotFoundError):
         place.read("a/gone")
-    with pytest.raises(EOFError):
-        place.read_range("a/there", 8, 4)
+    with pytest.raises(FileNotFoundError):
+        place.read_range("a/gone", 0, 4)
+    for offset in (8, 10, 100):
+        with pytest.raises(EOFError):
+            place.read_range("a/there", offset, 4)
     assert place.size("a/gone") is None
     assert RETRIES.take() == (0, 0.0)
 

@@ -11,14 +11,23 @@ from typing import Any
 
 import pytest
 
-from shards.mixture import divide
+from shards.block_cache import COUNTS
+from shards.drawn import DrawnDataset
+from shards.loader import SlotDataset, WindowConfig, WindowDataset
+from shards.mixture import MixtureDataset, divide
+from shards.reader import ShardReader
 from shards.replacements import replacing
 from talkinghead.files.patience import RETRIES
+from talkinghead.files.storage import Storage
 from talkinghead.runtime.errors import MachineError
 from tests.support import toy_task
+from tests.support.counted_store import upload
 from tests.support.descendants import readers_of
+from tests.support.object_store import LocalS3
+from tests.support.shard_data import build
 from tests.support.training import Ranks, assert_same, lines, recipe, start, train, trainer_of
 from train.config import ReadingConfig
+from train.trainer.reading import Reading
 
 BAD = (3, 8)
 
@@ -65,11 +74,12 @@ def test_a_killed_training_goes_on_with_the_same_replacements(ranks: Ranks, tmp_
     start(tmp_path / "killed", chosen)
     task = toy_task.make(chosen.config, "none", tmp_path)
     loss = task.loss
-    # After a step with an event and without a checkpoint, so that it is done again.
-    last = next(step for step, *_ in expected(12) if step > 4 and step % 4)
+    # After a step with an event, which is recorded when the next one has been launched, and before a checkpoint, so
+    # that it is done again.
+    last = next(step for step, *_ in expected(12) if step > 4 and step % 4 in (1, 2))
 
     def dying(*args: Any, **options: Any) -> Any:
-        if options["step"] == last:
+        if options["step"] == last + 1:
             raise Killed
         return loss(*args, **options)
 
@@ -163,10 +173,64 @@ class Away(toy_task.ToyDataset):
         return super().__getitem__(at)
 
 
-@pytest.mark.parametrize("wrong", [{"timeout_s": 0.0}, {"restarts": -1}, {"abort_above": 1.5}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"timeout_s": 0.0},
+        {"restarts": -1},
+        {"abort_above": 1.5},
+        {"at_once": 0},
+        {"at_once": 65},
+        {"cache": ""},
+        {"cache_gb": 0.0},
+        {"cache_gb": float("nan")},
+    ],
+)
 def test_settings_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"reading\."):
         ReadingConfig(**wrong)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Storage:
+    """A data set on a local disk."""
+    return build(tmp_path_factory.mktemp("built") / "data")
+
+
+def reading_of(dataset: SlotDataset, **settings: Any) -> Reading:
+    """Reading of one rank."""
+    config = recipe(reading=settings).train
+    return Reading(dataset, config, rank=0, world=1, pin_memory=False, step=0)
+
+
+def test_a_store_gets_the_cache_and_reads_several_at_once(built: Storage, s3: LocalS3, tmp_path: Path) -> None:
+    """Through everything that is put around the data set."""
+    stored = upload(built, s3, "cached")
+    windows = [
+        WindowDataset(ShardReader(data, split=None), WindowConfig(num_frames=4, columns=("valid",)), 0)
+        for data in (stored, built)
+    ]
+    mixed = DrawnDataset(MixtureDataset(windows, (1.0, 1.0), 0), lambda item: {})
+    reading = reading_of(mixed, cache=str(tmp_path / "cache"), cache_gb=0.1)
+    there, here = (one.reader.ranges for one in windows)
+    assert there.cache is not None and there.cache.folder == tmp_path / "cache" and there.cache.size == 10**8
+    assert here.cache is None and reading.loader.at_once == 4
+    assert reading_of(mixed, at_once=2).loader.at_once == 2
+    COUNTS.take()
+    reading.next()
+    counts = reading.noticed().counts
+    assert counts["misses"] > 0 and list((tmp_path / "cache").glob("*-*/*"))
+    # Both appear in the next line of figures, and then no more.
+    reading.settle(1, reading.noticed(), counts | {"replaced": 0.0}, None)
+    assert reading.figures()["cache_misses"] == counts["misses"] and not reading.figures()
+    reading.close()
+
+
+def test_a_cache_that_nothing_needs_is_said(built: Storage, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    dataset = WindowDataset(ShardReader(built, split=None), WindowConfig(num_frames=4, columns=("valid",)), 0)
+    reading = reading_of(dataset, cache=str(tmp_path / "cache"))
+    assert ["is not used" in text for text in caplog.messages] == [True]
+    assert reading.loader.at_once == 1 and not (tmp_path / "cache").exists()
 
 
 def test_the_microbatches_are_those_of_the_data_set(tmp_path: Path) -> None:
