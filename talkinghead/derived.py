@@ -159,6 +159,9 @@ class DerivedColumn:
     """(settings, fits, device) → function of a sample. Called once in a worker process: loads weights."""
     libraries: tuple[str, ...] = ("numpy",)
     """Distributions whose release can change the bytes."""
+    settled: Callable[[Any], Any] = lambda settings: settings
+    """Settings → settings in which nothing is left open: what depends on the machine that plans is decided once, for
+    all workers. It is asked after `provenance`. A setting `device` says which kind of device a worker computes on."""
     resources: tuple[str, ...] = ()
     """Settings that say where it runs, and change no byte. `gpu_share` is the share of a GPU that a worker takes."""
     built_in: tuple[str, ...] = ()
@@ -171,10 +174,16 @@ class DerivedColumn:
     """Whether it gives labels: a version in which no clip has one is warned of."""
     names: StoredNames | None = None
     """Names in DATA; None: made from the column's name."""
+    former: tuple[DerivedColumn, ...] = ()
+    """Earlier versions of the code that can still be made: a version that was begun with one goes on with it."""
 
     def __post_init__(self) -> None:
         if not _COLUMN_NAME.fullmatch(self.name) or self.name == ANNOTATION:
             raise ValueError(f"column {self.name!r} must be named with at most 18 of a-z 0-9 _")
+
+    def of_version(self, version: int) -> DerivedColumn | None:
+        """The column as this version of its code declares it; None where that one cannot be made any more."""
+        return next((column for column in (self, *self.former) if column.version == version), None)
 
     @property
     def stored_names(self) -> StoredNames:

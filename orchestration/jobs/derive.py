@@ -1,49 +1,43 @@
 """The derive job: any derived column over the packed samples, as a version of its own next to the annotations.
 
 `run_derive` plans a unit per packed sample, runs those that are not done, packs them parallel to the media shards and
-enters the version in `DATASET.json`; `run` is what a worker does with one unit. All of a version was made from the same
-files, settings, versions of other columns and global fits; its name is a hash of these unless the user gives another.
+enters the version in `DATASET.json`; `derive_worker.py` is what a worker does with one unit. All of a version was made
+from the same files, settings, versions of other columns and global fits; its name is a hash of these unless the user
+gives another. A version that was begun with an earlier version of the column's code goes on with it, by its name.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from annotate.columns import COLUMNS
 from orchestration import outcomes, plans
 from orchestration.jobs import recovered
 from orchestration.jobs.finish import finish_column
-from orchestration.jobs.media import MediaSample, StoredSample
+from orchestration.jobs.media import MediaSample
 from orchestration.jobs.pack import pack_columns
 from orchestration.units.executor import Tally, UnitRunner
 from orchestration.units.ledger import Ledger
 from orchestration.units.records import UnitRecord
-from orchestration.units.unit import JobStoppedError, Output, Unit
-from shards.fit_files import read_fit
+from orchestration.units.unit import JobStoppedError, Unit
 from shards.index import Index, read_index
 from shards.manifest import AnnotationEntry, DatasetManifest, read_manifest
 from talkinghead import dataroot
 from talkinghead.annotation import COLUMN
-from talkinghead.config import from_json
 from talkinghead.derived import (
     ANNOTATION,
     MEDIA_NEEDS,
-    ColumnSample,
     ColumnVersion,
-    Derived,
     DerivedColumn,
     Provenance,
-    derived_members,
     version_of,
 )
 from talkinghead.files.storage import Storage
-from talkinghead.provenance import canonical_json, library_versions, provenance_key
+from talkinghead.provenance import library_versions, provenance_key
 from talkinghead.schema import SampleIndex, check_version
 
 log = logging.getLogger(__name__)
@@ -88,7 +82,10 @@ def run_derive(
 
     # What the version is made of, and under which name it goes.
     _check_given(column, settings)
+    if version is not None:
+        column = _as_begun(storage, manifest, column, check_version(version))
     provenance = column.provenance(settings)
+    settings = column.settled(settings)
     pinned = _pinned(manifest, column, annotation, use)
     pins = {name: entry.version for name, entry in pinned.items()}
     made_of = version_of(column, settings, provenance, pins, _fits(manifest, column))
@@ -119,7 +116,7 @@ def run_derive(
     plans.write_plan(storage, job, plans.ColumnPlan(units=plans.pairs(units), made_of=made_of))
 
     # Make them, on GPUs where the column wants one and the cluster has any.
-    tally = runner.run(job, units, gpu_share=_gpu_share(column, settings))
+    tally = runner.run(job, units, gpu_share=_gpu_share(settings))
 
     # Pack parallel to the media shards (what could not be made is missing there), and let readers see the version.
     made = outcomes.derive_results(storage, column.name, version)
@@ -133,6 +130,17 @@ def run_derive(
     _remove_unit_files(storage, job)
     _tell(column, tally, version, made)
     return version
+
+
+def _as_begun(storage: Storage, manifest: DatasetManifest, column: DerivedColumn, version: str) -> DerivedColumn:
+    """The column as a version of this name was begun, where that was with an earlier version of its code."""
+    entry = next((entry for entry in manifest.of_kind(column.name) if entry.version == version), None)
+    if entry is not None:
+        return column.of_version(entry.made_of.column_version) or column
+    _recover_plan(storage, column.name, version)
+    plan = plans.find_plan(storage, plans.column_job(column.name, version))
+    begun = plan.made_of.column_version if isinstance(plan, plans.ColumnPlan) else column.version
+    return column.of_version(begun) or column
 
 
 def _recover_plan(storage: Storage, column: str, version: str) -> None:
@@ -251,8 +259,8 @@ def _check_space(storage: Storage, job: str, units: Sequence[Unit], samples: Ind
         )
 
 
-def _gpu_share(column: DerivedColumn, settings: Any) -> float:
-    return float(settings.gpu_share) if "gpu_share" in column.resources else 0.0
+def _gpu_share(settings: Any) -> float:
+    return float(settings.gpu_share) if getattr(settings, "device", "cpu") == "cuda" else 0.0
 
 
 def _remove_unit_files(storage: Storage, job: str) -> None:
@@ -378,7 +386,7 @@ def plan_derive(
                 models=models,
                 libraries=libraries,
             ),
-            function="orchestration.jobs.derive:run",
+            function="orchestration.jobs.derive_worker:run",
             payload=source.payload | common,
             source=source.key,
             time_limit_s=time_limit_s or _LEAST_LIMIT_S + column.frame_seconds(settings) * source.num_frames,
@@ -386,95 +394,3 @@ def plan_derive(
         )
         for source in sorted(sources, key=lambda source: source.key)
     ]
-
-
-# --- in a worker ------------------------------------------------------------------------------------------------------
-
-
-def run(storage: Storage, unit: Unit) -> Output:
-    """Make the column of one sample."""
-    from orchestration.jobs.worker import pin_threads
-
-    # The column with the files of the plan, opened once for all units of this process; and the sample.
-    pin_threads()
-    column, make = _opened(storage, unit.payload)
-    sample = StoredSample(storage, unit, column)
-    derived = make(sample)
-    # Checked and stored, with the faces that it should have looked at, and how it was made.
-    valid = sample.column("valid") if "valid" in column.needs else None
-    about: dict[str, Any] = {
-        column.stored_names.key_field: unit.pkey,
-        "libraries": library_versions(*column.libraries),
-    }
-    described = {}
-    if column.names is None:
-        made_of = unit.payload["made_of"]
-        described = {"made_of": {name: made_of[name] for name in made_of if name not in ("arrays", "labels")}}
-    contents = derived_members(column, derived, sample.num_frames, valid, {**about, **described})
-    scores = {name: _number(derived.scores.get(name)) for name in column.scores}
-    return Output(
-        contents=[(unit.key, sample.num_frames, contents)],
-        scores={unit.key: scores},
-        labels={unit.key: dict(derived.labels)},
-        details=about,
-    )
-
-
-def _number(value: float | None) -> float | None:
-    """A score as records hold it: NaN is none."""
-    return None if value is None or math.isnan(value) else float(value)
-
-
-Make = Callable[[ColumnSample], Derived]
-_last: dict[bytes, tuple[DerivedColumn, Make]] = {}
-"""What this process opened last: units of one version come one after the other."""
-
-
-def _opened(storage: Storage, payload: Mapping[str, Any]) -> tuple[DerivedColumn, Make]:
-    """The column of a unit's payload, opened with the files and fits of the plan.
-
-    Raises:
-        JobStoppedError: This machine does not find the files, or finds others.
-    """
-    key = canonical_json([storage.uri, *(payload[name] for name in ("column", "settings", "made_of"))])
-    if key not in _last:
-        _last.clear()
-        _last[key] = _open(storage, payload)
-    return _last[key]
-
-
-def _open(storage: Storage, payload: Mapping[str, Any]) -> tuple[DerivedColumn, Make]:
-    column = COLUMNS[payload["column"]]
-    made_of = from_json(ColumnVersion, payload["made_of"])
-    try:
-        settings = from_json(column.settings, payload["settings"])
-        _check_files(column.provenance(settings), made_of)
-        fits = {name: read_fit(storage, name, sha256) for name, sha256 in made_of.fits.items()}
-        return column, column.open(settings, fits, _device(column, settings))
-    except (ValueError, OSError) as error:
-        raise JobStoppedError(f"a worker cannot open what {column.name} reads: {error}") from error
-    except (MemoryError, RuntimeError) as error:
-        raise JobStoppedError(
-            f"what {column.name} reads does not fit a worker's memory (--memory-gb gives more): {error}"
-        ) from error
-
-
-def _check_files(found: Provenance, made_of: ColumnVersion) -> None:
-    """Raise `JobStoppedError` unless this machine's files are those of the plan."""
-    for name, about in found.items():
-        planned = made_of.provenance[name]["sha256"]
-        if about["sha256"] != planned:
-            raise JobStoppedError(
-                f"this machine has the {name} {about['sha256'][:12]}…, the plan was made with {planned[:12]}…: give"
-                " every node the same files in the same place, and the same versions of the libraries"
-            )
-
-
-def _device(column: DerivedColumn, settings: Any) -> str:
-    """Device for a column: the GPU that Ray gave this process, else the CPU."""
-    if not _gpu_share(column, settings):
-        return "cpu"
-    import torch
-
-    # Ray shows a worker only the GPUs that its task was given, so "cuda" is the right one.
-    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -10,7 +10,6 @@ import contextlib
 import faulthandler
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from dataclasses import asdict
 
 from orchestration import ROOT
 from orchestration.units.frame_reports import EVERY_S, Tell, reporting
+from orchestration.units.memory_limit import ENDED, limit_memory
 from orchestration.units.records import Attempt, UnitRecord, checked
 from orchestration.units.unit import JobStoppedError, Unit, failed_attempt, run_unit
 from talkinghead.files.foreign import parse_json
@@ -32,7 +32,7 @@ _DIGITS = 20  # bytes in which a child writes its number of frames
 
 
 def run_alone(
-    storage: Storage, unit: Unit, *, attempts: int, memory_gb: float, tell: Tell | None = None
+    storage: Storage, unit: Unit, *, attempts: int, memory_gb: float, on_gpu: bool = False, tell: Tell | None = None
 ) -> UnitRecord | Attempt:
     """Run a unit in a fresh child process.
 
@@ -41,6 +41,7 @@ def run_alone(
         unit: Unit to run.
         attempts: Number of this try, counted from 1, for the record.
         memory_gb: Memory limit of the child, in GiB.
+        on_gpu: Whether the child computes on a GPU.
         tell: Called now and then with the number of frames that the unit has gone through.
 
     Returns:
@@ -54,7 +55,7 @@ def run_alone(
     # here: on a busy machine it takes seconds to start. All processes of a machine have the same monotonic clock.
     started = time.monotonic()
     look_at = started + max(1.0, unit.time_limit_s - _LOOK_S)
-    limits = {"attempts": attempts, "memory_gb": memory_gb, "look_at": look_at}
+    limits = {"attempts": attempts, "memory_gb": memory_gb, "on_gpu": on_gpu, "look_at": look_at}
     # The child writes how far it is into a few bytes of memory that both have: neither waits for the other.
     with os.fdopen(os.memfd_create("frames"), "rb") as frames:
         request = json.dumps({**place, "unit": unit.to_json(), **limits, "frames": frames.fileno()})
@@ -76,6 +77,8 @@ def run_alone(
     if child.returncode < 0:
         name = signal.Signals(-child.returncode).name
         return _attempt(f"crash:{name}", f"the process was ended by {name}", stderr, seconds)
+    if child.returncode == ENDED:
+        return _attempt("memory", f"took more than {memory_gb:g} GiB of memory", stderr, seconds)
     # Ended by itself: with a reply, or with none where something called exit() under it.
     try:
         reply = parse_json(stdout, "the reply") if child.returncode == 0 else None
@@ -114,13 +117,6 @@ def _attempt(cause: str, message: str, stderr: bytes, seconds: float) -> Attempt
     return Attempt(cause=cause, message=message, trace=trace, alone=True, seconds=round(seconds, 3))
 
 
-def limit_memory(gigabytes: float) -> None:
-    """Make this process fail with `MemoryError` beyond so much private memory, instead of starving the machine."""
-    # RLIMIT_DATA rather than RLIMIT_AS: mapped files and libraries, gigabytes of address space, do not count.
-    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    resource.setrlimit(resource.RLIMIT_DATA, (int(gigabytes * 2**30), hard))
-
-
 def _write_frames(descriptor: int, frames: int) -> None:
     os.pwrite(descriptor, str(frames).rjust(_DIGITS).encode(), 0)
 
@@ -135,7 +131,7 @@ def main() -> None:
     reply_stream = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     # Both limits hold before the job's modules are loaded. The watchdog only prints; the parent kills.
-    limit_memory(request["memory_gb"])
+    limit_memory(request["memory_gb"], on_gpu=request["on_gpu"])
     faulthandler.dump_traceback_later(max(0.1, request["look_at"] - time.monotonic()))
     started = time.perf_counter()
     try:

@@ -21,10 +21,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from orchestration.cluster import Cluster
-from orchestration.units.alone import limit_memory, run_alone
+from orchestration.units.alone import run_alone
 from orchestration.units.frame_reports import EVERY_S, FrameWatch, noting, reporting
 from orchestration.units.ledger import Ledger
 from orchestration.units.lost import lost_outputs, refuse_changed
+from orchestration.units.memory_limit import limit_memory
 from orchestration.units.records import Attempt, PassRecord, QuarantineRecord, UnitRecord
 from orchestration.units.unit import CHANGED, JobStoppedError, Unit, failed_attempt, run_unit
 from talkinghead import dataroot
@@ -207,6 +208,7 @@ class _Pass:
         self.job = job
         self.retry = retry
         self.slots = slots
+        self.on_gpu = gpus > 0
         self.tally = tally
         self.progress = progress
         self.failures: dict[str, list[Attempt]] = {}
@@ -239,12 +241,13 @@ class _Pass:
         return self.watch and self.watch.board
 
     def _submit_pool(self, unit: Unit) -> Any:
-        return self.pool_task.remote(self.storage, unit.to_json(), self.retry.memory_gb, self._board())
+        return self.pool_task.remote(self.storage, unit.to_json(), self.retry.memory_gb, self.on_gpu, self._board())
 
     def _submit_alone(self, unit: Unit) -> Any:
         attempts = len(self.failures[unit.key]) + 1
         longer = replace(unit, time_limit_s=ALONE_TIMES * unit.time_limit_s)
-        return self.alone_task.remote(self.storage, longer.to_json(), attempts, self.retry.memory_gb, self._board())
+        limits = (attempts, self.retry.memory_gb, self.on_gpu)
+        return self.alone_task.remote(self.storage, longer.to_json(), *limits, self._board())
 
     def _drain(self, queue: deque[Unit], again: deque[Unit], submit: Callable[[Unit], Any]) -> None:
         """Run a queue of units, at most `slots` at a time; what may pass later is appended to `again`."""
@@ -414,10 +417,10 @@ def may_pass_later(attempt: Attempt) -> bool:
     return name not in never
 
 
-def _pool_task(storage: Storage, unit_json: str, memory_gb: float, board: Any) -> Result:
+def _pool_task(storage: Storage, unit_json: str, memory_gb: float, on_gpu: bool, board: Any) -> Result:
     """One unit in a pool worker. A hang ends the process (the watchdog thread needs no interpreter lock)."""
     unit = Unit.from_json(unit_json)
-    limit_memory(memory_gb)
+    limit_memory(memory_gb, on_gpu=on_gpu)
     faulthandler.dump_traceback_later(unit.time_limit_s, exit=True)
     started = time.perf_counter()
     try:
@@ -431,11 +434,11 @@ def _pool_task(storage: Storage, unit_json: str, memory_gb: float, board: Any) -
         faulthandler.cancel_dump_traceback_later()
 
 
-def _alone_task(storage: Storage, unit_json: str, attempts: int, memory_gb: float, board: Any) -> Result:
+def _alone_task(storage: Storage, unit_json: str, attempts: int, memory_gb: float, on_gpu: bool, board: Any) -> Result:
     """One unit in a child process of a pool worker."""
     unit = Unit.from_json(unit_json)
     try:
         with noting(board, unit.key) as tell:
-            return run_alone(storage, unit, attempts=attempts, memory_gb=memory_gb, tell=tell)
+            return run_alone(storage, unit, attempts=attempts, memory_gb=memory_gb, on_gpu=on_gpu, tell=tell)
     except JobStoppedError as error:
         return error

@@ -23,7 +23,7 @@ from talkinghead.files.storage import Storage
 from tests.support.packed_data import PackedClip, annotation_members, media_members, pack_data
 
 LENGTHS = (5, 9, 6, 30, 7)
-SETTINGS = LatentSettings(vae="tiny", image_encoder="tiny", width=32, height=32)
+SETTINGS = LatentSettings(vae="tiny", image_encoder="tiny", width=32, height=32, device="cpu")
 
 
 def clip_key(number: int) -> str:
@@ -104,3 +104,10 @@ def in_process(data: Storage | Path) -> UnitRunner:
 def make_latents(runner: UnitRunner, settings: LatentSettings = SETTINGS, version: str | None = None) -> str:
     """Make the derived column `latents`; returns its version."""
     return run_derive(runner, COLUMNS["latents"], settings, version=version)
+
+
+def make_version_1(runner: UnitRunner, settings: LatentSettings = SETTINGS) -> str:
+    """Make latents as releases before version 2 did; returns the version."""
+    column = COLUMNS["latents"].of_version(1)
+    assert column is not None
+    return run_derive(runner, column, settings)

@@ -12,7 +12,7 @@ from annotate.columns import COLUMNS, FITS
 from ingest.catalog import Catalog, read_catalog, write_catalog
 from ingest.source_listing import Problem
 from orchestration import plans
-from orchestration.jobs import derive
+from orchestration.jobs import derive_worker
 from orchestration.jobs.derive import run_derive
 from orchestration.jobs.duplicates import Duplicates
 from orchestration.jobs.finish import finish
@@ -98,7 +98,7 @@ def _versions(storage: Storage) -> None:
     column = toy_column()
     COLUMNS[column.name] = column
     try:
-        derive._last.clear()
+        derive_worker._last.clear()
         run_derive(in_process(storage), column, ToySettings(scale=2.0))
     finally:
         del COLUMNS[column.name]

@@ -16,7 +16,7 @@ import numpy as np
 from annotate.columns import COLUMNS
 from ingest.catalog import Catalog, write_catalog
 from orchestration import plans
-from orchestration.jobs import derive
+from orchestration.jobs import derive_worker
 from orchestration.jobs.derive import run_derive
 from orchestration.jobs.finish import finish
 from orchestration.jobs.pack import run_pack
@@ -85,7 +85,7 @@ def build(root: Path) -> Storage:
     column = toy_column()
     COLUMNS[column.name] = column
     try:
-        derive._last.clear()
+        derive_worker._last.clear()
         run_derive(in_process(storage), column, ToySettings())
     finally:
         del COLUMNS[column.name]

@@ -15,10 +15,15 @@ from torch.nn import functional
 from transformers import CLIPVisionModelWithProjection
 from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
+from talkinghead.models.device_constant import DeviceConstant
 from talkinghead.models.image.cosine_vae import CosineVae
 from talkinghead.models.image.weights import described, fingerprint, load_image_encoder, load_vae
 
 Vae = AutoencoderKL | CosineVae
+
+_MEAN, _DEVIATION = (
+    DeviceConstant(torch.tensor(value)[:, None, None]) for value in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)
+)
 
 
 def latent_scale(vae: Vae) -> int:
@@ -183,7 +188,7 @@ class ImageNetworks:
             if pixels.shape[2:] != (side, side):
                 pixels = functional.interpolate(pixels, size=(side, side), mode="bicubic", antialias=True)
                 pixels = pixels.round().clamp(0.0, 255.0)  # bytes, as in the image files that CLIP was trained on
-            mean, deviation = (pixels.new_tensor(value)[:, None, None] for value in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
+            mean, deviation = (constant.like(pixels) for constant in (_MEAN, _DEVIATION))
             pixels = (pixels / 255.0 - mean) / deviation
             return self.image_encoder(pixel_values=pixels.to(self.image_encoder.dtype)).image_embeds.to(torch.float16)
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from annotate import latents
-from annotate.columns import COLUMNS
+from annotate.latents import LATENTS
 from orchestration.cluster import Cluster, ClusterSettings
-from orchestration.jobs import derive
+from orchestration.jobs import derive, derive_worker
 from orchestration.outcomes import current_quarantine
 from orchestration.plans import column_job
 from orchestration.units.damage import damaged_files
@@ -28,12 +28,13 @@ from shards.verify import verify
 from talkinghead import dataroot
 from talkinghead.derived import version_of as version_of_column
 from talkinghead.files.storage import Storage
+from talkinghead.latents import MOMENTS, latent_columns, moments_of
 from talkinghead.media.image_size import fit_images
 from talkinghead.models.image.networks import ImageNetworks
 from talkinghead.models.image.weights import load_vae
 from tests.support.dying import die_at_writes
 from tests.support.job_commands import Command
-from tests.support.latent_data import LENGTHS, SETTINGS, build, clip_key, in_process, make_latents
+from tests.support.latent_data import LENGTHS, SETTINGS, build, clip_key, in_process, make_latents, make_version_1
 from tests.support.mending import CountingRunner
 from tests.support.object_store import LocalS3
 from tests.support.old_layout import age_data
@@ -67,7 +68,7 @@ def version_of(data: Path) -> str:
 
 def forget_opened() -> None:
     """Make this process load its networks again, as another one would."""
-    derive._last.clear()
+    derive_worker._last.clear()
     latents._looked_at.clear()
 
 
@@ -80,18 +81,19 @@ def content(data: Path) -> dict[str, bytes]:
 def test_the_columns_are_what_training_would_encode(encoded: Path) -> None:
     version = version_of(encoded)
     encoder = ImageNetworks.load(SETTINGS.vae, SETTINGS.image_encoder)
-    reader = ShardReader(encoded, split=None, kept=False, join=(version,), columns=("latents", "embedding"))
+    columns = latent_columns(read_manifest(Storage(encoded)).annotation(version).arrays)
+    reader = ShardReader(encoded, split=None, kept=False, join=(version,), columns=columns)
     assert reader.version == "v1" and len(reader) == len(LENGTHS)
     for position in range(len(reader)):
         sample = reader[position]
         images = fit_images(sample.video().transpose(0, 3, 1, 2), 32, 32)
         moments = encoder.moments(torch.from_numpy(images)).numpy()
         tokens = encoder.embedding(torch.from_numpy(images)).numpy()
-        stored = sample.annotation("latents"), sample.annotation("embedding")
+        stored = moments_of({name: sample.annotation(name) for name in MOMENTS[2]}), sample.annotation("embedding")
         assert stored[0].shape == (sample.num_frames, 32, 8, 8) and stored[0].dtype == np.float16
-        np.testing.assert_array_equal(stored[0], moments)
+        np.testing.assert_array_equal(stored[0], moments)  # the variance of CosineVae is one that the code holds
         np.testing.assert_allclose(stored[1].astype(np.float32), tokens.astype(np.float32), rtol=2e-3, atol=2e-3)
-        assert np.array_equal(sample.annotation("latents", 2, 3), stored[0][2:5])
+        assert np.array_equal(sample.annotation("latent_mean", 2, 3), stored[0][2:5, :16])
         about = json.loads(sample.member("latents.json"))
         assert (about["width"], about["height"]) == (32, 32) and about["vae"]["name"] == "tiny"
         assert sample.member("ann.json") != sample.member("latents.json")
@@ -106,7 +108,7 @@ def test_readers_that_do_not_ask_see_no_difference(built: Path, encoded: Path) -
         name: data for name, data in before.items() if name != "DATASET.json"
     }
     with pytest.raises(ValueError, match="it is in the derived column latents, to be named"):
-        ShardReader(encoded, columns=("latents",))
+        ShardReader(encoded, columns=("latent_mean",))
     with pytest.raises(ValueError, match="run make derive COLUMNS=latents"):
         ShardReader(built, join=("latents-0123456789ab",))
 
@@ -138,10 +140,8 @@ def test_find_latents_goes_by_weights_and_size(encoded: Path, tmp_path: Path) ->
     load_vae("tiny").save_pretrained(tmp_path / "vae")
     other = ImageNetworks.load(str(tmp_path), "tiny").provenance()
     assert other["vae"]["kind"] == "folder" and find_latents(manifest, other, 32, 32) == version_of(encoded)
-    settings = replace(SETTINGS, vae=str(tmp_path))
-    made_of = [
-        version_of_column(COLUMNS["latents"], *pair, {}, {}) for pair in ((settings, other), (SETTINGS, networks))
-    ]
+    settings, ours = (LATENTS.settled(given) for given in (replace(SETTINGS, vae=str(tmp_path)), SETTINGS))
+    made_of = [version_of_column(LATENTS, *pair, {}, {}) for pair in ((settings, other), (ours, networks))]
     assert {found.name for found in made_of} == {version_of(encoded)} and made_of[0].is_same(made_of[1])
 
 
@@ -158,7 +158,7 @@ def test_a_second_command_does_nothing_and_another_place_gives_the_same_bytes(en
 
 SETUP = """
 import orchestration.jobs.derive, talkinghead.media.clip
-from tests.support.latent_data import SETTINGS, in_process, make_latents
+from tests.support.latent_data import SETTINGS, in_process, make_latents, make_version_1
 """
 
 
@@ -191,11 +191,11 @@ def test_a_poison_clip_alone_is_missing(tmp_path: Path, command: Command) -> Non
     version = version_of(data)
     entry = read_manifest(storage).annotation(version)
     assert (entry.samples, entry.kept, entry.splits) == (5, 4, {"train": 3, "val": 1})
-    reader = ShardReader(data, split=None, kept=False, join=(version,), columns=("latents",))
+    reader = ShardReader(data, split=None, kept=False, join=(version,), columns=("latent_mean",))
     assert len(reader) == 4 and clip_key(1) not in reader.keys
     whole = ShardReader(data, split=None, kept=False, join=(version,))
-    with pytest.raises(ValueError, match=r"no latents\.npy: .*\(make quarantine\)"):
-        whole.find(clip_key(1)).annotation("latents")
+    with pytest.raises(ValueError, match=r"no latent_mean\.npy: .*\(make quarantine\)"):
+        whole.find(clip_key(1)).annotation("latent_mean")
     problems = [problem for problem in verify(storage).problems if "mp4" not in problem.detail]
     assert problems == []
     assert make_latents(in_process(data), SETTINGS) == version
@@ -273,7 +273,7 @@ def test_names_and_sizes_that_cannot_be(data: Path) -> None:
     assert not list(data.glob("plans/encode-*")) and read_manifest(Storage(data)).of_kind("latents") == []
     make_latents(runner, SETTINGS, "mine")
     with pytest.raises(
-        ValueError, match=r"mine was begun by another release, .* or settings \(\{'height': 32, 'width': 32\}\)"
+        ValueError, match=r"mine was begun by another release, .* or settings \(\{'device': 'cpu', 'height': 32, "
     ):
         make_latents(runner, replace(SETTINGS, width=64), "mine")
     with pytest.raises(FileNotFoundError, match="make shards"):
@@ -283,7 +283,7 @@ def test_names_and_sizes_that_cannot_be(data: Path) -> None:
 def test_no_space_is_said_before_anything_is_encoded(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(data)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
-    with pytest.raises(JobStoppedError, match=r"encode-latents-.*: 57 frames at 4\.1 KiB each need .* make room"):
+    with pytest.raises(JobStoppedError, match=r"encode-latents-.*: 57 frames at 3\.1 KiB each need .* make room"):
         make_latents(in_process(data), SETTINGS)
     assert not list(data.rglob("records/encode-*/**/*.json"))
 
@@ -380,7 +380,7 @@ def test_latents_live_through_what_happens_to_a_data_set(
     command(*encode)
     version = version_of(data)
     [about] = sound()["columns"]  # pyright: ignore
-    assert about["version"] == version and about["missing"] == 0 and about["bytes_per_frame"] > 2 * 2 * 16 * 16 * 16
+    assert about["version"] == version and about["missing"] == 0 and about["bytes_per_frame"] > 3 * 16 * 16 * 16
     assert f"encode-{version}" in sound()["jobs"] and version in (data / "report/index.html").read_text()  # type: ignore
     command("orchestration", "shards", "--data", data, "--filters", "max_yaw_abs_median=30")
     manifest = read_manifest(Storage(data))
@@ -392,7 +392,7 @@ def test_latents_live_through_what_happens_to_a_data_set(
     manifest = read_manifest(Storage(data))
     assert [entry.version for entry in manifest.annotations] == ["v1", "v2", version]
     assert manifest.annotation().version == "v2" and sound()["previous_version"] == "v1"
-    assert len(ShardReader(data, split=None, join=(version,), columns=("latents", "mesh"))) > 0
+    assert len(ShardReader(data, split=None, join=(version,), columns=("latent_mean", "mesh"))) > 0
     refused = command("orchestration", "report", "--data", data, "--version", version, check=False)
     assert refused.returncode == 2 and "holds latents" in refused.stderr
     refused = command("orchestration", "reannotate", "--data", data, "--version", version, check=False)
@@ -425,25 +425,51 @@ def test_an_object_store_gets_the_same_shards(encoded: Path, built: Path, s3: Lo
     assert find_latents(read_manifest(storage), ImageNetworks.load("tiny", "tiny").provenance(), 32, 32) == version
 
 
-def test_a_data_set_of_an_older_release_goes_on(encoded: Path, tmp_path: Path) -> None:
+def test_a_data_set_of_an_older_release_goes_on(built: Path, tmp_path: Path) -> None:
     """Plans as JSON, records without labels, latents described as before: nothing is made anew, nothing changes."""
-    data = Path(shutil.copytree(encoded, tmp_path / "data"))
+    made = Path(shutil.copytree(built, tmp_path / "made"))
+    make_version_1(in_process(made))
+    data = Path(shutil.copytree(made, tmp_path / "data"))
     age_data(data)
     assert not list(data.glob("plans/*.parquet")) and list(data.glob("plans/encode-*.json"))
     manifest = read_manifest(Storage(data))
     version = version_of(data)
-    assert manifest.annotation(version).made_of.is_same(read_manifest(Storage(encoded)).annotation(version).made_of)
+    assert manifest.annotation(version).made_of.is_same(read_manifest(Storage(made)).annotation(version).made_of)
+    assert f"--version {version}" in manifest.annotation(version).command
     assert find_latents(manifest, ImageNetworks.load("tiny", "tiny").provenance(), 32, 32) == version
-    columns = ("latents", "embedding")
-    old, new = (ShardReader(folder, split=None, join=("latents",), columns=columns) for folder in (data, encoded))
+    columns = latent_columns(manifest.annotation(version).arrays)
+    assert columns == ("latents", "embedding")
+    old, new = (ShardReader(folder, split=None, join=("latents",), columns=columns) for folder in (data, made))
     for name in columns:
         np.testing.assert_array_equal(old[0].annotation(name, 1, 2), new[0].annotation(name, 1, 2))
     assert verify(Storage(data), deep=True).ok
 
     times = {path: path.stat().st_mtime_ns for path in data.rglob("*") if path.is_file()}
-    assert make_latents(in_process(data)) == version
+    assert make_latents(in_process(data), version=version) == version
     after = {path: path.stat().st_mtime_ns for path in data.rglob("*") if path.is_file()}
     changed = {path.name for path in after if after[path] != times.get(path)}
     plan = Path(dataroot.plan(column_job("latents", version))).name
     assert changed <= {"DATASET.json", plan, next(data.glob("index/latents-*")).name}, "no record, no shard"
-    assert content(data) == content(encoded)
+    assert content(data) == content(made)
+
+    # Without its name the present version is made, next to it, and is what trainings find.
+    newer = make_latents(in_process(data))
+    assert newer != version and verify(Storage(data), deep=True).ok
+    manifest = read_manifest(Storage(data))
+    assert find_latents(manifest, ImageNetworks.load("tiny", "tiny").provenance(), 32, 32) == newer
+    old, new = (ShardReader(data, split=None, join=(name,)) for name in (version, newer))
+    for row in range(len(old)):
+        moments = moments_of({name: new[row].annotation(name) for name in MOMENTS[2]})
+        np.testing.assert_array_equal(moments, old[row].annotation("latents"))
+
+
+def test_an_older_version_that_was_half_made_goes_on_with_its_bytes(built: Path, tmp_path: Path) -> None:
+    whole = Path(shutil.copytree(built, tmp_path / "whole"))
+    version = make_version_1(in_process(whole))
+    work = "make_version_1(in_process(folder))"
+    copies = [Path(shutil.copytree(built, tmp_path / str(writes))) for writes in range(1, 6)]
+    die_at_writes(copies, setup=SETUP, work=work)
+    half = copies[-1]
+    assert list(half.glob(f"records/encode-{version}/**/*.json"))
+    assert make_latents(in_process(half), version=version) == version
+    assert content(half) == content(whole)

@@ -13,7 +13,7 @@ import pytest
 
 from annotate.columns import COLUMNS, FITS
 from orchestration import outcomes, plans
-from orchestration.jobs import derive
+from orchestration.jobs import derive, derive_worker
 from orchestration.jobs.derive import run_derive
 from orchestration.jobs.fit import run_fit
 from orchestration.outcomes import current_quarantine
@@ -49,7 +49,7 @@ def register(monkeypatch: pytest.MonkeyPatch) -> Register:
     """Puts a column into the table, as a line in `annotate/columns.py` would."""
 
     def put(column: DerivedColumn) -> DerivedColumn:
-        derive._last.clear()
+        derive_worker._last.clear()
         monkeypatch.setitem(COLUMNS, column.name, column)
         return column
 
@@ -232,7 +232,7 @@ def test_a_fit_that_a_column_needs_is_part_of_its_version(data: Path, register: 
     # A damaged fit stops the job, and is no clip's fault.
     path = data / f"fits/speakers/{other_fit.sha256}.npz"
     path.write_bytes(path.read_bytes()[:-10])
-    derive._last.clear()
+    derive_worker._last.clear()
     with pytest.raises(JobStoppedError, match="damaged"):
         run_derive(runner, column, ToySettings(), version="again")
     assert not current_quarantine(Storage(data))

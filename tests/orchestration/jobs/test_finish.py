@@ -12,7 +12,7 @@ import pytest
 
 from annotate.columns import COLUMNS
 from orchestration import plans
-from orchestration.jobs import derive
+from orchestration.jobs import derive_worker
 from orchestration.jobs.derive import run_derive
 from orchestration.jobs.finish import finish
 from orchestration.jobs.pack import run_pack
@@ -104,7 +104,7 @@ def test_a_derived_column_does_not_repeat_them(storage: Storage, monkeypatch: py
     ingested(storage, 0, {KEYS[0]: ["deinterlaced"]})
     finish(storage, "v1")
     column = toy_column()
-    derive._last.clear()
+    derive_worker._last.clear()
     monkeypatch.setitem(COLUMNS, column.name, column)
     version = run_derive(in_process(storage), column, ToySettings())
     assert [row.notes for row in open_index(storage, version).rows()] == [[]] * len(KEYS)
@@ -119,7 +119,7 @@ def test_a_manifest_that_was_lost_is_made_again_and_says_what_it_does_not_list(
         finish(storage, "v1")
         assert not caplog.records, "the first one has nothing to miss"
         column = toy_column()
-        derive._last.clear()
+        derive_worker._last.clear()
         monkeypatch.setitem(COLUMNS, column.name, column)
         version = run_derive(in_process(storage), column, ToySettings())
         storage.delete("DATASET.json")

@@ -12,7 +12,7 @@ import pytest
 
 from annotate.columns import COLUMNS
 from orchestration import outcomes, plans
-from orchestration.jobs import derive
+from orchestration.jobs import derive_worker
 from orchestration.jobs.derive import run_derive
 from orchestration.jobs.finish import finish
 from orchestration.jobs.gc import FITS, INDEXES, REMOVED, SHARDS, UNITS, finish_gc, run_gc
@@ -257,7 +257,7 @@ def test_shards_may_lose_samples_again_and_new_columns_read_them(
     assert verify(storage, deep=True).problems == []
     column = toy_column()
     monkeypatch.setitem(COLUMNS, column.name, column)
-    derive._last.clear()
+    derive_worker._last.clear()
     version = run_derive(in_process(storage), column, ToySettings(scale=3.0))
     assert set(ShardReader(storage, version=version, split=None).keys) == set(left[1:])
     assert verify(storage).problems == []
@@ -306,7 +306,7 @@ def test_a_version_that_is_not_listed_any_more_is_rewritten_too(
     assert run_gc(storage).files.total() == 0
     # The command that lists it again packs nothing: what the others have is not lost.
     column = toy_column()
-    derive._last.clear()
+    derive_worker._last.clear()
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(COLUMNS, column.name, column)
         assert run_derive(in_process(storage), column, ToySettings()) == toy.version

@@ -63,7 +63,7 @@ def test_a_damaged_packet_is_unreadable_media(storage: Storage) -> None:
     assert error.value.cause == "undecodable"
 
 
-@pytest.mark.parametrize("job", ["ingest", "annotate", "pack", "derive", "fit"])
+@pytest.mark.parametrize("job", ["ingest", "annotate", "pack", "derive_worker", "fit"])
 def test_functions_that_units_name_are_there(job: str) -> None:
     from orchestration.units.unit import _job_function
 

@@ -16,7 +16,7 @@ from annotate.columns import COLUMNS
 from annotate.fits.speakers import SPEAKERS, SpeakersSettings
 from ingest.catalog import read_catalog
 from orchestration import outcomes, plans
-from orchestration.jobs import derive
+from orchestration.jobs import derive_worker
 from orchestration.jobs.derive import run_derive
 from orchestration.jobs.finish import finish
 from orchestration.jobs.matched import match_keys, match_person
@@ -112,7 +112,7 @@ def test_later_jobs_do_not_see_them(storage: Storage, monkeypatch: pytest.Monkey
     # A column that is made anew, and one that is brought up to date.
     column = toy_column()
     monkeypatch.setitem(COLUMNS, column.name, column)
-    derive._last.clear()
+    derive_worker._last.clear()
     run_derive(in_process(storage), column, ToySettings())
     version = run_derive(in_process(storage), column, ToySettings(scale=2.0))
     assert set(ShardReader(storage, version=version, split=None).keys) == set(SAMPLES) - set(ANN)
