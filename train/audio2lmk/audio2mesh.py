@@ -16,8 +16,8 @@ from torch import nn
 
 from talkinghead.geometry.face_regions import LIPS
 from talkinghead.models.audio2lmk.audio2mesh import Audio2Mesh
+from talkinghead.models.device_constant import DeviceConstant
 from train.audio2lmk.corpus import CorpusConfig
-from train.audio2lmk.held_out import of_clips
 from train.audio2lmk.task import (
     SpeechConfig,
     SpeechTask,
@@ -64,8 +64,9 @@ class Audio2MeshTask(SpeechTask[Audio2MeshConfig]):
 
     def __init__(self, config: Audio2MeshConfig, data: DataSets, folder: Path) -> None:
         super().__init__(config, CorpusConfig(data=data, choice=config), folder)
-        self._vertex_weights = torch.ones(468)
-        self._vertex_weights[list(LIPS)] += config.lip_weight
+        weights = torch.ones(468)
+        weights[list(LIPS)] += config.lip_weight
+        self._vertex_weights = DeviceConstant(weights)
 
     def make_model(self, wav2vec: dict[str, Any]) -> Audio2Mesh:
         """Model around an encoder with this configuration."""
@@ -83,13 +84,11 @@ class Audio2MeshTask(SpeechTask[Audio2MeshConfig]):
     ) -> Step:
         """Mean absolute error in cm over the frames with a face, and that of the velocity where asked for."""
         # Predict offsets from speech: [B, F * 640] → [B, F, 468, 3] in cm.
-        levels = of_clips(batch, "speech_levels", self.corpus.speech_levels)
-        samples, mask = speech_window(batch, levels, min_frames=self.config.min_window_frames, seed=seed)
+        samples, mask = speech_window(batch)
         predicted = module(samples, mask.shape[1], mask).float()
         # Compare them with the true ones in frames with a face. Others are NaN, and NaN times 0 would still be NaN:
         # `where` keeps them out of the gradient, too.
-        neutral = of_clips(batch, "neutral", self.corpus.neutral_meshes).to(predicted.device)
-        target = batch["mesh"] - neutral[:, None]
+        target = batch["mesh"] - batch["neutral"][:, None]
         seen = mask & batch["valid"]
         error = torch.where(seen[..., None, None], predicted - target, 0.0)
         mesh = frame_mean(self._over_vertices(error), seen)
@@ -104,7 +103,7 @@ class Audio2MeshTask(SpeechTask[Audio2MeshConfig]):
 
     def _over_vertices(self, error: torch.Tensor) -> torch.Tensor:
         """Weighted mean absolute error over vertices and coordinates, `[B, F, 468, 3]` → `[B, F]`."""
-        weights = self._vertex_weights.to(error.device)
+        weights = self._vertex_weights.on(error.device)
         return (error.abs().mean(dim=-1) * weights).sum(dim=-1) / weights.sum()
 
     def validate(self, weights: Path, folder: Path, device: torch.device) -> dict[str, float]:

@@ -9,20 +9,18 @@ Dimensions: B samples, F frames of a window, 6 numbers of a pose (degrees, cm).
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import nn
 
-from talkinghead import rng
 from talkinghead.models.audio2lmk.audio2pose import Audio2Pose
-from talkinghead.motion.rest_pose import pose_origin, previous_poses, relative_pose
+from talkinghead.models.device_constant import DeviceConstant
 from train.audio2lmk.corpus import CorpusConfig
-from train.audio2lmk.held_out import of_clips
 from train.audio2lmk.task import (
     SpeechConfig,
     SpeechTask,
@@ -34,6 +32,7 @@ from train.audio2lmk.task import (
     tiny_training,
 )
 from train.audio2lmk.validation import validate_pose
+from train.audio2lmk.windows import PoseDraws
 from train.data_sets import DataSets
 from train.many_gpus import NEW_RATE
 from train.recipe import Recipe
@@ -174,21 +173,13 @@ class Audio2PoseTask(SpeechTask[Audio2PoseConfig]):
         critic: nn.Module | None = None,
     ) -> Step:
         """Mean absolute error over the six numbers (in standard deviations when normalised) and the frames."""
-        # Speech [B, F * 640], and the true poses before each frame [B, F, 6], with noise. The zero that every window
-        # begins with stays: inference begins with it, too.
-        levels = of_clips(batch, "speech_levels", self.corpus.speech_levels)
-        samples, mask = speech_window(batch, levels, min_frames=self.config.min_window_frames, seed=seed)
-        pose, previous = self._poses(batch)
-        if self.config.history_noise:
-            previous[:, 1:] += self._noise(batch["slot"], previous[:, 1:].shape, seed)
-        pose, previous = pose.to(samples.device), previous.to(samples.device)
-        # Predict the poses [B, F, 6], with the row of each speaker in the identity embedding.
-        scale = pose.new_tensor(self._scale)
-        identity = torch.as_tensor(of_clips(batch, "identity", self.corpus.identities), device=samples.device)
-        predicted = module(samples, previous, identity % self.identities, mask).float()
+        # Predict the poses [B, F, 6] from speech [B, F * 640] and the true poses before each frame, with noise.
+        samples, mask = speech_window(batch)
+        predicted = module(samples, batch["previous"], batch["identity"], mask).float()
         # Compare them with the true ones, in frames with a face.
         seen = mask & batch["valid"]
-        error = torch.where(seen[..., None], (predicted - pose) / scale, 0.0)
+        scale = self._divisor.on(predicted.device)
+        error = torch.where(seen[..., None], (predicted - batch["pose"]) / scale, 0.0)
         loss = frame_mean(error.abs().mean(dim=-1), seen)
         degrees = frame_mean((error[..., :3].detach().abs() * scale[:3]).mean(dim=-1), seen)
         # Compare their changes from frame to frame, where asked for.
@@ -197,7 +188,7 @@ class Audio2PoseTask(SpeechTask[Audio2PoseConfig]):
             steps, pairs = frame_steps(error, seen)
             velocity = frame_mean(steps.abs().mean(dim=-1), pairs)
             losses["loss"] = loss + self.config.velocity_weight * velocity
-        return Step(losses=losses, figures=self._by_noise(losses["loss"], batch["slot"], seed))
+        return Step(losses=losses, figures=self._by_noise(losses["loss"], batch))
 
     @property
     def _scale(self) -> tuple[float, ...]:
@@ -206,46 +197,26 @@ class Audio2PoseTask(SpeechTask[Audio2PoseConfig]):
             return tuple(self.init.model.config["pose_scale"])
         return self.corpus.statistics.pose_std if self.config.normalise_pose else (1.0,) * 6
 
-    def _poses(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Relative poses in degrees and cm (0 in frames without a face, which do not count), and the poses that the
-        decoder sees before each of them, as in evaluations: `[B, F, 6]` each, on the CPU."""
-        # In float64: angles come out of products of matrices.
-        matrices = batch["pose_matrix"].cpu().numpy().astype(np.float64)
-        seen = batch["valid"].cpu().numpy()
-        matrices[~seen] = np.nan
-        poses, previous = (np.zeros((*seen.shape, 6), np.float32) for _ in range(2))
-        for row, origin in enumerate(of_clips(batch, "rest", self.corpus.rest_poses)):
-            origin = np.asarray(origin.cpu() if torch.is_tensor(origin) else origin)
-            if not seen[row].any():
-                continue
-            if self.config.pose_origin == "first":
-                # The first frame of the window, as inference begins with its own; the rest pose is that of the whole
-                # clip.
-                origin = pose_origin(matrices[row], seen[row], "first")
-            true = relative_pose(matrices[row], origin)
-            poses[row] = np.nan_to_num(true)
-            previous[row] = previous_poses(true)
-        return torch.from_numpy(poses), torch.from_numpy(previous)
+    @functools.cached_property
+    def _divisor(self) -> DeviceConstant:
+        return DeviceConstant(torch.tensor(self._scale))
 
-    def _by_noise(self, loss: torch.Tensor, slots: torch.Tensor, seed: int) -> PartialFigures:
+    def draws(self, seed: int) -> PoseDraws:
+        """What is drawn for a window: its length, and the noise on the previous poses."""
+        return PoseDraws(
+            seed=seed,
+            min_frames=self.config.min_window_frames,
+            history_noise=self.config.history_noise,
+            pose_std=self.corpus.statistics.pose_std,
+        )
+
+    def _by_noise(self, loss: torch.Tensor, batch: Batch) -> PartialFigures:
         """Loss of the samples whose previous poses are disturbed little, and of the others: a decoder that copies and
         does not listen is good at the first alone."""
         if not self.config.history_noise:
             return {}
-        # The first number that `_noise` draws is the strength.
-        strengths = [rng.generator(seed, "history noise", slot).random() for slot in slots.tolist()]
-        strong = torch.tensor(strengths, device=loss.device) >= 0.5
+        strong = batch["strong_noise"]
         return {"loss/weak_noise": (loss, ~strong), "loss/strong_noise": (loss, strong)}
-
-    def _noise(self, slots: torch.Tensor, shape: torch.Size, seed: int) -> torch.Tensor:
-        noise = np.zeros(shape, np.float32)
-        for row, slot in enumerate(slots.tolist()):
-            # First the strength of the window, then its noise [F - 1, 6].
-            generator = rng.generator(seed, "history noise", slot)
-            noise[row] = generator.random() * generator.standard_normal(shape[1:], np.float32)
-        return torch.from_numpy(
-            noise * self.config.history_noise * np.array(self.corpus.statistics.pose_std, np.float32)
-        )
 
     def validate(self, weights: Path, folder: Path, device: torch.device) -> dict[str, float]:
         """Evaluate whole held-out clips, and training clips to see the fit, against the baselines."""

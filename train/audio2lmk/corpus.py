@@ -17,13 +17,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-import torch
-
 from annotate.fits.expression import EXPRESSION, ExpressionSettings, read_basis
-from annotate.fits.speakers import SPEAKERS, ClipFacts, PoseStatistics, SpeakersSettings, read_speakers
+from annotate.fits.speakers import SPEAKERS, PoseStatistics, SpeakersSettings, read_speakers
 from shards.fit_files import find_fit
 from shards.fits import keys_of, make_fit, plan_parts, reader_for
 from shards.manifest import read_manifest
@@ -34,7 +29,7 @@ from talkinghead import dataroot
 from talkinghead.config import from_json
 from talkinghead.derived import Fit
 from talkinghead.files.atomic import write_whole
-from talkinghead.files.foreign import read_json, read_limited
+from talkinghead.files.foreign import read_json
 from talkinghead.files.storage import Storage
 from talkinghead.global_fit import GlobalFit
 from talkinghead.motion.expression import EXPRESSION_FILE
@@ -42,22 +37,14 @@ from talkinghead.motion.speakers import FILE as SPEAKERS_FILE
 from talkinghead.motion.speakers import READABLE_FILE, Speakers
 from talkinghead.provenance import pretty_json
 from talkinghead.runtime.progress import Progress
-from talkinghead.tables import read_table
+from train.audio2lmk.clip_table import FILE as CLIPS_FILE
+from train.audio2lmk.clip_table import ClipTable, write_clips
 from train.clip_choice import ClipChoice, PinnedVersion, ReadVersions, check_unchanged, joined_versions
 from train.data_sets import DataSets, check_together
 
 log = logging.getLogger(__name__)
 
-CLIPS_FILE = "clips.parquet"
 STATISTICS_FILE = "statistics.json"
-_CLIPS_BYTES = 1 << 30  # a clip takes some 200
-_CLIPS_SCHEMA = {
-    "key": pa.string(),
-    "speaker": pa.string(),
-    "rest": pa.list_(pa.float64()),
-    "speech_mean": pa.float64(),
-    "speech_variance": pa.float64(),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,7 +182,7 @@ class Corpus:
             log.warning("the annotations have no blendshapes: infer's --neutralise will not work with these weights")
         else:
             basis.save(self.folder / EXPRESSION_FILE)
-        _write_clips(self.folder / CLIPS_FILE, found.clips)
+        write_clips(self.folder / CLIPS_FILE, found.clips)
         stored = {
             fit.name: made.sha256 for fit, made in ((SPEAKERS, speakers), (EXPRESSION, expression)) if made.sha256
         }
@@ -229,6 +216,13 @@ class Corpus:
                 fit.name,
                 clips.name,
                 f" ARGS='{options}'" if options else "",
+            )
+        else:
+            log.info(
+                "the fit %s is of the clips of %s together, and a data set holds fits of its own clips alone: this run"
+                " makes it for itself, by a pass over all of them",
+                fit.name,
+                clips.name,
             )
         return Fit(sha256="", arrays=make_fit(fit, settings, needed, clips, progress))
 
@@ -287,76 +281,20 @@ class Corpus:
             raise ValueError(f"{path} is damaged: a pose has six numbers; take another RUN")
         return found
 
-    def neutral_meshes(self, keys: Sequence[str]) -> torch.Tensor:
-        """Neutral mesh of the speaker of each training clip, `[B, 468, 3]` in cm."""
-        return self._neutral[self.identities(keys)]
+    @functools.cached_property
+    def clips(self) -> ClipTable:
+        """Speaker, rest pose and loudness of each training clip.
 
-    def identities(self, keys: Sequence[str]) -> list[int]:
-        """Number of the speaker of each training clip."""
-        return [self._clips[key][0] for key in keys]
-
-    def rest_poses(self, keys: Sequence[str]) -> list[np.ndarray]:
-        """Rest pose of each training clip, `[4, 4]` each, canonical → camera."""
-        return [self._clips[key][1] for key in keys]
-
-    def speech_levels(self, keys: Sequence[str]) -> torch.Tensor:
-        """Mean and variance of the whole audio of each training clip, `[B, 2]` float32."""
-        return self._levels[[self._numbers[key] for key in keys]]
+        Raises:
+            ValueError: Their file is damaged.
+        """
+        return ClipTable(self.folder / CLIPS_FILE, self.speakers)
 
     def export(self, folder: Path) -> None:
         """Copy what inference needs next to the weights: the speakers, and the expression basis where there is one."""
         for name in (SPEAKERS_FILE, READABLE_FILE, EXPRESSION_FILE):
             if (self.folder / name).exists():
                 shutil.copyfile(self.folder / name, folder / name)
-
-    @functools.cached_property
-    def _table(self) -> pa.Table:
-        path = self.folder / CLIPS_FILE
-        table = read_table(read_limited(path, _CLIPS_BYTES, "table of clips"), str(path), _check_schema)
-        lengths = table.column("rest").combine_chunks().value_lengths().to_numpy(zero_copy_only=False)
-        if any(column.null_count for column in table.columns) or (lengths != 16).any():
-            raise ValueError(f"{path} is damaged: a clip lacks a value; take another RUN")
-        return table
-
-    @functools.cached_property
-    def _numbers(self) -> dict[str, int]:
-        return {key: number for number, key in enumerate(self._table.column("key").to_pylist())}
-
-    @functools.cached_property
-    def _levels(self) -> torch.Tensor:
-        columns = (self._table.column(name).to_numpy() for name in ("speech_mean", "speech_variance"))
-        return torch.from_numpy(np.stack([*columns], axis=1).astype(np.float32))
-
-    @functools.cached_property
-    def _clips(self) -> dict[str, tuple[int, np.ndarray]]:
-        table = self._table
-        names = table.column("speaker").to_pylist()
-        rests = np.array(table.column("rest").to_pylist(), np.float64).reshape(-1, 4, 4)
-        # Clips are matched to speakers by name: the numbers are those of the exported model, too.
-        known = self.speakers
-        numbers = [known.identity(name) if name in known else 0 for name in names]  # without a face: masked anyway
-        return dict(zip(table.column("key").to_pylist(), zip(numbers, rests, strict=True), strict=True))
-
-    @functools.cached_property
-    def _neutral(self) -> torch.Tensor:
-        return torch.from_numpy(np.stack([speaker.neutral.mesh for speaker in self.speakers.values()]))
-
-
-def _check_schema(schema: pa.Schema) -> None:
-    if {name: schema.field(name).type for name in schema.names} != _CLIPS_SCHEMA:
-        raise ValueError(f"a run's {CLIPS_FILE} has other columns: take another RUN")
-
-
-def _write_clips(path: Path, clips: ClipFacts) -> None:
-    columns = [
-        clips.keys,
-        clips.speakers,
-        clips.rest.reshape(-1, 16).tolist(),
-        clips.speech_mean,
-        clips.speech_variance,
-    ]
-    arrays = [pa.array(values, kind) for values, kind in zip(columns, _CLIPS_SCHEMA.values(), strict=True)]
-    pq.write_table(pa.Table.from_arrays(arrays, schema=pa.schema(list(_CLIPS_SCHEMA.items()))), path)
 
 
 def _statistics(readers: Sequence[ShardReader], poses: PoseStatistics, fits: Mapping[str, str]) -> Statistics:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -23,15 +24,16 @@ from infer.weights.speech_weights import (
     load_audio2mesh,
     load_audio2pose,
 )
+from shards.drawn import DrawnDataset
 from shards.loader import SlotDataset, WindowConfig, WindowDataset
-from talkinghead import rng
+from shards.reader import ShardReader
 from talkinghead.models.speech.encoder import SpeechModel, build_encoder, standardise
 from talkinghead.models.speech.weights import Pretrained
 from talkinghead.models.weights import first_weights
 from talkinghead.motion.annotated import MOTION_COLUMNS
 from talkinghead.timebase import SAMPLES_PER_FRAME
 from train.audio2lmk.corpus import Corpus, CorpusConfig
-from train.audio2lmk.held_out import HeldOutWindows, MotionKind
+from train.audio2lmk.windows import FactsOf, HeldOutFacts, MotionKind, SpeechDraws, SpeechWindows, TrainedFacts
 from train.clip_choice import ClipChoice, ReadVersions
 from train.config import (
     CheckpointConfig,
@@ -184,10 +186,26 @@ class SpeechTask(Task, Generic[Config]):
         """Model around an encoder with this configuration."""
 
     def dataset(self, seed: int) -> SlotDataset:
-        """Windows of speech and annotations."""
+        """Windows of speech and motion, and what is drawn for them; see `train.audio2lmk.windows`."""
+        neutral = None
+        if self.motion == "mesh":
+            neutral = np.stack([speaker.neutral.mesh for speaker in self.corpus.speakers.values()])
+        facts = TrainedFacts(clips=self.corpus.clips, neutral=neutral, identities=self.identities)
+        windows = [self._windows(reader, facts, seed) for reader in self.corpus.reader(self.columns).readers]
+        return DrawnDataset(self.corpus.config.data.mixed(windows, seed), self.draws(seed))
+
+    def _windows(self, reader: ShardReader, facts: FactsOf, seed: int) -> SpeechWindows:
         window = WindowConfig(num_frames=self.config.window_frames, columns=("audio", *self.columns))
-        readers = self.corpus.reader(self.columns).readers
-        return self.corpus.config.data.mixed([WindowDataset(reader, window, seed) for reader in readers], seed)
+        return SpeechWindows(WindowDataset(reader, window, seed), facts, self.corpus.config.pose_origin)
+
+    @property
+    def motion(self) -> MotionKind:
+        """Kind of motion that is learnt."""
+        return "mesh" if self.kind == "audio2mesh" else "pose"
+
+    def draws(self, seed: int) -> SpeechDraws:
+        """What is drawn for a window."""
+        return SpeechDraws(seed=seed, min_frames=self.config.min_window_frames)
 
     @property
     def identities(self) -> int:
@@ -195,15 +213,11 @@ class SpeechTask(Task, Generic[Config]):
         return 1
 
     def held_out(self, seed: int, count: int) -> SlotDataset | None:
-        """Held-out windows of speech and annotations; see `train.task.Task`."""
-        motion: MotionKind = "mesh" if self.kind == "audio2mesh" else "pose"
-        window = WindowConfig(num_frames=self.config.window_frames, columns=("audio", *self.columns))
-        found: list[SlotDataset] = []
-        for reader in self.corpus.reader(MOTION_COLUMNS, "val").readers:
-            if len(reader):
-                windows = WindowDataset(reader, window, seed)
-                found.append(HeldOutWindows(windows, motion, self.corpus.speakers, self.identities))
-        return together(found, seed)
+        """Held-out windows of speech and motion; see `train.task.Task`."""
+        facts = HeldOutFacts(kind=self.motion, speakers=self.corpus.speakers, identities=self.identities)
+        readers = self.corpus.reader(MOTION_COLUMNS, "val").readers
+        found = together([self._windows(reader, facts, seed) for reader in readers if len(reader)], seed)
+        return None if found is None else DrawnDataset(found, self.draws(seed))
 
     def export(self, module: nn.Module, folder: Path) -> None:
         """Write the model, the speakers (whose names are the identities, and from whose neutral meshes offsets are),
@@ -216,36 +230,22 @@ class SpeechTask(Task, Generic[Config]):
 # --- windows of speech ------------------------------------------------------------------------------------------------
 
 
-def speech_window(
-    batch: Batch, levels: torch.Tensor, *, min_frames: int | None, seed: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def speech_window(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """Normalised speech of a batch, and which frames count.
 
     Args:
-        batch: Batch with `audio` `[B, F * 640]`, `mask` `[B, F]` (False where a short clip was padded), `slot` `[B]`.
-        levels: Mean and variance of the audio of each whole clip, `[B, 2]`: a window is as loud as inference, which
-            normalises whole recordings, would make it.
-        min_frames: Smallest number of frames, up to F, to which each window is shortened at random, so that the model
-            meets speech of many lengths; None: no window is shortened.
-        seed: Seed of the lengths, which are a function of (seed, slot).
+        batch: Batch with `audio` `[B, F * 640]`; `mask` `[B, F]`, False where a short clip was padded or a window was
+            shortened; and `speech_levels` `[B, 2]`, mean and variance of the audio of each whole clip: a window is as
+            loud as inference, which normalises whole recordings, would make it.
 
     Returns:
         Samples `[B, F * 640]` with zeros after the frames that count, and the mask `[B, F]` bool.
     """
     mask: torch.Tensor = batch["mask"]
-    # Shorten by the mask only: shapes stay, and so does the time that a step takes.
-    if min_frames is not None:
-        lengths = [_length(int(slot), mask.shape[1], min_frames, seed) for slot in batch["slot"]]
-        positions = torch.arange(mask.shape[1], device=mask.device)
-        mask = mask & (positions < torch.tensor(lengths, device=mask.device)[:, None])
     # Normalise, then set what does not count to 0, which is the mean of the clip.
-    mean, variance = levels.to(mask.device).split(1, dim=1)
+    mean, variance = batch["speech_levels"].split(1, dim=1)
     samples = standardise(batch["audio"], mean, variance)
     return torch.where(mask.repeat_interleave(SAMPLES_PER_FRAME, dim=1), samples, 0.0), mask
-
-
-def _length(slot: int, most: int, least: int, seed: int) -> int:
-    return min(least, most) + int(rng.uniform(seed, "window length", slot) * (most - min(least, most) + 1))
 
 
 def frame_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

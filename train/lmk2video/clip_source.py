@@ -8,14 +8,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from annotate.columns import COLUMNS
-from shards.manifest import find_latents
+from shards.manifest import find_latents, read_manifest
 from shards.reader import ShardReader
 from talkinghead.config import from_json
 from talkinghead.files.atomic import write_whole
 from talkinghead.files.foreign import read_json
 from talkinghead.files.storage import Storage
-from talkinghead.latents import EMBEDDING, LATENTS
+from talkinghead.latents import latent_columns
 from talkinghead.provenance import pretty_json
 from train.clip_choice import PinnedVersion, ReadVersions, check_unchanged, joined_versions
 from train.lmk2video.config import Lmk2VideoConfig
@@ -101,7 +100,7 @@ class ClipSource:
         # Latents of exactly these weights at exactly this size, if they are wanted.
         latents = None
         if config.use_latents != "no" and latents_too:
-            latents = find_latents(reader.manifest, encoders, config.width, config.height, COLUMNS[LATENTS].version)
+            latents = find_latents(reader.manifest, encoders, config.width, config.height)
             if latents is None and config.use_latents == "require":
                 raise ValueError(
                     f"{reader.storage.uri} has no latents of these weights at {config.width}x{config.height}: run"
@@ -202,7 +201,7 @@ class ClipSource:
         self, version: str | None, join: tuple[str, ...], latents: str | None = None, split: str = "train"
     ) -> ShardReader:
         # With latents, the reader leaves out clips that have none.
-        more = () if latents is None else (LATENTS, EMBEDDING)
+        more = () if latents is None else latent_columns(read_manifest(self.storage).annotation(latents).arrays)
         return ShardReader(
             self.storage,
             version=version,

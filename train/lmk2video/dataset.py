@@ -9,7 +9,7 @@ guidance images have 8h x 8w pixels; D numbers of the image embedding.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,11 +20,11 @@ import torch
 from shards.loader import SlotDataset
 from shards.microbatches import Share
 from shards.order import SampleOrder
-from shards.reader import Sample, ShardReader
+from shards.reader import Part, Sample, ShardReader
 from talkinghead import rng
 from talkinghead.geometry.face_regions import OUTER_LIPS
 from talkinghead.geometry.guidance import draw_guidance
-from talkinghead.latents import EMBEDDING, LATENTS
+from talkinghead.latents import EMBEDDING, LATENTS, LOG_VARIANCE, MEAN, moments_of
 from talkinghead.media.image_size import fit_images, fit_landmarks
 from talkinghead.models.lmk2video.pose_guider import GUIDANCE_SCALE
 from train.lmk2video.loss import even_timestep
@@ -158,6 +158,10 @@ class ClipImages:
         self._images: dict[str, np.ndarray] = {}
         self._drawn: dict[tuple[str, int], np.ndarray] = {}
 
+    def needs(self, sample: Sample) -> bool:
+        """Whether the video of a sample is read when images of it are asked for."""
+        return sample.key not in self._images
+
     def images(self, sample: Sample, frames: np.ndarray) -> np.ndarray:
         """Images of frames `[F]`, which are ascending and evenly apart: uint8 `[F, 3, H, W]`."""
         if not self.keep:
@@ -273,6 +277,10 @@ class Lmk2VideoDataset:
 
     def __init__(self, reader: ShardReader, config: ItemConfig, seed: int) -> None:
         self.reader, self.config, self.seed = reader, config, seed
+        self.readers = (reader,)
+        # Columns of which rows are read; latents are stored in different arrays from version to version.
+        latents = (LATENTS, MEAN, LOG_VARIANCE, EMBEDDING) if config.latents else ()
+        self._columns = ("landmarks", *(name for name in latents if f"{name}.npy" in reader.versions.where))
         self.samples = np.flatnonzero(reader.num_frames >= config.window.num_frames)
         if not len(self.samples):
             raise ValueError(
@@ -300,21 +308,23 @@ class Lmk2VideoDataset:
     def __getitem__(self, slot: int) -> dict[str, Any]:
         """Item of a slot."""
         epoch, sample = self._sample(slot)
-        valid = sample.annotation("valid").astype(bool)
         config, key = self.config, sample.key
+        self._fetch_clip(sample)
+        valid = sample.annotation("valid").astype(bool)
 
         def draw(what: str) -> float:
             return rng.uniform(self.seed, what, epoch, key)
 
         # Which frames: keyed by epoch and clip, so that the choice does not depend on rank, worker or resume.
         window = draw_window(valid, config.window, config.min_reference_gap, draw)
+        sample.fetch(*(part for name in self._columns for part in _parts(name, window)))
         # What they show: guidance images always; latents, or images for the encoder.
         landmarks = sample.annotation("landmarks", window.first, window.span)[:: window.stride]
         item: dict[str, Any] = {
             "guidance": self.images.guidance(sample, window.frames, landmarks),
             "mask": valid[window.frames],
             **self._reference_guidance(sample, window.reference),
-            **(_latents(sample, window) if config.latents else self._pixels(sample, window)),
+            **(_latents(sample, window, self._columns) if config.latents else self._pixels(sample, window)),
         }
         # Landmarks are in shares of the whole clip image, and the latents show what is cropped out of it.
         if config.weighs_regions:
@@ -324,6 +334,16 @@ class Lmk2VideoDataset:
         numbers = {"first": window.first, "stride": window.stride, "reference_frame": window.reference}
         return tensors | numbers | {"key": key, "slot": slot}
 
+    def _fetch_clip(self, sample: Sample) -> None:
+        """Read what is needed of a clip whatever its window is, which is drawn from `valid`."""
+        parts = [Part("valid"), Part("info")]
+        if not self.config.latents and self.images.needs(sample):
+            parts.append(Part("video"))
+        # Landmarks come along where that saves a request, unless the many bytes of a video come already.
+        if self.config.latents and sample.together("landmarks", "valid"):
+            parts.append(Part("landmarks"))
+        sample.fetch(*parts)
+
     def _reference_guidance(self, sample: Sample, frame: int) -> dict[str, np.ndarray]:
         landmarks = sample.annotation("landmarks", frame, 1)
         return {"reference_guidance": self.images.guidance(sample, np.array([frame]), landmarks)[0]}
@@ -331,6 +351,12 @@ class Lmk2VideoDataset:
     def _pixels(self, sample: Sample, window: Window) -> dict[str, np.ndarray]:
         target = self.images.images(sample, window.frames)
         return {"target": target, "reference": self.images.images(sample, np.array([window.reference]))[0]}
+
+
+def _parts(name: str, window: Window) -> list[Part]:
+    """Rows of a column that a window needs."""
+    reference = Part(name, window.reference, 1)
+    return [reference] if name == EMBEDDING else [Part(name, window.first, window.span), reference]
 
 
 class HeldOutDataset:
@@ -347,6 +373,11 @@ class HeldOutDataset:
     def __len__(self) -> int:
         return len(self.dataset)
 
+    @property
+    def readers(self) -> tuple[ShardReader, ...]:
+        """Readers of the samples."""
+        return self.dataset.readers
+
     def key(self, at: int | Share) -> str:
         """Key of the sample of a slot."""
         return self.dataset.key(at)
@@ -356,10 +387,15 @@ class HeldOutDataset:
         return self.dataset[slot] | {"timestep": even_timestep(slot, self.count)}
 
 
-def _latents(sample: Sample, window: Window) -> dict[str, np.ndarray]:
-    target = sample.annotation(LATENTS, window.first, window.span)[:: window.stride]
+def _latents(sample: Sample, window: Window, columns: Sequence[str]) -> dict[str, np.ndarray]:
+    """Moments and embedding of a window, as the version in `columns` stores them."""
+    stored = [name for name in (LATENTS, MEAN, LOG_VARIANCE) if name in columns]
+
+    def moments(first: int, count: int, stride: int = 1) -> np.ndarray:
+        return moments_of({name: sample.annotation(name, first, count)[::stride] for name in stored}).copy()
+
     return {
-        "target_moments": target.copy(),
-        "reference_moments": sample.annotation(LATENTS, window.reference, 1)[0].copy(),
+        "target_moments": moments(window.first, window.span, window.stride),
+        "reference_moments": moments(window.reference, 1)[0],
         "reference_embedding": sample.annotation(EMBEDDING, window.reference, 1)[0].copy(),
     }

@@ -1,84 +1,20 @@
-"""Loss of Lmk2Video for each sample on its own: its random draws, and the error of a predicted velocity.
+"""Loss of Lmk2Video for each sample on its own: the error of a predicted velocity.
 
 Dimensions: B samples, F frames of a window; C, h, w channels and size of latents.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-from talkinghead import rng
-from talkinghead.models.noise_schedule import PAPER, draw_noise
+from talkinghead.models.noise_schedule import PAPER
 from train.lmk2video.config import Lmk2VideoConfig
+from train.lmk2video.draws import Draws
 from train.task import Losses, PartialFigures
 
 BUCKETS = 4
 """Number of equal ranges of timesteps whose losses are logged by themselves."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Draws:
-    """Random numbers of a batch, on its device, each a function of (seed, purpose, slot)."""
-
-    timesteps: Tensor
-    """Timestep of each sample, `[B]` int64, the same for all its frames."""
-    noise: Tensor
-    """Noise that is added to the target's latents, `[B, F, C, h, w]`."""
-    target: Tensor
-    """Standard normal, `[B, F, C, h, w]`: which latents of the VAE's distribution the target has."""
-    reference: Tensor
-    """Standard normal, `[B, C, h, w]`: which latents of the VAE's distribution the reference has."""
-    without_reference: Tensor
-    """Samples without the features of the reference, `[B]` bool."""
-    without_token: Tensor
-    """Samples without the image token, `[B]` bool."""
-
-
-def draw(
-    config: Lmk2VideoConfig, seed: int, slots: Tensor, shape: Sequence[int], timesteps: Tensor | None = None
-) -> Draws:
-    """Draw the random numbers of a batch.
-
-    Args:
-        config: Noise offset and shares of dropped conditions.
-        seed: Seed of the run.
-        slots: Slot of each sample, `[B]`.
-        shape: Shape of the latents of one sample, (F, C, h, w).
-        timesteps: Timestep of each sample, `[B]`, where a loss is measured rather than trained on: no condition is
-            dropped then. None: drawn.
-    """
-    numbers, device = slots.tolist(), slots.device
-    keys = [(slot,) for slot in numbers]
-    # [B, F + 1, C, h, w]: the target and, last, the reference.
-    latent = torch.stack([_normal(seed, slot, shape) for slot in numbers])
-    # One number decides all three kinds of dropout: its range is cut into both, reference only, token only, neither.
-    chance = torch.tensor([rng.uniform(seed, "conditioning dropout", slot) for slot in numbers])
-    both = chance < config.drop_both
-    reference = chance < config.drop_both + config.drop_reference
-    token = ~reference & (chance < config.drop_both + config.drop_reference + config.drop_token)
-    if timesteps is None:
-        timesteps = PAPER.draw_timesteps(seed, keys).to(device)
-    else:
-        both, reference, token = (torch.zeros_like(one) for one in (both, reference, token))
-    return Draws(
-        timesteps=timesteps,
-        noise=draw_noise(seed, keys, shape, offset=config.noise_offset).to(device),
-        target=latent[:, :-1].to(device),
-        reference=latent[:, -1].to(device),
-        without_reference=reference.to(device),
-        without_token=(both | token).to(device),
-    )
-
-
-def _normal(seed: int, slot: int, shape: Sequence[int]) -> Tensor:
-    frames, *others = shape
-    # The purpose is part of the seed: with another name the numbers of all runs would change.
-    draws = rng.generator(seed, "codec noise", slot)
-    return torch.from_numpy(draws.standard_normal((frames + 1, *others), dtype="float32"))
 
 
 def velocity_loss(

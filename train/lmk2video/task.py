@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+from shards.drawn import DrawnDataset
 from shards.loader import SlotDataset
 from shards.reader_chain import ReaderChain
 from talkinghead.models.image.networks import ImageNetworks, check_image_size
@@ -30,10 +31,12 @@ from train.data_sets import DataSets, check_together, together
 from train.lmk2video.clip_source import ClipSource, Pinned
 from train.lmk2video.config import Lmk2VideoConfig
 from train.lmk2video.dataset import HeldOutDataset, ImageSize, ItemConfig, Lmk2VideoDataset, WindowShape
-from train.lmk2video.loss import Draws, draw, loss_figures, velocity_loss
+from train.lmk2video.draws import Draws, WindowDraws
+from train.lmk2video.loss import loss_figures, velocity_loss
 from train.lmk2video.module import Conditions, Lmk2Video
 from train.sources import check_finite
 from train.task import Batch, Provenance, Step, Task, Totals
+from train.trainer.precision import computed_in, prepare_frozen
 
 Config = TypeVar("Config", bound=Lmk2VideoConfig)
 INDEX_FILE = "model_index.json"
@@ -60,6 +63,7 @@ class Lmk2VideoTask(Task, Generic[Config]):
         self.config = config
         self.data = data
         self.clips = [ClipSource(config, place, folder, number) for number, place in enumerate(data.locations)]
+        self._encoders: dict[tuple[torch.device, torch.dtype], ImageNetworks] = {}
 
     @property
     @abc.abstractmethod
@@ -113,7 +117,7 @@ class Lmk2VideoTask(Task, Generic[Config]):
 
     @functools.cached_property
     def encoder(self) -> ImageNetworks:
-        """VAE and image encoder, on the CPU until images must be encoded."""
+        """VAE and image encoder as they were read, for exports and hashes. Images are encoded by `encoder_on`."""
         if self.config.init is not None:
             return ImageNetworks.load(*(str(self.init_folder / name) for name in ("vae", "image_encoder")))
         return ImageNetworks.load(*self.image_sources)
@@ -129,9 +133,10 @@ class Lmk2VideoTask(Task, Generic[Config]):
         return pipeline_folder(self.config.init, "Lmk2Video", "--config.init")
 
     def dataset(self, seed: int) -> SlotDataset:
-        """Target windows with references; see `Lmk2VideoDataset`."""
+        """Target windows with references and what is drawn for them; see `Lmk2VideoDataset` and `WindowDraws`."""
         size = self.item_config()
-        return self.data.mixed([Lmk2VideoDataset(clips.reader(), size, seed) for clips in self.clips], seed)
+        windows = self.data.mixed([Lmk2VideoDataset(clips.reader(), size, seed) for clips in self.clips], seed)
+        return DrawnDataset(windows, self._draws(size, seed))
 
     def held_out(self, seed: int, count: int) -> SlotDataset | None:
         """Held-out windows with references, each with a `timestep`; see `train.task.Task`."""
@@ -140,7 +145,7 @@ class Lmk2VideoTask(Task, Generic[Config]):
         readers = [clips.held_out_reader() for clips in self.clips]
         long_enough = [reader for reader in readers if (reader.num_frames >= self.window.num_frames).any()]
         found = together([Lmk2VideoDataset(reader, size, seed) for reader in long_enough], seed)
-        return None if found is None else HeldOutDataset(found, count)
+        return None if found is None else DrawnDataset(HeldOutDataset(found, count), self._draws(size, seed))
 
     def item_config(self) -> ItemConfig:
         """Content of an item of the data set."""
@@ -154,6 +159,12 @@ class Lmk2VideoTask(Task, Generic[Config]):
             mouth_weight=config.mouth_weight,
             keep_in_memory_mb=config.keep_in_memory_mb,
         )
+
+    def _draws(self, content: ItemConfig, seed: int) -> WindowDraws:
+        """What is drawn for an item with this content."""
+        width, height = content.size.latent
+        shape = (content.window.num_frames, self.encoder.channels, height, width)
+        return WindowDraws(config=self.config, seed=seed, shape=shape)
 
     def loss(
         self,
@@ -169,8 +180,7 @@ class Lmk2VideoTask(Task, Generic[Config]):
         # Distributions of the latents, read or encoded, and the random numbers of the samples.
         target, reference, embedding = self._encoded(batch)
         frames = target.shape[:2]
-        shape = (frames[1], target.shape[2] // 2, *target.shape[3:])  # (F, C, h, w): moments have 2C channels
-        drawn = draw(self.config, seed, batch["slot"], shape, batch.get("timestep"))
+        drawn = Draws.of(batch)
         # Latents of target [B, F, C, h, w] and reference [B, C, h, w] out of their distributions; some samples lose
         # conditions.
         clean = self.encoder.sample(target.flatten(0, 1), drawn.target.flatten(0, 1)).unflatten(0, frames)
@@ -213,15 +223,25 @@ class Lmk2VideoTask(Task, Generic[Config]):
         )
         return validate(self.config, held_out, training, weights, folder, device)
 
+    def encoder_on(self, device: torch.device) -> ImageNetworks:
+        """VAE and image encoder on the device of the batches, in bf16 where a GPU trains in bf16.
+
+        They move once, in the first step; they are frozen and no part of the wrapped module.
+        """
+        dtype = computed_in(device)
+        if (device, dtype) not in self._encoders:
+            vae, image_encoder = (
+                prepare_frozen(network, dtype, device) for network in (self.encoder.vae, self.encoder.image_encoder)
+            )
+            self._encoders = {(device, dtype): ImageNetworks(vae, image_encoder)}
+        return self._encoders[device, dtype]
+
     def _encoded(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Moments of target `[B, F, 2C, h, w]` and reference `[B, 2C, h, w]`, the reference's embedding `[B, D]`."""
         if "target_moments" in batch:
             return batch["target_moments"], batch["reference_moments"], batch["reference_embedding"]
-        # The encoders move once, in the first step; they are frozen and no part of the wrapped module.
         target, reference = batch["target"], batch["reference"]
-        encoder = self.encoder
-        if encoder.device != target.device:
-            encoder.to(target.device)
+        encoder = self.encoder_on(target.device)
         # Target and reference images together, [B * F + B, 3, H, W], in parts that bound the memory; CLIP takes
         # references only.
         images = torch.cat([target.flatten(0, 1), reference])

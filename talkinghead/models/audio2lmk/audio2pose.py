@@ -9,6 +9,7 @@ Letters:
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, Literal, cast
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from talkinghead.models.device_constant import DeviceConstant
 from talkinghead.models.speech.encoder import SpeechModel, build_encoder, encode_speech, frame_rate
 from talkinghead.motion.smoothing import moving_average
 
@@ -356,7 +358,7 @@ class Audio2Pose(SpeechModel):
         count = previous.shape[1]
         states = self.embed(previous, identity, first=0)
         # Where a frame may attend: to earlier poses, and to the speech around it.
-        self_bias = causal_bias(alibi_slopes(self.heads).to(states.device), count, count, self.context)
+        self_bias = causal_bias(self._slopes.on(states.device), count, count, self.context)
         memory_mask = None
         if not self.diagonal:
             memory_mask = window_mask(count, count, self.memory_window, device=states.device)
@@ -368,15 +370,23 @@ class Audio2Pose(SpeechModel):
             states = layer(states, memory, self_bias, memory_mask)
         return self.unmap(states)
 
+    @functools.cached_property
+    def _scale(self) -> DeviceConstant:
+        return DeviceConstant(torch.tensor(self.pose_scale, dtype=torch.float64, device="cpu"))
+
+    @functools.cached_property
+    def _slopes(self) -> DeviceConstant:
+        return DeviceConstant(alibi_slopes(self.heads))
+
     def embed(self, previous: Tensor, identity: Tensor, first: int) -> Tensor:
         """The decoder's input `[B, T, D]` for the poses one frame earlier `[B, T, 6]`; `first`: position of frame 0."""
-        scaled = previous / previous.new_tensor(self.pose_scale)  # [B, T, 6]
+        scaled = previous / self._scale.like(previous)  # [B, T, 6]
         return self.pose_map(scaled) + self.PPE(first, previous.shape[1]) + self.id_embed(identity)[:, None]
 
     def unmap(self, states: Tensor) -> Tensor:
         """Poses `[B, T, 6]`, degrees and centimetres, from the decoder's output `[B, T, D]`."""
         mapped = self.pose_map_r(states)
-        return mapped * mapped.new_tensor(self.pose_scale)
+        return mapped * self._scale.like(mapped)
 
     def finish(self, poses: Tensor) -> Tensor:
         """Poses `[T, 6]` that inference returns for decoded ones: angles times `angle_gain`, then a moving average."""

@@ -179,15 +179,32 @@ def generate(
     if model.context is not None or (chunking or model.chunking) == "continue":
         memory = encode_long(model.encode, samples, model.fps)
         return decode(model, memory[None], identity)[0][0]
-    # Chunks that restart know nothing of each other, not even the speech.
+    return torch.cat(list(restarted_parts(model, samples, identity)))
+
+
+@torch.no_grad()
+def restarted_parts(model: Audio2Pose, samples: Tensor, identity: int) -> Iterator[Tensor]:
+    """Poses of `generate` with `restart`, chunk by chunk: chunks know nothing of each other, not even the speech.
+
+    Args:
+        model: Model in evaluation mode, without `context`.
+        samples: Audio samples `[N]`, as for `generate`.
+        identity: Identity number.
+
+    Yields:
+        Poses `[n, 6]` of a chunk.
+
+    Raises:
+        ValueError: No such identity, or chunks that do not begin on a whole sample.
+    """
     per_chunk = model.restart_frames * SAMPLE_RATE / frame_rate(model.fps)
     if per_chunk.denominator != 1:
         raise ValueError(f"{model.restart_frames} frames at {model.fps} fps are no whole number of samples")
     lengths = restart_lengths(len(samples), int(per_chunk))
     frames = [model.restart_frames] * (len(lengths) - 1)
     frames.append(num_frames(len(samples), model.fps) - sum(frames))
-    chunks = zip(samples.split(lengths), frames, strict=True)
-    return torch.cat([decode(model, model.encode(part[None], count), identity)[0][0] for part, count in chunks])
+    for part, count in zip(samples.split(lengths), frames, strict=True):
+        yield decode(model, model.encode(part[None], count), identity)[0][0]
 
 
 def restart_lengths(total: int, length: int) -> list[int]:

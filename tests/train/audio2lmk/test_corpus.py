@@ -21,7 +21,8 @@ from talkinghead.models.speech.weights import Pretrained
 from talkinghead.schema import SampleIndex
 from tests.support.derived_data import TOY, ToySettings, add_version, toy
 from tests.support.speech_data import build_speech_data, clip_key, store_fits
-from train.audio2lmk.corpus import CLIPS_FILE, STATISTICS_FILE, Corpus, CorpusConfig
+from train.audio2lmk.clip_table import FILE as CLIPS_FILE
+from train.audio2lmk.corpus import STATISTICS_FILE, Corpus, CorpusConfig
 from train.clip_choice import ClipChoice, PinnedVersion, ReadVersions
 from train.data_sets import DataSets
 from train.recipe import make_task, recipes_of
@@ -179,7 +180,8 @@ def test_tables_of_older_runs_are_read(corpus: Corpus) -> None:
     pq.write_table(
         pa.Table.from_pylist(pq.read_table(corpus.folder / CLIPS_FILE).to_pylist()), corpus.folder / CLIPS_FILE
     )
-    assert corpus.speech_levels(keys).shape == (len(keys), 2) and corpus.rest_poses(keys)[0].shape == (4, 4)
+    assert corpus.clips.speech_levels.shape == (len(keys), 2) and corpus.clips.rest_poses.shape == (len(keys), 4, 4)
+    assert sorted(corpus.clips.row(key) for key in keys) == list(range(len(keys)))
 
 
 @pytest.mark.parametrize(
@@ -215,13 +217,14 @@ def test_clips_of_another_kind_are_one_line(corpus: Corpus) -> None:
         table.set_column(1, "speaker", pa.array([1] * len(table))),
         pa.Table.from_pylist(rows + short),
         pa.Table.from_pylist(rows + empty, table.schema),
+        pa.Table.from_pylist([*rows, {**rows[0], "key": "a" * 1000}], table.schema),
     ):
         pq.write_table(damaged, file)
         with pytest.raises(ValueError, match=r"clips\.parquet"):
-            Corpus(corpus.config, corpus.folder).speech_levels([rows[0]["key"]])
+            _ = Corpus(corpus.config, corpus.folder).clips
     file.write_bytes(b"no table")
     with pytest.raises(ValueError, match=r"clips\.parquet is no readable table"):
-        Corpus(corpus.config, corpus.folder).identities([rows[0]["key"]])
+        _ = Corpus(corpus.config, corpus.folder).clips
 
 
 def test_few_bytes_make_no_large_table(corpus: Corpus) -> None:
@@ -232,7 +235,7 @@ def test_few_bytes_make_no_large_table(corpus: Corpus) -> None:
     pq.write_table(many, file, compression="zstd")
     assert file.stat().st_size < 3 << 20
     with pytest.raises(ValueError, match=r"clips\.parquet is no readable table: its .* bytes of memory"):
-        corpus.speech_levels(["a"])
+        _ = corpus.clips
 
 
 @pytest.mark.parametrize("file", [STATISTICS_FILE, CLIPS_FILE])
@@ -241,7 +244,7 @@ def test_nobody_waits_for_a_named_pipe(corpus: Corpus, file: str) -> None:
     os.mkfifo(corpus.folder / file)
     with pytest.raises(ValueError, match="is a named pipe"):
         _ = corpus.statistics
-        corpus.identities(["a"])
+        _ = corpus.clips
 
 
 @pytest.mark.parametrize("name", ["audio2mesh", "audio2pose"])

@@ -17,6 +17,7 @@ from talkinghead import rng
 from talkinghead.files.storage import Storage
 from talkinghead.geometry.guidance import draw_guidance
 from talkinghead.models.image.networks import ImageNetworks
+from tests.support.counted_store import counted, upload
 from tests.support.face_clips import (
     LATENTS_VERSION,
     LENGTHS,
@@ -27,6 +28,7 @@ from tests.support.face_clips import (
     clip_key,
     landmarks,
 )
+from tests.support.object_store import LocalS3
 from train.lmk2video import dataset
 from train.lmk2video.dataset import (
     ClipImages,
@@ -190,6 +192,23 @@ def test_latents_are_of_the_same_frames(data: Storage, reader: ShardReader) -> N
             torch.testing.assert_close(found, expected, rtol=2e-3, atol=2e-3)
         expected = encoder.embedding(seen["reference"][None])[0]
         torch.testing.assert_close(read["reference_embedding"], expected, rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("latents", [False, True])
+def test_a_sample_of_a_store_takes_three_requests(data: Storage, s3: LocalS3, latents: bool) -> None:
+    stored = upload(data, s3, f"lmk2video-{latents}")
+    columns = ("landmarks", "valid", *(("latents", "embedding") if latents else ()))
+    join = (LATENTS_VERSION,) if latents else ()
+    config = dataclasses.replace(WINDOWS, latents=latents)
+    here, there = (
+        Lmk2VideoDataset(ShardReader(storage, columns=columns, join=join), config, seed=3) for storage in (data, stored)
+    )
+    there[0]  # learns the shape of the latents
+    for slot in range(1, 5):
+        with counted(s3) as requests:
+            item = there[slot]
+        assert same(item, here[slot])
+        assert len(requests) <= 3 and {method for method, _ in requests} == {"GET"}
 
 
 def test_clips_of_another_aspect_are_cut_with_their_landmarks(reader: ShardReader) -> None:

@@ -1,4 +1,4 @@
-"""What is random in the loss of Lmk2Video, and how errors are weighed."""
+"""How errors of Lmk2Video are weighed, and what is watched."""
 
 from __future__ import annotations
 
@@ -7,54 +7,19 @@ import dataclasses
 import pytest
 import torch
 
+from shards.loader import collate
 from talkinghead.models.noise_schedule import PAPER
 from train.lmk2video.config import Lmk2VideoConfig
-from train.lmk2video.loss import BUCKETS, Draws, draw, even_timestep, loss_figures, velocity_loss
+from train.lmk2video.draws import Draws, WindowDraws
+from train.lmk2video.loss import BUCKETS, even_timestep, loss_figures, velocity_loss
 
 SHAPE = (2, 4, 3, 5)
 CONFIG = Lmk2VideoConfig()
 
 
-def drawn(config: Lmk2VideoConfig = CONFIG, slots: range | list[int] = range(4), seed: int = 0) -> Draws:
-    return draw(config, seed, torch.tensor([*slots]), SHAPE)
-
-
-def test_draws_are_a_samples_own() -> None:
-    """Not the neighbours, the order or the batch decide, but seed and slot."""
-    whole = drawn()
-    other = drawn(slots=[2, 9])
-    for field in dataclasses.fields(Draws):
-        assert torch.equal(getattr(whole, field.name)[2], getattr(other, field.name)[0]), field.name
-    assert not torch.equal(drawn(seed=1).noise, whole.noise)
-    parts = (whole.noise, whole.target)
-    assert all(not torch.equal(part[0], part[1]) and not torch.equal(part[0, 0], part[0, 1]) for part in parts)
-    assert not torch.equal(whole.noise, whole.target), "noise and the VAE's own noise are different draws"
-    assert not torch.equal(whole.target[:, 0], whole.reference)
-
-
-def test_noise_and_timesteps_are_of_their_distributions() -> None:
-    some = drawn(slots=range(2000))
-    assert abs(float(some.timesteps.float().mean()) - 499.5) < 20 and int(some.timesteps.max()) == 999
-    assert abs(float(some.target.std()) - 1) < 0.01
-    # The offset is one number for each sample and channel, in all frames and positions.
-    means = some.noise.mean(dim=(1, 3, 4))
-    expected = (0.05**2 + 1 / 30) ** 0.5
-    assert float(means.std()) == pytest.approx(expected, rel=0.05)
-
-
-def test_conditions_are_dropped_as_often_as_asked() -> None:
-    config = Lmk2VideoConfig(drop_reference=0.2, drop_token=0.1, drop_both=0.15)
-    some = drawn(config, range(4000))
-    reference, token = some.without_reference, some.without_token
-    for found, share in (
-        (reference & token, 0.15),
-        (reference & ~token, 0.2),
-        (token & ~reference, 0.1),
-    ):
-        assert float(found.float().mean()) == pytest.approx(share, abs=0.025)
-    never = Lmk2VideoConfig(drop_both=0.0)
-    assert not drawn(never, range(50)).without_reference.any() and not drawn(never, range(50)).without_token.any()
-    assert drawn(Lmk2VideoConfig(drop_both=1.0)).without_reference.all()
+def drawn(config: Lmk2VideoConfig, slots: range = range(4)) -> Draws:
+    draw = WindowDraws(config=config, seed=0, shape=SHAPE)
+    return Draws.of(collate([{"slot": slot, "key": str(slot)} | draw({"slot": slot}) for slot in slots]))
 
 
 def test_loss_is_the_weighted_error_of_frames_that_count() -> None:
@@ -109,16 +74,6 @@ def test_settings_that_cannot_work_are_refused(changes: dict[str, float], messag
 
 
 # --- what is watched --------------------------------------------------------------------------------------------------
-
-
-def test_given_timesteps_keep_all_conditions_and_all_other_draws() -> None:
-    config = Lmk2VideoConfig(drop_both=0.5, drop_reference=0.3, drop_token=0.2)
-    given = torch.tensor([even_timestep(number, 4) for number in range(4)])
-    some, plain = draw(config, 0, torch.arange(4), SHAPE, given), drawn(config)
-    assert some.timesteps.tolist() == [125, 375, 625, 875]
-    assert not some.without_reference.any() and not some.without_token.any()
-    assert torch.equal(some.noise, plain.noise) and torch.equal(some.target, plain.target)
-    assert plain.without_reference.any() or plain.without_token.any()
 
 
 def test_even_timesteps_are_everywhere() -> None:
