@@ -12,7 +12,10 @@ from typing import Literal
 class OptimizerConfig:
     """Adam or AdamW over all trainable parameters."""
 
-    name: Literal["adam", "adamw"] = "adamw"
+    name: Literal["adam", "adamw", "adamw8bit"] = "adamw"
+    """adamw8bit: AdamW whose moments take 8 bits a number instead of 32, in blocks of 256 with a common factor; those
+    of parameters with fewer than 4096 numbers stay in 32. Weights stay float32. Needs the extra adam8bit, and no
+    FSDP2. Its steps are coarser than AdamW's: a run keeps the optimizer that it began with."""
     learning_rate: float = 1e-4
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
@@ -128,8 +131,27 @@ class ParallelConfig:
     """Settings of how the ranks share the work."""
 
     strategy: Literal["ddp", "fsdp2"] = "ddp"
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Precision of the arithmetic; weights, sums of gradients and optimizer state are float32. A run keeps it."""
+    """ddp: every rank has the whole state. fsdp2: the ranks share it out, and gather the weights of a block when its
+    turn comes; for what does not fit a GPU."""
+    shard_within: int | Literal["node"] | None = None
+    """fsdp2: number of ranks that share out one copy of the state, next to each other in number; `node`: the ranks of a
+    machine, so that weights are gathered within it and only gradients travel between machines (HSDP). None: all."""
+    accumulation: Literal["whole", "sharded"] = "whole"
+    """fsdp2, with several microbatches a step for each rank. whole: a rank keeps the gradients in float32 and full size
+    until the last of them, and exchanges them once. sharded: it exchanges those of each microbatch and keeps its share,
+    which takes less memory and more time. What replicas exchange (shard_within) is exchanged once in either case."""
+    gradients: Literal["fp32", "bf16"] = "fp32"
+    """ddp: numbers in which the ranks exchange gradients. bf16 sends half as much, and rounds each rank's gradient and
+    each sum to 8 bits: a relative error of up to 2^-8 in every number of it."""
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    """Precision of the arithmetic; weights, sums of gradients and optimizer state are float32. fp32: nothing is rounded
+    further, on any GPU. tf32: products of matrices and convolutions take 10 bits of each number, where the GPU can
+    (Ampere and later; a CPU computes as with fp32). bf16: autocast, frozen networks in bf16 on a GPU, and what is left
+    in float32 as with tf32. A run keeps it."""
+    deterministic: bool = False
+    """Only operations whose result is the same at each run, on a GPU, too, which is slower; one that has no such form
+    ends the training with its name. Without it, bits repeat on CPUs alone, so that there alone a resumed run ends with
+    those of an unbroken one; on a GPU it ends with the same to rounding."""
     activation_checkpointing: bool = False
     """Compute the activations inside the blocks again in the backward pass rather than keeping them in memory."""
     compile: bool = False
@@ -158,6 +180,12 @@ class ParallelConfig:
             raise ValueError(f"threads must be at least 1, not {self.threads}")
         if self.most_at_once is not None and self.most_at_once < 1:
             raise ValueError(f"most_at_once must be at least 1 or None, not {self.most_at_once}")
+        if isinstance(self.shard_within, int) and self.shard_within < 2:
+            raise ValueError(f"shard_within is a number of ranks above 1, `node` or None, not {self.shard_within}")
+        if self.strategy == "ddp" and (self.shard_within is not None or self.accumulation != "whole"):
+            raise ValueError("shard_within and accumulation are of --train.parallel.strategy fsdp2: ddp shards nothing")
+        if self.strategy == "fsdp2" and self.gradients != "fp32":
+            raise ValueError("parallel.gradients is of --train.parallel.strategy ddp: fsdp2 sums them in float32")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,12 +255,15 @@ class CheckpointConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ValidationConfig:
-    """Validation in a process of its own: the ranks wait until a copy of the weights is written, no longer."""
+    """Validation in a process of its own: the ranks wait until a copy of the weights is written, no longer (but see
+    `device`)."""
 
     every: int = 1000
     """Steps between two validations; one more at the end. 0: never."""
-    device: Literal["auto", "cpu", "cuda"] = "cpu"
-    """Device of the validation. cuda: the first GPU, shared with the training; auto: cuda where there is a GPU."""
+    device: str = "cpu"
+    """Device of the validation. cpu; cuda: the first GPU; cuda:N: GPU N, from 0, of rank 0's machine, such as one that
+    no rank has; auto: cuda where there is a GPU. ranks: rank 0 validates by itself, on its own device, and the training
+    waits, where no other processor or GPU is free, or two processes may not share one."""
     loss_every: int | None = None
     """Steps between two measurements of the loss on held-out clips, by the ranks themselves; one more at the end. 0:
     never. None: a fifth of `every`."""
@@ -242,6 +273,10 @@ class ValidationConfig:
     def __post_init__(self) -> None:
         if self.every < 0:
             raise ValueError(f"validation.every must be at least 0, not {self.every}")
+        if not re.fullmatch(r"auto|cpu|cuda|cuda:\d{1,3}|ranks", self.device, re.ASCII):
+            raise ValueError(
+                f"validation.device is {self.device!r:.50}: it must be auto, cpu, cuda, cuda:N (as in cuda:7) or ranks"
+            )
         if (self.loss_every or 0) < 0 or self.loss_samples < 1:
             raise ValueError("validation.loss_every must be at least 0 or None, and validation.loss_samples at least 1")
 
@@ -294,8 +329,17 @@ class LogConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ReadingConfig:
-    """Reading of samples: what it does about processes that are lost, and about clips that cannot be read."""
+    """Reading of samples: how many at once, what is kept of a store, and what it does about processes that are lost and
+    clips that cannot be read."""
 
+    at_once: int | None = None
+    """Samples that each reading process reads at the same time, each by a thread: while some wait for a store, others
+    are decoded. The batches are the same. None: 4 where the data are in a store, 1 on a local disk."""
+    cache: str | None = None
+    """Folder on a local disk where what is read from a store is kept, for all ranks and reading processes of the
+    machine, and for later runs. None: nothing is kept."""
+    cache_gb: float = 100.0
+    """Gigabytes (10^9 bytes) that the cache may have. What was not read for the longest time leaves first."""
     timeout_s: float = 300.0
     """Seconds without a sign of life after which a reading process that is waited for counts as lost, and all of a rank
     are replaced by new ones. Each sample that it begins is a sign, and each request that it makes again to a store that
@@ -308,6 +352,12 @@ class ReadingConfig:
     ends, though not for fewer than ten, nor before a hundred samples were read. 1: never."""
 
     def __post_init__(self) -> None:
+        if self.at_once is not None and not 1 <= self.at_once <= 64:
+            raise ValueError(f"reading.at_once must be in 1 … 64, or None, not {self.at_once}")
+        if not 0.01 <= self.cache_gb < math.inf or self.cache == "":
+            raise ValueError(
+                f"reading.cache names a folder, and reading.cache_gb must be at least 0.01, not {self.cache_gb}"
+            )
         if not 0 < self.timeout_s < math.inf or self.restarts < 0:
             raise ValueError(
                 f"reading.timeout_s must be above 0 and reading.restarts at least 0, not {self.timeout_s} and"
@@ -353,6 +403,10 @@ class TrainConfig:
             raise ValueError(f"microbatch {self.microbatch} must divide global_batch {self.global_batch}")
         if self.microbatch_seconds is not None and not 0.04 <= self.microbatch_seconds < math.inf:
             raise ValueError(f"microbatch_seconds must be at least a frame (0.04), not {self.microbatch_seconds}")
+        if self.optimizer.name == "adamw8bit" and self.parallel.strategy == "fsdp2":
+            raise ValueError(
+                "fsdp2 shares out no moments of 8 bits: take optimizer.name adamw, or parallel.strategy ddp"
+            )
         if (best := self.checkpoint.best) is not None:
             every, interval = self.validation.every, self.validation.loss_interval
             if not every:

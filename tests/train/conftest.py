@@ -15,3 +15,11 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
     pair = Ranks(2, tmp_path_factory.mktemp("ranks"))
     yield pair
     pair.stop()
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
+    """Four processes with a gloo group, for the tests of a file."""
+    group = Ranks(4, tmp_path_factory.mktemp("four"))
+    yield group
+    group.stop()

@@ -37,7 +37,7 @@ def test_sizes_are_those_of_the_networks_that_are_trained(tmp_path: Path) -> Non
     # Where nothing can be counted, the recipe's own text says what is known.
     assert "1.89 billion parameters are trained" in " ".join(text.split())
     assert "trains   800 steps of 8 samples, in microbatches of 4\n  ranks    1, 2\n" in text
-    assert "in microbatches by the number of ranks, of at most 2\n  ranks    1, 2, 4, 8\n" in text
+    assert "in microbatches by the number of ranks, of at most 4\n  ranks    1, 2, 4, 8\n" in text
 
 
 def test_recipes_for_many_gpus_are_listed(tmp_path: Path) -> None:

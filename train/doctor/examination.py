@@ -223,9 +223,14 @@ def _judged(found: Examination, config: RunConfig, data: Any, here: int) -> Exam
             make_task(config.task, config.recipe.config, data, derived).prepare()
         # Count each of the ranks, and the one rank that is measured, which holds all shards.
         task = make_task(config.task, config.recipe.config, data, derived)
-        needed, single = (footprint(task, config.recipe, world) for world in (found.ranks, 1))
+        share = dataclasses.replace(
+            train,
+            global_batch=train.microbatch_size * train.accumulation(found.ranks),
+            parallel=dataclasses.replace(train.parallel, shard_within=None),
+        )
+        needed = footprint(task, config.recipe, found.ranks, here)
+        single = footprint(task, dataclasses.replace(config.recipe, train=share))
         del task  # with weights that it may have read
-        share = dataclasses.replace(train, global_batch=train.microbatch_size * train.accumulation(found.ranks))
         recipe = dataclasses.replace(config.recipe, train=share)
         outcome = measure(dataclasses.replace(config, recipe=recipe), data, derived, here, single)
     found = dataclasses.replace(found, needed=needed, room=outcome.room, measured=outcome.measured)

@@ -16,12 +16,14 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from talkinghead.models.adapters.lora import Lora
+from train.microbatch import settled
 from train.recipe import Recipe
 from train.task import Task
 from train.trainer.average import Ema
 from train.trainer.checkpoint import training_state
 from train.trainer.guard import RunningMedian
 from train.trainer.learner import Learner
+from train.trainer.sharding import layout_of
 
 _STORED_BYTES = 1970
 """What a checkpoint takes for each tensor of a rank next to its numbers: the frame of its archive (1576 bytes), and the
@@ -39,6 +41,7 @@ class Footprint:
     weights_bytes: int
     """Weights and buffers of a rank."""
     gradients_bytes: int
+    """Gradients of a rank at the end of its last microbatch but one: in full size where they are kept whole."""
     moments_bytes: int
     """State of the optimizer."""
     averages_bytes: int
@@ -54,16 +57,18 @@ class Footprint:
         return self.weights_bytes + self.gradients_bytes + self.moments_bytes + self.averages_bytes
 
 
-def footprint(task: Task, recipe: Recipe, world: int = 1) -> Footprint:
+def footprint(task: Task, recipe: Recipe, world: int = 1, local_world: int | None = None) -> Footprint:
     """Footprint of a training.
 
     Args:
         task: Task after `check` and, where its module depends on the data, `prepare`.
         recipe: Settings of the training.
         world: Number of ranks.
+        local_world: Number of ranks on a machine; None: all of them.
 
     Raises:
-        ValueError: The settings make no module, there is nothing to train, or a LoRA matches nothing.
+        ValueError: The settings make no module, there is nothing to train, a LoRA matches nothing, or the ranks cannot
+            share the batch or the state in that way.
         OSError: The module depends on what `prepare` derives.
     """
     config = recipe.train
@@ -83,8 +88,11 @@ def footprint(task: Task, recipe: Recipe, world: int = 1) -> Footprint:
             learners.append(Learner(critic, adversary.optimizer, adversary.schedule, config.steps))
         state = training_state(learner, ema, *learners[1:])
         stored = _tensors(state | {"medians": RunningMedian(config.guard).state()})
-        # FSDP2 gives each rank its share of every parameter, and of what belongs to it; buffers are whole.
-        shards = world if config.parallel.strategy == "fsdp2" else 1
+        # FSDP2 gives each rank its share of every parameter, and of what belongs to it; buffers are whole, and so are
+        # gradients that are exchanged only with a step's last microbatch.
+        shards = layout_of(config.parallel, world, local_world or world).shards
+        several = shards > 1 and settled(config, world).accumulation(world) > 1
+        kept = 1 if several and config.parallel.accumulation == "whole" else shards
         weights = [tensor for one in learners for tensor in one.module.parameters()]
         buffers = [tensor for one in learners for tensor in one.module.buffers()]
         trained = [tensor for one in learners for tensor in one.parameters.values()]
@@ -93,7 +101,7 @@ def footprint(task: Task, recipe: Recipe, world: int = 1) -> Footprint:
             parameters=sum(tensor.numel() for tensor in weights),
             trained=sum(tensor.numel() for tensor in trained),
             weights_bytes=_bytes(weights, shards) + _bytes(buffers),
-            gradients_bytes=_bytes(trained, shards),
+            gradients_bytes=_bytes(trained, kept),
             moments_bytes=_bytes(moments, shards),
             averages_bytes=_bytes(ema.state().values(), shards),
             copy_bytes=copied,

@@ -1,4 +1,5 @@
-"""Validation next to the training: one child process for each, so that no rank waits for its figures.
+"""Validation next to the training: one child process for each, so that no rank waits for its figures; or, where the
+settings say so (`ranks`), on rank 0 itself, while all wait.
 
 Rank 0 writes a copy of the weights into RUN/validation/step-…/weights (for this the ranks wait, as long as the disk
 takes) and starts `python -m train validate` on it, one at a time and with low priority. When the figures are in, the
@@ -18,9 +19,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from talkinghead.files.atomic import sweep, temporary_folder, write_whole
 from talkinghead.files.foreign import open_own, open_regular, read_json, warn_of_owner
@@ -30,7 +34,9 @@ from train.data_sets import DataSets
 from train.recipe import make_task
 from train.run.previews import write_previews
 from train.run.run_folder import RunFolder, folder_name, steps_in
+from train.run.validation_device import RANKS, device_of
 from train.trainer.port import MEETING_VARIABLE
+from train.trainer.precision import set_arithmetic
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +47,7 @@ _MAX_WAITING = 2  # each keeps a copy of the weights on the disk
 _RESULT_BYTES = 1 << 20
 _LOG_END_BYTES = 64 << 10
 _NICENESS = 10  # of 19: the training and its reading processes come first
+_PATIENCE = timedelta(days=7)  # a validation takes as long as it takes; that a rank lives is watched elsewhere
 _OF_THE_RANKS = (
     *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"),
     MEETING_VARIABLE,
@@ -48,7 +55,8 @@ _OF_THE_RANKS = (
 
 
 class Validations:
-    """Validations of a run. Every rank makes one object; only that of rank 0 does something.
+    """Validations of a run. Every rank makes one object, and all call `resume` and `submit` at the same steps; only
+    that of rank 0 does something, and with device `ranks` the others wait for it there.
 
     Args:
         run: Folder of the run.
@@ -56,6 +64,7 @@ class Validations:
         rank: Number of this process.
         log_figures: Function that gets the step and the figures of each validation that is done.
         keep: Function that then gets the step and the folder with its weights, and moves it away or removes it.
+        device: Device of this rank.
     """
 
     def __init__(
@@ -65,8 +74,13 @@ class Validations:
         rank: int,
         log_figures: Callable[[int, dict[str, float]], None],
         keep: Callable[[int, Path], None],
+        device: torch.device | None = None,
     ) -> None:
-        self.run, self.config, self.rank = run, config, rank
+        self.run, self.config, self.rank, self.device = run, config, rank, device or torch.device("cpu")
+        self._here = config.device == RANKS
+        # A group of its own, whose messages may come late.
+        many = dist.is_initialized() and dist.get_world_size() > 1
+        self._group: Any = dist.new_group(backend="gloo", timeout=_PATIENCE) if self._here and many else None
         self._log_figures, self._keep = log_figures, keep
         self._waiting: list[int] = []
         self._child: tuple[int, subprocess.Popen[bytes]] | None = None
@@ -74,24 +88,30 @@ class Validations:
 
     def resume(self, step: int) -> None:
         """Begin at a step: validations that were not finished are done again, those after the step are removed."""
-        if self.rank != 0:
-            return
-        for number in steps_in(self.run.validation):
-            folder = self.folder(number)
-            sweep(folder)
-            # A killed training got further than its newest checkpoint: those steps come again.
-            if number > step:
-                shutil.rmtree(folder)
-            elif (folder / "weights").is_dir():
-                self._waiting.append(number)
+        if self.rank == 0:
+            for number in steps_in(self.run.validation):
+                folder = self.folder(number)
+                sweep(folder)
+                # A killed training got further than its newest checkpoint: those steps come again.
+                if number > step:
+                    shutil.rmtree(folder)
+                elif (folder / "weights").is_dir():
+                    self._waiting.append(number)
+        if self._here:
+            self._validate_here()
 
     def submit(self, step: int, export: Callable[[Path], None]) -> None:
         """Validate the weights that `export` writes into the empty folder it gets; it is called at once, on rank 0.
 
         Submit before the checkpoint of the same step is saved: else a kill between the two would lose it.
         """
-        if self.rank != 0:
-            return
+        if self.rank == 0:
+            self._add(step, export)
+        if self._here:
+            self._validate_here()
+        self.poll()
+
+    def _add(self, step: int, export: Callable[[Path], None]) -> None:
         # Written under another name, then renamed: a folder named weights is always whole.
         weights = self.folder(step) / "weights"
         temporary = temporary_folder(weights)
@@ -106,7 +126,24 @@ class Validations:
             log.warning("step %d is not validated: validation takes longer than the steps between two", late)
             shutil.rmtree(self.folder(late), ignore_errors=True)
         self._waiting = self._waiting[-_MAX_WAITING:]
-        self.poll()
+
+    def _validate_here(self) -> None:
+        """Do what waits, on rank 0, while the others wait for it."""
+        while self._waiting:
+            step = self._waiting.pop(0)
+            try:
+                # Nothing may be left of it in what the training draws from.
+                with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+                    if not (self.folder(step) / RESULT).exists():
+                        run_validation(self.run, step, self.run.data_sets.in_full(), device=self.device)
+            except (ValueError, OSError, RuntimeError) as error:
+                self._fail(step, str(error))
+            else:
+                self._collect(step, 0)
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()  # its weights and images; the next step needs other sizes
+        if self._group is not None:
+            dist.barrier(self._group)
 
     def poll(self) -> None:
         """Log figures that are in, and start the next validation in the queue. Never waits."""
@@ -159,6 +196,9 @@ class Validations:
             reason = _reason(folder / LOG, code)
         except (ValueError, OverflowError) as error:
             reason = str(error)
+        self._fail(step, reason)
+
+    def _fail(self, step: int, reason: str) -> None:
         # A failure must not end the training. The weights of the newest failed validation stay, those of an older one
         # go.
         log.warning("the validation of step %d failed, training goes on: %s", step, reason)
@@ -167,7 +207,9 @@ class Validations:
         self._failed = step
 
 
-def run_validation(run: RunFolder, step: int, data: DataSets, parent: int | None = None) -> Path:
+def run_validation(
+    run: RunFolder, step: int, data: DataSets, parent: int | None = None, device: torch.device | None = None
+) -> Path:
     """Validate the weights of a step in this process.
 
     Args:
@@ -176,6 +218,7 @@ def run_validation(run: RunFolder, step: int, data: DataSets, parent: int | None
         data: The data sets.
         parent: Process id of the training, of which this process is a child: it lowers its priority, and ends when the
             training ends. None: not a child.
+        device: Device to validate on; None: by the settings of the run.
 
     Returns:
         Folder with what the validation wrote.
@@ -203,24 +246,13 @@ def run_validation(run: RunFolder, step: int, data: DataSets, parent: int | None
         )
     # The figures are written last: their file says that the validation is done.
     started = time.perf_counter()
+    set_arithmetic(run.recipe.train.parallel)
     task = make_task(run.task, run.recipe.config, data, run.task_folder)
-    figures = task.validate(weights, folder, device_of(run.recipe.train.validation))
+    figures = task.validate(weights, folder, device or device_of(run.recipe.train.validation))
     write_previews(folder)
     write_whole(folder / RESULT, json.dumps(figures).encode())
     log.info("validated step %d in %.1f s", step, time.perf_counter() - started)
     return folder
-
-
-def device_of(config: ValidationConfig) -> torch.device:
-    """Device of a validation.
-
-    Raises:
-        ValueError: cuda was asked for, and there is none.
-    """
-    there = torch.cuda.is_available()
-    if config.device == "cuda" and not there:
-        raise ValueError("validation.device is cuda, and there is no GPU here: take validation.device cpu")
-    return torch.device("cuda" if there and config.device != "cpu" else "cpu")
 
 
 def _start(run: RunFolder, step: int, config: ValidationConfig) -> subprocess.Popen[bytes]:

@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save, save
 
@@ -37,6 +37,7 @@ from train.trainer.checkpoint_files import (
 )
 from train.trainer.learner import Learner
 from train.trainer.retention import Judged, removable_checkpoints
+from train.trainer.staging import own_share
 
 log = logging.getLogger(__name__)
 
@@ -155,14 +156,16 @@ class Checkpoints:
 
         writer = CheckpointWriter(temporary, functools.partial(self.folder.written, temporary), commit)
         options: dict[str, Any] = {"storage_writer": writer, "process_group": self._group, "no_dist": self._alone}
-        # Write in the background from a copy of the state, or here and now.
+        # Write in the background from a copy of the state, or here and now. What other ranks have, too, one of them
+        # copies.
+        share = own_share(_tensors(state), self.rank, self.world)
         self._pending_step, self._began = step, time.monotonic()
         if self.config.asynchronous and not block:
-            future = async_save(_tensors(state), async_stager=self._stager, **options)
+            future = async_save(share, async_stager=self._stager, **options)
             assert isinstance(future, Future)
             self._pending = future
         else:
-            self._finish(lambda: save(_tensors(state), **options))
+            self._finish(lambda: save(share, **options))
 
     def poll(self) -> None:
         """Raise an error of the background writer, as `save` does. Never waits."""
@@ -375,7 +378,7 @@ def _write_back(state: State, tensors: State) -> None:
             state[name] = tensors[name].item()
 
 
-_OPTIONS = StateDictOptions(ignore_frozen_params=True, flatten_optimizer_state_dict=True)
+_OPTIONS = StateDictOptions(ignore_frozen_params=True)
 
 
 def training_state(learner: Learner, ema: Ema, critic: Learner | None = None) -> dict[str, Any]:
@@ -394,7 +397,11 @@ def training_state(learner: Learner, ema: Ema, critic: Learner | None = None) ->
 
 
 def _state_of(learner: Learner) -> dict[str, Any]:
-    weights, flat = get_state_dict(learner.module, learner.optimizer, options=_OPTIONS)
-    # Flat names are `state.<parameter>.<moment>` and `param_groups.…`, which holds the settings.
-    moments = {name: value for name, value in flat.items() if name.startswith("state.")}
-    return {"module": weights, "optimizer": moments}
+    # `state.<parameter>.<moment>`: the names that PyTorch's own flat state of an optimizer has.
+    kept = learner.optimizer.state
+    moments = {
+        f"state.{name}.{moment}": value
+        for name, parameter in learner.parameters.items()
+        for moment, value in kept[parameter].items()
+    }
+    return {"module": get_model_state_dict(learner.module, options=_OPTIONS), "optimizer": moments}

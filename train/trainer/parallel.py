@@ -1,23 +1,27 @@
-"""Sharing a model among ranks: devices, DDP or FSDP2, precision, and the few sums that the ranks exchange."""
+"""Sharing a model among ranks: devices, preparing and wrapping a module, and the few sums that the ranks exchange."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import get_total_norm
 from torch.utils.checkpoint import checkpoint
 
 from train.config import ParallelConfig, TrainConfig
+from train.trainer.precision import draws_masks, use_channels_last
+from train.trainer.sharding import Layout, layout_of, mesh_of, set_sync, shard
+
+T = TypeVar("T")
 
 _COMPILED_FORMS = 4
 """Forms of a block that are compiled: training, evaluation, and one of each for a smaller last part."""
@@ -71,12 +75,24 @@ def check_covered(config: TrainConfig, what: str) -> None:
         raise ValueError(f"a training with {what} cannot be compiled: take --train.parallel.no-compile")
 
 
-def parallelise(module: nn.Module, config: ParallelConfig, device: torch.device, world: int) -> nn.Module:
-    """Move a module to its device, prepare its blocks, and wrap it for the ranks.
+def parallelise(
+    module: nn.Module, config: ParallelConfig, device: torch.device, world: int, local_world: int | None = None
+) -> nn.Module:
+    """Move a module to its device, prepare its blocks, and wrap it for the ranks. Collective.
 
     Blocks (`module.blocks`, see `Task.build`) are changed in place by replacing their `forward`, so no name in a state
     dict changes. Under FSDP2 each block is sharded on its own, and gathered when its turn comes. Buffers are not
     exchanged: training must not change them.
+
+    Args:
+        module: Module that a task has built.
+        config: Settings of how the ranks share the work.
+        device: Device of this rank.
+        world: Number of ranks.
+        local_world: Number of ranks on this machine; None: all.
+
+    Raises:
+        ValueError: The ranks cannot be divided as the settings ask.
     """
     module = module.to(device)
     blocks = list(cast(Iterable[nn.Module], module.blocks))
@@ -91,28 +107,46 @@ def parallelise(module: nn.Module, config: ParallelConfig, device: torch.device,
         if config.compile:
             block.forward = torch.compile(block.forward, dynamic=False)
         if config.activation_checkpointing:
-            block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+            # Keeping the state of the generators costs a copy from the device for each block.
+            block.forward = functools.partial(
+                checkpoint, block.forward, use_reentrant=False, preserve_rng_state=draws_masks(block)
+            )
     if config.strategy == "fsdp2":
-        # Blocks first, then what is left: each call takes the parameters that no earlier one has taken.
-        mesh = init_device_mesh(device.type, (world,))
-        for block in blocks:
-            fully_shard(block, mesh=mesh)
-        fully_shard(module, mesh=mesh)
+        shard(module, blocks, config, mesh_of(_layout(config, device, world, local_world or world), device))
         return module
-    return wrap(module, device, world)
+    use_channels_last(module, device)
+    return wrap(module, device, world, config)
 
 
-def wrap(module: nn.Module, device: torch.device, world: int) -> nn.Module:
+def _layout(config: ParallelConfig, device: torch.device, world: int, local_world: int) -> Layout:
+    """Layout that every rank has found alike."""
+    if config.shard_within == "node":
+        most, least = over_ranks(
+            torch.tensor([local_world, -local_world], dtype=torch.float64, device=device), dist.ReduceOp.MAX
+        )
+        if most != -least:
+            raise ValueError(
+                f"parallel.shard_within is node, and the machines have {-least:.0f} to {most:.0f} ranks: start equally"
+                " many on each, or give a number"
+            )
+    return layout_of(config, world, local_world)
+
+
+def wrap(module: nn.Module, device: torch.device, world: int, config: ParallelConfig) -> nn.Module:
     """Wrap a module for the ranks of DDP; a single rank needs no wrapper."""
     if world == 1:
         return module
     # Gradients are views of the buckets, which saves a copy of them all.
-    return DistributedDataParallel(
+    wrapped = DistributedDataParallel(
         module,
         device_ids=[device.index] if device.type == "cuda" else None,
         forward_sync_buffers=False,
         gradient_as_bucket_view=True,
     )
+    if config.gradients == "bf16":
+        # PyTorch refuses its own hook, by its name, where there is no NCCL; gloo can sum bf16 as well.
+        wrapped.register_comm_hook(None, lambda state, bucket: bf16_compress_hook(state, bucket))
+    return wrapped
 
 
 def bare(module: nn.Module) -> nn.Module:
@@ -132,15 +166,16 @@ def moved(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
 
 
 def autocast(config: ParallelConfig, device: torch.device) -> AbstractContextManager[Any]:
-    """Context of arithmetic in the asked precision; the same for FSDP2, which gathers weights in float32."""
+    """Context of arithmetic in the asked precision, the same for all strategies."""
     return torch.autocast(device.type, torch.bfloat16) if config.precision == "bf16" else nullcontext()
 
 
 @contextmanager
-def gradient_sync(module: nn.Module, active: bool) -> Iterator[None]:
-    """Context in which a backward pass exchanges gradients, or (`active` False) leaves that to a later one."""
+def gradient_sync(module: nn.Module, active: bool, config: ParallelConfig) -> Iterator[None]:
+    """Context in which a backward pass exchanges gradients, or (`active` False) leaves that to a later one as far as
+    the settings say so."""
     if isinstance(module, FSDPModule):
-        module.set_requires_gradient_sync(active)
+        set_sync(module, config, active)
         yield
     elif isinstance(module, DistributedDataParallel) and not active:
         with module.no_sync():
@@ -159,14 +194,25 @@ def full(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def over_ranks(values: torch.Tensor, operation: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> list[float]:
-    """Sum (or maximum) of each of `[N]` values over the ranks. Collective; `values` is overwritten."""
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """Part of a sharded tensor that this rank has; any other tensor comes back as it is."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def reduced(values: torch.Tensor, operation: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> torch.Tensor:
+    """Sum (or maximum) of each of `[N]` values over the ranks, without waiting for a GPU. Collective; `values` is
+    overwritten."""
     if _many():
         dist.all_reduce(values, operation)
-    return values.tolist()
+    return values
 
 
-def gather_lists(values: list[str]) -> list[str]:
+def over_ranks(values: torch.Tensor, operation: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> list[float]:
+    """Sum (or maximum) of each of `[N]` values over the ranks, on the host. Collective; `values` is overwritten."""
+    return reduced(values, operation).tolist()
+
+
+def gather_lists(values: list[T]) -> list[T]:
     """Lists of all ranks, one after the other. Collective and slow (pickles): for rare events."""
     if not _many():
         return values
@@ -175,19 +221,18 @@ def gather_lists(values: list[str]) -> list[str]:
     return [value for part in lists for value in part]
 
 
-def gather_rows(values: torch.Tensor) -> torch.Tensor:
-    """Rows of all ranks, `[n, …]` → `[N, …]`, in the order of the ranks, which may have unequal numbers. Collective."""
+def gather_rows(values: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
+    """Rows of all ranks, `[n, …]` → `[N, …]`, in the order of the ranks. Collective.
+
+    Args:
+        values: Rows of this rank.
+        sizes: Number of rows of each rank.
+    """
     if not _many():
         return values
-    world = dist.get_world_size()
-    counts = torch.zeros(world, dtype=torch.int64, device=values.device)
-    counts[dist.get_rank()] = len(values)
-    dist.all_reduce(counts)
-    sizes = counts.tolist()
     # All ranks must send equally much.
-    padded = values.new_zeros((max(sizes), *values.shape[1:]))
-    padded[: len(values)] = values
-    parts = [torch.empty_like(padded) for _ in range(world)]
+    padded = torch.cat([values, values.new_zeros((max(sizes) - len(values), *values.shape[1:]))])
+    parts = [torch.empty_like(padded) for _ in sizes]
     dist.all_gather(parts, padded)
     return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
 

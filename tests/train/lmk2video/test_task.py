@@ -27,7 +27,7 @@ from talkinghead.schema import SampleIndex
 from tests.support.derived_data import TOY, ToySettings, add_version, toy
 from tests.support.face_clips import LATENTS_VERSION, add_latents, build_face_data, clip_key
 from tests.support.lmk2video_tasks import batch_of, gradients, prepared, shake
-from tests.support.training import losses_of
+from tests.support.training import batches_of, losses_of
 from train.clip_choice import PinnedVersion, ReadVersions
 from train.config import ParallelConfig
 from train.lmk2video.clip_source import FILE, ClipSource
@@ -96,7 +96,9 @@ def test_a_samples_loss_is_its_own(task: Lmk2VideoTask[Any], module: Lmk2Video, 
         for row in range(4):
             alone = losses_of(task, module, only(batch, row), seed=0)["loss"]
             torch.testing.assert_close(alone[0], losses[row], rtol=1e-4, atol=1e-6)
-        assert not torch.equal(losses_of(task, module, batch, seed=1)["loss"], losses)
+        others = next(batches_of(task, 4, seed=1))
+        drawn = batch | {name: others[name] for name in ("timestep", "noise", "target_draw", "reference_draw")}
+        assert not torch.equal(losses_of(task, module, drawn, seed=0)["loss"], losses)
 
 
 def test_gradients_are_the_same_however_a_batch_is_cut(
@@ -220,6 +222,26 @@ def test_a_dropped_reference_is_not_seen(data: Storage, tmp_path: Path) -> None:
             assert torch.equal(losses_of(task, module, other, seed=0)["loss"], loss) is dropped
             moved = batch | {"reference_guidance": batch["reference_guidance"].flip(-1)}
             assert not torch.equal(losses_of(task, module, moved, seed=0)["loss"], loss)
+
+
+def test_images_are_encoded_by_networks_of_the_trainings_precision(
+    data: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = prepared("stage1", data, tmp_path, vae="tiny-kl")
+    gpu, cpu = torch.device("meta"), torch.device("cpu")  # meta stands for any device that is no CPU
+    with torch.autocast("cpu", torch.bfloat16):
+        assert task.encoder_on(cpu).vae is task.encoder.vae  # a CPU computes them in float32
+    monkeypatch.setattr("train.lmk2video.task.computed_in", lambda device: torch.bfloat16)
+    encoder = task.encoder_on(gpu)
+    for network, given in ((encoder.vae, task.encoder.vae), (encoder.image_encoder, task.encoder.image_encoder)):
+        assert (network.dtype, network.device) == (torch.bfloat16, gpu)
+        assert (given.dtype, given.device) == (torch.float32, cpu)  # what is exported
+    assert task.encoder_on(gpu) is encoder  # moved once
+    # Those are the ones that a loss encodes with.
+    asked: list[torch.device] = []
+    monkeypatch.setattr(task, "encoder_on", lambda device: asked.append(device) or task.encoder)
+    losses_of(task, task.build(), batch_of(task, 2), seed=0)
+    assert asked == [cpu]
 
 
 def test_frames_without_a_face_do_not_count(task: Lmk2VideoTask[Any], module: Lmk2Video, batch: Batch) -> None:

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from tests.support import toy_task
 from tests.support.train_commands import ROOT, SITE, run_train, toy, wait_for
+from tests.support.training import Ranks, assert_same, lines, recipe, train
 from train.config import CheckpointConfig, ValidationConfig
 from train.recipe import TASKS, Recipe
 from train.run.kept_weights import KeptWeights
@@ -42,9 +43,9 @@ def run_of(path: Path, **toy_settings: Any) -> RunFolder:
     return RunFolder.start(path, RunConfig(task="toy", recipe_name="tiny", recipe=recipe, data="none"))
 
 
-def make(run: RunFolder, figures: Figures, rank: int = 0, **checkpoint: Any) -> Validations:
+def make(run: RunFolder, figures: Figures, rank: int = 0, device: str = "cpu", **checkpoint: Any) -> Validations:
     kept = KeptWeights(run, CheckpointConfig(**checkpoint))
-    return Validations(run, ValidationConfig(every=1), rank, figures.take, kept.keep)
+    return Validations(run, ValidationConfig(every=1, device=device), rank, figures.take, kept.keep)
 
 
 def export(folder: Path) -> None:
@@ -137,6 +138,61 @@ def test_weights_that_are_gone_are_named(tmp_path: Path) -> None:
     run = run_of(tmp_path)
     with pytest.raises(ValueError, match="weights of step 7 are neither in"):
         run_validation(run, 7, run.data_sets)
+
+
+def test_the_ranks_validate_with_the_figures_of_a_process_of_its_own(tmp_path: Path) -> None:
+    """When `submit` returns they are in, and nothing is left of it in what the training draws from."""
+    next_to, here = Figures(), Figures()
+    child = make(run_of(tmp_path / "child"), next_to)
+    child.submit(5, export)
+    child.wait()
+    run = run_of(tmp_path / "here")
+    ranks = make(run, here, device="ranks")
+    torch.manual_seed(3)
+    ranks.submit(5, lambda folder: save_file(model_of_seed_1(), folder / toy_task.WEIGHTS))
+    drawn = torch.rand(3)
+    torch.manual_seed(3)
+    assert torch.equal(drawn, torch.rand(3))
+    assert ranks._child is None and ranks.pending == frozenset()
+    assert here[5] == pytest.approx(next_to[5], rel=1e-6)
+    assert steps_in(run.kept_weights) == [5]
+
+
+def model_of_seed_1() -> dict[str, torch.Tensor]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        return toy_task.ToyModel(toy_task.Config()).state_dict()
+
+
+def test_a_validation_by_the_ranks_that_fails_ends_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run, figures = run_of(tmp_path, fail_validation=True), Figures()
+    validations = make(run, figures, device="ranks")
+    validations.submit(1, export)
+    assert not figures and "the validation of step 1 failed, training goes on: the toy was told to" in caplog.text
+    assert (validations.folder(1) / "weights").is_dir(), "for a look by hand"
+    # What an earlier start has left undone is done at the next one.
+    again = Validations(
+        run_of(tmp_path / "other"),
+        ValidationConfig(every=1, device="ranks"),
+        0,
+        figures.take,
+        lambda step, folder: None,
+    )
+    (again.folder(7) / "weights").mkdir(parents=True)
+    export(again.folder(7) / "weights")
+    again.resume(7)
+    assert sorted(figures) == [7]
+
+
+def test_two_ranks_wait_for_the_one_that_validates(ranks: Ranks, tmp_path: Path) -> None:
+    """Each validation takes longer than any step, and both ranks are in step after it."""
+    chosen = recipe({"validate_s": 1.0}, validation={"every": 4, "device": "ranks", "loss_every": 0})
+    first, second = ranks.run(train, tmp_path / "run", chosen)
+    assert_same(first, second)
+    assert_same(first, train(tmp_path / "plain", recipe()), 2e-5)
+    figures = [line for line in lines(tmp_path / "run") if "validation/loss" in line]
+    assert [line["step"] for line in figures] == [4, 8]
+    assert steps_in(tmp_path / "run/weights") == [4, 8]
 
 
 @pytest.mark.slow

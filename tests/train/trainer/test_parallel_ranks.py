@@ -133,7 +133,21 @@ def test_options_change_nothing_but_rounding(ranks: Ranks, tmp_path: Path, strat
     options = plain | {"strategy": strategy, "activation_checkpointing": True}
     first, second = ranks.run(train, tmp_path / "run", recipe({"dropout": 0.2}, microbatch=1, parallel=options))
     assert_same(first, second)
-    assert_same(first, expected, 2e-3)  # bf16 rounds a last bit of a float32 sum up to 2^-8
+    # bf16 rounds a last bit of a float32 sum up to 2^-8; FSDP2's weights of norms, and what goes into a block, as well.
+    assert_same(first, expected, 5e-3 if strategy == "fsdp2" else 2e-3)
+
+
+def test_gradients_in_bf16_are_near_and_resume_exactly(ranks: Ranks, alone: dict[str, Any], tmp_path: Path) -> None:
+    """Each rank's gradient, and their sum, is rounded to 8 bits: near those of one process, and not equal."""
+    rough = {"gradients": "bf16"}
+    whole, other = ranks.run(train, tmp_path / "whole", recipe(parallel=rough))
+    assert_same(whole, other)
+    assert_same(whole, alone, 0.02)
+    with pytest.raises(AssertionError):
+        assert_same(whole, alone, ROUNDING)
+    ranks.run(train, tmp_path / "run", recipe(steps=4, parallel=rough))
+    first, _ = ranks.run(train, tmp_path / "run", recipe(parallel=rough))
+    assert_same(first, whole)
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
