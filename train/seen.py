@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from shards.drawn import DrawnDataset
 from shards.index import MOST_BYTES, Index, read_index
 from shards.manifest import read_manifest, write_manifest
 from shards.mixture import MixtureDataset, divide
@@ -101,6 +102,8 @@ def readings_of(
         # The order by the task itself, over the data sets as they were when the run began.
         roots = dataclasses.replace(there, locations=tuple(str(storage.local_root) for storage in then))
         dataset = make_task(folder.task, recipe.config, roots, folder.task_folder).dataset(recipe.train.seed)
+        if isinstance(dataset, DrawnDataset):
+            dataset = dataset.dataset
         sources = _sources(dataset, folder.task)
         indexes = [
             read_index(storage, read_manifest(storage).annotation(versions[0].version))

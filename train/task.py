@@ -237,8 +237,15 @@ class Task(abc.ABC):
         """Critic that the module is trained against; None: there is none."""
         return None
 
-    def after_step(self, module: nn.Module, means: Mapping[str, float], step: int) -> None:  # noqa: B027
-        """Set buffers of the module from the means of the step's losses, which are equal on all ranks.
+    def after_step(self, module: nn.Module, means: Mapping[str, Tensor], step: int) -> dict[str, Tensor]:
+        """New values of buffers of the module, by name, from the means of the step's losses.
 
-        Called after every step that was not skipped, on the bare module.
+        Called after the update of every step, before anyone knows whether it is skipped: the trainer sets the buffers
+        unless it is. Nothing may wait for the device here.
+
+        Args:
+            module: Module without the wrapper of its ranks.
+            means: Means of the losses, scalars float64 on its device, equal on all ranks.
+            step: Number of the step, from 0.
         """
+        return {}

@@ -87,11 +87,11 @@ class BatchNorm(nn.Module):
         return normalised.view(x.shape)
 
     @torch.no_grad()
-    def move(self, seen: Tensor) -> None:
-        """Move the running statistics towards those of a step, `[2, C]`."""
+    def move(self, seen: Tensor, moves: Tensor) -> None:
+        """Move the running statistics towards those of a step, `[2, C]`, where `moves`, a bool scalar, is True."""
         for running, new in zip((self.running_mean, self.running_var), seen, strict=True):
-            running.lerp_(new.to(running), self.momentum)
-        self.num_batches_tracked += 1
+            running.copy_(torch.where(moves, running.lerp(new.to(running), self.momentum), running))
+        self.num_batches_tracked += moves
 
 
 # --- spectral normalisation -------------------------------------------------------------------------------------------
@@ -129,11 +129,13 @@ class _Spectral(nn.Module):
             return self.weight_orig / sigma
 
     @torch.no_grad()
-    def iterate(self) -> None:
-        """Do one power iteration on the weights as they are."""
+    def iterate(self, moves: Tensor | None = None) -> None:
+        """Do one power iteration on the weights as they are, unless `moves`, a bool scalar, is False."""
         matrix = self.weight_orig.flatten(1)
-        self.weight_v.copy_(functional.normalize(matrix.T @ self.weight_u, dim=0, eps=_SMALLEST))
-        self.weight_u.copy_(functional.normalize(matrix @ self.weight_v, dim=0, eps=_SMALLEST))
+        v = functional.normalize(matrix.T @ self.weight_u, dim=0, eps=_SMALLEST)
+        u = functional.normalize(matrix @ v, dim=0, eps=_SMALLEST)
+        for vector, new in ((self.weight_v, v), (self.weight_u, u)):
+            vector.copy_(new if moves is None else torch.where(moves, new, vector))
 
 
 class SpectralLinear(_Spectral, nn.Linear):
@@ -189,22 +191,25 @@ class RunningStatistics:
             norm.pending = None
 
     @torch.no_grad()
-    def move(self) -> None:
-        """Move the buffers once, after the weights have moved. Collective where there is a BatchNorm."""
+    def move(self, passed: Tensor) -> None:
+        """Move the buffers once, after the weights have moved. Collective where there is a BatchNorm.
+
+        Args:
+            passed: Whether the step is not skipped, a bool scalar on the device; else every buffer keeps its bits.
+        """
         if self._norms:
-            for norm, seen in zip(self._norms, self._averages(), strict=True):
-                if seen is not None:
-                    norm.move(seen)
+            for norm, (seen, any_seen) in zip(self._norms, self._averages(), strict=True):
+                norm.move(seen, passed & any_seen)
         for layer in self._spectral:
-            layer.iterate()
+            layer.iterate(passed)
         self.drop()
 
-    def _averages(self) -> Iterator[Tensor | None]:
-        """Statistics of each norm over all microbatches of all ranks, `[2, C]` float64; None: it saw none."""
+    def _averages(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Statistics of each norm over all microbatches of all ranks, `[2, C]` float64, and whether it saw any."""
         device = self._norms[0].running_mean.device
         empty = [torch.zeros(2 * norm.channels + 1, dtype=torch.float64, device=device) for norm in self._norms]
         sums = torch.cat([self._sums.get(number, empty[number]) for number in range(len(self._norms))])
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             dist.all_reduce(sums)
         for part in sums.split([len(zeros) for zeros in empty]):
-            yield (part[:-1] / part[-1]).view(2, -1) if part[-1] > 0 else None
+            yield (part[:-1] / part[-1]).view(2, -1), part[-1] > 0

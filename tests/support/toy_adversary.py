@@ -154,10 +154,9 @@ class ToyAdversaryTask(ToyTask):
     def adversary(self) -> Adversary | None:
         return ToyAdversary(self.config) if self.config.critic else None
 
-    def after_step(self, module: nn.Module, means: Mapping[str, float], step: int) -> None:
-        if self.config.follow:
-            assert isinstance(module, Generator)
-            module.followed.lerp_(torch.tensor(means["loss"], dtype=torch.float32), 0.1)
+    def after_step(self, module: nn.Module, means: Mapping[str, Tensor], step: int) -> dict[str, Tensor]:
+        assert isinstance(module, Generator)
+        return {"followed": module.followed.lerp(means["loss"].float(), 0.1)} if self.config.follow else {}
 
     def loss(
         self,

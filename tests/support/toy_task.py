@@ -111,6 +111,8 @@ class ToyModel(nn.Module):
 class ToyDataset:
     """Items by slot. Each has a length, so that microbatches by length can be made, which changes nothing of it."""
 
+    readers = ()
+
     def __init__(self, config: Config, seed: int) -> None:
         self.config = config
         self.order = SampleOrder(config.num_samples, seed)
@@ -137,6 +139,8 @@ class ToyDataset:
 
 class ToyHeldOut:
     """Held-out items by slot; their samples are those from 2000 on."""
+
+    readers = ()
 
     def __init__(self, config: Config) -> None:
         self.config = config

@@ -87,11 +87,11 @@ def train(
         )
         return loss(module, batch, **about)
 
-    def noting(stop: bool, save: bool) -> None:
+    def noting() -> None:
         with (path.parent / f"batches-{rank}.jsonl").open("a") as file:
             file.writelines(json.dumps(entry) + "\n" for entry in batches)
         batches.clear()
-        after(stop, save)
+        after()
 
     task.loss = recording  # type: ignore[method-assign]
     trainer._after_step = noting  # type: ignore[method-assign]

@@ -11,7 +11,7 @@ from talkinghead.models.adapters.lora import A, B, Lora, merged_weight
 from talkinghead.models.running_statistics import RUNNING, BatchNorm
 from train.config import EmaConfig
 from train.trainer.learner import Learner
-from train.trainer.parallel import bare, full
+from train.trainer.parallel import bare, full, local
 
 
 class Ema:
@@ -54,13 +54,21 @@ class Ema:
         return min(self.config.decay, (1 + step) / (10 + step)) if self.config.warmup else self.config.decay
 
     @torch.no_grad()
-    def update(self, step: int, active: dict[str, nn.Parameter]) -> None:
-        """Move the averages towards the weights that update `step` made; of those that it did not move they stay."""
+    def update(self, step: int, active: dict[str, nn.Parameter], passed: Tensor) -> None:
+        """Move the averages towards the weights that update `step` made; of those that it did not move they stay.
+
+        Args:
+            step: Number of the step, from 0.
+            active: Parameters that it moves.
+            passed: Whether it is not skipped, a bool scalar on the device; else no average moves.
+        """
         if self._copies is None:
             return
         now: dict[str, Tensor] = {**active, **self._statistics}
-        averages = [self._copies[name] for name in now]
-        torch._foreach_lerp_(averages, list(now.values()), 1 - self.decay(step))  # pyright: ignore
+        averages = [local(self._copies[name]) for name in now]
+        weights = [local(value) for value in now.values()]
+        share = passed.float() * (1 - self.decay(step))
+        torch._foreach_lerp_(averages, weights, [share] * len(weights))  # pyright: ignore
 
 
 def _running_statistics(module: nn.Module) -> dict[str, Tensor]:

@@ -10,16 +10,34 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 
 from talkinghead.rng import key_bits
 from train.config import TrainConfig
 from train.task import Adversary, Batch, Losses, PartialFigures, Step, Task, Totals
 from train.trainer.learner import Learner
-from train.trainer.parallel import autocast, bare, gather_lists, gather_rows, gradient_sync, moved, over_ranks
+from train.trainer.parallel import autocast, bare, gather_lists, gather_rows, gradient_sync, local, over_ranks
+from train.trainer.precision import draws_masks
 from train.trainer.throughput import Throughput
+from train.trainer.transfer import Ahead
 
 Made = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepBatch:
+    """Samples of a step on one rank, and what it must know of those of all ranks."""
+
+    batches: list[Batch]
+    """Microbatches of this rank, on the CPU."""
+    sizes: tuple[int, ...]
+    """Number of samples of each rank."""
+    total: Totals
+    """Sums over all samples."""
+
+    @property
+    def samples(self) -> float:
+        """Number of samples of all ranks."""
+        return self.total["samples"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +62,7 @@ class Backward:
         learner: Module in training.
         config: Batch sizes, precision and seed.
         device: Device of the module.
+        rank: Number of this process.
         world: Number of ranks.
         clock: Clock of the steps.
         adversary: Adversary of the task.
@@ -56,24 +75,32 @@ class Backward:
         learner: Learner,
         config: TrainConfig,
         device: torch.device,
+        rank: int,
         world: int,
         clock: Throughput,
         adversary: Adversary | None = None,
         critic: Learner | None = None,
     ) -> None:
-        self.task, self.learner, self.config, self.device, self.world = task, learner, config, device, world
+        self.task, self.learner, self.config, self.device = task, learner, config, device
+        self.rank, self.world = rank, world
         self.adversary, self.critic, self.clock = adversary, critic, clock
         self.module = learner.module
+        self.ahead = Ahead(device, clock)
         self._has_terms = False
+        # Whether a network draws from the generator of the device; one that draws nothing needs no seed, and each seed
+        # is an obstacle to CUDA graphs.
+        self._module_draws = draws_masks(bare(self.module))
+        self._critic_draws = critic is not None and draws_masks(bare(critic.module))
 
-    def totals(self, batches: Sequence[Batch], step: int) -> Totals:
-        """Sums over all samples of a step. Collective where the task or its adversary counts, or where microbatches
-        have unequal numbers of samples.
+    def gathered(self, batches: list[Batch], step: int) -> StepBatch:
+        """Batch of a step. Collective where the task or its adversary counts, or where microbatches have unequal
+        numbers of samples: the hosts exchange these, and no device is waited for.
 
         Args:
             batches: Microbatches of this rank, on the CPU.
             step: Number of the step, from 0.
         """
+        self.ahead.start(batches[0])
         counted = [self.task.counts(batch, seed=self.config.seed, step=step) for batch in batches]
         if self.adversary is not None:
             counted = [
@@ -81,27 +108,32 @@ class Backward:
                 for own, batch in zip(counted, batches, strict=True)
             ]
         if not counted[0] and self.config.microbatch_seconds is None:
-            return {"samples": float(self.config.microbatch_size * self.world * len(batches))}
+            own = self.config.microbatch_size * len(batches)
+            total = {"samples": float(own * self.world)}
+            return StepBatch(batches=batches, sizes=(own,) * self.world, total=total)
         names = list(counted[0])
-        sums = [float(sum(len(batch["keys"]) for batch in batches))]
-        sums += [float(sum(part[name].double().sum() for part in counted)) for name in names]
-        shared = torch.tensor(sums, dtype=torch.float64, device=self.device)
-        with self.clock.on_device("all_reduce"):
-            totals = over_ranks(shared)
-        return dict(zip(["samples", *names], totals, strict=True))
+        sizes = [0.0] * self.world
+        sizes[self.rank] = float(sum(len(batch["keys"]) for batch in batches))
+        sums = [float(sum(part[name].double().sum() for part in counted)) for name in names]
+        # A tensor of the CPU, which travels from host to host.
+        with self.clock.waiting("all_reduce"):
+            shared = over_ranks(torch.tensor([*sizes, *sums], dtype=torch.float64))
+        sizes, sums = shared[: self.world], shared[self.world :]
+        total = {"samples": sum(sizes), **dict(zip(names, sums, strict=True))}
+        return StepBatch(batches=batches, sizes=tuple(map(int, sizes)), total=total)
 
     # --- the module's turn --------------------------------------------------------------------------------------------
 
-    def module_turn(self, batches: Sequence[Batch], step: int, total: Totals) -> Turn:
+    def module_turn(self, batch: StepBatch, step: int) -> Turn:
         """Add the gradient of (sum of the samples' losses) / (samples of the step), and of the batch terms.
 
         The first call of a training must be with one microbatch: it tells whether there are batch terms.
 
         Args:
-            batches: Microbatches of this rank, on the CPU.
+            batch: Batch of the step.
             step: Number of the step, from 0.
-            total: Sums over the step.
         """
+        batches, total = batch.batches, batch.total
         with self._critic_frozen():
             # Terms over the whole batch need the rows of all samples before the first backward pass. With several
             # microbatches the graph of all of them would take too much memory: they are computed twice.
@@ -113,19 +145,19 @@ class Backward:
                 self._has_terms = bool(early.rows)
             elif self._has_terms:
                 with torch.no_grad():
-                    rows = [self._forward(batch, step, total, sync=False).rows for batch in batches]
+                    rows = [self._forward(one, step, total, sync=False).rows for one in self.ahead.in_turn(batches)]
                 self.learner.statistics.drop()
             slopes: list[dict[str, Tensor]] = [{} for _ in batches]
             terms: dict[str, Tensor] = {}
             if self._has_terms:
-                slopes, terms = self._batch_terms([batch["slot"] for batch in batches], rows, step)
+                slopes, terms = self._batch_terms(batch, rows, step)
             # One backward pass for each microbatch; gradients are exchanged in the last one.
             losses: list[Losses] = []
             made: list[Made] = []
             figures: list[PartialFigures] = []
-            for index, batch in enumerate(batches):
+            for index, one in enumerate(batches if early else self.ahead.in_turn(batches)):
                 last = index == len(batches) - 1
-                result = self._backward(batch, step, total, sync=last, slopes=slopes[index], early=early)
+                result = self._backward(one, step, total, sync=last, slopes=slopes[index], early=early)
                 self.learner.statistics.note()
                 losses.append({name: loss.detach() for name, loss in result.losses.items()})
                 made.append({name: value.detach() for name, value in result.made.items()})
@@ -133,12 +165,11 @@ class Backward:
         return Turn(losses=losses, made=made, terms=terms, figures=figures)
 
     def _forward(self, batch: Batch, step: int, total: Totals, *, sync: bool) -> Step:
-        # Seed the global generator for dropout, so that its masks depend on nothing that ran before. A seed must fit 64
-        # bits.
-        self._seed_dropout("dropout", step, batch)
-        batch = self._moved(batch)
+        if self._module_draws:
+            self._seed_dropout("dropout", step, batch)
+        batch = self.ahead.take(batch)
         critic = bare(self.critic.module) if self.critic else None
-        with gradient_sync(self.module, sync), autocast(self.config.parallel, self.device):
+        with gradient_sync(self.module, sync, self.config.parallel), autocast(self.config.parallel, self.device):
             result = self.task.loss(self.module, batch, seed=self.config.seed, step=step, total=total, critic=critic)
         assert result.losses["loss"].shape == (len(batch["keys"]),), "a task's loss is each sample's for itself"
         return result
@@ -156,7 +187,7 @@ class Backward:
         """Forward pass, unless it is done already, and backward pass of a microbatch."""
         # DDP and FSDP2 average the gradients of the ranks, where the sum is wanted: the factor `world` makes up for it.
         # The backward pass must lie within `gradient_sync`, too: that is where gradients are exchanged.
-        with gradient_sync(self.module, sync):
+        with gradient_sync(self.module, sync, self.config.parallel):
             result = early or self._forward(batch, step, total, sync=sync)
             objective = result.losses["loss"].sum() * (self.world / total["samples"])
             for name, along in (slopes or {}).items():
@@ -181,15 +212,16 @@ class Backward:
                 self.critic.statistics.drop()
 
     def _batch_terms(
-        self, slots: Sequence[Tensor], rows: Sequence[Mapping[str, Tensor]], step: int
+        self, batch: StepBatch, rows: Sequence[Mapping[str, Tensor]], step: int
     ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
         """Slopes of the batch terms along the rows of each microbatch of this rank, and the terms. Collective."""
         own = {name: torch.cat([part[name].detach().float() for part in rows]) for name in rows[0]}
-        numbers = torch.cat(list(slots)).to(self.device)
+        slots = [one["slot"] for one in batch.batches]
+        numbers = torch.cat([slot.to(self.device, non_blocking=True) for slot in slots])
         # Every rank puts the rows of all ranks in the order of their slots, and takes the slopes along its own.
-        everyones = gather_rows(numbers)
+        everyones = gather_rows(numbers, batch.sizes)
         order = everyones.argsort()
-        whole = {name: gather_rows(values)[order].requires_grad_(True) for name, values in own.items()}
+        whole = {name: gather_rows(values, batch.sizes)[order].requires_grad_(True) for name, values in own.items()}
         with torch.enable_grad():
             figures = self.task.batch_terms(whole, seed=self.config.seed, step=step)
             names = list(whole)
@@ -204,28 +236,29 @@ class Backward:
 
     # --- the critic's turn --------------------------------------------------------------------------------------------
 
-    def critic_turn(self, batches: Sequence[Batch], made: Sequence[Made], step: int, total: Totals) -> list[Losses]:
+    def critic_turn(self, batch: StepBatch, made: Sequence[Made], step: int) -> list[Losses]:
         """Add the gradient of the critic's losses to its parameters. Returns its losses `[B]` of each microbatch.
 
         Args:
-            batches: Microbatches of this rank, on the CPU.
-            made: What the module made of each before its update.
+            batch: Batch of the step.
+            made: What the module made of each microbatch before its update.
             step: Number of the step, from 0.
-            total: Sums over the step.
         """
         losses = []
-        for index, (batch, judged) in enumerate(zip(batches, made, strict=True)):
-            losses.append(self._critic_backward(batch, judged, step, total, sync=index == len(batches) - 1))
+        for index, (one, judged) in enumerate(zip(self.ahead.in_turn(batch.batches), made, strict=True)):
+            last = index == len(batch.batches) - 1
+            losses.append(self._critic_backward(one, judged, step, batch.total, sync=last))
             assert self.critic is not None
             self.critic.statistics.note()
         return losses
 
     def _critic_backward(self, batch: Batch, made: Made, step: int, total: Totals, *, sync: bool) -> Losses:
         assert self.critic is not None and self.adversary is not None
-        self._seed_dropout("critic dropout", step, batch)
-        batch = self._moved(batch)
+        if self._critic_draws:
+            self._seed_dropout("critic dropout", step, batch)
+        batch = self.ahead.take(batch)
         module = self.critic.module
-        with gradient_sync(module, sync):
+        with gradient_sync(module, sync, self.config.parallel):
             with autocast(self.config.parallel, self.device):
                 losses = self.adversary.loss(module, batch, made, seed=self.config.seed, step=step, total=total)
             assert losses["loss"].shape == (len(batch["keys"]),), "a critic's loss is each sample's for itself"
@@ -234,11 +267,11 @@ class Backward:
         return {name: loss.detach() for name, loss in losses.items()}
 
     def _seed_dropout(self, purpose: str, step: int, batch: Batch) -> None:
-        torch.manual_seed(key_bits(self.config.seed, purpose, step, int(batch["slot"][0])) >> 65)
-
-    def _moved(self, batch: Batch) -> Batch:
-        with self.clock.on_device("to_device"):
-            return moved(batch, self.device)
+        """Seed the generator of the device for a microbatch, so that dropout depends on nothing that ran before."""
+        gpu = self.device.type == "cuda"
+        drawn = torch.cuda.default_generators[self.device.index] if gpu else torch.default_generator
+        # A seed must fit 64 bits. The slot lies on the host, and a GPU takes its seed without being waited for.
+        drawn.manual_seed(key_bits(self.config.seed, purpose, step, int(batch["slot"][0])) >> 65)
 
     # --- samples that cannot be learnt from ---------------------------------------------------------------------------
 
@@ -246,10 +279,9 @@ class Backward:
         self,
         faults: Sequence[str],
         step: int,
-        batches: Sequence[Batch],
+        batch: StepBatch,
         turn: Turn,
         judged: Sequence[Losses],
-        total: Totals,
     ) -> list[str]:
         """Keys of the samples, on any rank, that made a step's loss or gradient infinite or NaN. Collective.
 
@@ -259,13 +291,13 @@ class Backward:
         Args:
             faults: "loss", or "gradient" if all losses were finite; "critic/loss" or "critic/gradient".
             step: Number of the step, from 0.
-            batches: Microbatches of this rank.
+            batch: Its batch.
             turn: What the module's turn gave.
             judged: Losses of the critic for each microbatch.
-            total: Sums over the step.
         """
         # A bad loss shows in the numbers at hand. A bad gradient needs a backward pass for each sample, which is rare
-        # enough.
+        # enough. The weights may be those of the next step by then: what is searched for is in the samples.
+        batches, total = batch.batches, batch.total
         keys: list[str] = []
         for fault in faults:
             if fault == "loss":
@@ -277,7 +309,7 @@ class Backward:
             else:
                 keys += self._keys_of_bad_critic(batches, turn.made, step, total)
         # Each may be finite on its own and their sum not; then all samples of the step are named.
-        keys = gather_lists(keys) or gather_lists([key for batch in batches for key in batch["keys"]])
+        keys = gather_lists(keys) or gather_lists([key for one in batches for key in one["keys"]])
         return list(dict.fromkeys(keys))
 
     def _keys_of_bad_loss(self, batches: Sequence[Batch], losses: Sequence[Losses]) -> list[str]:
@@ -330,9 +362,9 @@ def keys_of_bad_loss(batches: Iterable[Batch], losses: Iterable[torch.Tensor]) -
 
 def keys_by_loss(batches: Iterable[Batch], losses: Iterable[Losses]) -> list[str]:
     """Keys of all samples of a step, on any rank, those with the largest loss first. Collective."""
-    keys = gather_lists([key for batch in batches for key in batch["keys"]])
-    own = gather_rows(torch.cat([part["loss"].detach().float() for part in losses])).tolist()
-    return list(dict.fromkeys(key for _, key in sorted(zip(own, keys, strict=True), key=lambda pair: -pair[0])))
+    own = torch.cat([part["loss"].detach().float() for part in losses]).tolist()
+    found = gather_lists(list(zip(own, (key for batch in batches for key in batch["keys"]), strict=True)))
+    return list(dict.fromkeys(key for _, key in sorted(found, key=lambda pair: -pair[0])))
 
 
 def keys_of_bad_gradient(
@@ -352,7 +384,7 @@ def keys_of_bad_gradient(
     for batch in batches:
         _drop_gradients(parameters)
         backward(batch)
-        if not all(_local(p.grad).isfinite().all() for p in parameters if p.grad is not None):
+        if not all(local(p.grad).isfinite().all() for p in parameters if p.grad is not None):
             keys += batch["keys"]
     _drop_gradients(parameters)
     return keys
@@ -372,7 +404,3 @@ def only(batch: Batch, index: int) -> Batch:
 def _drop_gradients(parameters: Iterable[nn.Parameter]) -> None:
     for parameter in parameters:
         parameter.grad = None
-
-
-def _local(gradient: torch.Tensor) -> torch.Tensor:
-    return gradient.to_local() if isinstance(gradient, DTensor) else gradient

@@ -11,6 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ log = logging.getLogger(__name__)
 
 CRITIC = "critic/"
 """Beginning of the names of the critic's figures."""
+Number = TypeVar("Number", float, Tensor)
 _COUNT = "\n"  # begins the name under which the samples of a partial figure are counted; no figure is named so
 
 
@@ -48,7 +50,7 @@ def _sum(parts: Sequence[Tensor]) -> Tensor:
     return torch.cat([part.detach().reshape(-1) for part in parts]).double().sum()
 
 
-def split(sums: Mapping[str, float]) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
+def split(sums: Mapping[str, Number]) -> tuple[dict[str, Number], dict[str, tuple[Number, Number]]]:
     """Sums over all samples, and name → (sum, count) of the partial figures, of what `sums_of` gave."""
     counted = {name.removeprefix(_COUNT) for name in sums if name.startswith(_COUNT)}
     whole = {name: value for name, value in sums.items() if name not in counted and not name.startswith(_COUNT)}

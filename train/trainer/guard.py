@@ -1,7 +1,8 @@
 """Guard of the steps: those that must not reach the weights are skipped, and those that stand out are warned of.
 
-Every rank has the same sums and norms, and so decides the same. What decides is in the checkpoints: a resumed run skips
-the same steps.
+The device decides (`RunningMedian.passes`), so that no step waits for the host; the host learns of it later, and says
+why by the same numbers (`faults_of`, `excesses`). Every rank has the same sums and norms, and so decides the same. What
+decides is in the checkpoints: a resumed run skips the same steps.
 """
 
 from __future__ import annotations
@@ -92,7 +93,8 @@ def faults_of(figures: Mapping[str, float], norms: Mapping[str, float], critic_n
 # --- what stands out --------------------------------------------------------------------------------------------------
 
 MEDIAN = "x the running median"
-_WATCHED = ("loss", COMMON)
+WATCHED = ("loss", COMMON)
+"""Figures of a step that are compared with what is usual."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,49 +115,84 @@ class Excess:
         return f"{self.name} {self.value:.4g} is {self.times:.3g} {MEDIAN}"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Usual:
+    """Loss and gradient norm of a step, and what is usual for each, on the host."""
+
+    values: Mapping[str, float]
+    """Mean loss of the step, and the norm of its gradients: the names of `WATCHED`."""
+    medians: Mapping[str, float]
+    """Running medians of both; NaN where there are too few values."""
+    newest: Mapping[str, float]
+    """Both of the newest step that was not skipped."""
+
+    def excesses(self, limit: float | None) -> list[Excess]:
+        """What of the step is above a multiple of the running median; nothing without a limit.
+
+        A median of 0 or below says nothing about size: there is no alarm then.
+        """
+        found = []
+        for name, value in self.values.items():
+            median = self.medians[name]
+            if limit is not None and median > 0 and value > limit * median:
+                new = self.newest[name] <= limit * median
+                found.append(Excess(name=name, value=value, times=value / median, new=new))
+        return found
+
+
 class RunningMedian:
-    """Losses and gradient norms of the newest steps, against which a step is held.
+    """Losses and gradient norms of the newest steps, against which a step is held; on the device.
 
     Args:
         config: Limits, and the number of steps whose median counts.
+        device: Device of the training.
     """
 
-    def __init__(self, config: GuardConfig) -> None:
+    def __init__(self, config: GuardConfig, device: torch.device | None = None) -> None:
         self.config = config
         # One row for each figure, the newest value last; NaN where there has been no step yet.
-        self._values = torch.full((len(_WATCHED), _KEPT), math.nan, dtype=torch.float64)
+        self._values = torch.full((len(WATCHED), _KEPT), math.nan, dtype=torch.float64, device=device)
 
     def state(self) -> dict[str, Tensor]:
         """Values to keep in a checkpoint; filling them restores the medians."""
         return {"values": self._values}
 
-    def excesses(self, loss: float, norms: Mapping[str, float], limit: float | None) -> list[Excess]:
-        """What of a step is above a multiple of the running median; nothing without a limit.
+    def medians(self) -> Tensor:
+        """Running median of each figure, `[2]` float64; NaN where there are too few values."""
+        # What is NaN comes last in the order. Of an even number of values the median is the lower one in the middle.
+        ordered = self._values[:, -self.config.window :].sort(dim=1).values
+        counts = ordered.isfinite().sum(dim=1, keepdim=True)
+        middle = ordered.gather(1, ((counts - 1) // 2).clamp(min=0))
+        return middle.masked_fill(counts < _FEWEST, math.nan).flatten()
 
-        A median of 0 or below says nothing about size: there is no alarm then.
+    def newest(self) -> Tensor:
+        """Figures of the newest step that was not skipped, `[2]` float64."""
+        return self._values[:, -1]
+
+    def passes(self, values: Tensor, medians: Tensor, decisive: Sequence[Tensor]) -> Tensor:
+        """Whether a step may reach the weights, a bool scalar on the device.
 
         Args:
-            loss: Mean loss of the step.
-            norms: Norms of its gradients.
-            limit: The multiple.
+            values: Mean loss of the step and norm of its gradients, `[2]` float64.
+            medians: What `medians` gave.
+            decisive: Losses and norms, scalars, each of which must be finite.
         """
-        found = []
-        for row, (name, value) in enumerate(zip(_WATCHED, (loss, norms[COMMON]), strict=True)):
-            values = self._values[row, -self.config.window :]
-            values = values[values.isfinite()]
-            if limit is None or len(values) < _FEWEST:
-                continue
-            median = float(values.median())
-            if median > 0 and value > limit * median:
-                new = float(values[-1]) <= limit * median
-                found.append(Excess(name=name, value=value, times=value / median, new=new))
-        return found
+        passed = torch.stack([value.double() for value in decisive]).isfinite().all()
+        if (limit := self.config.skip_above) is not None:
+            passed = passed & ~((medians > 0) & (values > limit * medians)).any()
+        return passed
 
-    def add(self, loss: float, norms: Mapping[str, float]) -> None:
-        """Note a step that was not skipped."""
-        newest = torch.tensor([[loss], [norms[COMMON]]], dtype=torch.float64)
+    @torch.no_grad()
+    def add(self, values: Tensor, passed: Tensor) -> None:
+        """Note a step, unless it was skipped.
+
+        Args:
+            values: Its figures, `[2]` float64.
+            passed: Whether it was not skipped, a bool scalar.
+        """
+        moved = torch.cat([self._values[:, 1:], values[:, None]], dim=1)
         # In place: a checkpoint is filled into this tensor.
-        self._values.copy_(torch.cat([self._values[:, 1:], newest], dim=1))
+        self._values.copy_(torch.where(passed, moved, self._values))
 
 
 def reason(excesses: Sequence[Excess]) -> str:

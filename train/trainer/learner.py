@@ -7,11 +7,12 @@ import re
 from collections.abc import Iterable, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from talkinghead.models.running_statistics import RunningStatistics
 from train.config import OptimizerConfig, ParameterGroup, ScheduleConfig
-from train.trainer.parallel import bare, gradient_norm
+from train.trainer.eight_bit_adam import adamw8bit
+from train.trainer.parallel import bare, gradient_norm, local
 
 COMMON = "gradient_norm"
 """Name of the norm of all gradients that no group limits by itself."""
@@ -31,6 +32,7 @@ class Learner:
 
     Attributes:
         parameters: Trained parameters by name.
+        device: Where they lie.
 
     Raises:
         ValueError: All parameters are frozen, or a group has none or is over before it begins.
@@ -46,6 +48,7 @@ class Learner:
     ) -> None:
         self.module, self.config, self.steps = module, optimizer, steps
         self.parameters = trainable_parameters(bare(module))
+        self.device = next(iter(self.parameters.values())).device
         self.statistics = RunningStatistics(bare(module))
         # The rest, last, is a group of its own that has the recipe's settings.
         everything_else = ParameterGroup(match="", schedule=schedule)
@@ -73,6 +76,8 @@ class Learner:
             parameters = [self.parameters[name] for name in members]
             settings.append(own | {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": decay})
             settings.append(own | {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0})
+        if config.name == "adamw8bit":
+            return adamw8bit(one for one in settings if one["params"])
         kind = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
         # The rate is set before each update; `_make_state` relies on 0.
         optimizer = kind([one for one in settings if one["params"]], lr=0.0, fused=True)
@@ -89,23 +94,30 @@ class Learner:
         ]
         return {name: self.parameters[name] for name in names}
 
-    def norms(self, step: int) -> dict[str, float]:
+    def norms(self, step: int) -> dict[str, Tensor]:
         """L2 norms of the gradients that step `step` has: the common one, and one of each group that has a limit.
 
-        Equal on every rank. Collective where gradients are sharded.
+        Scalars on the device, equal on every rank. Collective where gradients are sharded.
         """
-        found = {COMMON: float(gradient_norm(self._of(step, None)))}
+        common = self._of(step, None)
+        # Where all parameters are in groups with limits of their own, nothing is left.
+        found = {COMMON: gradient_norm(common) if common else torch.zeros((), device=self.device)}
         for number, group in enumerate(self.groups):
             if group.max_gradient_norm is not None and _runs(group, step):
-                found[f"{COMMON}/{group.match}"] = float(gradient_norm(self._of(step, number)))
+                found[f"{COMMON}/{group.match}"] = gradient_norm(self._of(step, number))
         return found
 
-    def update(self, norms: dict[str, float], step: int) -> None:
+    @torch.no_grad()
+    def update(self, norms: dict[str, Tensor], step: int, passed: Tensor) -> None:
         """Move the weights by the gradients of a step, then, once, the buffers that follow it. Collective.
 
+        In a skipped step weights, moments, counts of updates and buffers keep their bits, and nothing waits for the
+        device to know which it is.
+
         Args:
-            norms: What `norms` gave; all finite.
+            norms: What `norms` gave; all finite, unless the step is skipped.
             step: Number of the step, from 0.
+            passed: Whether it is not skipped, a bool scalar on the device.
         """
         _scale_down(self._of(step, None), norms[COMMON], self.config.max_gradient_norm)
         for number, group in enumerate(self.groups):
@@ -118,8 +130,11 @@ class Learner:
                 parameter.grad = None
         for settings in self.optimizer.param_groups:
             settings["lr"] = self.learning_rate(step, settings["group"])
+        # The fused optimizers look at this on the device, as loss scaling for float16 has it: 1 means that a gradient
+        # is not finite, and that nothing is to be moved.
+        self.optimizer.found_inf = (~passed).float()  # pyright: ignore
         self.optimizer.step()
-        self.statistics.move()
+        self.statistics.move(passed)
 
     def check_gradients(self, what: str, whose: str) -> None:
         """Raise `ValueError` where a parameter has got no gradient.
@@ -217,11 +232,15 @@ def _runs(group: ParameterGroup, step: int) -> bool:
     return group.first <= step and (group.last is None or step <= group.last)
 
 
-def _scale_down(parameters: Iterable[nn.Parameter], norm: float, limit: float | None) -> None:
+def _scale_down(parameters: Iterable[nn.Parameter], norm: Tensor, limit: float | None) -> None:
     """Scale a gradient with an L2 norm down to a limit, in place; None: any norm stays."""
-    if limit is not None and norm > limit:
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        torch._foreach_mul_(gradients, limit / norm)  # pyright: ignore
+    gradients = [local(p.grad) for p in parameters if p.grad is not None]
+    if limit is None or not gradients:
+        return
+    # In float64, as Python would divide. A factor of 1 changes no bit.
+    norm = norm.double()
+    factor = torch.where(norm > limit, torch.full_like(norm, limit) / norm, 1.0)
+    torch._foreach_mul_(gradients, factor.float())  # pyright: ignore
 
 
 def _make_state(optimizer: torch.optim.Optimizer) -> None:

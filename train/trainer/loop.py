@@ -23,18 +23,20 @@ from train.run.metrics import Tracker
 from train.run.run_folder import RunFolder
 from train.run.sinks import VALIDATION, check_online, open_sinks
 from train.run.validation import Validations
-from train.task import Batch, Losses, Task
+from train.run.validation_device import check_device
+from train.task import Batch, Task
 from train.trainer.adapter import Adaptation
 from train.trainer.average import Ema, Exporter
-from train.trainer.backward import Backward, Turn, keys_by_loss
+from train.trainer.backward import Backward
 from train.trainer.checkpoint import Checkpoints, training_state
-from train.trainer.figures import CRITIC, split, sums_of
-from train.trainer.guard import RunningMedian, SkipGuard, faults_of, reason, warn
+from train.trainer.guard import RunningMedian, SkipGuard
 from train.trainer.learner import Learner, trainable_parameters
-from train.trainer.parallel import bare, check_covered, choose_device, over_ranks, parallelise, wrap
+from train.trainer.parallel import check_covered, choose_device, parallelise, wrap
 from train.trainer.port import Interrupted, Port, StopRequest
-from train.trainer.reading import Reading
+from train.trainer.precision import set_arithmetic
+from train.trainer.reading import Noticed, Reading
 from train.trainer.retention import Judged, is_due
+from train.trainer.stepping import Launched, Stepping
 from train.trainer.stored_checkpoints import checkpoint_folder
 from train.trainer.throughput import Throughput
 from train.trainer.watch import Watch
@@ -71,6 +73,9 @@ class Trainer:
         # Refuse what can be refused before the model is built, which may take minutes.
         self.accumulation = config.accumulation(port.world)
         self.device = choose_device(config.parallel, port.local_rank)
+        set_arithmetic(config.parallel)
+        if port.rank == 0:
+            check_device(config.validation, self.device, port.local_world)
         check_online(config.log)
         # The model. The exporter copies it first, since additions, moving, wrapping and sharding change it.
         built = _built(task)
@@ -85,19 +90,19 @@ class Trainer:
         if RunningStatistics(built):
             check_covered(config, "BatchNorm or spectral normalisation")
         # The parts of a step. They must be made after the wrapping: sharding replaces the parameters.
-        self.module = parallelise(built, config.parallel, self.device, port.world)
+        self.module = parallelise(built, config.parallel, self.device, port.world, port.local_world)
         groups = () if self.adaptation else task.parameter_groups()  # they are of the weights
         self.learner = Learner(self.module, config.optimizer, config.schedule, config.steps, groups)
         self.critic: Learner | None = None
         if self.adversary is not None and critic is not None:
-            wrapped = wrap(critic.to(self.device), self.device, port.world)
+            wrapped = wrap(critic.to(self.device), self.device, port.world, config.parallel)
             self.critic = Learner(wrapped, self.adversary.optimizer, self.adversary.schedule, config.steps)
         self.ema = Ema(self.learner, config.ema)
         self.clock = Throughput(self.device)
         self.backward = Backward(
-            task, self.learner, config, self.device, port.world, self.clock, self.adversary, self.critic
+            task, self.learner, config, self.device, port.rank, port.world, self.clock, self.adversary, self.critic
         )
-        self.guard, self.medians = SkipGuard(config.guard), RunningMedian(config.guard)
+        self.guard, self.medians = SkipGuard(config.guard), RunningMedian(config.guard, self.device)
         # Resume from the newest checkpoint; everything below needs to know the step.
         folder = checkpoint_folder(run, first=port.local_rank == 0)
         self.checkpoints = Checkpoints(
@@ -123,13 +128,14 @@ class Trainer:
             for damaged in self.checkpoints.set_aside:
                 self.tracker.damaged(self.step, damaged.folder, damaged.defect)
             self.kept = KeptWeights(run, config.checkpoint)
-        self.validations = Validations(run, config.validation, port.rank, self._log_validation, self._keep)
+        self.validations = Validations(run, config.validation, port.rank, self._log_validation, self._keep, self.device)
         self.validations.resume(self.step)
         # State that is in no checkpoint: notices, and figures for the next line.
-        self._stop, self._requeue = StopRequest(), False
-        self._ask, self._asked_at = True, 0.0
+        self._stop, self._stopping, self._requeue, self._saving = StopRequest(), False, False, False
+        self._ask, self._asked_in, self._asked_at = True, 0, 0.0
         self.watch = Watch(task, self.learner, self.critic, self.clock, config, run, port)
-        self._critic_losses: tuple[str, ...] = ()  # their names, known from the rehearsal on
+        self.stepping = Stepping(task, self.backward, self.ema, self.guard, self.medians, self.watch)
+        self._open: tuple[Launched, Noticed] | None = None  # the step whose figures are not read yet
 
     def fit(self) -> None:
         """Train to the last step; its checkpoint is whole and its validation submitted when this returns.
@@ -149,12 +155,12 @@ class Trainer:
             while self.step < self.config.steps:
                 self.port.deadline.tick()
                 with self.watch.step(self.step + 1):
-                    stop, save = self._train_step()
+                    self._train_step()
                 self.port.progress.note(None)
                 self.step += 1
-                self._after_step(stop, save)
+                self._after_step()
                 # Every rank has the same flag, and `_after_step` has written the checkpoint: all end at the same step.
-                if stop:
+                if self._stopping:
                     raise Interrupted(self.step, self._requeue)
         # The last checkpoint must be whole before the weights are exported.
         self.checkpoints.wait()
@@ -191,129 +197,82 @@ class Trainer:
         self.port.progress.note("waited for its first data")
         first = self.reading.first()
         self.port.progress.note("worked on the rehearsal")
-        total = self.backward.totals([first], self.step)
-        with self.watch.counting(len(first["keys"])):
-            turn = self.backward.module_turn([first], self.step, total)
-        self.learner.check_gradients("the loss does not depend on", "the task")
-        if turn.terms:
-            check_covered(self.config, "terms over the whole batch")
-        if self.critic is not None:
-            judged = self.backward.critic_turn([first], turn.made, self.step, total)
-            self.critic.check_gradients("the critic's loss does not depend on", "the adversary")
-            self._critic_losses = tuple(judged[0])
-        self._drop()
+        self.stepping.rehearse(self.backward.gathered([first], self.step), self.step)
         # The rehearsal is no step: it must not count in the first figures.
         self.clock.restart()
 
     # --- one step -----------------------------------------------------------------------------------------------------
 
-    def _train_step(self) -> tuple[bool, bool]:
-        """Do one update from all microbatches. Returns (stop after it, write a checkpoint), equal on every rank."""
-        # All microbatches of this rank, and the sums over the step that losses divide by.
-        microbatches: list[Batch] = []
+    def _train_step(self) -> None:
+        """Launch an update from all microbatches, and settle the one before; this one, too, where something follows
+        that needs its figures."""
         self.port.progress.note(f"waited for the data of step {self.step + 1}")
+        batches: list[Batch] = []
         for _ in range(self.accumulation):
             with self.clock.waiting():
-                microbatches.append(self.reading.next())
+                batches.append(self.reading.next())
+        noticed = self.reading.noticed()
+        batch = self.backward.gathered(batches, self.step)
         self.port.progress.note(f"worked on step {self.step + 1}")
-        total = self.backward.totals(microbatches, self.step)
-        self.watch.interval.read(total["samples"])
-        # The module's turn, then the critic's, which judges what the module made before its update.
-        turn = self.backward.module_turn(microbatches, self.step, total)
-        judged: list[Losses] = []
-        if self.adversary is not None and self.step >= self.adversary.start:
-            judged = self.backward.critic_turn(microbatches, turn.made, self.step, total)
-        # float() waits for the device: the time of a step ends with its result.
-        norms = self.learner.norms(self.step)
-        critic_norms = self.critic.norms(self.step) if self.critic is not None and judged else {}
+        launched = self.stepping.launch(batch, self.step, lambda: self._flags(noticed))
+        # Now that the device has work again, the host may wait for what it did before.
+        self._settle()
+        self._open = launched, noticed
+        if self._stopping or self._saving or self._needs_figures(self.step + 1):
+            self._settle()
+
+    def _settle(self) -> None:
+        """Learn what became of the step that was launched last, unless that is known. Every rank learns the same."""
+        if self._open is None:
+            return
+        (launched, noticed), self._open = self._open, None
+        flags = self.stepping.settle(launched, self.tracker)
+        self.reading.settle(launched.step + 1, noticed, flags, self.tracker)
+        # A question that was asked since then was the answer to what was due.
+        self._ask = flags["due"] > 0 and launched.step >= self._asked_in
+        self._requeue |= flags["requeue"] > 0
+        self._stopping |= self._requeue or flags["stop"] > 0
+        self._saving |= flags["preempting"] > 0 or flags["late"] > 0
+
+    def _flags(self, noticed: Noticed) -> dict[str, float]:
+        """What this rank wants and has noticed by now, to be added up over the ranks."""
         # Preemption takes two steps, since the launcher may answer only when every rank asks. A step in which the
-        # question is due by the clock of any rank sets `_ask` on all of them; in the next step all ask, and share the
-        # answer.
-        asked = self._ask and self.port.preempting()
-        again = self._stop.requeue or self.port.deadline.due(self.checkpoints.longest_s)
-        wanted = [self._stop.requested, again, asked, self._due(), self._late()]
-        flags = torch.tensor([*self.reading.counts(), *wanted], dtype=torch.float64, device=self.device)
-        # One exchange for the sums of the losses and the flags: after it, every rank knows the same.
-        sums = sums_of(turn.losses, turn.figures, judged)
-        shared = torch.cat([torch.stack(list(sums.values())), flags])
-        with self.clock.on_device("all_reduce"):
-            *totals, stop, again, preempting, due, late = over_ranks(shared)
-        self.reading.settle(self.step + 1, totals[len(sums) :], self.tracker)
-        self._ask, self._requeue = due > 0, again > 0
-        figures, partial = split(dict(zip(sums, totals[: len(sums)], strict=True)))
-        # Batch terms are one number for the whole step, which every rank has; `loss` is the sum of both.
-        for name, value in turn.terms.items():
-            figures[name] = figures.get(name, 0.0) + float(value) * total["samples"]
-        if not judged:
-            figures |= {CRITIC + name: 0.0 for name in self._critic_losses}
-        # Update or skip. Every rank has the same sums and the same norms, and so decides the same. Where one of both
-        # networks cannot learn, neither does.
-        if faults := faults_of(figures, norms, critic_norms):
-            keys = self.backward.bad_samples(faults, self.step, microbatches, turn, judged, total)
-            self._skip(" and ".join(faults), keys)
-        elif text := self._excessive(figures["loss"] / total["samples"], norms, microbatches, turn):
-            self._skip(text, keys_by_loss(microbatches, turn.losses))
-        else:
-            with self.watch.update(self.step + 1):
-                self._update(norms, critic_norms, figures, total["samples"])
-            norms = norms | {CRITIC + name: norm for name, norm in critic_norms.items()}
-            self.watch.interval.add(figures, partial, norms, total["samples"])
-        self._drop()
-        return stop > 0 or self._requeue, preempting > 0 or late > 0
-
-    def _drop(self) -> None:
-        """Forget the gradients of a step, and what its forward passes have noted."""
-        self.learner.drop()
-        if self.critic is not None:
-            self.critic.drop()
-
-    def _due(self) -> bool:
-        """Whether it is time to ask the launcher again, by the clock of this rank; the ranks agree before they ask."""
-        now = time.monotonic()
-        if self._ask:
-            self._asked_at = now
-        return now - self._asked_at >= ASK_EVERY_S
+        # question is due by the clock of any rank sets `_ask` on all of them when it is settled; in the next one that
+        # is launched all ask, and share the answer.
+        now, asked = time.monotonic(), self._ask
+        if asked:
+            self._ask, self._asked_in, self._asked_at = False, self.step, now
+        wanted = {
+            "preempting": asked and self.port.preempting(),
+            "due": now - self._asked_at >= ASK_EVERY_S,
+            "stop": self._stop.requested,
+            "requeue": self._stop.requeue or self.port.deadline.due(self.checkpoints.longest_s),
+            "late": self._late(),
+        }
+        return {name: float(value) for name, value in wanted.items()} | noticed.counts
 
     def _late(self) -> bool:
         """Whether the newest checkpoint is too old, by the clock of rank 0."""
         minutes = self.config.checkpoint.every_minutes
         return self.port.rank == 0 and minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes
 
-    def _update(
-        self, norms: dict[str, float], critic_norms: dict[str, float], figures: dict[str, float], samples: float
-    ) -> None:
-        """Move everything that a step moves."""
-        self.learner.update(norms, self.step)
-        if self.critic is not None and critic_norms:
-            self.critic.update(critic_norms, self.step)
-        self.ema.update(self.step, self.learner.active(self.step))
-        self.task.after_step(bare(self.module), {name: value / samples for name, value in figures.items()}, self.step)
-        self.medians.add(figures["loss"] / samples, norms)
-        self.guard.passed()
-
-    def _excessive(self, loss: float, norms: dict[str, float], batches: list[Batch], turn: Turn) -> str:
-        """Why a step far above the running median is skipped; empty where it is not. Records one that is warned of."""
-        config = self.config.guard
-        if too_large := self.medians.excesses(loss, norms, config.skip_above):
-            return reason(too_large)
-        found = self.medians.excesses(loss, norms, config.warn_above)
-        if any(excess.new for excess in found):
-            keys = keys_by_loss(batches, turn.losses)
-            warn(self.step + 1, found, keys)
-            if self.tracker is not None:
-                self.tracker.alarm(self.step + 1, reason(found), keys)
-        return ""
-
-    def _skip(self, what: str, keys: list[str]) -> None:
-        """Record a skipped step, which leaves weights, moments and averages as they are."""
-        # First the record, since the guard may end the training.
-        if self.tracker is not None:
-            self.tracker.skipped(self.step + 1, what, keys)
-        self.guard.skipped(self.step + 1, what, keys)
-
     # --- between steps ------------------------------------------------------------------------------------------------
 
-    def _after_step(self, stop: bool, save: bool) -> None:
+    def _needs_figures(self, step: int) -> bool:
+        """Whether something follows step `step`, from 1, that needs to know what became of it."""
+        return (
+            self.watch.has_line(step)
+            or self.watch.held_out.due(step)
+            or self._is_validated(step)
+            or is_due(self.config.checkpoint, step, validated=False)
+            or step == self.config.steps
+        )
+
+    def _is_validated(self, step: int) -> bool:
+        every = self.config.validation.every
+        return every > 0 and (step == self.config.steps or step % every == 0)
+
+    def _after_step(self) -> None:
         config, step = self.config, self.step
         last = step == config.steps
         # Figures, also after the last step.
@@ -325,15 +284,15 @@ class Trainer:
                 self._record(step, figures)
             self.port.progress.note(None)
         # Validation, before the checkpoint: a training killed between the two resumes earlier and submits it again.
-        validated = config.validation.every > 0 and (last or step % config.validation.every == 0)
+        validated = self._is_validated(step)
         if validated:
             self.validations.submit(step, functools.partial(self._write, self._averaged()))
         self.validations.poll()
         # Checkpoint: at its interval, at the end, and when the training will be ended early; that one is waited for.
-        if last or stop or save or is_due(config.checkpoint, step, validated=validated):
+        if last or self._stopping or self._saving or is_due(config.checkpoint, step, validated=validated):
             with self.clock.checkpointing():
-                self.checkpoints.save(step, self._state(), block=stop or last, judged=self._judged())
-            self._saved_at = time.monotonic()
+                self.checkpoints.save(step, self._state(), block=self._stopping or last, judged=self._judged())
+            self._saved_at, self._saving = time.monotonic(), False
             self.port.report(self.watch.interval.newest)
         self.checkpoints.poll()
 

@@ -7,12 +7,12 @@ import re
 from collections.abc import Mapping
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from train.trainer.eight_bit_adam import moments_of
 from train.trainer.learner import Learner
-from train.trainer.parallel import over_ranks
+from train.trainer.parallel import local, reduced
 
 GRADIENT = "network_gradient_norm/"
 UPDATE = "network_update_ratio/"
@@ -29,7 +29,8 @@ def network_of(name: str, networks: Mapping[str, str]) -> str:
 
 
 class NetworkNorms:
-    """Norms over the networks of a module in training. They cost about as much as an update: ask for them now and then.
+    """Norms over the networks of a module in training, scalars on the device. They cost about as much as an update: ask
+    for them now and then.
 
     No copy of the weights is kept: what Adam has changed follows from its moments.
 
@@ -44,37 +45,37 @@ class NetworkNorms:
         self._names = list(dict.fromkeys(self._network.values()))
 
     @torch.no_grad()
-    def gradients(self) -> dict[str, float]:
+    def gradients(self) -> dict[str, Tensor]:
         """L2 norm of the gradient of each network, before clipping. Collective where gradients are sharded."""
         squares = self._zeros(1)
         for name, parameter in self.learner.parameters.items():
             if parameter.grad is not None:
-                squares[self._place(name), 0] += _square(_local(parameter.grad))
-        return {GRADIENT + name: math.sqrt(value) for name, (value,) in self._over_ranks(squares).items()}
+                squares[self._place(name), 0] += _square(local(parameter.grad))
+        norms = self._over_ranks(squares).sqrt()
+        return {GRADIENT + name: norm for name, norm in zip(self._names, norms[:, 0], strict=True)}
 
     @torch.no_grad()
-    def updates(self, step: int) -> dict[str, float]:
+    def updates(self, step: int) -> dict[str, Tensor]:
         """L2 norm of what the newest update changed of each network, over that of its weights. Collective where they
         are sharded.
 
-        Weights that the step did not move count as unchanged.
+        Weights that the step did not move count as unchanged; NaN where all are 0.
 
         Args:
-            step: Number of that step, from 0.
+            step: Number of that step, from 0, which must not have been skipped.
         """
         squares = self._zeros(2)
         active = self.learner.active(step)
         optimizer = self.learner.optimizer
         settings = {id(p): group for group in optimizer.param_groups for p in group["params"]}
         for name, parameter in self.learner.parameters.items():
-            place, weight = self._place(name), _local(parameter.detach())
+            place, weight = self._place(name), local(parameter.detach())
             squares[place, 1] += _square(weight)
             if name in active:
                 squares[place, 0] += _square(_update(weight, optimizer.state[parameter], settings[id(parameter)]))
-        return {
-            UPDATE + name: math.sqrt(changed / whole) if whole else math.nan
-            for name, (changed, whole) in self._over_ranks(squares).items()
-        }
+        changed, whole = self._over_ranks(squares).unbind(1)
+        ratios = (changed / whole).sqrt().masked_fill(whole == 0, math.nan)
+        return {UPDATE + name: ratio for name, ratio in zip(self._names, ratios, strict=True)}
 
     def _zeros(self, columns: int) -> Tensor:
         device = next(iter(self.learner.parameters.values())).device
@@ -83,16 +84,10 @@ class NetworkNorms:
     def _place(self, name: str) -> int:
         return self._names.index(self._network[name])
 
-    def _over_ranks(self, squares: Tensor) -> dict[str, list[float]]:
+    def _over_ranks(self, squares: Tensor) -> Tensor:
         # Shards lie on one rank each; what is not sharded, every rank has as a whole.
         sharded = any(isinstance(p, DTensor) for p in self.learner.parameters.values())
-        flat = over_ranks(squares.flatten(), dist.ReduceOp.SUM) if sharded else squares.flatten().tolist()
-        columns = squares.shape[1]
-        return {name: flat[at * columns : (at + 1) * columns] for at, name in enumerate(self._names)}
-
-
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+        return reduced(squares) if sharded else squares
 
 
 def _square(tensor: Tensor) -> Tensor:
@@ -108,7 +103,7 @@ def _update(weight: Tensor, state: Mapping[str, Tensor], settings: Mapping[str, 
     """
     rate, eps, decay = (float(settings[name]) for name in ("lr", "eps", "weight_decay"))  # pyright: ignore
     beta1, beta2 = settings["betas"]  # pyright: ignore
-    moment, square = _local(state["exp_avg"]), _local(state["exp_avg_sq"])
+    moment, square = map(local, moments_of(state))
     count = state["step"]
     first, second = 1 - beta1**count, 1 - beta2**count
     step = moment / (square.div(second.to(square)).sqrt_().add_(eps)) * (rate / first.to(moment))

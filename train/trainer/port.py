@@ -193,9 +193,10 @@ def raise_preempted(number: int, frame: FrameType | None) -> None:
 class Deadline:
     """Time at which a training must have ended, its last checkpoint included.
 
-    It is due before that, by twice what the longest step and the longest checkpoint took until now. As long as no
-    checkpoint was written, its time is unknown, and a tenth of the hours, at most ten minutes, is kept for it. A
-    twentieth, at most half a minute, remains for ending the processes.
+    It is due before that, by three times what the longest step took until now, since the ranks agree one step later,
+    and twice what the longest checkpoint took. As long as no checkpoint was written, its time is unknown, and a tenth
+    of the hours, at most ten minutes, is kept for it. A twentieth, at most half a minute, remains for ending the
+    processes.
 
     Args:
         until: Seconds since the epoch, as of `time.time`; None: there is no such time.
@@ -219,7 +220,7 @@ class Deadline:
         self._last = now
 
     def due(self, checkpoint_s: float | None) -> bool:
-        """Whether the step under way must be the last one.
+        """Whether the step under way, or the next one, must be the last.
 
         Args:
             checkpoint_s: Seconds of the longest checkpoint until now; None: there was none.
@@ -227,7 +228,7 @@ class Deadline:
         if self.until is None:
             return False
         writing = min(600.0, self._whole_s / 10) if checkpoint_s is None else 2 * checkpoint_s
-        return time.time() + 2 * self.step_s + writing + min(30.0, self._whole_s / 20) >= self.until
+        return time.time() + 3 * self.step_s + writing + min(30.0, self._whole_s / 20) >= self.until
 
 
 class StopRequest:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -17,9 +17,11 @@ from train.trainer.flops import Work
 from train.trainer.parallel import over_ranks
 
 Part = Literal["data_wait", "to_device", "all_reduce"]
-"""Part of a step: waiting for data, copying it to the device, exchanging gradients and sums (with waiting for slower
-ranks) as far as no computation goes on meanwhile. What FSDP2 gathers before it computes is not seen."""
+"""Part of a step: waiting for data, for its copy to the device, and for the exchange of gradients and sums (with slower
+ranks), each as far as no computation goes on meanwhile. What FSDP2 gathers before it computes is not seen."""
 PARTS: tuple[Part, ...] = ("data_wait", "to_device", "all_reduce")
+Timed = tuple[Part, torch.cuda.Event, torch.cuda.Event]
+"""Part of a step on a GPU, and the events before and after it."""
 TIMES = ("samples_per_s", "step_s", *PARTS, "checkpoint_wait", "tflops", "mfu", "memory_gb", "allocator_retries")
 """Figures of a line that tell of the machine rather than of what is learnt: they differ from one start to the next."""
 
@@ -28,8 +30,8 @@ class Throughput:
     """Clock of one rank over the steps between two lines.
 
     Args:
-        device: Device of the training. It works on after Python has moved on: end `step` only after a result of the
-            step was read.
+        device: Device of the training. It works on after Python has moved on, so that Python's time of a single step
+            may be that of a step before; over the steps between two lines, at whose ends Python waits, both agree.
 
     Attributes:
         steps: Number of steps in the interval.
@@ -49,17 +51,23 @@ class Throughput:
         yield
         self._step_s += time.perf_counter() - start
         self.steps += 1
-        # The device has done all this by now: a result of the step was read.
-        for part, begin, end in self._on_device:
+
+    def launched(self) -> list[Timed]:
+        """Parts that the device has been given since this was called last."""
+        launched, self._on_device = self._on_device, []
+        return launched
+
+    def settle(self, launched: Sequence[Timed]) -> None:
+        """Count the times of parts of a step, of which a result has been read that came after them."""
+        for part, begin, end in launched:
             self._part_s[part] += begin.elapsed_time(end) / 1000
-        self._on_device.clear()
 
     @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Context of the part of a step in which it waits for data."""
+    def waiting(self, part: Part = "data_wait") -> Iterator[None]:
+        """Context of a part of a step in which the host waits: for data, or for other ranks."""
         start = time.perf_counter()
         yield
-        self._part_s["data_wait"] += time.perf_counter() - start
+        self._part_s[part] += time.perf_counter() - start
 
     @contextmanager
     def on_device(self, part: Part) -> Iterator[None]:
@@ -131,7 +139,7 @@ class Throughput:
         self._start = time.perf_counter()
         self.steps, self._step_s, self._checkpoint_s = 0, 0.0, 0.0
         self._part_s: dict[Part, float] = dict.fromkeys(PARTS, 0.0)
-        self._on_device: list[tuple[Part, torch.cuda.Event, torch.cuda.Event]] = []
+        self._on_device: list[Timed] = []
         self._retries = _retries(self.device)
         if self._cuda:
             torch.cuda.reset_peak_memory_stats(self.device)

@@ -41,6 +41,7 @@ class Watch:
 
     Attributes:
         interval: Figures since the last line.
+        networks: Gradients and updates of each network, for steps that end with a line.
 
     Raises:
         ValueError: A profile was asked for that this device cannot give.
@@ -60,7 +61,7 @@ class Watch:
         self.device = clock.device
         self.interval = Interval(clock)
         self.held_out = HeldOut(task, learner, critic, config, self.device, port.rank, port.world)
-        self._networks = NetworkNorms(learner, task.networks)
+        self.networks = NetworkNorms(learner, task.networks)
         self._profiler = Profiler(run.path / "profile", config.log, self.device, port.rank)
 
     def announce(self, step: int) -> None:
@@ -112,16 +113,6 @@ class Watch:
     def has_line(self, step: int) -> bool:
         """Whether step `step`, from 1, ends with a line of figures."""
         return step == self.config.steps or step % self.config.log.every == 0
-
-    @contextmanager
-    def update(self, step: int) -> Iterator[None]:
-        """Context of the update of step `step`, from 1; what it does to each network is noted where that is logged."""
-        if not self.has_line(step):
-            yield
-            return
-        self.interval.note(self._networks.gradients())
-        yield
-        self.interval.note(self._networks.updates(step - 1))
 
     def close(self, step: int) -> None:
         """Write what is left of a profile, where a training ends early after some steps."""

@@ -19,7 +19,7 @@ def test_layers_that_stay_in_evaluation_mode_stand_still() -> None:
     for norm in (module[0], module[2]):
         norm(torch.randn(8, 3) + 2)
     statistics.note()
-    statistics.move()
+    statistics.move(torch.tensor(True))
     moved = {name.split(".")[0] for name, value in module.state_dict().items() if not torch.equal(value, before[name])}
     assert moved == {"0", "1"}
     assert statistics and not RunningStatistics(module.eval())
@@ -33,6 +33,6 @@ def test_it_is_torchs_in_either_precision(kind: torch.dtype) -> None:
     statistics = RunningStatistics(ours)
     torch.testing.assert_close(ours(x), theirs(x))
     statistics.note()
-    statistics.move()
+    statistics.move(torch.tensor(True))
     torch.testing.assert_close(ours.running_mean, theirs.running_mean)
     torch.testing.assert_close(ours.running_var, theirs.running_var)

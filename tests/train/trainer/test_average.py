@@ -28,8 +28,17 @@ def test_average_of_known_weights() -> None:
     ema = ema_of(weight, EmaConfig(decay=0.75, warmup=False))
     for step, value in enumerate((2.0, 3.0)):
         weight.data.fill_(value)
-        ema.update(step, {"w": weight})
+        ema.update(step, {"w": weight}, torch.tensor(True))
     assert ema.average["w"].item() == 0.75 * (0.75 * 1 + 0.25 * 2) + 0.25 * 3
+
+
+def test_in_a_skipped_step_no_average_moves() -> None:
+    weight = nn.Parameter(torch.tensor([1.0, 1 / 3]))
+    ema = ema_of(weight, EmaConfig(decay=0.75))
+    before = ema.average["w"].clone()
+    weight.data.fill_(2.0)
+    ema.update(3, {"w": weight}, torch.tensor(False))
+    assert torch.equal(ema.average["w"], before)
 
 
 def test_decay_rises_to_its_value() -> None:
@@ -55,13 +64,14 @@ def test_without_decay_no_tensor_is_made_for_averages(tmp_path: Path) -> None:
         gc.collect()
         return sum(issubclass(type(found), torch.Tensor) for found in gc.get_objects())
 
+    passed = torch.tensor(True)
     module = toy_task.ToyModel(toy_task.Config())
     learner = Learner(module, OptimizerConfig(), ScheduleConfig(), steps=10)
     made = {}
     for decay in (0.0, 0.9):
         before = alive()
         ema = Ema(learner, EmaConfig(decay=decay))
-        ema.update(0, learner.parameters)
+        ema.update(0, learner.parameters, passed)
         made[decay] = alive() - before
         del ema
     assert made == {0.0: 0, 0.9: len(learner.parameters)}

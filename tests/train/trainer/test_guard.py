@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.support.toy_task import ToyTask
 from tests.support.training import Ranks, assert_same, lines, recipe, start, train, trainer_of
 from train.config import GuardConfig
-from train.trainer.guard import NotFinite, RunningMedian, SkipGuard, faults_of
+from train.trainer.guard import WATCHED, Excess, NotFinite, RunningMedian, SkipGuard, Usual, faults_of
 from train.trainer.learner import COMMON
 
 JUMP = 4 * 20 + 1
@@ -132,40 +135,74 @@ def test_the_window_may_change_when_a_run_goes_on(tmp_path: Path) -> None:
 def filled(values: list[float], **config: Any) -> RunningMedian:
     medians = RunningMedian(GuardConfig(**config))
     for value in values:
-        medians.add(value, {COMMON: 1.0})
+        medians.add(torch.tensor([value, 1.0], dtype=torch.float64), torch.tensor(True))
     return medians
+
+
+def excesses(medians: RunningMedian, loss: float, norm: float, limit: float | None) -> list[Excess]:
+    """What stands out, after a check that the device would skip such a step for it."""
+
+    def named(values: Any) -> dict[str, float]:
+        return dict(zip(WATCHED, values, strict=True))
+
+    median, newest = medians.medians(), medians.newest()
+    usual = Usual(values=named([loss, norm]), medians=named(median.tolist()), newest=named(newest.tolist()))
+    found = usual.excesses(limit)
+    skipping = RunningMedian(dataclasses.replace(medians.config, skip_above=limit))
+    values = torch.tensor([loss, norm], dtype=torch.float64)
+    assert bool(skipping.passes(values, median, list(values))) is not bool(found)
+    return found
 
 
 def test_multiples_of_the_median() -> None:
     medians = filled([1.0, 3.0, 2.0] * 5)
-    (found,) = medians.excesses(21.0, {COMMON: 9.0}, 10.0)
+    (found,) = excesses(medians, 21.0, 9.0, 10.0)
     assert (found.name, found.value, found.times, found.new) == ("loss", 21.0, 10.5, True)
     assert found.text == "loss 21 is 10.5 x the running median"
-    assert not medians.excesses(20.0, {COMMON: 10.0}, 10.0) and not medians.excesses(1e9, {COMMON: 1.0}, None)
-    assert [e.name for e in medians.excesses(21.0, {COMMON: 11.0}, 10.0)] == ["loss", COMMON]
+    assert not excesses(medians, 20.0, 10.0, 10.0) and not excesses(medians, 1e9, 1.0, None)
+    assert [e.name for e in excesses(medians, 21.0, 11.0, 10.0)] == ["loss", COMMON]
     # Of many in a row only the first is new.
-    medians.add(50.0, {COMMON: 1.0})
-    (found,) = medians.excesses(60.0, {COMMON: 1.0}, 10.0)
+    medians.add(torch.tensor([50.0, 1.0]).double(), torch.tensor(True))
+    (found,) = excesses(medians, 60.0, 1.0, 10.0)
     assert not found.new
 
 
+@given(st.lists(st.floats(-5, 5), max_size=40), st.integers(10, 30))
+def test_the_median_is_that_of_the_values_in_the_window(values: list[float], window: int) -> None:
+    found = filled(values, window=window).medians()[0].item()
+    newest = sorted(values[-window:])
+    assert math.isnan(found) if len(newest) < 10 else found == newest[(len(newest) - 1) // 2]
+
+
 def test_no_median_before_ten_steps_nor_of_what_is_not_above_0() -> None:
-    assert not filled([1.0] * 9).excesses(1e9, {COMMON: 1.0}, 10.0)
-    assert filled([1.0] * 10).excesses(1e9, {COMMON: 1.0}, 10.0)
-    assert not filled([-1.0] * 20).excesses(1e9, {COMMON: 1.0}, 10.0)
+    assert not excesses(filled([1.0] * 9), 1e9, 1.0, 10.0)
+    assert excesses(filled([1.0] * 10), 1e9, 1.0, 10.0)
+    assert not excesses(filled([-1.0] * 20), 1e9, 1.0, 10.0)
 
 
 def test_only_the_window_counts() -> None:
     medians = filled([1.0] * 100 + [100.0] * 10, window=10)
-    assert not medians.excesses(900.0, {COMMON: 1.0}, 10.0)
-    assert filled([1.0] * 100 + [100.0] * 10, window=30).excesses(900.0, {COMMON: 1.0}, 10.0)
+    assert not excesses(medians, 900.0, 1.0, 10.0)
+    assert excesses(filled([1.0] * 100 + [100.0] * 10, window=30), 900.0, 1.0, 10.0)
 
 
-def test_state_is_filled_in_place() -> None:
+def test_state_is_filled_in_place_and_a_skipped_step_leaves_it() -> None:
     medians, other = filled([1.0] * 12), RunningMedian(GuardConfig())
     other.state()["values"].copy_(medians.state()["values"])
-    assert other.excesses(11.0, {COMMON: 1.0}, 10.0)
+    other.add(torch.tensor([torch.nan, 7.0]).double(), torch.tensor(False))
+    assert torch.equal(other.medians(), medians.medians())
+    assert excesses(other, 11.0, 1.0, 10.0)
     assert medians.state()["values"].dtype == torch.float64
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_no_step_with_a_number_that_is_not_finite_passes(bad: float) -> None:
+    medians = RunningMedian(GuardConfig())
+    values = torch.tensor([1.0, 1.0], dtype=torch.float64)
+    for at in range(3):
+        decisive = [torch.tensor(bad if number == at else 1.0) for number in range(3)]
+        assert not medians.passes(values, medians.medians(), decisive)
+    assert medians.passes(values, medians.medians(), [torch.tensor(1.0)])
 
 
 @pytest.mark.parametrize("wrong", [{"warn_above": 1.0}, {"skip_above": 0.5}, {"window": 9}, {"window": 1001}])

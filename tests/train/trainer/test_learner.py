@@ -12,6 +12,8 @@ from tests.support.toy_task import Config, ToyModel
 from train.config import OptimizerConfig, ParameterGroup, ScheduleConfig
 from train.trainer.learner import Learner, learning_rate, trainable_parameters
 
+PASSED = torch.tensor(True)
+
 
 def learner_of(module: nn.Module, optimizer: OptimizerConfig, *groups: ParameterGroup, steps: int = 10) -> Learner:
     return Learner(module, optimizer, ScheduleConfig(), steps, groups)
@@ -46,7 +48,7 @@ def test_only_matrices_decay() -> None:
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     for parameter in learner.parameters.values():
         parameter.grad = torch.zeros_like(parameter)
-    learner.update(learner.norms(0), 0)
+    learner.update(learner.norms(0), 0, PASSED)
     for name, parameter in model.named_parameters():
         factor = 0.75 if parameter.requires_grad and parameter.ndim == 2 else 1.0
         torch.testing.assert_close(parameter.detach(), factor * before[name])
@@ -69,20 +71,49 @@ def test_gradient_is_scaled_down_and_never_up() -> None:
         learner.parameters["w"].grad = gradient = torch.tensor([3.0, 4.0])
         norms = learner.norms(0)
         assert norms == {"gradient_norm": pytest.approx(5.0)}
-        learner.update(norms, 0)
+        learner.update(norms, 0, PASSED)
         assert gradient.tolist() == pytest.approx(expected)
 
 
 def test_private_functions_of_torch_do_what_their_names_say() -> None:
-    """`_foreach_mul_` and `_foreach_lerp_` have no public name: each equals a loop over the tensors, bit for bit."""
+    """`_foreach_mul_` and `_foreach_lerp_` have no public name: each equals a loop over the tensors, bit for bit, and
+    by a number that is a tensor of the device."""
     torch.manual_seed(0)
     ones, others = ([torch.randn(size) for size in (3, 50, 1)] for _ in range(2))
     scaled = [one * 0.3 for one in ones]
     nearer = [one.lerp(other, 0.3) for one, other in zip(scaled, others, strict=True)]
-    torch._foreach_mul_(ones, 0.3)  # pyright: ignore
+    number = torch.tensor(0.3)
+    torch._foreach_mul_(ones, number)  # pyright: ignore
     assert all(torch.equal(one, value) for one, value in zip(ones, scaled, strict=True))
-    torch._foreach_lerp_(ones, others, 0.3)  # pyright: ignore
+    torch._foreach_lerp_(ones, others, [number] * 3)  # pyright: ignore
     assert all(torch.equal(one, value) for one, value in zip(ones, nearer, strict=True))
+    torch._foreach_mul_(ones, torch.tensor(1.0))  # pyright: ignore
+    torch._foreach_lerp_(ones, others, [torch.tensor(0.0)] * 3)  # pyright: ignore
+    assert all(torch.equal(one, value) for one, value in zip(ones, nearer, strict=True))
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+@pytest.mark.parametrize("gradient", [torch.nan, 3.0])
+def test_a_skipped_update_keeps_every_bit(name: str, gradient: float) -> None:
+    """By `found_inf`, which the fused optimizers take from loss scaling: a private attribute of theirs."""
+    model = ToyModel(Config())
+    decay = 0.1 if name == "adamw" else 0.0
+    learner = learner_of(model, OptimizerConfig(name=name, learning_rate=0.1, weight_decay=decay))  # type: ignore[arg-type]
+
+    def everything() -> list[torch.Tensor]:
+        states = [value for state in learner.optimizer.state.values() for value in state.values()]
+        return [*model.parameters(), *model.buffers(), *states]
+
+    gradients(learner)
+    learner.update(learner.norms(0), 0, PASSED)
+    before = [value.detach().clone() for value in everything()]
+    for passed, same in ((~PASSED, True), (PASSED, False)):
+        gradients(learner, gradient)
+        learner.update(learner.norms(1), 1, passed)
+        equal = [torch.equal(one, two) for one, two in zip(before, everything(), strict=True)]
+        assert all(equal) is same
+    # A count, two moments and the weights of each parameter.
+    assert equal.count(False) == 4 * len(learner.parameters)
 
 
 def test_all_frozen_is_refused() -> None:
@@ -120,7 +151,7 @@ def test_each_group_has_its_own_rate_limit_and_time() -> None:
         assert norms["gradient_norm/norm"] == pytest.approx(count**0.5)
         common = [p for name, p in learner.active(step).items() if "norm" not in name]
         assert norms["gradient_norm"] == pytest.approx(sum(p.numel() for p in common) ** 0.5)
-        learner.update(norms, step)
+        learner.update(norms, step, PASSED)
         learner.drop()
         moved.append({name for name, p in learner.parameters.items() if not torch.equal(p.detach(), before[name])})
         # With gradients that never change, Adam moves each weight by the rate.
@@ -139,7 +170,7 @@ def test_the_first_group_that_matches_counts() -> None:
     learner = learner_of(ToyModel(Config()), OptimizerConfig(), one, two)
     before = {name: p.detach().clone() for name, p in learner.parameters.items()}
     gradients(learner)
-    learner.update(learner.norms(0), 0)
+    learner.update(learner.norms(0), 0, PASSED)
     still = {name for name, p in learner.parameters.items() if torch.equal(p.detach(), before[name])}
     assert still == {name for name in learner.parameters if "weight" in name and "head" not in name}
 

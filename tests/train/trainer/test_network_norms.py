@@ -38,7 +38,7 @@ def test_against_copies(optimizer: dict[str, Any]) -> None:
         module["two"](module["one"](x)).square().sum().backward()  # type: ignore[operator]
         gradients = {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
         found = norms.gradients()
-        learner.update(learner.norms(step), step)
+        learner.update(learner.norms(step), step, torch.tensor(True))
         found |= norms.updates(step)
         after = dict(module.named_parameters())
         assert set(found) == {prefix + name for name in whose for prefix in (GRADIENT, UPDATE)}

@@ -103,13 +103,13 @@ def test_a_notice_before_the_first_step_is_no_death() -> None:
 def test_there_is_time_for_a_step_and_a_checkpoint(step_s: float, checkpoint_s: float, left_s: float) -> None:
     deadline = Deadline(time.time() + left_s)
     deadline.step_s = step_s
-    needed = 2 * (step_s + checkpoint_s)
+    needed = 3 * step_s + 2 * checkpoint_s
     if left_s < needed:
         assert deadline.due(checkpoint_s)
     if left_s > needed + 31:
         assert not deadline.due(checkpoint_s)
     # What a checkpoint takes is unknown at first: a tenth is kept for it, ten minutes at most.
-    assert deadline.due(None) == (left_s - 2 * step_s - min(600, left_s / 10) - min(30, left_s / 20) <= 0.01)
+    assert deadline.due(None) == (left_s - 3 * step_s - min(600, left_s / 10) - min(30, left_s / 20) <= 0.01)
 
 
 def test_without_hours_it_is_never_due() -> None:

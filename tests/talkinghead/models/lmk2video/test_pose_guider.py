@@ -90,11 +90,11 @@ def test_running_statistics_move_once_a_step_of_training(normalisation: str) -> 
         guider.train(mode)(_images())
         assert all(torch.equal(value, before[name]) for name, value in guider.named_buffers())
         statistics.note() if mode else statistics.drop()
-    statistics.move()
+    statistics.move(torch.tensor(True))
     assert all(torch.equal(value, before[name]) for name, value in guider.named_buffers())
     guider.train()(_images())
     statistics.note()
-    statistics.move()
+    statistics.move(torch.tensor(True))
     assert all(not torch.equal(value, before[name]) for name, value in guider.named_buffers())
 
 
