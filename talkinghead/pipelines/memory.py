@@ -10,10 +10,11 @@ from typing import Any, Literal, TypeVar
 
 import torch
 from diffusers.utils.torch_utils import empty_device_cache
-from torch import nn
+from torch import Tensor, nn
 
 KeepPose = Literal["device", "cpu", "none"]
-"""Place where pose features are kept for the next step: on the device, in the computer's memory, or nowhere."""
+"""Place where pose features are kept for the next step: on the device, in the computer's memory (`kept_aside`), or
+nowhere."""
 
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -128,6 +129,23 @@ def at_work(network: nn.Module, device: torch.device, *, rest: bool) -> Iterator
         if rest:
             network.to("cpu")
             empty_device_cache(device.type)
+
+
+def kept_aside(tensor: Tensor) -> Tensor:
+    """Copy of a tensor in the computer's memory, to be brought back to its device by `to(device, non_blocking=True)`.
+
+    A GPU's goes into pinned memory, to and from which the GPU copies by itself, in the order of its work, while Python
+    goes on. With memory that the system may move, Python would wait for all work before, at every copy.
+
+    Args:
+        tensor: Tensor on any device.
+
+    Returns:
+        Copy on the CPU. A GPU may still be writing it: only that GPU may read it without waiting.
+    """
+    if tensor.device.type != "cuda":
+        return tensor.to("cpu")
+    return torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
 
 
 def awake(network: Network) -> Network:

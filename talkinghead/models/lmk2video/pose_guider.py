@@ -156,6 +156,8 @@ class PoseGuider(StrictModel):
 
     _supports_gradient_checkpointing = True
     _skip_layerwise_casting_patterns = ("norm", "conv_layers")
+    channels_last = True
+    """Whether a training lays out the kernels of convolutions as tensor cores take them (`train.trainer.precision`)."""
 
     @register_to_config
     def __init__(

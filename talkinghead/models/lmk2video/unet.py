@@ -163,6 +163,9 @@ class UNetTrunk(StrictModel):
     _supports_gradient_checkpointing = True
     _no_split_modules = ("SpatialTransformer", "MotionModule", "ResnetBlock2D")
     _skip_layerwise_casting_patterns = ("norm",)
+    channels_last = True
+    """Whether a training lays out the kernels of convolutions as tensor cores take them (`train.trainer.precision`).
+    The blocks keep that layout from end to end."""
     gradient_checkpointing = False
     """Whether each block is computed again in the backward pass; set by `enable_gradient_checkpointing`."""
 
@@ -297,7 +300,9 @@ class UNetTrunk(StrictModel):
     def _embed_time(self, timestep: Tensor | int, batch: int, num_frames: int) -> Tensor:
         """Embedded timesteps `[B * F, T]`; sines and cosines are float32, whatever the precision of the network."""
         weight = self.conv_in.weight
-        steps = torch.as_tensor(timestep, device=weight.device).expand(batch)  # [B]
+        if not torch.is_tensor(timestep):
+            timestep = torch.full((), timestep, dtype=torch.int64, device=weight.device)  # filled there, not copied
+        steps = timestep.to(weight.device).expand(batch)  # [B]
         # Embedded once for each sample, then repeated over its frames.
         return self.time_embedding(self.time_proj(steps).to(weight.dtype)).repeat_interleave(num_frames, dim=0)
 

@@ -7,6 +7,7 @@ reference, D width of the image token.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -35,6 +36,49 @@ def mix_heads(attn: Attention, states: Tensor) -> Tensor:
     for layer in cast(nn.ModuleList, attn.to_out):
         states = layer(states)
     return states
+
+
+_MOST_ROWS = 2**16 - 1
+"""Rows of one call of attention: kernels for GPUs take them as the second or third dimension of their grid of blocks.
+`getBlocksGrid` in PyTorch's mem_eff_attention/kernel_forward.h and kernel_backward.h; `dim3 grid` in flash-attention's
+flash_fwd_launch_template.h. More end in "invalid configuration argument" (pytorch issues 142228, 146704)."""
+_MOST_NUMBERS = 2**31 - 1
+"""Numbers of the queries' gradient, which flash-attention's backward pass counts in 32 bits. More end in an illegal
+access to memory (Dao-AILab/flash-attention, pull request 1500)."""
+
+
+def most_rows(heads: int, tokens: int, width: int) -> int:
+    """Number of rows that one call of attention takes on any GPU.
+
+    Args:
+        heads: Number of heads.
+        tokens: Tokens of a row. The kernel pads them to a multiple of 128.
+        width: Numbers of a token in a head. The kernel pads them to a multiple of 32.
+    """
+    numbers = heads * (-(-tokens // 128) * 128) * (-(-width // 32) * 32)
+    return max(1, min(_MOST_ROWS, _MOST_NUMBERS // numbers))
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Softmax attention of each row by itself, in as few calls as the kernels for GPUs allow.
+
+    Attention over time has a row for each position of an image, so that eight windows of 64 x 64 latents are too many
+    for one call.
+
+    Args:
+        query: Queries `[N, heads, T, D]`.
+        key: Keys `[N, heads, S, D]`.
+        value: Values `[N, heads, S, D]`.
+
+    Returns:
+        `[N, heads, T, D]`.
+    """
+    count, heads, tokens, width = query.shape
+    most = most_rows(heads, tokens, width)
+    if count <= most:
+        return functional.scaled_dot_product_attention(query, key, value)
+    parts = zip(query.split(most), key.split(most), value.split(most), strict=True)
+    return torch.cat([functional.scaled_dot_product_attention(*part) for part in parts])
 
 
 class ReferenceAttention:
@@ -80,9 +124,7 @@ class ReferenceAttention:
 
         # Attention in each head. PyTorch wants the heads before the tokens: [B * F, heads, tokens, C / heads].
         query, key, value = (part.view(count, -1, attn.heads, width // attn.heads) for part in (query, key, value))
-        states = functional.scaled_dot_product_attention(
-            query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
-        )
+        states = attend(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
         return mix_heads(attn, states.transpose(1, 2).reshape(count, length, width))
 
 
@@ -183,8 +225,8 @@ class MotionModule(AnimateDiffTransformer3D):
     """AnimateDiff's motion module, with stock weights and names, whose group norm has the statistics of single frames.
 
     The stock module takes the statistics of its group norm over all frames of the window; AnimateDiff's later versions,
-    and the weights trained from them, take them in each frame. The last layer starts at zero, so that a new module
-    changes nothing.
+    and the weights trained from them, take them in each frame. Attention is computed in parts where a GPU's kernels do
+    not take all positions at once (`attend`). The last layer starts at zero, so that a new module changes nothing.
 
     Args:
         channels: Channels C of the hidden state.
@@ -202,6 +244,9 @@ class MotionModule(AnimateDiffTransformer3D):
             positional_embeddings="sinusoidal",
             num_positional_embeddings=max_frames,
         )
+        for block in self.transformer_blocks:
+            for attn in (block.attn1, block.attn2):
+                cast(Attention, attn).set_processor(cast(Any, ReferenceAttention()))
         nn.init.zeros_(self.proj_out.weight)
         nn.init.zeros_(self.proj_out.bias)
 
@@ -215,7 +260,7 @@ class MotionModule(AnimateDiffTransformer3D):
         Returns:
             Hidden state of the same shape.
         """
-        count, channels, height, width = hidden.shape
+        _, channels, height, width = hidden.shape
         # In: every position becomes a series over time, [B * h * w, F, C]. Contiguous, because PyTorch 2.13's CPU
         # kernel crashes on channels-last input where only the norm's parameters need a gradient (all before is frozen).
         series = self.norm(hidden.contiguous()).view(-1, num_frames, channels, height, width).permute(0, 3, 4, 1, 2)
@@ -225,9 +270,10 @@ class MotionModule(AnimateDiffTransformer3D):
         for block in self.transformer_blocks:
             series = block(series)
 
-        # Out: series become frames again, added to what came in.
+        # Out: series become frames again, added to what came in. Added as views, so that nothing is copied, and the
+        # result has the memory format of what came in.
         series = self.proj_out(series).view(-1, height, width, num_frames, channels)
-        return hidden + series.permute(0, 3, 4, 1, 2).reshape(count, channels, height, width)
+        return (hidden.unflatten(0, (-1, num_frames)) + series.permute(0, 3, 4, 1, 2)).flatten(0, 1)
 
 
 class EnlargingConv2d(nn.Conv2d):
@@ -256,7 +302,7 @@ class EnlargingConv2d(nn.Conv2d):
         Returns:
             Images `[N, C, height, width]`.
         """
-        count, channels, height, width = input.shape
+        height, width = input.shape[-2:]
         if size is not None and size != (2 * height, 2 * width):
             # An odd size: the border follows directly after the first half of the last pixel, where the sums of weights
             # below would take the other half of that pixel. Rare (sizes that were rounded up), so simply enlarged.
@@ -273,10 +319,8 @@ class EnlargingConv2d(nn.Conv2d):
                 functional.conv2d(padded[..., y : y + height + 1, x : x + width + 1], kernel, self.bias)
                 for x, kernel in enumerate(kernels)
             ]
-            rows.append(torch.stack(columns, dim=-1))  # [N, C, h, w, 2]
-
-        # Interleaved to [N, C, h, 2, w, 2], where each half follows its pixel's position: the enlarged grid in order.
-        return torch.stack(rows, dim=3).view(count, channels, 2 * height, 2 * width)
+            rows.append(columns)
+        return _interleaved(rows, channels_last=_is_channels_last(input))
 
 
 class Upsampler(nn.Module):
@@ -293,6 +337,24 @@ class Upsampler(nn.Module):
     def forward(self, hidden: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """Hidden state of twice the resolution; arguments and result are those of `EnlargingConv2d.forward`."""
         return self.conv(hidden, size)
+
+
+def _interleaved(rows: Sequence[Sequence[Tensor]], *, channels_last: bool) -> Tensor:
+    """Image of twice the size from those of its halves of pixels, two rows of two `[N, C, h, w]`: `[N, C, 2 h, 2 w]`.
+
+    Each half follows its pixel's position: the enlarged grid in order. Written in the format asked for, since stacking
+    by itself would put the channels first, and the next convolution would turn all of it again.
+    """
+    if channels_last:
+        stacked = torch.stack([torch.stack([half.movedim(1, -1) for half in row], dim=3) for row in rows], dim=2)
+        return stacked.flatten(3, 4).flatten(1, 2).movedim(-1, 1)  # [N, h, 2, w, 2, C]
+    stacked = torch.stack([torch.stack(list(row), dim=-1) for row in rows], dim=3)
+    return stacked.flatten(4, 5).flatten(2, 3)  # [N, C, h, 2, w, 2]
+
+
+def _is_channels_last(images: Tensor) -> bool:
+    """Whether images have the channels of a pixel next to each other in memory, and could not be said not to."""
+    return images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
 
 
 def _halves(kernel: Tensor, dim: int) -> tuple[Tensor, Tensor]:

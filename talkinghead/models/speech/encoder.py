@@ -11,15 +11,27 @@ Letters:
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    AutoConfig,
+    AutoModel,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 from talkinghead.models.network_settings import declared, refuse_code
 from talkinghead.models.weights import StrictModel
@@ -27,6 +39,9 @@ from talkinghead.timebase import SAMPLE_RATE
 
 Encode = Callable[[Tensor, int], Tensor]
 """Function (samples `[1, N]`, T) → features of the frames `[1, T, …]`."""
+WINDOW_S, OVERLAP_S = 20.0, 2.0
+"""Longest window of speech that is encoded at once, and the overlap of neighbours, in seconds."""
+Numbers = TypeVar("Numbers", Tensor, np.ndarray)
 MODEL_TYPES = ("wav2vec2", "hubert", "wavlm", "data2vec-audio")
 """`model_type` of the encoders that consist of `feature_extractor`, `feature_projection` and `encoder`."""
 
@@ -62,10 +77,27 @@ def build_encoder(config: Mapping[str, Any]) -> PreTrainedModel:
         ValueError: As `encoder_config` does.
     """
     encoder = AutoModel.from_config(encoder_config(config))
+    if encoder.config._attn_implementation == "sdpa":
+        encoder.set_attn_implementation(_ATTENTION)
     if hasattr(encoder, "masked_spec_embed"):
         # Only SpecAugment uses it, which `encode_speech` leaves out: data parallelism would wait for its gradient.
         encoder.masked_spec_embed.requires_grad_(False)
     return encoder
+
+
+_ATTENTION = "sdpa_with_mask"
+"""Name of an attention of `transformers`: its `sdpa`, but that it looks into no mask to see whether it can do without
+(`padding_mask.all()`), for which a GPU would wait in every step."""
+
+
+def _mask_unread(*, attention_mask: Tensor | None = None, **about: Any) -> Tensor | None:
+    """Mask of attention, out of a mask of frames `[B, T]` or of none."""
+    about["allow_is_bidirectional_skip"] = attention_mask is None
+    return sdpa_mask(attention_mask=attention_mask, **about)
+
+
+AttentionInterface.register(_ATTENTION, sdpa_attention_forward)
+AttentionMaskInterface.register(_ATTENTION, _mask_unread)
 
 
 def freeze_feature_extractor(encoder: PreTrainedModel) -> None:
@@ -91,9 +123,12 @@ def normalise(samples: Tensor) -> Tensor:
     Returns:
         `[..., N]`, normalised over the last axis.
     """
-    mean = samples.mean(dim=-1, keepdim=True)
-    variance = samples.var(dim=-1, keepdim=True, correction=0)
-    return standardise(samples, mean, variance)
+    return standardise(samples, *moments(samples))
+
+
+def moments(samples: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance `[..., 1]` of recordings `[..., N]`, by which their parts are normalised."""
+    return samples.mean(dim=-1, keepdim=True), samples.var(dim=-1, keepdim=True, correction=0)
 
 
 def standardise(samples: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
@@ -143,7 +178,7 @@ def encode_speech(encoder: PreTrainedModel, samples: Tensor, num_frames: int, ma
         `[B, T, D]`: the last hidden state.
     """
     # Convolutions. With a group norm (wav2vec 2.0 base and its like) the first one is normalised over the whole row, so
-    # the zeros after a recording's end would change its features: each row goes alone.
+    # the zeros after a recording's end would change its features: each row is normalised by itself.
     if mask is not None and getattr(encoder.config, "feat_extract_norm", "layer") == "group":
         features = _features_of_rows(encoder, samples, mask)
     else:
@@ -166,18 +201,96 @@ def _features(encoder: PreTrainedModel, samples: Tensor, num_frames: int) -> Ten
 
 
 def _features_of_rows(encoder: PreTrainedModel, samples: Tensor, mask: Tensor) -> Tensor:
-    """`_features` of each row's own samples, with zeros after its end, `[B, T, C]`.
+    """`_features` of each row's own samples, with zeros after its end, `[B, T, C]`; all rows at once.
 
-    Row by row also where rows are equally long: the number of calls is then the same on every rank.
+    Lengths stay on the device, so that the host waits for nothing. What a convolution makes of the zeros after a row's
+    end counts nowhere: not in the first norm, and not in a frame before the end.
     """
-    total = mask.shape[1]
-    rows: list[Tensor] = []
-    for row, count in zip(samples, mask.sum(dim=1).tolist(), strict=True):
-        # The row's samples up to its last frame: T frames span all N samples.
-        count = max(1, int(count))
-        own = row[None, : math.ceil(len(row) * count / total)]
-        rows.append(functional.pad(_features(encoder, own, count), (0, 0, 0, total - count)))
-    return torch.cat(rows)
+    config, (total, length) = cast(Any, encoder.config), (mask.shape[1], samples.shape[1])
+    shape = _Convolutions(tuple(config.conv_kernel), tuple(config.conv_stride))
+    # Samples of each row up to its last frame: T frames span all N samples. A row that is shorter than what a feature
+    # sees has one feature, of itself and zeros.
+    counts = mask.sum(dim=1).clamp(min=1)  # [B] frames
+    ends = -(-(counts * length) // total)  # [B] samples
+    samples = torch.where(torch.arange(length, device=samples.device) < ends[:, None], samples, 0.0)
+    samples = functional.pad(samples, (0, max(0, shape.sees - length)))
+    # The first convolution, normalised over each row's own features; then the others.
+    first, *others = cast(Any, encoder.feature_extractor).conv_layers
+    known = (ends.clamp(min=shape.sees) - shape.kernels[0]) // shape.strides[0] + 1  # [B] features of the first layer
+    features = first.activation(_norm_of_rows(first.layer_norm, first.conv(samples[:, None]), known))
+    for layer in others:
+        features = layer(features)
+    # One feature per frame, as `stretch_features` makes them of each row.
+    if (stride := shape.stride(length, total)) is not None:
+        features = features[..., : (total - 1) * stride + 1 : stride]
+    else:
+        features = _stretch_rows(features, shape.features(ends.clamp(min=shape.sees)), counts, total)
+    return torch.where(torch.arange(total, device=mask.device) < counts[:, None, None], features, 0.0).transpose(1, 2)
+
+
+def _norm_of_rows(norm: nn.GroupNorm, features: Tensor, known: Tensor) -> Tensor:
+    """Group norm of `[B, C, F]` with a group for each channel, over the first `known` `[B]` features of each row."""
+    assert norm.num_groups == norm.num_channels == features.shape[1]
+    own = torch.arange(features.shape[2], device=features.device) < known[:, None, None]  # [B, 1, F]
+    # Sums of thousands of numbers: in single precision at least, as PyTorch's own norm has it.
+    wide, count = features.to(torch.promote_types(features.dtype, torch.float32)), known[:, None, None]
+    mean = torch.where(own, wide, 0.0).sum(dim=2, keepdim=True) / count
+    variance = torch.where(own, wide - mean, 0.0).square().sum(dim=2, keepdim=True) / count
+    normal = (wide - mean) * torch.rsqrt(variance + norm.eps)
+    return (normal * norm.weight[:, None] + norm.bias[:, None]).to(features.dtype)
+
+
+@dataclass(frozen=True)
+class _Convolutions:
+    """Sizes of a stack of convolutions over time, from the first layer on."""
+
+    kernels: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    @property
+    def sees(self) -> int:
+        """Number of audio samples that one feature sees."""
+        return receptive_field(self.kernels, self.strides)
+
+    def features(self, samples: Numbers) -> Numbers:
+        """Number of features of so many samples each, for integers of any shape, on the device or in NumPy."""
+        for kernel, stride in zip(self.kernels, self.strides, strict=True):
+            samples = (samples - kernel) // stride + 1
+        return samples
+
+    @functools.cache  # noqa: B019  a handful of sizes, which live as long as the program
+    def stride(self, length: int, total: int) -> int | None:
+        """Number of features from a frame to the next, where it is the same for rows of any number of frames.
+
+        It is 2 at 25 fps. None where frames fall between features.
+
+        Args:
+            length: Number N of samples that the frames span.
+            total: T.
+        """
+        counts = np.arange(1, total + 1)
+        last = self.features(np.maximum(-(-counts * length // total), self.sees)) - 1  # of each number of frames
+        stride = int(last[-1]) // max(1, total - 1) or 1
+        return stride if np.array_equal(last[1:], (counts - 1)[1:] * stride) else None
+
+
+def _stretch_rows(features: Tensor, lengths: Tensor, counts: Tensor, total: int) -> Tensor:
+    """`stretch_features` of rows of several lengths, `[B, C, F]` → `[B, C, T]`; what follows a row's end is arbitrary.
+
+    Args:
+        features: Features of the convolutions.
+        lengths: Number of features of each row, `[B]`.
+        counts: Number of frames of each row, `[B]`.
+        total: T.
+    """
+    wide = features.to(torch.promote_types(features.dtype, torch.float32))
+    last = (lengths - 1)[:, None]
+    ratio = last.to(wide.dtype) / (counts - 1).clamp(min=1)[:, None].to(wide.dtype)
+    at = torch.minimum(ratio * torch.arange(total, device=wide.device), last.to(wide.dtype))  # [B, T]
+    before = at.long()
+    ends = [torch.minimum(index, last)[:, None].expand(-1, wide.shape[1], -1) for index in (before, before + 1)]
+    first, second = (wide.gather(2, index) for index in ends)
+    return torch.lerp(first, second, (at - before)[:, None]).to(features.dtype)
 
 
 def stretch_features(features: Tensor, num_frames: int) -> Tensor:
@@ -219,13 +332,9 @@ class SpeechModel(StrictModel):
 
 @torch.no_grad()
 def encode_long(
-    encode: Encode, samples: Tensor, fps: float, *, window_s: float = 20.0, overlap_s: float = 2.0
+    encode: Encode, samples: Tensor, fps: float, *, window_s: float = WINDOW_S, overlap_s: float = OVERLAP_S
 ) -> Tensor:
-    """Features of speech of any length; attention is quadratic in the length, so long speech goes in windows.
-
-    Windows begin where a frame begins on a whole sample (every frame at 25 fps, every third at 30; at rates where that
-    is rarer than once a second, on the nearest sample), overlap, and are blended linearly over the overlap. Speech that
-    fits one window is encoded in one pass.
+    """Features of speech of any length, whole; see `encode_parts`.
 
     Args:
         encode: Function that encodes one window, such as `Audio2Mesh.forward` or `Audio2Pose.encode`.
@@ -240,31 +349,72 @@ def encode_long(
     Raises:
         ValueError: No samples, or an overlap that does not fit.
     """
-    if samples.numel() == 0:
+    # Put in place part by part: only one is in memory next to the result, whose width the first one tells.
+    result: Tensor | None = None
+    done = 0
+    parts = encode_parts(
+        encode, lambda first, end: samples[first:end], len(samples), fps, window_s=window_s, overlap_s=overlap_s
+    )
+    for part in parts:
+        if result is None:
+            result = part.new_empty(num_frames(len(samples), fps), *part.shape[1:])
+        result[done : done + len(part)] = part
+        done += len(part)
+    assert result is not None and done == len(result)
+    return result
+
+
+@torch.no_grad()
+def encode_parts(
+    encode: Encode,
+    cut: Callable[[int, int], Tensor],
+    num_samples: int,
+    fps: float,
+    *,
+    window_s: float = WINDOW_S,
+    overlap_s: float = OVERLAP_S,
+) -> Iterator[Tensor]:
+    """Features of speech of any length, in parts; attention is quadratic in the length, so speech goes in windows.
+
+    Windows begin where a frame begins on a whole sample (every frame at 25 fps, every third at 30; at rates where that
+    is rarer than once a second, on the nearest sample), overlap, and are blended linearly over the overlap. Speech that
+    fits one window is encoded in one pass.
+
+    Args:
+        encode: Function that encodes one window.
+        cut: Function that gives the samples `[n]` from a first one to an end, 16 kHz, normalised over the whole
+            recording; so no more than a window of them need be in memory.
+        num_samples: Number N of samples.
+        fps: Frame rate of the result.
+        window_s: Longest window in seconds.
+        overlap_s: Overlap of neighbours in seconds, at most a third of the window.
+
+    Yields:
+        `[n, …]`, in all T = `num_frames(N, fps)` rows, each as soon as no later window changes it.
+
+    Raises:
+        ValueError: No samples, or an overlap that does not fit.
+    """
+    if num_samples == 0:
         raise ValueError("the recording has no samples")
     if not 0 < overlap_s * 3 <= window_s:
         raise ValueError(f"overlap_s {overlap_s} must be above 0 and at most a third of window_s {window_s}")
     # Cut into windows, each from a whole sample on.
-    total = num_frames(len(samples), fps)
+    total = num_frames(num_samples, fps)
     spans = window_spans(total, fps, window_s, overlap_s)
     per_frame = SAMPLE_RATE / frame_rate(fps)
-    # Encode and blend, window by window: only one is in memory next to the result, whose width the first one tells.
-    result: Tensor | None = None
-    done = 0
-    for first, end in spans:
-        last_sample = len(samples) if end == total else round(end * per_frame)
-        part = encode(samples[None, round(first * per_frame) : last_sample], end - first)[0]  # [t, …]
-        if result is None:
-            result = part.new_empty(total, *part.shape[1:])
+    shared: Tensor | None = None  # features of the window before, of the frames that the next one has too
+    for number, (first, end) in enumerate(spans):
+        last_sample = num_samples if end == total else round(end * per_frame)
+        part = encode(cut(round(first * per_frame), last_sample)[None], end - first)[0]  # [t, …]
         # Fade in over the frames shared with the window before. The weights stay off 0 and 1: both windows know them.
-        shared = done - first
-        if shared > 0:
-            ramp = torch.arange(1, shared + 1, device=part.device, dtype=part.dtype) / (shared + 1)
-            part[:shared] = torch.lerp(result[first:done], part[:shared], ramp.view(-1, *[1] * (part.ndim - 1)))
-        result[first:end] = part
-        done = end
-    assert result is not None and done == total
-    return result
+        if shared is not None:
+            count = len(shared)
+            ramp = torch.arange(1, count + 1, device=part.device, dtype=part.dtype) / (count + 1)
+            part[:count] = torch.lerp(shared, part[:count], ramp.view(-1, *[1] * (part.ndim - 1)))
+        final = len(part) if end == total else spans[number + 1][0] - first
+        shared = part[final:].clone()
+        yield part[:final]
 
 
 def window_spans(total: int, fps: float, window_s: float, overlap_s: float) -> list[tuple[int, int]]:

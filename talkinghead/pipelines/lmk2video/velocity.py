@@ -21,7 +21,8 @@ from talkinghead.models.lmk2video.reference_net import ReferenceNet
 from talkinghead.models.lmk2video.unet_blocks import KeyValue
 from talkinghead.pipelines.lmk2video.context_windows import WindowLayout
 from talkinghead.pipelines.lmk2video.frames import check_finite
-from talkinghead.pipelines.memory import KeepPose, awake
+from talkinghead.pipelines.lmk2video.moving_landmarks import MovingLandmarks
+from talkinghead.pipelines.memory import KeepPose, awake, kept_aside
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +62,7 @@ GuidanceImages = Callable[[Sequence[int]], np.ndarray]
 """Function from numbers of frames to their guidance images, RGB uint8 `[n, H, W, 3]`."""
 
 
-def drawn(landmarks: np.ndarray, width: int, height: int) -> GuidanceImages:
+def drawn(landmarks: np.ndarray | MovingLandmarks, width: int, height: int) -> GuidanceImages:
     """Guidance images that are drawn when they are needed.
 
     Args:
@@ -139,13 +140,12 @@ class PoseFeatures:
 
     def _features(self, number: int, frames: Sequence[int]) -> tuple[Tensor, ...]:
         if number in self._kept:
-            return tuple(feature.to(self._device) for feature in self._kept[number])
+            return tuple(feature.to(self._device, non_blocking=True) for feature in self._kept[number])
         # First step, or features are not kept: draw the guidance images and compute.
         images = as_input(self._images(frames), self._guider, self._device)
         features = self._guider(images[None], self._reference)
         if self._keep != "none":
-            place = self._device if self._keep == "device" else torch.device("cpu")
-            self._kept[number] = tuple(feature.to(place) for feature in features)
+            self._kept[number] = tuple(map(kept_aside, features)) if self._keep == "cpu" else tuple(features)
         return features
 
 

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
 
 from talkinghead.pipelines.memory import (
     PRESETS,
@@ -16,6 +18,7 @@ from talkinghead.pipelines.memory import (
     awake,
     device_memory,
     fitting_preset,
+    kept_aside,
     memory_preset,
     out_of_memory_explained,
 )
@@ -75,6 +78,31 @@ def test_networks_rest_between_their_work() -> None:
     with pytest.raises(RuntimeError, match="fails"), at_work(network, CPU, rest=True):
         raise RuntimeError("fails")
     assert moved == ["cpu", "cpu"]
+
+
+class Calls(TorchFunctionMode):
+    """Notes the settings of each call that makes or fills a tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, Any]]] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.found.append((getattr(func, "__name__", ""), dict(kwargs or {})))
+        return func(*args, **(kwargs or {}))
+
+
+def test_what_a_gpu_keeps_aside_is_pinned_and_waited_for_by_nobody() -> None:
+    """On tensors of a GPU without content, since there may be none here; on the CPU it is the tensor as it is."""
+    with FakeTensorMode():
+        on_gpu = torch.empty(1, 2, 3, device="cuda", dtype=torch.float16)
+        with Calls() as calls:
+            kept = kept_aside(on_gpu)
+        assert kept.device == CPU and kept.dtype == torch.float16 and kept.shape == on_gpu.shape
+    settings = dict(calls.found)
+    assert settings["empty_like"]["pin_memory"] is True and settings["copy_"]["non_blocking"] is True
+    tensor = torch.ones(3)
+    assert kept_aside(tensor) is tensor
 
 
 def test_offloaded_networks_are_woken() -> None:

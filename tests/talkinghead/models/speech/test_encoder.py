@@ -15,6 +15,8 @@ from torch.nn import functional
 from transformers import AutoConfig
 
 from talkinghead.models.speech.encoder import (
+    _features,
+    _features_of_rows,
     build_encoder,
     encode_speech,
     freeze_feature_extractor,
@@ -24,6 +26,7 @@ from talkinghead.models.speech.encoder import (
     stretch_features,
 )
 from talkinghead.models.speech.weights import Pretrained, encoder_settings
+from tests.support.host_reads import HostReads
 
 
 def small_config(model_type: str, **settings: Any) -> dict[str, Any]:
@@ -115,6 +118,38 @@ def test_recordings_of_many_lengths_share_a_batch(lengths: list[int]) -> None:
             torch.testing.assert_close(
                 out[row : row + 1, :count], encode_speech(encoder, own, count), rtol=1e-3, atol=1e-4
             )
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.lists(st.integers(1, 9), min_size=2, max_size=4), st.sampled_from([1, 3, 640, 533, 2000]))
+def test_rows_of_a_batch_are_convolved_at_once_and_read_by_no_host(lengths: list[int], per_frame: int) -> None:
+    """Features and gradients are those of a loop over rows; each convolution is called once, whatever the lengths."""
+    encoder = build_encoder(Pretrained("tiny").wav2vec_config() | {"feat_extract_norm": "group"}).train().double()
+    total = max(lengths)
+    draws = torch.Generator().manual_seed(sum(lengths))
+    samples = torch.randn(len(lengths), total * per_frame, generator=draws, dtype=torch.float64)
+    mask = torch.arange(total) < torch.tensor(lengths)[:, None]
+    weights = torch.randn(len(lengths), total, encoder.config.conv_dim[-1])
+    called: list[int] = []
+    conv = encoder.feature_extractor.conv_layers[1].conv
+    handle = conv.register_forward_hook(lambda *_: called.append(1))
+    with HostReads() as reads:
+        found = _features_of_rows(encoder, samples, mask)
+    handle.remove()
+    assert len(called) == 1 and not reads.found, reads
+    want = torch.cat(
+        [
+            functional.pad(_features(encoder, samples[n : n + 1, : count * per_frame], count), (0, 0, 0, total - count))
+            for n, count in enumerate(lengths)
+        ]
+    )
+    torch.testing.assert_close(found, want)
+    gradients = []
+    for features in (found, want):
+        encoder.zero_grad()
+        (features * weights).sum().backward()
+        gradients.append([value.grad for value in encoder.feature_extractor.parameters()])
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("model_type", ["wav2vec2", "hubert", "wavlm", "data2vec-audio"])
