@@ -41,7 +41,7 @@ help: ## Show this list
 	@echo "  DATASET=hdtf|celebv-hq|vfhq|folder  SOURCE=dir  DATA=dir|uri  [METADATA=dir] [LIMIT=n] [WORKERS=n] [RAY_ADDRESS=…]"
 	@echo "  GROUP_BY=parent|level:N|regex:PATTERN (DATASET=folder: who is on a file, by its path)  PERSON=name|KEYS=file"
 	@echo "  RUN=dir  RECIPE=tiny|paper|…  STAGE1=dir     VAE=dir  IMAGE_ENCODER=dir  [WIDTH=512] [HEIGHT=512]"
-	@echo "  REFERENCE=face.png  AUDIO=speech.wav  OUT=video.mp4  WEIGHTS=dir  [ADAPTER=dir]"
+	@echo "  REFERENCE=face.png  AUDIO=speech.wav  OUT=video.mp4  WEIGHTS=dir  [ADAPTER=dir] [DRIVER=audio2lmk|video|file|still] [RENDERER=lmk2video|landmarks]"
 	@echo "  COLUMNS=latents,mouth,labels,speech_activity,sync  FITS=speakers,expression"
 	@echo "  ANN=version  ENGINE=litert|litert-tracking|tasks|tasks-image  CAUSE=cause  ARGS='further options of a target's command; ARGS=--help lists them'"
 
@@ -131,7 +131,7 @@ train-stage2: $(STAMP) ## Train motion on top of STAGE1=RUN of stage 1; the same
 	$(run) train stage2 $(train_args) $(if $(STAGE1),--config.stage1="$$STAGE1")
 
 animate: $(STAMP) ## Animate a portrait: REFERENCE=face.png AUDIO=speech.wav OUT=video.mp4 WEIGHTS=dir
-	$(run) infer audio $(if $(REFERENCE),--reference="$$REFERENCE") $(if $(AUDIO),--audio="$$AUDIO") $(if $(WEIGHTS),--weights="$$WEIGHTS") $(if $(ADAPTER),--adapter="$$ADAPTER") $(if $(OUT),--output="$$OUT")
+	$(run) infer animate $(if $(DRIVER),--driver="$$DRIVER") $(if $(RENDERER),--renderer="$$RENDERER") $(if $(REFERENCE),--reference="$$REFERENCE") $(if $(AUDIO),--audio="$$AUDIO") $(if $(WEIGHTS),--weights="$$WEIGHTS") $(if $(ADAPTER),--adapter="$$ADAPTER") $(if $(OUT),--output="$$OUT")
 
 clean: ## Remove build/ and caches
 	rm -rf build .pytest_cache .ruff_cache .hypothesis

@@ -34,7 +34,6 @@ BUILT_IN = "silero-vad"
 MOST_SNR_DB = 80.0
 """Largest signal-to-noise ratio; pauses of digital silence have no noise at all."""
 _LEAST_FRAMES = 5  # that speak, and that do not, for a signal-to-noise ratio
-_PEAK_QUANTILE, _PEAK = 0.999, 0.5
 _LOUD_QUANTILE, _LOUD_DB = 0.95, 20.0
 
 SCORES = (
@@ -85,7 +84,7 @@ def open_speech_activity(
     """Function that listens to a sample. It runs on the CPU, where a second of sound takes some 3 ms."""
     import torch
 
-    from talkinghead.models.speech.activity import load_speech_activity, probability_of_frames
+    from talkinghead.models.speech.activity import at_one_level, load_speech_activity, probability_of_frames
 
     del fits, device
     torch.set_num_threads(1)  # the samples are the parallelism
@@ -101,15 +100,6 @@ def open_speech_activity(
         return Derived(arrays={"speech_activity": probability}, scores=scores)
 
     return listen
-
-
-def at_one_level(audio: np.ndarray) -> np.ndarray:
-    """Sound whose 99.9th percentile of absolute samples is half of full scale, cut off at full scale; float32 `[N]`.
-
-    Silence stays silence.
-    """
-    peak = float(np.quantile(np.abs(audio), _PEAK_QUANTILE)) if len(audio) else 0.0
-    return np.clip(audio * (_PEAK / peak), -1, 1).astype(np.float32) if peak > 0 else np.zeros_like(audio, np.float32)
 
 
 def speech_scores(probability: np.ndarray, power: np.ndarray, threshold: float) -> dict[str, float | None]:

@@ -8,9 +8,13 @@ from infer import commands
 from talkinghead.runtime.command_line import AGAIN, Advice, run_command_line
 
 COMMANDS = (
+    commands.animate,
     commands.audio,
     commands.video,
     commands.landmarks,
+    commands.pairs,
+    commands.dub,
+    commands.batch,
     commands.convert,
     commands.evaluate,
     commands.doctor,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from infer.weights.pipeline_weights import PIPELINE_CLASS, PipelinePlace, find_pipeline
-from infer.weights.published_files import PUBLISHED_SIZE
+from infer.weights.published_files import PUBLISHED_FPS, PUBLISHED_SIZE
 from infer.weights.speech_weights import CLASSES, find_weights
 from talkinghead.provenance import library_versions
 from talkinghead.runtime.progress import duration
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from talkinghead.models.lmk2video.meta_networks import HollowNetworks
 
 _LIBRARIES = ("talkinghead", "torch", "diffusers", "transformers", "mediapipe", "av", "numpy")
-_PUBLISHED_FPS = 30.0
 _CONTEXT_FRAMES = 16  # of a pipeline that does not say otherwise
 
 
@@ -152,7 +151,7 @@ def _case(request: DoctorRequest, place: PipelinePlace | None, device: str) -> _
     if place is None or place.published is not None:
         # The default mode of published files.
         networks = with_guider(HollowNetworks.published(), published_pose_guider("published"))
-        index = {"compat": True, "fps": _PUBLISHED_FPS, "context_frames": _CONTEXT_FRAMES}
+        index = {"compat": True, "fps": PUBLISHED_FPS, "context_frames": _CONTEXT_FRAMES}
     else:
         networks, index = HollowNetworks.of_folder(place.path), read_index(place.path, PIPELINE_CLASS)
         networks = with_guider(networks, networks.pose_guider.config)

@@ -23,7 +23,7 @@ FACE_SHARE = 0.57
 is 0.6."""
 FACE_CENTRE_Y = 0.55
 """Height of the landmarks' middle in the crop, from the top, as a share: hair needs more room than neck."""
-_TIGHTEST = 0.8
+TIGHTEST = 0.8
 """Largest share of the crop that a face may take; a larger one would be cut when it moves."""
 
 FEATHER = 0.12
@@ -116,16 +116,17 @@ def _check_multiples(width: int | None, height: int | None, step: int) -> None:
             )
 
 
-def face_crop(face: Extent, image_width: int, image_height: int, aspect: float) -> Crop:
-    """Box around a face, in which the face has `FACE_SHARE` of the height or width.
+def face_crop(face: Extent, image_width: int, image_height: int, aspect: float, share: float = FACE_SHARE) -> Crop:
+    """Box around a face, in which the face has a share of the height or width.
 
     Args:
         face: Extent of the face's landmarks in pixels.
         image_width: Width of the image in pixels.
         image_height: Height of the image in pixels.
         aspect: Wanted width / height of the box.
+        share: Share of the box that the extent takes, up to `TIGHTEST`.
     """
-    return _box(face, image_width, image_height, aspect, FACE_SHARE)
+    return _box(face, image_width, image_height, aspect, share)
 
 
 def whole_crop(face: Extent, image_width: int, image_height: int, aspect: float) -> Crop:
@@ -144,7 +145,7 @@ def _box(face: Extent, image_width: int, image_height: int, aspect: float, share
     needed = max(y1 - y0, (x1 - x0) / aspect)
     largest = min(float(image_height), image_width / aspect)
     height = largest if share == 0 else min(needed / share, largest)
-    height = max(height, needed / _TIGHTEST)
+    height = max(height, needed / TIGHTEST)
 
     # Place: centred on the face, then moved into the image.
     box_width, box_height = max(1, round(height * aspect)), max(1, round(height))

@@ -1,8 +1,7 @@
 """Output files of `infer`: a video, its companion files, and a sidecar (JSON) that records how it was made.
 
-`infer landmarks` writes the drawn landmark video and its arrays; `infer audio` and `infer video` write the generated
-video and a drawn landmark video of the motion. Each file is whole or not there, and the video is put in place last, so
-a video that is there has its companions.
+Next to drawn landmarks lie the arrays of the motion; next to generated images, a drawn landmark video of it. Each file
+is whole or not there, and the video is put in place last, so a video that is there has its companions.
 """
 
 from __future__ import annotations
@@ -15,17 +14,16 @@ from typing import Any
 
 import numpy as np
 
+from infer.motion_record import MotionRecord
 from talkinghead.files.atomic import staged_file
 from talkinghead.geometry.guidance import draw_guidance
 from talkinghead.media.encoder_settings import EncoderSettings
 from talkinghead.media.synthetic import SyntheticNote
 from talkinghead.media.talking_video import encode_talking_video
-from talkinghead.motion.motion import Motion
-from talkinghead.provenance import library_versions, pretty_json
+from talkinghead.pipelines.protocols import Pairing
+from talkinghead.provenance import hash_file, library_versions, pretty_json
 from talkinghead.runtime.errors import is_machine_error
 from talkinghead.runtime.peak_memory import peak_memory as host_peak_memory
-from talkinghead.runtime.progress import ProgressCallback
-from talkinghead.timebase import FPS
 
 SUFFIX = ".mp4"
 _EVERYWHERE = ("pretrained_model", "lmk2video", "stage1", "stage2", "audio2mesh", "audio2pose")
@@ -65,82 +63,57 @@ def check_target(path: Path, companions: tuple[Path, ...], *inputs: Path) -> Non
             raise ValueError(f"the output {path} would replace the input {source}: give it another name")
 
 
-def write_landmarks(
-    path: Path,
-    motion: Motion,
-    landmarks: np.ndarray,
-    *,
-    reference_pose_matrix: np.ndarray,
-    size: tuple[int, int],
-    sound: Path,
-    describe: Callable[[], dict[str, Any]],
-    progress: ProgressCallback,
-) -> None:
-    """Write a landmark video and its `landmark_companions`; all of them, or none after an error.
-
-    Args:
-        path: Video to write.
-        motion: Motion to save as arrays.
-        landmarks: Its landmarks, `[F, 468, 2]`, to draw and to save.
-        reference_pose_matrix: Head pose of the portrait, `[4, 4]`, that the saved `pose` is relative to.
-        size: Width and height of the video in pixels, even.
-        sound: File whose sound goes into the video.
-        describe: Returns the sidecar; called when the other files are written.
-        progress: Called for each frame that is drawn.
-
-    Raises:
-        OSError: The disk is full, or the folder cannot be written.
-    """
-    with _staged(path, *landmark_companions(path)) as (video, arrays, sidecar_file):
-        _draw(video, landmarks, motion.fps, size, sound, progress)
-        with arrays.open("wb") as stream:
-            np.savez(
-                stream,
-                mesh=motion.meshes(),
-                pose=motion.pose_about(reference_pose_matrix),
-                pose_matrix=motion.pose_matrix,
-                landmarks=landmarks,
-                fps=np.float64(motion.fps),
-            )
-        sidecar_file.write_bytes(pretty_json(describe()))
-
-
-def write_animation(
+def write_video(
     path: Path,
     frames: Iterable[np.ndarray],
-    landmarks: np.ndarray,
+    record: MotionRecord,
     *,
     fps: float,
     size: tuple[int, int],
     drawn_size: tuple[int, int],
+    arrays: bool,
     sound: Path | None,
     describe: Callable[[], dict[str, Any]],
     note: SyntheticNote | None,
+    written: Callable[[Path], None] | None = None,
 ) -> None:
-    """Write a generated video and its `animation_companions`; all of them, or none after an error.
+    """Write a video and its companions (`landmark_companions`, `animation_companions`); all of them, or none.
 
     Args:
         path: Video to write.
         frames: Frames RGB uint8 `[height, width, 3]` of the video, consumed one at a time.
-        landmarks: Landmarks that the frames were generated from, `[F, 468, 2]`, F being the number of frames.
+        record: The motion that the frames show, written down while they are made.
         fps: Frame rate of both videos.
         size: Width and height of the video in pixels, even.
         drawn_size: Width and height in pixels of the images that the landmarks belong to. The landmark video has this
             size, or a multiple where it is small.
-        sound: File whose sound goes into both videos; None: no sound.
-        describe: Returns the sidecar; called when the other files are written.
+        arrays: Whether the arrays of the motion go next to a video of drawn landmarks, rather than a landmark video
+            next to one of images.
+        sound: File whose sound goes into the videos; None: no sound.
+        describe: Returns the sidecar, to which the video's hash is added; called when the other files are written.
         note: Note in the video itself that it is synthetic; None: it says nothing.
+        written: Called with the scratch file of the video when it is whole, before `describe`; None: nothing is.
 
     Raises:
         ValueError: There are no frames.
         OSError: No space left, or the folder cannot be written.
     """
-    # The landmark video comes first: it takes seconds, and shows early whether the disk has room.
-    enlarge = max(1, -(-_SMALLEST_DRAWING // min(drawn_size)))
-    with _staged(path, *animation_companions(path)) as (video, drawing, sidecar_file):
-        _draw(drawing, landmarks, fps, (drawn_size[0] * enlarge, drawn_size[1] * enlarge), sound)
-        encode_talking_video(video, frames, width=size[0], height=size[1], fps=fps, speech=sound, note=note)
-        sidecar_file.write_bytes(pretty_json(describe()))
+    companions = landmark_companions(path) if arrays else animation_companions(path)
+    width, height = size
+    with _staged(path, *companions) as (video, companion, sidecar_file):
+        settings = _DRAWN if arrays else None
+        encode_talking_video(
+            video, frames, width=width, height=height, fps=fps, speech=sound, settings=settings, note=note
+        )
+        if arrays:
+            with companion.open("wb") as stream:
+                record.write_arrays(stream)
+        else:
+            _draw(companion, record, fps, drawn_size, sound)
+        if written is not None:
+            written(video)
+        # The hash tells whether a video belongs to the sidecar next to it.
+        sidecar_file.write_bytes(pretty_json(describe() | {"video_sha256": hash_file(video)}))
 
 
 @contextlib.contextmanager
@@ -159,65 +132,20 @@ def _staged(path: Path, *companions: Path) -> Iterator[list[Path]]:
         raise OSError(error.errno, text) from error
 
 
-def _draw(
-    path: Path,
-    landmarks: np.ndarray,
-    fps: float,
-    size: tuple[int, int],
-    sound: Path | None,
-    progress: ProgressCallback | None = None,
-) -> None:
-    """Draw landmarks `[F, 468, 2]` and write them as a video of `size` (width, height) in pixels."""
-    width, height = size
-
+def _draw(path: Path, record: MotionRecord, fps: float, size: tuple[int, int], sound: Path | None) -> None:
+    """Draw the landmarks of a motion and write them as a video, no smaller than `_SMALLEST_DRAWING`."""
+    enlarge = max(1, -(-_SMALLEST_DRAWING // min(size)))
+    width, height = size[0] * enlarge, size[1] * enlarge
     # Drawn as the encoder asks for them, so only one image is in memory.
-    def frames() -> Iterator[np.ndarray]:
-        if progress:
-            progress("draw and encode", 0, len(landmarks))
-        for number, points in enumerate(landmarks, 1):
-            yield draw_guidance(points, width, height)
-            if progress:
-                progress("draw and encode", number, len(landmarks))
-
-    encode_talking_video(path, frames(), width=width, height=height, fps=fps, speech=sound, settings=_DRAWN)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Pair:
-    """What drove the portrait, what drew it, and what lay between them, by the names of a sidecar."""
-
-    driver: str
-    """`audio2lmk` (speech) or `video`."""
-    renderer: str
-    """`lmk2video`, or `landmarks` (drawn lines)."""
-    conversions: tuple[str, ...]
-    """Steps from the driver's motion to what the renderer takes, in order."""
-
-    @classmethod
-    def of(cls, command: str, *, fps: float, compat: bool) -> Pair:
-        """Pair of a command.
-
-        Args:
-            command: `landmarks`, `audio` or `video`.
-            fps: Frame rate of the video; motion is made at 25.
-            compat: Whether landmarks are projected as AniPortrait does.
-        """
-        resampled = (f"motion resampled from {FPS:g} to {fps:g} frames per second",) if fps != FPS else ()
-        landmarks = "landmarks of meshes and head poses, seen by the portrait's camera" + (
-            " as AniPortrait sees them" if compat else ""
-        )
-        return cls(
-            driver="video" if command == "video" else "audio2lmk",
-            renderer="landmarks" if command == "landmarks" else "lmk2video",
-            conversions=(*resampled, landmarks),
-        )
+    images = (draw_guidance(points, width, height) for part in record.landmarks() for points in part)
+    encode_talking_video(path, images, width=width, height=height, fps=fps, speech=sound, settings=_DRAWN)
 
 
 def sidecar(
     command: str,
     request: Any,
     *,
-    pair: Pair,
+    pairing: Pairing,
     inputs: dict[str, Any],
     weights: dict[str, Any],
     result: dict[str, Any],
@@ -231,22 +159,20 @@ def sidecar(
     Args:
         command: Name of the command of `python -m infer`.
         request: Options of the command, a dataclass.
-        pair: What drove the portrait, what drew it, and what lay between them.
+        pairing: What drove the portrait, what drew it, and what lay between them.
         inputs: Properties and hashes of the files that were read.
         weights: Origin, hash and licence of the weights, by part.
         result: Properties of the video, and settings that were chosen on the way.
         seconds: Wall time of each stage in seconds.
         device: Device on which the models ran.
     """
-    # Names without folders: a sidecar is passed on with its video, and where files lie tells of the user and machine.
-    settings = {name: _without_folders(value) for name, value in dataclasses.asdict(request).items()}
     return {
         "command": command,
         "seed": request.seed,
-        "driver": pair.driver,
-        "renderer": pair.renderer,
-        "conversions": list(pair.conversions),
-        "settings": settings,
+        "driver": pairing.driver,
+        "renderer": pairing.renderer,
+        "conversions": [str(conversion) for conversion in pairing.conversions],
+        "settings": settings_of(request),
         "inputs": inputs,
         "weights": {part: about | {"path": place_name(Path(about["path"]))} for part, about in weights.items()},
         "result": result | {"device": device},
@@ -254,6 +180,14 @@ def sidecar(
         "seconds": {stage: round(value, 3) for stage, value in seconds.items()},
         "peak_memory_bytes": peak_memory(device),
     }
+
+
+def settings_of(request: Any) -> dict[str, Any]:
+    """Options of a command as a sidecar holds them: with names in place of paths.
+
+    A sidecar is passed on with its video, and where files lie tells of the user and the machine.
+    """
+    return {name: _without_folders(value) for name, value in dataclasses.asdict(request).items()}
 
 
 def place_name(path: Path) -> str:

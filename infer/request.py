@@ -1,17 +1,19 @@
-"""Options of `infer landmarks`, `infer audio` and `infer video`; options that commands share are defined once.
+"""Options of `infer animate` and its short forms `audio`, `video` and `landmarks`; what they share is defined once.
 
 The class and field docstrings are the help of the command line.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, cast
+from typing import Annotated, Any, Literal
 
 import tyro
 
+from infer.part_source import PartSource
 from infer.weights.speech_weights import WeightsPlace, find_weights
 from talkinghead.motion.blink import FASTEST_RATE
 
@@ -22,34 +24,6 @@ PREVIEW_STEPS = 8
 PREVIEW_SIDE = 256
 PREVIEW_SECONDS = 2.0
 """Limits of `--preview`: sampling steps, longer side of the video in pixels, and length in seconds."""
-
-PoseKind = Literal["audio", "video", "template", "still"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class PoseSource:
-    """Source of the head's motion, as named by `--pose`."""
-
-    kind: PoseKind
-    path: Path | None = None
-    """Driving video or pose template; None for `audio` and `still`."""
-
-    @classmethod
-    def parse(cls, text: str) -> PoseSource:
-        """Parse `audio`, `still`, `video:FILE` or `template:FILE.npy`.
-
-        Args:
-            text: Value of the option.
-
-        Raises:
-            ValueError: The text has none of these forms; the message lists them.
-        """
-        kind, colon, name = text.partition(":")
-        if kind in ("audio", "still") and not colon:
-            return cls(kind=cast(PoseKind, kind))
-        if kind in ("video", "template") and name:
-            return cls(kind=cast(PoseKind, kind), path=Path(name))
-        raise ValueError(f"--pose is {text!r}, must be audio, still, video:FILE or template:FILE.npy")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +38,12 @@ class PortraitOptions:
     """Which of several faces in the portrait: number from 0, left to right; `largest`; or `X,Y`, nearest to a pixel."""
     expression_gain: float = 1.0
     """Factor of the expression: 0 keeps the face at rest, 1 leaves the motion as it is, more exaggerates."""
+    lips_gain: float = 1.0
+    """Factor of the expression of mouth, jaw and lower cheeks alone."""
+    brows_gain: float = 1.0
+    """Factor of the expression of the brows alone."""
+    still_in_silence: bool = False
+    """Keep the mouth shut where nobody speaks in the sound, by the network of the column speech_activity."""
     blink: str = "none"
     """Blinks added to the motion: `none`, or blinks per minute (people: 15 to 20)."""
     seed: int = 0
@@ -88,8 +68,10 @@ class PortraitOptions:
         Raises:
             ValueError: A value is out of range; the message names the option and what it must be.
         """
-        _check_within("--expression-gain", self.expression_gain, -10, 10)
-        _check_within("--limit-seconds", self.limit_seconds, 0.01, math.inf)
+        check_within("--expression-gain", self.expression_gain, 0, 10)
+        check_within("--lips-gain", self.lips_gain, 0, 10)
+        check_within("--brows-gain", self.brows_gain, 0, 10)
+        check_within("--limit-seconds", self.limit_seconds, 0.01, math.inf)
         for name, side in (("--width", self.width), ("--height", self.height)):
             if side is not None and side < 1:
                 raise ValueError(f"{name} is {side}, must be a number of pixels")
@@ -141,11 +123,11 @@ class SpeechOptions:
 
     def check_speech(self) -> None:
         """Check the options of this class; raises `ValueError` when a value is out of range or belongs elsewhere."""
-        _check_window("--smooth", self.smooth)
-        _check_window("--smooth-mesh", self.smooth_mesh)
-        _check_within("--fps", self.fps, 1, 240, " frames per second")
-        _check_within("--template-fps", self.template_fps, 1, 240, " frames per second")
-        _check_within("--pose-gain", self.pose_gain, -10, 10)
+        check_window("--smooth", self.smooth)
+        check_window("--smooth-mesh", self.smooth_mesh)
+        check_within("--fps", self.fps, 1, 240, " frames per second")
+        check_within("--template-fps", self.template_fps, 1, 240, " frames per second")
+        check_within("--pose-gain", self.pose_gain, -10, 10)
         # An option that would have no effect is refused: the user expects one.
         for option, value in {"--audio2pose": self.audio2pose, "--identity": self.identity}.items():
             if value is not None and self.pose_source.kind != "audio":
@@ -154,9 +136,9 @@ class SpeechOptions:
             raise ValueError(f"--template-fps belongs to --pose template:FILE.npy, not to --pose {self.pose}")
 
     @property
-    def pose_source(self) -> PoseSource:
+    def pose_source(self) -> PartSource:
         """`pose`, parsed; raises `ValueError` when it has none of the forms."""
-        return PoseSource.parse(self.pose)
+        return PartSource.parse("--pose", self.pose, "audio", "still", "video:FILE", "template:FILE.npy")
 
     def find_audio2mesh(self, weights: Path | None) -> WeightsPlace:
         """Location of the mesh model's weights: `audio2mesh` where it is given, else a folder of weights.
@@ -206,16 +188,12 @@ class SpeechRequest(SpeechOptions, PortraitOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageOptions:
-    """Weights and settings of the image generation, and the part of the portrait that is animated."""
+class GenerationOptions:
+    """Weights and settings of the image generation."""
 
     weights: Path
     """Weights: a pipeline's folder (made by `infer convert`, or the RUN of a training), AniPortrait's published files,
     or a folder that holds one of these next to audio2mesh/ and audio2pose/."""
-    crop: Literal["face", "none"] = "face"
-    """Part of the portrait that is animated: a box around the face, or the whole image."""
-    paste_back: bool = False
-    """Put the animated part back into the whole portrait; the video then has the portrait's size."""
     steps: int = 25
     """Number of sampling steps: more is slower and finer."""
     guidance: float = 3.5
@@ -234,11 +212,11 @@ class ImageOptions:
     preview: bool = False
     """Quick preview: few steps, a small image, the first 2 seconds."""
 
-    def check_images(self) -> None:
+    def check_generation(self) -> None:
         """Check the options of this class; raises `ValueError` when a value is out of range."""
         if not 1 <= self.steps <= 1000:
             raise ValueError(f"--steps is {self.steps}, must be 1 to 1000")
-        _check_within("--guidance", self.guidance, 0, 100)
+        check_within("--guidance", self.guidance, 0, 100)
 
     @property
     def sampled_steps(self) -> int:
@@ -250,6 +228,16 @@ class ImageOptions:
         if not self.preview:
             return limit
         return PREVIEW_SECONDS if limit is None else min(limit, PREVIEW_SECONDS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageOptions(GenerationOptions):
+    """Weights and settings of the image generation, and the part of the portrait that is animated."""
+
+    crop: Literal["face", "none"] = "face"
+    """Part of the portrait that is animated: a box around the face, or the whole image."""
+    paste_back: bool = False
+    """Put the animated part back into the whole portrait; the video then has the portrait's size."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,12 +255,12 @@ class AudioRequest(ImageOptions, SpeechRequest):
     def check(self) -> None:
         """Check all options; raises `ValueError` as the parts do."""
         super().check()
-        self.check_images()
+        self.check_generation()
 
 
 @dataclass(frozen=True, kw_only=True)
-class VideoRequest(ImageOptions, PortraitOptions):
-    """Options of `infer video`: a portrait, and a video whose face it follows."""
+class VideoOptions:
+    """A driving video, and how its motion goes over to the portrait."""
 
     driving: Path
     """Video with a face; its sound goes into the result."""
@@ -291,22 +279,117 @@ class VideoRequest(ImageOptions, PortraitOptions):
     fps: float | None = None
     """Frame rate of the video; default: the weights' own."""
 
+    def check_video(self) -> None:
+        """Check the options of this class; raises `ValueError` when a value is out of range."""
+        check_window("--smooth", self.smooth)
+        check_window("--smooth-mesh", self.smooth_mesh)
+        check_within("--fps", self.fps, 1, 240, " frames per second")
+        check_within("--pose-gain", self.pose_gain, -10, 10)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoRequest(ImageOptions, VideoOptions, PortraitOptions):
+    """Options of `infer video`: a portrait, and a video whose face it follows."""
+
     def check(self) -> None:
         """Check all options; raises `ValueError` when a value is out of range."""
         super().check()
-        self.check_images()
-        _check_window("--smooth", self.smooth)
-        _check_window("--smooth-mesh", self.smooth_mesh)
-        _check_within("--fps", self.fps, 1, 240, " frames per second")
-        _check_within("--pose-gain", self.pose_gain, -10, 10)
+        self.check_generation()
+        self.check_video()
 
 
-def _check_window(name: str, frames: int | None) -> None:
+@dataclass(frozen=True, kw_only=True)
+class AnimateRequest(ImageOptions, SpeechOptions, PortraitOptions):
+    """Options of `infer animate`: a portrait, any driver or one for each part of the face, and any renderer."""
+
+    # What other commands must be given, or have a default for, depends on the driver here.
+    weights: Path | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
+    """Weights of the renderer and of the driver, where they need any: a folder as for `infer audio`."""
+    audio: Path | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
+    """Speech of the driver audio2lmk; with other drivers, the sound of the video."""
+    pose: str | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
+    """What moves the head: `keep` (what moves the mouth; the default), `still`, `audio:FILE`, `video:FILE`,
+    `file:FILE`, or `template:FILE.npy`. Of a driving video also `relative` and `absolute`, as for `infer video`."""
+    neutralise: Literal["none", "mouth", "all"] | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
+    """Take an open mouth, or the whole expression, out of the portrait first; default: `mouth` for a driving video,
+    else `none`."""
+    driver: str = "audio2lmk"
+    """What moves the face: `audio2lmk` (speech, --audio), `video` (--driving), `file` (--motion), `still`, or a driver
+    of another package; `python -m infer pairs` lists them."""
+    renderer: str = "lmk2video"
+    """What shows it: `lmk2video`, `landmarks` (drawn), or a renderer of another package."""
+    driving: Path | None = None
+    """Video of the driver `video`; its sound goes into the result."""
+    motion: Path | None = None
+    """File of the driver `file` (an .npz next to a landmark video, or a pose template .npy), or of another package's
+    driver."""
+    mouth: str | None = None
+    """What moves the mouth, in place of --driver and its file: `audio:FILE`, `video:FILE`, `file:FILE` or `still`."""
+    eyes: str = "keep"
+    """What moves eyes and brows: `keep` (what moves the mouth), `still`, `audio:FILE`, `video:FILE` or `file:FILE`."""
+
+    def check(self) -> None:
+        """Check all options; raises `ValueError` as the parts do."""
+        super().check()
+        self.check_generation()
+        check_window("--smooth", self.smooth)
+        check_window("--smooth-mesh", self.smooth_mesh)
+        check_within("--fps", self.fps, 1, 240, " frames per second")
+        check_within("--template-fps", self.template_fps, 1, 240, " frames per second")
+        check_within("--pose-gain", self.pose_gain, -10, 10)
+        _ = self.mouth_source, self.eyes_source
+
+    @property
+    def mouth_source(self) -> PartSource:
+        """What moves the mouth, by `mouth` or by `driver` and its file; raises `ValueError` for none of the forms."""
+        if self.mouth is not None:
+            if self.driver != "audio2lmk":
+                raise ValueError(f"give --mouth {self.mouth} or --driver {self.driver}, not both")
+            return PartSource.parse("--mouth", self.mouth, "audio:FILE", "video:FILE", "file:FILE", "still")
+        files = {
+            "audio2lmk": ("audio", self.audio),
+            "video": ("driving", self.driving),
+            "file": ("motion", self.motion),
+        }
+        kinds = {"audio2lmk": "audio"}
+        if self.driver not in files:
+            return PartSource(kind=self.driver, path=self.motion)
+        option, path = files[self.driver]
+        if path is None:
+            raise ValueError(f"the driver {self.driver} needs --{option} FILE")
+        return PartSource(kind=kinds.get(self.driver, self.driver), path=path)
+
+    @property
+    def eyes_source(self) -> PartSource:
+        """What moves the eyes; raises `ValueError` for none of the forms."""
+        return PartSource.parse("--eyes", self.eyes, "keep", "still", "audio:FILE", "video:FILE", "file:FILE")
+
+    def as_speech(self, audio: Path, pose: str) -> SpeechRequest:
+        """The options for speech from a file, with a head that moves as `pose` says."""
+        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(SpeechRequest)}
+        return SpeechRequest(**(given | {"audio": audio, "pose": pose, "neutralise": self.neutralise or "none"}))
+
+    def as_video(self, driving: Path, pose: Literal["relative", "absolute", "still"]) -> VideoOptions:
+        """The options for a driving video; what is not given has the defaults of `infer video`."""
+        given: dict[str, Any] = {
+            "pose_gain": self.pose_gain,
+            "smooth": self.smooth,
+            "smooth_mesh": self.smooth_mesh,
+            "neutralise": self.neutralise,
+            "fps": self.fps,
+        }
+        given = {name: value for name, value in given.items() if value is not None}
+        return VideoOptions(driving=driving, pose=pose, **given)
+
+
+def check_window(name: str, frames: int | None) -> None:
+    """Refuse a window of a moving average that is not an odd number of frames; None: not given."""
     if frames is not None and (frames < 1 or frames % 2 == 0):
         raise ValueError(f"{name} is {frames}, must be an odd number of frames (1: no smoothing)")
 
 
-def _check_within(name: str, value: float | None, least: float, most: float, unit: str = "") -> None:
+def check_within(name: str, value: float | None, least: float, most: float, unit: str = "") -> None:
+    """Refuse a value of the option `name` that is not finite or not in `least` … `most`; None: not given."""
     # The sidecar holds the settings, and JSON has no infinite numbers: infinity is refused even without a limit.
     if value is not None and not (least <= value <= most and math.isfinite(value)):
         limits = f"{least:g} to {most:g}{unit}" if most < math.inf else f"a number of at least {least:g}"

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from infer.weights.adapters import AdapterPlace
 from infer.weights.licences import published_licence, trained_licence
-from infer.weights.published_files import PUBLISHED_SIZE, PublishedFiles, holds_published
+from infer.weights.published_files import PUBLISHED_FPS, PUBLISHED_SIZE, PublishedFiles, holds_published
 from infer.weights.speech_weights import CONFIG_FILE, EXPORT_FOLDER, ORIGIN_FILE, not_there
 from talkinghead.models.network_settings import read_settings
 from talkinghead.provenance import hash_bytes, hash_file, hash_files
+from talkinghead.timebase import FPS
 
 if TYPE_CHECKING:
     import torch
@@ -53,6 +54,10 @@ class PipelinePlace:
     """Width and height that the networks have learnt, pixels."""
     size_step: int
     """Number of pixels that must divide width and height."""
+    fps: float
+    """Frame rate of the training."""
+    compat: bool
+    """Whether landmarks are projected as AniPortrait does."""
     adapter: AdapterPlace | None = None
     """Adapter that is merged into the networks when they are loaded."""
 
@@ -108,6 +113,8 @@ def published_place(files: PublishedFiles) -> PipelinePlace:
         published=files,
         size=PUBLISHED_SIZE,
         size_step=_size_step(files.vae / CONFIG_FILE),
+        fps=PUBLISHED_FPS,
+        compat=True,
     )
 
 
@@ -124,7 +131,16 @@ def _of_folder(folder: Path) -> PipelinePlace:
     size = (index.get("width") or PUBLISHED_SIZE[0], index.get("height") or PUBLISHED_SIZE[1])
     if not all(isinstance(side, int) and 0 < side <= _LARGEST_SIDE for side in size):
         raise ValueError(f"{folder / INDEX_FILE} gives the size {size[0]!r}x{size[1]!r}: copy the folder again")
-    return PipelinePlace(path=folder, size=size, size_step=_size_step(folder / "vae" / CONFIG_FILE))
+    fps = index.get("fps", FPS)
+    if not isinstance(fps, int | float) or not 0 < fps < 1000:
+        raise ValueError(f"{folder / INDEX_FILE} gives the frame rate {fps!r}: copy the folder again")
+    return PipelinePlace(
+        path=folder,
+        size=size,
+        size_step=_size_step(folder / "vae" / CONFIG_FILE),
+        fps=float(fps),
+        compat=bool(index.get("compat")),
+    )
 
 
 def _size_step(config: Path) -> int:

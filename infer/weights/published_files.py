@@ -17,6 +17,8 @@ PUBLISHED_SIZE = (512, 512)
 # Suffixes of the files, best first; and the names of each folder, the published one first.
 _SUFFIXES = (".pth", ".safetensors", ".pt", ".bin", ".ckpt")
 _FILES = ("denoising_unet", "reference_unet", "motion_module", "pose_guider")
+PUBLISHED_FPS = 30.0
+"""Frame rate of AniPortrait's videos and speech models."""
 _FOLDERS = {"vae": ("sd-vae-ft-mse", "vae"), "image_encoder": ("image_encoder",)}
 _NESTED = ("pretrained_model", "pretrained_weights")
 """Folders below the named one in which AniPortrait's program expects the files."""

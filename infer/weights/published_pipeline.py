@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from infer.weights.published_files import PUBLISHED_SIZE, PublishedFiles
+from infer.weights.published_files import PUBLISHED_FPS, PUBLISHED_SIZE, PublishedFiles
 from talkinghead.models.image.weights import load_image_encoder, load_vae
 from talkinghead.models.lmk2video.pose_guider import PoseGuider
 from talkinghead.models.lmk2video.published import (
@@ -21,8 +21,6 @@ from talkinghead.models.noise_schedule import COMPAT_INFER
 from talkinghead.models.weights import KeyReport
 from talkinghead.pipelines.talking_head import TalkingHeadPipeline
 
-PUBLISHED_FPS = 30.0
-"""Frame rate of AniPortrait's videos."""
 SETTINGS: dict[str, Any] = {
     "compat": True,
     "fps": PUBLISHED_FPS,

@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast
 
 from infer.weights.adapters import AdapterPlace
+from infer.weights.kept import kept
 from infer.weights.licences import published_licence, trained_licence
+from infer.weights.published_files import PUBLISHED_FPS
 from talkinghead.models.network_settings import read_settings
 from talkinghead.motion.expression import EXPRESSION_FILE, ExpressionBasis
 from talkinghead.motion.speakers import FILE as SPEAKERS_FILE
 from talkinghead.motion.speakers import Speakers
 from talkinghead.provenance import hash_file
+from talkinghead.timebase import FPS
 
 if TYPE_CHECKING:
     from talkinghead.models.audio2lmk.audio2mesh import Audio2Mesh
@@ -52,6 +55,21 @@ class WeightsPlace:
     def is_file(self) -> bool:
         """Whether `path` is a published file."""
         return self.path.is_file()
+
+    @property
+    def published(self) -> bool:
+        """Whether these are AniPortrait's weights, from its file or converted."""
+        return self.is_file or (self.path / ORIGIN_FILE).is_file()
+
+    @property
+    def fps(self) -> float:
+        """Frame rate of the model, by its configuration; raises `ValueError` where that is damaged."""
+        if self.is_file:
+            return PUBLISHED_FPS
+        fps = read_settings(self.path / CONFIG_FILE, "JSON").get("fps", FPS)
+        if not isinstance(fps, int | float) or not 0 < fps < 1000:
+            raise ValueError(f"{self.path / CONFIG_FILE} gives the frame rate {fps!r}: copy the folder again")
+        return float(fps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +152,7 @@ def _class_name(config: Path) -> str | None:
     return name if isinstance(name, str) else None
 
 
+@kept
 def load_audio2mesh(place: WeightsPlace, device: str = "cpu") -> Weights[Audio2Mesh]:
     """Load an Audio2Mesh in evaluation mode.
 
@@ -144,6 +163,7 @@ def load_audio2mesh(place: WeightsPlace, device: str = "cpu") -> Weights[Audio2M
     return cast("Weights[Audio2Mesh]", _load(place, device))
 
 
+@kept
 def load_audio2pose(place: WeightsPlace, device: str = "cpu") -> Weights[Audio2Pose]:
     """Load an Audio2Pose in evaluation mode; raises like `load_audio2mesh`."""
     assert place.kind == "audio2pose"
@@ -177,7 +197,7 @@ def _load(place: WeightsPlace, device: str) -> Weights[Any]:
     return Weights(
         place=place,
         model=loaded.to(device).eval(),
-        published=(folder / ORIGIN_FILE).is_file(),
+        published=place.published,
         sha256=hash_file(folder / WEIGHTS_FILE),
         speakers=Speakers.load(folder) if (folder / SPEAKERS_FILE).is_file() else None,
         expression=ExpressionBasis.load(basis) if basis.is_file() else None,

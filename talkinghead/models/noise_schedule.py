@@ -20,6 +20,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
 from talkinghead import rng
+from talkinghead.models.device_constant import DeviceConstant
 
 Sampler = Literal["ddim", "dpm++", "euler", "unipc"]
 
@@ -138,7 +139,7 @@ class NoiseSchedule:
 
     def snr(self, timesteps: Tensor) -> Tensor:
         """Signal-to-noise ratio a / (1 - a) of timesteps: `[B]` → `[B]` float32; 0 at the last timestep."""
-        share = self.alphas_cumprod.to(timesteps.device)[timesteps]
+        share = self._shares.on(timesteps.device)[timesteps]
         return share / (1 - share)
 
     def min_snr_weight(self, timesteps: Tensor, gamma: float = 5.0) -> Tensor:
@@ -165,36 +166,35 @@ class NoiseSchedule:
         signal, sigma = self._factors(timesteps, noisy)
         return signal * noisy - sigma * velocity
 
-    def draw_timesteps(self, seed: int, keys: Sequence[Key]) -> Tensor:
-        """Timesteps of training samples, uniform, one for all frames of a sample: `[B]` int64, on the CPU."""
-        last = self.num_train_timesteps
-        return torch.tensor([int(rng.generator(seed, "timestep", *key).integers(last)) for key in keys])
+    def draw_timestep(self, seed: int, key: Key) -> int:
+        """Timestep of a training sample, uniform, one for all its frames."""
+        return int(rng.generator(seed, "timestep", *key).integers(self.num_train_timesteps))
+
+    @cached_property
+    def _shares(self) -> DeviceConstant:
+        return DeviceConstant(self.alphas_cumprod)
 
     def _factors(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """Factors of clean latents and of noise, in the shape and precision that multiply `like`."""
-        share = self.alphas_cumprod.to(timesteps.device)[timesteps]
+        share = self._shares.on(timesteps.device)[timesteps]
         share = share.reshape(-1, *[1] * (like.ndim - 1))  # [B, 1, 1, 1, 1] for latents [B, F, C, h, w]
         # The roots in float32: close to the last timestep a lower precision would lose the signal.
         return share.sqrt().to(like), (1 - share).sqrt().to(like)
 
 
-def draw_noise(seed: int, keys: Sequence[Key], shape: Sequence[int], *, offset: float = 0.0) -> Tensor:
-    """Noise of training samples, each sample's a function of its own key.
+def draw_noise(seed: int, key: Key, shape: Sequence[int], *, offset: float = 0.0) -> Tensor:
+    """Noise of a training sample, a function of its own key.
 
     Args:
         seed: Seed of the training.
-        keys: Random keys, one for each sample.
-        shape: Shape of one sample: `[F, C, h, w]`.
-        offset: Strength of a further draw for each sample and channel, the same in all frames and positions ("offset
-            noise"), so that the mean of an image is also learnt.
+        key: Random key of the sample.
+        shape: Shape of its latents: `[F, C, h, w]`.
+        offset: Strength of a further draw for each channel, the same in all frames and positions ("offset noise"), so
+            that the mean of an image is also learnt.
 
     Returns:
-        `[B, F, C, h, w]` float32, on the CPU.
+        `[F, C, h, w]` float32, on the CPU.
     """
-    return torch.stack([_sample_noise(seed, key, shape, offset) for key in keys])
-
-
-def _sample_noise(seed: int, key: Key, shape: Sequence[int], offset: float) -> Tensor:
     # Drawn by NumPy on the CPU: the same numbers on every device and in every version of PyTorch.
     draws = rng.generator(seed, "noise", *key)
     noise = torch.from_numpy(draws.standard_normal(tuple(shape), dtype="float32"))

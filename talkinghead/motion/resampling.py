@@ -68,12 +68,30 @@ def resample_frames(values: np.ndarray, fps: float, to_fps: float, count: int) -
         raise ValueError(f"{len(values)} frames at {fps} fps cannot be resampled to {to_fps} fps")
     if fps == to_fps and count <= len(values):
         return values[:count]
-    # Middles of the new frames, counted in old frames from the first one's middle.
-    at = np.clip((np.arange(count) + 0.5) * (fps / to_fps) - 0.5, 0, len(values) - 1)
-    before = np.floor(at).astype(np.int64)
-    after = np.minimum(before + 1, len(values) - 1)
-    share = (at - before).astype(values.dtype).reshape(-1, *[1] * (values.ndim - 1))
+    before, after, share = interpolation(np.arange(count), len(values), fps, to_fps)
+    share = share.astype(values.dtype).reshape(-1, *[1] * (values.ndim - 1))
     return values[before] * (1 - share) + values[after] * share
+
+
+def interpolation(
+    frames: np.ndarray, total: int, fps: float, to_fps: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Old frames between which new ones lie.
+
+    Args:
+        frames: Numbers of the new frames, `[n]`.
+        total: Number of old frames.
+        fps: Frame rate of the old ones.
+        to_fps: Frame rate of the new ones.
+
+    Returns:
+        Numbers of the old frames before and after each new one, `[n]` int64, and the share of the second, `[n]`
+        float64.
+    """
+    # Middles of the new frames, counted in old frames from the first one's middle.
+    at = np.clip((frames + 0.5) * (fps / to_fps) - 0.5, 0, total - 1)
+    before = np.floor(at).astype(np.int64)
+    return before, np.minimum(before + 1, total - 1), at - before
 
 
 def tile(template: np.ndarray, frames: int) -> np.ndarray:

@@ -6,7 +6,7 @@ Letters of shapes: N samples of the speech, T frames of a model, F frames of the
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 import numpy as np
@@ -15,12 +15,13 @@ from torch.nn import functional
 
 from talkinghead.models.audio2lmk.audio2mesh import Audio2Mesh
 from talkinghead.models.audio2lmk.audio2pose import Audio2Pose
-from talkinghead.models.audio2lmk.pose_decoding import decode, generate
-from talkinghead.models.speech.encoder import Encode, encode_long, frame_rate, normalise, num_frames
+from talkinghead.models.audio2lmk.pose_decoding import decode, restarted_parts
+from talkinghead.models.speech.encoder import Encode, encode_parts, frame_rate, moments, num_frames, standardise
 from talkinghead.motion.motion import Motion
-from talkinghead.motion.resampling import resample_frames
+from talkinghead.motion.parts import PART, averaged_parts, equal_parts, resampled_parts
 from talkinghead.motion.rest_pose import placed_pose
-from talkinghead.motion.smoothing import moving_average, narrow_average
+from talkinghead.motion.smoothing import narrow_average
+from talkinghead.motion.stream import MotionStream
 from talkinghead.runtime.progress import ProgressCallback
 from talkinghead.timebase import SAMPLE_RATE
 
@@ -76,7 +77,41 @@ class AudioToLandmarks:
         fps: float | None = None,
         progress: ProgressCallback | None = None,
     ) -> Motion:
-        """Motion of a portrait's face for speech.
+        """Motion of a portrait's face for speech, whole. Arguments and errors are those of `stream`."""
+        return self.stream(
+            samples,
+            reference_mesh=reference_mesh,
+            reference_pose_matrix=reference_pose_matrix,
+            width=width,
+            height=height,
+            pose=pose,
+            identity=identity,
+            pose_gain=pose_gain,
+            pose_smoothing=pose_smoothing,
+            mesh_smoothing=mesh_smoothing,
+            fps=fps,
+            progress=progress,
+        ).whole()
+
+    def stream(
+        self,
+        samples: np.ndarray,
+        *,
+        reference_mesh: np.ndarray,
+        reference_pose_matrix: np.ndarray,
+        width: int,
+        height: int,
+        pose: np.ndarray | Literal["audio", "still"] = "audio",
+        identity: int = 0,
+        pose_gain: float | None = None,
+        pose_smoothing: int | None = None,
+        mesh_smoothing: int | None = None,
+        fps: float | None = None,
+        progress: ProgressCallback | None = None,
+    ) -> MotionStream:
+        """Motion of a portrait's face for speech, in parts: memory grows by the speech itself and no more.
+
+        The parts follow the windows in which speech is encoded, 18 seconds and more.
 
         Args:
             samples: Speech, float mono `[N]` at 16 kHz, at least one sample.
@@ -97,50 +132,63 @@ class AudioToLandmarks:
             Motion of F frames with meshes.
 
         Raises:
-            ValueError: No samples, an identity or pose that does not fit, or weights that give no finite motion.
+            ValueError: No samples, or an identity or pose that does not fit; with the parts, weights that give no
+                finite motion.
         """
         mesh_model = self._mesh_model()
         rate = fps or mesh_model.fps
         count = self.num_frames(samples, rate)
 
-        # Head motion at the result's frame rate: given, none, or predicted from the speech. Done first, so that a wrong
-        # shape or identity is refused before the mesh is computed.
+        # Head motion at the result's frame rate: given, none, or predicted from the speech. A wrong shape or identity
+        # is refused here, before anything is computed.
         if isinstance(pose, np.ndarray):
             if pose.shape != (count, 6):
                 raise ValueError(f"the head motion has shape {pose.shape}, must be ({count}, 6) for this speech")
+            poses = iter((pose,))
         elif pose == "still":
-            pose = np.zeros((count, 6))
+            poses = (np.zeros((min(PART, count - first), 6)) for first in range(0, count, PART))
         else:
-            moved = self.predict_pose(
+            pose_model = self._pose_model()
+            pose_model.identities(identity, 1)
+            moved = self._pose_parts(
                 samples, identity=identity, gain=pose_gain, smoothing=pose_smoothing, progress=progress
             )
-            assert self.audio2pose is not None
-            pose = resample_frames(moved, self.audio2pose.fps, rate, count)
+            total = num_frames(len(samples), pose_model.fps)
+            poses = resampled_parts(moved, total, pose_model.fps, rate, count)
 
         # Mesh at the result's frame rate: the portrait's own, moved by the predicted offsets.
-        offsets = self.predict_offsets(samples, smoothing=mesh_smoothing, progress=progress)
-        mesh = resample_frames(offsets, mesh_model.fps, rate, count)
+        offsets = self._offset_parts(samples, smoothing=mesh_smoothing, progress=progress)
+        total = num_frames(len(samples), mesh_model.fps)
+        meshes = resampled_parts(offsets, total, mesh_model.fps, rate, count)
         neutral = np.asarray(reference_mesh, dtype=np.float32)
-        mesh += neutral  # [F, 468, 3]
 
-        if not (np.isfinite(mesh).all() and np.isfinite(pose).all()):
-            raise ValueError("the predicted motion holds values that are not finite: the weights are damaged")
-        return Motion(
-            pose_matrix=placed_pose(pose, reference_pose_matrix),
-            neutral=neutral,
-            mesh=mesh,
-            valid=np.ones(count, bool),
-            fps=rate,
-            width=width,
-            height=height,
-        )
+        def parts() -> Iterator[Motion]:
+            for mesh, part in zip(equal_parts(meshes), equal_parts(poses), strict=True):
+                moved_mesh = mesh + neutral
+                if not (np.isfinite(moved_mesh).all() and np.isfinite(part).all()):
+                    raise ValueError("the predicted motion holds values that are not finite: the weights are damaged")
+                yield Motion(
+                    pose_matrix=placed_pose(part, reference_pose_matrix),
+                    neutral=neutral,
+                    mesh=moved_mesh,
+                    valid=np.ones(len(part), bool),
+                    fps=rate,
+                    width=width,
+                    height=height,
+                )
+
+        return MotionStream(parts(), count=count, fps=rate)
 
     def _mesh_model(self) -> Audio2Mesh:
         if self.audio2mesh is None:
             raise ValueError("a moving mesh needs an Audio2Mesh model")
         return self.audio2mesh
 
-    @torch.inference_mode()
+    def _pose_model(self) -> Audio2Pose:
+        if self.audio2pose is None:
+            raise ValueError("head motion from the speech needs an Audio2Pose model")
+        return self.audio2pose
+
     def predict_offsets(
         self, samples: np.ndarray, *, smoothing: int | None = None, progress: ProgressCallback | None = None
     ) -> np.ndarray:
@@ -157,14 +205,17 @@ class AudioToLandmarks:
         Raises:
             ValueError: There is no Audio2Mesh.
         """
-        # In windows, so that memory does not grow with the length of the speech.
-        model = self._mesh_model()
-        encode = _with_progress(model, "mesh from speech", num_frames(len(samples), model.fps), progress)
-        offsets = encode_long(encode, _prepared(samples, model), model.fps).float().cpu().numpy()
-        window = model.smoothing if smoothing is None else smoothing
-        return offsets if window == 1 else narrow_average(offsets, window)
+        return np.concatenate(list(self._offset_parts(samples, smoothing=smoothing, progress=progress)))
 
-    @torch.inference_mode()
+    def _offset_parts(
+        self, samples: np.ndarray, *, smoothing: int | None, progress: ProgressCallback | None
+    ) -> Iterator[np.ndarray]:
+        """`predict_offsets` in parts `[n, 468, 3]`."""
+        model = self._mesh_model()
+        window = model.smoothing if smoothing is None else smoothing
+        parts = (part.float().cpu().numpy() for part in _encoded(model, model, "mesh from speech", samples, progress))
+        return parts if window == 1 else averaged_parts(parts, window, narrow_average)
+
     def predict_pose(
         self,
         samples: np.ndarray,
@@ -189,26 +240,32 @@ class AudioToLandmarks:
         Raises:
             ValueError: There is no Audio2Pose, or no such identity.
         """
-        model = self.audio2pose
-        if model is None:
-            raise ValueError("head motion from the speech needs an Audio2Pose model")
-        prepared = _prepared(samples, model)
+        parts = self._pose_parts(samples, identity=identity, gain=gain, smoothing=smoothing, progress=progress)
+        return np.concatenate(list(parts))
 
-        # Poses are decoded one after another, each from those before. With `restart` (AniPortrait's way) every chunk is
-        # encoded and decoded for itself; otherwise speech is encoded in windows, and the decoder keeps its state.
+    def _pose_parts(
+        self,
+        samples: np.ndarray,
+        *,
+        identity: int,
+        gain: float | None,
+        smoothing: int | None,
+        progress: ProgressCallback | None,
+    ) -> Iterator[np.ndarray]:
+        """`predict_pose` in parts `[n, 6]`."""
+        model = self._pose_model()
+        # Poses are decoded one after another, each from those before it. With `restart` (AniPortrait's way) every chunk
+        # is encoded and decoded for itself; otherwise speech is encoded in windows, and the decoder keeps its state.
         if model.context is None and model.chunking == "restart":
-            raw = generate(model, prepared, identity)
+            raw = _restarted(model, samples, identity)
         else:
-            total = num_frames(len(samples), model.fps)
-            encode = _with_progress(model.encode, "pose from speech", total, progress)
-            memory = encode_long(encode, prepared, model.fps)[None]  # [1, T, D]
-            with _one_thread():
-                raw = _decoded(model, memory, identity, progress)
+            memory = _encoded(model, model.encode, "pose from speech", samples, progress)
+            raw = _decoded(model, memory, identity, num_frames(len(samples), model.fps), progress)
 
         # The gain applies to the angles; the translation stays as it is.
-        pose = raw.double().cpu().numpy()
-        pose[:, :3] *= model.angle_gain if gain is None else gain
-        return moving_average(pose, model.smoothing if smoothing is None else smoothing)
+        factor = model.angle_gain if gain is None else gain
+        window = model.smoothing if smoothing is None else smoothing
+        return averaged_parts((_scaled(part, factor) for part in raw), window)
 
 
 @contextlib.contextmanager
@@ -226,33 +283,71 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _decoded(model: Audio2Pose, memory: torch.Tensor, identity: int, progress: ProgressCallback | None) -> torch.Tensor:
-    """Poses `[T, 6]` from encoded speech `[1, T, D]`, decoded in blocks, so that progress can be reported."""
-    total = memory.shape[1]
-    parts: list[torch.Tensor] = []
-    state = None
-    for first in range(0, total, _BLOCK):
+def _scaled(poses: torch.Tensor, gain: float) -> np.ndarray:
+    """Poses `[n, 6]` as float64, with a factor of the angles."""
+    result = poses.double().cpu().numpy()
+    result[:, :3] *= gain
+    return result
+
+
+@torch.inference_mode()
+def _decoded(
+    model: Audio2Pose, memory: Iterator[torch.Tensor], identity: int, total: int, progress: ProgressCallback | None
+) -> Iterator[torch.Tensor]:
+    """Poses `[n, 6]` from parts of encoded speech `[n, D]`, decoded in blocks, each with the state of the one before.
+
+    The blocks always begin at the same frames, wherever the parts do: so they do not change the result.
+    """
+    first, state = 0, None
+    for part in equal_parts(memory, _BLOCK, torch.cat):
         if progress is not None:
             progress("head motion", first, total)
-        # The decoder's state goes from block to block, so the blocks do not change the result.
-        part = memory[:, first : first + _BLOCK]
-        poses, state = decode(model, part, identity, state=state, final=first + _BLOCK >= total)
-        parts.append(poses[0])
-    return torch.cat(parts)
+        first += len(part)
+        with _one_thread():
+            poses, state = decode(model, part[None], identity, state=state, final=first >= total)
+        yield poses[0]
 
 
-def _prepared(samples: np.ndarray, model: Audio2Mesh | Audio2Pose) -> torch.Tensor:
-    """Speech `[N]` normalised over the whole recording, before it is cut into windows, and padded to whole frames.
+@torch.inference_mode()
+def _restarted(model: Audio2Pose, samples: np.ndarray, identity: int) -> Iterator[torch.Tensor]:
+    """Poses `[n, 6]` of chunks that know nothing of each other."""
+    cut, total = _normalised(samples, model)
+    yield from restarted_parts(model, cut(0, total), identity)
+
+
+@torch.inference_mode()
+def _encoded(
+    model: Audio2Mesh | Audio2Pose, encode: Encode, stage: str, samples: np.ndarray, progress: ProgressCallback | None
+) -> Iterator[torch.Tensor]:
+    """Encoded speech `[n, …]`, window by window, so that memory does not grow with its length."""
+    cut, total = _normalised(samples, model)
+    with_progress = _with_progress(encode, stage, num_frames(len(samples), model.fps), progress)
+    yield from encode_parts(with_progress, cut, total, model.fps)
+
+
+def _normalised(samples: np.ndarray, model: Audio2Mesh | Audio2Pose) -> tuple[Callable[[int, int], torch.Tensor], int]:
+    """Speech `[N]`, normalised by mean and variance of the whole recording, and padded to whole frames.
 
     It is padded because the encoders' features are stretched over the frames: with a partly filled last frame every
     other frame would fall between two features, which never happens in training on whole frames. At rates whose frames
     are no whole number of samples (30 fps) it happens in training too, and the speech stays as it is.
+
+    Returns:
+        Function from a first sample and an end to the samples between, on the model's device; and the number of
+        samples after padding.
     """
-    normal = normalise(torch.from_numpy(np.ascontiguousarray(samples, dtype=np.float32)))
+    raw = torch.from_numpy(np.ascontiguousarray(samples, dtype=np.float32))
+    mean, variance = moments(raw)
     per_frame = SAMPLE_RATE / frame_rate(model.fps)
+    total = len(raw)
     if per_frame.denominator == 1:
-        normal = functional.pad(normal, (0, num_frames(len(samples), model.fps) * int(per_frame) - len(samples)))
-    return normal.to(model.device)
+        total = num_frames(len(samples), model.fps) * int(per_frame)
+
+    def cut(first: int, end: int) -> torch.Tensor:
+        part = standardise(raw[first:end], mean, variance)
+        return functional.pad(part, (0, end - first - len(part))).to(model.device)
+
+    return cut, total
 
 
 def _with_progress(encode: Encode, stage: str, total: int, progress: ProgressCallback | None) -> Encode:

@@ -13,13 +13,13 @@ from annotate.speech_activity import (
     SCORES,
     SPEECH_ACTIVITY,
     SpeechActivitySettings,
-    at_one_level,
     speech_scores,
     weights_provenance,
 )
 from talkinghead.column import decode_column
 from talkinghead.derived import derived_members
 from talkinghead.media.audio import read_whole_audio
+from talkinghead.models.speech.activity import at_one_level
 from talkinghead.models.speech.activity_weights import ACTIVITY_SHA256
 from talkinghead.provenance import hash_file
 from tests.support.feature_samples import ClipInMemory

@@ -18,8 +18,9 @@ import pytest
 import torch
 
 from annotate.engines import make_engine
-from infer import animate, estimate
+from infer import estimate
 from infer.__main__ import main
+from infer.renderers import lmk2video
 from infer.weights.pipeline_weights import find_pipeline, load_pipeline
 from talkinghead.face.model import FaceModel
 from talkinghead.media.audio import encode_wav, read_whole_audio
@@ -97,9 +98,10 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     asked: list[dict[str, Any]] = []
 
     def mirror(self: Any, reference: np.ndarray, landmarks: np.ndarray, **settings: Any) -> Iterator[np.ndarray]:
-        asked.append({"reference": reference, "landmarks": landmarks, **settings})
+        moved = np.stack([landmarks[frame] for frame in range(len(landmarks))])
+        asked.append({"reference": reference, "landmarks": moved, **settings})
         size = settings["width"], settings["height"]
-        return (cv2.resize(reference, size, interpolation=cv2.INTER_AREA) for _ in landmarks)
+        return (cv2.resize(reference, size, interpolation=cv2.INTER_AREA) for _ in moved)
 
     monkeypatch.setattr(TalkingHeadPipeline, "stream", mirror)
     return asked
@@ -240,7 +242,7 @@ def test_what_is_wrong_is_one_line(
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("weights were loaded before the inputs were checked")
 
-    monkeypatch.setattr(animate, "load_pipeline", never)
+    monkeypatch.setattr(lmk2video, "load_pipeline", never)
     base = request.getfixturevalue("spoken" if verb == "audio" else "driven")
     there = {name for name, value in given.items() if (media / str(value).split("/")[0]).exists()}
     placed = {name: media / value if name in there else value for name, value in given.items()}
@@ -257,7 +259,7 @@ def test_no_memory_for_the_networks(
     def full(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(animate, "load_pipeline", full)
+    monkeypatch.setattr(lmk2video, "load_pipeline", full)
     assert main(command("video", driven | {"--memory": 16})) == 2
     assert "--memory 12" in capfd.readouterr().err and written(driven) == []
 

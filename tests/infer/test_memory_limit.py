@@ -9,9 +9,9 @@ import cv2
 import numpy as np
 import pytest
 
+from infer.drivers import driving_video
+from infer.drivers.driving_video import read_driving_clip
 from infer.memory_limit import GIGABYTE, memory_limit
-from infer.motion import driving_video
-from infer.motion.driving_video import read_driving_clip
 from infer.portrait import read_portrait
 from infer.speech import read_speech
 from talkinghead.face.model import FaceModel

@@ -5,18 +5,24 @@ from __future__ import annotations
 import errno
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
-from infer.output_files import Pair, check_target, landmark_companions, place_name, sidecar, write_landmarks
+from infer.motion_record import MotionRecord
+from infer.output_files import check_target, landmark_companions, place_name, sidecar, write_video
 from infer.request import AudioRequest
 from talkinghead.geometry.canonical import mean_face
 from talkinghead.geometry.guidance import draw_guidance
 from talkinghead.geometry.pose import matrix_from_pose
 from talkinghead.media.video_source import VideoSource
 from talkinghead.motion.motion import Motion
+from talkinghead.motion.stream import MotionStream
+from talkinghead.pipelines.audio2lmk.driver import Audio2LmkDriver
+from talkinghead.pipelines.landmark_renderer import DrawnSize, LandmarkRenderer
+from talkinghead.pipelines.protocols import LANDMARKS, MotionKind, pair
+from talkinghead.provenance import hash_file
 from tests.support.landmark_files import read_landmark_file
 from tests.support.motions import motion_about
 
@@ -35,11 +41,15 @@ def write(path: Path, frames: int = 10, **options: Any) -> None:
         from talkinghead.media.audio import encode_wav
 
         speech.write_bytes(encode_wav(np.zeros(frames * 640, np.float32)))
-    steps: list[Any] = []
-    settings = {"size": (96, 64), "describe": lambda: {"seed": 1}, "progress": lambda *step: steps.append(step)}
-    made = motion(frames)
-    write_landmarks(path, made, made.landmarks(), reference_pose_matrix=REFERENCE, sound=speech, **(settings | options))
-    assert steps[0] == ("draw and encode", 0, frames) and steps[-1] == ("draw and encode", frames, frames)
+    settings: dict[str, Any] = {"fps": 25, "size": (96, 64), "drawn_size": (96, 64), "arrays": True, "note": None}
+    settings |= {"sound": speech, "describe": lambda: {"seed": 1}}
+    with MotionRecord(
+        path.parent, compat=False, reference_pose_matrix=REFERENCE, own_outside=0.0, arrays=True
+    ) as record:
+        stream = record.following(MotionStream.of(motion(frames), 4))
+        renderer = LandmarkRenderer()
+        drawn = renderer.render(DrawnSize(width=96, height=64), stream)
+        write_video(path, drawn, record, **(settings | options))
 
 
 def test_arrays_and_images_come_back(tmp_path: Path) -> None:
@@ -47,7 +57,7 @@ def test_arrays_and_images_come_back(tmp_path: Path) -> None:
     path.parent.mkdir()
     write(path)
     assert {file.name for file in path.parent.iterdir()} == {"out.mp4", "out.npz", "out.json", "speech.wav"}
-    assert json.loads(path.with_suffix(".json").read_bytes()) == {"seed": 1}
+    assert json.loads(path.with_suffix(".json").read_bytes()) == {"seed": 1, "video_sha256": hash_file(path)}
     again, wanted = read_landmark_file(path.with_suffix(".npz")), motion(10)
     for name in ("mesh", "pose_matrix", "fps"):
         assert np.array_equal(getattr(again, name), getattr(wanted, name)), name
@@ -94,6 +104,11 @@ def test_names_that_cannot_be_written(tmp_path: Path) -> None:
         check_target(tmp_path / "out.mp4", landmark_companions(tmp_path / "out.mp4"), tmp_path / "out.npz")
 
 
+class Renders:
+    name = "lmk2video"
+    takes = (MotionKind(space=LANDMARKS, fps=30.0, compat=True),)
+
+
 def test_a_sidecar_names_files_without_the_folders_of_the_machine(tmp_path: Path) -> None:
     secret = tmp_path / "somebody" / "project"
     request = AudioRequest(
@@ -107,7 +122,7 @@ def test_a_sidecar_names_files_without_the_folders_of_the_machine(tmp_path: Path
     found = sidecar(
         "audio",
         request,
-        pair=Pair.of("audio", fps=30, compat=True),
+        pairing=pair(cast(Any, Audio2LmkDriver), cast(Any, Renders), fps=30),
         inputs={"audio": {"sha256": "0" * 64}},
         weights={"pipeline": {"path": str(secret / "run" / "pretrained_model"), "sha256": "1" * 64}},
         result={},
@@ -123,13 +138,7 @@ def test_a_sidecar_names_files_without_the_folders_of_the_machine(tmp_path: Path
     assert place_name(Path("face.png")) == "face.png"
     assert (found["seed"], found["driver"], found["renderer"]) == (0, "audio2lmk", "lmk2video")
     assert found["conversions"] == [
-        "motion resampled from 25 to 30 frames per second",
-        "landmarks of meshes and head poses, seen by the portrait's camera as AniPortrait sees them",
+        "motion resampled from 25 to 30 frames per second (between two frames it is interpolated linearly)",
+        "landmarks of meshes and head poses, seen by the portrait's camera as AniPortrait sees them (depth; 3e-5 px at"
+        " 512 by rounding)",
     ]
-
-
-def test_names_of_what_drives_and_draws() -> None:
-    drawn, driven = Pair.of("landmarks", fps=25, compat=False), Pair.of("video", fps=25, compat=False)
-    assert (drawn.driver, drawn.renderer) == ("audio2lmk", "landmarks")
-    assert (driven.driver, driven.renderer) == ("video", "lmk2video")
-    assert drawn.conversions == ("landmarks of meshes and head poses, seen by the portrait's camera",)

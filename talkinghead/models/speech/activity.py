@@ -25,6 +25,7 @@ PIECE = 512
 """Samples of a piece, at 16 kHz."""
 _CONTEXT = 64  # samples before a piece that it sees, and that are mirrored after it
 _BINS = 129  # of the Fourier transform, each with a real and an imaginary row
+_PEAK_QUANTILE, _PEAK = 0.999, 0.5
 _AT_ONCE = 2048  # pieces whose vectors are computed at once: 65 s, 30 MB
 
 
@@ -100,6 +101,15 @@ def load_speech_activity(path: Path) -> SpeechActivity:
         raise ValueError(f"{path}: {damaged[0]} holds NaN or infinity: copy the file again")
     network.load_state_dict(weights, assign=True)
     return network.requires_grad_(False).eval()
+
+
+def at_one_level(audio: np.ndarray) -> np.ndarray:
+    """Sound whose 99.9th percentile of absolute samples is half of full scale, cut off at full scale; float32 `[N]`.
+
+    Silence stays silence.
+    """
+    peak = float(np.quantile(np.abs(audio), _PEAK_QUANTILE)) if len(audio) else 0.0
+    return np.clip(audio * (_PEAK / peak), -1, 1).astype(np.float32) if peak > 0 else np.zeros_like(audio, np.float32)
 
 
 def probability_of_frames(pieces: np.ndarray, num_frames: int) -> np.ndarray:

@@ -26,6 +26,7 @@ from talkinghead.models.noise_schedule import COMPAT_INFER, PAPER, NoiseSchedule
 from talkinghead.pipelines.lmk2video.clip_request import ClipRequest
 from talkinghead.pipelines.lmk2video.context_windows import WindowLayout, lay_windows, usual_overlap
 from talkinghead.pipelines.lmk2video.frames import decode
+from talkinghead.pipelines.lmk2video.moving_landmarks import MovingLandmarks
 from talkinghead.pipelines.lmk2video.sampling import (
     ClipSampling,
     Finished,
@@ -273,6 +274,8 @@ class Animation:
                     return
                 if isinstance(event, Finished):
                     pose.release(event.block)
+                    if isinstance(request.landmarks, MovingLandmarks):
+                        request.landmarks.release(self._layout.blocks[event.block].frames)
                     yield event
                 else:
                     done += 1

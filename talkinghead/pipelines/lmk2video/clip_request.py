@@ -14,9 +14,9 @@ import PIL.Image
 import torch
 from torch import Tensor
 
-from talkinghead.geometry.face_regions import NUM_VERTICES
 from talkinghead.media.image_size import resize_images
 from talkinghead.pipelines.lmk2video.frames import OutputType, check_output_type
+from talkinghead.pipelines.lmk2video.moving_landmarks import MovingLandmarks, check_landmarks
 from talkinghead.runtime.progress import ProgressCallback
 
 _Fields = ParamSpec("_Fields")
@@ -39,8 +39,6 @@ _WHOLE_NUMBERS: dict[str, int | None] = {
 }
 """Whole-number arguments, with the smallest value of each; None: any value."""
 _MAY_BE_NONE = ("width", "height", "context_frames", "context_overlap", "decode_chunk_size")
-_FAR = 10.0
-"""Limit for landmarks, in widths and heights of the image. If no landmark is nearer, they were given in pixels."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +51,9 @@ class ClipRequest:
 
     reference: PIL.Image.Image | np.ndarray
     """Portrait, an image or RGB uint8 `[H, W, 3]`; it is resized to the size of the frames."""
-    landmarks: np.ndarray
-    """Landmarks of the driving face in each frame, float `[F, ≥468, ≥2]`, x/width and y/height."""
+    landmarks: np.ndarray | MovingLandmarks
+    """Landmarks of the driving face in each frame, float `[F, ≥468, ≥2]`, x/width and y/height; or such as still come
+    from a driver, for one video."""
     _: KW_ONLY
     reference_landmarks: np.ndarray | None = None
     """Landmarks of the portrait's own face, float `[≥468, ≥2]`; required by a PoseGuider that attends to them."""
@@ -90,7 +89,8 @@ class ClipRequest:
 
     def __post_init__(self) -> None:
         _check_reference(self.reference)
-        check_landmarks("landmarks", self.landmarks, 3)
+        if not isinstance(self.landmarks, MovingLandmarks):
+            check_landmarks("landmarks", self.landmarks, 3)
         if self.reference_landmarks is not None:
             check_landmarks("reference_landmarks", self.reference_landmarks, 2)
         # NumPy's integers become Python's: noise is keyed by the seed's text and type. The dataclass is frozen, hence
@@ -203,33 +203,3 @@ def _check_reference(image: PIL.Image.Image | np.ndarray) -> None:
         raise ValueError(f"reference must be a PIL image or RGB uint8 [H, W, 3], not {about}")
     if not image.size:
         raise ValueError(f"reference has no pixels: {list(image.shape)}")
-
-
-def check_landmarks(name: str, points: np.ndarray, ndim: int) -> None:
-    """Refuse landmarks that cannot be drawn.
-
-    Args:
-        name: Name of the argument, for the message.
-        points: Landmarks, float `[F, ≥468, ≥2]` (`ndim` 3) or `[≥468, ≥2]` (`ndim` 2), x/width and y/height.
-        ndim: Required number of axes.
-
-    Raises:
-        ValueError: Wrong shape, no frames, or values that are not finite; names the first such frame.
-    """
-    shape = f"[{'F, ' if ndim == 3 else ''}{NUM_VERTICES} or more, 2 or 3]"
-    if not isinstance(points, np.ndarray) or points.ndim != ndim or points.dtype.kind != "f":
-        about = f"{points.dtype} {list(points.shape)}" if isinstance(points, np.ndarray) else type(points).__name__
-        raise ValueError(f"{name} must be a float array {shape}, not {about}")
-    if points.shape[-2] < NUM_VERTICES or points.shape[-1] < 2 or not len(points):
-        raise ValueError(f"{name} must be {shape}, not {list(points.shape)}")
-
-    # Only these numbers are drawn; depths, and landmarks after the 468 (irises), may hold anything.
-    used = points[..., :NUM_VERTICES, :2]
-    if np.isfinite(used).all():
-        if np.abs(used).max(axis=-1).min() > _FAR:
-            raise ValueError(f"{name} are far outside of the image: give them divided by its width and height")
-        return
-    if ndim == 2:
-        raise ValueError(f"{name} holds values that are not finite: no face was found in the reference")
-    first = int(np.argmin(np.isfinite(used).all(axis=(1, 2))))
-    raise ValueError(f"{name} holds values that are not finite, first in frame {first}: no face was found there")

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from infer.__main__ import main
-from infer.motion.speech_motion import choose_identity
+from infer.drivers.speech import choose_identity
 from infer.weights.speech_weights import ORIGIN_FILE, WEIGHTS_FILE, find_weights, load_audio2mesh, load_audio2pose
 from talkinghead.motion.expression import EXPRESSION_FILE, NUM_SCORES, ExpressionBasis
 from talkinghead.motion.neutral import NeutralMesh

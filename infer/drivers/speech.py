@@ -1,4 +1,4 @@
-"""A portrait's motion from speech. All inputs are read and checked first; the models run later."""
+"""Speech as what drives a portrait. All inputs are read and checked first; the models run later."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from infer.motion.driving import edited, reference_at_rest
-from infer.motion.pose_source import DrivingPose, read_driving_video, read_template
-from infer.request import AudioRequest, ImageOptions, LandmarkRequest, PoseSource, SpeechOptions, SpeechRequest
+from infer.drivers.driving import reference_at_rest
+from infer.drivers.pose_source import DrivingPose, read_driving_video, read_template
+from infer.part_source import PartSource
+from infer.request import SpeechRequest
 from infer.speech import Speech, describe_speech, read_speech
 from infer.weights.adapters import PIPELINE, find_adapters, refuse_left_over
 from infer.weights.speech_weights import Weights, WeightsPlace, load_audio2mesh, load_audio2pose
 from talkinghead.face.model import FaceModel
 from talkinghead.face.portrait import Portrait
-from talkinghead.motion.motion import Motion
+from talkinghead.motion.stream import MotionStream
+from talkinghead.pipelines.audio2lmk.driver import Audio2LmkDriver, SpeechMotion
+from talkinghead.pipelines.protocols import MotionKind
 from talkinghead.provenance import hash_file
 from talkinghead.rng import generator
 from talkinghead.runtime.progress import Progress
@@ -51,20 +52,35 @@ class SpeechModels:
         return {w.place.kind: w.provenance() for w in (self.mesh, self.pose) if w is not None}
 
 
-class DrivingSpeech:
-    """Speech as what drives the portrait, through Audio2Mesh and Audio2Pose; a `Driving`."""
+class SpeechDriving:
+    """Speech through Audio2Mesh and Audio2Pose; a `Driving`.
 
-    command = "audio"
+    Args:
+        request: The speech and its options.
+        weights: Folder of the models, where the request does not name them one by one; None: next to the renderer's.
+        renders: Whether a pipeline of images takes part, for which one of the adapters may be.
+    """
 
-    def __init__(self, request: AudioRequest | LandmarkRequest) -> None:
+    name = Audio2LmkDriver.name
+
+    def __init__(self, request: SpeechRequest, weights: Path | None, *, renders: bool) -> None:
         self._request = request
+        self._weights = weights
+        self._renders = renders
         source = request.pose_source.path
         self.files = [request.audio, *([source] if source else [])]
         self._places: _Places | None = None
         self._speech: Speech | None = None
         self._driving: DrivingPose | None = None
         self._provenance: dict[str, Any] = {}
-        self._published: bool | None = None
+        self._facts: dict[str, Any] = {}
+
+    @property
+    def gives(self) -> MotionKind:
+        """Meshes at the mesh model's frame rate."""
+        assert self._places is not None
+        place = self._places.audio2mesh
+        return replace(Audio2LmkDriver.gives, fps=place.fps, compat=place.published)
 
     def find(self, pipeline: Path | None) -> None:
         """Find the models' weights: in the pipeline's folder, next to it, or named one by one.
@@ -74,13 +90,12 @@ class DrivingSpeech:
         """
         request = self._request
         # `--weights` may hold the models for speech next to the pipeline, which then lies in a folder below.
-        next_to_it = request.weights is not None and any(request.weights.glob("audio2mesh*"))
-        folder = request.weights if next_to_it else pipeline
+        next_to_it = self._weights is not None and any(self._weights.glob("audio2mesh*"))
+        folder = self._weights if next_to_it or pipeline is None else pipeline
         source = request.pose_source
         mesh, pose = request.find_audio2mesh(folder), request.find_audio2pose(folder)
         adapters = find_adapters(request.adapter)
-        shows = isinstance(request, ImageOptions)
-        refuse_left_over(adapters, ["audio2mesh", *["audio2pose"] * bool(pose), *[PIPELINE] * shows])
+        refuse_left_over(adapters, ["audio2mesh", *["audio2pose"] * bool(pose), *[PIPELINE] * self._renders])
         self._places = _Places(
             audio2mesh=replace(mesh, adapter=adapters.get("audio2mesh")),
             audio2pose=pose and replace(pose, adapter=adapters.get("audio2pose")),
@@ -113,42 +128,56 @@ class DrivingSpeech:
         source = self._request.pose_source.path
         return found if source is None else found | {"pose": {"sha256": hash_file(source)}}
 
-    def move(
-        self,
-        portrait: Portrait,
-        progress: Progress,
-        *,
-        fps: float | None = None,
-        device: str,
-    ) -> tuple[Motion, dict[str, Any]]:
-        """Load the models and return the motion; arguments and result are those of `speech_motion`.
+    def move(self, portrait: Portrait, progress: Progress, *, fps: float, device: str) -> MotionStream:
+        """Load the models and return the motion, which they make part by part.
 
         Raises:
-            ValueError: Weights are damaged.
+            ValueError: Weights are damaged, or there is no such identity.
         """
+        from talkinghead.pipelines.audio_to_landmarks import AudioToLandmarks
+
         assert self._places is not None and self._speech is not None
-        places = self._places
-        # Local, so that the device's memory is free for the pipeline afterwards.
+        places, request, samples = self._places, self._request, self._speech.samples
         models = SpeechModels(
             mesh=load_audio2mesh(places.audio2mesh, device),
             pose=None if places.audio2pose is None else load_audio2pose(places.audio2pose, device),
         )
         self._provenance = models.provenance()
-        self._published = models.mesh.published
-        return speech_motion(self._request, self._speech, self._driving, models, portrait, progress, fps=fps)
+        pipeline = AudioToLandmarks(models.mesh.model, None if models.pose is None else models.pose.model)
+
+        # Motion of the head: from another file, or from the pose model as one of its speakers.
+        pose: Any = request.pose_source.kind
+        if self._driving is not None:
+            frames = pipeline.num_frames(samples, fps)
+            pose = self._driving.play(frames, fps, gain=request.pose_gain, smoothing=request.smooth)
+            self._facts["interpolated_pose_frames"] = self._driving.interpolated
+        identity = 0
+        if models.pose is not None:
+            identity = self._facts["identity"] = choose_identity(request.identity, request.seed, models.pose)
+
+        options = SpeechMotion(
+            pose=pose,
+            identity=identity,
+            pose_gain=request.pose_gain,
+            pose_smoothing=request.smooth,
+            mesh_smoothing=request.smooth_mesh,
+            rest_mesh=reference_at_rest(portrait, request.neutralise, models.mesh.expression),
+        )
+        driver = Audio2LmkDriver(lambda: pipeline, models.mesh.model.fps)
+        # Without progress of its own: its parts are made while the renderer tells of its frames.
+        return driver.move(portrait, samples, options, fps=fps)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Identity of the head's motion, and frames of a driving video that were interpolated."""
+        return self._facts
 
     def provenance(self) -> dict[str, Any]:
         """Weights that took part, for the sidecar; empty before `move`."""
         return self._provenance
 
-    @property
-    def published(self) -> bool:
-        """Whether the mesh model is AniPortrait's published one; known after `move`."""
-        assert self._published is not None
-        return self._published
 
-
-def _driving_video(source: PoseSource, seconds: float, model: FaceModel, progress: Progress) -> DrivingPose | None:
+def _driving_video(source: PartSource, seconds: float, model: FaceModel, progress: Progress) -> DrivingPose | None:
     """Motion of the head in a driving video; None where it comes from elsewhere."""
     if source.kind != "video" or source.path is None:
         return None
@@ -157,66 +186,6 @@ def _driving_video(source: PoseSource, seconds: float, model: FaceModel, progres
     on_frame = functools.partial(progress, "head motion of the video", total=frames)
     # As long as the speech, since more motion would not be shown.
     return read_driving_video(source.path, seconds, model, on_frame)
-
-
-def speech_motion(
-    request: SpeechRequest,
-    speech: Speech,
-    driving: DrivingPose | None,
-    models: SpeechModels,
-    portrait: Portrait,
-    progress: Progress,
-    *,
-    fps: float | None = None,
-) -> tuple[Motion, dict[str, Any]]:
-    """Motion of the portrait's face from speech.
-
-    Args:
-        request: Request of the user.
-        speech: Speech that was read.
-        driving: Motion of the head from another file; None: from the pose model, or none.
-        models: Models on their device.
-        portrait: Portrait as it is animated (its crop).
-        progress: Callback for the progress.
-        fps: Frame rate where the request leaves it open; None: the mesh model's rate.
-
-    Returns:
-        Motion, and what was decided on the way (for the sidecar).
-    """
-    from talkinghead.pipelines.audio_to_landmarks import AudioToLandmarks
-
-    # Frame rate by request, pipeline, model, in this order.
-    samples = speech.samples
-    rate = request.fps or fps or models.mesh.model.fps
-    facts: dict[str, Any] = {}
-    pipeline = AudioToLandmarks(models.mesh.model, None if models.pose is None else models.pose.model)
-
-    # Motion of the head: from another file, or from the pose model as one of its speakers.
-    pose: Any = request.pose_source.kind
-    if driving is not None:
-        frames = pipeline.num_frames(samples, rate)
-        pose = driving.play(frames, rate, gain=request.pose_gain, smoothing=request.smooth)
-        facts["interpolated_pose_frames"] = driving.interpolated
-    identity = 0
-    if models.pose is not None:
-        identity = facts["identity"] = choose_identity(request.identity, request.seed, models.pose)
-
-    # Motion of the face, in the portrait's camera.
-    motion = pipeline(
-        samples,
-        reference_mesh=_reference_mesh(request, portrait, models.mesh),
-        reference_pose_matrix=portrait.pose_matrix,
-        width=portrait.width,
-        height=portrait.height,
-        pose=pose,
-        identity=identity,
-        pose_gain=request.pose_gain,
-        pose_smoothing=request.smooth,
-        mesh_smoothing=request.smooth_mesh,
-        fps=rate,
-        progress=progress,
-    )
-    return edited(motion, request), facts
 
 
 def choose_identity(asked: str | None, seed: int, weights: Weights[Any]) -> int:
@@ -244,8 +213,3 @@ def choose_identity(asked: str | None, seed: int, weights: Weights[Any]) -> int:
     if known is None:
         raise ValueError(f"--identity {asked!r}: these weights do not name their speakers; give a number below {rows}")
     return known.identity(asked) % rows
-
-
-def _reference_mesh(request: SpeechOptions, portrait: Portrait, weights: Weights[Any]) -> np.ndarray:
-    """The portrait's mesh `[468, 3]`, cm, with its expression taken out where that is asked for."""
-    return reference_at_rest(portrait, request.neutralise, weights.expression)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from infer.motion.driving_video import bridged_clip, read_driving_clip
+from infer.drivers.driving_video import bridged_clip, read_driving_clip
 from infer.request import TEMPLATE_FPS
 from talkinghead.face.model import FaceModel
 from talkinghead.files.foreign import open_regular

@@ -1,4 +1,8 @@
-"""A portrait's motion from a driving video: the portrait's face does what the driving face does, when it does it."""
+"""A driver that takes a video: the portrait's face does what the face in the video does, when it does it.
+
+The rest of a face and of a head are medians over the whole clip, so the whole clip is read before the first frame
+moves: a megabyte for each second.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from infer.motion.driving import edited, reference_at_rest
-from infer.motion.driving_video import DrivingClip, bridged_clip, read_driving_clip
-from infer.request import VideoRequest
+from infer.drivers.driving import reference_at_rest
+from infer.drivers.driving_video import DrivingClip, bridged_clip, read_driving_clip
+from infer.request import VideoOptions
 from talkinghead.face.model import FaceModel
 from talkinghead.face.portrait import Portrait
+from talkinghead.face.resolve import resolve_face_model
 from talkinghead.media.media_file import probe
 from talkinghead.motion.motion import Motion
 from talkinghead.motion.neutral import neutral_mesh
@@ -21,8 +26,10 @@ from talkinghead.motion.resampling import resample_frames
 from talkinghead.motion.rest_pose import placed_pose
 from talkinghead.motion.retarget import transfer
 from talkinghead.motion.smoothing import moving_average
+from talkinghead.motion.stream import MotionStream
+from talkinghead.pipelines.protocols import MESHES, MotionKind
 from talkinghead.provenance import hash_file
-from talkinghead.runtime.progress import Progress
+from talkinghead.runtime.progress import Progress, ProgressCallback
 from talkinghead.timebase import FPS
 
 log = logging.getLogger(__name__)
@@ -30,24 +37,78 @@ log = logging.getLogger(__name__)
 _STAGE = "motion of the video"  # name of this phase in the progress bar
 
 
-class DrivingVideo:
-    """The face in a video as what drives the portrait; a `Driving`."""
+class VideoDriver:
+    """The face in a video. Its source is a `DrivingClip` that was read, or the path of a video; options `VideoOptions`.
 
-    command = "video"
+    Args:
+        model: Face model by which videos are read; None: the one that is found.
+    """
 
-    def __init__(self, request: VideoRequest) -> None:
-        self._request = request
-        self.files = [request.driving]
+    name = "video"
+    gives = MotionKind(space=MESHES, fps=FPS, needs=("mesh",), delay=None)
+
+    def __init__(self, model: FaceModel | None = None) -> None:
+        self._model = model
+        self._clips: dict[Path, DrivingClip] = {}
+        self._facts: dict[str, Any] = {}
+
+    def check(self, portrait: Portrait, source: DrivingClip | Path, options: VideoOptions | None = None) -> None:
+        """Read the video and find its face, so that `move` need not; raises `ValueError` as `read_driving`."""
+        del portrait, options
+        self._clip(source)
+
+    def move(
+        self,
+        portrait: Portrait,
+        source: DrivingClip | Path,
+        options: VideoOptions | None = None,
+        *,
+        fps: float | None = None,
+        seed: int = 0,
+        progress: ProgressCallback | None = None,
+    ) -> MotionStream:
+        """Motion of the portrait's face, whole, in parts; arguments as `protocols.Driver.move`."""
+        del seed, progress
+        clip = self._clip(source)
+        options = options or VideoOptions(driving=clip.path)
+        motion, self._facts = driven_motion(options, clip, portrait, fps=fps or FPS)
+        return MotionStream.of(motion)
+
+    def about(self) -> dict[str, dict[str, Any]]:
+        """What was decided about the neutral face and gaps."""
+        return {"result": self._facts}
+
+    def _clip(self, source: DrivingClip | Path) -> DrivingClip:
+        if isinstance(source, DrivingClip):
+            return source
+        if source not in self._clips:
+            clip = read_driving_clip(source, self._model or resolve_face_model())
+            self._clips = {source: bridged_clip(clip)}
+        return self._clips[source]
+
+
+class VideoDriving:
+    """A video with the user's options; a `Driving`."""
+
+    name = VideoDriver.name
+    gives = VideoDriver.gives
+
+    def __init__(self, options: VideoOptions) -> None:
+        self._options = options
+        self.files = [options.driving]
+        self._driver = VideoDriver()
         self._clip: DrivingClip | None = None
 
-    def find(self, pipeline: Path) -> None:
-        """Check that the video is there; it needs nothing from the pipeline."""
-        if not self._request.driving.exists():
-            raise ValueError(f"the driving video {self._request.driving} is not there")
+    def find(self, pipeline: Path | None) -> None:
+        """Check that the video is there; it needs nothing from the renderer."""
+        del pipeline
+        if not self._options.driving.exists():
+            raise ValueError(f"the driving video {self._options.driving} is not there")
 
     def read(self, portrait: Portrait, model: FaceModel, progress: Progress, seconds: float | None) -> None:
         """Find the face in every frame of the video."""
-        self._clip = read_driving(self._request.driving, model, progress, seconds)
+        self._clip = read_driving(self._options.driving, model, progress, seconds)
+        self._driver.check(portrait, self._clip, self._options)
 
     @property
     def sound(self) -> Path | None:
@@ -67,10 +128,16 @@ class DrivingVideo:
         }
         return {"driving": found | ({"turned_deg": clip.turned_deg} if clip.turned_deg else {})}
 
-    def move(self, portrait: Portrait, progress: Progress, *, fps: float, device: str) -> tuple[Motion, dict[str, Any]]:
-        """Motion of the portrait's face, and what was decided on the way; needs no weights."""
+    def move(self, portrait: Portrait, progress: Progress, *, fps: float, device: str) -> MotionStream:
+        """Motion of the portrait's face; needs no weights."""
+        del device
         assert self._clip is not None
-        return driven_motion(self._request, self._clip, portrait, fps=fps)
+        return self._driver.move(portrait, self._clip, self._options, fps=fps, progress=progress)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What was decided about the neutral face and gaps."""
+        return self._driver.about()["result"]
 
     def provenance(self) -> dict[str, Any]:
         """Weights that took part, for the sidecar: none."""
@@ -105,15 +172,15 @@ def read_driving(path: Path, model: FaceModel, progress: Progress, seconds: floa
 
 
 def driven_motion(
-    request: VideoRequest, clip: DrivingClip, portrait: Portrait, *, fps: float
+    request: VideoOptions, clip: DrivingClip, portrait: Portrait, *, fps: float
 ) -> tuple[Motion, dict[str, Any]]:
     """Transfer the driving face's motion to the portrait's face.
 
     Args:
-        request: Request of the user.
+        request: Options of the user.
         clip: Driving face, without gaps.
         portrait: Portrait as it is animated (its crop).
-        fps: Frame rate where the request leaves it open.
+        fps: Frame rate of the result.
 
     Returns:
         Motion, and what was decided on the way (for the sidecar).
@@ -138,21 +205,19 @@ def driven_motion(
     pose = np.zeros_like(transferred.pose) if request.pose == "still" else transferred.pose
 
     # At the result's frame rate, in the portrait's camera.
-    rate = request.fps or fps
-    count = max(1, round(len(clip) * rate / FPS))
+    count = max(1, round(len(clip) * fps / FPS))
     motion = Motion(
-        pose_matrix=placed_pose(resample_frames(pose, FPS, rate, count), portrait.pose_matrix),
+        pose_matrix=placed_pose(resample_frames(pose, FPS, fps, count), portrait.pose_matrix),
         neutral=transferred.rest.astype(np.float32),
-        mesh=resample_frames(transferred.mesh.astype(np.float32), FPS, rate, count),
+        mesh=resample_frames(transferred.mesh.astype(np.float32), FPS, fps, count),
         valid=np.ones(count, bool),
-        fps=rate,
+        fps=fps,
         width=portrait.width,
         height=portrait.height,
     )
-    # Gains and blinks come last, over the motion as it was transferred.
     facts = {
         "interpolated_frames": clip.interpolated,
         "neutral_frames": neutral.num_frames,
         "neutral_rule": neutral.rule,
     }
-    return edited(motion, request), facts
+    return motion, facts

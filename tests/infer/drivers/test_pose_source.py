@@ -9,22 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from infer.motion.pose_source import DrivingPose, read_driving_video, read_template
-from infer.request import PoseSource
+from infer.drivers.pose_source import DrivingPose, read_driving_video, read_template
 from talkinghead.face.model import FaceModel
 from talkinghead.media.video_source import VideoSource
 from talkinghead.motion.resampling import tile
 from tests.support.media_files import write_video
-
-
-def test_what_pose_says() -> None:
-    assert PoseSource.parse("audio") == PoseSource(kind="audio")
-    assert PoseSource.parse("still") == PoseSource(kind="still")
-    assert PoseSource.parse("video:a:b.mp4") == PoseSource(kind="video", path=Path("a:b.mp4"))
-    assert PoseSource.parse("template:t.npy") == PoseSource(kind="template", path=Path("t.npy"))
-    for text in ("", "dance", "video", "video:", "audio:", "still:x", "template"):
-        with pytest.raises(ValueError, match="must be audio, still"):
-            PoseSource.parse(text)
 
 
 def test_a_template_is_played_to_and_fro(tmp_path: Path) -> None:

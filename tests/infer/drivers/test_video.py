@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from infer.drivers.driving import edited
+from infer.drivers.driving_video import DrivingClip, read_driving_clip
+from infer.drivers.video import driven_motion
 from infer.framing import face_crop
-from infer.motion.driven_motion import driven_motion
-from infer.motion.driving import edited
-from infer.motion.driving_video import DrivingClip, read_driving_clip
 from infer.portrait import crop_portrait, read_portrait
 from infer.request import AudioRequest, VideoRequest
 from talkinghead.face.model import FaceModel
@@ -50,7 +50,7 @@ def test_the_portrait_keeps_its_face_and_does_what_the_other_does(clip: DrivingC
     motion, facts = driven_motion(asked(), clip, portrait, fps=25)
     assert len(motion) == 50 and facts["interpolated_frames"] == 0
     upper = np.setdiff1d(np.arange(468), LOWER_FACE)
-    shape, other = np.median(motion.mesh[:, upper], axis=0), np.median(clip.motion.meshes()[:, upper], axis=0)
+    shape, other = np.median(motion.meshes()[:, upper], axis=0), np.median(clip.motion.meshes()[:, upper], axis=0)
     to_own = np.linalg.norm(shape - portrait.mesh[upper], axis=-1).mean()
     to_other = np.linalg.norm(shape - other, axis=-1).mean()
     assert to_own < 0.6 * to_other, "the face's shape is the portrait's, not the driving face's"
@@ -72,7 +72,7 @@ def test_ways_of_moving_the_head(clip: DrivingClip, portrait: Portrait) -> None:
     np.testing.assert_allclose(absolute.pose[:, :3], clip.motion.pose[:, :3], atol=1e-3)
     still, _ = driven_motion(asked(pose="still"), clip, portrait, fps=25)
     assert np.abs(still.pose_about(portrait.pose_matrix)).max() < 1e-9
-    faster, _ = driven_motion(asked(fps=30.0), clip, portrait, fps=25)
+    faster, _ = driven_motion(asked(), clip, portrait, fps=30.0)
     assert len(faster) == 60 and faster.fps == 30
 
 
@@ -106,10 +106,10 @@ def test_gain_and_blinks_are_laid_over(portrait: Portrait) -> None:
     paths: dict[str, Any] = {"reference": Path("r"), "output": Path("o.mp4"), "weights": Path("w"), "audio": Path("a")}
     assert edited(motion, AudioRequest(**paths)) is motion
     doubled = edited(motion, AudioRequest(**paths, expression_gain=2.0))
-    np.testing.assert_allclose(doubled.mesh[:, 14, 1], portrait.mesh[14, 1] - 2 * np.linspace(0, 1, 100), atol=1e-4)
+    np.testing.assert_allclose(doubled.meshes()[:, 14, 1], portrait.mesh[14, 1] - 2 * np.linspace(0, 1, 100), atol=1e-4)
     still = edited(motion, AudioRequest(**paths, expression_gain=0.0))
     np.testing.assert_allclose(still.landmarks(), portrait.face.points[None, :468, :2].repeat(100, axis=0), atol=1e-4)
     blinking = edited(motion, AudioRequest(**paths, blink="60"))
-    shares = eye_opening(blinking.mesh) / eye_opening(portrait.mesh)
+    shares = eye_opening(blinking.meshes()) / eye_opening(portrait.mesh)
     assert shares.min() < 0.3 and shares.max() == pytest.approx(1) and 2 <= (np.diff(shares < 0.5) > 0).sum() <= 12
-    assert np.array_equal(blinking.mesh[:, 14], motion.mesh[:, 14])
+    assert np.array_equal(blinking.meshes()[:, 14], motion.meshes()[:, 14])

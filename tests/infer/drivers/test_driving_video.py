@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infer.motion.driving_video import LONGEST_GAP_S, DrivingClip, bridged_clip, read_driving_clip
+from infer.drivers.driving_video import LONGEST_GAP_S, DrivingClip, bridged_clip, read_driving_clip
 from talkinghead.face.model import FaceModel
 from talkinghead.geometry.pose import matrix_from_pose
 from talkinghead.media.video_source import VideoSource

@@ -1,1 +1,0 @@
-"""Motion of the portrait's face: from speech, or from the face in a driving video."""

@@ -1,0 +1,1 @@
+"""What shows the motion on the command line: generated images, or drawn landmarks."""

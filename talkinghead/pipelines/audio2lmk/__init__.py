@@ -1,0 +1,1 @@
+"""Parts of the pipeline of Audio2Lmk: its driver."""
