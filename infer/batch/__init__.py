@@ -1,0 +1,1 @@
+"""Many videos in one process, from a table or from two folders."""

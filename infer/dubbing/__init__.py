@@ -1,0 +1,1 @@
+"""Dubbing: new speech for a video, whose head, eyes and background stay as they are."""
