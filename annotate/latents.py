@@ -138,7 +138,7 @@ def images_that_fit(networks: ImageNetworks, settings: LatentSettings, device: s
 
 def bytes_per_frame(settings: LatentSettings) -> float:
     """Bytes that one frame's latents and embedding take in a shard."""
-    return _frame_bytes(settings, of_moments=2 + 1)
+    return stored.HEAD_BYTES + _frame_bytes(settings, of_moments=2 + 1)
 
 
 def _frame_bytes(settings: LatentSettings, *, of_moments: int) -> float:
@@ -218,11 +218,15 @@ def open_latents(settings: LatentSettings, fits: Mapping[str, Fit], device: str)
             )
         mean, log_variance = np.split(moments, 2, axis=1)
         try:
-            codes = stored.encode_log_variance(log_variance)
+            rows = stored.LatentRows(
+                mean=mean,
+                log_variance=stored.encode_log_variance(log_variance),
+                embedding=embedding,
+                clip_size=(sample.info.width, sample.info.height),
+            ).pack()
         except ValueError as error:
             raise ColumnError("range", f"{error}: these weights do not fit") from error
-        arrays = {stored.MEAN: mean, stored.LOG_VARIANCE: codes, stored.EMBEDDING: embedding}
-        return Derived(arrays=arrays, about=about)
+        return Derived(arrays={stored.ROWS: rows}, about=about)
 
     return encode
 
@@ -341,8 +345,8 @@ _VERSION_1 = DerivedColumn(
 LATENTS = DerivedColumn(
     name=stored.LATENTS,
     version=2,
-    arrays=stored.LATENT_FORMS,
-    needs=("mp4",),
+    arrays=stored.ROW_FORMS,
+    needs=("mp4", "json"),
     settings=LatentSettings,
     provenance=network_provenance,
     settled=settled,

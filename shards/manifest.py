@@ -19,7 +19,7 @@ from talkinghead.config import from_json, shown
 from talkinghead.derived import ANNOTATION, ColumnVersion
 from talkinghead.files.foreign import parse_json
 from talkinghead.files.storage import Storage
-from talkinghead.latents import LATENTS, MOMENTS, latents_made_of
+from talkinghead.latents import ARRAYS, LATENTS, latents_made_of
 from talkinghead.provenance import pretty_json
 from talkinghead.schema import (
     SCHEMA_VERSION,
@@ -349,6 +349,6 @@ def find_latents(
         made_of = entry.made_of
         size = tuple(made_of.parameters.get(name) for name in ("width", "height"))
         hashes = {name: about.get("sha256") for name, about in made_of.provenance.items()}
-        if made_of.column_version in MOMENTS and size == (width, height) and hashes == wanted:
+        if made_of.column_version in ARRAYS and size == (width, height) and hashes == wanted:
             return entry.version
     return None

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,11 @@ class Clip:
     def __init__(self, num_frames: int) -> None:
         self.num_frames = num_frames
         self.images = np.random.default_rng(0).integers(0, 256, (num_frames, 40, 64, 3), np.uint8)
+
+    @property
+    def info(self) -> SimpleNamespace:
+        """What of the clip's facts the latents look at."""
+        return SimpleNamespace(width=self.images.shape[2], height=self.images.shape[1])
 
     def video(self) -> Iterator[np.ndarray]:
         yield from self.images
@@ -112,15 +118,17 @@ def test_means_keep_their_bits_and_variances_come_within_what_is_stated(tmp_path
     images = torch.from_numpy(fit_images(clip.images.transpose(0, 3, 1, 2), 64, 64))
     moments = np.concatenate([networks.moments(part).numpy() for part in images.split(4)])
     embedding = np.concatenate([networks.embedding(part).numpy() for part in images.split(4)])
-    assert members["latent_mean.npy"] == npy(moments[:, :4]) and members["embedding.npy"] == npy(embedding)
-    arrays = {form.name: decode_column(form, members[form.member]) for form in LATENTS.arrays}
-    loaded = stored.moments_of({name: arrays[name] for name in stored.MOMENTS[2]})
+    packed = decode_column(LATENTS.arrays[0], members["latent_rows.npy"])
+    rows = stored.unpack_rows(packed)
+    assert np.array_equal(rows.mean, moments[:, :4]) and np.array_equal(rows.embedding, embedding)
+    assert rows.clip_size == (64, 40)
+    loaded = rows.moments()
     assert loaded.dtype == np.float16 and loaded.shape == moments.shape
     true, found = moments[:, 4:].astype(np.float64), loaded[:, 4:].astype(np.float64)
     assert true.std() > 0.1, "or nothing is shown"
     assert np.abs(found - true).max() <= 3 / 32
     assert np.abs(np.exp(found / 2) / np.exp(true / 2) - 1).max() <= 0.048
-    assert LATENTS.size_of_frame(settings) == sum(values[0].nbytes for values in arrays.values())
+    assert LATENTS.size_of_frame(settings) == packed[0].nbytes
     about = json.loads(members["latents.json"])
     assert (about["precision"], about["device"], about["images_per_call"]) == ("fp32", "cpu", 4)
 
@@ -133,7 +141,9 @@ def test_what_is_drawn_is_as_far_off_as_stated() -> None:
     noise = torch.from_numpy(rng.standard_normal(mean.shape).astype(np.float32))
     exact = torch.from_numpy(np.concatenate([mean, log_variance], axis=1))
     code = stored.encode_log_variance(log_variance)
-    coarse = torch.from_numpy(stored.moments_of({stored.MEAN: mean, stored.LOG_VARIANCE: code}))
+    nothing = np.zeros((2, 1), np.float16)
+    rows = stored.LatentRows(mean=mean, log_variance=code, embedding=nothing, clip_size=(64, 64))
+    coarse = torch.from_numpy(rows.moments())
     scale = networks.vae.config["scaling_factor"]
     off = (networks.sample(coarse, noise) - networks.sample(exact, noise)).abs() / scale
     deviation = torch.exp(torch.from_numpy(log_variance).float() / 2)
@@ -222,7 +232,8 @@ def test_bf16_rounds_and_single_precision_is_what_it_says(tmp_path: Path) -> Non
     assert all(np.array_equal(exact.arrays[name], again.arrays[name]) for name in exact.arrays)
     rounded = made(Clip(3), replace(settings, precision="bf16"))
     assert rounded.about["vae"] == exact.about["vae"], "the weights are named as they were before rounding"
-    difference = np.abs(rounded.arrays["latent_mean"].astype(float) - exact.arrays["latent_mean"].astype(float))
+    one, other = (stored.unpack_rows(derived.arrays["latent_rows"]).mean for derived in (rounded, exact))
+    difference = np.abs(one.astype(float) - other.astype(float))
     assert 0 < difference.max() < 0.05
 
 
@@ -297,8 +308,8 @@ def test_a_worker_computes_with_the_weights_that_it_hashed(tmp_path: Path, monke
     third = LATENTS.provenance(settings)["vae"]["sha256"]
     after = LATENTS.open(settings, {}, "cpu")(clip)
     assert len(loads) == 3 and after.about["vae"]["sha256"] == third == fingerprint(vae)
-    assert not np.array_equal(before.arrays["latent_mean"], after.arrays["latent_mean"])
-    assert np.array_equal(before.arrays["latent_mean"], encode(clip).arrays["latent_mean"])
+    assert not np.array_equal(before.arrays["latent_rows"], after.arrays["latent_rows"])
+    assert np.array_equal(before.arrays["latent_rows"], encode(clip).arrays["latent_rows"])
 
 
 def test_values_beyond_half_precision_are_refused(tmp_path: Path) -> None:

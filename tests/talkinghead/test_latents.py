@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,15 +12,16 @@ import pytest
 from talkinghead.column import decode_column, encode_column
 from talkinghead.latents import (
     EMBEDDING,
-    LATENT_FORMS,
+    HEAD_BYTES,
     LATENTS,
-    LOG_VARIANCE,
-    MEAN,
     MOMENT_FORMS,
+    ROW_FORMS,
+    ROWS,
+    LatentRows,
     encode_log_variance,
     latent_columns,
     latents_made_of,
-    moments_of,
+    unpack_rows,
 )
 
 NETWORKS = {
@@ -28,9 +31,20 @@ NETWORKS = {
 DETAILS: dict[str, Any] = {"encoding": 1, "width": 64, "height": 32, **NETWORKS}
 
 
-@pytest.mark.parametrize(("name", "shape"), [(LATENTS, (5, 8, 4, 6)), (MEAN, (5, 4, 4, 6)), (EMBEDDING, (5, 64))])
+def some_rows(count: int, shape: tuple[int, int, int]) -> LatentRows:
+    """Rows of a clip of 1920 x 1080 pixels, `shape` (C, h, w), with embeddings of 10 numbers."""
+    rng = np.random.default_rng(0)
+    return LatentRows(
+        mean=rng.normal(size=(count, *shape)).astype(np.float16),
+        log_variance=rng.integers(0, 256, (count, *shape), dtype=np.uint8),
+        embedding=rng.normal(size=(count, 10)).astype(np.float16),
+        clip_size=(1920, 1080),
+    )
+
+
+@pytest.mark.parametrize(("name", "shape"), [(LATENTS, (5, 8, 4, 6)), (EMBEDDING, (5, 64))])
 def test_half_precision_comes_back_to_the_bit(name: str, shape: tuple[int, ...]) -> None:
-    form = next(form for form in (*MOMENT_FORMS, *LATENT_FORMS) if form.name == name)
+    form = next(form for form in MOMENT_FORMS if form.name == name)
     values = np.random.default_rng(0).normal(size=shape).astype(np.float16)
     back = decode_column(form, encode_column(form, values))
     assert back.dtype == np.float16 and np.array_equal(back, values)
@@ -38,7 +52,7 @@ def test_half_precision_comes_back_to_the_bit(name: str, shape: tuple[int, ...])
 
 def test_every_code_means_a_number_of_half_precision_and_comes_back() -> None:
     codes = np.arange(256, dtype=np.uint8).reshape(1, 4, 8, 8)
-    moments = moments_of({MEAN: np.zeros(codes.shape, np.float16), LOG_VARIANCE: codes})
+    moments = replace(some_rows(1, (4, 8, 8)), log_variance=codes).moments()
     values = moments[:, 4:]
     assert moments.dtype == np.float16 and moments.shape == (1, 8, 8, 8)
     np.testing.assert_array_equal(values.astype(np.float64).ravel(), -30 + 0.1875 * np.arange(256))
@@ -59,16 +73,50 @@ def test_what_no_code_means_is_refused(value: float) -> None:
         encode_log_variance(np.array([-3.0, value], np.float16))
 
 
-def test_moments_of_version_1_are_as_they_are_stored() -> None:
-    values = np.random.default_rng(0).normal(size=(3, 8, 2, 2)).astype(np.float16)
-    assert moments_of({LATENTS: values}) is values
+def test_rows_come_back_to_the_bit_whichever_are_read() -> None:
+    rows = some_rows(7, (4, 6, 3))
+    packed = rows.pack()
+    assert packed.shape == (7, HEAD_BYTES + 3 * 4 * 6 * 3 + 2 * 10) and packed.dtype == np.uint8
+    assert np.array_equal(decode_column(ROW_FORMS[0], encode_column(ROW_FORMS[0], packed)), packed)
+    for part in (slice(None), slice(2, 3), slice(1, 7, 2)):
+        back = unpack_rows(packed[part])
+        assert back.clip_size == (1920, 1080)
+        for name in ("mean", "log_variance", "embedding"):
+            values, expected = getattr(back, name), getattr(rows, name)[part]
+            assert values.dtype == expected.dtype and np.array_equal(values, expected)
+    assert np.array_equal(back.moments()[:, :4], rows.mean[1::2])
+
+
+def test_rows_are_laid_out_as_the_page_says() -> None:
+    rows = some_rows(1, (2, 1, 1))
+    head = np.array([2, 1, 1, 10, 1920, 1080, 0, 0], "<u2").tobytes()
+    parts = rows.mean.tobytes(), rows.log_variance.tobytes(), rows.embedding.tobytes()
+    assert rows.pack().tobytes() == b"".join([head, *parts])
+
+
+@pytest.mark.parametrize("damage", [lambda rows: rows * 0, lambda rows: rows[:, :-2], lambda rows: rows[:, :9]])
+def test_damaged_rows_are_noticed(damage: Callable[[np.ndarray], np.ndarray]) -> None:
+    with pytest.raises(ValueError, match="rows of latents"):
+        unpack_rows(damage(some_rows(3, (4, 2, 2)).pack()))
+
+
+def test_rows_of_different_clips_are_noticed() -> None:
+    one = some_rows(2, (4, 2, 2))
+    other = replace(one, clip_size=(64, 48))
+    with pytest.raises(ValueError, match="rows of latents"):
+        unpack_rows(np.concatenate([one.pack(), other.pack()]))
+
+
+def test_a_clip_that_is_too_wide_for_a_row_is_refused() -> None:
+    with pytest.raises(ValueError, match="no place in a row"):
+        replace(some_rows(1, (4, 2, 2)), clip_size=(70_000, 8)).pack()
 
 
 def test_a_training_reads_the_arrays_that_there_are() -> None:
     assert latent_columns({form.name for form in MOMENT_FORMS}) == (LATENTS, EMBEDDING)
-    assert latent_columns({form.name for form in LATENT_FORMS}) == (MEAN, LOG_VARIANCE, EMBEDDING)
+    assert latent_columns({form.name for form in ROW_FORMS}) == (ROWS,)
     with pytest.raises(ValueError, match="run make latents again"):
-        latent_columns({MEAN, EMBEDDING})
+        latent_columns({LATENTS})
 
 
 def test_details_of_former_releases_say_what_latents_were_made_of() -> None:

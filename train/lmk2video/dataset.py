@@ -9,7 +9,7 @@ guidance images have 8h x 8w pixels; D numbers of the image embedding.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ from shards.reader import Part, Sample, ShardReader
 from talkinghead import rng
 from talkinghead.geometry.face_regions import OUTER_LIPS
 from talkinghead.geometry.guidance import draw_guidance
-from talkinghead.latents import EMBEDDING, LATENTS, LOG_VARIANCE, MEAN, moments_of
+from talkinghead.latents import EMBEDDING, LATENTS, ROWS, unpack_rows
 from talkinghead.media.image_size import fit_images, fit_landmarks
 from talkinghead.models.lmk2video.pose_guider import GUIDANCE_SCALE
 from train.lmk2video.loss import even_timestep
@@ -170,24 +170,28 @@ class ClipImages:
             self._images[sample.key] = self._read_all(sample)
         return self._images[sample.key][frames]
 
-    def guidance(self, sample: Sample, frames: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
-        """Guidance images of frames `[F]` with landmarks `[F, 478, 3]`: uint8 `[F, 3, 8h, 8w]`."""
-        pairs = zip(frames, landmarks, strict=True)
-        return np.stack([self._guide(sample, int(frame), points) for frame, points in pairs])
+    def guidance(self, key: str, frames: np.ndarray, placed: np.ndarray) -> np.ndarray:
+        """Guidance images of frames `[F]` of a clip with placed landmarks `[F, 478, 3]`: uint8 `[F, 3, 8h, 8w]`."""
+        pairs = zip(frames, placed, strict=True)
+        return np.stack([self._guide(key, int(frame), points) for frame, points in pairs])
 
-    def _guide(self, sample: Sample, frame: int, landmarks: np.ndarray) -> np.ndarray:
-        place = (sample.key, frame)
+    def _guide(self, key: str, frame: int, placed: np.ndarray) -> np.ndarray:
+        place = (key, frame)
         if place in self._drawn:
             return self._drawn[place]
-        image = draw_guidance(self.place(sample, landmarks), *self.size.guidance).transpose(2, 0, 1)
+        image = draw_guidance(placed, *self.size.guidance).transpose(2, 0, 1)
         if self.keep:
             self._drawn[place] = image = np.ascontiguousarray(image)
         return image
 
-    def place(self, sample: Sample, landmarks: np.ndarray) -> np.ndarray:
-        """Landmarks of a clip, `[…, 478, 3]`, from shares of its own image (x, y) to shares of the cropped one."""
-        info = sample.info
-        return fit_landmarks(landmarks, (info.width, info.height), (self.size.width, self.size.height))
+    def place(self, landmarks: np.ndarray, clip_size: tuple[int, int]) -> np.ndarray:
+        """Landmarks of a clip, `[…, 478, 3]`, from shares of its own image (x, y) to shares of the cropped one.
+
+        Args:
+            landmarks: Landmarks as they are annotated.
+            clip_size: Width and height of the clip in pixels.
+        """
+        return fit_landmarks(landmarks, clip_size, (self.size.width, self.size.height))
 
     def _read_all(self, sample: Sample) -> np.ndarray:
         whole = np.empty((sample.num_frames, 3, self.size.height, self.size.width), np.uint8)
@@ -279,7 +283,7 @@ class Lmk2VideoDataset:
         self.reader, self.config, self.seed = reader, config, seed
         self.readers = (reader,)
         # Columns of which rows are read; latents are stored in different arrays from version to version.
-        latents = (LATENTS, MEAN, LOG_VARIANCE, EMBEDDING) if config.latents else ()
+        latents = (LATENTS, EMBEDDING, ROWS) if config.latents else ()
         self._columns = ("landmarks", *(name for name in latents if f"{name}.npy" in reader.versions.where))
         self.samples = np.flatnonzero(reader.num_frames >= config.window.num_frames)
         if not len(self.samples):
@@ -318,35 +322,38 @@ class Lmk2VideoDataset:
         # Which frames: keyed by epoch and clip, so that the choice does not depend on rank, worker or resume.
         window = draw_window(valid, config.window, config.min_reference_gap, draw)
         sample.fetch(*(part for name in self._columns for part in _parts(name, window)))
-        # What they show: guidance images always; latents, or images for the encoder.
-        landmarks = sample.annotation("landmarks", window.first, window.span)[:: window.stride]
+        # What they show: latents, or images for the encoder; guidance images always. Landmarks are in shares of the
+        # whole clip image, and latents and images show what is cropped out of it.
+        if ROWS in self._columns:
+            shown, clip_size = _rows(sample, window)
+        else:
+            shown = _moments(sample, window) if config.latents else self._pixels(sample, window)
+            clip_size = (sample.info.width, sample.info.height)
+        spans = ((window.first, window.span), (window.reference, 1))
+        landmarks, reference = (self.images.place(sample.annotation("landmarks", *span), clip_size) for span in spans)
+        landmarks = landmarks[:: window.stride]
         item: dict[str, Any] = {
-            "guidance": self.images.guidance(sample, window.frames, landmarks),
+            "guidance": self.images.guidance(key, window.frames, landmarks),
             "mask": valid[window.frames],
-            **self._reference_guidance(sample, window.reference),
-            **(_latents(sample, window, self._columns) if config.latents else self._pixels(sample, window)),
+            "reference_guidance": self.images.guidance(key, np.array([window.reference]), reference)[0],
+            **shown,
         }
-        # Landmarks are in shares of the whole clip image, and the latents show what is cropped out of it.
         if config.weighs_regions:
-            placed = self.images.place(sample, landmarks)
-            item["region"] = region_weights(placed, config.size.latent, config.face_weight, config.mouth_weight)
+            item["region"] = region_weights(landmarks, config.size.latent, config.face_weight, config.mouth_weight)
         tensors = {name: torch.from_numpy(value) for name, value in item.items()}
         numbers = {"first": window.first, "stride": window.stride, "reference_frame": window.reference}
         return tensors | numbers | {"key": key, "slot": slot}
 
     def _fetch_clip(self, sample: Sample) -> None:
         """Read what is needed of a clip whatever its window is, which is drawn from `valid`."""
-        parts = [Part("valid"), Part("info")]
+        # Rows of latents tell the size of the clip themselves.
+        parts = [Part("valid"), *(() if ROWS in self._columns else (Part("info"),))]
         if not self.config.latents and self.images.needs(sample):
             parts.append(Part("video"))
         # Landmarks come along where that saves a request, unless the many bytes of a video come already.
         if self.config.latents and sample.together("landmarks", "valid"):
             parts.append(Part("landmarks"))
         sample.fetch(*parts)
-
-    def _reference_guidance(self, sample: Sample, frame: int) -> dict[str, np.ndarray]:
-        landmarks = sample.annotation("landmarks", frame, 1)
-        return {"reference_guidance": self.images.guidance(sample, np.array([frame]), landmarks)[0]}
 
     def _pixels(self, sample: Sample, window: Window) -> dict[str, np.ndarray]:
         target = self.images.images(sample, window.frames)
@@ -387,15 +394,29 @@ class HeldOutDataset:
         return self.dataset[slot] | {"timestep": even_timestep(slot, self.count)}
 
 
-def _latents(sample: Sample, window: Window, columns: Sequence[str]) -> dict[str, np.ndarray]:
-    """Moments and embedding of a window, as the version in `columns` stores them."""
-    stored = [name for name in (LATENTS, MEAN, LOG_VARIANCE) if name in columns]
-
-    def moments(first: int, count: int, stride: int = 1) -> np.ndarray:
-        return moments_of({name: sample.annotation(name, first, count)[::stride] for name in stored}).copy()
-
+def _moments(sample: Sample, window: Window) -> dict[str, np.ndarray]:
+    """Moments and embedding of a window, stored as version 1."""
     return {
-        "target_moments": moments(window.first, window.span, window.stride),
-        "reference_moments": moments(window.reference, 1)[0],
+        "target_moments": sample.annotation(LATENTS, window.first, window.span)[:: window.stride].copy(),
+        "reference_moments": sample.annotation(LATENTS, window.reference, 1)[0].copy(),
         "reference_embedding": sample.annotation(EMBEDDING, window.reference, 1)[0].copy(),
     }
+
+
+def _rows(sample: Sample, window: Window) -> tuple[dict[str, np.ndarray], tuple[int, int]]:
+    """Moments and embedding of a window, stored as version 2, and width and height of the clip in pixels.
+
+    Raises:
+        ValueError: The rows are damaged.
+    """
+    try:
+        target = unpack_rows(sample.annotation(ROWS, window.first, window.span)[:: window.stride])
+        reference = unpack_rows(sample.annotation(ROWS, window.reference, 1))
+    except ValueError as error:
+        raise ValueError(f"{sample.key}: {error}; make verify lists what is damaged") from error
+    shown = {
+        "target_moments": target.moments(),
+        "reference_moments": reference.moments()[0],
+        "reference_embedding": reference.embedding[0].copy(),
+    }
+    return shown, reference.clip_size

@@ -28,7 +28,7 @@ from shards.verify import verify
 from talkinghead import dataroot
 from talkinghead.derived import version_of as version_of_column
 from talkinghead.files.storage import Storage
-from talkinghead.latents import MOMENTS, latent_columns, moments_of
+from talkinghead.latents import ROWS, latent_columns, unpack_rows
 from talkinghead.media.image_size import fit_images
 from talkinghead.models.image.networks import ImageNetworks
 from talkinghead.models.image.weights import load_vae
@@ -89,11 +89,13 @@ def test_the_columns_are_what_training_would_encode(encoded: Path) -> None:
         images = fit_images(sample.video().transpose(0, 3, 1, 2), 32, 32)
         moments = encoder.moments(torch.from_numpy(images)).numpy()
         tokens = encoder.embedding(torch.from_numpy(images)).numpy()
-        stored = moments_of({name: sample.annotation(name) for name in MOMENTS[2]}), sample.annotation("embedding")
+        rows = unpack_rows(sample.annotation(ROWS))
+        assert rows.clip_size == (sample.info.width, sample.info.height)
+        stored = rows.moments(), rows.embedding
         assert stored[0].shape == (sample.num_frames, 32, 8, 8) and stored[0].dtype == np.float16
         np.testing.assert_array_equal(stored[0], moments)  # the variance of CosineVae is one that the code holds
         np.testing.assert_allclose(stored[1].astype(np.float32), tokens.astype(np.float32), rtol=2e-3, atol=2e-3)
-        assert np.array_equal(sample.annotation("latent_mean", 2, 3), stored[0][2:5, :16])
+        assert np.array_equal(unpack_rows(sample.annotation(ROWS, 2, 3)).mean, stored[0][2:5, :16])
         about = json.loads(sample.member("latents.json"))
         assert (about["width"], about["height"]) == (32, 32) and about["vae"]["name"] == "tiny"
         assert sample.member("ann.json") != sample.member("latents.json")
@@ -108,7 +110,7 @@ def test_readers_that_do_not_ask_see_no_difference(built: Path, encoded: Path) -
         name: data for name, data in before.items() if name != "DATASET.json"
     }
     with pytest.raises(ValueError, match="it is in the derived column latents, to be named"):
-        ShardReader(encoded, columns=("latent_mean",))
+        ShardReader(encoded, columns=("latent_rows",))
     with pytest.raises(ValueError, match="run make derive COLUMNS=latents"):
         ShardReader(built, join=("latents-0123456789ab",))
 
@@ -191,11 +193,11 @@ def test_a_poison_clip_alone_is_missing(tmp_path: Path, command: Command) -> Non
     version = version_of(data)
     entry = read_manifest(storage).annotation(version)
     assert (entry.samples, entry.kept, entry.splits) == (5, 4, {"train": 3, "val": 1})
-    reader = ShardReader(data, split=None, kept=False, join=(version,), columns=("latent_mean",))
+    reader = ShardReader(data, split=None, kept=False, join=(version,), columns=("latent_rows",))
     assert len(reader) == 4 and clip_key(1) not in reader.keys
     whole = ShardReader(data, split=None, kept=False, join=(version,))
-    with pytest.raises(ValueError, match=r"no latent_mean\.npy: .*\(make quarantine\)"):
-        whole.find(clip_key(1)).annotation("latent_mean")
+    with pytest.raises(ValueError, match=r"no latent_rows\.npy: .*\(make quarantine\)"):
+        whole.find(clip_key(1)).annotation("latent_rows")
     problems = [problem for problem in verify(storage).problems if "mp4" not in problem.detail]
     assert problems == []
     assert make_latents(in_process(data), SETTINGS) == version
@@ -392,7 +394,7 @@ def test_latents_live_through_what_happens_to_a_data_set(
     manifest = read_manifest(Storage(data))
     assert [entry.version for entry in manifest.annotations] == ["v1", "v2", version]
     assert manifest.annotation().version == "v2" and sound()["previous_version"] == "v1"
-    assert len(ShardReader(data, split=None, join=(version,), columns=("latent_mean", "mesh"))) > 0
+    assert len(ShardReader(data, split=None, join=(version,), columns=("latent_rows", "mesh"))) > 0
     refused = command("orchestration", "report", "--data", data, "--version", version, check=False)
     assert refused.returncode == 2 and "holds latents" in refused.stderr
     refused = command("orchestration", "reannotate", "--data", data, "--version", version, check=False)
@@ -459,7 +461,7 @@ def test_a_data_set_of_an_older_release_goes_on(built: Path, tmp_path: Path) -> 
     assert find_latents(manifest, ImageNetworks.load("tiny", "tiny").provenance(), 32, 32) == newer
     old, new = (ShardReader(data, split=None, join=(name,)) for name in (version, newer))
     for row in range(len(old)):
-        moments = moments_of({name: new[row].annotation(name) for name in MOMENTS[2]})
+        moments = unpack_rows(new[row].annotation(ROWS)).moments()
         np.testing.assert_array_equal(moments, old[row].annotation("latents"))
 
 
