@@ -92,6 +92,21 @@ def test_fits_in_the_data_set_are_read_without_a_clip(
             derived(own, tmp_path / f"other-{case}", **({"pose_origin": origin} | change))
 
 
+def test_several_data_sets_together_are_gone_through_and_that_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A stored fit is of one data set's clips, so it does not stand for all of them."""
+    caplog.set_level("INFO")
+    both = [build_speech_data(tmp_path / f"data-{first}", f"speech{first}", first) for first in (0, 4)]
+    for storage in both:
+        store_fits(storage)
+    (tmp_path / "task").mkdir()
+    corpus = Corpus(CorpusConfig(data=DataSets(locations=tuple(one.uri for one in both))), tmp_path / "task")
+    corpus.derive()
+    assert caplog.text.count(f"of the clips of {both[0].uri} and {both[1].uri} together") == 2
+    assert not corpus.statistics.fits and corpus.statistics.num_clips == 6
+
+
 def test_a_fit_of_other_clips_is_not_read(own: Storage, tmp_path: Path) -> None:
     """The same version of a column may lead to other clips, once its failures are mended."""
     choice = ClipChoice(at_least=("toy_score=0",))
@@ -175,13 +190,18 @@ def test_a_run_of_before_global_fits_goes_on(corpus: Corpus) -> None:
 
 
 def test_tables_of_older_runs_are_read(corpus: Corpus) -> None:
-    """They were written without a schema; what they hold is the same."""
-    keys = [row["key"] for row in pq.read_table(corpus.folder / CLIPS_FILE).to_pylist()]
-    pq.write_table(
-        pa.Table.from_pylist(pq.read_table(corpus.folder / CLIPS_FILE).to_pylist()), corpus.folder / CLIPS_FILE
-    )
-    assert corpus.clips.speech_levels.shape == (len(keys), 2) and corpus.clips.rest_poses.shape == (len(keys), 4, 4)
-    assert sorted(corpus.clips.row(key) for key in keys) == list(range(len(keys)))
+    """They were written without a schema, and in any order; what they hold is the same."""
+    rows = pq.read_table(corpus.folder / CLIPS_FILE).to_pylist()
+    pq.write_table(pa.Table.from_pylist(rows[::-1]), corpus.folder / CLIPS_FILE)
+    clips = corpus.clips
+    assert clips.speech_levels.shape == (len(rows), 2) and clips.rest_poses.shape == (len(rows), 4, 4)
+    for row in rows:
+        number = clips.row(row["key"])
+        assert clips.identities[number] == corpus.speakers.identity(row["speaker"])
+        assert np.array_equal(clips.rest_poses[number].ravel(), row["rest"])
+        assert np.array_equal(
+            clips.speech_levels[number], np.array([row["speech_mean"], row["speech_variance"]], np.float32)
+        )
 
 
 @pytest.mark.parametrize(

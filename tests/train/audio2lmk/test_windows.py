@@ -63,7 +63,8 @@ def test_its_loss_is_that_of_the_model_on_the_clip(name: str, data: Storage, tmp
 
 
 def test_what_is_known_of_training_clips_comes_from_the_run(data: Storage, tmp_path: Path) -> None:
-    mesh, pose = (prepared(name, data, tmp_path / name) for name in ("audio2mesh", "audio2pose"))
+    tasks: list[Any] = [prepared(name, data, tmp_path / name) for name in ("audio2mesh", "audio2pose")]
+    mesh, pose = tasks
     for task in (mesh, pose):
         batch = collate([task.dataset(0)[slot] for slot in range(3)])
         for row, key in enumerate(batch["keys"]):
