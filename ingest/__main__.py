@@ -33,7 +33,7 @@ def catalog(
 
     Args:
         source: Folder with the downloaded videos (or any media, for `folder`).
-        data: Folder or URI (s3://, gs://, …) of the data set that is being built.
+        data: Folder or URI (s3://…) of the data set that is being built.
         metadata: Folder or file with the official metadata; default: SOURCE/metadata, then SOURCE.
         limit: Keep this many clips, those with a video first.
         follow_links: Take links that lead out of SOURCE; only for a folder of links of your own.
@@ -48,7 +48,8 @@ def catalog(
     built = build_catalog(
         dataset, source, metadata, limit, exclude=exclude, follow_links=follow_links, group_by=group_by
     )
-    path = write_catalog(storage, built)
+    with storage.held():
+        path = write_catalog(storage, built)
     _summarise(built)
     return storage.describe(path)
 

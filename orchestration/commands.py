@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from annotate.latents import LatentSettings
 from annotate.settings import AnnotateSettings
 from ingest.settings import IngestSettings
 from orchestration.cluster import Cluster, ClusterSettings
+from orchestration.command_records import recorded
 from orchestration.jobs.annotate import run_annotate
 from orchestration.jobs.catalogs import warn_of_lost_catalogs
 from orchestration.jobs.derive import run_derive, unset
@@ -28,16 +30,19 @@ from orchestration.jobs.pack import run_pack
 from orchestration.outcomes import current_quarantine
 from orchestration.overrides import names_of
 from orchestration.removal_commands import Data, finish_pending, locked
-from orchestration.units.executor import RetrySettings, UnitRunner
+from orchestration.units.executor import RetrySettings
 from orchestration.units.ledger import causes, release, writer_lock
 from orchestration.units.unit import JobStoppedError
+from orchestration.verdict import CountedRunner, verdict
 from shards.manifest import read_manifest
 from shards.plan import ShardSettings
 from talkinghead.face.resolve import resolve_face_model
 from talkinghead.files.foreign import warn_of_owner
 from talkinghead.files.storage import Storage
+from talkinghead.provenance import canonical_json
 from talkinghead.runtime.command_line import Incomplete
 from talkinghead.runtime.errors import one_line
+from talkinghead.runtime.ray_cluster import cluster_address
 from talkinghead.schema import check_version
 from train.clip_choice import ClipChoice
 
@@ -88,11 +93,11 @@ def ingest(
     cluster: Flat[ClusterSettings],
     retry: Flat[RetrySettings],
     ingest: IngestNames = (),
-) -> str:
+) -> str | Incomplete:
     """Read a data set's own metadata; cut and crop its clips to 25 fps and 16 kHz."""
     with _runner(data, cluster, retry) as runner:
         run_ingest(runner, source, ingest, resolve_face_model())
-    return runner.storage.uri
+    return verdict(runner, runner.storage.uri)
 
 
 def annotate(
@@ -102,12 +107,12 @@ def annotate(
     version: Version = None,
     engine: Engine = None,
     annotate: AnnotateNames = (),
-) -> str:
+) -> str | Incomplete:
     """Annotate the ingested clips: landmarks, mesh, pose, blendshapes, quality."""
     with _runner(data, cluster, retry) as runner:
         warn_of_lost_catalogs(runner.storage)
         _annotate(runner, version, engine, annotate)
-    return runner.storage.uri
+    return verdict(runner, runner.storage.uri)
 
 
 def shards(
@@ -121,7 +126,7 @@ def shards(
     annotate: AnnotateNames = (),
     shards: ShardNames = (),
     filters: FilterNames = (),
-) -> str:
+) -> str | Incomplete:
     """Pack WebDataset shards with their index, after running what is missing before."""
     with _runner(data, cluster, retry) as runner:
         # Without SOURCE the clips that DATA already holds are annotated and packed.
@@ -134,8 +139,8 @@ def shards(
         # Each job runs only the units that are not done, so that one command takes DATA from any state to its end.
         version = _annotate(runner, version, engine, annotate)
         packed = run_pack(runner, version, shards)
-        finish(runner.storage, version, filters, packed)
-    return runner.storage.describe("DATASET.json")
+        manifest = finish(runner.storage, version, filters, packed)
+    return verdict(runner, runner.storage.describe("DATASET.json"), manifest.counts["samples"])
 
 
 def reannotate(
@@ -146,7 +151,7 @@ def reannotate(
     engine: Engine = None,
     annotate: AnnotateNames = (),
     filters: FilterNames = (),
-) -> str:
+) -> str | Incomplete:
     """Annotate all clips anew as another version; packed media stay untouched (clips not yet packed are packed too)."""
     check_version(version)
     # Only on a finished data set, so that a mistyped DATA is an error at once.
@@ -155,8 +160,8 @@ def reannotate(
         warn_of_lost_catalogs(runner.storage)
         _annotate(runner, version, engine, annotate)
         packed = run_pack(runner, version)
-        finish(runner.storage, version, filters, packed)
-    return runner.storage.describe("DATASET.json")
+        manifest = finish(runner.storage, version, filters, packed)
+    return verdict(runner, runner.storage.describe("DATASET.json"), manifest.counts["samples"])
 
 
 def derive(
@@ -172,7 +177,7 @@ def derive(
     use: Annotated[
         Names, tyro.conf.arg(help="COLUMN@VERSION of other columns that these read (default: the newest of each).")
     ] = (),
-) -> str:
+) -> str | Incomplete:
     """Make derived columns of the packed samples: each a version of its own, which trainings join by name."""
     names = _chosen(columns, COLUMNS, "derived column")
     _refuse_ignored(settings, ColumnSettings(), names, "--columns")
@@ -183,7 +188,7 @@ def derive(
             # What several columns at once are told to use belongs to those that read it.
             used = [text for text in use if text.partition("@")[0] in COLUMNS[name].needs] if len(names) > 1 else use
             run_derive(runner, COLUMNS[name], getattr(settings, name), version=version, annotation=annotation, use=used)
-    return runner.storage.describe("DATASET.json")
+    return verdict(runner, runner.storage.describe("DATASET.json"))
 
 
 def latents(
@@ -194,11 +199,11 @@ def latents(
     version: Annotated[
         str | None, tyro.conf.arg(help="Name of the version (default: latents-<hash of weights and size>).")
     ] = None,
-) -> str:
+) -> str | Incomplete:
     """Encode every frame of the packed clips once, for trainings to read: short for derive --columns latents."""
     with _runner(data, cluster, retry) as runner:
         run_derive(runner, COLUMNS["latents"], networks, version=version)
-    return runner.storage.describe("DATASET.json")
+    return verdict(runner, runner.storage.describe("DATASET.json"))
 
 
 def basis(
@@ -208,14 +213,14 @@ def basis(
     cluster: Flat[ClusterSettings],
     retry: Flat[RetrySettings],
     fits: Annotated[str, tyro.conf.arg(help="Fits to make, with commas between them.")] = ",".join(FITS),
-) -> str:
+) -> str | Incomplete:
     """Make global fits over the kept training clips, which trainings and derived columns read."""
     names = _chosen(fits, FITS, "global fit")
     _refuse_ignored(settings, FitSettings(), names, "--fits")
     with _runner(data, cluster, retry) as runner:
         for name in names:
             run_fit(runner, FITS[name], getattr(settings, name), clips)
-    return runner.storage.describe("DATASET.json")
+    return verdict(runner, runner.storage.describe("DATASET.json"))
 
 
 def report(data: Data, version: Version = None) -> str | Incomplete:
@@ -231,6 +236,25 @@ def report(data: Data, version: Version = None) -> str | Incomplete:
     page = storage.describe(write_report(storage, state))
     wrong = complaint(storage)
     return page if wrong is None else Incomplete(page, wrong)
+
+
+def status(
+    data: Data,
+    ray_address: Annotated[
+        str | None, tyro.conf.arg(help="Cluster whose nodes and submitted jobs are shown, too (default: $RAY_ADDRESS).")
+    ] = None,
+    json: Annotated[bool, tyro.conf.arg(help="Print one JSON object instead of lines.")] = False,
+) -> str:
+    """Show how far the jobs of DATA are: counts, speed, time left, quarantine by cause, who ran what, lost nodes."""
+    from orchestration.cluster.overview import overview
+    from orchestration.report.status import data_status
+
+    address = cluster_address(ray_address)
+    found = data_status(Storage(data), None if address is None else overview(address))
+    now_s = time.time()
+    if json:
+        return canonical_json(found.as_json(now_s)).decode()
+    return "\n".join(map(one_line, found.lines(now_s)))
 
 
 def quarantine(data: Data) -> str:
@@ -286,7 +310,7 @@ def demo(
     return str(run_demo(data, make_shards))
 
 
-def _annotate(runner: UnitRunner, version: str | None, engine: str | None, overrides: Names) -> str:
+def _annotate(runner: CountedRunner, version: str | None, engine: str | None, overrides: Names) -> str:
     """Run the annotate job; returns the version: the named one, else the newest in DATA, else `FIRST_VERSION`."""
     version = version or current_version(runner.storage) or FIRST_VERSION
     if engine is not None:
@@ -313,9 +337,9 @@ def _refuse_ignored(given: Any, defaults: Any, names: Sequence[str], option: str
 
 
 @contextlib.contextmanager
-def _runner(data: str, cluster: ClusterSettings, retry: RetrySettings) -> Iterator[UnitRunner]:
+def _runner(data: str, cluster: ClusterSettings, retry: RetrySettings) -> Iterator[CountedRunner]:
     """Runner of units on DATA, which is locked for this process, with Ray, which starts for the first pending unit."""
     storage = Storage(data)
-    with writer_lock(storage), Cluster(cluster) as running:
+    with writer_lock(storage), recorded(storage), Cluster(cluster) as running:
         finish_pending(storage)
-        yield UnitRunner(storage=storage, cluster=running, retry=retry)
+        yield CountedRunner(storage=storage, cluster=running, retry=retry)

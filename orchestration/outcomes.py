@@ -31,6 +31,8 @@ Unreadable = dict[str, str]
 NOTES = "notes"
 """Detail of ingest's commit records: key of a sample or rejected piece → its notes. Pieces without notes, and clips
 without such pieces, are not in it."""
+EPOCH = "epoch"
+"""Detail of pack records: epoch of the lease under which it was written; those of older releases have none."""
 
 _CUT = re.compile(rf"{CUT_SUFFIX}\d+$")  # of the keys of a clip's pieces (`cut_key`)
 
@@ -171,12 +173,17 @@ def fit_records(storage: Storage, job: str) -> dict[str, UnitRecord]:
 
 
 def pack_records(storage: Storage, job: str, unreadable: Unreadable | None = None) -> dict[str, UnitRecord]:
-    """Shard key → commit record, for every packed shard of a job. A shard is packed once, so its key is enough."""
+    """Shard key → commit record, for every packed shard of a job. A shard is packed once, so its key is enough.
+
+    A command that was taken over in the moment of its commit may have left a second record: the newer epoch's counts.
+    """
     ledger = Ledger(storage, job)
-    results = ledger.results(sorted(ledger.committed))
+    commits = ledger.commits()
     if unreadable is not None:
         unreadable.update(ledger.unreadable)
-    records = {key: record for key, record in results.items() if isinstance(record, UnitRecord)}
+    for record in commits:
+        _check_details(storage, record, **{EPOCH: lambda value: value is None or type(value) is int})
+    records = {record.key: record for record in sorted(commits, key=lambda record: record.details.get(EPOCH) or 0)}
     for record in records.values():
         _check_file(storage, record)
         _check_details(storage, record, blank=lambda value: value is None or _are_keys(value))

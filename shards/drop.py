@@ -20,7 +20,6 @@ from talkinghead import dataroot
 from talkinghead.config import shown
 from talkinghead.derived import ANNOTATION
 from talkinghead.files.foreign import warn_of_owner
-from talkinghead.files.lock import writing_lock
 from talkinghead.files.storage import Storage, StoredFile
 from talkinghead.schema import NAME_PATTERN, VERSION_PATTERN
 
@@ -110,14 +109,12 @@ class _Target:
 
 @contextlib.contextmanager
 def _only_writer(storage: Storage) -> Iterator[None]:
-    """Hold the lock of the jobs that write to DATA. Object stores have none: there, drop nothing while a job runs."""
-    if storage.local_root is None:
-        yield
-        return
-    if not storage.local_root.is_dir():  # no lock is made in a place that is no data set
+    """Hold the lease of the jobs that write to DATA."""
+    if storage.local_root is not None and not storage.local_root.is_dir():  # no lease in a place that is no data set
         raise FileNotFoundError(f"there is no {storage.uri}")
-    with writing_lock(storage.local_root / dataroot.LOCK, storage.uri):
-        warn_of_owner(storage.local_root)
+    with storage.held():
+        if storage.local_root is not None:
+            warn_of_owner(storage.local_root)
         yield
 
 
@@ -199,7 +196,8 @@ def _records(storage: Storage, job: str) -> list[StoredFile]:
     """Commit records of a job, and quarantine records, also those of units that were released."""
     found: list[StoredFile] = []
     for folder in (dataroot.records(job), dataroot.quarantines(job)):
-        found += [file for file in storage.list(folder, ".json") if dataroot.keys_of_record(file.path)]
+        files = storage.list(folder)
+        found += [f for f in files if dataroot.keys_of_record(f.path) or dataroot.segment_of_record(f.path)]
     return found + [file for file in storage.list(f"released/{job}", ".json") if _RELEASED.fullmatch(file.path)]
 
 

@@ -6,6 +6,7 @@ A key is the hash of {job, job version, parameters, model file sha256, library v
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -68,7 +69,13 @@ def hash_files(paths: Sequence[Path]) -> str:
 
 def library_versions(*distributions: str) -> dict[str, str]:
     """Installed version of each distribution."""
-    return {name: importlib.metadata.version(name) for name in distributions}
+    return {name: _version(name) for name in distributions}
+
+
+@functools.cache
+def _version(distribution: str) -> str:
+    """Version of a distribution, which costs a search through the installation: workers ask for each of their units."""
+    return importlib.metadata.version(distribution)
 
 
 def provenance_key(

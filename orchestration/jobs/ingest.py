@@ -8,6 +8,7 @@ they are, and one that has other content than was packed is refused.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -35,11 +36,12 @@ from orchestration.units.executor import Tally, UnitRunner
 from orchestration.units.frame_reports import report_frames
 from orchestration.units.output_tar import OutputTar
 from orchestration.units.records import RejectedPiece, UnitRecord
-from orchestration.units.unit import Output, Unit, packed_before
+from orchestration.units.unit import JobStoppedError, Output, Unit, packed_before
 from shards.removal_records import REASON, RemovalList
 from talkinghead.config import from_json
 from talkinghead.face.model import FaceModel
 from talkinghead.files.storage import Storage
+from talkinghead.media.errors import UnreadableMediaError
 from talkinghead.provenance import library_versions, provenance_key
 from talkinghead.schema import CatalogRow, ClipInfo
 from talkinghead.timebase import FPS
@@ -310,7 +312,37 @@ class SourceChangedError(Exception):
 
 
 def run(storage: Storage, unit: Unit) -> Output:
-    """Cut and crop one clip of the catalog."""
+    """Cut and crop one clip of the catalog.
+
+    Raises:
+        JobStoppedError: The command has read the source, and this machine cannot.
+        Exception: Whatever is wrong with the source.
+    """
+    try:
+        return _cut(storage, unit)
+    except (UnreadableMediaError, FileNotFoundError, PermissionError) as error:
+        if lost := _lost_here(unit):
+            raise JobStoppedError(lost) from error
+        raise
+
+
+def _lost_here(unit: Unit) -> str:
+    """What keeps this machine from a source that the command has read; empty: it is there, or never could be read."""
+    folder, known = Path(unit.payload["source"]), Fingerprint(**unit.payload["fingerprint"])
+    if known.sha256 is None:
+        return ""
+    path = folder / known.path
+    try:
+        os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
+    except (FileNotFoundError, NotADirectoryError):
+        return f"{path} is not there, but was when its clips were planned: every machine must have SOURCE at this path"
+    except PermissionError:
+        return f"{path} may not be read by this user here, but could be when its clips were planned"
+    return ""
+
+
+def _cut(storage: Storage, unit: Unit) -> Output:
+    """Samples and rejected pieces of one clip of the catalog."""
     from ingest.clip import ingest_clip
     from ingest.source_files import locate
     from orchestration.jobs.worker import pin_threads, planned_detector

@@ -7,6 +7,7 @@ packed shard never changes: the plan only grows, and content that changed under 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -22,11 +23,12 @@ from orchestration.units.output_tar import OutputChangedError
 from orchestration.units.records import QuarantineRecord, SampleRecord, UnitRecord
 from orchestration.units.unit import Output, Unit, packed_before, store_output
 from shards.manifest import DatasetManifest, ShardEntry, find_manifest
+from shards.pack import PackedShard, pack_shard
 from shards.plan import PlannedSample, ShardSettings, plan_shards
 from shards.shard_names import next_revision
 from talkinghead.annotation import blank_arrays
 from talkinghead.files.storage import Storage
-from talkinghead.provenance import provenance_key
+from talkinghead.provenance import hash_file, provenance_key
 from talkinghead.schema import Member, annotation_shard_name, media_shard_name
 
 VERSION = 1
@@ -34,6 +36,7 @@ VERSION = 1
 BLANK = "blank"
 """Provenance key of a row of NaN, in place of an annotation that could not be made."""
 _TIME_LIMIT_S = 3600.0
+_TRIES = 3  # of writing a shard, where one who was taken over writes it meanwhile
 
 # Sample key → sample.
 Ingested = Mapping[str, outcomes.IngestedSample]
@@ -96,7 +99,7 @@ def run_pack(runner: UnitRunner, version: str, overrides: Sequence[str] = ()) ->
         parts = [_part(ingested[key].record, ingested[key].sample) for key in keys]
         unit = plan_pack(None, number, parts, runner.retry.time_limit_s)
         media.append(_in_place(unit, packed.get(unit.key), gone, manifest.media[number:] if manifest else ()))
-    _check_immutable(storage, media)
+    _check_immutable(media, packed)
     there = {key for key, record in packed.items() if record.file not in gone}
     wanted = [key for unit, keys in zip(media, shards, strict=True) if unit.key not in there for key in keys]
     outcomes.check_media(storage, wanted, ingested, packed)
@@ -104,10 +107,7 @@ def run_pack(runner: UnitRunner, version: str, overrides: Sequence[str] = ()) ->
     _check_same_media(manifest, outcomes.pack_records(storage, PACK_MEDIA_JOB) if wanted else packed)
 
     # The annotation shards, parallel to them: a row of NaN for a packed sample that this version could not annotate.
-    def blank(key: str, failure: QuarantineRecord | None) -> UnitRecord:
-        return _blank(storage, version, key, ingested[key].sample.num_frames, failure)
-
-    pack_columns(runner, version, shards, annotated, blank)
+    pack_columns(runner, version, shards, annotated, _blank_rows(storage, version, ingested))
     return PackedFrom(ingested=ingested, annotated=annotated)
 
 
@@ -248,10 +248,9 @@ def _plan_shards(
     return shards
 
 
-def _check_immutable(storage: Storage, units: Sequence[Unit]) -> None:
+def _check_immutable(units: Sequence[Unit], packed: Mapping[str, UnitRecord]) -> None:
     """Raise `ValueError` if a packed shard would now be packed from other content."""
-    committed = dict(Ledger(storage, PACK_MEDIA_JOB).committed)
-    changed = [unit for unit in units if committed.get(unit.key, unit.pkey) != unit.pkey]
+    changed = [unit for unit in units if unit.key in packed and packed[unit.key].pkey != unit.pkey]
     if changed:
         raise ValueError(
             f"{changed[0].source} was packed from other content than DATA holds now. Shards are immutable: "
@@ -270,33 +269,52 @@ def _check_same_media(manifest: DatasetManifest | None, records: Mapping[str, Un
             )
 
 
-def _blank(storage: Storage, version: str, key: str, num_frames: int, failure: QuarantineRecord | None) -> UnitRecord:
-    """Store rows of NaN for a sample that could not be annotated, so that the shards of all versions stay parallel.
+def _blank_rows(
+    storage: Storage, version: str, ingested: Ingested
+) -> Callable[[str, QuarantineRecord | None], UnitRecord]:
+    """Function that stores rows of NaN for a sample that could not be annotated, so that the shards of all versions
+    stay parallel.
+
+    Args:
+        storage: DATA, the data set's folder or bucket.
+        version: Name of the annotation version.
+        ingested: The samples.
 
     Returns:
-        Record to pack from. It is not committed: the sample still counts as not annotated.
+        Function of a sample's key and its failure, if any. It gives a record to pack from, which is not committed: the
+        sample still counts as not annotated. It raises `ValueError` where the version has no plan.
     """
-    from annotate.clip import encode_annotation
 
-    job = plans.annotate_job(version)
-    plan = plans.find_annotate(storage, version)
-    if plan is None:
-        raise ValueError(f"{storage.uri} has no plan of annotation version {version}: run make annotate")
-    about: dict[str, Any] = {
-        "annotate_key": BLANK,
-        "engine": plan.settings["engine"],
-        "model": plan.model,
-        "model_sha256": plan.model_sha256,
-        "failed": failure.cause if failure else "not annotated",
-    }
-    contents = encode_annotation(blank_arrays(num_frames), about)
-    # Stored like a unit's output, which is what packing copies from.
-    unit = Unit(job=job, key=key, pkey=BLANK, function="", payload={}, source=key, time_limit_s=0.0)
-    return store_output(storage, unit, Output(contents=[(key, num_frames, contents)]))
+    @functools.cache
+    def read_plan() -> plans.AnnotatePlan:  # of all samples: once, and only where one has failed
+        if (plan := plans.find_annotate(storage, version)) is None:
+            raise ValueError(f"{storage.uri} has no plan of annotation version {version}: run make annotate")
+        return plan
+
+    def blank(key: str, failure: QuarantineRecord | None) -> UnitRecord:
+        from annotate.clip import encode_annotation
+
+        plan = read_plan()
+        about: dict[str, Any] = {
+            "annotate_key": BLANK,
+            "engine": plan.settings["engine"],
+            "model": plan.model,
+            "model_sha256": plan.model_sha256,
+            "failed": failure.cause if failure else "not annotated",
+        }
+        num_frames = ingested[key].sample.num_frames
+        contents = encode_annotation(blank_arrays(num_frames), about)
+        # Stored like a unit's output, which is what packing copies from.
+        job = plans.annotate_job(version)
+        unit = Unit(job=job, key=key, pkey=BLANK, function="", payload={}, source=key, time_limit_s=0.0)
+        return store_output(storage, unit, Output(contents=[(key, num_frames, contents)]))
+
+    return blank
 
 
 def _pack(runner: UnitRunner, job: str, units: Sequence[Unit]) -> None:
     """Run the pack units, and raise `ValueError` unless every shard is there: readers need all of them."""
+    _remove_unfinished(runner.storage, job, units)
     # The ledger, not the tally: a shard may also have failed in an earlier command, and still be in quarantine.
     runner.run(job, units)
     committed = Ledger(runner.storage, job).committed
@@ -305,6 +323,20 @@ def _pack(runner: UnitRunner, job: str, units: Sequence[Unit]) -> None:
             f"{len(lacking)} shards could not be packed (first: {lacking[0].source}); "
             f"see make quarantine DATA={runner.storage.uri}, mend the cause, then make retry"
         )
+
+
+def _remove_unfinished(storage: Storage, job: str, units: Sequence[Unit]) -> None:
+    """Remove files under the names of shards that are to be packed, which no record and no reader knows.
+
+    A command that was killed between a shard and its record has left them, perhaps with other settings.
+    """
+    known = {key for key, _ in Ledger(storage, job).committed}
+    manifest = find_manifest(storage)
+    listed = {shard.name for shard in manifest.media} if manifest else set()
+    listed |= {shard.name for entry in (manifest.annotations if manifest else ()) for shard in entry.shards}
+    for unit in units:
+        if unit.key not in known and unit.payload["name"] not in listed:
+            storage.delete(unit.payload["name"])
 
 
 # --- its units --------------------------------------------------------------------------------------------------------
@@ -361,18 +393,11 @@ def plan_pack(
 
 def run(storage: Storage, unit: Unit) -> Output:
     """Copy the samples of one shard into its tar."""
-    from shards.pack import pack_shard
-
     samples = [
         PlannedSample(**{**sample, "members": tuple(Member(**member) for member in sample["members"])})
         for sample in unit.payload["samples"]
     ]
-    # Streamed to a temporary file, which takes its name only when it is complete and synced.
-    before = packed_before(storage, unit)
-    with storage.staged(unit.payload["name"]) as sink:
-        packed = pack_shard(storage, samples, sink)
-        if before is not None and before.file_sha256 != packed.sha256:
-            raise OutputChangedError(unit.payload["name"])
+    packed = _store(storage, unit, samples)
     # Samples are copied byte for byte, so the hash of each is the one that its unit recorded.
     record = UnitRecord(
         job=unit.job,
@@ -387,4 +412,40 @@ def run(storage: Storage, unit: Unit) -> Output:
         file_sha256=packed.sha256,
         frames=packed.num_frames,
     )
-    return Output(stored=record, details={"blank": unit.payload["blank"]})
+    epoch = {} if storage.epoch is None else {outcomes.EPOCH: storage.epoch}
+    return Output(stored=record, details={"blank": unit.payload["blank"]} | epoch)
+
+
+def _store(storage: Storage, unit: Unit, samples: Sequence[PlannedSample]) -> PackedShard:
+    """Pack one shard into its file, or find it there with the same bytes.
+
+    It is streamed to a temporary file, which takes its name only when it is complete and synced, and only if nothing
+    has it: a worker that was taken over in this very moment cannot replace what others read.
+
+    Raises:
+        OutputChangedError: Its file is known, to a record or to readers, and has other bytes.
+    """
+    before, name = packed_before(storage, unit), unit.payload["name"]
+    for _ in range(_TRIES):
+        packed = None
+        try:
+            with storage.staged(name, new=True) as sink:
+                packed = pack_shard(storage, samples, sink)
+                if before is not None and before.file_sha256 != packed.sha256:
+                    raise OutputChangedError(name)
+            return packed
+        except FileExistsError:
+            # By a worker that died before its commit, or whose record was lost: then it is as it should be. Or by one
+            # that packs otherwise and was taken over while it wrote: then nobody knows its file, and it goes.
+            if packed is not None and _sha256(storage, name) == packed.sha256:
+                return packed
+            _remove_unfinished(storage, unit.job, [unit])
+            if storage.exists(name):
+                break
+    raise OutputChangedError(name)
+
+
+def _sha256(storage: Storage, name: str) -> str:
+    """SHA-256 of a shard that is there."""
+    with storage.local_copy(name) as path:
+        return hash_file(path)

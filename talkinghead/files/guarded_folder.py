@@ -191,7 +191,9 @@ class NewFile:
                 # somebody may have put in our file's place.
                 os.link(self._name, name, src_dir_fd=self._place, dst_dir_fd=folder, follow_symlinks=False)
             except FileExistsError:
-                return False
+                # A file server whose answer was lost says so to the second request: a second name tells (link(2)).
+                if os.fstat(self.descriptor).st_nlink < 2:
+                    return False
             except OSError as error:
                 raise _whole(error, self._folder.root / path) from error
             os.fsync(folder)

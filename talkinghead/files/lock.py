@@ -70,31 +70,6 @@ def folder_lock(path: Path, patience_s: float = 0.0) -> Iterator[None]:
             os.close(taken)
 
 
-@contextlib.contextmanager
-def writing_lock(path: Path, place: str) -> Iterator[None]:
-    """Hold a folder's lock for the block, with errors that say what the folder is to the user.
-
-    Args:
-        path: The lock's file.
-        place: Name of the folder, for messages.
-
-    Raises:
-        LockedError: Another process, or another block of this one, is writing there.
-        LinkError, ValueError: As of `folder_lock`.
-        OSError: It cannot be written.
-    """
-    with contextlib.ExitStack() as lock:
-        try:
-            lock.enter_context(folder_lock(path))
-        except LockedError as error:
-            holder = f" ({error.holder})" if error.holder else ""
-            message = f"another job is writing to {place}{holder}; wait for it or stop it"
-            raise LockedError(message, error.holder) from None
-        except OSError as error:
-            raise OSError(error.errno, f"cannot write to {place}: {error.strerror}") from error
-        yield
-
-
 def _take(path: Path) -> int | str:
     """Try once; returns the open and locked file, or who holds the lock."""
     with _guard:

@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import os
 import threading
 import uuid
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -167,7 +169,7 @@ class S3Files:
         return self._put(path, data, {"IfMatch": tag})
 
     def check(self) -> None:
-        """Try whether the store keeps to conditions; leaves nothing.
+        """Try whether the store keeps to conditions, also with two writers at once; leaves nothing.
 
         Raises:
             RefusedError: It refuses or ignores them.
@@ -175,8 +177,11 @@ class S3Files:
         """
         path = f".probe-{uuid.uuid4().hex}"
         try:
-            first = self.create(path, b"first")
-            kept = first is not None and self.create(path, b"second") is None
+            # Of two at once one must succeed, then a third must not: it meets a file for certain.
+            with ThreadPoolExecutor(2) as pool:
+                made = list(pool.map(lambda data: self.create(path, data), (b"one", b"first")))
+            first = made[0] or made[1]
+            kept = None in made and first is not None and self.create(path, b"second") is None
             # A tag that no version has, then the one that it has.
             kept = kept and self.replace(path, b"third", f'"{uuid.uuid4().hex}"') is None
             if not (kept and first is not None and self.replace(path, b"fourth", first) is not None):
@@ -207,6 +212,60 @@ class S3Files:
             self._asked(request, parts=True)
         except _Answer as answer:
             raise answer.error from None
+
+    def create_from(self, path: str, source: Path) -> bool:
+        """Make a file from a local one where there is none; it appears when it is complete.
+
+        Large ones go in parts, of which one that fails is sent again alone, and the condition is that of the last
+        request (CompleteMultipartUpload).
+
+        Returns:
+            False when a file was there already. Where the store's answer to the last request was lost, that may be
+            this one.
+
+        Raises:
+            FileNotFoundError: There is no such local file.
+            RefusedError: The store has no conditional writes.
+            UnreachableError: It does not answer, or refuses.
+        """
+        if source.stat().st_size <= _PART_BYTES:
+            return self.create(path, source.read_bytes()) is not None
+        place = {"Bucket": self._bucket, "Key": self._key(path)}
+        try:
+            upload = self._asked(lambda client: client.create_multipart_upload(**place))["UploadId"]
+            try:
+                tags = self._send_parts(place | {"UploadId": upload}, source)
+                parts = [{"PartNumber": number, "ETag": tag} for number, tag in enumerate(tags, 1)]
+                end = place | {"UploadId": upload, "MultipartUpload": {"Parts": parts}, "IfNoneMatch": "*"}
+                self._asked(lambda client: client.complete_multipart_upload(**end))
+            except BaseException:
+                # Parts that no file is made of are stored, and paid for, until then.
+                with contextlib.suppress(_Answer, UnreachableError):
+                    self._asked(lambda client: client.abort_multipart_upload(**place, UploadId=upload))
+                raise
+        except _Answer as answer:
+            if answer.status == _UNKNOWN:
+                raise RefusedError(self._without("refuses")) from None
+            # Gone is the upload: a try before has ended it.
+            if answer.status == _CHANGED or (answer.code == "NoSuchUpload" and self.read_range(path, 0, 1) is not None):
+                return False
+            raise answer.error from None
+        return True
+
+    def _send_parts(self, upload: dict[str, Any], source: Path) -> list[str]:
+        """Send a local file in parts, several at a time; returns their tags."""
+        # Ten thousand parts are as many as an upload may have.
+        size = source.stat().st_size
+        step = max(_PART_BYTES, -(-size // 10_000))
+
+        def send(number: int) -> str:
+            with source.open("rb") as stream:
+                data = os.pread(stream.fileno(), step, number * step)
+            request = upload | {"PartNumber": number + 1, "Body": data}
+            return self._asked(lambda client: client.upload_part(**request), parts=True)["ETag"]
+
+        with ThreadPoolExecutor(_PARTS_AT_A_TIME) as pool:
+            return list(pool.map(send, range(-(-size // step))))
 
     def download(self, path: str, target: Path) -> None:
         """Copy a file into a local one, which may be there; a folder for it must be.
@@ -273,7 +332,7 @@ class S3Files:
                 found = request(client)
             except (BotoCoreError, ClientError) as error:
                 text = hide_secrets(str(error), self._location)
-                answer = getattr(error, "response", {})
+                answer = getattr(error, "response", None) or {}  # some errors of connections have one that is None
                 status = int(answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
                 passes = status in (_CROSSED, *_PASSING) or (status >= 500 and status != _UNKNOWN)
                 if isinstance(error, BotoCoreError):

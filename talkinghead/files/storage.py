@@ -22,7 +22,7 @@ import stat
 import tempfile
 import uuid
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
@@ -33,6 +33,7 @@ import pyarrow.fs as pafs
 from talkinghead.dataroot import FOLDERS, TEMPORARY_FOLDER
 from talkinghead.files.foreign import entries_below, open_regular, read_limited, refuse_large
 from talkinghead.files.guarded_folder import GuardedFolder, NewFile
+from talkinghead.files.lease import Lease, refuse_stale
 from talkinghead.files.patience import Tries, read_locally, store_patience
 from talkinghead.files.remote import open_remote, passes, unanswered
 from talkinghead.files.s3_files import RefusedError, S3Files, boto_speaks_to
@@ -59,6 +60,8 @@ class StoredFile:
     """Path relative to the root, with forward slashes."""
     size: int
     """Size in bytes."""
+    modified_s: float | None = field(default=None, compare=False)
+    """Time of its last change by the clock of the place, seconds since 1970; None where the listing has none."""
 
 
 class Storage:
@@ -73,6 +76,8 @@ class Storage:
         uri: The location with credentials hidden, for messages and pages.
         local_root: The folder; None for a URI.
         linked: Folders directly in a local root that may be links.
+        epoch: Epoch of the lease under which this process, or the one that it works for, writes: each write asks
+            whether it is over (`talkinghead.files.lease`). None: no lease is asked for. It is pickled, too.
 
     Raises:
         ValueError: `LINKED_FOLDERS` names something else than folders of DATA.
@@ -86,10 +91,11 @@ class Storage:
         self.uri = given if self.local_root else without_credentials(given)
         # Kept and pickled, so that a worker on another node, which has another environment, writes alike.
         self.linked = tuple(sorted(_linked_folders() if linked is None else linked))
+        self.epoch: int | None = None
         self._answered = False  # whether the store has ever answered, which makes silence an outage
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (Storage, (self.location, self.linked), {"_answered": self._answered})
+        return (Storage, (self.location, self.linked), {"epoch": self.epoch, "_answered": self._answered})
 
     def __repr__(self) -> str:
         return f"Storage({self.uri!r})"
@@ -149,6 +155,56 @@ class Storage:
             else:
                 tries.succeeded()
                 return result
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Context in which this process alone may write under the root, by a lease.
+
+        Whatever this storage and its pickled copies write then is refused once another process has taken over.
+
+        Raises:
+            LockedError: Another process holds it, and lives.
+            RefusedError: The store has no conditional writes.
+            ValueError: A file that is no lease lies in its place.
+            OSError: Nothing can be written.
+        """
+        if self.local_root is None:
+            self.check_writable()  # before the lease, which stands on what is tried here
+        lease = Lease(Storage(self.location, self.linked))
+        with self._naming_root():
+            lease.take()
+        self.epoch = lease.epoch
+        try:
+            yield
+        finally:
+            self.epoch = None
+            lease.release()
+
+    @contextlib.contextmanager
+    def _naming_root(self) -> Iterator[None]:
+        """Say in errors of the operating system that this place cannot be written."""
+        try:
+            yield
+        except UnreachableError:
+            raise
+        except OSError as error:
+            raise OSError(error.errno, f"cannot write to {self.uri}: {error.strerror or error}") from error
+
+    def _refuse_stale(self) -> None:
+        """Raise `LeaseLostError` where this writes under an epoch that is over."""
+        if self.epoch is not None:
+            refuse_stale(self, self.epoch)
+
+    @property
+    def _conditional(self) -> S3Files:
+        """Files of a URI for conditional writes; raises `RefusedError` where there are none."""
+        if self._s3 is None:
+            needed = "pip install 'talkinghead[s3]'" if self.location.startswith("s3://") else "take s3://… or a folder"
+            raise RefusedError(
+                f"{self.uri} can be read here, but not written by jobs: conditional writes, by which writers keep out"
+                f" of each other's way, need boto3 and a store of S3's protocol: {needed}"
+            )
+        return self._s3
 
     def _local(self, path: str) -> Path:
         """Full path of a file under a local root."""
@@ -237,6 +293,7 @@ class Storage:
 
         Raises:
             LinkError: A folder of the path is a link. A file that is one is replaced.
+            LeaseLostError: The epoch is over.
         """
         if self.local_root is None:
             self._upload(path, data)
@@ -247,46 +304,54 @@ class Storage:
             self._commit(file, path)
 
     def create(self, path: str, data: bytes) -> bool:
-        """Write a file only if it is not there. Of two writers on a local disk, only one succeeds.
+        """Write a file only if it is not there. Of any number of writers, on any machines, one succeeds.
 
-        On S3 it is a conditional write, where boto3 is installed (the extra `s3`) and the store knows them. pyarrow has
-        none: without them, the loser of a race replaces a file by an equal one, since callers write content that its
-        name determines.
+        On a disk a hard link does it, on S3 a conditional write of boto3 (the extra `s3`), which pyarrow has not.
 
         Returns:
             False when the file was there already.
 
         Raises:
             LinkError: A folder of the path is a link.
+            LeaseLostError: The epoch is over.
+            RefusedError: The store has no conditional writes, or boto3 is not installed.
         """
-        if self.local_root is None:
-            if self.exists(path):
-                return False
-            if self._s3 is not None:
-                with contextlib.suppress(RefusedError):
-                    return self._s3.create(path, data) is not None
-            self._upload(path, data)
-            return True
         self._check(path)
+        self._refuse_stale()
+        if self.local_root is None:
+            return self._conditional.create(path, data) is not None
         with self._folder.new_file(self._temporary(path)) as file:
             file.write(data)
             return file.take(path)
 
     @contextlib.contextmanager
-    def staged(self, path: str) -> Iterator[Path]:
+    def staged(self, path: str, *, new: bool = False) -> Iterator[Path]:
         """A local scratch file, which becomes `path` when the block ends without an error, and else is removed.
 
         The block has to write into the file that is there, not put another in its place.
 
+        Args:
+            path: Path of the file.
+            new: Whether it is made only where there is none, as `create` does it; else it replaces what is there.
+
         Raises:
+            FileExistsError: It is to be new, and is there.
             LinkError: A folder of the path is a link.
+            LeaseLostError: The epoch is over.
+            RefusedError: It is to be new, and the store has no conditional writes.
         """
         if self.local_root is None:
             # Without a name, so that a killed writer leaves nothing on this machine.
             with tempfile.TemporaryFile() as file:
                 scratch = Path(f"/proc/{os.getpid()}/fd/{file.fileno()}")
                 yield scratch
-                self._upload_file(path, scratch)
+                if not new:
+                    self._upload_file(path, scratch)
+                else:
+                    self._check(path)
+                    self._refuse_stale()
+                    if not self._conditional.create_from(path, scratch):
+                        raise FileExistsError(errno.EEXIST, "there already", self.describe(path))
             return
         self._check(path)
         self.check_links(*map(str, PurePosixPath(path).parents[:-1]))
@@ -294,7 +359,7 @@ class Storage:
             # Not by its name, in whose place somebody may put a link until the block opens it.
             yield Path(f"/proc/{os.getpid()}/fd/{file.descriptor}")
             os.fsync(file.descriptor)
-            self._commit(file, path)
+            (self._commit_new if new else self._commit)(file, path)
 
     @contextlib.contextmanager
     def local_copy(self, path: str) -> Iterator[Path]:
@@ -340,14 +405,15 @@ class Storage:
             start = len(os.path.join(self.location, ""))  # noqa: PTH118  no Path for every record
             for entry in entries_below(self.local_root / folder):
                 # Another process may have deleted it since the listing.
-                if entry.name.endswith(suffix) and (size := _file_size(entry)) is not None:
-                    found.append(StoredFile(entry.path[start:], size))
+                if entry.name.endswith(suffix) and (info := _regular_file(entry)) is not None:
+                    found.append(StoredFile(entry.path[start:], info.st_size, info.st_mtime))
         else:
             base = self._remote[1].rstrip("/") + "/"
             selector = pafs.FileSelector(base + folder, recursive=True, allow_not_found=True)
             for info in self._ask(lambda remote: remote.get_file_info(selector)):
                 if info.type == pafs.FileType.File and info.path.endswith(suffix):
-                    found.append(StoredFile(info.path.removeprefix(base), info.size))
+                    changed = info.mtime and info.mtime.timestamp()
+                    found.append(StoredFile(info.path.removeprefix(base), info.size, changed))
         return sorted(found, key=lambda file: file.path)
 
     def names(self) -> list[str]:
@@ -361,7 +427,9 @@ class Storage:
 
         Raises:
             LinkError: A folder of the path is a link. Of a file that is one, the link is removed.
+            LeaseLostError: The epoch is over.
         """
+        self._refuse_stale()
         if self.local_root:
             self._check(path)
             self._folder.remove(path)
@@ -400,15 +468,21 @@ class Storage:
         return len(leftovers)
 
     def check_writable(self) -> None:
-        """Raise one clear `OSError` when files cannot be written under the root."""
+        """Raise one clear error when files cannot be written under the root, or not such that one of two writers wins.
+
+        Raises:
+            RefusedError: The store has no conditional writes.
+            OSError: Nothing can be written, or the disk has no hard links.
+        """
         probe = f"{TEMPORARY_FOLDER}/probe-{uuid.uuid4().hex}"
-        try:
-            self.write(probe, b"talkinghead")
+        with self._naming_root():
+            if self.local_root is not None:
+                self.create(probe, b"talkinghead")
+            else:
+                self.write(probe, b"talkinghead")
             self.delete(probe)
-        except UnreachableError:
-            raise
-        except OSError as error:
-            raise OSError(error.errno, f"cannot write to {self.uri}: {error.strerror or error}") from error
+            if self.local_root is None:
+                self._conditional.check()
 
     def _temporary(self, path: str) -> str:
         """Folder under a local root for a file that is being written, on the file system of its final name."""
@@ -418,7 +492,14 @@ class Storage:
 
     def _commit(self, file: NewFile, path: str) -> None:
         """Give a finished file its final name, whatever had it."""
+        self._refuse_stale()
         file.replace(path)
+
+    def _commit_new(self, file: NewFile, path: str) -> None:
+        """Give a finished file its final name; raises `FileExistsError` where another has it."""
+        self._refuse_stale()
+        if not file.take(path):
+            raise FileExistsError(errno.EEXIST, "there already", self.describe(path))
 
     def _upload(self, path: str, data: bytes | mmap.mmap) -> None:
         """Make an object from data that is complete in memory.
@@ -427,6 +508,7 @@ class Storage:
         one. So no code of ours may fail between opening and closing: there is one write, which fails as a whole.
         """
         key = self._key(path)
+        self._refuse_stale()
 
         def request(remote: pafs.FileSystem) -> None:
             with remote.open_output_stream(key) as stream:
@@ -473,10 +555,16 @@ def _linked_folders() -> Collection[str]:
 
 def _file_size(path: Path | os.DirEntry[str]) -> int | None:
     """Size of a regular file, or of one that a link leads to; None when there is none."""
+    info = _regular_file(path)
+    return None if info is None else info.st_size
+
+
+def _regular_file(path: Path | os.DirEntry[str]) -> os.stat_result | None:
+    """What the system knows of a regular file, or of one that a link leads to; None when there is none."""
     try:
         info = path.stat()
     except OSError as error:
         if error.errno in _NO_FILE:
             return None
         raise
-    return info.st_size if stat.S_ISREG(info.st_mode) else None
+    return info if stat.S_ISREG(info.st_mode) else None

@@ -59,9 +59,9 @@ def planned(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-@pytest.mark.parametrize("name", ["tmp", ".lock"])
+@pytest.mark.parametrize("name", ["tmp", "lease"])
 def test_a_link_where_every_command_writes(name: str, planned: Path, thesis: Path, command: Command) -> None:
-    (planned / name).symlink_to(thesis if name == "tmp" else thesis / "chapter1.tex")
+    (planned / name).symlink_to(thesis)
     done = command("orchestration", "retry", "--data", planned, check=False)
     assert done.returncode == 2 and f"{planned / name} is a link to {thesis}" in error_line(done.stderr)
     assert unharmed(thesis)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 from urllib.parse import quote
@@ -59,7 +60,20 @@ class LocalS3:
         self.host, self.port = self._server.get_host_and_port()
         server = self._server._server
         assert server is not None
-        server.app = _refusing_strangers(server.app)
+        server.app = _refusing_strangers(_writing_in_turn(server.app))
+
+
+def _writing_in_turn(application: Application) -> Application:
+    """An application in which a write and its condition are one thing, as on S3; moto's own look and write are two."""
+    guard = threading.Lock()
+
+    def answer(environment: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        if environment["REQUEST_METHOD"] != "PUT":
+            return application(environment, start_response)
+        with guard:
+            return list(application(environment, start_response))
+
+    return answer
 
 
 def _refusing_strangers(application: Application) -> Application:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import socket
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +15,16 @@ from ingest.extent import UNKNOWN, Extent
 from ingest.fingerprints import Fingerprint, fingerprint
 from ingest.settings import IngestSettings
 from ingest.signatures import Signature
+from orchestration.cluster import Cluster, ClusterSettings
 from orchestration.jobs.ingest import SourceChangedError, plan_ingest
 from orchestration.units import frame_reports
-from orchestration.units.executor import RetrySettings
+from orchestration.units.executor import RetrySettings, run_units
 from orchestration.units.frame_reports import reporting
-from orchestration.units.unit import Unit, run_unit
+from orchestration.units.ledger import quarantined
+from orchestration.units.unit import JobStoppedError, Unit, run_unit
 from talkinghead.face.resolve import resolve_face_model
 from talkinghead.files.storage import Storage
+from talkinghead.media.errors import UnreadableMediaError
 from talkinghead.schema import CatalogRow
 from tests.support.media_files import write_video
 
@@ -144,3 +149,28 @@ def test_a_source_that_changes_meanwhile_leaves_nothing(unit: Unit, tmp_path: Pa
         run_unit(storage, replace(unit, payload=changed), attempts=1)
     assert [str(path) for path in tmp_path.rglob("*") if path.is_file()] == []
     assert list((tmp_path / "tmp").iterdir()) == [], "it had begun to write"
+
+
+def test_a_source_that_only_this_machine_lacks_is_no_fault_of_the_input(unit: Unit, tmp_path: Path) -> None:
+    """As where SOURCE is not mounted: the command has read it, or else its fingerprint would say what is wrong."""
+    storage = Storage(tmp_path / "data")
+    (tmp_path / "empty").mkdir()
+    for place in (tmp_path / "empty", tmp_path / "nothing"):
+        here = replace(unit, payload=unit.payload | {"source": str(place)})
+        with pytest.raises(JobStoppedError, match=rf"{place}/\S+ is not there, but was when .* must have SOURCE"):
+            run_unit(storage, here, attempts=1)
+        known = unit.payload["fingerprint"] | {"sha256": None, "error": "not there"}
+        with pytest.raises((UnreadableMediaError, FileNotFoundError)):
+            run_unit(storage, replace(here, payload=here.payload | {"fingerprint": known}), attempts=1)
+
+
+def test_a_machine_without_the_source_stops_the_job_and_is_named(unit: Unit, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    here = replace(unit, payload=unit.payload | {"source": str(tmp_path / "empty")})
+    storage = Storage(tmp_path / "data")
+    with (
+        Cluster(ClusterSettings(workers=1)) as cluster,
+        pytest.raises(JobStoppedError, match=rf"is not there, .*\(on {re.escape(socket.gethostname())}\)"),
+    ):
+        run_units(storage, "ingest", [here], cluster, RetrySettings())
+    assert quarantined(storage) == []

@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+import io
 import random
+import threading
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
 
 from talkinghead.files import s3_files
+from talkinghead.files.patience import RETRIES
 from talkinghead.files.s3_files import RefusedError, S3Files, Version
 from talkinghead.files.storage import Storage
 from talkinghead.runtime.errors import UnreachableError
@@ -58,14 +62,111 @@ def test_of_many_writers_one_succeeds(s3: LocalS3) -> None:
 
 
 def test_storage_creates_by_them(s3: LocalS3, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also when the file comes between the look and the write."""
-    storage = Storage(s3.uri("conditional/storage"))
-    assert storage.create("records/one", b"first") and not storage.create("records/one", b"second")
-    monkeypatch.setattr(Storage, "exists", lambda *_: False)
-    assert not storage.create("records/one", b"second") and storage.read("records/one") == b"first"
-    # A store without them gets what it got before.
-    with answering(s3, refusing_conditions):
-        assert storage.create("records/one", b"second") and storage.read("records/one") == b"second"
+    """One request, without a look before it; and nothing else where the store, or this machine, has none."""
+    storage, asked = Storage(s3.uri("conditional/storage")), []
+    assert storage.create("records/one", b"first")
+    with answering(s3, lambda request, _: asked.append(request["REQUEST_METHOD"])):
+        assert not storage.create("records/one", b"second") and storage.create("records/two", b"first")
+    assert asked == ["PUT", "PUT"] and storage.read("records/one") == b"first"
+    with answering(s3, refusing_conditions), pytest.raises(RefusedError, match="refuses conditional writes"):
+        storage.create("records/three", b"second")
+    monkeypatch.setattr("talkinghead.files.storage.boto_speaks_to", lambda _: False)
+    with pytest.raises(
+        RefusedError, match=r"can be read here, but not written by jobs.*pip install 'talkinghead\[s3\]'"
+    ):
+        Storage(s3.uri("conditional/storage")).create("records/three", b"second")
+    assert not storage.exists("records/three")
+
+
+def look_and_write(request: dict[str, Any], application: Any) -> Iterable[bytes] | str | None:
+    """A store that looks for the file first and writes later, as if the two were one thing."""
+    if request["REQUEST_METHOD"] != "PUT" or "HTTP_IF_NONE_MATCH" not in request:
+        return None
+    answers: list[str] = []
+    look = {**request, "REQUEST_METHOD": "HEAD", "CONTENT_LENGTH": "0", "wsgi.input": io.BytesIO()}
+    list(application(look, lambda status, *_: answers.append(status)))
+    if answers[0].startswith("200"):
+        return "412 Precondition Failed"
+    time.sleep(1.0)
+    del request["HTTP_IF_NONE_MATCH"]
+    return None
+
+
+def test_a_store_that_looks_and_then_writes_is_found_out(s3: LocalS3) -> None:
+    with answering(s3, look_and_write), pytest.raises(RefusedError, match="ignores conditional writes"):
+        S3Files(s3.uri("conditional/slowly")).check()
+
+
+@pytest.mark.parametrize("status", ["409 Conditional Request Conflict", "500 Internal Error", "503 Slow Down", None])
+def test_creating_outlasts_faults(
+    s3: LocalS3, tmp_path: Path, status: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also connections that are cut before, and after, the store has written."""
+    faults = [4]
+    RETRIES.take()
+    monkeypatch.setattr(s3_files, "_TIMEOUT_S", 2.0)  # the test's server only ceases to answer
+
+    def fail(request: dict[str, Any], application: Any) -> str | None:
+        if request["REQUEST_METHOD"] != "PUT" or faults[0] == 0:
+            return None
+        faults[0] -= 1
+        if status is None:
+            if faults[0] % 2:
+                list(application(request, lambda *_: None))
+            raise ConnectionError("cut by the test")
+        return status
+
+    storage = Storage(s3.uri(tmp_path.name))
+    with answering(s3, fail):
+        assert storage.create("records/one", b"mine")
+    assert faults == [0] and storage.read("records/one") == b"mine" and RETRIES.take()[0] == 4
+    assert not storage.create("records/one", b"other")
+
+
+def test_a_slow_store_is_waited_for_and_a_silent_one_is_asked_again(
+    s3: LocalS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3_files, "_TIMEOUT_S", 3.0)
+    seconds = [0.5, 20.0]
+    woken = threading.Event()
+    RETRIES.take()
+
+    def wait(request: dict[str, Any], application: Any) -> str | None:
+        if request["REQUEST_METHOD"] == "PUT" and seconds:
+            woken.wait(seconds.pop(0))
+        return None
+
+    storage = Storage(s3.uri(tmp_path.name))
+    with answering(s3, wait):
+        assert storage.create("records/slow", b"1") and RETRIES.take()[0] == 0
+        assert storage.create("records/silent", b"1") and RETRIES.take()[0] == 1
+        woken.set()
+    assert storage.read("records/silent") == b"1"
+
+
+@pytest.mark.parametrize("size", [1000, 12 << 20])
+def test_a_file_is_created_from_a_local_one(
+    s3: LocalS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """In parts where it is large; a part that fails is sent again; what is there stays."""
+    monkeypatch.setattr(s3_files, "_PART_BYTES", 5 << 20)
+    one, other = random.Random(0).randbytes(size), random.Random(1).randbytes(size)
+    (tmp_path / "one").write_bytes(one)
+    (tmp_path / "other").write_bytes(other)
+    asked: list[str] = []
+
+    def fail_once(environment: dict[str, Any], application: Any) -> str | None:
+        asked.append(environment["QUERY_STRING"])
+        return "503 Slow Down" if "partNumber=2" in asked[-1] and asked.count(asked[-1]) == 1 else None
+
+    files = S3Files(s3.uri(tmp_path.name), patience_s=60)
+    with answering(s3, fail_once):
+        assert files.create_from("shard", tmp_path / "one")
+    assert sum("partNumber" in text for text in asked) == (4 if size > 5 << 20 else 0)
+    assert not files.create_from("shard", tmp_path / "other")
+    assert Storage(s3.uri(tmp_path.name)).read("shard") == one
+    client = boto3.client("s3", endpoint_url=f"http://{s3.host}:{s3.port}", region_name="us-east-1")
+    assert not client.list_multipart_uploads(Bucket="clips").get("Uploads"), "parts that nothing is made of are removed"
 
 
 @pytest.mark.parametrize("fault", [without_conditions, refusing_conditions])

@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,6 +39,8 @@ def test_round_trip(storage: Storage, tmp_path: Path) -> None:
     assert [(file.path, file.size) for file in storage.list("a")] == [("a/b/file.bin", 3), ("a/c.txt", 1)]
     assert [file.path for file in storage.list("a", ".txt")] == ["a/c.txt"]
     assert storage.list("nowhere") == []
+    for file in storage.list("a"):
+        assert file.modified_s is not None and abs(file.modified_s - time.time()) < 3600
     with storage.local_copy("a/c.txt") as path:
         assert path.read_bytes() == b"x"
     storage.delete("a/c.txt")
@@ -98,6 +102,61 @@ def test_racing_creators_have_one_winner(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert len(wins) == 1 and storage.read("record") == str(wins[0]).encode()
+
+
+CREATE = """
+import sys
+from talkinghead.files.storage import Storage
+storage, name = Storage(sys.argv[1]), sys.argv[2]
+sys.stdin.readline()
+for number in range(100):
+    if storage.create(f"records/{number}", name.encode()):
+        print(number, flush=True)
+"""
+
+
+def test_of_three_processes_one_creates_each_file(storage: Storage) -> None:
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", CREATE, storage.location, name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+        )
+        for name in "abc"
+    ]
+    for process in processes:  # the start of an interpreter takes longer than the race
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    won = {name: process.communicate()[0].split() for name, process in zip("abc", processes, strict=True)}
+    assert sorted(int(number) for numbers in won.values() for number in numbers) == list(range(100))
+    assert all(
+        storage.read(f"records/{number}") == name.encode() for name, numbers in won.items() for number in numbers
+    )
+
+
+def test_a_new_staged_file_replaces_nothing(storage: Storage) -> None:
+    with storage.staged("shard.tar", new=True) as path:
+        path.write_bytes(b"first")
+    with pytest.raises(FileExistsError, match=r"there already"), storage.staged("shard.tar", new=True) as path:
+        path.write_bytes(b"second")
+    assert storage.read("shard.tar") == b"first" and storage.list("tmp") == []
+
+
+def test_a_link_whose_answer_was_lost_is_known_as_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file server that had to be asked twice says that the name is taken: by us."""
+    link = os.link
+
+    def asked_twice(*arguments: Any, **options: Any) -> None:
+        link(*arguments, **options)
+        link(*arguments, **options)
+
+    monkeypatch.setattr(os, "link", asked_twice)
+    storage = Storage(tmp_path)
+    assert storage.create("one", b"mine") and not storage.create("one", b"another's")
+    assert storage.read("one") == b"mine"
 
 
 def test_killed_writer_leaves_the_old_file(tmp_path: Path) -> None:
