@@ -95,6 +95,8 @@ class Plan:
 
     table: ClassVar[dict[str, pa.DataType]] = {"key": pa.string(), "pkey": pa.string()}
     """Columns of the table, and their types."""
+    later: ClassVar[frozenset[str]] = frozenset()
+    """Columns that tables of earlier releases do not have."""
 
     def columns(self) -> dict[str, Sequence[Any]]:
         """Values of the table's columns."""
@@ -178,6 +180,29 @@ class ColumnPlan(Plan):
     """Samples of one version of a derived column."""
 
     made_of: ColumnVersion
+    segments: dict[str, str] = field(default_factory=dict)
+    """Key → name of the segment in which the unit is committed (`orchestration.units.segment`). Plans of earlier
+    releases have none: there each unit was committed on its own."""
+
+    table: ClassVar = {**Plan.table, "segment": pa.string()}
+    later: ClassVar = frozenset({"segment"})
+
+    def columns(self) -> dict[str, Sequence[Any]]:
+        """Values of the table's columns."""
+        return super().columns() | {"segment": [self.segments.get(key, "") for key in self.units]}
+
+    @classmethod
+    def of_table(cls, columns: Mapping[str, list[Any]], about: Mapping[str, Any]) -> Self:
+        """Inverse of `columns` and `about`; raises `ValueError` for what is no such plan."""
+        names = columns.get("segment", [])
+        segments = {key: name for key, name in zip(columns["key"], names, strict=False) if name}
+        return super().of_table(columns, {"segments": segments, **about})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in self.segments.values():
+            if not KEY_PATTERN.fullmatch(name):
+                raise ValueError(f"it plans the segment {shown(name)}")
 
     def about(self) -> dict[str, Any]:
         """Facts about the whole plan; a JSON object."""
@@ -351,16 +376,16 @@ def set_aside_damaged(storage: Storage, name: str) -> bool:
 def _parse(kind: type[Plan], data: bytes) -> Plan:
     def check(schema: pa.Schema) -> None:
         found = dict(zip(schema.names, schema.types, strict=True))
-        if found != kind.table:
+        if {name: kind.table[name] for name in kind.later - found.keys()} | found != kind.table:
             raise ValueError(f"it has the columns {shown(found)}")
 
     table = read_table(data, "it", check)
-    if any(table.column(name).null_count for name in kind.table if name != "content"):
+    if any(table.column(name).null_count for name in table.column_names if name != "content"):
         raise ValueError("a row lacks a value")
     about = parse_json((table.schema.metadata or {}).get(_METADATA, b"null"), "its header")
     if not isinstance(about, dict):
         raise ValueError("it has no header")
-    return kind.of_table({name: table.column(name).to_pylist() for name in kind.table}, about)
+    return kind.of_table({name: table.column(name).to_pylist() for name in table.column_names}, about)
 
 
 def _parse_old(kind: type[Plan], data: bytes) -> Plan:

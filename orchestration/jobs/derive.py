@@ -23,6 +23,7 @@ from orchestration.jobs.pack import pack_columns
 from orchestration.units.executor import Tally, UnitRunner
 from orchestration.units.ledger import Ledger
 from orchestration.units.records import UnitRecord
+from orchestration.units.segment import in_segments
 from orchestration.units.unit import JobStoppedError, Unit
 from shards.index import Index, read_index
 from shards.manifest import AnnotationEntry, DatasetManifest, read_manifest
@@ -111,9 +112,12 @@ def run_derive(
         for key in shards.get(shard, ())
     }
     units = [replace(unit, is_freed=True) if unit.key in dealt - packed.keys else unit for unit in units]
+    # Committed together are samples of one media shard, in its order.
+    units = in_segments(units, shards)
     job = plans.column_job(column.name, version)
     _check_space(storage, job, units, samples, column.size_of_frame(settings))
-    plans.write_plan(storage, job, plans.ColumnPlan(units=plans.pairs(units), made_of=made_of))
+    segments = {unit.key: unit.segment for unit in units if unit.segment}
+    plans.write_plan(storage, job, plans.ColumnPlan(units=plans.pairs(units), made_of=made_of, segments=segments))
 
     # Make them, on GPUs where the column wants one and the cluster has any.
     tally = runner.run(job, units, gpu_share=_gpu_share(settings))

@@ -1,19 +1,35 @@
-"""A unit of the derive job in a worker: open the column once, make it of one sample, and check the result."""
+"""A unit of the derive job in a worker: open the column once, make it of one sample, and check the result.
+
+While one sample is computed, a thread reads the next one and decodes its first frames, so that a GPU does not wait.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+
+import numpy as np
 
 from annotate.columns import COLUMNS
 from orchestration.jobs.media import StoredSample
+from orchestration.units.frame_reports import report_frames
 from orchestration.units.unit import JobStoppedError, Output, Unit
 from shards.fit_files import read_fit
 from talkinghead.config import from_json
-from talkinghead.derived import ColumnSample, ColumnVersion, Derived, DerivedColumn, Provenance, derived_members
+from talkinghead.derived import (
+    MEDIA_NEEDS,
+    ColumnSample,
+    ColumnVersion,
+    Derived,
+    DerivedColumn,
+    Provenance,
+    derived_members,
+)
 from talkinghead.files.storage import Storage
 from talkinghead.provenance import canonical_json, library_versions
+from talkinghead.runtime import read_ahead as runtime
 
 
 def run(storage: Storage, unit: Unit) -> Output:
@@ -23,8 +39,9 @@ def run(storage: Storage, unit: Unit) -> Output:
     # The column with the files of the plan, opened once for all units of this process; and the sample.
     pin_threads()
     column, make = _opened(storage, unit.payload)
-    sample = StoredSample(storage, unit, column)
-    derived = make(sample)
+    sample = _ahead.pop((unit.job, unit.key, unit.pkey), None) or _Sample(storage, unit, column)
+    with sample.reading():
+        derived = make(sample)
     # Checked and stored, with the faces that it should have looked at, and how it was made.
     valid = sample.column("valid") if "valid" in column.needs else None
     about: dict[str, Any] = {
@@ -43,6 +60,67 @@ def run(storage: Storage, unit: Unit) -> Output:
         labels={unit.key: dict(derived.labels)},
         details=about,
     )
+
+
+class _Sample(StoredSample):
+    """A packed sample that a thread may read, and decode in part, before the column asks for it."""
+
+    def __init__(self, storage: Storage, unit: Unit, column: DerivedColumn) -> None:
+        super().__init__(storage, unit, column)
+        self._thread = contextlib.ExitStack()
+        self._items: Iterator[np.ndarray | None] | None = None
+
+    def begin(self) -> None:
+        """Begin to read in a thread."""
+        self._items = self._thread.enter_context(runtime.read_ahead(self._all(), _READY))
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """Context in which the sample is used; at its end no thread of it is left. Raises what the thread has met."""
+        with self._thread:
+            if self._items is not None:
+                next(self._items)  # now media and arrays are in memory
+            yield
+
+    def close(self) -> None:
+        """End the thread of a sample that is not used."""
+        self._thread.close()
+
+    def video(self) -> Iterator[np.ndarray]:
+        """Every frame in order, RGB uint8 `[H, W, 3]`."""
+        frames, self._items = self._items, None
+        if frames is None or "mp4" not in self._column.needs:
+            yield from super().video()
+            return
+        count = 0
+        for count, frame in enumerate(frames, 1):
+            report_frames(count)
+            assert frame is not None
+            yield frame
+        self._clip.check_length(count)
+
+    def _all(self) -> Iterator[np.ndarray | None]:
+        """None, once what the column needs is in memory; then the frames, if it needs them."""
+        media = self._clip if set(self._column.needs) & set(MEDIA_NEEDS) else None
+        _ = self._arrays
+        yield None
+        if media is not None and "mp4" in self._column.needs:
+            yield from media.frames()
+
+
+_READY = 32  # frames of the next sample that are held ready
+_ahead: dict[tuple[str, str, str], _Sample] = {}
+"""Job, key and provenance key of a unit → sample that is read for it; of the next unit, and of the present one until it
+is computed."""
+
+
+def read_ahead(storage: Storage, unit: Unit) -> None:
+    """Begin to read the sample of the unit that is computed next."""
+    while len(_ahead) > 1:  # the first is that of a unit that was never computed
+        _ahead.pop(next(iter(_ahead))).close()
+    column, _ = _opened(storage, unit.payload)
+    sample = _ahead[unit.job, unit.key, unit.pkey] = _Sample(storage, unit, column)
+    sample.begin()
 
 
 def _number(value: float | None) -> float | None:

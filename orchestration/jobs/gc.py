@@ -13,10 +13,12 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from orchestration import outcomes, plans
 from orchestration.jobs.remove import pack_jobs
 from orchestration.jobs.removed import forget_inputs, planned_clips
+from orchestration.jobs.stripped_segments import strip_segments
 from orchestration.plans import INGEST_JOB, PACK_MEDIA_JOB, pack_annotation_job, shard_key
 from orchestration.units.ledger import Ledger
 from orchestration.units.records import SampleRecord, UnitRecord
@@ -110,6 +112,9 @@ def run_gc(
         write_pending(storage, Pending(job="gc"))
         _rewrite(storage, numbers, at_once, freed, progress or (lambda done, total: None))
         _rewrite_unlisted(storage, unlisted, freed)
+    if not dry_run and (removed := RemovalList(storage)):
+        # A worker that a removal did not wait for may have committed a segment after it.
+        strip_segments(storage, partial(removed.has, "key"))
     for kind, file in _unneeded(storage):
         freed.add(kind, file.size)
         if not dry_run:
@@ -324,7 +329,11 @@ def _lists_removed(storage: Storage, path: str, removed: RemovalList) -> bool:
 
 
 def _unit_files(storage: Storage) -> Iterator[StoredFile]:
-    """Outputs of units whose samples all lie in a shard, or that have no record."""
+    """Outputs of units whose samples all lie in a shard, or that have no record.
+
+    The tar of a segment that has no record may be about to get one, from a worker that is late, as long as a plan names
+    the segment: it stays.
+    """
     names = plans.plan_names(storage, plans.ANNOTATE_PREFIX, *plans.COLUMN_PREFIXES)
     for job in (INGEST_JOB, *names):
         version = None if job == INGEST_JOB else job.partition("-")[2]
@@ -333,24 +342,26 @@ def _unit_files(storage: Storage) -> Iterator[StoredFile]:
         for record in outcomes.pack_records(storage, pack).values():
             # A row of NaN in a shard is not what a unit has made since.
             packed |= {sample.key for sample in record.samples} - set(outcomes.blank_rows(record))
+        # The files first: what is committed meanwhile is then among the records.
         files = [file for file in storage.list(dataroot.units(job), ".tar") if dataroot.is_unit(file.path, job)]
         keys = {file.path.rpartition("/")[2].partition(".")[0] for file in files}
         # Records that count: of a unit that was done under several settings, the one that a plan names.
-        planned = planned_clips(storage) if version is None else _planned(storage, job)
+        plan = plans.find_plan(storage, job)
+        planned = planned_clips(storage) if version is None else plan.units if plan else {}
         ledger = Ledger(storage, job)
         ledger.committed = {
-            (key, pkey) for key, pkey in ledger.committed if key in keys and planned.get(key, pkey) == pkey
+            pair
+            for pair in ledger.committed
+            if (pair[0] in keys or ledger.segment_of(pair) in keys) and planned.get(*pair) == pair[1]
         }
         needed = {
             record.file for record in ledger.commits() if any(sample.key not in packed for sample in record.samples)
         }
-        yield from (file for file in files if file.path not in needed)
-
-
-def _planned(storage: Storage, job: str) -> dict[str, str]:
-    """Key → provenance key of the units of a plan."""
-    plan = plans.find_plan(storage, job)
-    return plan.units if plan else {}
+        awaited = set(plan.segments.values()) - ledger.segments.keys() if isinstance(plan, plans.ColumnPlan) else set()
+        for file in files:
+            segment = dataroot.segment_of_tar(file.path)
+            if file.path not in needed and (segment is None or segment[1] not in awaited):
+                yield file
 
 
 def _shard_files(storage: Storage, manifest: DatasetManifest) -> Iterator[StoredFile]:

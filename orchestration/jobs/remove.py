@@ -20,6 +20,7 @@ from orchestration import outcomes, plans
 from orchestration.jobs.matched import Matched
 from orchestration.jobs.pack import plan_pack
 from orchestration.jobs.removed import delete_unstripped, planned_clips, rejected, removed_pkey, strip_record
+from orchestration.jobs.stripped_segments import strip_segments
 from orchestration.jobs.traces import Names, delete_naming, delete_of_units, delete_set_aside, strip_catalogs
 from orchestration.plans import INGEST_JOB, INGEST_PLAN_PREFIX, PACK_MEDIA_JOB, PACK_PREFIX
 from orchestration.split_groups import forget_related
@@ -117,6 +118,7 @@ def finish_remove(storage: Storage, pending: Pending) -> RemovalRecord:
     strip_catalogs(storage, whole, names, pending.names)
     _strip_columns(storage, gone)
     delete_of_units(storage, gone, whole, {dataroot.record(INGEST_JOB, key, removed_pkey(key)) for key in whole})
+    strip_segments(storage, (gone | whole).__contains__)
     _strip_packed(storage, gone)
     # What names them elsewhere: what is related is found anew, and the report, which shows faces, written anew.
     delete_naming(storage, names)

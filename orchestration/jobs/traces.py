@@ -1,8 +1,8 @@
 """What else of removed samples lies in DATA, next to their own plans and records, and goes with them.
 
 Outputs and records of their units, under whatever settings they were made and whether a plan still knows the job; what
-failed and names them; sums of global fits, of which nobody can tell whose they are; damaged files that were set aside;
-and what the catalogs say of them as copies of others.
+failed and names them; records of commands that name them; sums of global fits, of which nobody can tell whose they are;
+damaged files that were set aside; and what the catalogs say of them as copies of others.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 _KEY = re.compile(r"[A-Za-z0-9_-]+")
 _RELEASED = re.compile(r"released/[^/]+/[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.\d+\.json")
+_COMMAND = re.compile(rf"{dataroot.COMMANDS_FOLDER}/\d+-[0-9a-f]+\.json")
 _FAILED = (dataroot.QUARANTINE_FOLDER, "released")
 
 
@@ -73,8 +74,9 @@ def delete_of_units(storage: Storage, samples: Collection[str], clips: Collectio
 
 
 def delete_naming(storage: Storage, names: Names) -> None:
-    """Delete what is written of failures whose messages name something: the units are tried again."""
-    for folder in _FAILED:
+    """Delete what is written of failures whose messages name something: the units are tried again. And the records of
+    commands whose arguments or errors do."""
+    for folder in (*_FAILED, dataroot.COMMANDS_FOLDER):
         for file in storage.list(folder, ".json"):
             if not _is_ours(file.path, file.path.split("/")[1]):
                 continue
@@ -88,7 +90,8 @@ def delete_naming(storage: Storage, names: Names) -> None:
 
 def _is_ours(path: str, job: str) -> bool:
     """Whether a path has the form of a record's or an output's."""
-    return bool(dataroot.keys_of_record(path) or dataroot.is_unit(path, job) or _RELEASED.fullmatch(path))
+    of_unit = dataroot.keys_of_record(path) or dataroot.is_unit(path, job)
+    return bool(of_unit or _RELEASED.fullmatch(path) or _COMMAND.fullmatch(path))
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -105,13 +108,14 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def delete_set_aside(storage: Storage, keys: Collection[str]) -> None:
-    """Delete what was set aside, damaged: of units with certain keys; and plans, catalogs, and records of shards and
-    fits, which name everybody."""
+    """Delete what was set aside, damaged: of units with certain keys; and plans, catalogs, and records of shards,
+    segments and fits, which name everybody."""
     every = tuple(f"{dataroot.DAMAGED_FOLDER}/{folder}/" for folder in ("catalog", "plans"))
     for file in storage.list(dataroot.DAMAGED_FOLDER):
         parts = file.path.split("/")
         job = parts[2] if len(parts) > 3 else ""
-        of_all = file.path.startswith(every) or job.startswith((PACK_PREFIX, FIT_PREFIX))
+        of_segment = dataroot.segment_of_record(dataroot.undamaged(file.path)) is not None
+        of_all = file.path.startswith(every) or job.startswith((PACK_PREFIX, FIT_PREFIX)) or of_segment
         if of_all or parts[-1].partition(".")[0] in keys:
             storage.delete(file.path)
 

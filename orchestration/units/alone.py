@@ -50,7 +50,7 @@ def run_alone(
     Raises:
         JobStoppedError: The machine is at fault.
     """
-    place = {"storage": storage.location, "linked": storage.linked}
+    place = {"storage": storage.location, "linked": storage.linked, "epoch": storage.epoch}
     # A session of its own, so that a time-out also ends the processes that the unit has started. Its time counts from
     # here: on a busy machine it takes seconds to start. All processes of a machine have the same monotonic clock.
     started = time.monotonic()
@@ -59,33 +59,30 @@ def run_alone(
     # The child writes how far it is into a few bytes of memory that both have: neither waits for the other.
     with os.fdopen(os.memfd_create("frames"), "rb") as frames:
         request = json.dumps({**place, "unit": unit.to_json(), **limits, "frames": frames.fileno()})
-        child = subprocess.Popen(
-            [sys.executable, "-m", "orchestration.units.alone"],
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-            pass_fds=[frames.fileno()],
-        )
+        try:
+            child = subprocess.Popen(
+                [sys.executable, "-m", "orchestration.units.alone"],
+                cwd=ROOT,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+                pass_fds=[frames.fileno()],
+            )
+        except OSError as error:
+            raise JobStoppedError(f"a worker cannot start a process: {error}") from error
         stdout, stderr = _communicate(child, request.encode(), started + unit.time_limit_s, frames.fileno(), tell)
     if stdout is None:
         message = f"took longer than {unit.time_limit_s:g} s"
         return _attempt("timeout", message, stderr, time.monotonic() - started)
     seconds = time.monotonic() - started
-    # Ended by a signal: a crash in native code, or the kernel's out-of-memory killer.
-    if child.returncode < 0:
-        name = signal.Signals(-child.returncode).name
-        return _attempt(f"crash:{name}", f"the process was ended by {name}", stderr, seconds)
-    if child.returncode == ENDED:
-        return _attempt("memory", f"took more than {memory_gb:g} GiB of memory", stderr, seconds)
-    # Ended by itself: with a reply, or with none where something called exit() under it.
     try:
         reply = parse_json(stdout, "the reply") if child.returncode == 0 else None
     except ValueError:
         reply = None
     if reply is None:
-        return _attempt(f"crash:exit{child.returncode}", "the process ended without a result", stderr, seconds)
+        cause, message = cause_of_end(child.returncode, memory_gb)
+        return _attempt(cause, message, stderr, seconds)
     if "run_error" in reply:
         raise JobStoppedError(reply["run_error"])
     if "record" in reply:
@@ -109,6 +106,23 @@ def _communicate(
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
     return None, child.communicate()[1]
+
+
+def cause_of_end(returncode: int, memory_gb: float) -> tuple[str, str]:
+    """Cause of a failed try whose process ended without a result, and a message about it.
+
+    Args:
+        returncode: How it ended, as of `subprocess`.
+        memory_gb: Its memory limit, in GiB.
+    """
+    # Ended by a signal: a crash in native code, or the kernel's out-of-memory killer.
+    if returncode < 0:
+        name = signal.Signals(-returncode).name
+        return f"crash:{name}", f"the process was ended by {name}"
+    if returncode == ENDED:
+        return "memory", f"took more than {memory_gb:g} GiB of memory"
+    # Ended by itself: something called exit() under it.
+    return f"crash:exit{returncode}", "the process ended without a result"
 
 
 def _attempt(cause: str, message: str, stderr: bytes, seconds: float) -> Attempt:
@@ -136,6 +150,7 @@ def main() -> None:
     started = time.perf_counter()
     try:
         storage = Storage(request["storage"], request["linked"])
+        storage.epoch = request["epoch"]
         with reporting(lambda frames: _write_frames(request["frames"], frames)):
             record = run_unit(storage, unit, attempts=request["attempts"])
         reply = {"record": asdict(record)}

@@ -1,5 +1,5 @@
-"""The executor: runs units on Ray, each exactly once and none lost; an input that crashes workers is tried alone, then
-quarantined.
+"""The executor: runs units on Ray, on their own or in segments, each exactly once and none lost; an input that crashes
+workers is tried alone, then quarantined.
 
 Plain Ray tasks, one unit each, rather than Ray Data: a unit's failure must stay its own (Ray Data drops whole blocks),
 a rejected or quarantined unit must count as done (a Ray Data checkpoint knows only rows that reach the sink), and only
@@ -13,12 +13,12 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import logging
-import math
+import socket
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from orchestration.cluster import Cluster
 from orchestration.units.alone import run_alone
@@ -26,7 +26,12 @@ from orchestration.units.frame_reports import EVERY_S, FrameWatch, noting, repor
 from orchestration.units.ledger import Ledger
 from orchestration.units.lost import lost_outputs, refuse_changed
 from orchestration.units.memory_limit import limit_memory
-from orchestration.units.records import Attempt, PassRecord, QuarantineRecord, UnitRecord
+from orchestration.units.records import Attempt, PassRecord, UnitRecord
+from orchestration.units.retry import ALONE_TIMES, RetrySettings, alone, may_pass_later, quarantine
+from orchestration.units.segment import Segment, grouped
+from orchestration.units.segment_records import SegmentRecord
+from orchestration.units.segment_worker import run_segment
+from orchestration.units.sweep import sweep
 from orchestration.units.unit import CHANGED, JobStoppedError, Unit, failed_attempt, run_unit
 from talkinghead import dataroot
 from talkinghead.files.storage import Storage
@@ -36,39 +41,18 @@ log = logging.getLogger(__name__)
 
 # The machine's fault comes back as a value: Ray would wrap a raised one in an error of its own.
 Result = UnitRecord | Attempt | JobStoppedError
-"""Return value of a Ray task."""
+"""Return value of the Ray task of a unit."""
+SegmentResult = tuple[SegmentRecord, dict[str, Attempt]]
+"""Return value of the Ray task of a segment: its record, and the last failed try of each unit quarantined now."""
+
+Item = TypeVar("Item", Unit, Unit | Segment)
 
 UNITS_PER_PROCESS = 200
 """Units after which a worker process is renewed (MediaPipe leaks about 0.5 MB per landmarker)."""
-ALONE_TIMES = 4.0
-"""Time limit of a unit that is tried again, alone, over that of its first try: the same one would only pass again."""
-LONGEST_LIMIT_S = 1e8
-"""Longest time limit that a unit may be given, in seconds: three years, far below what clocks of the system hold."""
+MOST_LOSSES = 5
+"""Times that the worker of a segment may be lost, by whatever ends processes and nodes, before the job stops."""
 LONG_FRAMES = 1500
 """Frames of a unit from which on its own progress is followed, too: a minute of video."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RetrySettings:
-    """Number of tries, and limits, of a failing unit before it is quarantined."""
-
-    attempts: int = 3
-    """Tries of a unit that crashed, hung or ran out of memory; all but the first are made alone."""
-    memory_gb: float = 8.0
-    """Memory that a unit's process may take, in GiB."""
-    time_limit_s: float | None = None
-    """Wall-clock limit of one unit in seconds; four times as long when it is tried again (default: from the length and
-    the frame size of its clip)."""
-
-    def __post_init__(self) -> None:
-        if self.attempts < 1:
-            raise ValueError(f"--attempts is {self.attempts}, must be at least 1")
-        if self.memory_gb < 1:
-            raise ValueError(f"--memory-gb is {self.memory_gb}, must be at least 1")
-        if self.time_limit_s is not None and not 0 < self.time_limit_s <= LONGEST_LIMIT_S:
-            raise ValueError(
-                f"--time-limit-s is {self.time_limit_s:g}, must be above 0 and at most {LONGEST_LIMIT_S:,.0f}"
-            )
 
 
 @dataclass
@@ -154,8 +138,13 @@ def run_units(
     started = time.perf_counter()
     ledger = Ledger(storage, job)
     lost = lost_outputs(ledger, units)
-    pending = [unit for unit in units if unit.key in lost or not ledger.is_done(unit)]
-    # Two commands on an object store, which has no lock, may leave a unit both records: then it counts as committed.
+    # What is packed is compared with the record that it has, which may be that of a segment by another name.
+    pending = [
+        replace(unit, segment=ledger.segment_of((unit.key, unit.pkey))) if unit.key in lost else unit
+        for unit in units
+        if unit.key in lost or not ledger.is_done(unit)
+    ]
+    # A writer that was taken over may have left a unit both records: then it counts as committed.
     left_out = ledger.quarantined - ledger.committed
     before = sum((unit.key, unit.pkey) in left_out for unit in units)
     tally = Tally(planned=len(units), done_before=len(units) - len(pending), quarantined_before=before)
@@ -165,8 +154,10 @@ def run_units(
         slots, gpus = cluster.gpu_slots(gpu_share) if gpu_share else (cluster.slots, 0.0)
         with Progress() as progress:
             this = _Pass(storage, job, retry, slots, gpus, tally, progress)
-            this.run(units, pending)
+            this.run(units, grouped(pending, ledger.segments))
         _check_committed(storage, job, pending)
+        if any(unit.segment for unit in pending) and (losers := sweep(storage, job)):
+            log.info("%s: removed %d tars of workers that were not the first", job, losers)
         refuse_changed(this.changed)
     tally.wall_seconds = time.perf_counter() - started
     log.info(
@@ -214,24 +205,27 @@ class _Pass:
         self.failures: dict[str, list[Attempt]] = {}
         self.changed: list[str] = []
         self.watch: FrameWatch | None = None
-        self.running: dict[str, Unit] = {}
+        self.running: dict[str, Unit | Segment] = {}
+        self.losses: Counter[str] = Counter()
         # No retries by Ray: a unit that took a worker down must not meet its neighbours again.
         options: dict[str, Any] = {"num_cpus": 1, "num_gpus": gpus or None, "max_retries": 0}
         self.pool_task = ray.remote(max_calls=UNITS_PER_PROCESS, **options)(_pool_task)
         self.alone_task = ray.remote(**options)(_alone_task)
+        self.segment_task = ray.remote(max_calls=UNITS_PER_PROCESS, **options)(_segment_task)
 
-    def run(self, units: Sequence[Unit], pending: Sequence[Unit]) -> None:
-        """Run the pending ones among the units until each is committed or quarantined."""
+    def run(self, units: Sequence[Unit], pending: Sequence[Unit | Segment]) -> None:
+        """Run the pending ones among the units, on their own or in segments, until each is committed or quarantined."""
         # Only long units are worth a process that knows how far each one is.
         if any(unit.frames >= LONG_FRAMES for unit in pending):
             self.watch = FrameWatch(self.ray)
-        self.work = _Work(units, pending)
+        self.work = _Work(units, [unit for item in pending for unit in _units_of(item)])
         self._show()
         # First round, in the pool: cheap processes that many units share. The longest units come first, so that none
         # is left to run when all others have ended.
         again: deque[Unit] = deque()
         self._drain(deque(sorted(pending, key=lambda unit: -unit.frames)), again, self._submit_pool)
         # Every further round, alone: only after the pool is done, so that a crash takes no healthy unit with it.
+        # Workers of segments have done so themselves.
         while again:
             queue, again = again, deque()
             self._drain(queue, again, self._submit_alone)
@@ -240,21 +234,22 @@ class _Pass:
         """Board on which workers note how far their units are; None without one."""
         return self.watch and self.watch.board
 
-    def _submit_pool(self, unit: Unit) -> Any:
+    def _submit_pool(self, unit: Unit | Segment) -> Any:
+        if isinstance(unit, Segment):
+            return self.segment_task.remote(self.storage, unit.to_json(), self.retry, self.on_gpu, self._board())
         return self.pool_task.remote(self.storage, unit.to_json(), self.retry.memory_gb, self.on_gpu, self._board())
 
     def _submit_alone(self, unit: Unit) -> Any:
         attempts = len(self.failures[unit.key]) + 1
-        longer = replace(unit, time_limit_s=ALONE_TIMES * unit.time_limit_s)
         limits = (attempts, self.retry.memory_gb, self.on_gpu)
-        return self.alone_task.remote(self.storage, longer.to_json(), *limits, self._board())
+        return self.alone_task.remote(self.storage, alone(unit).to_json(), *limits, self._board())
 
-    def _drain(self, queue: deque[Unit], again: deque[Unit], submit: Callable[[Unit], Any]) -> None:
-        """Run a queue of units, at most `slots` at a time; what may pass later is appended to `again`."""
+    def _drain(self, queue: deque[Item], again: deque[Unit], submit: Callable[[Item], Any]) -> None:
+        """Run a queue of units or segments, at most `slots` at a time; units that may pass later go to `again`."""
         from ray.exceptions import RayError
 
         # Ray's reference → the unit, and when it was submitted (seconds of `perf_counter`).
-        running: dict[Any, tuple[Unit, float]] = {}
+        running: dict[Any, tuple[Item, float]] = {}
         try:
             while queue or running:
                 # No more than can run at once: then a unit's time is counted from when it starts.
@@ -266,7 +261,12 @@ class _Pass:
                 for reference in finished:
                     unit, started = running.pop(reference)
                     del self.running[unit.key]
-                    self._settle(unit, self._result(reference, unit, time.perf_counter() - started), again)
+                    if isinstance(unit, Unit):
+                        self._settle(unit, self._result(reference, unit, time.perf_counter() - started), again)
+                    elif (done := self._segment_result(reference, unit)) is not None:
+                        self._settle_segment(unit, *done)
+                    else:
+                        queue.appendleft(unit)
                 if self.watch:
                     self.watch.look()
                     self._show()
@@ -310,6 +310,51 @@ class _Pass:
             raise result
         return result
 
+    def _segment_result(self, reference: Any, segment: Segment) -> SegmentResult | None:
+        """Outcome of a finished segment; None where its worker was lost, and another one is to run it.
+
+        Inputs run in a child of the worker, which tells of their failures, so that the end of a worker is never theirs.
+        """
+        from ray import exceptions
+
+        try:
+            result: SegmentResult | JobStoppedError = self.ray.get(reference)
+        except exceptions.LocalRayletDiedError as error:
+            raise JobStoppedError("Ray ended on this machine while units were running") from error
+        except (exceptions.OutOfMemoryError, exceptions.WorkerCrashedError, exceptions.NodeDiedError) as error:
+            if not self._nodes_alive():
+                raise JobStoppedError("the Ray cluster has no node left") from error
+            self.losses[segment.name] += 1
+            said = str(error).strip().splitlines()[0]
+            if self.losses[segment.name] >= MOST_LOSSES:
+                raise JobStoppedError(
+                    f"{MOST_LOSSES} workers were lost, one after the other, while they ran {segment.source}: {said}"
+                ) from error
+            log.warning("a worker was lost; another one runs %s: %s", segment.source, said)
+            return None
+        except exceptions.RayError as error:
+            said = str(error).strip().splitlines()[-1]
+            raise JobStoppedError(f"Ray could not run {segment.source}: {said}") from error
+        if isinstance(result, JobStoppedError):
+            raise result
+        return result
+
+    def _settle_segment(self, segment: Segment, record: SegmentRecord, failed: Mapping[str, Attempt]) -> None:
+        """Count the outcomes of a segment, all of which are on record."""
+        rows = {(row.key, row.pkey): row for row in record.rows}
+        for unit in segment.units:
+            row = rows.get((unit.key, unit.pkey))
+            # Whoever was first may have found a unit done, which this driver counts as pending.
+            if row is None or row.outcome == "quarantined":
+                self.tally.quarantined += row is not None
+                if (last := failed.get(unit.key)) is not None:
+                    log.warning("quarantined %s: %s (%s)", unit.source, last.message, last.cause)
+            else:
+                self.tally.committed += 1
+                self.tally.frames += row.record.frames if row.record else unit.frames
+            self.work.end(unit)
+        self._show()
+
     def _nodes_alive(self) -> bool:
         """Whether any node of the cluster is alive; without one, a failure is not the unit's."""
         from ray.exceptions import RayError
@@ -341,11 +386,8 @@ class _Pass:
                 longer = ALONE_TIMES * unit.time_limit_s
                 log.warning("%s: %s; to be tried again alone, for up to %g s", unit.source, result.message, longer)
             return
-        result = _with_advice(result, unit)
         attempts.append(result)
-        # `create` keeps a record that is already there: object stores have no lock, and another driver may be first.
-        record = QuarantineRecord(job=unit.job, key=unit.key, pkey=unit.pkey, source=unit.source, attempts=attempts)
-        self.storage.create(dataroot.quarantine(unit.job, unit.key, unit.pkey), record.to_json())
+        result = quarantine(self.storage, unit, attempts)
         self.tally.quarantined += 1
         self.work.end(unit)
         self._show()
@@ -358,6 +400,10 @@ class _Pass:
         now = {key: heard[key] for key in self.running.keys() & heard.keys()}
         share = self.work.share(now, self.running)
         self.progress(self.job, done, tally.planned, frames=tally.frames + sum(now.values()), share=share)
+
+
+def _units_of(item: Unit | Segment) -> Sequence[Unit]:
+    return item.units if isinstance(item, Segment) else (item,)
 
 
 class _Work:
@@ -381,40 +427,15 @@ class _Work:
         """Count a unit that is committed or quarantined."""
         self._left -= self._of(unit)
 
-    def share(self, frames: Mapping[str, int], running: Mapping[str, Unit]) -> float:
+    def share(self, frames: Mapping[str, int], running: Mapping[str, Unit | Segment]) -> float:
         """Share that is done, 0 to 1.
 
         Args:
-            frames: Key of a running unit → frames that it has gone through.
-            running: Key of a running unit → unit.
+            frames: Key of a running unit or segment → frames that it has gone through.
+            running: Key of a running one → unit or segment.
         """
-        now = sum(min(count, self._of(running[key])) for key, count in frames.items())
+        now = sum(min(count, sum(map(self._of, _units_of(running[key])))) for key, count in frames.items())
         return min(1.0, 1.0 - (self._left - now) / self._all) if self._all else 1.0
-
-
-def _with_advice(result: Attempt, unit: Unit) -> Attempt:
-    """The last failed try of a unit; where its time was up, with what the user can do."""
-    if result.cause != "timeout":
-        return result
-    # The next first try gets what the longest try has had in vain, and the try alone more than that.
-    tried = unit.time_limit_s * (ALONE_TIMES if result.alone else 1.0)
-    then = f"make retry CAUSE=timeout, then again with ARGS='--time-limit-s {math.ceil(tried)}'"
-    return replace(result, message=f"{result.message}; if it is not stuck but long: {then}")
-
-
-def may_pass_later(attempt: Attempt) -> bool:
-    """Whether a retry can help: after crash, hang, memory and system errors, but not after a verdict on the input, nor
-    where the longer time of a try alone was up."""
-    if attempt.cause == "timeout":
-        return not attempt.alone
-    if attempt.cause.startswith(("media:", "column:")):
-        return False
-    if not attempt.cause.startswith("error:"):
-        return True
-    # The same input gives these errors again.
-    name = attempt.cause.removeprefix("error:")
-    never = {"ValueError", "FileNotFoundError", "PermissionError", "IsADirectoryError"}
-    return name not in never
 
 
 def _pool_task(storage: Storage, unit_json: str, memory_gb: float, on_gpu: bool, board: Any) -> Result:
@@ -427,11 +448,23 @@ def _pool_task(storage: Storage, unit_json: str, memory_gb: float, on_gpu: bool,
         with noting(board, unit.key) as tell, reporting(tell):
             return run_unit(storage, unit, attempts=1)
     except JobStoppedError as error:
-        return error
+        return _of_this_machine(error)
     except Exception as error:  # noqa: BLE001  every failure of an input becomes an attempt on its record
         return failed_attempt(error, alone=False, seconds=time.perf_counter() - started)
     finally:
         faulthandler.cancel_dump_traceback_later()
+
+
+def _segment_task(
+    storage: Storage, segment_json: str, retry: RetrySettings, on_gpu: bool, board: Any
+) -> SegmentResult | JobStoppedError:
+    """One segment, whose units run in a child process of a pool worker."""
+    segment = Segment.from_json(segment_json)
+    try:
+        with noting(board, segment.name) as tell:
+            return run_segment(storage, segment, retry, on_gpu=on_gpu, tell=tell)
+    except JobStoppedError as error:
+        return _of_this_machine(error)
 
 
 def _alone_task(storage: Storage, unit_json: str, attempts: int, memory_gb: float, on_gpu: bool, board: Any) -> Result:
@@ -441,4 +474,9 @@ def _alone_task(storage: Storage, unit_json: str, attempts: int, memory_gb: floa
         with noting(board, unit.key) as tell:
             return run_alone(storage, unit, attempts=attempts, memory_gb=memory_gb, on_gpu=on_gpu, tell=tell)
     except JobStoppedError as error:
-        return error
+        return _of_this_machine(error)
+
+
+def _of_this_machine(error: JobStoppedError) -> JobStoppedError:
+    """An error of the machine that says which one it is."""
+    return JobStoppedError(f"{error} (on {socket.gethostname()})")

@@ -1,4 +1,4 @@
-"""The ledger: which units are committed or quarantined, and the lock of the one process that may change that."""
+"""The ledger: which units are committed or quarantined, and the lease of the one command that may change that."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import TypeVar
 
 from orchestration.units.damage import set_aside
 from orchestration.units.records import RECORD_BYTES, QuarantineRecord, UnitRecord
+from orchestration.units.segment_records import SegmentRecord, read_segment
 from orchestration.units.unit import Unit
 from talkinghead import dataroot
 from talkinghead.files.foreign import warn_of_owner
-from talkinghead.files.lock import writing_lock
 from talkinghead.files.storage import Storage
 from talkinghead.runtime.errors import one_line
 
@@ -25,16 +25,33 @@ Record = TypeVar("Record", UnitRecord, QuarantineRecord)
 
 
 class Ledger:
-    """Commit and quarantine records of one job, listed once when the ledger is made."""
+    """Commit and quarantine records of one job, listed once when the ledger is made; those of segments are read then.
+
+    A unit's own record outweighs the row of its segment: it was released from quarantine and tried again, or an earlier
+    release has made it.
+    """
 
     def __init__(self, storage: Storage, job: str) -> None:
         self.storage = storage
         self.job = job
-        # A record is named by key and provenance key, so a listing tells what is done without opening a file.
-        self.committed = {keys for keys, _ in _records(storage, dataroot.records(job))}
-        self.quarantined = {keys for keys, _ in _records(storage, dataroot.quarantines(job))}
         self.unreadable: dict[str, str] = {}
-        """Path of a record that was to be read and cannot be → what is wrong with it. Its unit counts as pending."""
+        """Path of a record that was to be read and cannot be → what is wrong with it. Its unit counts as pending, and
+        so do those of a segment."""
+        # A record is named by key and provenance key, so a listing tells what is done without opening a file.
+        files = storage.list(dataroot.records(job))
+        self._own = {keys for file in files if (keys := dataroot.keys_of_record(file.path))}
+        self.quarantined = {keys for keys, _ in _records(storage, dataroot.quarantines(job))}
+        names = sorted(found[1] for file in files if (found := dataroot.segment_of_record(file.path)))
+        self.segments: dict[str, SegmentRecord] = {}
+        """Name → commit record of a segment, of those that can be read."""
+        with self._reading() as pool:
+            for name, record in zip(names, pool.map(self._read_segment, names), strict=True):
+                if record is not None:
+                    self.segments[name] = record
+        self._rows = {
+            pair: (record, name) for name, segment in self.segments.items() for pair, record in segment.units().items()
+        }
+        self.committed = self._own | self._rows.keys()
 
     def is_done(self, unit: Unit) -> bool:
         """Whether the unit is committed, or quarantined until somebody retries it."""
@@ -54,9 +71,25 @@ class Ledger:
         return [record for record in self._results(sorted(self.committed)) if isinstance(record, UnitRecord)]
 
     def _results(self, pairs: list[tuple[str, str]]) -> list[UnitRecord | QuarantineRecord | None]:
-        # Waiting dominates: many small reads from an object store, a few from a disk.
-        with ThreadPoolExecutor(16 if self.storage.local_root is None else 4) as pool:
+        with self._reading() as pool:
             return list(pool.map(self._result, pairs))
+
+    def _reading(self) -> ThreadPoolExecutor:
+        # Waiting dominates: many small reads from an object store, a few from a disk.
+        return ThreadPoolExecutor(16 if self.storage.local_root is None else 4)
+
+    def segment_of(self, pair: tuple[str, str]) -> str:
+        """Name of the segment whose record says that a unit is done; empty where it has a record of its own.
+
+        Args:
+            pair: Key and provenance key.
+        """
+        return "" if pair in self._own or pair not in self._rows else self._rows[pair][1]
+
+    def path_of(self, pair: tuple[str, str]) -> str:
+        """Path of the commit record that counts for a unit: its own, or that of its segment."""
+        segment = self.segment_of(pair)
+        return dataroot.segment_record(self.job, segment) if segment else dataroot.record(self.job, *pair)
 
     def set_aside_unreadable(self, units: Iterable[Unit]) -> dict[str, UnitRecord]:
         """Set the records of units aside that cannot be read: the units count as pending, and are run again.
@@ -80,15 +113,35 @@ class Ledger:
         return needed
 
     def set_aside(self, path: str, why: str, then: str) -> None:
-        """Set one record aside, and count its unit as pending. Only for the writer of DATA."""
+        """Set one record aside, and count its unit, or its segment's, as pending. Only for the writer of DATA."""
         set_aside(self.storage, path, why, then)
-        if keys := dataroot.keys_of_record(path):
-            (self.quarantined if path.startswith(f"{dataroot.QUARANTINE_FOLDER}/") else self.committed).discard(keys)
+        if (keys := dataroot.keys_of_record(path)) and path.startswith(f"{dataroot.QUARANTINE_FOLDER}/"):
+            self.quarantined.discard(keys)
+        elif keys:
+            self._own.discard(keys)
+            if keys not in self._rows:
+                self.committed.discard(keys)
+        elif (found := dataroot.segment_of_record(path)) and found[1] in self.segments:
+            for pair in self.segments.pop(found[1]).units():
+                if pair in self._rows and self._rows[pair][1] == found[1]:
+                    del self._rows[pair]
+                    self.committed -= {pair} - self._own
+
+    def _read_segment(self, name: str) -> SegmentRecord | None:
+        try:
+            return read_segment(self.storage, self.job, name)
+        except FileNotFoundError:  # gone since the listing
+            return None
+        except ValueError as error:
+            self.unreadable[dataroot.segment_record(self.job, name)] = str(error)
+            return None
 
     def _result(self, pair: tuple[str, str]) -> UnitRecord | QuarantineRecord | None:
-        # A commit outweighs a quarantine record, where two commands on an object store left both.
-        if pair in self.committed:
+        # A commit outweighs a quarantine record, where a writer that was taken over left both.
+        if pair in self.committed and pair in self._own:
             return self._read(dataroot.record(self.job, *pair), UnitRecord)
+        if pair in self.committed:
+            return self._rows[pair][0]
         if pair in self.quarantined:
             return self._read(dataroot.quarantine(self.job, *pair), QuarantineRecord)
         return None
@@ -167,26 +220,19 @@ def release(storage: Storage, records: Iterable[QuarantineRecord], cause: str | 
 def writer_lock(storage: Storage) -> Iterator[None]:
     """Make this process the only one that writes to DATA, and clear what killed writers left, before and after.
 
-    The lock belongs to the process: the kernel drops it when the process dies. Object stores have no lock; there
-    every write is whole and its content a function of its name, so two commands waste work but break nothing.
+    It holds the lease of DATA (`talkinghead.files.lease`): who is taken over can write there no more.
 
     Raises:
-        LockedError: Another process holds the lock.
-        ValueError: A link lies where DATA is written, or DATA's lock is none of ours.
+        LockedError: Another process holds the lease.
+        ValueError: A link lies where DATA is written, DATA's lease is none of ours, or the store has no conditional
+            writes.
         OSError: DATA cannot be written.
     """
-    if storage.local_root is None:
-        storage.check_writable()
-        yield
-        return
-    try:
-        storage.local_root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OSError(error.errno, f"cannot write to {storage.uri}: {error.strerror}") from error
-    with writing_lock(storage.local_root / dataroot.LOCK, storage.uri):
-        warn_of_owner(storage.local_root)
-        # Under the lock nobody else has a write in progress, so every temporary file is a dead writer's.
-        storage.check_writable()
+    with storage.held():
+        if storage.local_root is not None:
+            warn_of_owner(storage.local_root)
+        # Nobody else has a write in progress, so every temporary file is a dead writer's, or of one who may write no
+        # more.
         if leftovers := storage.sweep_temporary():
             log.info("removed %d unfinished files of an interrupted run", leftovers)
         yield

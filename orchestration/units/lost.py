@@ -30,16 +30,19 @@ def lost_outputs(ledger: Ledger, units: Sequence[Unit]) -> dict[str, UnitRecord]
         for key, record in needed.items()
         if record.file not in there and (record.file is None or not storage.exists(record.file))
     }
+    # The record of a segment stays while a unit of it is packed: its other units are then made again on their own.
+    staying = {ledger.segment_of((unit.key, unit.pkey)) for unit in units if unit.is_packed} - {""}
     kept = {}
     for unit in units:
-        if (record := lost.get(unit.key)) is None:
+        pair = (unit.key, unit.pkey)
+        if (record := lost.get(unit.key)) is None or pair not in ledger.committed:  # it went with its segment
             continue
         why = f"{record.file} is gone"
-        if unit.is_packed:
+        if unit.is_packed or ledger.segment_of(pair) in staying:
             kept[unit.key] = record
             log.warning("%s: it is made again", why)
         else:
-            ledger.set_aside(dataroot.record(job, unit.key, unit.pkey), why, "its unit is run again")
+            ledger.set_aside(ledger.path_of(pair), why, "its unit is run again")
     return kept
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import BinaryIO, cast
 
@@ -68,7 +68,7 @@ class OutputTar:
         self._storage, self._job, self._key, self._pkey = storage, job, key, pkey
         self._same_as = same_as
         self._path = dataroot.unit(job, key, pkey)
-        self._file: _HashedFile | None = None
+        self._file: HashedFile | None = None
         self._whole = hashlib.sha256()
         self._stack = contextlib.ExitStack()
         self._samples: list[SampleRecord] = []
@@ -105,7 +105,7 @@ class OutputTar:
 
         So a unit that is made again after one of its samples was removed is known by the same hash as before.
         """
-        write_sample(cast(BinaryIO, _HashedFile(None, self._whole)), 0, key, contents)
+        write_sample(cast(BinaryIO, HashedFile(None, self._whole)), 0, key, contents)
 
     def add(
         self,
@@ -134,34 +134,18 @@ class OutputTar:
             if self._file is None:
                 # A scratch file first, which closes before it is synced and takes its name.
                 scratch = self._stack.enter_context(self._storage.staged(self._path))
-                self._file = _HashedFile(self._stack.enter_context(scratch.open("wb")), self._whole)
-            self._file.begin()
-            members = write_sample(cast(BinaryIO, self._file), self._file.size, key, contents)
-        self._samples.append(
-            SampleRecord(
-                key=key,
-                num_frames=num_frames,
-                members=members,
-                sha256=self._file.part.hexdigest(),
-                scores=dict(scores or {}),
-                labels=dict(labels or {}),
-            )
-        )
+                self._file = HashedFile(self._stack.enter_context(scratch.open("wb")), self._whole)
+            self._samples.append(self._file.append(key, num_frames, contents, scores, labels))
 
     def record(self) -> UnitRecord:
         """Commit record of what is stored, still without timings; to be called after the block."""
-        rejected = list(self.rejected)
-        # Every unit ends with a sample or a reason, so that no input disappears without a trace.
-        if not self._samples and not rejected:
-            nothing = Rejection(reason="no_output", detail="the job gave neither a sample nor a reason")
-            rejected.append(RejectedPiece(key=self._key, rejection=nothing))
         file = self._file
         return UnitRecord(
             job=self._job,
             key=self._key,
             pkey=self._pkey,
             samples=self._samples,
-            rejected=rejected,
+            rejected=with_reason(self._key, self._samples, self.rejected),
             file=None if file is None else self._path,
             file_bytes=0 if file is None else file.size,
             file_sha256=None if file is None else file.whole.hexdigest(),
@@ -169,18 +153,49 @@ class OutputTar:
         )
 
 
-class _HashedFile:
-    """A file that is hashed while it is written: as a whole, and the part since `begin`. None: it is only hashed."""
+def with_reason(key: str, samples: Sequence[SampleRecord], rejected: Sequence[RejectedPiece]) -> list[RejectedPiece]:
+    """Rejected pieces of a unit; every unit ends with a sample or a reason, so that no input disappears without a
+    trace."""
+    if samples or rejected:
+        return list(rejected)
+    nothing = Rejection(reason="no_output", detail="the job gave neither a sample nor a reason")
+    return [RejectedPiece(key=key, rejection=nothing)]
 
-    def __init__(self, stream: BinaryIO | None, whole: hashlib._Hash) -> None:
+
+class HashedFile:
+    """A file that is hashed while it is written: as a whole, and the sample that was appended last.
+
+    Args:
+        stream: The file, at the place where it is written; None: it is only hashed.
+        whole: Hash of the whole.
+        start: Offset of that place.
+    """
+
+    def __init__(self, stream: BinaryIO | None, whole: hashlib._Hash, start: int = 0) -> None:
         self._stream = stream
-        self.size = 0
+        self.size = start
         self.whole = whole
         self.part = hashlib.sha256()
 
-    def begin(self) -> None:
-        """Begin a new part."""
+    def append(
+        self,
+        key: str,
+        num_frames: int,
+        contents: Mapping[str, bytes],
+        scores: Mapping[str, float | None] | None = None,
+        labels: Mapping[str, str] | None = None,
+    ) -> SampleRecord:
+        """Append one sample; arguments as of `OutputTar.add`."""
         self.part = hashlib.sha256()
+        members = write_sample(cast(BinaryIO, self), self.size, key, contents)
+        return SampleRecord(
+            key=key,
+            num_frames=num_frames,
+            members=members,
+            sha256=self.part.hexdigest(),
+            scores=dict(scores or {}),
+            labels=dict(labels or {}),
+        )
 
     def write(self, data: bytes) -> int:
         """Append `data`."""

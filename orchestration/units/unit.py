@@ -12,9 +12,12 @@ from typing import Any
 
 from orchestration.units.output_tar import OutputChangedError, OutputTar, UnwritableError, writing_to
 from orchestration.units.records import RECORD_BYTES, Attempt, RejectedPiece, UnitRecord
+from orchestration.units.segment_records import read_segment
 from talkinghead import dataroot
 from talkinghead.derived import ColumnError
 from talkinghead.files.foreign import LinkError, parse_json
+from talkinghead.files.lease import LeaseLostError
+from talkinghead.files.s3_files import RefusedError
 from talkinghead.files.storage import Storage
 from talkinghead.media.errors import UnreadableMediaError
 from talkinghead.runtime.errors import MachineError, UnreachableError, error_text, is_machine_error
@@ -44,6 +47,8 @@ class Unit:
     """Whether its output is in a shard, or is one: if it must be made again, its bytes have to be the same."""
     is_freed: bool = False
     """Whether nothing needs the file of its output any more, which may be gone."""
+    segment: str = ""
+    """Name of the segment in which it is committed together with its neighbours; empty: it is committed on its own."""
 
     def to_json(self) -> str:
         """One line of ASCII JSON (file names may hold bytes that are no UTF-8)."""
@@ -99,21 +104,8 @@ def run_unit(storage: Storage, unit: Unit, *, attempts: int) -> UnitRecord:
         OutputChangedError: What is packed of it came out with other bytes now. Nothing was stored.
         Exception: Whatever the job function raises about its input.
     """
-    # Compute. An error is the machine's (the job stops) or the input's (an attempt on its record): sorted out here.
     started, cpu_started = time.perf_counter(), time.process_time()
-    try:
-        output = _job_function(unit.function)(storage, unit)
-    except ImportError as error:
-        raise JobStoppedError(f"the installation is not complete: {error} (make setup mends it)") from error
-    except JobStoppedError:
-        raise
-    except (LinkError, UnwritableError) as error:  # in DATA, where the result should go
-        raise JobStoppedError(str(error)) from error
-    except Exception as error:
-        if not is_machine_error(error):
-            raise
-        said = " ".join(error_text(error).split())
-        raise JobStoppedError(f"the machine failed while working on {unit.source}: {said}") from error
+    output = compute(storage, unit)
     # Store and commit, in this order: without its record a stored tar does not count, and a rerun replaces it.
     try:
         record = replace(
@@ -134,17 +126,63 @@ def run_unit(storage: Storage, unit: Unit, *, attempts: int) -> UnitRecord:
                 moved = replace(known, samples=samples, file=record.file, file_bytes=record.file_bytes)
                 if moved != known:
                     storage.write(path, moved.to_json())
-    except (UnwritableError, UnreachableError, LinkError) as error:
+    except (UnwritableError, UnreachableError, LinkError, RefusedError) as error:
         raise JobStoppedError(str(error)) from error
     return record
 
 
+def compute(storage: Storage, unit: Unit) -> Output:
+    """What the job function makes of a unit; nothing is stored yet.
+
+    Raises:
+        JobStoppedError: The machine is at fault.
+        Exception: Whatever the job function raises about its input.
+    """
+    # An error is the machine's (the job stops) or the input's (an attempt on its record): sorted out here.
+    try:
+        return _job_function(unit.function)(storage, unit)
+    except ImportError as error:
+        raise _incomplete(error) from error
+    except JobStoppedError:
+        raise
+    # In DATA, where the result should go; of a node that lacks boto3; or of a command that was taken over.
+    except (LinkError, UnwritableError, RefusedError, LeaseLostError) as error:
+        raise JobStoppedError(str(error)) from error
+    except Exception as error:
+        if not is_machine_error(error):
+            raise
+        said = " ".join(error_text(error).split())
+        raise JobStoppedError(f"the machine failed while working on {unit.source}: {said}") from error
+
+
+def reader_ahead(unit: Unit) -> Callable[[Storage, Unit], None] | None:
+    """Function `read_ahead(storage, unit)` of the module of a unit's job function, or None where it has none.
+
+    It begins to read, in a thread, what the unit needs that is computed next in this process.
+
+    Raises:
+        JobStoppedError: The module cannot be imported.
+    """
+    try:
+        return getattr(importlib.import_module(unit.function.partition(":")[0]), "read_ahead", None)
+    except ImportError as error:
+        raise _incomplete(error) from error
+
+
+def _incomplete(error: ImportError) -> JobStoppedError:
+    return JobStoppedError(f"the installation is not complete: {error} (make setup mends it)")
+
+
 def packed_before(storage: Storage, unit: Unit) -> UnitRecord | None:
     """Commit record of a packed unit that is run again, whose samples must come out as they were; None without one."""
-    path = dataroot.record(unit.job, unit.key, unit.pkey)
-    if not unit.is_packed or not storage.exists(path):
+    if not unit.is_packed:
         return None
-    return UnitRecord.from_json(storage.read(path, RECORD_BYTES, "record"), storage.describe(path))
+    path = dataroot.record(unit.job, unit.key, unit.pkey)
+    if storage.exists(path):
+        return UnitRecord.from_json(storage.read(path, RECORD_BYTES, "record"), storage.describe(path))
+    if unit.segment and storage.exists(dataroot.segment_record(unit.job, unit.segment)):
+        return read_segment(storage, unit.job, unit.segment).units().get((unit.key, unit.pkey))
+    return None
 
 
 def _job_function(name: str) -> Callable[[Storage, Unit], Output]:

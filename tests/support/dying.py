@@ -14,20 +14,22 @@ import os, signal, sys
 from pathlib import Path
 from talkinghead.files.storage import Storage
 {setup}
-commit = Storage._commit
+commits = Storage._commit, Storage._commit_new
 for number, folder in enumerate(map(Path, sys.argv[1:]), 1):
     if child := os.fork():
         _, status = os.waitpid(child, 0)
         print(number, os.waitstatus_to_exitcode(status), flush=True)
         continue
     left = number
-    def dying(self, temporary, path):
-        global left
-        left -= 1
-        if left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        commit(self, temporary, path)
-    Storage._commit = dying
+    def dying(commit):
+        def committed(self, temporary, path):
+            global left
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            commit(self, temporary, path)
+        return committed
+    Storage._commit, Storage._commit_new = map(dying, commits)
     {work}
     os._exit(0)
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,11 @@ from orchestration.jobs.derive import run_derive
 from orchestration.units.executor import RetrySettings, Tally, UnitRunner
 from orchestration.units.ledger import Ledger
 from orchestration.units.lost import lost_outputs, refuse_changed
-from orchestration.units.records import QuarantineRecord
-from orchestration.units.unit import CHANGED, JobStoppedError, Unit, failed_attempt, run_unit
-from talkinghead import dataroot
+from orchestration.units.retry import quarantine
+from orchestration.units.segment import Segment, SegmentTar, commit_segment, grouped
+from orchestration.units.segment_records import SegmentRow
+from orchestration.units.sweep import sweep
+from orchestration.units.unit import CHANGED, JobStoppedError, Unit, compute, failed_attempt, run_unit
 from talkinghead.annotation import blank_arrays
 from talkinghead.files.storage import Storage
 from tests.support.packed_data import PackedClip, annotation_members, media_members, pack_data
@@ -64,7 +67,7 @@ def build(root: Path, poison: Sequence[int] = ()) -> Storage:
 
 
 class InProcessUnitRunner(UnitRunner):
-    """Runs units here, one after the other, as the executor does; a failure is quarantined at once."""
+    """Runs units and segments here, one after the other, as the executor does; a failure is quarantined at once."""
 
     def run(self, job: str, units: Sequence[Unit], *, gpu_share: float = 0.0) -> Tally:
         """Run what is pending or lost."""
@@ -72,10 +75,17 @@ class InProcessUnitRunner(UnitRunner):
         started = time.perf_counter()
         ledger = Ledger(self.storage, job)
         lost = lost_outputs(ledger, units)
-        pending = [unit for unit in units if unit.key in lost or not ledger.is_done(unit)]
+        pending = [
+            replace(unit, segment=ledger.segment_of((unit.key, unit.pkey))) if unit.key in lost else unit
+            for unit in units
+            if unit.key in lost or not ledger.is_done(unit)
+        ]
         tally = Tally(planned=len(units), done_before=len(units) - len(pending))
         changed = []
-        for unit in pending:
+        for unit in grouped(pending, ledger.segments):
+            if isinstance(unit, Segment):
+                self._run_segment(unit, tally)
+                continue
             try:
                 tally.frames += run_unit(self.storage, unit, attempts=1).frames
                 tally.committed += 1
@@ -86,14 +96,46 @@ class InProcessUnitRunner(UnitRunner):
                 if attempt.cause == CHANGED:
                     changed.append(attempt.message)
                     continue
-                record = QuarantineRecord(
-                    job=unit.job, key=unit.key, pkey=unit.pkey, source=unit.source, attempts=[attempt]
-                )
-                self.storage.create(dataroot.quarantine(unit.job, unit.key, unit.pkey), record.to_json())
+                quarantine(self.storage, unit, [attempt])
                 tally.quarantined += 1
         refuse_changed(changed)
+        sweep(self.storage, job)
         tally.wall_seconds = time.perf_counter() - started
         return tally
+
+    def _run_segment(self, segment: Segment, tally: Tally) -> None:
+        def make(scratch: Path, path: str) -> tuple[list[SegmentRow], int]:
+            rows = []
+            with SegmentTar(self.storage, scratch, path) as tar:
+                for unit in segment.units:
+                    try:
+                        rows.append(SegmentRow.of(tar.add(unit, compute(self.storage, unit))))
+                    except JobStoppedError:
+                        raise
+                    except Exception as error:  # noqa: BLE001  as the executor does
+                        last = quarantine(self.storage, unit, [failed_attempt(error, alone=False, seconds=0.0)])
+                        row = SegmentRow(key=unit.key, pkey=unit.pkey, outcome="quarantined", reason=last.cause)
+                        rows.append(row)
+                return rows, tar.end
+
+        rows = commit_segment(self.storage, segment, make).rows
+        tally.frames += sum(row.record.frames for row in rows if row.record)
+        tally.quarantined += sum(row.outcome == "quarantined" for row in rows)
+        tally.committed += sum(row.outcome != "quarantined" for row in rows)
+
+
+class UnitByUnitRunner(InProcessUnitRunner):
+    """Commits every unit on its own, as releases before segments did."""
+
+    def run(self, job: str, units: Sequence[Unit], *, gpu_share: float = 0.0) -> Tally:
+        """Run what is pending or lost."""
+        return super().run(job, [replace(unit, segment="") for unit in units], gpu_share=gpu_share)
+
+
+def unit_by_unit(data: Storage | Path) -> UnitRunner:
+    """Runner of earlier releases."""
+    storage = data if isinstance(data, Storage) else Storage(data)
+    return UnitByUnitRunner(storage=storage, cluster=Cluster(ClusterSettings()), retry=RetrySettings())
 
 
 def in_process(data: Storage | Path) -> UnitRunner:

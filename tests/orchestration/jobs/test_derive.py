@@ -34,7 +34,16 @@ from talkinghead.models.image.networks import ImageNetworks
 from talkinghead.models.image.weights import load_vae
 from tests.support.dying import die_at_writes
 from tests.support.job_commands import Command
-from tests.support.latent_data import LENGTHS, SETTINGS, build, clip_key, in_process, make_latents, make_version_1
+from tests.support.latent_data import (
+    LENGTHS,
+    SETTINGS,
+    build,
+    clip_key,
+    in_process,
+    make_latents,
+    make_version_1,
+    unit_by_unit,
+)
 from tests.support.mending import CountingRunner
 from tests.support.object_store import LocalS3
 from tests.support.old_layout import age_data
@@ -165,14 +174,14 @@ from tests.support.latent_data import SETTINGS, in_process, make_latents, make_v
 
 
 def test_death_at_any_write(built: Path, encoded: Path, tmp_path: Path) -> None:
-    """The process is killed at its n-th write: the plan, five units, two shards, the index, DATASET.json."""
-    copies = [Path(shutil.copytree(built, tmp_path / str(writes))) for writes in range(1, 11)]
+    """The process is killed at its n-th write: the plan, two segments, two shards, the index, DATASET.json."""
+    copies = [Path(shutil.copytree(built, tmp_path / str(writes))) for writes in range(1, 8)]
     ends = die_at_writes(copies, setup=SETUP, work="make_latents(in_process(folder), SETTINGS)")
     assert ends == [-signal.SIGKILL] * len(copies)
     for data in copies:
         assert read_manifest(Storage(data)).of_kind("latents") == []
         assert len(ShardReader(data)) == 3 and verify(Storage(data)).ok
-        done_before = {path: path.stat().st_mtime_ns for path in data.glob("records/encode-*/**/*.json")}
+        done_before = {path: path.stat().st_mtime_ns for path in data.glob("records/encode-*/**/*.parquet")}
         make_latents(in_process(data), SETTINGS)
         assert content(data) == content(encoded) and verify(Storage(data)).ok
         assert all(path.stat().st_mtime_ns == then for path, then in done_before.items()), "encoded once"
@@ -430,7 +439,7 @@ def test_an_object_store_gets_the_same_shards(encoded: Path, built: Path, s3: Lo
 def test_a_data_set_of_an_older_release_goes_on(built: Path, tmp_path: Path) -> None:
     """Plans as JSON, records without labels, latents described as before: nothing is made anew, nothing changes."""
     made = Path(shutil.copytree(built, tmp_path / "made"))
-    make_version_1(in_process(made))
+    make_version_1(unit_by_unit(made))
     data = Path(shutil.copytree(made, tmp_path / "data"))
     age_data(data)
     assert not list(data.glob("plans/*.parquet")) and list(data.glob("plans/encode-*.json"))
@@ -471,7 +480,7 @@ def test_an_older_version_that_was_half_made_goes_on_with_its_bytes(built: Path,
     work = "make_version_1(in_process(folder))"
     copies = [Path(shutil.copytree(built, tmp_path / str(writes))) for writes in range(1, 6)]
     die_at_writes(copies, setup=SETUP, work=work)
-    half = copies[-1]
-    assert list(half.glob(f"records/encode-{version}/**/*.json"))
+    half = copies[2]
+    assert list(half.glob(f"records/encode-{version}/**/*.parquet"))
     assert make_latents(in_process(half), version=version) == version
     assert content(half) == content(whole)

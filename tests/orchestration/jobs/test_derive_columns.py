@@ -275,8 +275,8 @@ def test_a_version_that_is_half_made_is_never_read(
     assert not read_manifest(storage).of_kind("toy") and not list(data.glob("ann/toy-*"))
     with pytest.raises(ValueError, match="run make derive COLUMNS=toy"):
         ShardReader(data, join=("toy",))
-    records = {path: path.stat().st_mtime_ns for path in data.glob("records/derive-*/**/*.json")}
-    assert len(records) == len(LENGTHS)
+    records = {path: path.stat().st_mtime_ns for path in data.glob("records/derive-*/**/*.parquet")}
+    assert len(records) == len(read_manifest(storage).media)
     monkeypatch.undo()
     register(toy_column())
     version = run_derive(in_process(data), column, ToySettings())
@@ -292,7 +292,7 @@ def test_a_packed_version_goes_on_under_newer_libraries(
     before = {path: path.read_bytes() for path in data.glob("ann/toy-*/*.tar")}
     monkeypatch.setattr(derive, "library_versions", lambda *names: dict.fromkeys(names, "99.0"))
     assert run_derive(in_process(data), column, ToySettings()) == version
-    assert len(list(data.glob("records/derive-*/**/*.json"))) == len(LENGTHS)
+    assert len(list(data.glob("records/derive-*/**/*.parquet"))) == len(read_manifest(Storage(data)).media)
     assert {path: path.read_bytes() for path in data.glob("ann/toy-*/*.tar")} == before
 
 

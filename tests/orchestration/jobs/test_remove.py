@@ -25,6 +25,7 @@ from orchestration.jobs.remove import finish_remove, run_remove
 from orchestration.report.accounting import account
 from orchestration.report.state import data_state
 from orchestration.units.records import UnitRecord
+from orchestration.units.segment_records import read_segment
 from shards.fit_files import FitSource, write_fit
 from shards.manifest import read_manifest, write_manifest
 from shards.pins import pin_run
@@ -401,11 +402,18 @@ def test_what_is_left_is_the_same_whatever_killed_it(built: Storage, tmp_path: P
     assert built.local_root
     storage = Storage(shutil.copytree(built.local_root, tmp_path / "data"))
     run_remove(storage, match_person(storage, "Ann Example"), nobody_read)
-    for file in built.list("records"):
+    for file in built.list("records", ".json"):
         keys = dataroot.keys_of_record(file.path)
         assert keys
-        if file.path.startswith(("records/ingest", "records/annotate", "records/derive")) and keys[0] not in ANN:
+        if file.path.startswith(("records/ingest", "records/annotate")) and keys[0] not in ANN:
             assert storage.read(file.path) == built.read(file.path)
+    for file in built.list("records", ".parquet"):
+        names = dataroot.segment_of_record(file.path)
+        assert names
+        rows = [row for row in read_segment(built, *names).rows if row.key not in ANN]
+        assert storage.exists(file.path) == bool(rows)
+        if rows:
+            assert read_segment(storage, *names).rows == rows
     plan = plans.find_annotate(storage, "v1")
     assert plan and set(plan.units) == set(SAMPLES) - set(ANN)
     shards = plans.find_shards(storage)

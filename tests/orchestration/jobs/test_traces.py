@@ -145,7 +145,11 @@ def test_what_tells_of_others_stays(storage: Storage) -> None:
     mine = ["units/fit-speakers-0123456789ab/notes.txt", "quarantine/mine.json", "records/annotate-v1/mine.txt"]
     for path in mine:
         storage.write(path, b"notes of a user")
+    commands = {name: dataroot.command(1, name) for name in ("00000001", "00000002")}
+    storage.write(commands["00000001"], b'{"command": "python -m orchestration basis --person \'Ann Example\'"}')
+    storage.write(commands["00000002"], b'{"command": "python -m orchestration basis --person Dan"}')
     run_remove(storage, match_person(storage, "Ann Example"), nobody_read)
+    assert [file.path for file in storage.list(dataroot.COMMANDS_FOLDER)] == [commands["00000002"]]
     catalog = read_catalog(storage, "hdtf")
     assert [problem.message for problem in catalog.problems] == ["'Dan' has no video"]
     assert catalog.unused == ("clip_4.mp4",) and len(catalog.rows) == 1
