@@ -13,7 +13,7 @@ PY := $(VENV)/bin/python
 DATASET ?= folder
 DATA ?= build/data
 RECIPE ?= paper
-USER_VALUES := DATASET SOURCE METADATA DATA LIMIT GROUP_BY WORKERS ANN ENGINE CAUSE COLUMNS FITS PERSON KEYS RUN RECIPE STAGE1 VAE IMAGE_ENCODER \
+USER_VALUES := DATASET SOURCE METADATA DATA LIMIT GROUP_BY WORKERS ANN ENGINE CAUSE COLUMNS FITS PERSON KEYS RUN RECIPE STAGE1 VAE IMAGE_ENCODER NODES JOB \
   WIDTH HEIGHT REFERENCE AUDIO OUT WEIGHTS ADAPTER ARGS
 # Make itself would run the `$(shell …)` in a value and turn /x/a$$b into /x/a. From here on all of them are plain text.
 given := $(sort $(USER_VALUES) $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name))))
@@ -31,7 +31,7 @@ version_args = $(if $(ANN),--version="$$ANN") $(if $(ENGINE),--engine="$$ENGINE"
 # A file's tests stay in one process: they share what its fixtures make.
 test_args = --numprocesses auto --maxprocesses 4 --dist loadfile
 
-.PHONY: help setup models demo test test-all bench lint ingest annotate shards verify report reannotate quarantine retry remove gc download derive latents basis train-audio2mesh train-audio2pose train-stage1 train-stage2 animate clean
+.PHONY: help setup models demo test test-all test-cluster bench lint ingest annotate shards verify report reannotate quarantine retry remove gc download derive latents basis train-audio2mesh train-audio2pose train-stage1 train-stage2 animate cluster-up cluster-down submit status clean
 
 help: ## Show this list
 	@echo "talkinghead: raw face video in, trained and running talking-head models out."
@@ -42,6 +42,7 @@ help: ## Show this list
 	@echo "  GROUP_BY=parent|level:N|regex:PATTERN (DATASET=folder: who is on a file, by its path)  PERSON=name|KEYS=file"
 	@echo "  RUN=dir  RECIPE=tiny|paper|…  STAGE1=dir     VAE=dir  IMAGE_ENCODER=dir  [WIDTH=512] [HEIGHT=512]"
 	@echo "  REFERENCE=face.png  AUDIO=speech.wav  OUT=video.mp4  WEIGHTS=dir  [ADAPTER=dir] [DRIVER=audio2lmk|video|file|still] [RENDERER=lmk2video|landmarks]"
+	@echo "  NODES=n  JOB='target NAME=value …' (a target of this list with its variables)"
 	@echo "  COLUMNS=latents,mouth,labels,speech_activity,sync  FITS=speakers,expression"
 	@echo "  ANN=version  ENGINE=litert|litert-tracking|tasks|tasks-image  CAUSE=cause  ARGS='further options of a target's command; ARGS=--help lists them'"
 
@@ -67,6 +68,9 @@ test: $(STAMP) ## Run the tests
 
 test-all: $(STAMP) ## Run all tests, the slow ones too
 	$(run) pytest -m 'slow or not slow'
+
+test-cluster: $(STAMP) ## Run the tests that start clusters of several nodes and break them
+	$(run) pytest -m cluster --numprocesses 0
 
 bench: $(STAMP) ## Measure against the peers; writes build/bench.json
 	$(run) orchestration.bench --output build/bench.json
@@ -132,6 +136,18 @@ train-stage2: $(STAMP) ## Train motion on top of STAGE1=RUN of stage 1; the same
 
 animate: $(STAMP) ## Animate a portrait: REFERENCE=face.png AUDIO=speech.wav OUT=video.mp4 WEIGHTS=dir
 	$(run) infer animate $(if $(DRIVER),--driver="$$DRIVER") $(if $(RENDERER),--renderer="$$RENDERER") $(if $(REFERENCE),--reference="$$REFERENCE") $(if $(AUDIO),--audio="$$AUDIO") $(if $(WEIGHTS),--weights="$$WEIGHTS") $(if $(ADAPTER),--adapter="$$ADAPTER") $(if $(OUT),--output="$$OUT")
+
+cluster-up: $(STAMP) ## Start a Ray cluster of NODES=2 nodes on this machine to try out; prints its RAY_ADDRESS
+	$(run) orchestration.cluster up $(if $(NODES),--nodes="$$NODES")
+
+cluster-down: $(STAMP) ## End that cluster, with all of its processes
+	$(run) orchestration.cluster down
+
+submit: $(STAMP) ## Send a job to a cluster and follow it: JOB="reannotate ANN=v3 DATA=s3://…" [RAY_ADDRESS=…]
+	$(run) orchestration.cluster submit --job="$$JOB"
+
+status: $(STAMP) ## Show how far the jobs of DATA are, their speed and failures; with RAY_ADDRESS=… also the cluster's nodes
+	$(run) orchestration status --data="$$DATA"
 
 clean: ## Remove build/ and caches
 	rm -rf build .pytest_cache .ruff_cache .hypothesis

@@ -16,6 +16,7 @@ COMMANDS = (
     commands.derive,
     commands.latents,
     commands.basis,
+    commands.status,
     commands.report,
     commands.quarantine,
     commands.retry,
@@ -34,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
         about=__doc__,
         advice=GOES_ON,
         # Without the interpreter's own shutdown: Ray's threads may just be starting, and would crash in it. Ray's
-        # processes and the lock on DATA go with this process.
+        # processes go with this process; the lease of DATA has been given back.
         end_at_once=True,
     )
 

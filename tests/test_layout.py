@@ -54,6 +54,7 @@ TARGETS = {
     "setup", "models", "demo", "test", "bench", "lint", "help",
     "ingest", "annotate", "shards", "verify", "report", "reannotate", "quarantine", "retry", "remove", "gc",
     "derive", "latents", "basis", "train-audio2mesh", "train-audio2pose", "train-stage1", "train-stage2", "animate",
+    "cluster-up", "cluster-down", "submit", "status", "test-cluster",
 }  # fmt: skip
 
 

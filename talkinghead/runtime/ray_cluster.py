@@ -10,6 +10,7 @@ is set, and all code that needs Ray starts it through this module.
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import secrets
@@ -24,6 +25,7 @@ from typing import Any
 from talkinghead.files.uri import hide_known_secrets
 from talkinghead.runtime.errors import MachineError
 from talkinghead.runtime.own_arguments import blank_credentials
+from talkinghead.runtime.own_cluster import own_token
 from talkinghead.runtime.ray_folder import RayFolder, make_ray_folder
 from talkinghead.runtime.threads import wait_settings
 
@@ -42,6 +44,8 @@ OBJECT_STORE_BYTES = 128 << 20
 _LOOPBACK = "127.0.0.1"
 _TOKEN_VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 _PATIENCE_VARIABLE = "RAY_gcs_server_port_wait_time_s"
+_SUBMITTED_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Variable by which Ray Jobs tells a driver of the job that it is."""
 _LOOPBACK_VARIABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """Ray's switch for nodes on addresses that others reach; off on Windows and macOS, where it makes firewalls ask."""
 
@@ -221,8 +225,11 @@ def _log_what_ray_prints() -> None:
 def _join(address: str, variables: dict[str, str]) -> None:
     """Join the cluster at an address, and send it our packages."""
     # Ray's own errors come late and long: check first what can be checked.
-    _check_answers(address)
-    _use_token_that_is_there()
+    check_answers(address)
+    use_token(address)
+    # A job that was submitted has our packages by Ray Jobs; what is sent here takes the place of the same.
+    if _SUBMITTED_VARIABLE in os.environ:
+        os.environ["RAY_OVERRIDE_JOB_RUNTIME_ENV"] = "1"
     os.environ.setdefault(_PATIENCE_VARIABLE, str(CONNECT_SECONDS))
     blank_credentials()
     _read_environment_anew()
@@ -240,6 +247,12 @@ def _join(address: str, variables: dict[str, str]) -> None:
             hint = " (it asks for a token: set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH)" if refused else ""
             reason = " ".join(hide_known_secrets(str(error)).split())
             raise ValueError(f"cannot join the Ray cluster at {address}: {reason}{hint}") from error
+
+
+def submitted_name() -> str | None:
+    """Name of the submitted job that this process is the driver of; None: it is none."""
+    about = json.loads(os.environ.get(_SUBMITTED_VARIABLE, "{}"))
+    return about.get("metadata", {}).get("job_submission_id")
 
 
 def worker_environment(variables: Mapping[str, str]) -> dict[str, Any]:
@@ -272,7 +285,7 @@ def _captured_stderr() -> Iterator[Callable[[], str]]:
             os.dup2(stderr.fileno(), 2)
 
 
-def _check_answers(address: str) -> None:
+def check_answers(address: str) -> None:
     """Find out within seconds that no Ray is at an address.
 
     Args:
@@ -310,11 +323,18 @@ def _speaks_grpc(place: str) -> bool:
     return True
 
 
-def _use_token_that_is_there() -> None:
-    """Let Ray use a token of the environment or the home folder, which it does only when it is told to.
+def use_token(address: str) -> None:
+    """Let Ray use a token of the environment or the home folder, which it does only when it is told to, or that of the
+    user's own cluster on this machine.
 
     Call it before `ray` is imported.
+
+    Args:
+        address: Address of the cluster that is joined.
     """
+    if (token := own_token(address)) is not None:
+        _set_environment({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "RAY_AUTH_TOKEN_PATH": None})
+        return
     named = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ
     if named or Path(os.path.expanduser("~/.ray/auth_token")).is_file():  # noqa: PTH111 (never raises)
         os.environ.setdefault("RAY_AUTH_MODE", "token")

@@ -30,27 +30,37 @@ _TRIES = 100
 
 @dataclass(frozen=True)
 class RayFolder:
-    """A new folder that this process holds a lock on for as long as it lives."""
+    """A new folder that is locked as long as this process lives, or another one to which it gives the lock."""
 
     path: Path
     """Folder that only this user can enter."""
     lock: int
-    """File descriptor of the folder. Processes that this one starts do not inherit it."""
+    """File descriptor of the folder. Processes that this one starts inherit it only where they are given it."""
 
     @property
     def temporary(self) -> Path:
         """Folder for Ray, which opens it to everybody."""
         return self.path / "r"
 
+    @staticmethod
+    def is_named(path: Path) -> bool:
+        """Whether a path has a name that is made here."""
+        return _NAME.fullmatch(path.name) is not None
+
     def remove(self) -> None:
         """Remove the folder, when Ray has ended."""
-        # Its last processes may still be writing their logs.
-        for _ in range(_TRIES):
-            shutil.rmtree(self.path, ignore_errors=True)
-            if not self.path.exists():
-                break
-            time.sleep(0.02)
+        remove_ray_folder(self.path)
         os.close(self.lock)
+
+
+def remove_ray_folder(path: Path) -> None:
+    """Remove the folder of a Ray that has ended."""
+    # Its last processes may still be writing their logs.
+    for _ in range(_TRIES):
+        shutil.rmtree(path, ignore_errors=True)
+        if not path.exists():
+            break
+        time.sleep(0.02)
 
 
 def make_ray_folder() -> RayFolder:

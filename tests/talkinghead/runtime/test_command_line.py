@@ -28,7 +28,17 @@ from tests.support.mains import file_that_never_opens, interrupted, make_unreada
 from tests.support.paths import ROOT
 from tests.support.small_disk import run_with_mounts
 
-MAINS = ("annotate", "infer", "ingest", "ingest.sample", "orchestration", "orchestration.bench", "shards", "train")
+MAINS = (
+    "annotate",
+    "infer",
+    "ingest",
+    "ingest.sample",
+    "orchestration",
+    "orchestration.bench",
+    "orchestration.cluster",
+    "shards",
+    "train",
+)
 
 
 @pytest.fixture(autouse=True)

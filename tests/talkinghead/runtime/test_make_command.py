@@ -42,6 +42,8 @@ TARGETS = {
     "OUT": "animate",
     "WEIGHTS": "animate",
     "ADAPTER": "animate",
+    "NODES": "cluster-up",
+    "JOB": "submit",
 }
 """Variable → a target whose command takes it."""
 
