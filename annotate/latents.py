@@ -212,6 +212,14 @@ def open_latents(settings: LatentSettings, fits: Mapping[str, Fit], device: str)
     about = _about(networks, settings) | ways
 
     def encode(sample: ColumnSample) -> Derived:
+        clip_size = sample.info.width, sample.info.height
+        if max(clip_size) > stored.LARGEST_NUMBER:
+            width, height = clip_size
+            raise ColumnError(
+                "shape",
+                f"the clip has {width} x {height} pixels, with latents at most {stored.LARGEST_NUMBER} a side are"
+                " stored: ingest it at a smaller size",
+            )
         with _computing(settings.precision):
             moments, embedding = encode_frames(
                 networks, sample.video(), settings.width, settings.height, settings.images_per_call
@@ -222,7 +230,7 @@ def open_latents(settings: LatentSettings, fits: Mapping[str, Fit], device: str)
                 mean=mean,
                 log_variance=stored.encode_log_variance(log_variance),
                 embedding=embedding,
-                clip_size=(sample.info.width, sample.info.height),
+                clip_size=clip_size,
             ).pack()
         except ValueError as error:
             raise ColumnError("range", f"{error}: these weights do not fit") from error

@@ -1,12 +1,13 @@
 """Reading byte ranges of many files repeatedly, from many processes and threads.
 
 From a disk each range is read by itself. From a store ranges of the same file are read together where little lies
-between them, and those that are left are read at the same time.
+between them, or where the caller wants few requests, and those that are left are read at the same time.
 """
 
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import threading
 from collections import OrderedDict
@@ -49,15 +50,37 @@ class Range(NamedTuple):
         return self.path == other.path and self.offset <= other.offset and other.stop <= self.stop
 
 
-def joined(ranges: Iterable[Range], gap: int = READ_OVER) -> list[Range]:
-    """Fewest ranges that hold all of these, without reading more than `gap` bytes that lie between two of them."""
+def joined(ranges: Iterable[Range], gap: int, most: int | None = None) -> list[Range]:
+    """Few ranges that hold all of these.
+
+    Args:
+        ranges: The ranges.
+        gap: Most bytes between two ranges of a file that are read with them.
+        most: Number of ranges that are wanted: where more are left, those of a file that lie nearest to each other are
+            joined however much lies between them. Ranges of different files never are, so that as many as there are
+            files may be left. None: any number.
+    """
     found: list[Range] = []
     for one in sorted(ranges):
-        if found and found[-1].path == one.path and one.offset - found[-1].stop <= gap:
-            last = found.pop()
-            one = Range(one.path, last.offset, max(last.stop, one.stop) - last.offset)
+        if found and one.offset - found[-1].stop <= gap and found[-1].path == one.path:
+            one = _spanning(found.pop(), one)
         found.append(one)
+    while most is not None and len(found) > most:
+        between = {
+            after.offset - one.stop: number
+            for number, (one, after) in enumerate(itertools.pairwise(found))
+            if one.path == after.path
+        }
+        if not between:
+            break
+        number = between[min(between)]
+        found[number : number + 2] = [_spanning(*found[number : number + 2])]
     return found
+
+
+def _spanning(one: Range, after: Range) -> Range:
+    """Range from the beginning of one to the end of both."""
+    return Range(one.path, one.offset, max(one.stop, after.stop) - one.offset)
 
 
 class HeldRanges:
@@ -65,6 +88,10 @@ class HeldRanges:
 
     def __init__(self) -> None:
         self._held: list[tuple[Range, memoryview]] = []
+
+    def __len__(self) -> int:
+        """Number of ranges that are held."""
+        return len(self._held)
 
     def hold(self, one: Range, data: bytes) -> None:
         """Keep a range."""
@@ -142,10 +169,10 @@ class RangeReader:
             raise ValueError(f"{self.storage.describe(path)} is shorter than the index says: run make verify")
         return data
 
-    def read_all(self, ranges: Iterable[Range]) -> HeldRanges:
-        """Several ranges, of a store by few requests at the same time. Raises like `read`."""
+    def read_all(self, ranges: Iterable[Range], most: int | None = None) -> HeldRanges:
+        """Several ranges, of a store by few requests at the same time (`joined`). Raises like `read`."""
         held = HeldRanges()
-        spans = joined(ranges) if self.remote else list(ranges)
+        spans = joined(ranges, READ_OVER, most) if self.remote else list(ranges)
         # One in this thread, the others next to it.
         others = [self._pool().submit(self.read, *span) for span in spans[1:]] if self.remote else []
         for number, span in enumerate(spans):

@@ -27,11 +27,12 @@ import numpy as np
 from shards.joined import JoinedVersions
 from shards.layout import WAV_HEADER, check_wav_header
 from shards.manifest import MOST_BYTES, DatasetManifest, read_manifest
-from shards.ranges import READ_OVER, HeldRanges, Range, RangeReader, joined
+from shards.ranges import HeldRanges, Range, RangeReader
 from shards.selection import Selection, select
 from talkinghead import dataroot, timebase
-from talkinghead.annotation import COLUMN
+from talkinghead.annotation import COLUMN, frames_without_face
 from talkinghead.column import Column, decode_column, decode_rows, fits_shape
+from talkinghead.derived import ANNOTATION
 from talkinghead.files.storage import Storage
 from talkinghead.npy import NPY_HEAD, NpyLayout, npy_layout
 from talkinghead.sampletar import read_members
@@ -42,6 +43,7 @@ SPEECH = {"audio_missing": 0.0, "audio_silent": 0.0, "audio_padded_fraction": MO
 
 _WHOLE = {"video": "mp4", "info": "json"}
 """Part of a sample that is always read as a whole → its member."""
+_VALID = "valid"
 _SPEAKER = ("person", "split_group")  # columns of the index; the first that a sample has
 
 ClipDecoder = Literal["pyav", "decord"]
@@ -190,6 +192,18 @@ class ShardReader:
         """Form in which a column is stored; None where nothing says so. `ValueError` where there is no such column."""
         return self.versions.form(column)
 
+    @functools.cached_property
+    def always_seen(self) -> np.ndarray:
+        """Rows of the index that show a face in every frame by the annotation's scores, `[rows]` bool.
+
+        Their `valid` is not read: of a long clip that would take a request of its own, before anything else could be
+        asked for. Whoever reads a face there that is none gets an error, and `make verify` compares the score with
+        `valid`.
+        """
+        opened = self.versions.opened.get(ANNOTATION)
+        # The share is a mean of zeros and ones, so it is 1 exactly where all are.
+        return opened.score("valid_fraction") == 1 if opened else np.zeros(len(self.index), bool)
+
     def check_column(self, column: str) -> None:
         """Raise `ValueError` unless every sample of this reader has the column."""
         there = self.versions.holder(f"{column}.npy").index.has_member(f"{column}.npy")[self.rows]
@@ -263,35 +277,41 @@ class Sample:
         try:
             return ClipInfo.from_json(self.member("json"))
         except ValueError as error:
-            raise self._damaged("json", error) from error
+            raise self.damaged("json", error) from error
 
-    def fetch(self, *parts: Part) -> None:
+    @property
+    def always_seen(self) -> bool:
+        """Whether every frame is known to show a face, so that `valid` needs no reading (`ShardReader.always_seen`)."""
+        return bool(self._reader.always_seen[self.row])
+
+    def fetch(self, *parts: Part, requests: int | None = None) -> None:
         """Read parts of the sample into memory, out of which the methods that are called later take them.
 
         Of a store it takes as few requests as `shards.ranges.joined` makes of them, all at the same time. From a local
         disk nothing is fetched: there each part is read when it is asked for. Nor is a part that cannot be read: asking
         for it then says what is wrong, and with which member.
 
+        Args:
+            parts: The parts.
+            requests: Number of requests that the sample may have taken after this, with those of earlier calls: parts
+                that lie far apart in a shard are then read with what lies between them. None: any number.
+
         Raises:
             OSError: The machine or the store is at fault.
         """
         if not self._reader.ranges.remote:
             return
+        left = None if requests is None else requests - sum(map(len, self._held))
         try:
             wanted = [one for part in parts for one in self._ranges(part) if self._find(one) is None]
-            self._held.append(self._reader.ranges.read_all(wanted))
+            self._held.append(self._reader.ranges.read_all(wanted, left))
         except ValueError:
             return
 
-    def together(self, *names: str) -> bool:
-        """Whether whole columns are so small, and lie so near to one another, that a store sends them about as soon as
-        the smallest of them alone."""
-        ranges = [self._range(f"{name}.npy") for name in names]
-        span = joined(ranges)
-        return len(span) == 1 and span[0].length - min(one.length for one in ranges) <= READ_OVER
-
     def _ranges(self, part: Part) -> list[Range]:
         """Bytes that a method reads for a part."""
+        if part.name == _VALID and self.always_seen:
+            return []
         if part.name in _WHOLE:
             return [self._range(_WHOLE[part.name])]
         count = self._check_window(part.first, part.count)
@@ -363,7 +383,7 @@ class Sample:
             with self._open("mp4") as stream:
                 return decode_window(stream, first, (span - 1) // stride + 1, stride)
         except (FFmpegError, ValueError) as error:
-            raise self._damaged("mp4", error) from error
+            raise self.damaged("mp4", error) from error
 
     def _open(self, suffix: str) -> BinaryIO:
         """A member as a seekable file."""
@@ -379,7 +399,7 @@ class Sample:
             # Checked at every read: another header would shift all samples, which nobody would notice.
             check_wav_header(bytes(head), self.num_frames)
         except ValueError as error:
-            raise self._damaged("wav", error) from error
+            raise self.damaged("wav", error) from error
         return np.frombuffer(data, "<i2").astype(np.float32) / np.float32(32768)  # int16 → -1 … 1
 
     def _sound_ranges(self, first: int, count: int) -> list[Range]:
@@ -409,13 +429,18 @@ class Sample:
         count = self._check_window(first, count)
         form = self._reader.form(name)
         self._reader.locate(self.row, f"{name}.npy")  # a column that is missing is no damage
+        if name == _VALID and self.always_seen:
+            return np.ones(count, bool)
         try:
             layout, place = self._rows(name, first, count)
             [data] = self._contents([place])
             stored = layout.rows(data, place.length // layout.row_bytes)  # read-only
-            return stored if form is None else decode_rows(form, stored)
+            values = stored if form is None else decode_rows(form, stored)
+            if self.always_seen and (lacking := frames_without_face(name, values)):
+                raise ValueError(f"{lacking} frames show no face, by the index's valid_fraction all do")
+            return values
         except ValueError as error:
-            raise self._damaged(f"{name}.npy", error) from error
+            raise self.damaged(f"{name}.npy", error) from error
 
     def _rows(self, name: str, first: int, count: int) -> tuple[NpyLayout, Range]:
         """Layout of a column, and the bytes of those rows that belong to a window."""
@@ -454,7 +479,7 @@ class Sample:
             self._reader.rows_of[name] = layout
         return layout
 
-    def _damaged(self, suffix: str, error: Exception) -> ValueError:
+    def damaged(self, suffix: str, error: Exception) -> ValueError:
         """Error about a member that does not hold what it should; it names the file."""
         path = self._reader.storage.describe(self._reader.locate(self.row, suffix)[0])
         return ValueError(f"{path}: {self.key}.{suffix}: {error}; make verify lists what is damaged")

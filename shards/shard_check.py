@@ -12,6 +12,7 @@ from typing import BinaryIO
 import numpy as np
 
 from shards.index import Archive, Index
+from shards.index_format import SCORE
 from shards.layout import WAV_HEADER, check_wav_header
 from shards.manifest import AnnotationEntry, ShardEntry
 from talkinghead import rng
@@ -139,10 +140,21 @@ class ShardCheck:
             listed = self._list(entry, stream)
             if index in self.indexes:
                 self._compare(entry, listed, index, "annotation")
+            seen = self._seen(index) if index in self.indexes and version.kind == ANNOTATION else set()
             for sample in listed:
                 if row := self._rows.get(sample.key):
                     with self._reporting(entry, sample):
-                        self._check_shapes(version, check_annotation(sample, row.num_frames, version))
+                        shapes = check_annotation(sample, row.num_frames, version, seen=sample.key in seen)
+                        self._check_shapes(version, shapes)
+
+    def _seen(self, index: Index) -> set[str]:
+        """Keys of the samples whose frames all show a face by the scores, so that readers do not look at `valid`."""
+        if "valid_fraction" not in index.score_names:
+            return set()
+        rows = index.shard_rows(self.number)
+        shares = index.numbers(f"{SCORE}valid_fraction")[rows]
+        keys = index.table.column("key")[rows].to_pylist()
+        return {key for key, share in zip(keys, shares.tolist(), strict=True) if share == 1}
 
     def _check_shapes(self, version: AnnotationEntry, shapes: dict[str, tuple[int, ...]]) -> None:
         """Raise `ValueError` for rows of another shape than those of the version's other clips."""
@@ -304,18 +316,26 @@ def _decode(data: bytes, info: ClipInfo) -> None:
         raise ValueError(f"has {count} frames, json says {info.num_frames}")
 
 
-def check_annotation(sample: TarSample, num_frames: int, version: AnnotationEntry) -> dict[str, tuple[int, ...]]:
+def check_annotation(
+    sample: TarSample, num_frames: int, version: AnnotationEntry, *, seen: bool = False
+) -> dict[str, tuple[int, ...]]:
     """Check the members of an annotation sample against what the version holds, and against one another.
 
     A face annotation must be complete, and a derived column as `DATASET.json` describes its arrays. Latents of releases
     that did not describe them only need rows for all frames.
+
+    Args:
+        sample: The members.
+        num_frames: Frames of the clip.
+        version: The version.
+        seen: Whether the scores say that every frame shows a face.
 
     Returns:
         Array → shape of its rows, where the column's settings decide it.
 
     Raises:
         ValueError: A member is missing, unknown or unreadable, or has another type, shape or length; a number is
-            infinite; or a face is not NaN exactly where `valid` is 0.
+            infinite; a face is not NaN exactly where `valid` is 0; or `valid` is not what the scores say.
     """
     faces = version.kind == ANNOTATION
     forms = COLUMN if faces else version.arrays if "column" in version.details else {}
@@ -345,6 +365,8 @@ def check_annotation(sample: TarSample, num_frames: int, version: AnnotationEntr
     # All columns of a face annotation together: NaN exactly where `valid` is 0.
     if faces:
         check_arrays(arrays)
+        if seen and (without := int((~arrays["valid"]).sum())):
+            raise ValueError(f"valid.npy: {without} frames show no face, by the index's valid_fraction all do")
     return shapes
 
 

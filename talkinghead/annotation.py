@@ -45,6 +45,8 @@ COLUMNS = (
     Column("valid", (), "1 where a face was found", np.dtype("u1"), loaded=np.dtype(bool)),
 )
 COLUMN = {column.name: column for column in COLUMNS}
+_OF_FACE = {"landmarks": slice(0, 468), "mesh": slice(None), "pose": slice(None), "pose_matrix": slice(None)}
+"""Column → those of its rows that are NaN exactly where a frame has no face; landmarks without the irises."""
 
 ANNOTATION_MEMBERS = tuple(sorted(["ann.json", *(column.member for column in COLUMNS)]))
 """Suffixes of a sample in an annotation shard, in tar order."""
@@ -75,13 +77,20 @@ def check_arrays(arrays: Mapping[str, np.ndarray]) -> int:
         if values.shape != (len(valid), *column.shape):
             raise ValueError(f"{column.name} is {values.shape}, expected {(len(valid), *column.shape)}")
     # A frame has either a whole face or none: half a face would pass for one in a mean or a maximum.
-    for name, rows in (
-        ("landmarks", slice(0, 468)),  # without the irises
-        ("mesh", slice(None)),
-        ("pose", slice(None)),
-        ("pose_matrix", slice(None)),
-    ):
+    for name, rows in _OF_FACE.items():
         finite = np.isfinite(arrays[name][:, rows]).reshape(len(valid), -1)
         if not (finite.all(axis=1) == valid).all() or finite[~valid].any():
             raise ValueError(f"{name} is not NaN exactly where valid is 0")
     return len(valid)
+
+
+def frames_without_face(name: str, values: np.ndarray) -> int:
+    """Number of frames in which a column says that there is no face; 0 for a column that does not say it.
+
+    Args:
+        name: Column.
+        values: Its values, `[F, …]`.
+    """
+    if name not in _OF_FACE:
+        return 0
+    return int((~np.isfinite(values[:, _OF_FACE[name]]).reshape(len(values), -1).all(axis=1)).sum())

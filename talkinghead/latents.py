@@ -58,6 +58,8 @@ ARRAYS = {1: (LATENTS, EMBEDDING), 2: (ROWS,)}
 """Version of the column → its arrays; the versions that can be read."""
 HEAD_BYTES = 16
 """Bytes of a row of version 2 before its means."""
+LARGEST_NUMBER = (1 << 16) - 1
+"""Largest shape, and side of a clip in pixels, that a row of version 2 can tell."""
 
 _MEANT = (LOWEST + STEP * np.arange(_LARGEST_CODE + 1)).astype(np.float16)  # by each code
 
@@ -107,12 +109,16 @@ class LatentRows:
         """Rows as they are stored, uint8 `[F, N]`.
 
         Raises:
-            ValueError: A clip of so many pixels has no place in a row.
+            ValueError: A shape, or the size of the clip, is beyond `LARGEST_NUMBER`.
         """
         count, *shape = self.mean.shape
         head = np.array([*shape, self.embedding.shape[1], *self.clip_size, 0, 0])
-        if head.max() > np.iinfo(np.uint16).max:
-            raise ValueError(f"latents of {shape} numbers of a clip of {self.clip_size} pixels have no place in a row")
+        if head.max() > LARGEST_NUMBER:
+            width, height = self.clip_size
+            raise ValueError(
+                f"latents {shape} and embeddings of {self.embedding.shape[1]} numbers, of a clip of {width} x {height}"
+                f" pixels: a row tells numbers up to {LARGEST_NUMBER}"
+            )
         parts = [
             np.broadcast_to(head.astype("<u2"), (count, len(head))),
             self.mean.astype("<f2").reshape(count, -1),

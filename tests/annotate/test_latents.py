@@ -323,6 +323,30 @@ def test_values_beyond_half_precision_are_refused(tmp_path: Path) -> None:
         assert caught.value.cause == cause
 
 
+def test_a_clip_too_large_for_a_row_is_no_fault_of_the_weights() -> None:
+    class Huge(Clip):
+        @property
+        def info(self) -> SimpleNamespace:
+            return SimpleNamespace(width=65_536, height=8)
+
+        def video(self) -> Iterator[np.ndarray]:
+            raise AssertionError("it is not decoded")
+
+    with pytest.raises(ColumnError, match=r"the clip has 65536 x 8 pixels, .* 65535 a side .*smaller size") as caught:
+        made(Huge(2))
+    assert caught.value.cause == "shape" and "weights" not in str(caught.value)
+
+
+def test_variances_beyond_the_code_are_a_fault_of_the_weights(tmp_path: Path) -> None:
+    vae: Any = load_vae("tiny-kl")
+    with torch.no_grad():
+        vae.quant_conv.bias.fill_(18.0)  # a log-variance above the largest code
+    vae.save_pretrained(tmp_path / "vae")
+    with pytest.raises(ColumnError, match=r"logarithms of the variance lie in .*these weights do not fit") as caught:
+        made(Clip(2), replace(SETTINGS, vae=str(tmp_path / "vae"), width=64, height=64))
+    assert caught.value.cause == "range"
+
+
 def test_a_clip_without_frames_and_one_that_needs_too_much_memory() -> None:
     with pytest.raises(ColumnError, match="no frames"):
         made(Clip(0))

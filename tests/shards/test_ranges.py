@@ -28,6 +28,23 @@ def test_joined_ranges_hold_all_and_read_over_no_wide_gap(ranges: list[Range], g
         assert one.path != two.path or two.offset - one.stop > gap
 
 
+@given(RANGES, st.integers(0, 50), st.integers(-1, 12))
+def test_no_more_ranges_are_left_than_are_wanted(ranges: list[Range], gap: int, most: int) -> None:
+    spans, free = joined(ranges, gap, most), joined(ranges, gap)
+    files = len({one.path for one in ranges})
+    assert spans == sorted(spans) and len(spans) == min(len(free), max(most, files))
+    assert all(any(span.holds(one) for span in spans) for one in free)
+    assert {(one.path, one.offset) for one in spans} <= {(one.path, one.offset) for one in free}
+    assert {(one.path, one.stop) for one in spans} <= {(one.path, one.stop) for one in free}
+
+    def between(found: list[Range]) -> list[int]:
+        return sorted(two.offset - one.stop for one, two in itertools.pairwise(found) if one.path == two.path)
+
+    # The widest gaps are those that stay.
+    kept = between(spans)
+    assert kept == between(free)[len(between(free)) - len(kept) :]
+
+
 def test_held_ranges_give_only_what_they_have() -> None:
     held = HeldRanges()
     held.hold(Range("a", 10, 5), b"01234")

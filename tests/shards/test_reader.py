@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 
 from shards import ranges
 from shards.pack import pack_shard
-from shards.reader import ShardReader
+from shards.reader import Part, ShardReader
 from shards.verify import verify
 from talkinghead.annotation import COLUMN, COLUMNS
+from tests.support.counted_store import counted, upload
 from tests.support.indexes import edit_rows
 from tests.support.packed_data import add_derived, npy
 from tests.support.shard_data import (
@@ -51,6 +52,55 @@ def test_selects_by_split_and_verdict(built):
     assert reader.find(sample_key(3)).index.scores == {"sharpness": 4.5, "yaw": 3.0}
     with pytest.raises(IndexError):
         reader[len(LENGTHS)]
+
+
+def test_valid_is_read_unless_the_scores_say_that_it_holds_throughout(copied):
+    """The clips have frames without a face; an index that denies it shows which are looked at."""
+    shares = {0: 1.0, 1: 1 - 1e-6, 2: None}
+
+    def score(rows):
+        for place, row in enumerate(rows):
+            share = shares.get(number_of(row.key))
+            rows[place] = dataclasses.replace(row, scores=row.scores | {"valid_fraction": share})
+
+    before = ShardReader(copied)
+    assert not before.always_seen.any(), "an index without the score"
+    edit_rows(copied, score)
+    for reader in (ShardReader(copied), copy.deepcopy(ShardReader(copied))):
+        for number in shares:
+            sample = reader.find(sample_key(number))
+            assert sample.always_seen == (number == 0)
+            expected = np.ones(7, bool) if number == 0 else clip_arrays(number)["valid"][3:10]
+            found = sample.annotation("valid", 3, 7)
+            assert found.dtype == bool and np.array_equal(found, expected)
+        with pytest.raises(ValueError, match="are not in"):
+            reader.find(sample_key(0)).annotation("valid", 30, 2)
+        # A score that is wrong gives no window in which a face would be taken for granted.
+        valid = clip_arrays(0)["valid"]
+        assert not valid.all() and valid.any()
+        for name in ("landmarks", "mesh", "pose", "pose_matrix"):
+            sample = reader.find(sample_key(0))
+            with pytest.raises(ValueError, match="1 frames show no face, by the index's valid_fraction all do"):
+                sample.annotation(name, int(np.argmin(valid)), 1)
+            assert np.isfinite(sample.annotation(name, int(np.argmax(valid)), 1)).all()
+    # Of a derived version that is read without the annotation, nothing is known about faces.
+    assert ShardReader(copied, version=add_trace(copied)).always_seen.sum() == 0
+
+
+def test_a_sample_takes_no_more_requests_than_it_may(built, s3, monkeypatch):
+    monkeypatch.setattr(ranges, "READ_OVER", 0)
+    sample = ShardReader(upload(built, s3, "few")).find(sample_key(1))
+    with counted(s3) as requests:
+        sample.fetch(Part("info"), requests=3)
+        sample.fetch(Part("mesh", 0, 1), Part("mesh", 50, 1), Part("pose", 3, 4), Part("valid"), requests=3)
+        assert sorted(name[:3] for _, name in requests) == ["ann", "ann", "cli"]
+        for name, first, count in (("mesh", 0, 1), ("mesh", 50, 1), ("pose", 3, 4), ("valid", 0, 60)):
+            expected = clip_arrays(1)[name][first : first + count]
+            np.testing.assert_allclose(sample.annotation(name, first, count), expected, atol=1e-3)
+        assert sample.info.key == sample.key and len(requests) == 3
+        # None are left, and what is lacking needs one.
+        sample.fetch(Part("landmarks", 0, 1), Part("quality", 0, 1), requests=3)
+        assert len(requests) == 4
 
 
 def test_members_and_info(built):

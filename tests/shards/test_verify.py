@@ -224,10 +224,11 @@ def test_damaged_video_is_found_by_deep(copied, edit_shard, how):
         (lambda rows: _replace(rows, 3, annotation=[]), "members"),
         (lambda rows: _replace(rows, 3, num_frames=rows[3].num_frames + 1), "content"),
         (lambda rows: _replace(rows, 3, licence="MIT"), "content"),
+        (lambda rows: _replace(rows, 3, scores={"valid_fraction": 1.0}), "content"),
         (lambda rows: _replace(rows, 3, split="test"), "splits"),
         (lambda rows: _replace(rows, 3, keep=not rows[3].keep, reason="blur" if rows[3].keep else None), "counts"),
     ],
-    ids=["row missing", "row too many", "offset", "no annotation", "frames", "licence", "split", "keep"],
+    ids=["row missing", "row too many", "offset", "no annotation", "frames", "licence", "faces", "split", "keep"],
 )
 def test_edited_index(copied, change, kind):
     edit_rows(copied, change)

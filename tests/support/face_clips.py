@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import dataclasses
-import io
-from collections import Counter
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 
-from shards.index import build_index, read_index, write_index
-from shards.manifest import AnnotationEntry, read_manifest, write_manifest
-from shards.plan import PlannedSample
+from annotate.latents import LATENTS, LatentSettings
+from shards.manifest import read_manifest, write_manifest
 from shards.reader import ShardReader
-from talkinghead import dataroot
+from talkinghead import latents as stored
 from talkinghead.annotation import blank_arrays
+from talkinghead.derived import Derived, derived_members, version_of
 from talkinghead.files.storage import Storage
 from talkinghead.geometry.canonical import mean_face
 from talkinghead.geometry.face_regions import LIPS
 from talkinghead.geometry.guidance import draw_guidance
-from talkinghead.latents import EMBEDDING, LATENTS
 from talkinghead.media.image_size import fit_images
 from talkinghead.models.image.networks import ImageNetworks
-from talkinghead.schema import annotation_shard_name, check_key
-from tests.support.packed_data import PackedClip, annotation_members, media_members, pack, pack_data, write_unit
+from talkinghead.schema import check_key
+from tests.support.packed_data import PackedClip, add_derived, annotation_members, media_members, pack_data
 
 LENGTHS = (26, 34, 12, 30)
 """Numbers of frames of the clips; the last clip is held out."""
@@ -104,43 +102,36 @@ def build_face_data(root: Path, name: str = "face", first: int = 0) -> Storage:
     return pack_data(root, clips, min_shards=2)
 
 
-def add_latents(storage: Storage, encoder: ImageNetworks, width: int, height: int) -> None:
-    """A version with the latents of all clips, as the job writes it."""
-    manifest = read_manifest(storage)
+def add_latents(
+    storage: Storage, encoder: ImageNetworks, width: int, height: int, column_version: Literal[1, 2] = 2
+) -> None:
+    """A version with the latents of all clips, as the job writes it; of version 1 as the first release described it."""
+    column = LATENTS.of_version(column_version)
+    assert column is not None
+    settings = LatentSettings(vae="tiny", image_encoder="tiny", width=width, height=height, device="cpu")
+    networks = encoder.provenance()
+    contents = {}
     reader = ShardReader(storage, split=None)
-    planned: dict[str, PlannedSample] = {}
     for sample in (reader[number] for number in range(len(reader))):
         images = torch.from_numpy(fit_images(sample.video().transpose(0, 3, 1, 2), width, height))
-        columns = {LATENTS: encoder.moments(images), EMBEDDING: encoder.embedding(images)}
-        members = {f"{name}.npy": _npy(value.numpy()) for name, value in columns.items()}
-        unit = write_unit(storage, dataroot.unit("encode", sample.key, "0" * 16), [(sample.key, members)])
-        planned[sample.key] = dataclasses.replace(unit[sample.key], num_frames=sample.num_frames)
-    rows, shards = [], []
-    old = read_index(storage, manifest.annotation())
-    for number in range(len(manifest.media)):
-        same = [old.row(row) for row in range(len(old)) if old.row(row).shard == number]
-        name = annotation_shard_name(LATENTS_VERSION, number)
-        packed, entry = pack(storage, name, [planned[row.key] for row in same])
-        shards.append(entry)
-        rows += [
-            dataclasses.replace(row, annotation=new.members) for row, new in zip(same, packed.samples, strict=True)
-        ]
-    index, sha256 = write_index(storage, build_index(LATENTS_VERSION, rows))
-    latents = AnnotationEntry(
-        version=LATENTS_VERSION,
-        index=index,
-        index_sha256=sha256,
-        shards=shards,
-        samples=len(rows),
-        kept=len(rows),
-        splits=dict(Counter(row.split for row in rows)),
-        kind="latents",
-        details={"encoding": 1, "width": width, "height": height, **encoder.provenance()},
-    )
-    write_manifest(storage, dataclasses.replace(manifest, annotations=[*manifest.annotations, latents]))
-
-
-def _npy(values: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, values)
-    return buffer.getvalue()
+        moments, embedding = encoder.moments(images).numpy(), encoder.embedding(images).numpy()
+        if column_version == 1:
+            made = {stored.LATENTS: moments, stored.EMBEDDING: embedding}
+        else:
+            mean, log_variance = np.split(moments, 2, axis=1)
+            rows = stored.LatentRows(
+                mean=mean,
+                log_variance=stored.encode_log_variance(log_variance),
+                embedding=embedding,
+                clip_size=(sample.info.width, sample.info.height),
+            )
+            made = {stored.ROWS: rows.pack()}
+        about = {"encode_key": "0" * 16, **networks}
+        contents[sample.key] = derived_members(column, Derived(arrays=made), sample.num_frames, None, about)
+    made_of = version_of(column, replace(settings, images_per_call=4), networks, {}, {})
+    add_derived(storage, made_of, contents, version=LATENTS_VERSION)
+    if column_version == 1:
+        manifest = read_manifest(storage)
+        *others, entry = manifest.annotations
+        entry = replace(entry, details={"encoding": 1, "width": width, "height": height, **networks})
+        write_manifest(storage, replace(manifest, annotations=[*others, entry]))

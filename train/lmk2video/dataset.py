@@ -285,6 +285,9 @@ class Lmk2VideoDataset:
         # Columns of which rows are read; latents are stored in different arrays from version to version.
         latents = (LATENTS, EMBEDDING, ROWS) if config.latents else ()
         self._columns = ("landmarks", *(name for name in latents if f"{name}.npy" in reader.versions.where))
+        # Of a store, where landmarks are read with what lies between them. Latents of version 1 lie in two arrays, and
+        # the size of their clip in another shard.
+        self._requests = 5 if LATENTS in self._columns else 3
         self.samples = np.flatnonzero(reader.num_frames >= config.window.num_frames)
         if not len(self.samples):
             raise ValueError(
@@ -321,7 +324,8 @@ class Lmk2VideoDataset:
 
         # Which frames: keyed by epoch and clip, so that the choice does not depend on rank, worker or resume.
         window = draw_window(valid, config.window, config.min_reference_gap, draw)
-        sample.fetch(*(part for name in self._columns for part in _parts(name, window)))
+        rows = [part for name in self._columns for part in _parts(name, window)]
+        sample.fetch(*self._whole_parts(sample), *rows, requests=self._requests)
         # What they show: latents, or images for the encoder; guidance images always. Landmarks are in shares of the
         # whole clip image, and latents and images show what is cropped out of it.
         if ROWS in self._columns:
@@ -345,15 +349,18 @@ class Lmk2VideoDataset:
         return tensors | numbers | {"key": key, "slot": slot}
 
     def _fetch_clip(self, sample: Sample) -> None:
-        """Read what is needed of a clip whatever its window is, which is drawn from `valid`."""
-        # Rows of latents tell the size of the clip themselves.
-        parts = [Part("valid"), *(() if ROWS in self._columns else (Part("info"),))]
-        if not self.config.latents and self.images.needs(sample):
-            parts.append(Part("video"))
-        # Landmarks come along where that saves a request, unless the many bytes of a video come already.
-        if self.config.latents and sample.together("landmarks", "valid"):
-            parts.append(Part("landmarks"))
-        sample.fetch(*parts)
+        """Read `valid`, from which the window is drawn, and what is needed whatever the window is, unless `valid` is
+        known: then all is read at once."""
+        if sample.always_seen:
+            return
+        # All landmarks come along where a request for some of them would be one more than there may be.
+        more = [Part("landmarks")] if self.config.latents else []
+        sample.fetch(Part("valid"), *more, *self._whole_parts(sample), requests=1)
+
+    def _whole_parts(self, sample: Sample) -> list[Part]:
+        """What is read of a clip whatever its window is; rows of latents tell the size of the clip themselves."""
+        parts = [] if ROWS in self._columns else [Part("info")]
+        return [*parts, Part("video")] if not self.config.latents and self.images.needs(sample) else parts
 
     def _pixels(self, sample: Sample, window: Window) -> dict[str, np.ndarray]:
         target = self.images.images(sample, window.frames)
@@ -409,11 +416,14 @@ def _rows(sample: Sample, window: Window) -> tuple[dict[str, np.ndarray], tuple[
     Raises:
         ValueError: The rows are damaged.
     """
+    stored = (
+        sample.annotation(ROWS, window.first, window.span)[:: window.stride],
+        sample.annotation(ROWS, window.reference, 1),
+    )
     try:
-        target = unpack_rows(sample.annotation(ROWS, window.first, window.span)[:: window.stride])
-        reference = unpack_rows(sample.annotation(ROWS, window.reference, 1))
+        target, reference = map(unpack_rows, stored)
     except ValueError as error:
-        raise ValueError(f"{sample.key}: {error}; make verify lists what is damaged") from error
+        raise sample.damaged(f"{ROWS}.npy", error) from error
     shown = {
         "target_moments": target.moments(),
         "reference_moments": reference.moments()[0],

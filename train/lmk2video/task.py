@@ -34,6 +34,7 @@ from train.lmk2video.dataset import HeldOutDataset, ImageSize, ItemConfig, Lmk2V
 from train.lmk2video.draws import Draws, WindowDraws
 from train.lmk2video.loss import loss_figures, velocity_loss
 from train.lmk2video.module import Conditions, Lmk2Video
+from train.run.crew import ONE, Crew
 from train.sources import check_finite
 from train.task import Batch, Provenance, Step, Task, Totals
 from train.trainer.precision import computed_in, prepare_frozen
@@ -214,14 +215,14 @@ class Lmk2VideoTask(Task, Generic[Config]):
             **settings,
         ).save_pretrained(folder)
 
-    def validate(self, weights: Path, folder: Path, device: torch.device) -> dict[str, float]:
+    def validate(self, weights: Path, folder: Path, device: torch.device, crew: Crew = ONE) -> dict[str, float]:
         """Compare clips, driven by their own landmarks from their own reference frame, with the true frames."""
         from train.lmk2video.validation import COLUMNS, validate
 
         held_out, training = (
             ReaderChain([clips.validation_reader(split, COLUMNS) for clips in self.clips]) for split in ("val", "train")
         )
-        return validate(self.config, held_out, training, weights, folder, device)
+        return validate(self.config, held_out, training, weights, folder, device, crew)
 
     def encoder_on(self, device: torch.device) -> ImageNetworks:
         """VAE and image encoder on the device of the batches, in bf16 where a GPU trains in bf16.

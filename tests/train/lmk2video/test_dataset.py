@@ -52,8 +52,9 @@ WINDOWS = ItemConfig(size=SIZE, window=WindowShape(num_frames=4, long_stride=3, 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Storage:
+    """Data with latents as releases before stored them."""
     storage = build_face_data(tmp_path_factory.mktemp("faces") / "data")
-    add_latents(storage, ImageNetworks.load("tiny", "tiny"), 32, 32)
+    add_latents(storage, ImageNetworks.load("tiny", "tiny"), 32, 32, column_version=1)
     return storage
 
 
@@ -224,7 +225,7 @@ def test_rows_of_latents_are_what_the_arrays_of_before_were(data: Storage, deriv
                 assert torch.equal(value, other[name]) if isinstance(value, torch.Tensor) else value == other[name]
 
 
-def test_damaged_rows_name_their_clip(derived: tuple[Storage, str], tmp_path: Path) -> None:
+def test_damaged_rows_name_their_file_and_clip(derived: tuple[Storage, str], tmp_path: Path) -> None:
     storage, version = derived
     folder = Path(shutil.copytree(storage.uri, tmp_path / "data"))
     reader = ShardReader(folder, columns=("landmarks", "valid", ROWS), join=(version,))
@@ -234,7 +235,8 @@ def test_damaged_rows_name_their_clip(derived: tuple[Storage, str], tmp_path: Pa
             file.seek(member.offset + NPY_HEAD)
             file.write(bytes(member.size - NPY_HEAD))
     dataset = Lmk2VideoDataset(reader, dataclasses.replace(WINDOWS, latents=True), seed=3)
-    with pytest.raises(ValueError, match=rf"{dataset.key(0)}: .*rows of latents.*make verify"):
+    shard = rf"{folder}/ann/{version}/ann-00000\d\.tar"
+    with pytest.raises(ValueError, match=rf"{shard}: {dataset.key(0)}\.{ROWS}\.npy: .*rows of latents.*make verify"):
         dataset[0]
 
 

@@ -20,6 +20,7 @@ from shards.loader import collate
 from shards.reader import ShardReader
 from talkinghead.derived import Derived
 from talkinghead.files.storage import Storage
+from talkinghead.latents import ROWS
 from talkinghead.models.image.networks import ImageNetworks
 from talkinghead.models.weights import first_weights, parameter_hash
 from talkinghead.pipelines.talking_head import TalkingHeadPipeline
@@ -506,7 +507,7 @@ def test_clips_without_latents_are_said_once(
 
     def encoded(index: Index, suffix: str) -> np.ndarray:
         there = has_member(index, suffix)
-        return there & (np.arange(len(there)) == 0) if suffix == "latents.npy" else there
+        return there & (np.arange(len(there)) == 0) if suffix == f"{ROWS}.npy" else there
 
     monkeypatch.setattr(Index, "has_member", encoded)
     task = prepared("stage1", storage, tmp_path / "task")
