@@ -262,8 +262,8 @@ class ValidationConfig:
     """Steps between two validations; one more at the end. 0: never."""
     device: str = "cpu"
     """Device of the validation. cpu; cuda: the first GPU; cuda:N: GPU N, from 0, of rank 0's machine, such as one that
-    no rank has; auto: cuda where there is a GPU. ranks: rank 0 validates by itself, on its own device, and the training
-    waits, where no other processor or GPU is free, or two processes may not share one."""
+    no rank has; auto: cuda where there is a GPU. ranks: the ranks validate, each its share of the clips on its own
+    device, and the training waits: where no other processor or GPU is free, or two processes may not share one."""
     loss_every: int | None = None
     """Steps between two measurements of the loss on held-out clips, by the ranks themselves; one more at the end. 0:
     never. None: a fifth of `every`."""
@@ -381,8 +381,9 @@ class TrainConfig:
     must divide global_batch / microbatch. A run that goes on with other ranks may get another one; with dropout in the
     model, or samples that depend on their neighbours, it keeps its own: masks are drawn for a microbatch as a whole."""
     microbatch_seconds: float | None = None
-    """Microbatches of clips of like length instead, read as a whole, of up to so many seconds together; a step has
-    global_batch / microbatch of them. A longer clip is cut to so many seconds. None: `microbatch` samples each."""
+    """Microbatches of clips of like length instead, of up to so many seconds together; a step has global_batch /
+    microbatch of them. Clips of a second or more are read for whole seconds, those of a microbatch for as many as its
+    shortest has, and a longer clip is cut to so many seconds. None: `microbatch` samples each."""
     seed: int = 0
     num_workers: int = 2
     """Number of reading processes of a rank; 0: the training process reads."""

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from shards.loader import SlotDataset
 from train.clip_choice import ReadVersions
 from train.config import OptimizerConfig, ParameterGroup, ScheduleConfig
+from train.run.crew import ONE, Crew
 from train.sources import Source
 
 Batch = dict[str, Any]
@@ -161,7 +162,8 @@ class Task(abc.ABC):
             module: Module that `build` returned, possibly wrapped for the ranks; only its forward may be called.
             batch: Microbatch on the module's device.
             seed: Seed of the run. Random numbers come from `talkinghead.rng` by (seed, purpose, slot of the sample) or
-                (seed, purpose, step).
+                (seed, purpose, step). It has no effect where they are drawn as samples are read
+                (`shards.drawn.DrawnDataset`), as they should: drawing here keeps a GPU waiting.
             step: Number of the step, from 0.
             total: Sums over the step, by which a loss divides that is a mean over more than samples.
             critic: Critic of the task's adversary, frozen; None without one.
@@ -172,10 +174,20 @@ class Task(abc.ABC):
         """Write the weights and everything else that inference needs (`save_pretrained`) into an empty folder."""
 
     @abc.abstractmethod
-    def validate(self, weights: Path, folder: Path, device: torch.device) -> dict[str, float]:
-        """Run the inference pipeline of exported weights on fixed held-out clips, on a device, in a process of its own.
+    def validate(self, weights: Path, folder: Path, device: torch.device, crew: Crew = ONE) -> dict[str, float]:
+        """Run the inference pipeline of exported weights on fixed held-out clips, on a device.
 
-        Writes `validation.json`, plots and videos into `folder`; returns the numbers to log.
+        Mostly in a process of its own. Where the ranks validate, each calls it, measures its share of the clips
+        (`Crew.own`), and puts the measurements together (`Crew.exchange`): the numbers are those of one process.
+
+        Args:
+            weights: Folder of the exported weights.
+            folder: Folder for `validation.json`, which the first process of the crew writes, and for plots and videos.
+            device: Device of this process.
+            crew: Processes that validate together.
+
+        Returns:
+            Numbers to log.
         """
 
     def sources(self) -> dict[str, Source]:

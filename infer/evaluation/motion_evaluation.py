@@ -15,8 +15,9 @@ from typing import Literal
 
 import numpy as np
 
-from infer.evaluation.evaluation_result import ClipCount, Evaluation, Role, Subject
-from infer.metrics import METRICS, Clip, Measurement
+from infer.evaluation.evaluation_result import Evaluation, Role, Subject
+from infer.evaluation.measured_clips import Join, MeasuredClips, one_process
+from infer.metrics import METRICS, Clip
 from shards.reader import Sample
 from talkinghead import timebase
 from talkinghead.motion.annotated import MOTION_COLUMNS, annotated_motion
@@ -114,6 +115,7 @@ def evaluate_mesh(
     known_neutral: bool = False,
     shift_s: float = MESH_SHIFT_S,
     on_clip: ClipCallback | None = None,
+    join: Join = one_process,
 ) -> Evaluation:
     """Evaluate predicted mesh offsets.
 
@@ -124,6 +126,7 @@ def evaluate_mesh(
         known_neutral: Whether the clips' neutral meshes were known, and not estimated from them; for the protocol.
         shift_s: Delay of the shifted truth in seconds.
         on_clip: Called with every clip that was evaluated.
+        join: Puts the measurements together where other processes evaluate other clips.
 
     Raises:
         ValueError: A prediction has a wrong shape, or is not finite.
@@ -140,7 +143,7 @@ def evaluate_mesh(
         if on_clip:
             on_clip(trace)
     whose = "given" if known_neutral else "estimated from the clip's own annotations"
-    return measured.evaluation(f"Offsets added to the neutral mesh ({whose}); whole clips, frames with a face.")
+    return measured.evaluation(f"Offsets added to the neutral mesh ({whose}); whole clips, frames with a face.", join)
 
 
 def evaluate_pose(
@@ -152,6 +155,7 @@ def evaluate_pose(
     origin: Literal["rest", "first"] = "rest",
     shift_s: float = POSE_SHIFT_S,
     on_clip: ClipCallback | None = None,
+    join: Join = one_process,
 ) -> Evaluation:
     """Evaluate predicted head poses.
 
@@ -165,6 +169,7 @@ def evaluate_pose(
         origin: Pose that poses are relative to: the clip's rest pose, or that of its first frame with a face.
         shift_s: Delay of the shifted truth in seconds.
         on_clip: Called with every clip that was evaluated.
+        join: Puts the measurements together where other processes evaluate other clips.
 
     Raises:
         ValueError: There is nothing to evaluate; or a prediction has a wrong shape, or is not finite.
@@ -192,7 +197,7 @@ def evaluate_pose(
         if on_clip:
             on_clip(trace)
     whose = "rest pose" if origin == "rest" else "first frame"
-    return measured.evaluation(f"Poses relative to the clip's {whose}; whole clips, frames with a face.")
+    return measured.evaluation(f"Poses relative to the clip's {whose}; whole clips, frames with a face.", join)
 
 
 class _Measured:
@@ -201,17 +206,14 @@ class _Measured:
     def __init__(self, kind: Kind, shift_s: float, has_mean: bool) -> None:
         self.kind, self.shift_s = kind, shift_s
         # Metrics of other kinds would be unavailable for every clip: leave them out of the table.
-        self.metrics = tuple(name for name, metric in METRICS.items() if f"predicted_{kind}" in metric.needs)
-        self.subjects: dict[str, tuple[Role, Measurement]] = {}
-        self.clips: list[ClipCount] = []
+        self.found = MeasuredClips(tuple(name for name, m in METRICS.items() if f"predicted_{kind}" in m.needs))
         self.notes = [f"The shifted truth is the clip's own motion, {shift_s:g} s late."]
         if not has_mean:
             self.notes.append("The training mean was not given.")
 
     def count(self, clip: TrueClip) -> Motion | None:
         """Count a clip, and return its true motion; None when it has no face, so that it is not measured."""
-        invalid = int((~clip.valid).sum())
-        self.clips.append(ClipCount(key=clip.key, num_frames=clip.num_frames, num_invalid=invalid))
+        self.found.count(clip.key, clip.valid)
         return clip.motion
 
     def add(
@@ -235,25 +237,24 @@ class _Measured:
         self._measure(TRUTH, "truth", trace, true, valid)
 
     def _measure(self, name: str, role: Role, trace: Trace, values: np.ndarray, valid: np.ndarray) -> None:
-        # The dict keeps the order of the first clip: predictions, baselines, truth.
-        _, measurement = self.subjects.setdefault(name, (role, Measurement(self.metrics)))
         # The truth is not compared with itself: it gets only the metrics that need no truth.
         true = None if role == "truth" else trace.true
         arrays = {f"predicted_{self.kind}": values, f"true_{self.kind}": true}
-        measurement.add(Clip(key=trace.clip.key, valid=valid, audio=trace.clip.audio, **arrays))
+        self.found.add(name, role, Clip(key=trace.clip.key, valid=valid, audio=trace.clip.audio, **arrays))
 
-    def evaluation(self, protocol: str) -> Evaluation:
+    def evaluation(self, protocol: str, join: Join) -> Evaluation:
+        found = join(self.found)
         notes = [*self.notes]
-        if faceless := sum(clip.num_invalid == clip.num_frames for clip in self.clips):
-            notes.append(f"{faceless} of {len(self.clips)} clips have no face and are not measured.")
+        if faceless := sum(clip.num_invalid == clip.num_frames for clip in found.clips):
+            notes.append(f"{faceless} of {len(found.clips)} clips have no face and are not measured.")
         return Evaluation(
             kind=self.kind,
             protocol=protocol,
             notes=tuple(notes),
-            clips=tuple(self.clips),
+            clips=tuple(found.clips),
             subjects=tuple(
                 Subject(name=name, role=role, results=tuple(measurement.results()))
-                for name, (role, measurement) in self.subjects.items()
+                for name, (role, measurement) in found.subjects.items()
             ),
         )
 

@@ -18,8 +18,9 @@ import torch
 
 from annotate.landmarks import LandmarkEngine
 from infer.evaluation.driven_clip import DrivenClip
-from infer.evaluation.evaluation_result import ClipCount, Evaluation, Role, Subject
-from infer.metrics import METRICS, Clip, Measurement, Unavailable
+from infer.evaluation.evaluation_result import Evaluation, Role, Subject
+from infer.evaluation.measured_clips import Join, MeasuredClips, one_process
+from infer.metrics import METRICS, Clip, Unavailable
 from infer.metrics.face_reading import redetect
 from infer.metrics.learned_metrics import LearnedMeasurement, embed
 from infer.metrics.scripted_model import ScriptedModel
@@ -84,6 +85,7 @@ def evaluate_pipeline(
     compare_motion: bool = True,
     on_clip: ClipCallback | None = None,
     progress: Callable[[str, int, int], None] | None = None,
+    join: Join = one_process,
 ) -> Evaluation:
     """Evaluation of a pipeline: generate every clip, and measure the result next to its baselines.
 
@@ -96,15 +98,17 @@ def evaluate_pipeline(
         compare_motion: Whether to generate every clip a second time without motion modules, if the denoiser has them.
         on_clip: Called with every clip that was evaluated.
         progress: Called with (name of the video, predictions of the network done, total).
+        join: Puts the measurements together where other processes evaluate other clips; not with learned metrics.
 
     Raises:
         ValueError: The pipeline cannot generate these clips, a network fails, or two clips have one key.
     """
     # Prepare the pipeline without motion modules to compare with.
+    assert join is one_process or not networks, "features of learned metrics are not put together"
     measured = _Measured(engine, networks or {})
     alone = without_motion(pipeline) if compare_motion else None
     for clip in clips:
-        if not measured.count(clip):
+        if not measured.found.count(clip.key, clip.valid):
             continue
         # Make the videos of the clip: generated, and the baselines.
         videos: dict[str, tuple[Role, np.ndarray]] = {
@@ -120,7 +124,7 @@ def evaluate_pipeline(
         measured.add(clip, videos)
         if on_clip:
             on_clip(VideoTrace(clip=clip, videos={name: video for name, (_, video) in videos.items()}))
-    return measured.evaluation(sampling)
+    return measured.evaluation(sampling, join)
 
 
 def generate(
@@ -189,24 +193,13 @@ class _Measured:
 
     def __init__(self, engine: LandmarkEngine | None, networks: Mapping[str, ScriptedModel]) -> None:
         self.engine, self.networks = engine, networks
-        self.metrics = tuple(name for name, metric in METRICS.items() if VIDEO_FIELDS & set(metric.needs))
-        self.subjects: dict[str, tuple[Role, Measurement, LearnedMeasurement]] = {}
-        self.clips: list[ClipCount] = []
-        self.cross = False
-
-    def count(self, clip: DrivenClip) -> bool:
-        """Count a clip; False when none of its frames is measured."""
-        invalid = int((~clip.valid).sum())
-        self.clips.append(ClipCount(key=clip.key, num_frames=clip.num_frames, num_invalid=invalid))
-        self.cross |= clip.truth is None
-        return bool(clip.valid.any())
+        self.found = MeasuredClips(tuple(name for name, m in METRICS.items() if VIDEO_FIELDS & set(m.needs)))
+        self.learned: dict[str, LearnedMeasurement] = {}
 
     def add(self, clip: DrivenClip, videos: Mapping[str, tuple[Role, np.ndarray]]) -> None:
         # All subjects are compared with the same face: embed it once.
         reference = self._embedded(clip)
         for name, (role, video) in videos.items():
-            entry = (role, Measurement(self.metrics), LearnedMeasurement(self.networks))
-            _, measurement, learned = self.subjects.setdefault(name, entry)
             # The reference copy shows one image all the time: find its landmarks once and repeat them.
             shown = self._shown(video[:1] if name == REFERENCE_COPY else video)
             one = Clip(
@@ -220,8 +213,11 @@ class _Measured:
                 shown_landmarks=None if shown is None else np.broadcast_to(shown, clip.landmarks.shape),
                 mouth_reading=clip.mouth.read(video, clip.landmarks, clip.frames),
             )
-            measurement.add(one)
-            learned.add(one, reference)
+            self.found.add(name, role, one)
+            self._learned(name).add(one, reference)
+
+    def _learned(self, name: str) -> LearnedMeasurement:
+        return self.learned.setdefault(name, LearnedMeasurement(self.networks))
 
     def _shown(self, video: np.ndarray) -> np.ndarray | None:
         return None if self.engine is None else redetect(video, self.engine)
@@ -241,12 +237,14 @@ class _Measured:
         except Unavailable:
             return None
 
-    def evaluation(self, sampling: Sampling) -> Evaluation:
-        driver = "another clip's landmarks" if self.cross else "its own landmarks"
+    def evaluation(self, sampling: Sampling, join: Join) -> Evaluation:
+        found = join(self.found)
+        cross = bool(found.subjects) and TRUTH not in found.subjects
+        driver = "another clip's landmarks" if cross else "its own landmarks"
         notes = [network.provenance() for network in self.networks.values()]
-        if VAE in self.subjects:
+        if VAE in found.subjects:
             notes.append("The VAE is the true frames encoded and decoded: the best that latents can do.")
-        if NO_MOTION in self.subjects:
+        if NO_MOTION in found.subjects:
             notes.append("Without motion modules: the same pipeline and noise, each frame for itself.")
         if self.engine is None:
             notes.append("Without a face model, nothing is measured of the face that the images show.")
@@ -257,9 +255,9 @@ class _Measured:
             protocol=f"A reference frame of each clip, driven by {driver}; {sampling}. Frames with a face are measured,"
             " but not the reference itself.",
             notes=tuple(notes),
-            clips=tuple(self.clips),
+            clips=tuple(found.clips),
             subjects=tuple(
-                Subject(name=name, role=role, results=(*measurement.results(), *learned.results()))
-                for name, (role, measurement, learned) in self.subjects.items()
+                Subject(name=name, role=role, results=(*measurement.results(), *self._learned(name).results()))
+                for name, (role, measurement) in found.subjects.items()
             ),
         )

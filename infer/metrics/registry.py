@@ -8,16 +8,17 @@ unavailable there and gives a reason; it is never 0 instead.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
 from talkinghead import timebase
 from talkinghead.geometry.face_regions import NUM_VERTICES
 
+T = TypeVar("T")
 Better = Literal["lower", "higher"] | None
 """Direction in which a metric gets better; None: it is a property to compare with the truth's."""
 
@@ -190,8 +191,8 @@ class Tally:
 
     values: dict[str, float | None] = field(default_factory=dict)
     """Sample key → value, in the order in which the clips were measured."""
-    reasons: dict[str, None] = field(default_factory=dict)
-    """Reasons, each once, in the order in which they occurred; a dict serves as an ordered set."""
+    reasons: dict[str, str] = field(default_factory=dict)
+    """Sample key → reason, of the clips without a value, in the same order."""
 
     def note(self, key: str, measure: Callable[[], float]) -> None:
         """Keep the value that `measure` returns for a clip, or the reason why it raises `Unavailable`."""
@@ -199,14 +200,21 @@ class Tally:
             self.values[key] = measure()
         except Unavailable as reason:
             self.values[key] = None
-            self.reasons[str(reason)] = None
+            self.reasons[key] = str(reason)
+
+    @classmethod
+    def together(cls, parts: Iterable[Tally], place: Mapping[str, int]) -> Tally:
+        """Values of the clips of all parts, in the order of their places (`place`: sample key → number)."""
+        values = {key: value for part in parts for key, value in part.values.items()}
+        reasons = {key: reason for part in parts for key, reason in part.reasons.items()}
+        return cls(values=_in_order(values, place), reasons=_in_order(reasons, place))
 
     def result(self, name: str, unit: str, better: Better, weights: Mapping[str, int]) -> Result:
         """The metric over all clips: their mean, weighted by the frames of each (`weights`: sample key → frames)."""
         there = {key: value for key, value in self.values.items() if value is not None}
         # Each clip counts by its frames: a mean over the clips alone would favour short ones.
         total = math.fsum(weights[key] * value for key, value in there.items())
-        reason = "; ".join(self.reasons) or None
+        reason = "; ".join(dict.fromkeys(self.reasons.values())) or None  # each once
         # Some clips have a value: tell how many lack one.
         if reason and there:
             reason = f"{len(self.values) - len(there)} of {len(self.values)} clips: {reason}"
@@ -220,6 +228,10 @@ class Tally:
             reason_unavailable=reason,
             per_clip=dict(self.values),
         )
+
+
+def _in_order(values: Mapping[str, T], place: Mapping[str, int]) -> dict[str, T]:
+    return {key: values[key] for key in sorted(values, key=place.__getitem__)}
 
 
 @dataclass
@@ -248,6 +260,26 @@ class Measurement:
         self._weights[clip.key] = clip.num_valid
         for name, tally in self._tallies.items():
             tally.note(clip.key, partial(METRICS[name].of, clip))
+
+    @classmethod
+    def together(cls, parts: Sequence[Measurement], place: Mapping[str, int]) -> Measurement:
+        """Measurements of the clips of all parts, as if they had been measured in the order of their places.
+
+        Args:
+            parts: Measurements with the same metrics, one at least.
+            place: Sample key → number.
+
+        Raises:
+            ValueError: A clip is in several parts.
+        """
+        whole = cls(parts[0].metrics)
+        for part in parts:
+            if twice := whole._weights.keys() & part._weights.keys():
+                raise ValueError(f"clip {min(twice)} is measured twice")
+            whole._weights |= part._weights
+        for name in whole._tallies:
+            whole._tallies[name] = Tally.together([part._tallies[name] for part in parts], place)
+        return whole
 
     def results(self) -> list[Result]:
         """Results of every metric over the clips so far."""

@@ -238,7 +238,6 @@ class WatchedTrainer(Trainer):
         self._train_step = step  # pyright: ignore[reportAttributeAccessIssue]
         with contextlib.suppress(Stopped):
             self.fit()
-        self._settle()
         self.places = tuple(dict.fromkeys(found))
         return self.clock.interval(self.config.global_batch * steps)
 

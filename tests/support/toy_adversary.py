@@ -24,6 +24,7 @@ from tests.support.toy_task import NUM_INPUTS, WEIGHTS, ToyTask
 from train.config import OptimizerConfig, ParameterGroup, ScheduleConfig
 from train.data_sets import DataSets
 from train.recipe import Recipe
+from train.run.crew import ONE, Crew
 from train.task import Adversary, Losses, Step, Totals
 
 R1_EVERY = 4
@@ -184,7 +185,7 @@ class ToyAdversaryTask(ToyTask):
         save_file(module.state_dict(), folder / WEIGHTS)
         (folder / "config.json").write_text(json.dumps({}))
 
-    def validate(self, weights: Path, folder: Path, device: torch.device) -> dict[str, float]:
+    def validate(self, weights: Path, folder: Path, device: torch.device, crew: Crew = ONE) -> dict[str, float]:
         raise NotImplementedError
 
 

@@ -29,6 +29,7 @@ from train.clip_choice import ReadVersions
 from train.config import CheckpointConfig, LogConfig, OptimizerConfig, TrainConfig, ValidationConfig
 from train.data_sets import DataSets, together
 from train.recipe import Recipe
+from train.run.crew import ONE, Crew
 from train.task import Step, Task, Totals
 
 WEIGHTS = "weights.safetensors"
@@ -70,7 +71,8 @@ class Config:
     """Numbers for which the loss asks memory."""
     validate_s: float = 0.0
     """Seconds that a validation takes."""
-    fail_validation: bool = False
+    fail_validation: int | None = None
+    """Number of the process of a crew in which a validation fails."""
     show: bool = False
     """Whether a validation writes an image and a video."""
     features: str = "drawn"
@@ -246,19 +248,29 @@ class ToyTask(Task):
         save_file(module.state_dict(), folder / WEIGHTS)
         (folder / "config.json").write_text(json.dumps(dataclasses.asdict(self.config)))
 
-    def validate(self, weights: Path, folder: Path, device: torch.device) -> dict[str, float]:
+    def validate(self, weights: Path, folder: Path, device: torch.device, crew: Crew = ONE) -> dict[str, float]:
         time.sleep(self.config.validate_s)
         while HOLD in os.environ and Path(os.environ[HOLD]).exists():
             time.sleep(0.02)
-        if self.config.fail_validation:
+        if self.config.fail_validation == crew.rank:
             raise ValueError("the toy was told to fail its validation")
         module = ToyModel(self.config)
         module.load_state_dict(load_file(weights / WEIGHTS))
         module.to(device)
-        batch = batch_of([item_of(1000 + i) for i in range(8)])
-        with torch.no_grad():
-            loss = float((module.eval()(batch["inputs"].to(device)).cpu() - batch["target"]).square().mean())
+        own = crew.own(range(8))
+        losses: dict[int, float] = {}
+        for number in own:
+            batch = batch_of([item_of(1000 + number)])
+            with torch.no_grad():
+                error = module.eval()(batch["inputs"].to(device)).cpu() - batch["target"]
+            losses[number] = float(error.square().sum())
+        for part in crew.exchange(losses):
+            losses |= part
+        loss = sum(losses[number] for number in range(8)) / 8
         folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"measured-by-{crew.rank}.json").write_text(json.dumps(own))
+        if not crew.first:
+            return {"loss": loss}
         (folder / "validation.json").write_text(json.dumps({"loss": loss}))
         if self.config.show:
             frames = [np.full((48, 64, 3), 9 * number, np.uint8) for number in range(10)]

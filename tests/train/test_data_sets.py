@@ -20,7 +20,7 @@ from talkinghead.models.image.networks import ImageNetworks
 from tests.support import face_clips, speech_data
 from tests.support.derived_data import TOY, ToySettings, add_version, toy
 from tests.support.lmk2video_tasks import SMALL
-from train.__main__ import main
+from tests.support.train_commands import Command, start_train
 from train.data_sets import DataSets, check_together, together
 from train.recipe import make_task, recipes_of
 from train.run.run_config import RunConfig
@@ -169,8 +169,17 @@ def test_they_come_back_from_text_and_from_the_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["audio2mesh", "audio2pose"])
-def test_models_from_speech_learn_from_both(name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """By the command line, to the end: statistics, speakers and validation over both data sets."""
+def test_models_from_speech_learn_from_both(name: str, tmp_path: Path) -> None:
+    """By the command line, to the end: statistics, speakers and validation over both data sets.
+
+    The commands have processes of their own: where they run, and how, must not follow from what other tests leave.
+    """
+
+    def command(*arguments: str) -> Command:
+        done = start_train(tmp_path / "output", *arguments)
+        done.wait(800)
+        return done
+
     one = speech_data.build_speech_data(tmp_path / "one")
     two = speech_data.build_speech_data(tmp_path / "two", "more", first=3)
     small = ["--config.window-frames", "24", "--train.steps", "2", "--train.schedule.warmup-steps", "1"]
@@ -179,7 +188,8 @@ def test_models_from_speech_learn_from_both(name: str, tmp_path: Path, capfd: py
     more = ["--more-data", two.uri, "--data-weights", "1", "2"]
     run = tmp_path / "run"
     asked = [name, "tiny", "--data", one.uri, "--run", str(run), "--train.parallel.threads", "1", *small]
-    assert main([*asked, *more]) == 0, capfd.readouterr().err
+    done = command(*asked, *more)
+    assert done.wait() == 0 and "the validation of step 2 failed" not in done.stderr, done.stderr
     task = make_task(name, RunFolder.open(run).recipe.config, RunFolder.open(run).data_sets, run / "task")
     assert list(task.corpus.speakers) == ["speaker-0", "speaker-1", "speaker-3", "speaker-4"]  # type: ignore[attr-defined]
     assert {read.indexes[0].index for read in task.reads()} == {
@@ -190,11 +200,11 @@ def test_models_from_speech_learn_from_both(name: str, tmp_path: Path, capfd: py
     # Both know of the run; other data sets are another training.
     for storage in (one, two):
         assert str(run) in "".join(path.read_text() for path in Path(str(storage.local_root)).glob("pins/*"))
-    assert main(asked) == 2
-    assert "more_data" in capfd.readouterr().err
+    done = command(*asked)
+    assert done.wait() == 2 and "more_data" in done.stderr, done.stderr
     manifest = read_manifest(two)
     write_manifest(two, dataclasses.replace(manifest, annotations=[]))
-    assert main([*asked, *more, "--run", str(tmp_path / "other")]) == 2
+    assert command(*asked, *more, "--run", str(tmp_path / "other")).wait() == 2
 
 
 @pytest.mark.parametrize(

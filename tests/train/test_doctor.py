@@ -85,6 +85,14 @@ def test_shards_are_shared_out_and_the_checkpoint_stays() -> None:
     # The ranks of DDP hold all of it.
     plain = recipe()
     assert footprint(task, plain, 2) == footprint(task, plain, 1) == whole
+    # Of several microbatches the gradients stay whole until the last one, unless each is exchanged.
+    for accumulation, count in (("whole", 2 * 88 + 9), ("sharded", 2 * 44 + 9)):
+        several = recipe(microbatch=1, parallel={"strategy": "fsdp2", "accumulation": accumulation})
+        counted = footprint(task, several, 2)
+        assert counted.gradients_bytes == 4 * count and counted.moments_bytes == half.moments_bytes
+    # Two copies, each on two ranks: a rank holds what it holds of one copy on two.
+    copies = recipe(microbatch=1, parallel={"strategy": "fsdp2", "shard_within": 2})
+    assert footprint(task, copies, 4) == half
 
 
 # --- the command ------------------------------------------------------------------------------------------------------

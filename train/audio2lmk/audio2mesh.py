@@ -32,6 +32,7 @@ from train.audio2lmk.validation import validate_mesh
 from train.data_sets import DataSets
 from train.many_gpus import NEW_RATE
 from train.recipe import Recipe
+from train.run.crew import ONE, Crew
 from train.task import Batch, Step, Totals
 
 
@@ -106,11 +107,11 @@ class Audio2MeshTask(SpeechTask[Audio2MeshConfig]):
         weights = self._vertex_weights.on(error.device)
         return (error.abs().mean(dim=-1) * weights).sum(dim=-1) / weights.sum()
 
-    def validate(self, weights: Path, folder: Path, device: torch.device) -> dict[str, float]:
+    def validate(self, weights: Path, folder: Path, device: torch.device, crew: Crew = ONE) -> dict[str, float]:
         """Evaluate whole held-out clips, and training clips to see the fit, against the baselines."""
         model = Audio2Mesh.from_pretrained(weights).eval()
         nn.Module.to(model, device)
-        return validate_mesh(model, self.corpus, self.config.validation_clips, folder)
+        return validate_mesh(model, self.corpus, self.config.validation_clips, folder, crew)
 
 
 # --- recipes ----------------------------------------------------------------------------------------------------------

@@ -36,6 +36,7 @@ from train.audio2lmk.windows import PoseDraws
 from train.data_sets import DataSets
 from train.many_gpus import NEW_RATE
 from train.recipe import Recipe
+from train.run.crew import ONE, Crew
 from train.task import Batch, PartialFigures, Step, Totals
 
 log = logging.getLogger(__name__)
@@ -218,11 +219,11 @@ class Audio2PoseTask(SpeechTask[Audio2PoseConfig]):
         strong = batch["strong_noise"]
         return {"loss/weak_noise": (loss, ~strong), "loss/strong_noise": (loss, strong)}
 
-    def validate(self, weights: Path, folder: Path, device: torch.device) -> dict[str, float]:
+    def validate(self, weights: Path, folder: Path, device: torch.device, crew: Crew = ONE) -> dict[str, float]:
         """Evaluate whole held-out clips, and training clips to see the fit, against the baselines."""
         model = Audio2Pose.from_pretrained(weights).eval()
         nn.Module.to(model, device)
-        return validate_pose(model, self.corpus, self.config.pose_origin, self.config.validation_clips, folder)
+        return validate_pose(model, self.corpus, self.config.pose_origin, self.config.validation_clips, folder, crew)
 
 
 # --- recipes ----------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from infer.evaluation.evaluation_result import write_evaluations
+from infer.evaluation.measured_clips import Join, joining
 from infer.evaluation.motion_evaluation import (
     ClipCallback,
     Evaluation,
@@ -36,7 +37,8 @@ from talkinghead.motion.rest_pose import placed_pose
 from talkinghead.motion.speakers import identity_of
 from talkinghead.pipelines.audio_to_landmarks import AudioToLandmarks
 from train.audio2lmk.corpus import Corpus
-from train.run.plots import ValidationFigures
+from train.run.crew import ONE, Crew
+from train.run.plots import MOST_SHOWN, ValidationFigures
 
 log = logging.getLogger(__name__)
 
@@ -50,12 +52,15 @@ FRONTAL = np.array([0.0, 0.0, 0.0, 0.0, 0.0, -30.0])
 class Evaluate(Protocol):
     """Function that measures clips."""
 
-    def __call__(self, samples: Sequence[Sample], *, held_out: bool, on_clip: ClipCallback) -> Evaluation:
-        """Measure clips; `on_clip` gets each of them and draws; see `infer.evaluation.motion_evaluation`."""
+    def __call__(self, samples: Sequence[Sample], *, held_out: bool, on_clip: ClipCallback, join: Join) -> Evaluation:
+        """Measure clips; `on_clip` gets each of them and draws, `join` puts the measurements together.
+
+        See `infer.evaluation.motion_evaluation`.
+        """
         ...
 
 
-def validate_mesh(model: Audio2Mesh, corpus: Corpus, count: int, folder: Path) -> dict[str, float]:
+def validate_mesh(model: Audio2Mesh, corpus: Corpus, count: int, folder: Path, crew: Crew = ONE) -> dict[str, float]:
     """Evaluate a mesh model on whole clips; arguments and result are those of `validate_clips`.
 
     Args:
@@ -63,6 +68,7 @@ def validate_mesh(model: Audio2Mesh, corpus: Corpus, count: int, folder: Path) -
         corpus: Clips of the run.
         count: Number of clips of each split.
         folder: Folder for what is written.
+        crew: Processes that share the clips out.
     """
     pipeline = AudioToLandmarks(model)
     speakers = corpus.speakers
@@ -70,7 +76,7 @@ def validate_mesh(model: Audio2Mesh, corpus: Corpus, count: int, folder: Path) -
     def predict(clip: TrueClip) -> np.ndarray:
         return pipeline.predict_offsets(clip.audio)
 
-    def evaluate(samples: Sequence[Sample], *, held_out: bool, on_clip: ClipCallback) -> Evaluation:
+    def evaluate(samples: Sequence[Sample], *, held_out: bool, on_clip: ClipCallback, join: Join) -> Evaluation:
         # The neutral mesh of a held-out speaker is estimated from the clip, as users would take it from a portrait.
         known = None if held_out else lambda speaker: speakers[speaker].neutral.mesh
         return evaluate_mesh(
@@ -79,13 +85,19 @@ def validate_mesh(model: Audio2Mesh, corpus: Corpus, count: int, folder: Path) -
             mean_offset=speakers.mean_offset,
             known_neutral=not held_out,
             on_clip=on_clip,
+            join=join,
         )
 
-    return validate_clips(corpus, count, folder, evaluate)
+    return validate_clips(corpus, count, folder, evaluate, crew)
 
 
 def validate_pose(
-    model: Audio2Pose, corpus: Corpus, origin: Literal["rest", "first"], count: int, folder: Path
+    model: Audio2Pose,
+    corpus: Corpus,
+    origin: Literal["rest", "first"],
+    count: int,
+    folder: Path,
+    crew: Crew = ONE,
 ) -> dict[str, float]:
     """Evaluate a pose model on whole clips; arguments and result are those of `validate_clips`.
 
@@ -95,6 +107,7 @@ def validate_pose(
         origin: Origin of the model's poses, see `talkinghead.motion.rest_pose.pose_origin`.
         count: Number of clips of each split.
         folder: Folder for what is written.
+        crew: Processes that share the clips out.
     """
     pipeline = AudioToLandmarks(None, model)
 
@@ -113,7 +126,7 @@ def validate_pose(
         row = torch.tensor([identity(clip)], device=model.device)
         return model(samples, known, row).float()[0].cpu().numpy()
 
-    def evaluate(samples: Sequence[Sample], *, held_out: bool, on_clip: ClipCallback) -> Evaluation:
+    def evaluate(samples: Sequence[Sample], *, held_out: bool, on_clip: ClipCallback, join: Join) -> Evaluation:
         del held_out  # poses are relative to each clip's own origin
         return evaluate_pose(
             free_running,
@@ -122,12 +135,13 @@ def validate_pose(
             mean_pose=np.array(corpus.statistics.pose_mean),
             origin=origin,
             on_clip=on_clip,
+            join=join,
         )
 
-    return validate_clips(corpus, count, folder, evaluate)
+    return validate_clips(corpus, count, folder, evaluate, crew)
 
 
-def validate_clips(corpus: Corpus, count: int, folder: Path, evaluate: Evaluate) -> dict[str, float]:
+def validate_clips(corpus: Corpus, count: int, folder: Path, evaluate: Evaluate, crew: Crew = ONE) -> dict[str, float]:
     """Evaluate clips, draw them, and write the numbers.
 
     Args:
@@ -135,17 +149,28 @@ def validate_clips(corpus: Corpus, count: int, folder: Path, evaluate: Evaluate)
         count: Number of clips of each split.
         folder: Folder for `validation.json`, its table, plots and videos (of held-out clips).
         evaluate: Function that measures clips.
+        crew: Processes that share the clips out.
 
     Returns:
         Figures to log, such as `held-out/mesh_l1`.
     """
     evaluations: dict[str, Evaluation] = {}
+    before = 0
     for title, samples in _chosen(corpus, count).items():
-        # Plots of both groups, videos of held-out clips only: those are the ones to watch.
+        # Plots of both groups, videos of held-out clips only: those are the ones to watch. Of this process's clips
+        # those are shown that are among the first of all.
         held_out = title == HELD_OUT
-        figures = ValidationFigures(folder / _short(title), write_trace_video if held_out else None)
-        evaluations[title] = evaluate(samples, held_out=held_out, on_clip=figures)
-    write_evaluations(folder, evaluations)
+        most = len(crew.own(samples[:MOST_SHOWN], before))
+        figures = ValidationFigures(folder / _short(title), write_trace_video if held_out else None, most)
+        evaluations[title] = evaluate(
+            crew.own(samples, before),
+            held_out=held_out,
+            on_clip=figures,
+            join=joining(crew.exchange, [sample.key for sample in samples]),
+        )
+        before += len(samples)
+    if crew.first:
+        write_evaluations(folder, evaluations)
     return {
         f"{_short(title)}/{name}": value
         for title, evaluation in evaluations.items()

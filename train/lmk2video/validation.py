@@ -11,8 +11,15 @@ import torch
 
 from annotate.landmarks import LandmarkEngine
 from infer.evaluation.comparison import Comparison
-from infer.evaluation.driven_clip import DRIVER_COLUMNS, DrivenClip, read_cross_driven, read_driven_clips
+from infer.evaluation.driven_clip import (
+    DRIVER_COLUMNS,
+    DrivenClip,
+    cross_key,
+    read_cross_driven,
+    read_driven_clips,
+)
 from infer.evaluation.evaluation_result import Evaluation, write_evaluations
+from infer.evaluation.measured_clips import joining
 from infer.evaluation.video_evaluation import Sampling, evaluate_pipeline
 from infer.metrics.face_reading import face_engine
 from shards.order import spread
@@ -20,12 +27,15 @@ from shards.reader import Sample
 from shards.reader_chain import ReaderChain
 from talkinghead.pipelines.talking_head import TalkingHeadPipeline
 from train.lmk2video.config import Lmk2VideoConfig
+from train.run.crew import ONE, Crew
 
 log = logging.getLogger(__name__)
 
 HELD_OUT, TRAINING, CROSS = "held-out clips", "training clips", "driven by another clip"
 COLUMNS = DRIVER_COLUMNS
 """Annotation columns of the clips that are validated."""
+Driven = tuple[Sample, Sample]
+"""Sample whose reference frame is driven, and the one that drives it; mostly the same."""
 _SHORT = {HELD_OUT: "held-out", TRAINING: "training", CROSS: "cross"}
 
 
@@ -36,6 +46,7 @@ def validate(
     weights: Path,
     folder: Path,
     device: torch.device,
+    crew: Crew = ONE,
 ) -> dict[str, float]:
     """Validate either stage; see `train.task.Task.validate`.
 
@@ -51,6 +62,7 @@ def validate(
         weights: Folder of an exported pipeline.
         folder: Folder for `validation.json`, its table, contact sheets and videos.
         device: Device of the pipeline.
+        crew: Processes that share the clips out.
 
     Returns:
         Figures to log, such as `held-out/psnr`.
@@ -65,18 +77,22 @@ def validate(
     sampling = Sampling(steps=config.validation_steps, guidance=config.validation_guidance)
     evaluations: dict[str, Evaluation] = {}
     # Clips are read one at a time, as they are evaluated.
-    for title, clips in _chosen(config, held_out, training).items():
+    before = 0
+    for title, group in _chosen(held_out, training, config.validation_clips).items():
         started = time.perf_counter()
         evaluations[title] = evaluate_pipeline(
             pipeline,
-            clips,
+            _read(config, crew.own(group, before)),
             sampling=sampling,
             engine=engine,
             compare_motion=not evaluations,
             on_clip=Comparison(folder / _SHORT[title], most=config.validation_clips),
+            join=joining(crew.exchange, [_key(samples) for samples in group]),
         )
+        before += len(group)
         log.info("%s: %.1f s", title, time.perf_counter() - started)
-    write_evaluations(folder, evaluations)
+    if crew.first:
+        write_evaluations(folder, evaluations)
     return {
         f"{_SHORT[title]}/{name}": value
         for title, evaluation in evaluations.items()
@@ -93,31 +109,36 @@ def _engine() -> LandmarkEngine | None:
         return None
 
 
-def _chosen(
-    config: Lmk2VideoConfig, all_held_out: ReaderChain, all_training: ReaderChain
-) -> dict[str, Iterator[DrivenClip]]:
-    """Groups of clips by title, from all over each, equal at every step."""
+def _chosen(all_held_out: ReaderChain, all_training: ReaderChain, count: int) -> dict[str, list[Driven]]:
+    """Groups of clips by title, from all over each split, equal at every step."""
     held_out, training = (
-        [clips[number] for number in spread(len(clips), config.validation_clips)]
-        for clips in (all_held_out, all_training)
+        [clips[number] for number in spread(len(clips), count)] for clips in (all_held_out, all_training)
     )
     if not (held_out or training):
         raise ValueError(f"no clip of {all_training.name} shows a face: there is nothing to validate on")
-
-    def own(samples: list[Sample]) -> Iterator[DrivenClip]:
-        return read_driven_clips(samples, config.width, config.height, frames=config.validation_frames)
-
-    # Held-out clips come first: their figures are the ones to watch.
-    chosen = {HELD_OUT: own(held_out), TRAINING: own(training)}
     if not held_out:
         log.warning("the data set has no clip in its val split: only training clips are validated")
-        del chosen[HELD_OUT]
-    # Across clips: a driver that the training has not seen with this face.
+    # Held-out clips come first: their figures are the ones to watch. Across clips: a driver that the training has not
+    # seen with this face.
     others = held_out or training[1:]
-    if training and others:
-        chosen[CROSS] = _cross(config, training[0], others[0])
-    return {title: clips for title, clips in chosen.items() if title != TRAINING or training}
+    groups: dict[str, list[Driven]] = {
+        HELD_OUT: [(sample, sample) for sample in held_out],
+        TRAINING: [(sample, sample) for sample in training],
+        CROSS: [(training[0], others[0])] if training and others else [],
+    }
+    return {title: group for title, group in groups.items() if group}
 
 
-def _cross(config: Lmk2VideoConfig, reference: Sample, driver: Sample) -> Iterator[DrivenClip]:
-    yield read_cross_driven(reference, driver, config.width, config.height, frames=config.validation_frames)
+def _read(config: Lmk2VideoConfig, group: list[Driven]) -> Iterator[DrivenClip]:
+    """Clips of a group, one at a time; those without a face are left out."""
+    for reference, driver in group:
+        if reference is driver:
+            yield from read_driven_clips([reference], config.width, config.height, frames=config.validation_frames)
+        else:
+            yield read_cross_driven(reference, driver, config.width, config.height, frames=config.validation_frames)
+
+
+def _key(driven: Driven) -> str:
+    """Key of the clip that `_read` makes of it."""
+    reference, driver = driven
+    return reference.key if reference is driver else cross_key(reference, driver)

@@ -32,6 +32,8 @@ MOST_LINES = len(_LINES)
 """Number of figures that one plot shows, the first ones."""
 _LARGEST = 1e100
 """Size of a value from which it is left out: the scale of an axis overflows long before a float does."""
+MOST_SHOWN = 4
+"""Number of clips of a group whose plots and videos are written, the first ones."""
 _SMOOTH_FROM = 40  # number of points from which a curve gets a smoothed line, too: the mean over a 20th of it
 
 
@@ -132,10 +134,12 @@ class ValidationFigures:
     Args:
         folder: Folder for `mouth-<key>.png` or `pose-<key>.png`, and `<key>.mp4`.
         video: Function that writes the video of a trace to a path; None: no videos.
-        most: Number of clips that get figures.
+        most: Number of clips that get figures, the first ones that come.
     """
 
-    def __init__(self, folder: Path, video: Callable[[Trace, Path], None] | None = None, most: int = 4) -> None:
+    def __init__(
+        self, folder: Path, video: Callable[[Trace, Path], None] | None = None, most: int = MOST_SHOWN
+    ) -> None:
         self.folder, self.video, self.left = folder, video, most
 
     def __call__(self, trace: Trace) -> None:

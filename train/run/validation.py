@@ -1,5 +1,5 @@
 """Validation next to the training: one child process for each, so that no rank waits for its figures; or, where the
-settings say so (`ranks`), on rank 0 itself, while all wait.
+settings say so (`ranks`), by the ranks themselves, which share the clips out, while the training waits.
 
 Rank 0 writes a copy of the weights into RUN/validation/step-…/weights (for this the ranks wait, as long as the disk
 takes) and starts `python -m train validate` on it, one at a time and with low priority. When the figures are in, the
@@ -13,6 +13,7 @@ import contextlib
 import json
 import logging
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -21,7 +22,7 @@ import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -32,17 +33,20 @@ from talkinghead.runtime.child_process import end_with
 from train.config import ValidationConfig
 from train.data_sets import DataSets
 from train.recipe import make_task
+from train.run.crew import ONE, Crew, shared
 from train.run.previews import write_previews
 from train.run.run_folder import RunFolder, folder_name, steps_in
 from train.run.validation_device import RANKS, device_of
-from train.trainer.port import MEETING_VARIABLE
+from train.trainer.port import MEETING_VARIABLE, Deadline
 from train.trainer.precision import set_arithmetic
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[2]
 RESULT = "result.json"
 LOG = "validation.log"
+_TOKEN = "crew"
 _MAX_WAITING = 2  # each keeps a copy of the weights on the disk
 _RESULT_BYTES = 1 << 20
 _LOG_END_BYTES = 64 << 10
@@ -56,7 +60,7 @@ _OF_THE_RANKS = (
 
 class Validations:
     """Validations of a run. Every rank makes one object, and all call `resume` and `submit` at the same steps; only
-    that of rank 0 does something, and with device `ranks` the others wait for it there.
+    that of rank 0 does something, and with device `ranks` the others validate along with it there.
 
     Args:
         run: Folder of the run.
@@ -65,6 +69,8 @@ class Validations:
         log_figures: Function that gets the step and the figures of each validation that is done.
         keep: Function that then gets the step and the folder with its weights, and moves it away or removes it.
         device: Device of this rank.
+        deadline: Time at which the training must have ended. With device `ranks` a validation that would take longer
+            is left to the next start, and none counts as a step.
     """
 
     def __init__(
@@ -75,8 +81,10 @@ class Validations:
         log_figures: Callable[[int, dict[str, float]], None],
         keep: Callable[[int, Path], None],
         device: torch.device | None = None,
+        deadline: Deadline | None = None,
     ) -> None:
         self.run, self.config, self.rank, self.device = run, config, rank, device or torch.device("cpu")
+        self._deadline, self._longest_s = deadline or Deadline(), 0.0
         self._here = config.device == RANKS
         # A group of its own, whose messages may come late.
         many = dist.is_initialized() and dist.get_world_size() > 1
@@ -128,22 +136,69 @@ class Validations:
         self._waiting = self._waiting[-_MAX_WAITING:]
 
     def _validate_here(self) -> None:
-        """Do what waits, on rank 0, while the others wait for it."""
-        while self._waiting:
-            step = self._waiting.pop(0)
-            try:
-                # Nothing may be left of it in what the training draws from.
-                with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
-                    if not (self.folder(step) / RESULT).exists():
-                        run_validation(self.run, step, self.run.data_sets.in_full(), device=self.device)
-            except (ValueError, OSError, RuntimeError) as error:
+        """Do what waits, with all ranks that have the folder of the run; the others wait for them. Collective."""
+        with self._deadline.suspended():
+            while (step := self._next_here()) is not None:
+                started = time.monotonic()
+                crew = self._crew(step)
+                if crew is not None:
+                    self._validate_by(crew, step)
+                if self.device.type == "cuda":
+                    torch.cuda.empty_cache()  # its weights and images; the next step needs other sizes
+                if self._group is not None:
+                    dist.barrier(self._group)
+                self._longest_s = max(self._longest_s, time.monotonic() - started)
+
+    def _next_here(self) -> int | None:
+        """Step that all ranks validate now, by what waits and by the clock of rank 0; None: none. Collective."""
+        while self.rank == 0 and self._waiting and (self.folder(self._waiting[0]) / RESULT).exists():
+            self._collect(self._waiting.pop(0), 0)  # done, but a kill came before its figures were logged
+        if self.rank == 0 and self._waiting and self._deadline.due(None, ahead_s=self._longest_s):
+            log.warning("step %d is validated at the next start: the hours are over before", self._waiting[0])
+            return self._from_rank_zero(None)
+        return self._from_rank_zero(self._waiting.pop(0) if self._waiting else None)
+
+    def _crew(self, step: int) -> Crew | None:
+        """Crew that validates a step: all ranks, if all find the folder that rank 0 has written into, else rank 0.
+        Collective."""
+        if self._group is None:
+            return ONE
+        # A folder of the same name on another machine is another one: only this one holds the token.
+        token = self._from_rank_zero(secrets.token_hex(8))
+        file = self.folder(step) / _TOKEN
+        if self.rank == 0:
+            write_whole(file, token.encode())
+        dist.barrier(self._group)
+        found: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(found, file.is_file() and file.read_bytes() == token.encode(), group=self._group)
+        if self.rank == 0:
+            file.unlink()
+        if all(found):
+            return Crew(self.rank, len(found), self._group)
+        if self.rank == 0:
+            log.warning("rank 0 validates alone: %d of %d ranks do not see %s", found.count(False), len(found), file)
+        return ONE if self.rank == 0 else None
+
+    def _validate_by(self, crew: Crew, step: int) -> None:
+        """Part of this rank in the validation of a step."""
+        data = self.run.data_sets.in_full()
+        try:
+            # Nothing may be left of it in what the training draws from.
+            with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+                run_validation(self.run, step, data, device=self.device, crew=crew)
+        except (ValueError, OSError, RuntimeError) as error:
+            if crew.first:
                 self._fail(step, str(error))
-            else:
+        else:
+            if crew.first:
                 self._collect(step, 0)
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()  # its weights and images; the next step needs other sizes
+
+    def _from_rank_zero(self, value: T) -> T:
+        """What rank 0 says. Collective."""
+        said = [value]
         if self._group is not None:
-            dist.barrier(self._group)
+            dist.broadcast_object_list(said, src=0, group=self._group)
+        return said[0]
 
     def poll(self) -> None:
         """Log figures that are in, and start the next validation in the queue. Never waits."""
@@ -153,7 +208,8 @@ class Validations:
                 return
             self._child = None
             self._collect(step, child.returncode)
-        while self._waiting and self._child is None:
+        # Of those that the ranks are to make, some may wait for the next start.
+        while self._waiting and self._child is None and not self._here:
             step = self._waiting.pop(0)
             if (self.folder(step) / RESULT).exists():  # done, but a kill came before its figures were logged
                 self._collect(step, 0)
@@ -208,9 +264,14 @@ class Validations:
 
 
 def run_validation(
-    run: RunFolder, step: int, data: DataSets, parent: int | None = None, device: torch.device | None = None
+    run: RunFolder,
+    step: int,
+    data: DataSets,
+    parent: int | None = None,
+    device: torch.device | None = None,
+    crew: Crew = ONE,
 ) -> Path:
-    """Validate the weights of a step in this process.
+    """Validate the weights of a step in this process, or in those of a crew, each of which calls it.
 
     Args:
         run: Folder of the run.
@@ -219,19 +280,34 @@ def run_validation(
         parent: Process id of the training, of which this process is a child: it lowers its priority, and ends when the
             training ends. None: not a child.
         device: Device to validate on; None: by the settings of the run.
+        crew: Processes that validate together.
 
     Returns:
         Folder with what the validation wrote.
 
     Raises:
-        ValueError: The weights of that step are not there.
+        ValueError: The weights of that step are not there, or the task cannot be validated.
+        CrewError: Another process of the crew has failed.
     """
     # A child of the training must not outlive it, nor take its processor. The training has warned of the owner.
     if parent is not None:
         end_with(parent)
         os.nice(_NICENESS)
-    else:
+    elif crew.first:
         warn_of_owner(run.path)
+    folder = run.validation / folder_name(step)
+    started = time.perf_counter()
+    figures = shared(lambda: _validated(run, step, data, device, crew), crew)
+    # The figures are written last: their file says that the validation is done.
+    if crew.first:
+        write_previews(folder)
+        write_whole(folder / RESULT, json.dumps(figures).encode())
+        log.info("validated step %d in %.1f s", step, time.perf_counter() - started)
+    return folder
+
+
+def _validated(run: RunFolder, step: int, data: DataSets, device: torch.device | None, crew: Crew) -> dict[str, float]:
+    """Figures of the weights of a step; arguments and errors are those of `run_validation`."""
     folder = run.validation / folder_name(step)
     waiting, kept = folder / "weights", run.kept_weights / folder_name(step)
     weights = waiting if waiting.is_dir() else kept
@@ -244,15 +320,9 @@ def run_validation(
             f"the weights of step {step} are neither in {run.kept_weights} nor in {run.validation}"
             f" (there: {', '.join(map(str, sorted(there))) or 'none'}); python -m infer evaluate measures {run.export}"
         )
-    # The figures are written last: their file says that the validation is done.
-    started = time.perf_counter()
     set_arithmetic(run.recipe.train.parallel)
     task = make_task(run.task, run.recipe.config, data, run.task_folder)
-    figures = task.validate(weights, folder, device or device_of(run.recipe.train.validation))
-    write_previews(folder)
-    write_whole(folder / RESULT, json.dumps(figures).encode())
-    log.info("validated step %d in %.1f s", step, time.perf_counter() - started)
-    return folder
+    return task.validate(weights, folder, device or device_of(run.recipe.train.validation), crew)
 
 
 def _start(run: RunFolder, step: int, config: ValidationConfig) -> subprocess.Popen[bytes]:

@@ -13,7 +13,7 @@ import torch
 from train.config import ValidationConfig
 
 RANKS = "ranks"
-"""Setting by which rank 0 validates itself, on its own device, while the others wait."""
+"""Setting by which the ranks validate, each on its own device, while the training waits."""
 _EXCLUSIVE = ("Exclusive_Process", "Exclusive_Thread", "Prohibited")
 _PATIENCE_S = 30.0  # nvidia-smi waits for the driver, which may be starting
 

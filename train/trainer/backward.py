@@ -15,7 +15,7 @@ from talkinghead.rng import key_bits
 from train.config import TrainConfig
 from train.task import Adversary, Batch, Losses, PartialFigures, Step, Task, Totals
 from train.trainer.learner import Learner
-from train.trainer.parallel import autocast, bare, gather_lists, gather_rows, gradient_sync, local, over_ranks
+from train.trainer.parallel import autocast, bare, gather_lists, gather_rows, gradient_sync, is_alone, local, over_ranks
 from train.trainer.precision import draws_masks
 from train.trainer.throughput import Throughput
 from train.trainer.transfer import Ahead
@@ -318,6 +318,8 @@ class Backward:
 
     def _keys_of_bad_gradient(self, batches: Sequence[Batch], step: int, total: Totals) -> list[str]:
         sharded = isinstance(self.module, FSDPModule)  # its gradients exist only when they are exchanged
+        if sharded and is_alone():
+            return []
         alone = [only(batch, index) for batch in batches for index in range(len(batch["keys"]))]
         with self._critic_frozen():
             found = keys_of_bad_gradient(

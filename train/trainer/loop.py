@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 import time
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,9 @@ from train.trainer.adapter import Adaptation
 from train.trainer.average import Ema, Exporter
 from train.trainer.backward import Backward
 from train.trainer.checkpoint import Checkpoints, training_state
-from train.trainer.guard import RunningMedian, SkipGuard
+from train.trainer.guard import NotFinite, RunningMedian, SkipGuard
 from train.trainer.learner import Learner, trainable_parameters
-from train.trainer.parallel import check_covered, choose_device, parallelise, wrap
+from train.trainer.parallel import alone, check_covered, choose_device, parallelise, wrap
 from train.trainer.port import Interrupted, Port, StopRequest
 from train.trainer.precision import set_arithmetic
 from train.trainer.reading import Noticed, Reading
@@ -46,6 +47,8 @@ log = logging.getLogger(__name__)
 ASK_EVERY_S = 1.0
 """Seconds between two questions to the launcher whether it will end the training early; every other step where steps
 take longer."""
+_PATIENCE_S = 10.0
+"""Seconds in which a device must have finished a step whose record an error has left open."""
 
 
 class Trainer:
@@ -128,14 +131,16 @@ class Trainer:
             for damaged in self.checkpoints.set_aside:
                 self.tracker.damaged(self.step, damaged.folder, damaged.defect)
             self.kept = KeptWeights(run, config.checkpoint)
-        self.validations = Validations(run, config.validation, port.rank, self._log_validation, self._keep, self.device)
+        self.validations = Validations(
+            run, config.validation, port.rank, self._log_validation, self._keep, self.device, port.deadline
+        )
         self.validations.resume(self.step)
         # State that is in no checkpoint: notices, and figures for the next line.
         self._stop, self._stopping, self._requeue, self._saving = StopRequest(), False, False, False
         self._ask, self._asked_in, self._asked_at = True, 0, 0.0
         self.watch = Watch(task, self.learner, self.critic, self.clock, config, run, port)
         self.stepping = Stepping(task, self.backward, self.ema, self.guard, self.medians, self.watch)
-        self._open: tuple[Launched, Noticed] | None = None  # the step whose figures are not read yet
+        self._open = deque[tuple[Launched, Noticed]]()  # steps whose figures are not read yet, two at most
 
     def fit(self) -> None:
         """Train to the last step; its checkpoint is whole and its validation submitted when this returns.
@@ -151,17 +156,22 @@ class Trainer:
         self.watch.announce(self.step)
         # From here to the end a first signal only sets a flag, which the next step shares among the ranks.
         with self._stop:
-            self._rehearse()
-            while self.step < self.config.steps:
-                self.port.deadline.tick()
-                with self.watch.step(self.step + 1):
-                    self._train_step()
-                self.port.progress.note(None)
-                self.step += 1
-                self._after_step()
-                # Every rank has the same flag, and `_after_step` has written the checkpoint: all end at the same step.
-                if self._stopping:
-                    raise Interrupted(self.step, self._requeue)
+            try:
+                self._rehearse()
+                while self.step < self.config.steps:
+                    self.port.deadline.tick()
+                    with self.watch.step(self.step + 1):
+                        self._train_step()
+                    self.port.progress.note(None)
+                    self.step += 1
+                    self._after_step()
+                    # Every rank has the same flag, and `_after_step` has written the checkpoint: all end at the same
+                    # step.
+                    if self._stopping:
+                        raise Interrupted(self.step, self._requeue)
+            finally:
+                # An error may come between the launch of a step and the reading of its figures.
+                self._record_open()
         # The last checkpoint must be whole before the weights are exported.
         self.checkpoints.wait()
 
@@ -214,18 +224,16 @@ class Trainer:
         noticed = self.reading.noticed()
         batch = self.backward.gathered(batches, self.step)
         self.port.progress.note(f"worked on step {self.step + 1}")
-        launched = self.stepping.launch(batch, self.step, lambda: self._flags(noticed))
+        self._open.append((self.stepping.launch(batch, self.step, lambda: self._flags(noticed)), noticed))
         # Now that the device has work again, the host may wait for what it did before.
-        self._settle()
-        self._open = launched, noticed
+        if len(self._open) > 1:
+            self._settle()
         if self._stopping or self._saving or self._needs_figures(self.step + 1):
             self._settle()
 
     def _settle(self) -> None:
-        """Learn what became of the step that was launched last, unless that is known. Every rank learns the same."""
-        if self._open is None:
-            return
-        (launched, noticed), self._open = self._open, None
+        """Learn what became of the first step of which that is not known yet. Every rank learns the same."""
+        launched, noticed = self._open.popleft()
         flags = self.stepping.settle(launched, self.tracker)
         self.reading.settle(launched.step + 1, noticed, flags, self.tracker)
         # A question that was asked since then was the answer to what was due.
@@ -233,6 +241,26 @@ class Trainer:
         self._requeue |= flags["requeue"] > 0
         self._stopping |= self._requeue or flags["stop"] > 0
         self._saving |= flags["preempting"] > 0 or flags["late"] > 0
+
+    def _record_open(self) -> None:
+        """Record what became of the steps that an error has left open, as far as this rank can tell by itself.
+
+        Nothing here may stand in the way of that error: neither what is found, nor a device that does not answer.
+        """
+        while self._open:
+            launched, noticed = self._open.popleft()
+            try:
+                if not launched.figures.arrived(_PATIENCE_S):
+                    log.warning("what became of step %d is not known: the device is not done", launched.step + 1)
+                    return
+                with alone():
+                    self.stepping.settle(launched, self.tracker)
+                    self.reading.settle(launched.step + 1, noticed, noticed.counts, self.tracker)
+            except NotFinite:
+                pass  # it is recorded by now, and why the training ends says the error that is under way
+            except Exception as error:  # noqa: BLE001 (a device that has failed raises all kinds)
+                log.warning("what became of step %d is not recorded: %r", launched.step + 1, error)
+                return
 
     def _flags(self, noticed: Noticed) -> dict[str, float]:
         """What this rank wants and has noticed by now, to be added up over the ranks."""

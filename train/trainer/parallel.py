@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from typing import Any, TypeVar, cast
 
 import torch
@@ -23,6 +24,7 @@ from train.trainer.sharding import Layout, layout_of, mesh_of, set_sync, shard
 
 T = TypeVar("T")
 
+_ALONE: ContextVar[bool] = ContextVar("alone", default=False)
 _COMPILED_FORMS = 4
 """Forms of a block that are compiled: training, evaluation, and one of each for a smaller last part."""
 
@@ -199,6 +201,24 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
+@contextmanager
+def alone() -> Iterator[None]:
+    """Context in which this rank exchanges nothing: sums and lists over the ranks are its own.
+
+    For what is left to record when a training fails: the other ranks may be anywhere by then.
+    """
+    token = _ALONE.set(True)
+    try:
+        yield
+    finally:
+        _ALONE.reset(token)
+
+
+def is_alone() -> bool:
+    """Whether this rank exchanges nothing at present; see `alone`."""
+    return _ALONE.get()
+
+
 def reduced(values: torch.Tensor, operation: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> torch.Tensor:
     """Sum (or maximum) of each of `[N]` values over the ranks, without waiting for a GPU. Collective; `values` is
     overwritten."""
@@ -238,4 +258,5 @@ def gather_rows(values: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
 
 
 def _many() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    """Whether there are other ranks to exchange something with."""
+    return not is_alone() and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1

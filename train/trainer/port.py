@@ -6,12 +6,13 @@ Thus the training loop knows no launcher. A training may be ended early in three
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -219,16 +220,27 @@ class Deadline:
             self.step_s = max(self.step_s, now - self._last)
         self._last = now
 
-    def due(self, checkpoint_s: float | None) -> bool:
+    @contextlib.contextmanager
+    def suspended(self) -> Iterator[None]:
+        """Context whose time counts to no step: what is done there is not done in each of them."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            if self._last is not None:
+                self._last += time.monotonic() - began
+
+    def due(self, checkpoint_s: float | None, ahead_s: float = 0.0) -> bool:
         """Whether the step under way, or the next one, must be the last.
 
         Args:
             checkpoint_s: Seconds of the longest checkpoint until now; None: there was none.
+            ahead_s: Seconds that pass before, by something else than steps.
         """
         if self.until is None:
             return False
         writing = min(600.0, self._whole_s / 10) if checkpoint_s is None else 2 * checkpoint_s
-        return time.time() + 3 * self.step_s + writing + min(30.0, self._whole_s / 20) >= self.until
+        return time.time() + ahead_s + 3 * self.step_s + writing + min(30.0, self._whole_s / 20) >= self.until
 
 
 class StopRequest:

@@ -1,15 +1,13 @@
 """Layouts of a training's state over its ranks: whole on each (DDP), shared out among all (FSDP2), or among groups of
 neighbours that each hold a copy (HSDP).
 
-What a rank holds is counted here (`rank_bytes`), and the sharding itself is done here (`shard`). Two choices are stated
-in `ParallelConfig`: in which numbers weights are gathered and gradients summed, and what becomes of the gradients of a
-step's microbatches until its last one.
+Two choices are stated in `ParallelConfig`: in which numbers weights are gathered and gradients summed, and what becomes
+of the gradients of a step's microbatches until its last one. What a rank then holds, `train.doctor.footprint` counts.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -17,8 +15,7 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
-from train.config import OptimizerConfig, ParallelConfig
-from train.trainer.eight_bit_adam import BLOCK_8BIT, LEAST_8BIT
+from train.config import ParallelConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,75 +54,6 @@ def layout_of(config: ParallelConfig, world: int, local_world: int) -> Layout:
             " --train.parallel.shard-within so that it divides their number, or leave it out"
         )
     return Layout(replicas=world // shards, shards=shards)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RankBytes:
-    """Bytes that a rank's device holds of a training's state."""
-
-    weights: int
-    """Weights in float32, trained and frozen, of which a rank has its share."""
-    gradients: int
-    """Gradients in float32 at the end of a step, and in full size until then where they are kept whole."""
-    moments: int
-    averages: int
-
-    @property
-    def total(self) -> int:
-        """Their sum."""
-        return self.weights + self.gradients + self.moments + self.averages
-
-
-def rank_bytes(
-    trained: Iterable[Sequence[int]],
-    frozen: Iterable[Sequence[int]],
-    layout: Layout,
-    *,
-    parallel: ParallelConfig,
-    optimizer: OptimizerConfig,
-    averages: bool,
-    accumulation: int,
-) -> RankBytes:
-    """Bytes of a rank, counted from the shapes of the parameters alone.
-
-    Each parameter is cut along its first dimension; the rank with the largest shares counts. What a block takes while
-    its turn is there (gathered weights, activations) comes on top, as do buffers.
-
-    Args:
-        trained: Shapes of the trained parameters.
-        frozen: Shapes of the frozen ones.
-        layout: How the ranks hold them.
-        parallel: Settings of how the ranks share the work.
-        optimizer: Settings of the optimizer.
-        averages: Whether averages are kept.
-        accumulation: Number of microbatches of a rank in a step.
-    """
-    trained = [tuple(shape) for shape in trained]
-    shares = [_share(shape, layout.shards) for shape in trained]
-    own = sum(shares)
-    gradients = 4 * own
-    if layout.shards > 1 and accumulation > 1 and parallel.accumulation == "whole":
-        # Full size until the last microbatch, whose exchange leaves the shares; block by block, so not both at once.
-        gradients = 4 * sum(map(math.prod, trained))
-    moments = sum(_moments(count, optimizer) for count in shares)
-    return RankBytes(
-        weights=4 * (own + sum(_share(tuple(shape), layout.shards) for shape in frozen)),
-        gradients=gradients,
-        moments=moments,
-        averages=4 * own if averages else 0,
-    )
-
-
-def _share(shape: tuple[int, ...], shards: int) -> int:
-    """Most numbers of a parameter that one of its shards has."""
-    return math.prod(shape) if not shape else -(-shape[0] // shards) * math.prod(shape[1:])
-
-
-def _moments(count: int, optimizer: OptimizerConfig) -> int:
-    """Bytes of both moments of so many numbers, and of the count of updates."""
-    if optimizer.name != "adamw8bit" or count < LEAST_8BIT:
-        return 8 * count + 4
-    return 2 * (count + 4 * -(-count // BLOCK_8BIT)) + 4
 
 
 # --- sharding ---------------------------------------------------------------------------------------------------------

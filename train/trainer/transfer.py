@@ -7,6 +7,7 @@ read when it has arrived. On a CPU both are one, and nothing is copied.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -16,6 +17,9 @@ from torch import Tensor
 from train.task import Batch
 from train.trainer.parallel import moved
 from train.trainer.throughput import Throughput
+
+_POLL_S = 0.01
+"""Seconds between two questions to a device whether it is done."""
 
 
 def sent(values: Sequence[float], device: torch.device) -> Tensor:
@@ -42,6 +46,15 @@ class Returning:
             self._host.copy_(there, non_blocking=True)
             self._arrived = torch.cuda.Event()
             self._arrived.record()
+
+    def arrived(self, patience_s: float) -> bool:
+        """Whether the numbers are on the host, or get there within some seconds."""
+        if self._arrived is None:
+            return True
+        until = time.monotonic() + patience_s
+        while not (there := self._arrived.query()) and time.monotonic() < until:
+            time.sleep(_POLL_S)
+        return there
 
     def read(self) -> dict[str, dict[str, float]]:
         """Kind → name → number. Waits for the device, if it is not there yet."""

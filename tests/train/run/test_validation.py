@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import save_file
 
 from tests.support import toy_task
@@ -16,10 +19,12 @@ from tests.support.train_commands import ROOT, SITE, run_train, toy, wait_for
 from tests.support.training import Ranks, assert_same, lines, recipe, train
 from train.config import CheckpointConfig, ValidationConfig
 from train.recipe import TASKS, Recipe
+from train.run import validation
 from train.run.kept_weights import KeptWeights
 from train.run.run_config import RunConfig
-from train.run.run_folder import RunFolder, steps_in
+from train.run.run_folder import RunFolder, folder_name, steps_in
 from train.run.validation import Validations, run_validation
+from train.trainer.port import Deadline
 
 TASKS["toy"] = toy_task.__name__
 
@@ -80,6 +85,7 @@ def test_it_runs_next_to_the_training_and_again_after_a_kill(tmp_path: Path, mon
     assert sorted(figures) == [10, 30] and figures[10] == figures[30]
     assert not list(run.validation.glob("*/weights")) and steps_in(run.kept_weights) == [10, 30]
     assert sorted(entry.name for entry in second.folder(30).iterdir()) == [
+        "measured-by-0.json",
         "result.json",
         "validation.json",
         "validation.log",
@@ -165,7 +171,7 @@ def model_of_seed_1() -> dict[str, torch.Tensor]:
 
 
 def test_a_validation_by_the_ranks_that_fails_ends_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    run, figures = run_of(tmp_path, fail_validation=True), Figures()
+    run, figures = run_of(tmp_path, fail_validation=0), Figures()
     validations = make(run, figures, device="ranks")
     validations.submit(1, export)
     assert not figures and "the validation of step 1 failed, training goes on: the toy was told to" in caplog.text
@@ -184,7 +190,7 @@ def test_a_validation_by_the_ranks_that_fails_ends_nothing(tmp_path: Path, caplo
     assert sorted(figures) == [7]
 
 
-def test_two_ranks_wait_for_the_one_that_validates(ranks: Ranks, tmp_path: Path) -> None:
+def test_two_ranks_share_a_validation(ranks: Ranks, tmp_path: Path) -> None:
     """Each validation takes longer than any step, and both ranks are in step after it."""
     chosen = recipe({"validate_s": 1.0}, validation={"every": 4, "device": "ranks", "loss_every": 0})
     first, second = ranks.run(train, tmp_path / "run", chosen)
@@ -193,6 +199,101 @@ def test_two_ranks_wait_for_the_one_that_validates(ranks: Ranks, tmp_path: Path)
     figures = [line for line in lines(tmp_path / "run") if "validation/loss" in line]
     assert [line["step"] for line in figures] == [4, 8]
     assert steps_in(tmp_path / "run/weights") == [4, 8]
+    # Each clip was measured by one of them; one process by itself finds the same, to the last bit.
+    run = RunFolder.open(tmp_path / "run")
+    for step, line in zip((4, 8), figures, strict=True):
+        assert measured(run, step) == {0: [0, 2, 4, 6], 1: [1, 3, 5, 7]}
+        result = run.validation / folder_name(step) / "result.json"
+        by_ranks = result.read_bytes()
+        run_validation(run, step, run.data_sets)
+        assert result.read_bytes() == by_ranks and json.loads(by_ranks)["loss"] == line["validation/loss"]
+
+
+def measured(run: RunFolder, step: int) -> dict[int, list[int]]:
+    """Clips of a validation by the rank that has measured them."""
+    folder = run.validation / folder_name(step)
+    found = {rank: folder / f"measured-by-{rank}.json" for rank in range(4)}
+    return {rank: json.loads(file.read_text()) for rank, file in found.items() if file.exists()}
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_rank_that_cannot_validate_ends_nothing(ranks: Ranks, tmp_path: Path, failing: int) -> None:
+    chosen = recipe({"fail_validation": failing}, validation={"every": 4, "device": "ranks", "loss_every": 0})
+    first, second = ranks.run(train, tmp_path / "run", chosen)
+    assert first["error"] is None and first["step"] == 8
+    assert_same(first, second)
+    assert_same(first, train(tmp_path / "plain", recipe()), 2e-5)
+    assert not [line for line in lines(tmp_path / "run") if "validation/loss" in line]
+    assert steps_in(tmp_path / "run/validation") == [4, 8] and steps_in(tmp_path / "run/weights") == []
+
+
+def by_ranks(run: Path, elsewhere: Path | None) -> dict[int, dict[str, float]]:
+    """Validate step 5 as a rank does; rank 1 has RUN where it is told."""
+    rank = dist.get_rank()
+    folder = RunFolder.open(run if rank == 0 or elsewhere is None else elsewhere)
+    figures = Figures()
+    make(folder, figures, rank, device="ranks").submit(5, export)
+    return dict(figures)
+
+
+def test_a_rank_that_does_not_see_the_run_leaves_it_to_the_first(ranks: Ranks, tmp_path: Path) -> None:
+    """Also where a folder of that name is on its machine, with weights of another run."""
+    one, two = run_of(tmp_path / "one"), run_of(tmp_path / "two")
+    weights = two.validation / folder_name(5) / "weights"
+    weights.mkdir(parents=True)
+    export(weights)
+    alone, nothing = ranks.run(by_ranks, one.path, two.path)
+    assert measured(one, 5) == {0: list(range(8))} and not measured(two, 5) and nothing == {}
+    both, _ = ranks.run(by_ranks, run_of(tmp_path / "three").path, None)
+    assert both == alone
+
+
+def without_a_task_on_rank_1(run: Path, elsewhere: None) -> list[int]:
+    """Validate step 5 as a rank does, where rank 1 cannot even begin; then all tell their numbers."""
+
+    def failing(*_: Any) -> Any:
+        raise ValueError("a file of the data is not there")
+
+    made = validation.make_task
+    if dist.get_rank() == 1:
+        validation.make_task = failing
+    try:
+        assert by_ranks(run, elsewhere) == {}
+    finally:
+        validation.make_task = made
+    said: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(said, dist.get_rank())
+    return said
+
+
+def test_a_rank_that_cannot_begin_a_validation_ends_nothing(ranks: Ranks, tmp_path: Path) -> None:
+    """Nobody waits for what it would have measured."""
+    run = run_of(tmp_path)
+    assert ranks.run(without_a_task_on_rank_1, run.path, None) == [[0, 1], [0, 1]]
+    assert not (run.validation / folder_name(5) / "result.json").exists()
+    assert sorted(ranks.run(by_ranks, run.path, None)[0]) == [5]
+
+
+def test_a_validation_by_the_ranks_counts_as_no_step_and_waits_where_the_hours_are_over(tmp_path: Path) -> None:
+    run, figures = run_of(tmp_path, validate_s=1.0), Figures()
+    deadline = Deadline(time.time() + 3600)
+    config = ValidationConfig(every=1, device="ranks")
+    kept = KeptWeights(run, CheckpointConfig())
+    validations = Validations(run, config, 0, figures.take, kept.keep, deadline=deadline)
+    for step in (1, 2):
+        deadline.tick()
+        validations.submit(step, export)
+    deadline.tick()
+    assert sorted(figures) == [1, 2] and deadline.step_s < 1
+    # Ten minutes at most are kept for a checkpoint. Now there is less than a validation takes.
+    assert deadline.until is not None
+    deadline.until = time.time() + 360 + 30 + 3 * deadline.step_s + 0.5
+    validations.submit(3, export)
+    validations.wait()
+    assert sorted(figures) == [1, 2] and validations.pending == {3} and validations._child is None
+    again = Validations(run, config, 0, figures.take, kept.keep)
+    again.resume(3)
+    assert sorted(figures) == [1, 2, 3]
 
 
 @pytest.mark.slow

@@ -127,6 +127,22 @@ def test_the_longest_step_counts_and_the_first_does_not(monkeypatch: pytest.Monk
     assert found == [0.0, 3.0, 3.0, 5.0, 5.0]
 
 
+def test_what_suspends_the_deadline_counts_to_no_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter((100.0, 101.0, 141.0, 142.0))
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    deadline = Deadline()
+    deadline.tick()
+    with deadline.suspended():
+        pass
+    deadline.tick()
+    assert deadline.step_s == 2.0
+
+
+def test_what_is_ahead_counts_before_the_deadline() -> None:
+    deadline = Deadline(time.time() + 1000)
+    assert not deadline.due(0.0) and not deadline.due(0.0, ahead_s=900) and deadline.due(0.0, ahead_s=999)
+
+
 def test_progress_counts_and_tells_what_and_for_how_long(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 10.0
     monkeypatch.setattr(time, "monotonic", lambda: now)

@@ -219,3 +219,111 @@ def test_a_skipped_step_leaves_every_buffer_bit_by_bit(tmp_path: Path) -> None:
             other = states[4][part][name]
             assert torch.equal(value.nan_to_num(), other.nan_to_num()), f"{part} {name}"
     assert not torch.equal(states[4]["module"]["followed"], states[5]["module"]["followed"])
+
+
+# --- what an error leaves open ----------------------------------------------------------------------------------------
+
+
+GONE = ValueError("the store is gone")
+
+
+def events(path: Path) -> list[dict[str, Any]]:
+    return [line for line in lines(path) if "event" in line]
+
+
+def failing(path: Path, chosen: Recipe, *, at: int, error: BaseException = GONE) -> list[dict[str, Any]]:
+    """Train until the data of a step (from 1) fail on rank 0, which the others do not know; returns the events."""
+    trainer = trainer_of(path, chosen)
+    read = trainer.reading.next
+
+    def failing_read() -> Any:
+        if trainer.step == at - 1 and trainer.port.rank == 0:
+            raise error
+        return read()
+
+    trainer.reading.next = failing_read  # type: ignore[method-assign]
+    with pytest.raises(type(error)) as raised:
+        trainer.fit()
+    assert raised.value is error, "what is recorded at last does not hide why it ended"
+    trainer.close()
+    return events(path)
+
+
+@pytest.mark.parametrize("fault", ["bad_loss", "bad_gradient"])
+@pytest.mark.parametrize("error", [GONE, KeyboardInterrupt()])
+def test_a_skipped_step_is_recorded_when_the_data_of_the_next_one_fail(
+    tmp_path: Path, fault: str, error: BaseException
+) -> None:
+    """Of a second Ctrl-C, too, which ends a training at once."""
+    chosen = recipe({fault: (9,)}, log={"every": 8}, checkpoint={"every": 100})
+    for name in ("run", "whole"):
+        start(tmp_path / name, chosen)
+    found = failing(tmp_path / "run", chosen, at=4, error=error)
+    train(tmp_path / "whole", chosen)
+    assert found == events(tmp_path / "whole")
+    assert [(event["event"], event["step"]) for event in found] == [("skipped", 3)]
+
+
+def test_it_is_recorded_without_the_other_ranks(tmp_path: Path) -> None:
+    """The other one waits for the gradients of the next step, and would answer no question."""
+    chosen = recipe({"bad_gradient": (9,)}, log={"every": 8}, checkpoint={"every": 100})
+    start(tmp_path / "run", chosen)
+    pair = Ranks(2, tmp_path)
+    try:
+        for pipe in pair.pipes:
+            pipe.send((failing, (tmp_path / "run", chosen), {"at": 4}))
+        assert pair.pipes[0].poll(240), "rank 0 waits for the other"
+        good, found = pair.pipes[0].recv()
+    finally:
+        for process in pair.processes:
+            process.kill()
+        pair.stop()
+    assert good, found
+    # Slots 8 and 9 are of rank 0.
+    assert [(event["step"], event["what"], len(event["keys"])) for event in found] == [(3, "gradient", 1)]
+
+
+def test_a_step_that_was_launched_before_the_guard_ends_a_training_is_recorded(tmp_path: Path) -> None:
+    chosen = recipe(
+        {"bad_loss": tuple(range(100))}, guard={"abort_after": 2}, log={"every": 8}, checkpoint={"every": 100}
+    )
+    found = train(tmp_path / "run", chosen)
+    assert found["error"].startswith("NotFinite: 2 steps in a row, up to step 2, were skipped")
+    assert [event["step"] for event in events(tmp_path / "run")] == [1, 2, 3]
+
+
+class _Busy:
+    """Figures of a device that does not come to an end."""
+
+    def arrived(self, patience_s: float) -> bool:
+        return False
+
+
+class _Failed:
+    """Figures of a device that has failed."""
+
+    def arrived(self, patience_s: float) -> bool:
+        raise AssertionError("device-side assert triggered")
+
+
+@pytest.mark.parametrize(("figures", "said"), [(_Busy(), "not known: the device"), (_Failed(), "not recorded: Assert")])
+def test_a_device_that_does_not_answer_hides_no_error(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, figures: Any, said: str
+) -> None:
+    chosen = recipe({"bad_loss": (9,)}, log={"every": 8}, checkpoint={"every": 100})
+    start(tmp_path / "run", chosen)
+    trainer = trainer_of(tmp_path / "run", chosen)
+    launch = trainer.stepping.launch
+
+    def launching(batch: Any, step: int, flags: Any) -> Any:
+        launched = launch(batch, step, flags)
+        if step == 2:
+            trainer.reading.next = lambda: 1 / 0  # type: ignore[method-assign]
+            return dataclasses.replace(launched, figures=figures)
+        return launched
+
+    trainer.stepping.launch = launching  # type: ignore[method-assign]
+    with pytest.raises(ZeroDivisionError):
+        trainer.fit()
+    trainer.close()
+    assert not events(tmp_path / "run") and f"what became of step 3 is {said}" in caplog.text
