@@ -46,20 +46,33 @@ def read_table(data: bytes, name: str, check: Callable[[pa.Schema], object]) -> 
         ValueError: What `check` raises.
     """
     try:
-        file = _open(data)
+        owned = _owned(data)
+        file = _open(owned)
         schema = file.schema_arrow
     except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
         raise _unreadable(name, error) from None
     check(schema)
     try:
-        table = _read(data, file, max(SMALL_BYTES, GROWTH * len(data)))
+        table = _read(data, owned, file, max(SMALL_BYTES, GROWTH * len(data)))
         table.validate(full=True)
     except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
         raise _unreadable(name, error) from None
     return table
 
 
-def _open(data: bytes, **options: Any) -> pq.ParquetFile:
+def _owned(data: bytes) -> pa.Buffer:
+    """Copy of bytes in memory of Arrow's own.
+
+    Threads of Arrow read, and may be the last to let go of what they have read from. Memory of Python they could free
+    only with its lock; a thread that asks for the lock when Python is ending takes the whole process with it
+    ("terminate called without an active exception", github.com/apache/arrow/issues/45017).
+    """
+    sink = pa.BufferOutputStream()
+    sink.write(data)
+    return sink.getvalue()
+
+
+def _open(data: pa.Buffer, **options: Any) -> pq.ParquetFile:
     return pq.ParquetFile(
         pa.BufferReader(data),
         pre_buffer=False,  # the data is in memory already
@@ -75,7 +88,7 @@ def _unreadable(name: str, error: BaseException) -> TableError:
     return TableError(f"{name} is no readable table: {reason or type(error).__name__}")
 
 
-def _read(data: bytes, file: pq.ParquetFile, limit: int) -> pa.Table:
+def _read(data: bytes, owned: pa.Buffer, file: pq.ParquetFile, limit: int) -> pa.Table:
     """All rows; `ValueError` when they take more than `limit` bytes."""
     # What the columns take where no text is repeated.
     groups = row_groups(data)
@@ -86,7 +99,7 @@ def _read(data: bytes, file: pq.ParquetFile, limit: int) -> pa.Table:
     stay = {field.name for field in file.schema_arrow if pa.types.is_dictionary(field.type)}
     columns = [file.schema.column(number) for number in range(len(file.schema))]
     names = [column.path for column in columns if column.physical_type == "BYTE_ARRAY" and column.path not in stay]
-    texts = _open(data, metadata=file.metadata, read_dictionary=names)
+    texts = _open(owned, metadata=file.metadata, read_dictionary=names)
     longest = [
         sum(_longest_text(texts, number, name, group.rows, limit) for name in names)
         for number, group in enumerate(groups)

@@ -71,6 +71,7 @@ def _measure(
     from orchestration.bench.material import find_source, prefer_shared_models, read_material
     from orchestration.bench.neighbour_rows import neighbour_rows
     from orchestration.bench.ray_rows import ray_rows
+    from orchestration.bench.reading_rows import latent_row, reading_rows
     from orchestration.bench.shard_rows import copy_material, pack_row, read_row
     from orchestration.bench.speech_rows import speech_rows
     from orchestration.bench.train_rows import train_rows
@@ -97,6 +98,10 @@ def _measure(
         status.update(f"packing and reading {mebibytes} MiB")
         copies = copy_material(material, _new(folder / "copies"), mebibytes << 20)
         packing = [pack_row(copies, repeats), read_row(copies, repeats)]
+        status.update("reading for both stages, locally and from a store")
+        reading = reading_rows(Storage(folder / "data"))
+        status.update("encoding latents")
+        reading.append(latent_row(material, repeats))
         status.update("training Audio2Mesh at its published size")
         training = train_rows(Storage(folder / "data"), _new(folder / "train"))
         status.update("speech-driven models at their published size")
@@ -116,7 +121,18 @@ def _measure(
         "model": model.name,
         "libraries": library_versions(*_LIBRARIES),
     }
-    return [*annotating, *engines, *decoding, *packing, *jobs, *training, *speaking, *showing, *disturbed], about
+    return [
+        *annotating,
+        *engines,
+        *decoding,
+        *packing,
+        *jobs,
+        *reading,
+        *training,
+        *speaking,
+        *showing,
+        *disturbed,
+    ], about
 
 
 def _new(folder: Path) -> Path:

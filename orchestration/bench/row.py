@@ -19,8 +19,8 @@ class Row:
     """One comparison."""
 
     name: str
-    ours: float
-    """Our figure, in `unit`."""
+    ours: float | None
+    """Our figure, in `unit`; None when it cannot be measured here, for the reason in the note."""
     baseline: float | None
     """Figure of the baseline; None when it cannot run here, for the reason in the note."""
     unit: str
@@ -32,12 +32,12 @@ class Row:
 
     @property
     def ratio(self) -> float | None:
-        """Our figure over the baseline's, None without a baseline."""
-        return self.ours / self.baseline if self.baseline else None
+        """Our figure over the baseline's, None without one of them."""
+        return self.ours / self.baseline if self.ours is not None and self.baseline else None
 
     @property
     def met(self) -> bool | None:
-        """Whether the goal is reached, None without a baseline."""
+        """Whether the goal is reached, None without a ratio."""
         if self.ratio is None:
             return None
         return self.ratio >= self.goal if self.better == "higher" else self.ratio <= self.goal
@@ -75,7 +75,10 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def show_rows(rows: Sequence[Row], console: Console) -> None:
-    """Print the rows as a table; a goal that is met is green, a missed one red, a row without a baseline yellow."""
+    """Print the rows as a table, and below it why rows have no figure of ours.
+
+    A goal that is met is green, a missed one red, a row without a ratio yellow.
+    """
     table = Table(title="bench: ours / baseline", title_justify="left")
     table.add_column("row", no_wrap=True)
     for name in ("ours", "baseline", "ratio", "goal"):
@@ -83,7 +86,10 @@ def show_rows(rows: Sequence[Row], console: Console) -> None:
     table.add_column("unit")
     for row in rows:
         colour = {True: "green", False: "red", None: "yellow"}[row.met]
-        baseline = "-" if row.baseline is None else f"{row.baseline:.4g}"
         ratio = "-" if row.ratio is None else f"[{colour}]{row.ratio:.3g}[/]"
-        table.add_row(row.name, f"{row.ours:.4g}", baseline, ratio, row.goal_text, row.unit)
+        figures = ("-" if figure is None else f"{figure:.4g}" for figure in (row.ours, row.baseline))
+        table.add_row(row.name, *figures, ratio, row.goal_text, row.unit)
     console.print(table)
+    for row in rows:
+        if row.ours is None:
+            console.print(f"{row.name}: {row.note}", highlight=False, markup=False)

@@ -121,3 +121,19 @@ def test_damage_is_one_line() -> None:
             read_table(bytes(data), "file", lambda schema: None)
         except TableError as error:
             assert "\n" not in str(error) and len(str(error)) < 400
+
+
+def test_threads_of_arrow_hold_no_memory_of_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They may let go of it when Python is ending, which would end the process by SIGABRT."""
+    sources: list[pa.Buffer] = []
+    reader = pa.BufferReader
+
+    def noting(source: pa.Buffer) -> object:
+        sources.append(pa.py_buffer(source))
+        return reader(source)
+
+    monkeypatch.setattr(pa, "BufferReader", noting)
+    data = stored(pa.table({"text": ["a", "b"], "number": [1, 2]}))
+    read_table(data, "it", lambda schema: None)
+    assert len(sources) == 2
+    assert pa.py_buffer(data).address not in [source.address for source in sources]
