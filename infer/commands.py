@@ -82,8 +82,8 @@ def doctor(request: Flat[DoctorRequest]) -> str:
     return diagnose(request)
 
 
-def evaluate(request: Flat[EvaluateRequest]) -> str:
-    """Measure weights on the annotated clips of a split, with baselines next to every number; prints the table."""
+def evaluate(request: Flat[EvaluateRequest]) -> str | Incomplete:
+    """Measure weights, or pairs of a driver and a renderer, on a split's clips, with baselines next to every number."""
     from infer.evaluation.split_evaluation import evaluate_and_write
 
     return evaluate_and_write(request)

@@ -52,6 +52,8 @@ class DrivenClip:
     """Numbers of the true frames in their clip, `[F]`; None where another clip drives."""
     mouth: MouthReader
     """Reads the mouth opening from pixels; fitted to true frames of the reference's clip."""
+    still: int
+    """Number of the reference frame in its clip."""
 
     @property
     def num_frames(self) -> int:
@@ -98,7 +100,7 @@ def read_cross_driven(
     # The reference frame, and a mouth reader fitted to its clip.
     cut = ImageCut.of(reference, width, height)
     own = _own(reference, valid, cut, frames)
-    still = _reference_frame(valid, _window(valid, frames))
+    still = own.still
     # Transfer the driver's motion to the reference's face, over the whole clip: its rest pose is found from all frames.
     seen = annotated_motion(
         {name: driver.annotation(name) for name in MOTION_COLUMNS}, width=driver.info.width, height=driver.info.height
@@ -111,7 +113,7 @@ def read_cross_driven(
         reference_pose_matrix=(matrix := reference.annotation("pose_matrix", still, 1)[0]),
     )
     # The motion where the reference's head is. Frames without a face repeat the last one and are not measured.
-    window = _window(driving, frames)
+    window = measured_window(driving, frames)
     motion = Motion(
         pose_matrix=placed_pose(moved.pose, matrix),
         neutral=moved.rest.astype(np.float32),
@@ -123,7 +125,7 @@ def read_cross_driven(
     )
     motion = held(motion).part(window.start, len(window))
     return DrivenClip(
-        key=f"{reference.key} by {driver.key}",
+        key=cross_key(reference, driver),
         reference=own.reference,
         reference_landmarks=own.reference_landmarks,
         landmarks=cut.points(motion.landmarks()),
@@ -132,14 +134,20 @@ def read_cross_driven(
         audio=driver.audio(window.start, len(window)),
         frames=None,
         mouth=own.mouth,
+        still=own.still,
     )
+
+
+def cross_key(reference: Sample, driver: Sample) -> str:
+    """Key of a clip's reference frame that another clip drives."""
+    return f"{reference.key} by {driver.key}"
 
 
 def _own(sample: Sample, valid: np.ndarray, cut: ImageCut, frames: int | None) -> DrivenClip:
     """The clip of one sample, driving itself."""
     # Choose the frames that are measured, and the reference frame.
-    window = _window(valid, frames)
-    still = _reference_frame(valid, window)
+    window = measured_window(valid, frames)
+    still = reference_frame(valid, window)
     # Read landmarks and true images; the frames around the window are only there to fit the mouth reader.
     points = cut.points(sample.annotation("landmarks")[:, :NUM_VERTICES, :2])
     around = range(max(window.start - _AROUND, 0), min(window.stop + _AROUND, len(valid)))
@@ -159,10 +167,11 @@ def _own(sample: Sample, valid: np.ndarray, cut: ImageCut, frames: int | None) -
         audio=sample.audio(window.start, len(window)),
         frames=numbers,
         mouth=MouthReader.of(images[known], points[around.start + known], around.start + known),
+        still=still,
     )
 
 
-def _window(valid: np.ndarray, frames: int | None) -> range:
+def measured_window(valid: np.ndarray, frames: int | None) -> range:
     """Frames to be measured: the window with the most faces, of several the one nearest the middle."""
     count = min(frames or len(valid), len(valid))
     # Number of faces in the window that begins at each frame, [F - count + 1].
@@ -172,7 +181,7 @@ def _window(valid: np.ndarray, frames: int | None) -> range:
     return range(first, first + count)
 
 
-def _reference_frame(valid: np.ndarray, window: range) -> int:
+def reference_frame(valid: np.ndarray, window: range) -> int:
     """Frame with a face that is farthest from the window; the first one with a face if all lie inside."""
     faces = np.flatnonzero(valid)
     away = np.maximum(window.start - faces, faces - (window.stop - 1)).clip(0)  # frames; 0 inside

@@ -28,15 +28,17 @@ from talkinghead.motion.annotated import MOTION_COLUMNS
 from talkinghead.motion.resampling import resample_frames
 from talkinghead.motion.speakers import identity_of
 from talkinghead.pipelines.audio_to_landmarks import AudioToLandmarks
+from talkinghead.runtime.command_line import Incomplete
 from talkinghead.runtime.progress import Progress
 from talkinghead.timebase import FPS
 
 
-def evaluate_and_write(request: EvaluateRequest) -> str:
+def evaluate_and_write(request: EvaluateRequest) -> str | Incomplete:
     """Evaluate what a request asks for, and write the result if it names an output folder.
 
     Returns:
-        The table; or with an output folder the path of validation.json, while the table goes to stderr.
+        The table; or with an output folder the path of validation.json, while the table goes to stderr. Of pairs the
+        path of the page, as `Incomplete` where a clip failed.
 
     Raises:
         ValueError: The request cannot be fulfilled.
@@ -44,6 +46,11 @@ def evaluate_and_write(request: EvaluateRequest) -> str:
     """
     # Check all that is cheap to check before hours of evaluation.
     request.check()
+    if request.pair:
+        # Only when asked for: drivers and renderers load much.
+        from infer.evaluation.pair_evaluation import evaluate_pairs
+
+        return evaluate_pairs(request)
     place = request.find()
     if request.output is not None:
         check_writable(request.output / JSON_FILE)

@@ -234,6 +234,9 @@ def _lag(clip: Clip) -> int:
     _check_moves(predicted, "the predicted mouth")
     _check_moves(true, "the true mouth")
     most = round(MOST_LAG_S * clip.fps)
+    too_short = f"the clip is too short to look for a lag of {MOST_LAG_S:g} s"
+    if len(predicted) <= most:
+        raise Unavailable(too_short)
     found: dict[int, float] = {}
     for lag in sorted(range(-most, most + 1), key=abs):  # of equal correlations the smaller lag counts
         # Predicted frame t + lag against true frame t, as far as both exist.
@@ -245,7 +248,7 @@ def _lag(clip: Clip) -> int:
             continue
     # All delays must have had a chance: in a short clip the best of a few would be an accident.
     if len(found) < 2 * most + 1:
-        raise Unavailable(f"the clip is too short to look for a lag of {MOST_LAG_S:g} s")
+        raise Unavailable(too_short)
     # Rounded, so that the last digits do not decide; of equal ones `max` takes the first, the smaller lag.
     return max(found, key=lambda lag: round(found[lag], 9))
 

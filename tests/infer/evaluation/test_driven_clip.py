@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from infer.evaluation.driven_clip import (
     DRIVER_COLUMNS,
-    _reference_frame,
-    _window,
+    measured_window,
     read_cross_driven,
     read_driven_clips,
+    reference_frame,
 )
 from shards.reader import Sample, ShardReader
 from talkinghead.geometry.face_regions import lip_gap
@@ -26,12 +26,12 @@ FACES = st.lists(st.booleans(), min_size=1, max_size=60).filter(any).map(np.arra
 
 @given(FACES, st.integers(1, 70))
 def test_the_window_shows_as_many_faces_as_can_be(valid: np.ndarray, frames: int) -> None:
-    window = _window(valid, frames)
+    window = measured_window(valid, frames)
     count = min(frames, len(valid))
     assert len(window) == count and window.start >= 0 and window.stop <= len(valid)
     best = max(valid[first : first + count].sum() for first in range(len(valid) - count + 1))
     assert valid[window.start : window.stop].sum() == best
-    still = _reference_frame(valid, window)
+    still = reference_frame(valid, window)
     assert valid[still]
     if valid.all() and count < len(valid) - 1:
         assert window.start == (len(valid) - count) // 2 and still not in window

@@ -121,8 +121,10 @@ def test_lag_finds_the_shift(lag: int, holes: bool) -> None:
 
 def test_a_short_clip_has_no_lag() -> None:
     opening = babble(20)
-    with pytest.raises(Unavailable, match="too short"):
-        of("mouth_opening_lag", pair(speaking(opening), speaking(opening)))
+    # Also where it is shorter than the largest lag, 15 frames.
+    for frames in (20, 16, 15, 12):
+        with pytest.raises(Unavailable, match="too short"):
+            of("mouth_opening_lag", pair(speaking(opening[:frames]), speaking(opening[:frames])))
     with pytest.raises(Unavailable, match="fewer than 10 frames"):
         of("mouth_opening_correlation", pair(speaking(opening[:9]), speaking(opening[:9])))
 
