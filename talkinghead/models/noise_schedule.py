@@ -15,6 +15,8 @@ import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
+from diffusers.schedulers.scheduling_lcm import LCMScheduler
+from diffusers.schedulers.scheduling_tcd import TCDScheduler
 from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
@@ -23,6 +25,9 @@ from talkinghead import rng
 from talkinghead.models.device_constant import DeviceConstant
 
 Sampler = Literal["ddim", "dpm++", "euler", "unipc"]
+Distillation = Literal["lcm", "tcd"]
+"""Kind of a denoiser that was distilled to few steps: a latent consistency model (Luo et al., arXiv 2310.04378), or
+trajectory consistency distillation (Zheng et al., arXiv 2402.19159)."""
 
 Key = tuple[int | str, ...]
 """Parts of a random key after seed and purpose that tell samples apart: a slot, or a step and a name."""
@@ -39,8 +44,8 @@ _SAMPLERS: dict[str, Any] = {
     "euler": EulerDiscreteScheduler,
     "unipc": UniPCMultistepScheduler,
 }
-_DISTILLED = ("LCMScheduler", "TCDScheduler")
-"""Samplers that have the same settings but need networks distilled for them."""
+_CONSISTENCY: dict[Distillation, Any] = {"lcm": LCMScheduler, "tcd": TCDScheduler}
+"""Samplers that have the same settings, but need networks distilled for them, by the kind of the distillation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,14 +82,8 @@ class NoiseSchedule:
         """The schedule of a `diffusers` scheduler.
 
         Raises:
-            ValueError: The scheduler does not predict velocity, has betas of its own, or is for distilled networks.
+            ValueError: The scheduler does not predict velocity, or has betas of its own.
         """
-        # These have every setting that is compared, so only their names give them away.
-        if type(scheduler).__name__ in _DISTILLED:
-            raise ValueError(
-                f"{type(scheduler).__name__} does not fit: it is for networks that were distilled for it. Use one of"
-                f" {', '.join(_SAMPLERS)}"
-            )
         config = dict(getattr(scheduler, "config", {}))
         if config.get("trained_betas") is not None:
             raise ValueError(
@@ -180,6 +179,35 @@ class NoiseSchedule:
         share = share.reshape(-1, *[1] * (like.ndim - 1))  # [B, 1, 1, 1, 1] for latents [B, F, C, h, w]
         # The roots in float32: close to the last timestep a lower precision would lose the signal.
         return share.sqrt().to(like), (1 - share).sqrt().to(like)
+
+
+def check_distilled(scheduler: SchedulerMixin, distilled: Distillation | None) -> None:
+    """Refuse a sampler that is for distilled networks, where the networks are not.
+
+    Such samplers take the networks' clean latents for final after each of a few long steps, and add new noise. Networks
+    that were not distilled give the mean of all images that the noise allows, which is blurred.
+
+    Args:
+        scheduler: Sampler of `diffusers`.
+        distilled: What the weights say of themselves; None: they are not distilled.
+
+    Raises:
+        ValueError: The sampler is for another kind of weights; names the setting that says so.
+    """
+    for kind, sampler in _CONSISTENCY.items():
+        if isinstance(scheduler, sampler) and distilled != kind:
+            raise ValueError(
+                f"{type(scheduler).__name__} is for weights that were distilled for it, and of these distilled is"
+                f" {distilled!r} in model_index.json, not {kind!r}: ordinary weights give blurred, overexposed frames"
+                f" with it. Use one of {', '.join(_SAMPLERS)}, or give distilled={kind!r} if the weights are"
+            )
+
+
+def most_steps(scheduler: SchedulerMixin) -> int:
+    """Largest number of inference steps of a `diffusers` scheduler: its timesteps, or those of the distillation."""
+    consistent = isinstance(scheduler, tuple(_CONSISTENCY.values()))
+    config: Any = scheduler.config  # pyright: ignore[reportAttributeAccessIssue]
+    return config["original_inference_steps" if consistent else "num_train_timesteps"]
 
 
 def draw_noise(seed: int, key: Key, shape: Sequence[int], *, offset: float = 0.0) -> Tensor:

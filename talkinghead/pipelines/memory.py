@@ -9,7 +9,8 @@ from types import MappingProxyType
 from typing import Any, Literal, TypeVar
 
 import torch
-from diffusers.utils.torch_utils import empty_device_cache
+from diffusers.utils.import_utils import is_accelerate_available
+from diffusers.utils.torch_utils import empty_device_cache, get_device
 from torch import Tensor, nn
 
 KeepPose = Literal["device", "cpu", "none"]
@@ -114,7 +115,7 @@ def device_memory(device: torch.device) -> int | None:
 def at_work(network: nn.Module, device: torch.device, *, rest: bool) -> Iterator[None]:
     """Context in which a network is on a device, and after which it is in the computer's memory.
 
-    Used instead of the offloading of `diffusers`, which needs the accelerate library in all of its kinds.
+    A memory preset's own offloading: that of `diffusers` needs the accelerate library in all of its kinds.
 
     Args:
         network: Network to move.
@@ -146,6 +147,33 @@ def kept_aside(tensor: Tensor) -> Tensor:
     if tensor.device.type != "cuda":
         return tensor.to("cpu")
     return torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
+
+
+def check_offload(device: torch.device | str | None) -> None:
+    """Check what `diffusers` needs to offload networks.
+
+    Args:
+        device: Device of the computation that was asked for; None: the first accelerator.
+
+    Raises:
+        ValueError: The accelerate library is missing, or there is no accelerator; says what to do.
+    """
+    if not is_accelerate_available():
+        raise ValueError(
+            "enable_model_cpu_offload needs accelerate: pip install -c constraints.txt '.[offload]'; or take a memory"
+            " preset (apply_preset), which needs nothing more"
+        )
+    if device is None and get_device() == "cpu":
+        raise ValueError("enable_model_cpu_offload needs a GPU, and there is none: leave it out")
+
+
+def without_weights(parts: Mapping[str, Any]) -> list[str]:
+    """Names of a pipeline's networks without parameters, such as `CosineVae`: accelerate cannot offload them.
+
+    Its hooks ask a network's first parameter for its device.
+    """
+    networks = {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
+    return [name for name, network in networks.items() if next(network.parameters(), None) is None]
 
 
 def awake(network: Network) -> Network:

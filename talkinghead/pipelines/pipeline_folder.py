@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import diffusers
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
@@ -21,6 +21,7 @@ from talkinghead.models.lmk2video.denoiser import Denoiser
 from talkinghead.models.lmk2video.pose_guider import PoseGuider
 from talkinghead.models.lmk2video.reference_net import ReferenceNet
 from talkinghead.models.network_settings import read_settings
+from talkinghead.models.noise_schedule import Distillation
 from talkinghead.runtime.errors import error_text
 
 INDEX = "model_index.json"
@@ -43,7 +44,9 @@ _SETTINGS: Mapping[str, tuple[tuple[type, ...], float, float]] = {
     "height": ((int,), SMALLEST, LARGEST),
     "context_frames": ((int,), 1, 1000),
 }
-"""Kinds and range of a pipeline's settings."""
+"""Kinds and range of a pipeline's settings that are numbers."""
+_CHOICES: Mapping[str, tuple[str, ...]] = {"distilled": get_args(Distillation)}
+"""Values of a pipeline's settings that are names; each may be None."""
 _SCHEDULER_FILE = "scheduler_config.json"
 _MOST_TIMESTEPS = 100_000
 _RENAMED = {"CosineCodec": "CosineVae"}
@@ -80,6 +83,10 @@ def read_index(folder: Path, class_name: str) -> dict[str, Any]:
         value = index.get(name)
         if value is not None and not (type(value) in kinds and least <= value <= most):
             raise ValueError(f"{file} has {name} {value!r}, which no pipeline has: copy the folder again")
+    for name, choices in _CHOICES.items():
+        value = index.get(name)
+        if value is not None and value not in choices:
+            raise ValueError(f"{file} has {name} {value!r}, must be null or one of {', '.join(choices)}")
     return {name: value for name, value in index.items() if not name.startswith("_")}
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import inspect
 import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 import numpy as np
 import PIL.Image
@@ -19,13 +20,14 @@ from talkinghead.models.image.networks import Vae, latent_scale
 from talkinghead.models.lmk2video.denoiser import Denoiser
 from talkinghead.models.lmk2video.pose_guider import PoseGuider
 from talkinghead.models.lmk2video.reference_net import ReferenceNet
+from talkinghead.models.noise_schedule import Distillation
 from talkinghead.models.weights import quiet_libraries
 from talkinghead.motion.motion import Motion
 from talkinghead.pipelines.audio_to_landmarks import AudioToLandmarks
 from talkinghead.pipelines.lmk2video.animation import Animation, check_request
 from talkinghead.pipelines.lmk2video.clip_request import CALLBACK_TENSORS, ClipRequest, VideoRequest, takes
 from talkinghead.pipelines.lmk2video.frames import TalkingHeadOutput, as_bytes, collect
-from talkinghead.pipelines.memory import MemoryPreset, memory_preset, spread
+from talkinghead.pipelines.memory import MemoryPreset, check_offload, memory_preset, spread, without_weights
 from talkinghead.pipelines.pipeline_folder import PARTS, read_index, read_parts
 
 _SPEECH = ("audio2mesh", "audio2pose")
@@ -36,8 +38,8 @@ class TalkingHeadPipeline(DiffusionPipeline):
     """Pipeline that animates a portrait by landmarks, for videos of any length in constant memory.
 
     A `diffusers` pipeline: `save_pretrained` and `from_pretrained`, `to`, `components`, `progress_bar`, a scheduler
-    that can be swapped, callbacks, `interrupt`. Load it with this class: `DiffusionPipeline.from_pretrained` does not
-    find networks outside of `diffusers`.
+    that can be swapped, callbacks, `interrupt`, `enable_vae_slicing`, `enable_model_cpu_offload`. Load it with this
+    class: `DiffusionPipeline.from_pretrained` does not find networks outside of `diffusers`.
 
     Args:
         vae: VAE of the images, an `AutoencoderKL`, or the `CosineVae` of tiny models.
@@ -54,12 +56,19 @@ class TalkingHeadPipeline(DiffusionPipeline):
         width: Width in pixels of the networks' training images, the default of calls.
         height: Height in pixels of the networks' training images, the default of calls.
         context_frames: Number of frames of the motion modules' training windows, the default of calls.
+        distilled: How the denoiser was distilled to few steps; None: not at all. Samplers for distilled weights
+            (`LCMScheduler`, `TCDScheduler`) are refused for others.
+
+    Raises:
+        ValueError: There is no such distillation.
     """
 
-    # Order of the calls, by which `enable_model_cpu_offload` moves networks on and off the device. The networks for
-    # speech take no part in it, and may be missing.
+    # Order in which `enable_model_cpu_offload` moves networks to the device, each in place of the one before. It is
+    # that of the calls until sampling begins. PoseGuider and denoiser then alternate for every block of frames, and the
+    # VAE decodes in between: the PoseGuider stands outside of the order, and all three stay on the device to the end.
+    # The networks for speech take no part, and may be missing.
 
-    model_cpu_offload_seq = "image_encoder->vae->reference_net->pose_guider->denoiser"
+    model_cpu_offload_seq = "image_encoder->vae->reference_net->denoiser"
     _exclude_from_cpu_offload = [*_SPEECH]  # noqa: RUF012  as in the base class
     _optional_components = [*_SPEECH]  # noqa: RUF012
     _callback_tensor_inputs = CALLBACK_TENSORS
@@ -88,8 +97,11 @@ class TalkingHeadPipeline(DiffusionPipeline):
         width: int | None = None,
         height: int | None = None,
         context_frames: int = 16,
+        distilled: Distillation | None = None,
     ) -> None:
         super().__init__()
+        if distilled is not None and distilled not in get_args(Distillation):
+            raise ValueError(f"distilled must be None or one of {', '.join(get_args(Distillation))}, not {distilled!r}")
         self.register_modules(
             vae=vae,
             image_encoder=image_encoder,
@@ -100,7 +112,9 @@ class TalkingHeadPipeline(DiffusionPipeline):
             audio2mesh=audio2mesh,
             audio2pose=audio2pose,
         )
-        self.register_to_config(compat=compat, fps=fps, width=width, height=height, context_frames=context_frames)
+        self.register_to_config(
+            compat=compat, fps=fps, width=width, height=height, context_frames=context_frames, distilled=distilled
+        )
         # State of the pipeline that is not saved.
         self.vae_scale_factor = latent_scale(vae)
         self.memory: MemoryPreset | None = None
@@ -110,18 +124,27 @@ class TalkingHeadPipeline(DiffusionPipeline):
 
     @classmethod
     def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
-        cls, folder: str | os.PathLike[str], *, dtype: torch.dtype | None = None, **given: Any
+        cls,
+        folder: str | os.PathLike[str],
+        *,
+        dtype: torch.dtype | None = None,
+        torch_dtype: torch.dtype | None = None,
+        **given: Any,
     ) -> Self:
         """Pipeline from a folder of `save_pretrained`, complete, in evaluation mode.
 
         Args:
             folder: Local folder.
-            dtype: Precision of the networks; None: single precision. Speech networks are always in single precision.
+            dtype: Precision of the networks; None: single precision, also where half precision was saved. Speech
+                networks, latents and the sampler's arithmetic are always in single precision.
+            torch_dtype: Former name of `dtype`, which `diffusers` warns of too.
             given: Parts and settings to use instead of the folder's, by their names in `__init__`.
 
         Raises:
-            ValueError: The folder is missing or damaged, or weights do not fit the network that is described.
+            ValueError: The folder is missing or damaged, or weights do not fit the network that is described; or a
+                precision that is none, or two of them.
         """
+        dtype = _precision(dtype, torch_dtype)
         # The arguments of `__init__` are parts, which have subfolders, and settings, which are in the index.
         names = sorted(inspect.signature(cls).parameters)
         parts, settings = ([name for name in names if (name in PARTS) == wanted] for wanted in (True, False))
@@ -160,6 +183,76 @@ class TalkingHeadPipeline(DiffusionPipeline):
             if network is not None:
                 network.to(self.denoiser.device)
         return self
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the networks; those for speech, which may have another, do not count."""
+        return self.denoiser.dtype
+
+    def enable_vae_slicing(self) -> None:
+        """Encode and decode one image at a time: less memory, and the same images to rounding.
+
+        `decode_chunk_size=1` in a call does the same for the frames.
+
+        Raises:
+            NotImplementedError: The VAE cannot, as `CosineVae`, whose memory is small.
+        """
+        self.vae.enable_slicing()
+
+    def disable_vae_slicing(self) -> None:
+        """Undo `enable_vae_slicing`."""
+        self.vae.disable_slicing()
+
+    def enable_vae_tiling(self) -> None:
+        """Encode and decode images in tiles that overlap: less memory for large images, which come out a bit otherwise.
+
+        A tile knows nothing of the others, so shades may differ from one to the next. The portrait is encoded in tiles
+        too.
+
+        Raises:
+            NotImplementedError: The VAE cannot, as `CosineVae`, whose memory is small.
+        """
+        self.vae.enable_tiling()
+
+    def disable_vae_tiling(self) -> None:
+        """Undo `enable_vae_tiling`."""
+        self.vae.disable_tiling()
+
+    def enable_model_cpu_offload(self, gpu_id: int | None = None, device: torch.device | str | None = None) -> None:
+        """Keep networks in the computer's memory, and on the device only while they are needed.
+
+        The frames are the same. A call moves every network once. While frames are sampled, denoiser, PoseGuider and VAE
+        are on the device, and after the last one none is, but the networks for speech and those without weights. A
+        stream that is left early leaves them there until the next call.
+
+        Args:
+            gpu_id: Number of the GPU; None: that of `device`, or the first.
+            device: Device of the computation; None: the accelerator of this machine.
+
+        Raises:
+            ValueError: The accelerate library is missing, there is no accelerator, or two different GPUs are named.
+        """
+        check_offload(device)
+        bare = without_weights(self.components)
+        order = type(self).model_cpu_offload_seq.split("->")
+        self.model_cpu_offload_seq = "->".join(name for name in order if name not in bare)
+        self._exclude_from_cpu_offload = [*_SPEECH, *bare]
+        super().enable_model_cpu_offload(gpu_id=gpu_id, device=device)  # pyright: ignore[reportArgumentType]
+
+    def enable_sequential_cpu_offload(
+        self, gpu_id: int | None = None, device: torch.device | str | None = None
+    ) -> None:
+        """Refused: this pipeline cannot compute layer by layer.
+
+        Raises:
+            ValueError: Always; says what to take instead.
+        """
+        del gpu_id, device
+        raise ValueError(
+            "enable_sequential_cpu_offload does not fit: it moves every layer for every window in every step, and only"
+            " those of `forward`, while this pipeline computes parts of the networks once for many windows. Take"
+            " enable_model_cpu_offload() or apply_preset(8)"
+        )
 
     def apply_preset(
         self, gigabytes: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
@@ -256,3 +349,15 @@ class TalkingHeadPipeline(DiffusionPipeline):
         self.check_inputs(request)
         self._interrupt = False
         return Animation(self, request, self.frame_size(request))
+
+
+def _precision(dtype: torch.dtype | None, torch_dtype: torch.dtype | None) -> torch.dtype | None:
+    """The precision that was asked for by either name; `ValueError` for both, or for what is none."""
+    if torch_dtype is not None:
+        if dtype is not None:
+            raise ValueError("give dtype or torch_dtype, not both: torch_dtype is the former name of dtype")
+        warnings.warn("torch_dtype is now called dtype, here and in diffusers", FutureWarning, stacklevel=3)
+    found = dtype if torch_dtype is None else torch_dtype
+    if found is not None and not (isinstance(found, torch.dtype) and found.is_floating_point):
+        raise ValueError(f"dtype must be a floating-point torch.dtype, such as torch.float16, not {found!r}")
+    return found

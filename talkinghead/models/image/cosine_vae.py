@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from diffusers.configuration_utils import register_to_config
-from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
+from diffusers.models.autoencoders.vae import AutoencoderMixin, DecoderOutput, DiagonalGaussianDistribution
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from torch import Tensor
 from torch.nn import functional
@@ -39,11 +39,12 @@ CLASS_NAMES = ("CosineVae", "CosineCodec")
 """Names of the class in saved configurations: the present one, and the former one of older exports."""
 
 
-class CosineVae(StrictModel):
+class CosineVae(StrictModel, AutoencoderMixin):
     """Linear VAE whose latents are the lowest orthonormal cosine coefficients of small blocks.
 
-    The interface is that of `diffusers.AutoencoderKL`. It replaces one where there are no trained weights: an
-    autoencoder with random weights would give no recognisable images. It has no parameters, only fixed tables.
+    The interface is that of `diffusers.AutoencoderKL`, but for slices and tiles, which would save nothing. It replaces
+    one where there are no trained weights: an autoencoder with random weights would give no recognisable images. It has
+    no parameters, only fixed tables.
 
     A block of `patch` x `patch` pixels has 3·patch² coefficients (DCT-II over rows and columns, on three colour axes);
     those with the most energy in natural images are kept. Each is divided by its usual size to the power of

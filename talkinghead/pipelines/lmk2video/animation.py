@@ -22,7 +22,14 @@ from talkinghead.models.image.networks import ImageNetworks, Vae, check_image_si
 from talkinghead.models.lmk2video.denoiser import Denoiser
 from talkinghead.models.lmk2video.pose_guider import GUIDANCE_SCALE, PoseGuider
 from talkinghead.models.lmk2video.reference_net import ReferenceNet
-from talkinghead.models.noise_schedule import COMPAT_INFER, PAPER, NoiseSchedule
+from talkinghead.models.noise_schedule import (
+    COMPAT_INFER,
+    PAPER,
+    Distillation,
+    NoiseSchedule,
+    check_distilled,
+    most_steps,
+)
 from talkinghead.pipelines.lmk2video.clip_request import ClipRequest
 from talkinghead.pipelines.lmk2video.context_windows import WindowLayout, lay_windows, usual_overlap
 from talkinghead.pipelines.lmk2video.frames import decode
@@ -95,10 +102,17 @@ def check_request(request: ClipRequest, pipeline: AnimationPipeline, width: int,
     """
     check_image_size(width, height, pipeline.vae)
     _check_windows(request, pipeline)
-    check_scheduler(pipeline.scheduler, compat=pipeline.config["compat"])
-    known = pipeline.scheduler.config["num_train_timesteps"]
-    if request.num_inference_steps > known:
-        raise ValueError(f"num_inference_steps must be at most {known}, not {request.num_inference_steps}")
+    distilled = pipeline.config["distilled"]
+    check_scheduler(pipeline.scheduler, compat=pipeline.config["compat"], distilled=distilled)
+    known = most_steps(pipeline.scheduler)
+    steps, guidance_scale = _asked(request, pipeline)
+    if steps > known:
+        raise ValueError(f"num_inference_steps must be at most {known}, not {steps}")
+    if distilled is not None and guidance_scale > 1:
+        raise ValueError(
+            f"guidance_scale must be at most 1 with distilled weights, not {guidance_scale:g}: they have learnt frames"
+            " with guidance, and more of it overexposes them"
+        )
     if pipeline.pose_guider.config["reference_attention"] and request.reference_landmarks is None:
         raise ValueError("this PoseGuider attends to the portrait's own landmarks: give reference_landmarks too")
     # Noise from outside must have the shape of the whole video's latents.
@@ -109,18 +123,20 @@ def check_request(request: ClipRequest, pipeline: AnimationPipeline, width: int,
             raise ValueError(f"latents must be {list(wanted)}, not {list(request.latents.shape)}")
 
 
-def check_scheduler(scheduler: SchedulerMixin, *, compat: bool) -> None:
-    """Refuse samplers of another noise schedule than the networks were trained on.
+def check_scheduler(scheduler: SchedulerMixin, *, compat: bool, distilled: Distillation | None) -> None:
+    """Refuse samplers of another noise schedule than the networks were trained on, or of another kind of networks.
 
     Args:
         scheduler: Sampler of `diffusers`.
         compat: Whether the weights are AniPortrait's, which are sampled on another schedule than they were trained on;
             both schedules fit then.
+        distilled: How the networks were distilled; None: not at all.
 
     Raises:
         ValueError: The scheduler does not fit; says in which settings.
     """
     _check_settings(scheduler)
+    check_distilled(scheduler, distilled)
 
     # Settings first, because their error says which one to change.
     schedule = PAPER
@@ -156,6 +172,25 @@ def context(request: ClipRequest, pipeline: AnimationPipeline) -> tuple[int, int
     """
     size = pipeline.config["context_frames"] if request.context_frames is None else request.context_frames
     return size, usual_overlap(size) if request.context_overlap is None else request.context_overlap
+
+
+_STEPS, _GUIDANCE = 25, 3.5
+"""Number of steps and guidance scale where a request leaves them open."""
+_DISTILLED_STEPS, _DISTILLED_GUIDANCE = 4, 1.0
+"""With distilled weights: the papers show 1 to 8 steps, and little gain after 4; guidance is a part of what the weights
+were distilled from (arXiv 2310.04378, section 4.2), and is off here."""
+
+
+def steps_and_guidance(
+    steps: int | None, guidance_scale: float | None, distilled: Distillation | None
+) -> tuple[int, float]:
+    """Number of the sampler's steps, and guidance scale: as asked for; where that is None, what suits the weights."""
+    usual = (_STEPS, _GUIDANCE) if distilled is None else (_DISTILLED_STEPS, _DISTILLED_GUIDANCE)
+    return usual[0] if steps is None else steps, usual[1] if guidance_scale is None else guidance_scale
+
+
+def _asked(request: ClipRequest, pipeline: AnimationPipeline) -> tuple[int, float]:
+    return steps_and_guidance(request.num_inference_steps, request.guidance_scale, pipeline.config["distilled"])
 
 
 def request_windows(request: ClipRequest, pipeline: AnimationPipeline) -> WindowLayout:
@@ -259,7 +294,7 @@ class Animation:
                 denoiser=pipeline.denoiser,
                 conditions=conditions,
                 pose=pose,
-                guidance_scale=request.guidance_scale,
+                guidance_scale=_asked(request, pipeline)[1],
                 share=pipeline.memory is None or pipeline.memory.share,
             ),
             after_step=self._call_back if request.callback_on_step_end else None,
@@ -325,7 +360,7 @@ class Animation:
     def _scheduler(self) -> SchedulerMixin:
         """Copy of the pipeline's scheduler for this video, whose steps leave the pipeline's as it is."""
         scheduler = copy.deepcopy(self._pipeline.scheduler)
-        scheduler.set_timesteps(self._request.num_inference_steps)
+        scheduler.set_timesteps(_asked(self._request, self._pipeline)[0])
         return scheduler
 
     def _noise(self, seed: int) -> Noise:

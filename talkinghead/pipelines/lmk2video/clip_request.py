@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 import inspect
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 import PIL.Image
 import torch
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from torch import Tensor
 
 from talkinghead.media.image_size import resize_images
@@ -38,7 +39,7 @@ _WHOLE_NUMBERS: dict[str, int | None] = {
     "decode_chunk_size": 1,
 }
 """Whole-number arguments, with the smallest value of each; None: any value."""
-_MAY_BE_NONE = ("width", "height", "context_frames", "context_overlap", "decode_chunk_size")
+_MAY_BE_NONE = ("num_inference_steps", "width", "height", "context_frames", "context_overlap", "decode_chunk_size")
 
 
 @dataclass(frozen=True)
@@ -61,10 +62,11 @@ class ClipRequest:
     """Width of the frames in pixels; None: the networks' training width, or the portrait's."""
     height: int | None = None
     """Height of the frames in pixels; None: the networks' training height, or the portrait's."""
-    num_inference_steps: int = 25
-    """Number of the sampler's steps."""
-    guidance_scale: float = 3.5
-    """Guidance scale, the factor of the portrait's influence; up to 1: no guidance, half the cost."""
+    num_inference_steps: int | None = None
+    """Number of the sampler's steps; None: 25, or 4 with distilled weights."""
+    guidance_scale: float | None = None
+    """Guidance scale, the factor of the portrait's influence; up to 1: no guidance, half the cost. None: 3.5, or 1 with
+    distilled weights, which have learnt a guidance and take no other."""
     seed: int = 0
     """Seed of the noise. A frame's noise is a function of seed and frame, on every device, for every length."""
     generator: torch.Generator | None = None
@@ -82,8 +84,8 @@ class ClipRequest:
     """Function called as `callback(pipeline, step, timestep, tensors)` after a step of some frames; may return changed
     tensors. Frames do not do their steps all at the same time: `pipeline.current_frames` says which these are, and
     `tensors["latents"]` has their latents, `[n, C, h, w]`."""
-    callback_on_step_end_tensor_inputs: tuple[str, ...] = CALLBACK_TENSORS
-    """Names of the tensors that the callback gets."""
+    callback_on_step_end_tensor_inputs: Sequence[str] = CALLBACK_TENSORS
+    """Names of the tensors that the callback gets; a `PipelineCallback` of `diffusers` names them itself."""
     progress: ProgressCallback | None = None
     """Progress callback, which gets the stage "video", the number of predictions done, and their total number."""
 
@@ -97,9 +99,12 @@ class ClipRequest:
         # `object.__setattr__`.
         for name, least in _WHOLE_NUMBERS.items():
             object.__setattr__(self, name, _whole_number(name, getattr(self, name), least))
-        if not isinstance(self.guidance_scale, int | float | np.number) or not np.isfinite(self.guidance_scale):
-            raise ValueError(f"guidance_scale must be a number, not {self.guidance_scale}")
+        scale = 1.0 if self.guidance_scale is None else self.guidance_scale
+        if not isinstance(scale, int | float | np.number) or not np.isfinite(scale):
+            raise ValueError(f"guidance_scale must be a number, not {scale!r}")
         self._check_noise()
+        if isinstance(self.callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
+            object.__setattr__(self, "callback_on_step_end_tensor_inputs", self.callback_on_step_end.tensor_inputs)
         odd = [name for name in self.callback_on_step_end_tensor_inputs if name not in CALLBACK_TENSORS]
         if odd:
             raise ValueError(f"callbacks can be given {', '.join(CALLBACK_TENSORS)}, not {odd[0]!r}")

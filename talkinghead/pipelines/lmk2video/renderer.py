@@ -30,10 +30,10 @@ class VideoSettings:
     """Width in pixels; None: that of the training."""
     height: int | None = None
     """Height in pixels; None: that of the training."""
-    steps: int = 25
-    """Number of sampling steps."""
-    guidance: float = 3.5
-    """Guidance scale."""
+    steps: int | None = None
+    """Number of sampling steps; None: what suits the weights."""
+    guidance: float | None = None
+    """Guidance scale; None: what suits the weights."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,11 +10,20 @@ import numpy as np
 import pytest
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_lcm import LCMScheduler
 from diffusers.schedulers.scheduling_pndm import PNDMScheduler
+from diffusers.schedulers.scheduling_tcd import TCDScheduler
 from hypothesis import given
 from hypothesis import strategies as st
 
-from talkinghead.models.noise_schedule import COMPAT_INFER, PAPER, NoiseSchedule, draw_noise
+from talkinghead.models.noise_schedule import (
+    COMPAT_INFER,
+    PAPER,
+    NoiseSchedule,
+    check_distilled,
+    draw_noise,
+    most_steps,
+)
 from tests.support.lmk2video_networks import draw
 
 SCHEDULES = {"train": PAPER, "infer": COMPAT_INFER}
@@ -108,6 +117,36 @@ def test_a_sampler_that_does_not_fit_is_refused() -> None:
         PAPER.check(DDIMScheduler(trained_betas=[0.1, 0.2]))
     with pytest.raises(ValueError, match="sampler must be one of ddim"):
         PAPER.sampler("magic")  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(("kind", "sampler"), [("lcm", LCMScheduler), ("tcd", TCDScheduler)])
+def test_consistency_samplers_are_for_weights_that_say_so(kind: Any, sampler: Any) -> None:
+    made = sampler.from_config(PAPER.sampler("euler").config)
+    PAPER.check(made)
+    assert torch.equal(made.alphas_cumprod, PAPER.alphas_cumprod)
+    check_distilled(made, kind)
+    check_distilled(PAPER.sampler(), kind)
+    for other in ({"lcm", "tcd", None}) - {kind}:
+        words = rf"{sampler.__name__} is for weights that were distilled .* distilled is {other!r} in model_index\.json"
+        with pytest.raises(ValueError, match=words):
+            check_distilled(made, other)
+    assert most_steps(made) == 50 and most_steps(DDIMScheduler.from_config(made.config)) == 1000
+
+
+@pytest.mark.parametrize("sampler", [LCMScheduler, TCDScheduler])
+def test_consistency_samplers_end_at_the_clean_latents(sampler: Any) -> None:
+    """With a perfect prediction, from pure noise in four steps, whatever noise is added in between."""
+    made = sampler.from_config(PAPER.sampler().config)
+    made.set_timesteps(4)
+    assert int(made.timesteps[0]) == 999
+    clean, latents = draw(1, 4, 3, 3), draw(1, 4, 3, 3, seed=1)
+    for step in made.timesteps:
+        share = PAPER.alphas_cumprod[int(step)]
+        noise = (latents - share.sqrt() * clean) / (1 - share).sqrt()
+        velocity = share.sqrt() * noise - (1 - share).sqrt() * clean
+        latents = made.step(velocity, step, latents, generator=torch.Generator().manual_seed(0)).prev_sample
+    # TCD ends at timestep 0, where noise has a deviation of 0.03.
+    torch.testing.assert_close(latents, clean, rtol=1e-3, atol=0.15 if sampler is TCDScheduler else 1e-4)
 
 
 def test_survives_being_saved_with_a_checkpoint(tmp_path: Path) -> None:

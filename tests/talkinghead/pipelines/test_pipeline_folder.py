@@ -173,6 +173,8 @@ def test_a_folder_of_the_old_layout_opens(saved: Path, copied: Path) -> None:
         ("context_frames", 10**9),
         ("context_frames", True),
         ("compat", "yes"),
+        ("distilled", "turbo"),
+        ("distilled", ["lcm"]),
     ],
 )
 def test_settings_that_no_pipeline_has_are_refused(copied: Path, name: str, value: object) -> None:

@@ -235,7 +235,7 @@ def test_runs_do_not_disturb_each_other(pipeline: TalkingHeadPipeline, frames: n
         ({"seed": None}, "seed must be a whole number, not None"),
         ({"num_inference_steps": 2.5}, "num_inference_steps must be a whole number, not 2.5"),
         ({"context_frames": 0}, "context_frames must be at least 1"),
-        ({"guidance_scale": None}, "guidance_scale must be a number"),
+        ({"guidance_scale": "3"}, "guidance_scale must be a number, not '3'"),
         ({"generator": [torch.Generator()]}, "one torch.Generator"),
         ({"latents": np.zeros((5, 16, 8, 8))}, "latents must be a tensor, not ndarray"),
         ({"latents": torch.full((5, 16, 8, 8), torch.nan)}, "latents hold values that are not finite"),

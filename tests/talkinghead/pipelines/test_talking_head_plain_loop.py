@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers.schedulers.scheduling_lcm import LCMScheduler
+from diffusers.schedulers.scheduling_tcd import TCDScheduler
 from torch import Tensor
 
 from talkinghead import rng
 from talkinghead.geometry.guidance import draw_guidance
 from talkinghead.models.image.networks import ImageNetworks
-from talkinghead.models.noise_schedule import COMPAT_INFER
+from talkinghead.models.noise_schedule import COMPAT_INFER, PAPER
 from talkinghead.pipelines.talking_head import TalkingHeadPipeline
 from tests.support.tiny_pipeline import published_guider, tiny_pipeline, tiny_request
 
@@ -75,3 +77,30 @@ def test_equals_the_plain_loop(compat: bool) -> None:
     ).frames  # pyright: ignore[reportAttributeAccessIssue]
     want = plain_loop(pipeline, request, compat=compat)
     assert float((found - want).norm() / want.norm()) < 1e-4 and want.std() > 0.3
+
+
+@pytest.mark.parametrize(("kind", "sampler"), [("lcm", LCMScheduler), ("tcd", TCDScheduler)])
+@torch.no_grad()
+def test_distilled_weights_equal_the_stock_loop(kind: Any, sampler: Any) -> None:
+    """One window over the clip: the stock scheduler's own loop, with noise that is keyed by frame."""
+    pipeline = tiny_pipeline(scheduler=sampler.from_config(PAPER.sampler().config), distilled=kind)
+    pipeline.set_progress_bar_config(disable=True)
+    request, frames = tiny_request(3, 32, 32), range(3)
+    found = pipeline(**request, seed=5, context_frames=3, output_type="latent").frames  # pyright: ignore[reportAttributeAccessIssue]
+
+    networks = ImageNetworks(pipeline.vae, pipeline.image_encoder)
+    portrait = torch.from_numpy(request["reference"]).permute(2, 0, 1)[None]
+    token = networks.embedding(portrait).float()[:, None]
+    reference = pipeline.reference_net(networks.mean(networks.moments(portrait)), token)
+    images = torch.stack([_image(points) for points in request["landmarks"]])
+    pose = pipeline.pose_guider(images[None], _image(request["reference_landmarks"])[None])
+    draws = [rng.generator(5, "first noise", frame) for frame in frames]
+    latents = torch.from_numpy(np.stack([draw.standard_normal((16, 8, 8), dtype="float32") for draw in draws]))
+    keys = [rng.key_bits(5, "noise of steps", frame) % 2**63 for frame in frames]
+    generators = [torch.Generator().manual_seed(key) for key in keys]
+    scheduler = sampler.from_config(PAPER.sampler().config)
+    scheduler.set_timesteps(4)
+    for timestep in scheduler.timesteps:
+        velocity = pipeline.denoiser(latents[None], timestep, pose=pose, token=token, reference=reference)[0]
+        latents = scheduler.step(velocity, timestep, latents, generator=generators).prev_sample
+    assert float((found - latents).norm() / latents.norm()) < 1e-4 and latents.std() > 0.3

@@ -11,7 +11,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
-from diffusers import DPMSolverMultistepScheduler
+from diffusers import DPMSolverMultistepScheduler, LCMScheduler, TCDScheduler
 from torch import Tensor
 
 from talkinghead.models.noise_schedule import COMPAT_INFER, PAPER, Sampler
@@ -57,7 +57,7 @@ def scheduler(name: Sampler, steps: int) -> Any:
     return sampler
 
 
-def step_by_step(layout: WindowLayout, sampler: Any, noise: Tensor) -> Tensor:
+def step_by_step(layout: WindowLayout, sampler: Any, noise: Tensor, **settings: Any) -> Tensor:
     """Latents by the plain loop: all windows, their weighted mean for all frames, then a step of all frames."""
     sampler = copy.deepcopy(sampler)
     weights = np.zeros((len(layout.windows), len(noise)))
@@ -73,7 +73,7 @@ def step_by_step(layout: WindowLayout, sampler: Any, noise: Tensor) -> Tensor:
             frames = list(window)
             begun = Network().begin(0, scaled[frames], timestep)
             velocity[frames] += shares[number, frames] * Network().predict(number, [begun], timestep)
-        latents = sampler.step(velocity, timestep, latents, return_dict=False)[0]
+        latents = sampler.step(velocity, timestep, latents, return_dict=False, **settings)[0]
     return latents
 
 
@@ -90,6 +90,21 @@ def test_equals_step_by_step(name: Sampler, layout: WindowLayout) -> None:
     found = wavefront(layout, sampler, given_noise(noise, CPU))
     assert torch.equal(found, step_by_step(layout, sampler, noise)) and found.isfinite().all()
     assert found.std() > 0.1, "and is no constant"
+
+
+@pytest.mark.parametrize("kind", [LCMScheduler, TCDScheduler])
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_consistency_samplers_equal_step_by_step(kind: Any, layout: WindowLayout) -> None:
+    """The noise that they add after each step is a frame's own: one draw, whatever windows and blocks it lies in."""
+    sampler = kind.from_config(PAPER.sampler().config)
+    sampler.set_timesteps(4)
+    frames, generators = range(layout.num_frames), keyed_generators(5)
+    noise = keyed_noise(3, (4, 3, 5), CPU)(frames)
+    found = wavefront(layout, sampler, given_noise(noise, CPU), generators=generators)
+    assert torch.equal(found, step_by_step(layout, sampler, noise, generator=generators(frames)))
+    assert found.isfinite().all() and found.std() > 0.1
+    other = wavefront(layout, sampler, given_noise(noise, CPU), generators=keyed_generators(6))
+    assert not torch.equal(found, other), "noise is added"
 
 
 def test_the_sampler_that_was_given_stays_as_it_is() -> None:
