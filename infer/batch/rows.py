@@ -64,6 +64,8 @@ class BatchRequest:
     """Options of every row that does not give its own: `--set weights=DIR steps=10`."""
     results: Path | None = None
     """Table of what became of each row; default: results.csv next to the table, or in the folder of the videos."""
+    retry: bool = False
+    """Begin rows again that were given up because they ended the process twice."""
 
     def check(self) -> None:
         """Check which options are given together; raises `ValueError`."""

@@ -2,7 +2,7 @@
 
 A row whose video is there, made by the same request from the same files, is skipped: so a batch that was stopped,
 however, goes on when it is started again, and gives the same files. A row that fails costs itself: its error stands in
-`results.csv`, and the others are done.
+`results.csv`, and the others are done. A row that ends the process costs itself too, after the second time.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+from infer.batch.attempts import MOST_DEATHS, Attempts
 from infer.batch.rows import BatchRequest, Row, read_rows
 from infer.output_files import settings_of
 from talkinghead.files.foreign import read_json
@@ -48,11 +49,15 @@ def run_batch(request: BatchRequest) -> Incomplete | str:
     rows = read_rows(request)
     counts = dict.fromkeys(("done", "skipped", "failed"), 0)
     first_error = ""
+    attempts = Attempts(request.results_file.with_suffix(".begun"))
+    if request.retry:
+        for row in rows:
+            attempts.forget(row)
     with Results(request.results_file) as results, weights_kept():
         for row in rows:
             log.info("row %d of %d: %s", row.number, len(rows), row.options.get("output", ""))
             started = time.monotonic()
-            state, error = _attempt(row)
+            state, error = _attempt(row, attempts)
             counts[state] += 1
             first_error = first_error or (f"row {row.number}: {error}" if error else "")
             results.add(row, state, time.monotonic() - started, error)
@@ -67,18 +72,28 @@ def run_batch(request: BatchRequest) -> Incomplete | str:
     return str(request.results_file)
 
 
-def _attempt(row: Row) -> tuple[Literal["done", "skipped", "failed"], str]:
+def _attempt(row: Row, attempts: Attempts) -> tuple[Literal["done", "skipped", "failed"], str]:
     """Make the video of a row, unless it is there; its state, and the error of one that failed.
 
     Raises:
         OSError: A failure of the machine, which would cost all other rows, too.
+        MemoryError: As that; but it counts for the row as an end of the process.
     """
     try:
         request = row.request()
         request.check()
         if is_done(row.command, request):
             return "skipped", ""
-        maker(row.command)(request)
+        deaths = attempts.deaths(row)
+        if deaths >= MOST_DEATHS:
+            raise ValueError(
+                f"it ended the process {deaths} times (crashed, killed, or out of memory) and is not begun again;"
+                " --retry begins it"
+            )
+        if deaths:
+            log.warning("row %d is begun again, though the process ended at it before", row.number)
+        with attempts.begun(row):
+            maker(row.command)(request)
     except (ValueError, OSError) as error:
         if is_machine_error(error):
             raise

@@ -136,7 +136,9 @@ def dub(request: DubRequest) -> Path:
                 device=places.device,
             )
 
-        _write(request, scene, renderer, pairing, motion, describe, progress)
+        steps, guidance = request.steps_and_guidance(pipeline.config["distilled"])
+        settings = VideoSettings(steps=steps, guidance=guidance)
+        _write(request, scene, renderer, settings, pairing, motion, describe, progress)
     return request.output
 
 
@@ -144,6 +146,7 @@ def _write(
     request: DubRequest,
     scene: Scene,
     renderer: Lmk2VideoRenderer,
+    settings: VideoSettings,
     pairing: Pairing,
     motion: Motion,
     describe: Callable[[dict[str, Any]], dict[str, Any]],
@@ -155,13 +158,14 @@ def _write(
         request: Options of the command.
         scene: The video.
         renderer: What generates the face.
+        settings: How it generates it.
         pairing: What lies between the motion and the renderer.
         motion: Motion of the face.
         describe: Returns the sidecar, given what is known of the frames when they are made.
         progress: Callback for the progress.
     """
     [kind], portrait = renderer.takes, scene.portrait
-    prepared = renderer.prepare(portrait, VideoSettings(steps=request.sampled_steps, guidance=request.guidance))
+    prepared = renderer.prepare(portrait, settings)
     paste, loss = MouthPaste(), EncodingLoss(scene.count)
     note = SyntheticNote(kind="compositeWithTrainedAlgorithmicMedia") if request.mark_synthetic else None
     with (
@@ -201,6 +205,14 @@ def _write(
             describe=described,
             note=note,
             written=loss.measure,
+        )
+    if (mismatch := paste.report.mismatch()) is not None:
+        log.warning(
+            "warning: %s: %s; its box is %d pixels wide in the video, and was generated in %d (--width)",
+            request.output,
+            mismatch,
+            scene.track.crops[scene.reference].width,
+            prepared.width,
         )
 
 
@@ -286,14 +298,15 @@ def _say_how_long(
 ) -> None:
     """Report how long the generation of `count` frames will take."""
     progress("estimate", 0, 1)
+    steps, guidance = request.steps_and_guidance(pipeline.config["distilled"])
     say_how_long(
         pipeline,
         places.pipeline,
         size=places.size,
         frames=count,
         fps=FPS,
-        steps=request.sampled_steps,
-        guidance=request.guidance,
+        steps=steps,
+        guidance=guidance,
     )
 
 
@@ -329,9 +342,11 @@ def _describe_scene(scene: Scene) -> dict[str, Any]:
 
 def _describe_pipeline(request: DubRequest, places: _Places, pipeline: TalkingHeadPipeline) -> dict[str, Any]:
     """How the face was generated, for `result` of the sidecar."""
+    steps, guidance = request.steps_and_guidance(pipeline.config["distilled"])
     return {
         "generated_size": list(places.size),
-        "steps": request.sampled_steps,
+        "steps": steps,
+        "guidance": guidance,
         "sampler": type(pipeline.scheduler).__name__,
         "dtype": str(pipeline.denoiser.dtype).removeprefix("torch."),
         "compat_projection": pipeline.config["compat"],

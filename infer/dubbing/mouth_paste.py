@@ -13,7 +13,8 @@ Measured, over all frames that are dubbed:
     seam        mean step from pixel to pixel in the border, in grey levels, dubbed and in the untouched video; an edge
                 that can be seen makes the first larger
     colour      mean difference of the channels' means on the skin around, before and after matching, in grey levels
-    sharpness   variance of the Laplacian inside, dubbed over untouched: below 1 the new mouth is softer
+    sharpness   variance of the Laplacian, rendered over untouched: inside, where they show different mouths; and on the
+                skin around, where they show the same, which tells how soft the renderer is: below 1 it is softer
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ SKIN = 0.15
 """Width of the skin around the border on which colours are compared, in heights of the face."""
 _KEPT = 0.8  # share of the statistics so far that stays with each frame: they follow within a fifth of a second
 _LEAST_PIXELS = 32  # of skin, for statistics
+SOFTEST, SHARPEST = 0.5, 2.0
+"""Range of the sharpness on the skin that passes. A blur of 0.6 pixels (a Gaussian's standard deviation) halves it; a
+grain of one grey level that the video lacks may double it."""
 _LOWEST_GAIN, _HIGHEST_GAIN = 0.5, 2.0  # of the spread; beyond, the two show different things
 _LOWER = list(LOWER_FACE)
 
@@ -59,6 +63,15 @@ class PasteArea:
     def border(self) -> np.ndarray:
         """Pixels in which both are mixed, `[h, w]` bool."""
         return (self.weight > 0) & (self.weight < 1)
+
+    @property
+    def compared(self) -> np.ndarray:
+        """Pixels of the window in which the rendered frame and the video's should be alike, bool: the skin.
+
+        All of them where the face is so small that no skin is left between the border and the eyes.
+        """
+        skin = self.skin[self.window]
+        return skin if skin.sum() >= _LEAST_PIXELS else np.ones_like(skin)
 
     @classmethod
     def of(cls, before: np.ndarray, after: np.ndarray, width: int, height: int) -> PasteArea:
@@ -117,8 +130,16 @@ class PasteReport:
 
     def describe(self) -> dict[str, float | None]:
         """Means over the frames; None where no frame was dubbed."""
-        names = ("seam", "seam_untouched", "colour_rendered", "colour_matched", "sharpness_ratio")
+        names = ("seam", "seam_untouched", "colour_rendered", "colour_matched", "sharpness_ratio", "sharpness_skin")
         return {name: round(self._sums[name] / self.frames, 4) if self.frames else None for name in names}
+
+    def mismatch(self) -> str | None:
+        """One line that says that the mouths are softer or sharper than the video around them; None where they fit."""
+        ratio = self.describe()["sharpness_skin"]
+        if ratio is None or SOFTEST <= ratio <= SHARPEST:
+            return None
+        kind = f"softer, below {SOFTEST:g}" if ratio < SOFTEST else f"sharper, above {SHARPEST:g}"
+        return f"the generated face has {ratio:.2g} of the sharpness of the video around it ({kind}, which shows)"
 
 
 class MouthPaste:
@@ -151,7 +172,7 @@ class MouthPaste:
         matched, colours = self._matched(fitted, own, area)
         weight = area.weight[window][:, :, None]
         blended[window] = np.rint(np.clip(own + weight * (matched - own), 0, 255)).astype(np.uint8)
-        self.report.add(**_fit(blended[window], own, area), **colours)
+        self.report.add(**_fit(blended[window], own, matched, area), **colours)
 
         result = image.copy()
         top, left = max(0, crop.y0), max(0, crop.x0)
@@ -168,9 +189,7 @@ class MouthPaste:
 
         Both images are the area's window, `[h, w, 3]` uint8.
         """
-        skin = area.skin[area.window]
-        # All of the window where the face is so small that no skin is left between the border and the eyes.
-        skin = skin if skin.sum() >= _LEAST_PIXELS else np.ones_like(skin)
+        skin = area.compared
         # Shades count and texture does not: a soft frame is not one of low contrast.
         shades = [cv2.GaussianBlur(image, (0, 0), area.border_px / 2)[skin] for image in (fitted, own)]
         pixels = np.stack(shades).astype(np.float64)  # [2, N, 3]
@@ -188,17 +207,31 @@ class MouthPaste:
         }
 
 
-def _fit(blended: np.ndarray, own: np.ndarray, area: PasteArea) -> dict[str, float]:
-    """Measures of one frame, see the module's description; both images are the area's window, uint8."""
+def _fit(blended: np.ndarray, own: np.ndarray, matched: np.ndarray, area: PasteArea) -> dict[str, float]:
+    """Measures of one frame, see the module's description.
+
+    All images are the area's window, uint8: the result, the video's frame, and the rendered frame in its colours.
+    """
     border, inside = area.border[area.window], area.inside[area.window]
-    steps, sharpness = [], []
-    for image in (blended, own):
-        grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)
-        across, down = np.abs(np.diff(grey, axis=1)), np.abs(np.diff(grey, axis=0))
-        steps.append((across[border[:, 1:]].mean() + down[border[1:]].mean()) / 2)
-        sharpness.append(cv2.Laplacian(grey, cv2.CV_32F)[inside].var())
+    result, video, drawn = (_grey(image) for image in (blended, own, matched))
     return {
-        "seam": float(steps[0]),
-        "seam_untouched": float(steps[1]),
-        "sharpness_ratio": float((sharpness[0] + 1e-6) / (sharpness[1] + 1e-6)),
+        "seam": _steps(result, border),
+        "seam_untouched": _steps(video, border),
+        "sharpness_ratio": _sharpness(result, inside) / _sharpness(video, inside),
+        "sharpness_skin": _sharpness(drawn, area.compared) / _sharpness(video, area.compared),
     }
+
+
+def _grey(image: np.ndarray) -> np.ndarray:
+    return cv2.cvtColor(np.clip(image, 0, 255).astype(np.float32), cv2.COLOR_RGB2GRAY)
+
+
+def _steps(grey: np.ndarray, where: np.ndarray) -> float:
+    """Mean step from pixel to pixel in grey levels, across and down."""
+    across, down = np.abs(np.diff(grey, axis=1)), np.abs(np.diff(grey, axis=0))
+    return float(across[where[:, 1:]].mean() + down[where[1:]].mean()) / 2
+
+
+def _sharpness(grey: np.ndarray, where: np.ndarray) -> float:
+    """Variance of the Laplacian; never 0, as it is divided by."""
+    return float(cv2.Laplacian(grey, cv2.CV_32F)[where].var()) + 1e-6

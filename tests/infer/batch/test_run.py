@@ -147,6 +147,53 @@ def test_a_batch_that_is_killed_goes_on(media: Path, weights: Path, speech: Path
     assert hashes(killed.parent) == hashes(tmp_path / "whole")
 
 
+_DEADLY = """
+import os, signal, sys
+from infer.__main__ import main
+from infer.batch import run
+
+make = run.maker
+
+def deadly(command):
+    def made(request):
+        if request.seed == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return make(command)(request)
+    return made
+
+run.maker = deadly
+sys.exit(main(sys.argv[1:]))
+"""
+"""Program of `infer` in which a row with seed 1 ends the process."""
+
+
+def test_a_row_that_ends_the_process_twice_is_given_up(
+    media: Path, weights: Path, speech: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Killed at the same row in two processes; then that row counts as failed and the others are done."""
+    face = media / "image" / "tfjs-models_portrait.jpg"
+    rows = [
+        {"reference": face, "audio": speech, "output": tmp_path / "out" / f"{seed}.mp4", "seed": seed}
+        for seed in (1, 2)
+    ]
+    table = write_table(tmp_path / "table.csv", rows)
+    for _ in range(2):
+        command = [sys.executable, "-c", _DEADLY, *arguments(table, weights)]
+        ended = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
+        assert ended.returncode == -signal.SIGKILL, ended.stderr[-1000:]
+        assert states(table) == [] and not (tmp_path / "out" / "2.mp4").exists()
+    assert b"row 1 is begun again" in ended.stderr
+    assert main(arguments(table, weights)) == 1
+    assert states(table) == ["failed", "done"]
+    with (tmp_path / "results.csv").open(newline="") as stream:
+        assert "it ended the process 2 times" in next(csv.DictReader(stream))["error"]
+    assert "--retry begins it" in capfd.readouterr().err
+    assert main(arguments(table, weights)) == 1
+    assert states(table) == ["failed", "skipped"]
+    assert main([*arguments(table, weights), "--retry"]) == 0
+    assert states(table) == ["done", "skipped"] and not (tmp_path / "results.begun").exists()
+
+
 def test_folders_by_name(
     media: Path, weights: Path, speech: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -18,7 +18,7 @@ from infer.__main__ import main
 from infer.dubbing.dub import dubbed_frames
 from infer.dubbing.face_track import FaceFollower, FramedFace, framed
 from infer.dubbing.footage import Footage
-from infer.dubbing.mouth_paste import MouthPaste, PasteArea
+from infer.dubbing.mouth_paste import SHARPEST, SOFTEST, MouthPaste, PasteArea
 from talkinghead.face.model import FaceModel
 from talkinghead.geometry.face_regions import BROWS, EYES, INNER_LIPS, NUM_VERTICES
 from talkinghead.media.audio import encode_wav, read_whole_audio
@@ -204,7 +204,9 @@ def sidecar(path: Path) -> dict[str, Any]:
     return json.loads(path.with_suffix(".json").read_bytes())
 
 
-def test_a_video_gets_new_speech(media: Path, speech: Path, weights: Path, tmp_path: Path) -> None:
+def test_a_video_gets_new_speech(
+    media: Path, speech: Path, weights: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     """From the command line: files, sound, measures, the note that it is a composite; the same again is the same."""
     out = tmp_path / "out" / "o.mp4"
     assert dub(media / "video" / CLIP, speech, weights, out) == 0
@@ -221,6 +223,8 @@ def test_a_video_gets_new_speech(media: Path, speech: Path, weights: Path, tmp_p
     assert (result["frames"], result["dubbed_frames"], result["untouched_frames"]) == (12, 12, 0)
     assert result["encoding_psnr_db"] > 35 and result["boxes"] == 1 and not result["looped"]
     assert all(value is not None and value >= 0 for value in result["paste"].values())
+    fits = SOFTEST <= result["paste"]["sharpness_skin"] <= SHARPEST
+    assert ("of the sharpness of the video around it" in capfd.readouterr().err) == (not fits)
     # Above the mouth the file shows the video, as well as encoding allows.
     for shown, own in zip(images(out), images(media / "video" / CLIP), strict=False):
         assert np.abs(shown[:200].astype(int) - own[:200]).mean() < 3

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import cv2
 import numpy as np
 import pytest
@@ -78,6 +80,7 @@ def test_the_videos_own_crop_gives_the_video_back(beyond: bool) -> None:
     found = paste.report.describe()
     assert found["seam"] == pytest.approx(found["seam_untouched"], rel=0.01)
     assert found["sharpness_ratio"] == pytest.approx(1, abs=0.01)
+    assert found["sharpness_skin"] == pytest.approx(1, abs=0.01) and paste.report.mismatch() is None
     assert found["colour_rendered"] == 0
 
 
@@ -123,8 +126,10 @@ def test_a_soft_mouth_and_a_hard_seam_are_measured() -> None:
     own = crop.cut(image)
     soft, torn = MouthPaste(), MouthPaste()
     soft(image, cv2.GaussianBlur(own, (0, 0), 1.5), crop, before=POINTS[0], after=POINTS[0])
-    ratio = soft.report.describe()["sharpness_ratio"]
-    assert ratio is not None and ratio < 0.3
+    measured = soft.report.describe()
+    for name in ("sharpness_ratio", "sharpness_skin"):
+        ratio = measured[name]
+        assert ratio is not None and ratio < 0.3
     stripes = np.where(np.arange(own.shape[1]) % 8 < 4, 0.3, 1.0)[None, :, None]
     checked = (own * stripes).astype(np.uint8)
     torn(image, checked, crop, before=POINTS[0], after=POINTS[0])
@@ -133,9 +138,31 @@ def test_a_soft_mouth_and_a_hard_seam_are_measured() -> None:
     assert found["seam"] > 1.3 * found["seam_untouched"]
 
 
+@pytest.mark.parametrize(
+    ("blur", "grain", "words"),
+    [
+        (0.3, 0, None),
+        (1.0, 0, r"has 0\.\d+ of the sharpness of the video around it \(softer, below 0\.5"),
+        (0.3, 40, r"has \d[\d.]* of the sharpness of the video around it \(sharper, above 2"),
+    ],
+)
+def test_a_renderer_that_is_too_soft_or_too_sharp_is_said(blur: float, grain: int, words: str | None) -> None:
+    """Whatever the mouth does: it is compared on the skin, where both show the same."""
+    draws = np.random.default_rng(0)
+    image = np.clip(scene(4) // 2 + 60 + draws.integers(-20, 21, (240, 320, 1)), 0, 255).astype(np.uint8)
+    crop, paste = box(image), MouthPaste()
+    rendered = cv2.GaussianBlur(crop.cut(image), (0, 0), blur).astype(int)
+    rendered = np.clip(rendered + draws.integers(-grain, grain + 1, (*rendered.shape[:2], 1)), 0, 255).astype(np.uint8)
+    rendered[150:190, 90:150] = 20  # a mouth wide open, where the video's is shut
+    for number in range(3):
+        paste(image, rendered, crop, before=POINTS[number], after=POINTS[number])
+    found = paste.report.mismatch()
+    assert (found is None) if words is None else (found is not None and re.search(words, found)), found
+
+
 def test_a_mouth_beyond_the_image_is_left_alone() -> None:
     image = scene(5)
     paste = MouthPaste()
     result = paste(image, scene(6), box(image), before=POINTS[0] + 3, after=POINTS[0] + 3)
     np.testing.assert_array_equal(result, image)
-    assert paste.report.frames == 0 and paste.report.describe()["seam"] is None
+    assert paste.report.frames == 0 and paste.report.describe()["seam"] is None and paste.report.mismatch() is None
