@@ -34,8 +34,7 @@ from infer.renderers.rendering import Rendering
 from infer.request import AnimateRequest, AudioRequest, LandmarkRequest, VideoRequest
 from talkinghead.face.resolve import resolve_face_model
 from talkinghead.files.atomic import check_writable
-from talkinghead.media.audio import read_sound
-from talkinghead.models.speech.activity_weights import find_activity_weights
+from talkinghead.media.audio import read_whole_audio
 from talkinghead.motion.silence import silence_share
 from talkinghead.pipelines.protocols import pair
 from talkinghead.runtime.device import choose_device
@@ -96,8 +95,10 @@ def animate(command: str, request: Request, driving: Driving, rendering: Renderi
     """
     started = time.monotonic()
     with Progress() as progress:
-        # 1. Inputs: a mistake in the request is reported in seconds, not after minutes of loading. Names and places
-        # come first: output that would replace an input, missing weights, a pair that does not fit.
+        # 1. Inputs: a mistake in the request is reported in seconds, not after minutes of loading. First a pair that
+        # never fits, for which no file is opened; then names and places: output that would replace an input, missing
+        # weights, and whether these weights fit.
+        pair(driving, rendering)
         companions = (landmark_companions if rendering.keeps_arrays else animation_companions)(request.output)
         check_target(request.output, companions, request.reference, *driving.files)
         driving.find(rendering.find())
@@ -115,7 +116,7 @@ def animate(command: str, request: Request, driving: Driving, rendering: Renderi
         warn_of_portrait(request.reference, portrait, model, keeps_mouth=request.neutralise in (None, "none"))
         stage = rendering.stage(portrait, model)
         driving.read(stage, model, progress, rendering.seconds())
-        silences = _silences(request, driving, rendering.seconds())
+        silences = _silences(request, driving, rendering.seconds())  # whole speech is in memory before networks only
 
         # 2. Networks, on their device.
         progress("load weights", 0, 1)
@@ -172,12 +173,14 @@ def _silences(request: Request, driving: Driving, seconds: float | None) -> Call
     """Function from number of frames and rate to how far the mouth is shut in each; None where that is not asked."""
     if not request.still_in_silence:
         return None
-    from talkinghead.models.speech.pauses import speech_active
+    from talkinghead.models.speech.pauses import frames_of_speech, speech_probability
 
     if driving.sound is None:
         raise ValueError("--still-in-silence needs a sound: nothing tells where somebody speaks")
-    weights, samples = find_activity_weights(), read_sound(driving.sound, seconds).samples
-    return lambda count, fps: silence_share(speech_active(samples, fps, count, weights=weights), fps)
+    recording = driving.recording
+    samples = read_whole_audio(driving.sound, seconds) if recording is None else recording.samples()
+    probability = speech_probability(samples)
+    return lambda count, fps: silence_share(frames_of_speech(probability, fps, count), fps)
 
 
 def _warn_of_motion(record: MotionRecord, count: int) -> None:

@@ -197,12 +197,14 @@ def place_name(path: Path) -> str:
 
 
 def _without_folders(value: Any) -> Any:
-    """A setting, and a path in it by its name: `Path`, or the text of `--pose video:FILE`."""
+    """A setting, and paths in it by their names: `Path`, or in the texts of `--pose video:FILE` and `NAME=FILE`."""
     if isinstance(value, Path):
         return place_name(value)
+    if isinstance(value, tuple):
+        return tuple(map(_without_folders, value))
     if isinstance(value, str) and "/" in value:
-        kind, colon, path = value.partition(":")
-        return f"{kind}:{place_name(Path(path))}" if colon else place_name(Path(value))
+        kind, sign, path = value.partition("=") if "=" in value.partition("/")[0] else value.partition(":")
+        return f"{kind}{sign}{place_name(Path(path))}" if sign else place_name(Path(value))
     return value
 
 

@@ -9,13 +9,16 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from infer.part_source import PartSource
 from infer.weights.speech_weights import WeightsPlace, find_weights
 from talkinghead.motion.blink import FASTEST_RATE
+
+if TYPE_CHECKING:
+    from talkinghead.models.noise_schedule import Distillation
 
 TEMPLATE_FPS = 30.0
 """Frame rate of AniPortrait's pose templates, in frames per second; the files do not contain it."""
@@ -194,10 +197,11 @@ class GenerationOptions:
     weights: Path
     """Weights: a pipeline's folder (made by `infer convert`, or the RUN of a training), AniPortrait's published files,
     or a folder that holds one of these next to audio2mesh/ and audio2pose/."""
-    steps: int = 25
-    """Number of sampling steps: more is slower and finer."""
-    guidance: float = 3.5
-    """Guidance scale: how strictly the images follow the portrait; 1 or less turns guidance off and halves the time."""
+    steps: int | None = None
+    """Number of sampling steps: more is slower and finer; default: 25, or 4 with distilled weights."""
+    guidance: float | None = None
+    """Guidance scale: how strictly the images follow the portrait; 1 or less turns guidance off and halves the time;
+    default: 3.5, or 1 with distilled weights, which take no more."""
     sampler: Literal["ddim", "dpm++", "euler", "unipc"] | None = None
     """Sampler that turns noise into images; default: the weights' own."""
     dtype: Literal["fp32", "bf16", "fp16"] | None = None
@@ -214,14 +218,20 @@ class GenerationOptions:
 
     def check_generation(self) -> None:
         """Check the options of this class; raises `ValueError` when a value is out of range."""
-        if not 1 <= self.steps <= 1000:
+        if self.steps is not None and not 1 <= self.steps <= 1000:
             raise ValueError(f"--steps is {self.steps}, must be 1 to 1000")
         check_within("--guidance", self.guidance, 0, 100)
 
-    @property
-    def sampled_steps(self) -> int:
-        """Number of sampling steps after `preview` is applied."""
-        return min(self.steps, PREVIEW_STEPS) if self.preview else self.steps
+    def steps_and_guidance(self, distilled: Distillation | None) -> tuple[int, float]:
+        """Number of sampling steps after `preview` is applied, and guidance scale.
+
+        Args:
+            distilled: What the weights say of themselves, on which the defaults depend.
+        """
+        from talkinghead.pipelines.lmk2video.animation import steps_and_guidance
+
+        steps, guidance = steps_and_guidance(self.steps, self.guidance, distilled)
+        return min(steps, PREVIEW_STEPS) if self.preview else steps, guidance
 
     def seconds(self, limit: float | None) -> float | None:
         """Longest length in seconds after `preview` is applied to a limit in seconds; None: no limit."""
@@ -309,7 +319,8 @@ class AnimateRequest(ImageOptions, SpeechOptions, PortraitOptions):
     """Speech of the driver audio2lmk; with other drivers, the sound of the video."""
     pose: str | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
     """What moves the head: `keep` (what moves the mouth; the default), `still`, `audio:FILE`, `video:FILE`,
-    `file:FILE`, or `template:FILE.npy`. Of a driving video also `relative` and `absolute`, as for `infer video`."""
+    `file:FILE`, `template:FILE.npy`, or a driver of another package. Of a driving video also `relative` and `absolute`,
+    as for `infer video`."""
     neutralise: Literal["none", "mouth", "all"] | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
     """Take an open mouth, or the whole expression, out of the portrait first; default: `mouth` for a driving video,
     else `none`."""
@@ -318,15 +329,21 @@ class AnimateRequest(ImageOptions, SpeechOptions, PortraitOptions):
     of another package; `python -m infer pairs` lists them."""
     renderer: str = "lmk2video"
     """What shows it: `lmk2video`, `landmarks` (drawn), or a renderer of another package."""
+    driver_option: tuple[str, ...] = ()
+    """Options of a driver of another package, NAME=VALUE; `python -m infer pairs` lists them."""
+    renderer_option: tuple[str, ...] = ()
+    """Options of a renderer of another package, NAME=VALUE."""
     driving: Path | None = None
     """Video of the driver `video`; its sound goes into the result."""
     motion: Path | None = None
     """File of the driver `file` (an .npz next to a landmark video, or a pose template .npy), or of another package's
     driver."""
     mouth: str | None = None
-    """What moves the mouth, in place of --driver and its file: `audio:FILE`, `video:FILE`, `file:FILE` or `still`."""
+    """What moves the mouth, in place of --driver and its file: `audio:FILE`, `video:FILE`, `file:FILE`, `still`, or a
+    driver of another package: `NAME` or `NAME:FILE`."""
     eyes: str = "keep"
-    """What moves eyes and brows: `keep` (what moves the mouth), `still`, `audio:FILE`, `video:FILE` or `file:FILE`."""
+    """What moves eyes and brows: `keep` (what moves the mouth), `still`, `audio:FILE`, `video:FILE`, `file:FILE`, or a
+    driver of another package."""
 
     def check(self) -> None:
         """Check all options; raises `ValueError` as the parts do."""
@@ -345,7 +362,8 @@ class AnimateRequest(ImageOptions, SpeechOptions, PortraitOptions):
         if self.mouth is not None:
             if self.driver != "audio2lmk":
                 raise ValueError(f"give --mouth {self.mouth} or --driver {self.driver}, not both")
-            return PartSource.parse("--mouth", self.mouth, "audio:FILE", "video:FILE", "file:FILE", "still")
+            own = ("audio:FILE", "video:FILE", "file:FILE", "still")
+            return PartSource.parse("--mouth", self.mouth, *part_forms(*own))
         files = {
             "audio2lmk": ("audio", self.audio),
             "video": ("driving", self.driving),
@@ -362,7 +380,8 @@ class AnimateRequest(ImageOptions, SpeechOptions, PortraitOptions):
     @property
     def eyes_source(self) -> PartSource:
         """What moves the eyes; raises `ValueError` for none of the forms."""
-        return PartSource.parse("--eyes", self.eyes, "keep", "still", "audio:FILE", "video:FILE", "file:FILE")
+        own = ("keep", "still", "audio:FILE", "video:FILE", "file:FILE")
+        return PartSource.parse("--eyes", self.eyes, *part_forms(*own))
 
     def as_speech(self, audio: Path, pose: str) -> SpeechRequest:
         """The options for speech from a file, with a head that moves as `pose` says."""
@@ -380,6 +399,13 @@ class AnimateRequest(ImageOptions, SpeechOptions, PortraitOptions):
         }
         given = {name: value for name, value in given.items() if value is not None}
         return VideoOptions(driving=driving, pose=pose, **given)
+
+
+def part_forms(*own: str) -> tuple[str, ...]:
+    """Forms of what moves a part of the face: these, and `NAME` and `NAME:FILE` for each driver of another package."""
+    from talkinghead.pipelines.registry import other_drivers
+
+    return (*own, *(form for name in other_drivers() for form in (name, f"{name}:FILE")))
 
 
 def check_window(name: str, frames: int | None) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from infer.drivers.driving import Driving
 from talkinghead.face.model import FaceModel
@@ -18,8 +18,11 @@ from talkinghead.motion.compose import compose
 from talkinghead.motion.motion import Motion
 from talkinghead.motion.resampling import played
 from talkinghead.motion.stream import MotionStream
-from talkinghead.pipelines.protocols import MotionKind
+from talkinghead.pipelines.protocols import MESHES, MotionKind
 from talkinghead.runtime.progress import Progress
+
+if TYPE_CHECKING:
+    from talkinghead.models.speech.recording import Recording
 
 
 class ComposedDriving:
@@ -29,9 +32,17 @@ class ComposedDriving:
         mouth: Driving of mouth, jaw and lower cheeks, and of what is not given.
         pose: Driving of the head's pose; None: the mouth's.
         eyes: Driving of eyes, brows and the rest of the face; None: the mouth's.
+
+    Raises:
+        ValueError: Mouth and eyes cannot be put into one face.
     """
 
     def __init__(self, *, mouth: Driving, pose: Driving | None, eyes: Driving | None) -> None:
+        for driving in () if eyes is None else (mouth, eyes):
+            if (space := driving.gives.space) != MESHES:
+                raise ValueError(
+                    f"mouth and eyes of two drivers are put together as meshes, but {driving.name} gives {space}"
+                )
         self._mouth = mouth
         self._others = {part: driving for part, driving in (("pose", pose), ("eyes", eyes)) if driving is not None}
         self.name = ", ".join([mouth.name, *(f"{part}: {driving.name}" for part, driving in self._others.items())])
@@ -56,6 +67,11 @@ class ComposedDriving:
     def sound(self) -> Path | None:
         """File whose sound goes into the video: the mouth's."""
         return self._mouth.sound
+
+    @property
+    def recording(self) -> Recording | None:
+        """That sound: the mouth's."""
+        return self._mouth.recording
 
     def describe(self) -> dict[str, Any]:
         """Facts about all inputs: the mouth's by their names, the others by part and name."""

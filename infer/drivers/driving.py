@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
@@ -22,6 +22,9 @@ from talkinghead.pipelines.protocols import Driver, MotionKind
 from talkinghead.provenance import hash_file
 from talkinghead.runtime.progress import Progress
 
+if TYPE_CHECKING:
+    from talkinghead.models.speech.recording import Recording
+
 log = logging.getLogger(__name__)
 
 
@@ -35,7 +38,7 @@ class Driving(Protocol):
 
     @property
     def gives(self) -> MotionKind:
-        """Kind of the motion; known after `find`."""
+        """Kind of the motion: as its name tells before `find`, and as its weights do after it."""
         ...
 
     def find(self, pipeline: Path | None) -> None:
@@ -49,6 +52,11 @@ class Driving(Protocol):
     @property
     def sound(self) -> Path | None:
         """File whose sound goes into the video; None: a silent video."""
+        ...
+
+    @property
+    def recording(self) -> Recording | None:
+        """That sound, where it was read to drive; None where it was not."""
         ...
 
     def describe(self) -> dict[str, Any]:
@@ -79,6 +87,8 @@ class FileDriving:
         sound: File whose sound goes into the video; None: no sound.
         what: Name of the input in messages and in the sidecar.
     """
+
+    recording = None
 
     def __init__(
         self, driver: Driver, path: Path | None, options: Any, *, sound: Path | None = None, what: str = "motion"

@@ -6,13 +6,13 @@ import functools
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from infer.drivers.driving import reference_at_rest
 from infer.drivers.pose_source import DrivingPose, read_driving_video, read_template
 from infer.part_source import PartSource
 from infer.request import SpeechRequest
-from infer.speech import Speech, describe_speech, read_speech
+from infer.speech import describe_speech, read_speech
 from infer.weights.adapters import PIPELINE, find_adapters, refuse_left_over
 from infer.weights.speech_weights import Weights, WeightsPlace, load_audio2mesh, load_audio2pose
 from talkinghead.face.model import FaceModel
@@ -24,6 +24,9 @@ from talkinghead.provenance import hash_file
 from talkinghead.rng import generator
 from talkinghead.runtime.progress import Progress
 from talkinghead.timebase import FPS
+
+if TYPE_CHECKING:
+    from talkinghead.models.speech.recording import Recording
 
 log = logging.getLogger(__name__)
 
@@ -70,15 +73,17 @@ class SpeechDriving:
         source = request.pose_source.path
         self.files = [request.audio, *([source] if source else [])]
         self._places: _Places | None = None
-        self._speech: Speech | None = None
+        self._about: dict[str, Any] = {}
+        self._recording: Recording | None = None
         self._driving: DrivingPose | None = None
         self._provenance: dict[str, Any] = {}
         self._facts: dict[str, Any] = {}
 
     @property
     def gives(self) -> MotionKind:
-        """Meshes at the mesh model's frame rate."""
-        assert self._places is not None
+        """Meshes; after `find`, at the mesh model's frame rate."""
+        if self._places is None:
+            return Audio2LmkDriver.gives
         place = self._places.audio2mesh
         return replace(Audio2LmkDriver.gives, fps=place.fps, compat=place.published)
 
@@ -105,15 +110,19 @@ class SpeechDriving:
         )
 
     def read(self, portrait: Portrait, model: FaceModel, progress: Progress, seconds: float | None) -> None:
-        """Read the speech, at most `seconds` of it, and the file that moves the head.
+        """Read the speech, at most `seconds` of it, into a scratch file, and the file that moves the head.
 
         Raises:
             ValueError: A file cannot be read.
         """
+        from talkinghead.models.speech.recording import Recording
+
         assert self._places is not None
-        self._speech = read_speech(self._request.audio, seconds=seconds)
+        speech = read_speech(self._request.audio, seconds=seconds)
+        self._about = {"audio": describe_speech(self._request.audio, speech)}
+        self._recording = Recording(speech.samples, on_disk=True)
         self._driving = self._places.template or _driving_video(
-            self._request.pose_source, self._speech.duration_s, model, progress
+            self._request.pose_source, speech.duration_s, model, progress
         )
 
     @property
@@ -121,12 +130,15 @@ class SpeechDriving:
         """File whose sound goes into the video: the speech."""
         return self._request.audio
 
+    @property
+    def recording(self) -> Recording | None:
+        """The speech."""
+        return self._recording
+
     def describe(self) -> dict[str, Any]:
         """Facts about the speech, and the hash of the file that moves the head where there is one, for the sidecar."""
-        assert self._speech is not None
-        found: dict[str, Any] = {"audio": describe_speech(self._request.audio, self._speech)}
         source = self._request.pose_source.path
-        return found if source is None else found | {"pose": {"sha256": hash_file(source)}}
+        return self._about if source is None else self._about | {"pose": {"sha256": hash_file(source)}}
 
     def move(self, portrait: Portrait, progress: Progress, *, fps: float, device: str) -> MotionStream:
         """Load the models and return the motion, which they make part by part.
@@ -136,8 +148,8 @@ class SpeechDriving:
         """
         from talkinghead.pipelines.audio_to_landmarks import AudioToLandmarks
 
-        assert self._places is not None and self._speech is not None
-        places, request, samples = self._places, self._request, self._speech.samples
+        assert self._places is not None and self._recording is not None
+        places, request, speech = self._places, self._request, self._recording
         models = SpeechModels(
             mesh=load_audio2mesh(places.audio2mesh, device),
             pose=None if places.audio2pose is None else load_audio2pose(places.audio2pose, device),
@@ -148,7 +160,7 @@ class SpeechDriving:
         # Motion of the head: from another file, or from the pose model as one of its speakers.
         pose: Any = request.pose_source.kind
         if self._driving is not None:
-            frames = pipeline.num_frames(samples, fps)
+            frames = pipeline.num_frames(speech, fps)
             pose = self._driving.play(frames, fps, gain=request.pose_gain, smoothing=request.smooth)
             self._facts["interpolated_pose_frames"] = self._driving.interpolated
         identity = 0
@@ -165,7 +177,7 @@ class SpeechDriving:
         )
         driver = Audio2LmkDriver(lambda: pipeline, models.mesh.model.fps)
         # Without progress of its own: its parts are made while the renderer tells of its frames.
-        return driver.move(portrait, samples, options, fps=fps)
+        return driver.move(portrait, speech, options, fps=fps)
 
     @property
     def facts(self) -> dict[str, Any]:

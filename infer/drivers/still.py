@@ -25,6 +25,7 @@ class StillDriving:
     """
 
     name = StillDriver.name
+    recording = None  # it was read for its length alone
     facts: dict[str, Any] = {}  # noqa: RUF012  nothing is decided, so nothing is ever put in
 
     def __init__(self, sound: Path | None) -> None:

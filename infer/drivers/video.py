@@ -92,6 +92,7 @@ class VideoDriving:
 
     name = VideoDriver.name
     gives = VideoDriver.gives
+    recording = None
 
     def __init__(self, options: VideoOptions) -> None:
         self._options = options

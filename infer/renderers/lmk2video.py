@@ -89,8 +89,8 @@ class Lmk2VideoRendering:
 
     @property
     def takes(self) -> tuple[MotionKind, ...]:
-        """Landmarks at the frame rate of the weights."""
-        return self._renderer.takes
+        """Landmarks; after `find`, at the frame rate of the weights."""
+        return Lmk2VideoRenderer.takes if self._place is None else self._renderer.takes
 
     @property
     def compat(self) -> bool:
@@ -111,6 +111,10 @@ class Lmk2VideoRendering:
     def _loaded(self) -> TalkingHeadPipeline:
         assert self._pipeline is not None
         return self._pipeline
+
+    @property
+    def _steps_and_guidance(self) -> tuple[int, float]:
+        return self._request.steps_and_guidance(self._loaded.config["distilled"])
 
     @property
     def _renderer(self) -> Lmk2VideoRenderer:
@@ -167,14 +171,15 @@ class Lmk2VideoRendering:
             with out_of_memory_explained(pipeline.memory, pipeline.denoiser.device, "the motion"):
                 motion = MotionStream.of(motion.whole())
         progress("estimate", 0, 1)
+        steps, guidance = self._steps_and_guidance
         seconds = say_how_long(
             pipeline,
             self._found,
             size=self._ready.size,
             frames=motion.count,
             fps=pairing.fps,
-            steps=self._request.sampled_steps,
-            guidance=self._request.guidance,
+            steps=steps,
+            guidance=guidance,
         )
         self.estimated = {} if seconds is None else {"video, estimated before": seconds}
         return motion
@@ -182,9 +187,8 @@ class Lmk2VideoRendering:
     def frames(self, motion: MotionStream, progress: Progress) -> Iterator[np.ndarray]:
         """Generated images, each as soon as it is final; pasted back where that is asked for."""
         request, stage, renderer = self._request, self._ready, self._renderer
-        settings = VideoSettings(
-            width=stage.size[0], height=stage.size[1], steps=request.sampled_steps, guidance=request.guidance
-        )
+        steps, guidance = self._steps_and_guidance
+        settings = VideoSettings(width=stage.size[0], height=stage.size[1], steps=steps, guidance=guidance)
         prepared = renderer.prepare(stage.cropped, settings)
         frames = renderer.render(prepared, motion, seed=request.seed, progress=progress)
         return frames if self._paste is None else map(self._paste, frames)
@@ -206,12 +210,13 @@ class Lmk2VideoRendering:
         return SyntheticNote(kind=kind) if self._request.mark_synthetic else None
 
     def describe(self) -> dict[str, Any]:
-        """Size, crop, sampler, precision and memory."""
+        """Size, crop, sampler, guidance, precision and memory."""
         pipeline, crop = self._loaded, self._ready.crop
         return {
             "size": list(self._ready.size),
             "crop": [crop.x0, crop.y0, crop.x1, crop.y1],
-            "steps": self._request.sampled_steps,
+            "steps": self._steps_and_guidance[0],
+            "guidance": self._steps_and_guidance[1],
             "sampler": type(pipeline.scheduler).__name__,
             "dtype": str(pipeline.denoiser.dtype).removeprefix("torch."),
             "memory_preset": None if pipeline.memory is None else pipeline.memory.gigabytes,

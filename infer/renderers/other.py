@@ -1,4 +1,4 @@
-"""A renderer of another package on the command line: it gets the whole portrait, and settings of its own defaults."""
+"""A renderer of another package on the command line: it gets the whole portrait, and its own options."""
 
 from __future__ import annotations
 
@@ -22,15 +22,17 @@ class OtherRendering:
 
     Args:
         renderer: Object of its class, made without arguments.
+        options: Its options (`own_options`).
         request: Options of the user.
     """
 
     keeps_arrays = False
 
-    def __init__(self, renderer: Renderer, request: AnimateRequest) -> None:
+    def __init__(self, renderer: Renderer, options: Any, request: AnimateRequest) -> None:
         self.name = renderer.name
         self.estimated: dict[str, float] = {}
         self._renderer = renderer
+        self._options = options
         self._request = request
         self._prepared: Prepared | None = None
 
@@ -57,7 +59,7 @@ class OtherRendering:
     def stage(self, portrait: Portrait, model: FaceModel) -> Portrait:
         """The whole portrait, prepared by the renderer."""
         del model
-        self._prepared = self._renderer.prepare(portrait, None)
+        self._prepared = self._renderer.prepare(portrait, self._options)
         check_video_size(*self._prepared.size)
         return portrait
 

@@ -36,7 +36,7 @@ class Rendering(Protocol):
 
     @property
     def takes(self) -> tuple[MotionKind, ...]:
-        """Kinds of motion that it shows; known after `meet`."""
+        """Kinds of motion that it shows: as its name tells before `find`, and as weights and driver do after `meet`."""
         ...
 
     @property

@@ -16,7 +16,8 @@ from torch.nn import functional
 from talkinghead.models.audio2lmk.audio2mesh import Audio2Mesh
 from talkinghead.models.audio2lmk.audio2pose import Audio2Pose
 from talkinghead.models.audio2lmk.pose_decoding import decode, restarted_parts
-from talkinghead.models.speech.encoder import Encode, encode_parts, frame_rate, moments, num_frames, standardise
+from talkinghead.models.speech.encoder import Encode, encode_parts, frame_rate, num_frames
+from talkinghead.models.speech.recording import Recording
 from talkinghead.motion.motion import Motion
 from talkinghead.motion.parts import PART, averaged_parts, equal_parts, resampled_parts
 from talkinghead.motion.rest_pose import placed_pose
@@ -47,7 +48,7 @@ class AudioToLandmarks:
         self.audio2mesh = None if audio2mesh is None else audio2mesh.eval()
         self.audio2pose = None if audio2pose is None else audio2pose.eval()
 
-    def num_frames(self, samples: np.ndarray, fps: float | None = None) -> int:
+    def num_frames(self, samples: np.ndarray | Recording, fps: float | None = None) -> int:
         """Number F of frames of the result.
 
         Args:
@@ -55,15 +56,13 @@ class AudioToLandmarks:
             fps: Frame rate of the result; None: the mesh model's.
 
         Raises:
-            ValueError: No samples, or no frame rate and no mesh model.
+            ValueError: No frame rate and no mesh model.
         """
-        if not len(samples):
-            raise ValueError("the speech has no samples")
         return num_frames(len(samples), fps or self._mesh_model().fps)
 
     def __call__(
         self,
-        samples: np.ndarray,
+        samples: np.ndarray | Recording,
         *,
         reference_mesh: np.ndarray,
         reference_pose_matrix: np.ndarray,
@@ -95,7 +94,7 @@ class AudioToLandmarks:
 
     def stream(
         self,
-        samples: np.ndarray,
+        samples: np.ndarray | Recording,
         *,
         reference_mesh: np.ndarray,
         reference_pose_matrix: np.ndarray,
@@ -109,12 +108,12 @@ class AudioToLandmarks:
         fps: float | None = None,
         progress: ProgressCallback | None = None,
     ) -> MotionStream:
-        """Motion of a portrait's face for speech, in parts: memory grows by the speech itself and no more.
+        """Motion of a portrait's face for speech, in parts: memory does not grow with it where it lies in a file.
 
         The parts follow the windows in which speech is encoded, 18 seconds and more.
 
         Args:
-            samples: Speech, float mono `[N]` at 16 kHz, at least one sample.
+            samples: Speech: float mono `[N]` at 16 kHz, at least one sample; or a `Recording` of it.
             reference_mesh: Neutral mesh of the portrait, `[468, 3]` in cm.
             reference_pose_matrix: Head pose of the portrait, `[4, 4]`.
             width: Width of the portrait in pixels.
@@ -136,6 +135,7 @@ class AudioToLandmarks:
                 finite motion.
         """
         mesh_model = self._mesh_model()
+        samples = recorded(samples)
         rate = fps or mesh_model.fps
         count = self.num_frames(samples, rate)
 
@@ -190,7 +190,7 @@ class AudioToLandmarks:
         return self.audio2pose
 
     def predict_offsets(
-        self, samples: np.ndarray, *, smoothing: int | None = None, progress: ProgressCallback | None = None
+        self, samples: np.ndarray | Recording, *, smoothing: int | None = None, progress: ProgressCallback | None = None
     ) -> np.ndarray:
         """Offsets from the neutral mesh, at Audio2Mesh's frame rate.
 
@@ -208,17 +208,18 @@ class AudioToLandmarks:
         return np.concatenate(list(self._offset_parts(samples, smoothing=smoothing, progress=progress)))
 
     def _offset_parts(
-        self, samples: np.ndarray, *, smoothing: int | None, progress: ProgressCallback | None
+        self, samples: np.ndarray | Recording, *, smoothing: int | None, progress: ProgressCallback | None
     ) -> Iterator[np.ndarray]:
         """`predict_offsets` in parts `[n, 468, 3]`."""
         model = self._mesh_model()
         window = model.smoothing if smoothing is None else smoothing
-        parts = (part.float().cpu().numpy() for part in _encoded(model, model, "mesh from speech", samples, progress))
+        encoded = _encoded(model, model, "mesh from speech", recorded(samples), progress)
+        parts = (part.float().cpu().numpy() for part in encoded)
         return parts if window == 1 else averaged_parts(parts, window, narrow_average)
 
     def predict_pose(
         self,
-        samples: np.ndarray,
+        samples: np.ndarray | Recording,
         *,
         identity: int = 0,
         gain: float | None = None,
@@ -245,7 +246,7 @@ class AudioToLandmarks:
 
     def _pose_parts(
         self,
-        samples: np.ndarray,
+        samples: np.ndarray | Recording,
         *,
         identity: int,
         gain: float | None,
@@ -254,6 +255,7 @@ class AudioToLandmarks:
     ) -> Iterator[np.ndarray]:
         """`predict_pose` in parts `[n, 6]`."""
         model = self._pose_model()
+        samples = recorded(samples)
         # Poses are decoded one after another, each from those before it. With `restart` (AniPortrait's way) every chunk
         # is encoded and decoded for itself; otherwise speech is encoded in windows, and the decoder keeps its state.
         if model.context is None and model.chunking == "restart":
@@ -266,6 +268,11 @@ class AudioToLandmarks:
         factor = model.angle_gain if gain is None else gain
         window = model.smoothing if smoothing is None else smoothing
         return averaged_parts((_scaled(part, factor) for part in raw), window)
+
+
+def recorded(samples: np.ndarray | Recording) -> Recording:
+    """Speech as a recording; raises `ValueError` as `Recording` does."""
+    return samples if isinstance(samples, Recording) else Recording(samples)
 
 
 @contextlib.contextmanager
@@ -309,7 +316,7 @@ def _decoded(
 
 
 @torch.inference_mode()
-def _restarted(model: Audio2Pose, samples: np.ndarray, identity: int) -> Iterator[torch.Tensor]:
+def _restarted(model: Audio2Pose, samples: Recording, identity: int) -> Iterator[torch.Tensor]:
     """Poses `[n, 6]` of chunks that know nothing of each other."""
     cut, total = _normalised(samples, model)
     yield from restarted_parts(model, cut(0, total), identity)
@@ -317,7 +324,7 @@ def _restarted(model: Audio2Pose, samples: np.ndarray, identity: int) -> Iterato
 
 @torch.inference_mode()
 def _encoded(
-    model: Audio2Mesh | Audio2Pose, encode: Encode, stage: str, samples: np.ndarray, progress: ProgressCallback | None
+    model: Audio2Mesh | Audio2Pose, encode: Encode, stage: str, samples: Recording, progress: ProgressCallback | None
 ) -> Iterator[torch.Tensor]:
     """Encoded speech `[n, …]`, window by window, so that memory does not grow with its length."""
     cut, total = _normalised(samples, model)
@@ -325,7 +332,7 @@ def _encoded(
     yield from encode_parts(with_progress, cut, total, model.fps)
 
 
-def _normalised(samples: np.ndarray, model: Audio2Mesh | Audio2Pose) -> tuple[Callable[[int, int], torch.Tensor], int]:
+def _normalised(recording: Recording, model: Audio2Mesh | Audio2Pose) -> tuple[Callable[[int, int], torch.Tensor], int]:
     """Speech `[N]`, normalised by mean and variance of the whole recording, and padded to whole frames.
 
     It is padded because the encoders' features are stretched over the frames: with a partly filled last frame every
@@ -336,15 +343,13 @@ def _normalised(samples: np.ndarray, model: Audio2Mesh | Audio2Pose) -> tuple[Ca
         Function from a first sample and an end to the samples between, on the model's device; and the number of
         samples after padding.
     """
-    raw = torch.from_numpy(np.ascontiguousarray(samples, dtype=np.float32))
-    mean, variance = moments(raw)
     per_frame = SAMPLE_RATE / frame_rate(model.fps)
-    total = len(raw)
+    total = len(recording)
     if per_frame.denominator == 1:
-        total = num_frames(len(samples), model.fps) * int(per_frame)
+        total = num_frames(len(recording), model.fps) * int(per_frame)
 
     def cut(first: int, end: int) -> torch.Tensor:
-        part = standardise(raw[first:end], mean, variance)
+        part = recording.normalised(first, end)
         return functional.pad(part, (0, end - first - len(part))).to(model.device)
 
     return cut, total

@@ -62,7 +62,11 @@ class FrameSize:
 
 
 class Driver(Protocol):
-    """What gives motion. Its class also has `holds(folder)` and `of_folder(folder)` where it lies in a folder."""
+    """What gives motion.
+
+    Its class also has `holds(folder)` and `of_folder(folder)` where it lies in a folder, and where it takes options on
+    the command line `options`, a frozen dataclass.
+    """
 
     name: str
     """Name in the registry, and in a video's sidecar."""
@@ -254,7 +258,7 @@ def pair(
     wanted = " or ".join(kind.space for kind in renderer.takes)
     reason = f"{driver.name} gives {gives.space}, and {renderer.name} takes {wanted}"
     if gives.space == HEAD:
-        raise ValueError(f"{reason}: where the head alone moves, another driver must give the face (--mouth)")
+        raise ValueError(f"{reason}: another driver must move the face (--mouth audio:FILE --pose {driver.name})")
     if gives.space != MESHES and gives.space not in known:
         raise ValueError(f"{reason}: coefficients of {gives.space} cannot be turned into meshes here")
     raise ValueError(f"{reason}: no conversion leads from one to the other")

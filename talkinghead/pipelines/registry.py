@@ -54,6 +54,11 @@ def driver_names() -> tuple[str, ...]:
     return tuple(_found(DRIVERS_GROUP))
 
 
+def other_drivers() -> tuple[str, ...]:
+    """Names of the drivers of other packages."""
+    return tuple(name for name in driver_names() if name not in _OURS[DRIVERS_GROUP])
+
+
 def renderer_names() -> tuple[str, ...]:
     """Names of all renderers, the library's own first."""
     return tuple(_found(RENDERERS_GROUP))

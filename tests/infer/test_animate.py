@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -178,6 +179,21 @@ def test_rates_lengths_and_preview(
     assert main(command("audio", given | {"--limit-seconds": 0.2, "--seed": 7, "--expression-gain": 0})) == 0
     assert len(shown[-1]["landmarks"]) == 5 and [asked["seed"] for asked in shown] == [0, 0, 7]
     assert np.ptp(shown[-1]["landmarks"], axis=0).max() < 1e-6, "no expression on a still head"
+
+
+def test_steps_and_guidance_suit_the_weights(
+    driven: dict[str, Any], shown: list[dict[str, Any]], weights: Path, tmp_path: Path
+) -> None:
+    few = tmp_path / "few"
+    shutil.copytree(weights, few, symlinks=True)
+    index = few / "lmk2video" / "model_index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"distilled": "lcm"}))
+    given = {name: value for name, value in driven.items() if name not in ("--steps", "--guidance")}
+    for place, wanted in ((weights, (25, 3.5)), (few, (4, 1.0))):
+        assert main(command("video", given | {"--weights": place})) == 0
+        assert (shown[-1]["num_inference_steps"], shown[-1]["guidance_scale"]) == wanted
+        found = json.loads(driven["-o"].with_suffix(".json").read_bytes())["result"]
+        assert (found["steps"], found["guidance"]) == wanted, "the sidecar says what was taken"
 
 
 @pytest.fixture

@@ -39,10 +39,14 @@ def speech_active(samples: np.ndarray, fps: float, count: int, *, weights: Path 
         UnreachableError: They are nowhere on this machine and cannot be fetched; the message names the command that
             fetches them.
     """
+    return frames_of_speech(speech_probability(samples, weights=weights), fps, count)
+
+
+def speech_probability(samples: np.ndarray, *, weights: Path | None = None) -> np.ndarray:
+    """Probability of speech in each piece of `PIECE` samples, `[P]` float64; arguments as `speech_active`."""
     network = load_speech_activity(find_activity_weights() if weights is None else weights)
     with torch.inference_mode():
-        probability = network(torch.from_numpy(at_one_level(samples))).double().numpy()
-    return frames_of_speech(probability, fps, count)
+        return network(torch.from_numpy(at_one_level(samples))).double().numpy()
 
 
 def frames_of_speech(probability: np.ndarray, fps: float, count: int) -> np.ndarray:

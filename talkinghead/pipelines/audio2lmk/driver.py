@@ -17,6 +17,7 @@ from talkinghead.runtime.progress import ProgressCallback
 from talkinghead.timebase import FPS
 
 if TYPE_CHECKING:
+    from talkinghead.models.speech.recording import Recording
     from talkinghead.pipelines.audio_to_landmarks import AudioToLandmarks
 
 _MESH, _POSE, _CONFIG = "audio2mesh", "audio2pose", "config.json"
@@ -41,7 +42,7 @@ class SpeechMotion:
 
 
 class Audio2LmkDriver:
-    """Motion from speech. Its source are samples `[N]`, float mono at 16 kHz; its options a `SpeechMotion`.
+    """Motion from speech. Its source is float samples `[N]`, mono at 16 kHz, or a `Recording`; options `SpeechMotion`.
 
     Args:
         models: Function that loads the models; it is called once, when motion is first made.
@@ -84,18 +85,17 @@ class Audio2LmkDriver:
 
         return cls(models, float(fps))
 
-    def check(self, portrait: Portrait, source: np.ndarray, options: SpeechMotion | None = None) -> None:
+    def check(self, portrait: Portrait, source: np.ndarray | Recording, options: SpeechMotion | None = None) -> None:
         """Refuse speech without samples or with values that are not finite; raises `ValueError`."""
+        from talkinghead.pipelines.audio_to_landmarks import recorded
+
         del portrait, options
-        if source.ndim != 1 or not len(source):
-            raise ValueError(f"speech is mono samples [N], at least one, not an array {source.shape}")
-        if not np.isfinite(source).all():
-            raise ValueError("the speech holds samples that are not finite numbers")
+        recorded(source)
 
     def move(
         self,
         portrait: Portrait,
-        source: np.ndarray,
+        source: np.ndarray | Recording,
         options: SpeechMotion | None = None,
         *,
         fps: float | None = None,
@@ -103,13 +103,15 @@ class Audio2LmkDriver:
         progress: ProgressCallback | None = None,
     ) -> MotionStream:
         """Motion of the portrait's face, in parts; arguments as `protocols.Driver.move`. Nothing is random."""
+        from talkinghead.pipelines.audio_to_landmarks import recorded
+
         del seed
-        self.check(portrait, source, options)
+        recording = recorded(source)
         options = options or SpeechMotion()
         if self._loaded is None:
             self._loaded = self._models()
         return self._loaded.stream(
-            source,
+            recording,
             reference_mesh=portrait.mesh if options.rest_mesh is None else options.rest_mesh,
             reference_pose_matrix=portrait.pose_matrix,
             width=portrait.width,

@@ -11,9 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-from talkinghead.face.portrait import Face, Portrait
-from talkinghead.geometry.canonical import mean_face
-from talkinghead.geometry.pose import matrix_from_pose
 from talkinghead.models.audio2lmk.audio2mesh import Audio2Mesh
 from talkinghead.models.audio2lmk.audio2pose import Audio2Pose
 from talkinghead.models.speech.weights import Pretrained
@@ -21,8 +18,9 @@ from talkinghead.pipelines import registry
 from talkinghead.pipelines.protocols import pair
 from talkinghead.pipelines.registry import load_driver, load_renderer
 from talkinghead.timebase import SAMPLE_RATE
+from tests.support.drawn_portrait import drawn_portrait
 from tests.support.paths import ROOT
-from tests.support.tiny_pipeline import POSE, tiny_pipeline, tiny_request
+from tests.support.tiny_pipeline import tiny_pipeline
 
 PACKAGE = """
 from talkinghead.pipelines.protocols import MESHES, MotionKind
@@ -47,15 +45,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pose.save_pretrained(folder / "audio2pose")
     tiny_pipeline(width=64, height=64, context_frames=8).save_pretrained(folder / "lmk2video")
     return folder
-
-
-def portrait() -> Portrait:
-    asked = tiny_request(1)
-    points = np.zeros((478, 3), np.float32)
-    points[:468, :2] = asked["reference_landmarks"][:468, :2]
-    face = Face(points=points, blendshapes=None)
-    mesh = mean_face().vertices.astype(np.float32)
-    return Portrait(image=asked["reference"], face=face, mesh=mesh, pose_matrix=matrix_from_pose(POSE))
 
 
 def speech(seconds: float) -> np.ndarray:
@@ -106,7 +95,7 @@ def test_folders_are_opened_without_their_weights(folder: Path, tmp_path: Path) 
 
 def test_any_driver_moves_any_renderer(folder: Path) -> None:
     """The example of the documentation, for each pair: as many frames as the motion, of the renderer's size."""
-    face = portrait()
+    face = drawn_portrait()
     drivers: dict[Any, Any] = {load_driver(folder): speech(0.4), registry.driver_class("still")(): 0.4}
     for driver, source in drivers.items():
         for renderer in (load_renderer(folder), registry.renderer_class("landmarks")()):
@@ -127,7 +116,7 @@ def test_the_first_frame_comes_before_the_last_motion(folder: Path) -> None:
     """In order of recording: frames of the first windows are there while later motion is not made."""
     from talkinghead.pipelines.lmk2video.renderer import VideoSettings
 
-    face, driver, renderer = portrait(), load_driver(folder), load_renderer(folder)
+    face, driver, renderer = drawn_portrait(), load_driver(folder), load_renderer(folder)
     events: list[str] = []
     motion = driver.move(face, speech(45), None)
     total = motion.count
