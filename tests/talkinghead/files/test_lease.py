@@ -256,7 +256,7 @@ def test_a_file_that_is_no_lease_is_left(tmp_path: Path, content: bytes) -> None
 
 def test_it_says_no_arguments_of_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They may name a person who is to be taken out."""
-    monkeypatch.setattr(sys, "argv", ["/work/orchestration/__main__.py", "remove", "--person", "somebody"])
+    monkeypatch.setattr(sys, "argv", ["/srv/talkinghead/orchestration/__main__.py", "remove", "--person", "somebody"])
     with Storage(tmp_path).held():
         said = (tmp_path / dataroot.lease(1)).read_text()
         assert '"command": "orchestration remove"' in said and "somebody" not in said
