@@ -86,6 +86,8 @@ def test_a_second_up_says_that_one_is_up(up: OwnCluster, command: Command) -> No
     assert note_path().stat().st_mode & 0o077 == 0 and Path(up.folder).stat().st_mode & 0o077 == 0
 
 
+@pytest.mark.slow
+@pytest.mark.cluster
 def test_a_job_runs_there_and_its_status_is_told(
     up: OwnCluster, clips: Callable[[int], Path], tmp_path: Path, command: Command
 ) -> None:
