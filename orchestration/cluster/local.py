@@ -35,7 +35,9 @@ START_SECONDS = 180.0
 STARTED = "Ray runtime started"
 """What `ray start` prints when its node answers."""
 DEFAULT_NODES = 2
-MOST_NODES = 16
+_LETTERS = "abcdefghijklmnop"
+"""Names of the nodes' folders; short, as the names of sockets in them have a limit."""
+MOST_NODES = len(_LETTERS)
 STORE_BYTES = 100 << 20
 """Size of a node's object store: paths, settings and counts cross it, and our packages once."""
 
@@ -172,6 +174,8 @@ def _start(settings: LocalSettings) -> OwnCluster:
             options = {
                 "address": cluster.address,
                 "node-ip-address": f"{net}.{number + 2}",
+                # Not the head's: each node unpacks our packages anew, and would take them away from the others.
+                "temp-dir": folder.path / _LETTERS[number],
                 "object-store-memory": STORE_BYTES,
             }
             cluster = _with_node(cluster, folder, settings.cpus_per_node, options)
