@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from talkinghead.face.model import FaceModel
 from talkinghead.face.portrait import Portrait
 from talkinghead.motion.motion import Motion
@@ -54,23 +52,3 @@ class GivenMotionDriving:
     def provenance(self) -> dict[str, Any]:
         """There are no weights."""
         return {}
-
-
-def constant_motion(mesh: np.ndarray, portrait: Portrait, count: int) -> Motion:
-    """Motion that does not move: one face, and the portrait's head pose.
-
-    Args:
-        mesh: Face `[468, 3]`, cm.
-        portrait: Portrait.
-        count: Number of frames.
-    """
-    face = mesh.astype(np.float32)
-    return Motion(
-        pose_matrix=np.repeat(np.asarray(portrait.pose_matrix, np.float64)[None], count, axis=0),
-        neutral=face,
-        mesh=np.repeat(face[None], count, axis=0),
-        valid=np.ones(count, bool),
-        fps=FPS,
-        width=portrait.width,
-        height=portrait.height,
-    )

@@ -25,7 +25,7 @@ from annotate.landmarks import LandmarkEngine
 from infer.drivers.chosen import chosen_driving
 from infer.drivers.driving import Driving
 from infer.drivers.still import StillDriving
-from infer.evaluation.given_motion import GivenMotionDriving, constant_motion
+from infer.evaluation.given_motion import GivenMotionDriving
 from infer.evaluation.held_out_clip import DrivingFiles, HeldOutClip, motion_of
 from infer.evaluation.pair_choice import PairChoice, RenderSettings
 from infer.metrics.face_reading import enlarged
@@ -41,6 +41,7 @@ from talkinghead.motion.gaps import bridged
 from talkinghead.motion.motion import Motion
 from talkinghead.motion.stream import MotionStream
 from talkinghead.pipelines.protocols import pair
+from talkinghead.pipelines.still_driver import constant_motion
 from talkinghead.runtime.progress import Progress
 from talkinghead.timebase import FPS
 
@@ -179,7 +180,7 @@ class RenderedSubject:
         if self.kind == MEAN:
             assert self._mean_offset is not None
             face = at_rest(clip.portrait.mesh, clip.portrait.face.blendshapes, "all") + self._mean_offset
-            return GivenMotionDriving(constant_motion(face, clip.portrait, clip.num_frames))
+            return GivenMotionDriving(constant_motion(face, clip.portrait, clip.num_frames, FPS))
         if self._choice.driver == GivenMotionDriving.name:
             return GivenMotionDriving(clip.motion)
         return chosen_driving(request)
@@ -196,7 +197,7 @@ class CopiedReference:
         del seed
         return Take(
             video=np.broadcast_to(clip.driven.reference, clip.truth.shape),
-            motion=constant_motion(clip.portrait.mesh, clip.portrait, clip.num_frames),
+            motion=constant_motion(clip.portrait.mesh, clip.portrait, clip.num_frames, FPS),
             repeated=True,
         )
 

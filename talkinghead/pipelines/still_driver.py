@@ -55,15 +55,26 @@ class StillDriver:
 
 
 def _parts(portrait: Portrait, count: int, fps: float) -> Iterator[Motion]:
-    neutral = portrait.mesh.astype(np.float32, copy=False)
     for first in range(0, count, PART):
-        frames = min(PART, count - first)
-        yield Motion(
-            pose_matrix=np.repeat(np.asarray(portrait.pose_matrix, np.float64)[None], frames, axis=0),
-            neutral=neutral,
-            mesh=np.repeat(neutral[None], frames, axis=0),
-            valid=np.ones(frames, bool),
-            fps=fps,
-            width=portrait.width,
-            height=portrait.height,
-        )
+        yield constant_motion(portrait.mesh, portrait, min(PART, count - first), fps)
+
+
+def constant_motion(mesh: np.ndarray, portrait: Portrait, count: int, fps: float) -> Motion:
+    """Motion that does not move: one face, and the portrait's head pose.
+
+    Args:
+        mesh: Face `[468, 3]`, cm.
+        portrait: Portrait.
+        count: Number of frames.
+        fps: Frames a second.
+    """
+    face = mesh.astype(np.float32, copy=False)
+    return Motion(
+        pose_matrix=np.repeat(np.asarray(portrait.pose_matrix, np.float64)[None], count, axis=0),
+        neutral=face,
+        mesh=np.repeat(face[None], count, axis=0),
+        valid=np.ones(count, bool),
+        fps=fps,
+        width=portrait.width,
+        height=portrait.height,
+    )

@@ -9,7 +9,7 @@ import pytest
 
 from annotate.engines.litert import LitertEngine
 from infer.evaluation.clip_scores import Scores, score
-from infer.evaluation.given_motion import GivenMotionDriving, constant_motion
+from infer.evaluation.given_motion import GivenMotionDriving
 from infer.evaluation.held_out_clip import COLUMNS, HeldOutClip, read_held_out, write_driving
 from infer.evaluation.subjects import CopiedReference, ReencodedTruth, Take, Truth, reencoded
 from infer.metrics import METRICS, Clip
@@ -19,6 +19,8 @@ from talkinghead.face.model import FaceModel
 from talkinghead.geometry.canonical import canonical_face
 from talkinghead.media.audio import decode_wav
 from talkinghead.media.video_source import VideoSource
+from talkinghead.pipelines.still_driver import constant_motion
+from talkinghead.timebase import FPS
 from tests.support.real_clips import SIDE, build_real_data
 
 FRAMES = 20
@@ -152,7 +154,7 @@ def test_a_clip_that_is_too_short_drives_to_and_fro(sample: Sample, tmp_path: Pa
 def test_a_given_motion_is_played_as_it_is(clip: HeldOutClip) -> None:
     played = GivenMotionDriving(clip.motion).move(clip.portrait, None, fps=25, device="cpu").whole()  # pyright: ignore[reportArgumentType]
     assert np.array_equal(played.meshes(), clip.motion.meshes())
-    still = constant_motion(clip.portrait.mesh, clip.portrait, 3)
+    still = constant_motion(clip.portrait.mesh, clip.portrait, 3, FPS)
     assert len(still) == 3 and np.ptp(still.meshes(), axis=0).max() == 0
 
 
